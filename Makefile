@@ -1,0 +1,68 @@
+# The whole path from the competition's files to a submission; `make help` lists the targets.
+# Variables are passed on the command line: make train BACKBONE=roberta FOLD=all
+
+PYTHON   ?= python3
+VENV     := .venv
+KIT      := $(VENV)/bin/kit
+BACKBONE ?= deberta
+FOLD     ?= holdout
+RAW      ?= data/raw
+DATA     ?= data/processed
+RUN      ?= $(lastword $(shell ls -td runs/*/ 2>/dev/null))
+RUNS     ?= $(wildcard runs/*)
+FILE     ?= submissions/submission.csv
+TRUTH    ?= $(wildcard $(RAW)/truth.csv)
+ARGS     ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check preprocess train predict ensemble validate score report bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/installed ## make .venv and install kit in it, pinned by constraints.txt
+
+$(VENV)/installed: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kit needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup ## run the whole pipeline on the embedded sample
+	$(KIT) demo $(ARGS)
+
+test: check ## lint, then run every test, offline
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: setup ## lint and check the formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+preprocess: setup ## clean, label and split the rows in RAW
+	$(KIT) preprocess --raw $(RAW) --out $(DATA) $(ARGS)
+
+train: setup ## fine-tune BACKBONE [FOLD=holdout|all|0…]
+	$(KIT) train --backbone $(BACKBONE) --fold $(FOLD) --data $(DATA) $(ARGS)
+
+predict: setup ## probabilities of the test rows by RUN, by default the newest run
+	$(KIT) predict $(RUN) --data $(DATA) $(ARGS)
+
+ensemble: setup ## blend the test predictions of RUNS into FILE
+	$(KIT) ensemble $(wildcard $(addsuffix /test.csv,$(RUNS))) -o $(FILE) $(ARGS)
+
+validate: setup ## check FILE as Kaggle's graders would
+	$(KIT) validate $(FILE) --sample $(RAW)/sample_submission.csv $(ARGS)
+
+score: setup ## log loss of FILE against TRUTH
+	$(KIT) score $(FILE) --truth $(or $(TRUTH),$(error there is no $(RAW)/truth.csv: name the labels with TRUTH=FILE)) $(ARGS)
+
+report: setup ## compare RUNS on the same rows
+	$(KIT) report $(RUNS) --data $(DATA) $(if $(TRUTH),--truth $(TRUTH)) $(ARGS)
+
+bench: setup ## the speed benchmarks, each against its target
+	$(VENV)/bin/python benchmarks/scoring.py
+	$(VENV)/bin/python benchmarks/preprocess.py
+	$(VENV)/bin/python benchmarks/padding.py
+
+clean: ## remove what make and the demo made; data, runs and submissions stay
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

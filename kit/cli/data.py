@@ -1,0 +1,101 @@
+"""Commands about rows: sample, preprocess."""
+
+from pathlib import Path
+
+import click
+
+from kit.cli import options, show
+
+
+@click.command()
+@click.option("--rows", type=click.IntRange(1), default=2400, show_default=True, help="Training rows.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same files."
+)
+@click.option("--out", type=options.FILE, default=Path("data/raw"), show_default=True, help="Folder to write to.")
+@options.force
+@options.as_json
+def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
+    """Write the embedded sample in Kaggle's exact file format.
+
+    \b
+    Example:  kit sample --rows 57477 --out data/raw
+    """
+    from kit.data import sample as embedded
+
+    summary = embedded.write(out, rows=rows, seed=seed, force=force)
+    if as_json:
+        return show.json_out(summary)
+    show.note(f"{summary['train']['rows']:,} training and {summary['test']['rows']:,} test rows in {out}")
+    show.note(f"Next: kit preprocess --raw {out}")
+
+
+@click.command()
+@click.option(
+    "--raw", type=options.FILE, default=Path("data/raw"), show_default=True, help="Folder with train.csv and test.csv."
+)
+@click.option(
+    "--extra", type=options.FILE, multiple=True, help="Another training file with the same columns; may repeat."
+)
+@click.option(
+    "--text",
+    type=click.Choice(["unicode", "ascii"]),
+    default="unicode",
+    show_default=True,
+    help="Keep every language and newlines, or strip non-ASCII and collapse whitespace as the reference does.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["grouped", "stratified"]),
+    default="grouped",
+    show_default=True,
+    help="Keep all rows of one prompt together, or the reference's plain stratified split.",
+)
+@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Cross-validation folds.")
+@click.option(
+    "--valid",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of rows in the holdout.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the splits.")
+@click.option("--allow-test-prompts", is_flag=True, help="Keep --extra rows whose prompt is in test.csv.")
+@click.option("--out", type=options.FILE, default=Path("data/processed"), show_default=True, help="Folder to write to.")
+@options.as_json
+def preprocess(
+    raw: Path,
+    extra: tuple[Path, ...],
+    text: str,
+    split: str,
+    folds: int,
+    valid: float,
+    seed: int,
+    allow_test_prompts: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Clean, label and split the rows.
+
+    \b
+    Example:  kit preprocess --extra more_votes.csv --folds 5
+    """
+    from kit.data.preprocess import preprocess as run
+
+    manifest = run(
+        raw,
+        out,
+        extra=extra,
+        text=text,
+        split=split,
+        folds=folds,
+        valid=valid,
+        seed=seed,
+        allow_test_prompts=allow_test_prompts,
+    )
+    if as_json:
+        return show.json_out(manifest)
+    show.preprocessed(manifest)
+
+
+COMMANDS = (sample, preprocess)

@@ -1,0 +1,152 @@
+"""Commands about predictions: ensemble, validate, score, report, demo. None of the first three imports torch."""
+
+from pathlib import Path
+
+import click
+
+from kit.cli import options, show
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=options.FILE)
+@click.option(
+    "--method",
+    type=click.Choice(["mean", "geometric", "weights"]),
+    default=None,
+    help="How to combine.  [default: mean, or weights where they are given]",
+)
+@click.option("--weights", help="One number for each file, such as 2,1,1; only their ratios count.")
+@options.out_file
+@options.force
+@options.as_json
+def ensemble(
+    files: tuple[Path, ...], method: str | None, weights: str | None, out: Path, force: bool, as_json: bool
+) -> None:
+    """Blend prediction files of the same rows into one.
+
+    \b
+    Example:  kit ensemble deberta.csv roberta.csv --weights 2,1 -o submissions/blend.csv
+    """
+    from kit import frame
+    from kit.atomic import refuse_overwrite
+    from kit.scoring.ensemble import blend
+
+    refuse_overwrite(out, force)
+    numbers = _numbers(weights) if weights else None
+    method = method or ("weights" if weights else "mean")
+    blended = blend([frame.read(file) for file in files], [str(file) for file in files], method, numbers)
+    frame.write(blended, out)
+    if as_json:
+        return show.json_out(
+            {"file": str(out), "rows": len(blended), "members": [str(f) for f in files], "method": method}
+        )
+    show.note(f"{len(blended):,} rows, {method} of {len(files)} files, in {out}")
+
+
+@click.command()
+@click.argument("file", type=options.FILE)
+@click.option("--sample", type=options.FILE, help="The sample submission whose ids it must have.")
+@options.as_json
+def validate(file: Path, sample: Path | None, as_json: bool) -> None:
+    """Report every problem of a submission at once, as Kaggle's graders would judge it.
+
+    \b
+    Example:  kit validate submissions/blend.csv --sample data/raw/sample_submission.csv
+    """
+    from kit.scoring.validate import validate as check
+
+    report = check(file, sample)
+    if as_json:
+        show.json_out(report.as_dict())
+    else:
+        show.validated(report, file)
+    if not report.ok:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("file", type=options.FILE)
+@click.option(
+    "--truth", type=options.FILE, required=True, help="Labels: a CSV like train.csv, or processed train.parquet."
+)
+@click.option("--subset", is_flag=True, help="Score only the rows that FILE predicts, such as validation rows.")
+@options.as_json
+def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
+    """Compute log loss, accuracy and calibration error, beside uniform and the class prior.
+
+    \b
+    Example:  kit score submissions/blend.csv --truth data/raw/truth.csv
+    """
+    from kit import frame
+    from kit.scoring.metrics import score as compute
+    from kit.scoring.truth import align, read_truth, restrict
+
+    predictions, labels = frame.read(file), read_truth(truth)
+    result = compute(*align(predictions, restrict(labels, predictions) if subset else labels, str(file)))
+    show.json_out(result.as_dict()) if as_json else show.scored(result, file)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=options.FILE)
+@options.data
+@click.option("--truth", type=options.FILE, help="Labels of the test rows, where known.")
+@click.option(
+    "--frame", "frames", multiple=True, metavar="NAME=FILE", help="Further predictions, such as a blend; may repeat."
+)
+@click.option("-o", "--out", type=options.FILE, help="Write the table as Markdown.")
+@options.force
+@options.as_json
+def report(
+    runs: tuple[Path, ...],
+    data: Path,
+    truth: Path | None,
+    frames: tuple[str, ...],
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compare runs with each other and with the references, on the same rows.
+
+    \b
+    Example:  kit report runs/* --truth data/raw/truth.csv --frame blend=blend.csv -o report.md
+    """
+    from kit.atomic import refuse_overwrite, write_text
+    from kit.report.comparison import compare, markdown
+
+    named = [(name, Path(file)) for name, _, file in (each.partition("=") for each in frames)]
+    if any(not name or not str(file).strip(".") for name, file in named):
+        raise click.UsageError("--frame takes NAME=FILE.")
+    if out:
+        refuse_overwrite(out, force)
+    comparison = compare(runs, data, frames=named, truth=truth)
+    if out:
+        write_text(out, markdown(comparison))
+    show.json_out(comparison.as_dict()) if as_json else show.compared(comparison)
+
+
+@click.command()
+@click.option(
+    "--out", type=options.FILE, default=Path("demo"), show_default=True, help="Folder for everything it makes."
+)
+@click.option("--rows", type=click.IntRange(200), default=2400, show_default=True, help="Training rows of the sample.")
+@options.as_json
+def demo(out: Path, rows: int, as_json: bool) -> None:
+    """Run the whole pipeline on the embedded sample.
+
+    \b
+    Example:  kit demo
+    """
+    from kit.demo import run
+
+    comparison = run(out, rows, say=show.note, training=show.training)
+    show.json_out(comparison.as_dict()) if as_json else show.compared(comparison)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise click.UsageError(f"--weights {text!r}: give numbers such as 2,1,1.") from None
+
+
+COMMANDS = (ensemble, validate, score, report, demo)

@@ -1,0 +1,150 @@
+"""What a person sees: tables, progress, JSON. The only importer of rich."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+def json_out(value: Any) -> None:
+    """Prints a result for programs."""
+    click.echo(json.dumps(value, indent=1))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table; columns of numbers are aligned right, and nothing is cut off when the output is a file."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(columns):
+        numbers = all(isinstance(row[place], int | float) or row[place] in (None, "") for row in rows)
+        grid.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*map(cell, row), style="bold" if row and str(row[0]).startswith("*") else None)
+    console.print(grid)
+
+
+def cell(value: Any) -> str:
+    """A table cell: numbers to four places, thousands with commas, nothing for None; control characters escaped."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+def note(text: str) -> None:
+    """A line about what is going on, on stderr so that it never mixes with results."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def training(label: str) -> Iterator[Callable[[Any], None]]:
+    """A listener for `kit.training.trainer.Progress`: a bar with time left on a terminal, plain lines elsewhere."""
+    with _bar(label) as advance:
+
+        def listen(event: Any) -> None:
+            if event.log_loss is not None:
+                mark = "  best so far" if event.best else ""
+                note(
+                    f"{label}  step {event.step}/{event.steps}  epoch {event.epoch:.2f}  validation log loss "
+                    f"{event.log_loss:.4f}  accuracy {event.accuracy:.3f}{mark}"
+                )
+            advance(event.step, event.steps, f"loss {event.loss:.4f}" if event.loss is not None else None)
+
+        yield listen
+
+
+@contextmanager
+def counting(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress callback of (done, total)."""
+    with _bar(label) as advance:
+        yield lambda done, total: advance(done, total, None)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int, int, str | None], None]]:
+    if not sys.stderr.isatty():
+        yield lambda done, total, text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None, text="")
+
+        def advance(done: int, total: int, text: str | None) -> None:
+            progress.update(task, completed=done, total=total, **({"text": text} if text else {}))
+
+        yield advance
+
+
+def preprocessed(manifest: dict[str, Any]) -> None:
+    """What preprocess did, with every repair it made."""
+    json_out(manifest)
+
+
+def trained(result: dict[str, Any]) -> None:
+    """The parts of a run and the next step."""
+    columns = ["part", "log loss", "accuracy", "best epoch", "steps", "padding", "minutes"]
+    rows = [
+        [
+            name,
+            m["log_loss"],
+            m["accuracy"],
+            f"{m['best_epoch']:.2f}",
+            m["steps"],
+            f"{m['padding_waste']:.1%}",
+            f"{m['minutes']:.1f}",
+        ]
+        for name, m in result["parts"].items()
+    ]
+    if "oof" in result:
+        rows.append(["out-of-fold", result["oof"]["log_loss"], result["oof"]["accuracy"], *[""] * 4])
+    table(result["run"], columns, rows)
+    note(f"Next: kit predict {result['run']}")
+
+
+def validated(report: Any, file: Any) -> None:
+    """Problems and warnings, one a line, and the verdict."""
+    for kind, entries in (("problem", report.problems), ("warning", report.warnings)):
+        for entry in entries:
+            click.echo(f"{kind}: {entry}")
+    verdict = "valid" if report.ok else f"{len(report.problems)} problem{'s' * (len(report.problems) != 1)}"
+    click.echo(f"{cell(file)}: {report.rows:,} rows: {verdict}")
+
+
+def scored(result: Any, file: Any) -> None:
+    """The figures, with the two references that need no model."""
+    figures = [
+        [cell(file), result.log_loss, result.accuracy, result.calibration_error],
+        ["class prior", result.prior_log_loss, None, None],
+        ["uniform", result.uniform_log_loss, None, None],
+    ]
+    table(f"{result.rows:,} rows", ["prediction", "log loss", "accuracy", "calibration error"], figures)
+    classes = [
+        [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall] for c in result.per_class
+    ]
+    table("", ["class", "rows", "share", "mean predicted", "log loss", "precision", "recall"], classes)
+
+
+def compared(comparison: Any) -> None:
+    """The comparison table."""
+    from kit.report.comparison import columns, rows
+
+    table("", columns(comparison), rows(comparison))

@@ -1,0 +1,140 @@
+"""From JSON cells to clean turns: what every text goes through before a model or a duplicate check sees it.
+
+Two forms: `unicode` keeps every language and the line ends, `ascii` is the reference's (white space collapsed,
+non-ASCII stripped). Rows, duplicates and prompt groups are always judged on the unicode form.
+"""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kit.data import diagnose
+from kit.data.raw import RawFile
+from kit.errors import DataError
+from kit.schema import TEXTS
+
+FORMS = ("unicode", "ascii")
+REPAIRS = {
+    "null_turns": "turns that are null, read as the empty text",
+    "empty_lists": "cells that are an empty list, read as one empty turn",
+    "lone_surrogates": "turns with half a surrogate pair, each half replaced by U+FFFD",
+    "nul_characters": "turns with a NUL character, removed",
+    "carriage_returns": "turns with CRLF or CR, turned into line feeds",
+    "raw_control_characters": "cells whose JSON holds control characters unescaped, read as they stand",
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")  # json.loads joins proper pairs: what is left is a half
+TURNS = pa.list_(pa.string())
+
+
+def repair(text: str, repairs: Counter) -> str:
+    """The text as valid UTF-8 with line feeds only; what was repaired is added to `repairs` (see `REPAIRS`)."""
+    if "\0" in text:
+        repairs["nul_characters"] += 1
+        text = text.replace("\0", "")
+    if "\r" in text:
+        repairs["carriage_returns"] += 1
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii() and _SURROGATE.search(text):
+        repairs["lone_surrogates"] += 1
+        text = _SURROGATE.sub("\ufffd", text)
+    return text
+
+
+def strip_to_ascii(text: str) -> str:
+    """The reference's cleaning: white space collapsed to one space, non-ASCII dropped, the gaps it leaves closed."""
+    text = " ".join(text.split())
+    return text if text.isascii() else " ".join(text.encode("ascii", "ignore").decode("ascii").split())
+
+
+def prompt_key(prompt: str) -> str:
+    """What makes two prompts the same for grouping: NFKC, case folded, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+def decode(raw: RawFile, column: str, repairs: Counter) -> pa.ChunkedArray:
+    """A column's JSON cells as repaired turns (N,) of list<string>: no nulls, at least one turn each.
+
+    Raises:
+        DataError: a cell is not a JSON list of strings and nulls; names row and id.
+    """
+    chunks, record = [], 0
+    for chunk in raw.table[column].chunks:
+        turns: list[str] = []
+        ends = [0]
+        for cell in chunk.to_pylist():
+            try:
+                items = json.loads(cell)
+            except (ValueError, RecursionError) as error:
+                items = _control_characters(raw, record, column, cell, error, repairs)
+            if type(items) is not list:
+                raise raw.fault(record, f"{column} is not a JSON list but {diagnose.shorten(cell)}")
+            if not items:
+                repairs["empty_lists"] += 1
+                turns.append("")
+            for item in items:
+                if item is None:
+                    repairs["null_turns"] += 1
+                    item = ""
+                elif type(item) is not str:
+                    raise raw.fault(record, f"{column} holds {diagnose.shorten(json.dumps(item))}, which is not a text")
+                elif not item.isascii() or "\r" in item or "\0" in item:
+                    item = repair(item, repairs)
+                turns.append(item)
+            ends.append(len(turns))
+            record += 1
+        chunks.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(turns, pa.string())))
+    return pa.chunked_array(chunks, TURNS)
+
+
+def _control_characters(
+    raw: RawFile, record: int, column: str, cell: str, error: Exception, repairs: Counter
+) -> object:
+    try:
+        items = json.loads(cell, strict=False)
+    except (ValueError, RecursionError):
+        raise _not_json(raw, record, column, cell, error) from error
+    repairs["raw_control_characters"] += 1
+    return items
+
+
+def _not_json(raw: RawFile, record: int, column: str, cell: str, error: Exception) -> DataError:
+    if not cell:
+        return raw.fault(record, f"{column} is empty")
+    why = f"{error.msg} at character {error.pos + 1} of {len(cell)}" if isinstance(error, json.JSONDecodeError) else ""
+    return raw.fault(record, f"{column} is not valid JSON ({why or 'nested too deep'}): {diagnose.shorten(cell)}")
+
+
+def read_texts(raw: RawFile) -> tuple[pa.Table, Counter]:
+    """The three texts in unicode form, and all repairs of the file, each of `REPAIRS` named even at 0."""
+    repairs = Counter({**raw.repairs, **dict.fromkeys(REPAIRS, 0)})
+    return pa.table({column: decode(raw, column, repairs) for column in TEXTS}), repairs
+
+
+def to_ascii(texts: pa.Table) -> pa.Table:
+    """The same table with every turn stripped to ASCII; the number of turns stays."""
+    columns = {}
+    for name in texts.column_names:
+        chunks = [
+            pa.ListArray.from_arrays(
+                chunk.offsets, pa.array([strip_to_ascii(t) for t in chunk.values.to_pylist()], pa.string())
+            )
+            for chunk in texts[name].chunks
+        ]
+        columns[name] = pa.chunked_array(chunks, TURNS)
+    return pa.table(columns)
+
+
+def prompt_keys(prompts: pa.ChunkedArray) -> list[str]:
+    """`prompt_key` of every prompt (N,), its turns joined by a line feed."""
+    return [prompt_key(prompt) for prompt in pc.binary_join(prompts, "\n").to_pylist()]
+
+
+def uneven_turns(texts: pa.Table) -> int:
+    """How many rows have another number of turns in the prompt than in a response."""
+    prompt, *responses = (pc.list_value_length(texts[c]).to_numpy() for c in TEXTS)
+    return int(np.any([prompt != r for r in responses], axis=0).sum())

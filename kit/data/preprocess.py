@@ -1,0 +1,203 @@
+"""From raw CSV files to a processed folder: cleaned, labelled, split rows as Parquet, and a manifest that says how.
+
+The same inputs and options give the same bytes; a folder whose manifest matches is left as it is.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet as pq
+
+from kit import __version__
+from kit.atomic import sha256, write_json, writing
+from kit.data import clean
+from kit.data import raw as raw_files
+from kit.data import split as splits
+from kit.data.invariants import check
+from kit.data.merge import Merged, inherit, merge
+from kit.data.processed import (
+    FLOOR_FILE,
+    MANIFEST,
+    TEST_SCHEMA,
+    TEST_TABLE,
+    TRAIN_SCHEMA,
+    TRAIN_TABLE,
+    changed_file,
+    read_manifest,
+)
+from kit.data.rows import Rows, read_rows
+from kit.errors import KitError
+from kit.schema import CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_COLUMNS, TEST_FILE, TRAIN_FILE
+
+FORMAT = 1  # of the processed folder: raised when the same inputs and options come to mean other bytes
+ROW_GROUP = 8192  # rows; fixed, so that the bytes are
+
+
+@dataclass(frozen=True)
+class Options:
+    """What, with the input files, decides the bytes of the output; checked on creation (`KitError`)."""
+
+    text: str
+    split: str
+    folds: int
+    valid: float
+    seed: int
+    allow_test_prompts: bool
+
+    def __post_init__(self) -> None:
+        _check_choice("text", self.text, clean.FORMS)
+        _check_choice("split", self.split, splits.SPLITS)
+        if not 2 <= self.folds <= 100:
+            raise KitError(f"--folds is {self.folds}", "Choose 2 to 100 folds.")
+        if not 0 < self.valid <= 0.5:
+            raise KitError(f"--valid is {self.valid:g}", "Choose a share above 0 and up to 0.5, such as 0.1.")
+        if not 0 <= self.seed < 2**32:
+            raise KitError(f"--seed is {self.seed}", "Choose a whole number from 0 to 4294967295.")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise KitError(f"--{name} is {value!r}", f"Choose one of {', '.join(choices)}.")
+
+
+def prepare_input(path: str | Path, text: str) -> pa.Table:
+    """Any CSV file with the columns of test.csv as the table a model predicts on: id and the three texts, in order.
+
+    Args:
+        text: the form that the model was trained on, "unicode" or "ascii".
+    Raises:
+        DataError: the file cannot be used; names the row and the id.
+    """
+    _check_choice("text", text, clean.FORMS)
+    rows = read_rows(path, labelled=False)
+    return _in_form(rows.texts, text).add_column(0, ID, pa.array(rows.ids))
+
+
+def _in_form(texts: pa.Table, text: str) -> pa.Table:
+    return clean.to_ascii(texts) if text == "ascii" else texts
+
+
+def preprocess(
+    raw: str | Path,
+    out: str | Path,
+    *,
+    extra: Sequence[str | Path] = (),
+    text: str = "unicode",
+    split: str = "grouped",
+    folds: int = 5,
+    valid: float = 0.1,
+    seed: int = 0,
+    allow_test_prompts: bool = False,
+) -> dict:
+    """Reads the raw folder, and writes `train.parquet`, `test.parquet` and, last, `manifest.json` to `out`.
+
+    What an earlier run left in `out` is replaced, unless it is what this run would write.
+
+    Args:
+        raw: the folder of train.csv and test.csv; sample_submission.csv is held against test.csv if it is there.
+        extra: further training files with the columns of train.csv (model names optional), merged and de-duplicated:
+            trained on, never scored.
+        text: "unicode" or "ascii" (see `kit.data.clean`).
+        split: "grouped" or "stratified" (see `kit.data.split`).
+        valid: the share of the holdout, above 0 and up to 0.5.
+        allow_test_prompts: keep extra rows whose prompt is in test.csv.
+    Returns:
+        The manifest, and under "reused" whether the folder was up to date already.
+    Raises:
+        DataError: an input file cannot be used; names the file, row and id.
+        KitError: an option is out of range, or `out` cannot be the processed folder.
+    """
+    options = Options(text, split, folds, valid, seed, allow_test_prompts)
+    raw, out = Path(raw), Path(out)
+    if out.exists() and (not out.is_dir() or out.resolve() == raw.resolve()):
+        raise KitError(f"{out} is {'the raw folder' if out.is_dir() else 'a file'}", "Name another folder with --out.")
+    optional = {"sample": raw / SAMPLE_FILE, "floor": raw / FLOOR_FILE}
+    inputs = {"train": raw / TRAIN_FILE, "test": raw / TEST_FILE} | {r: p for r, p in optional.items() if p.exists()}
+    files = [*inputs.items(), *(("extra", Path(path)) for path in extra)]
+    described = {
+        "kit": __version__,
+        "format": FORMAT,
+        "options": asdict(options),
+        "inputs": [{"role": role, "file": p.name, "sha256": sha256(raw_files.require(p))} for role, p in files],
+    }
+    before = read_manifest(out)
+    if before and {key: before.get(key) for key in described} == described and not changed_file(out, before):
+        return {**before, "reused": True}
+
+    train, test = read_rows(inputs["train"], labelled=True), read_rows(inputs["test"], labelled=False)
+    extras = [read_rows(path, labelled=True, unique_ids=False) for path in extra]
+    if "sample" in inputs:
+        _check_sample(inputs["sample"], inputs["test"], test.ids)
+    merged = merge(train, test, extras, allow_test_prompts)
+    valid_rows, fold = _cut(merged, options)
+    manifest = described | _counts(merged, valid_rows, fold, options, [train, test, *extras])
+    columns = [merged.labels, merged.groups, valid_rows, fold, merged.extra]
+    (out / MANIFEST).unlink(missing_ok=True)
+    _write(out / TRAIN_TABLE, merged.ids, _in_form(merged.texts, text), columns, TRAIN_SCHEMA)
+    _write(out / TEST_TABLE, test.ids, _in_form(test.texts, text), [merged.test_groups], TEST_SCHEMA)
+    outputs = [TRAIN_TABLE, TEST_TABLE]
+    (out / FLOOR_FILE).unlink(missing_ok=True)
+    if "floor" in inputs:
+        outputs.append(FLOOR_FILE)
+        with writing(out / FLOOR_FILE) as temporary:
+            shutil.copyfile(inputs["floor"], temporary)
+    manifest["outputs"] = {name: sha256(out / name) for name in outputs}
+    check(out, manifest, train.ids, test.ids)
+    write_json(out / MANIFEST, manifest)
+    return {**manifest, "reused": False}
+
+
+def _check_sample(path: Path, test_path: Path, test_ids: np.ndarray) -> None:
+    sample = raw_files.read(path, PREDICTION_COLUMNS)
+    ids = raw_files.ids(sample)
+    remedy = "Both files must come from one download: fetch them again (`kit download`)."
+    strange = ~np.isin(ids, test_ids)
+    if strange.any():
+        raise sample.fault(int(strange.argmax()), f"this id is not in {test_path}", remedy)
+    lacking = ~np.isin(test_ids, ids)
+    if lacking.any():
+        test = raw_files.read(test_path, TEST_COLUMNS)
+        raise test.fault(int(lacking.argmax()), f"this id is not in {path}", remedy)
+
+
+def _cut(merged: Merged, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    """The holdout (N,) and the folds (N,); extra rows go where the competition's rows of their prompt are."""
+    own = ~merged.extra
+    labels, groups = merged.labels[own], merged.groups[own]
+    by = groups if options.split == "grouped" else None
+    held = splits.holdout(labels, by, options.valid, options.seed)
+    fold = splits.folds(labels, by, options.folds, options.seed)
+    others = merged.groups[merged.extra]
+    return (
+        np.concatenate([held, inherit(groups, held, others, False)]),
+        np.concatenate([fold, inherit(groups, fold, others, -1)]),
+    )
+
+
+def _counts(merged: Merged, valid: np.ndarray, fold: np.ndarray, options: Options, sources: list[Rows]) -> dict:
+    own = ~merged.extra
+    classes = np.bincount(merged.labels[own], minlength=len(CLASSES))
+
+    def part(chosen: np.ndarray) -> dict:
+        counts = np.bincount(merged.labels[chosen & own], minlength=len(CLASSES))
+        return {"rows": int(counts.sum()), "classes": counts.tolist()}
+
+    return {
+        "counts": merged.counts | {"rows_with_uneven_turns": clean.uneven_turns(merged.texts)},
+        "classes": dict(zip(CLASSES, classes.tolist(), strict=True)),
+        "frequencies": dict(zip(CLASSES, (classes / classes.sum()).tolist(), strict=True)),
+        "holdout": part(valid),
+        "folds": [part(fold == k) for k in range(options.folds)],
+        "ignored_columns": sorted({name for rows in sources for name in rows.ignored}),
+        "repairs": {name: sum(rows.repairs[name] for rows in sources) for name in sources[0].repairs},
+    }
+
+
+def _write(path: Path, ids: np.ndarray, texts: pa.Table, columns: Sequence[np.ndarray], schema: pa.Schema) -> None:
+    table = pa.Table.from_arrays([pa.array(ids), *texts.columns, *map(pa.array, columns)], schema=schema)
+    with writing(path) as temporary:
+        pq.write_table(table, temporary, compression="snappy", row_group_size=ROW_GROUP, use_dictionary=False)

@@ -1,0 +1,121 @@
+"""A processed folder: what `kit preprocess` leaves for everything after it, opened only when whole and unchanged.
+
+train.parquet, test.parquet, perhaps the raw folder's bayes.csv, and manifest.json, which is written last.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet as pq
+
+from kit.atomic import sha256
+from kit.errors import DataError
+from kit.schema import ID, LABEL, TEXTS
+
+TRAIN_TABLE, TEST_TABLE, MANIFEST = "train.parquet", "test.parquet", "manifest.json"
+FLOOR_FILE = "bayes.csv"  # true probabilities of a made-up data set: the loss that no model can beat
+HOLDOUT = "holdout"
+
+_TEXTS = [pa.field(c, pa.list_(pa.string())) for c in TEXTS]
+TEST_SCHEMA = pa.schema([pa.field(ID, pa.int64()), *_TEXTS, pa.field("group", pa.int64())])
+TRAIN_SCHEMA = pa.schema(
+    [
+        pa.field(ID, pa.int64()),
+        *_TEXTS,
+        pa.field(LABEL, pa.int8()),
+        pa.field("group", pa.int64()),  # rows of one normalised prompt; numbered together with the test rows
+        pa.field("valid", pa.bool_()),  # the holdout
+        pa.field("fold", pa.int16()),  # 0 to K-1; -1: always trained on
+        pa.field("extra", pa.bool_()),  # from an extra file: trained on, never scored
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Processed:
+    """An opened processed folder; the files are those the manifest describes, byte for byte."""
+
+    folder: Path
+    manifest: dict
+
+    @property
+    def folds(self) -> int:
+        """The number of cross-validation folds."""
+        return self.manifest["options"]["folds"]
+
+    @property
+    def cache(self) -> Path:
+        """Where tokens and toy tokenizers of these rows are kept; everything in it can be made again."""
+        return self.folder / "cache"
+
+    def digest(self, split: str) -> str:
+        """The SHA-256 of the rows of "train" or "test"."""
+        return self.manifest["outputs"][{"train": TRAIN_TABLE, "test": TEST_TABLE}[split]]
+
+    def train(self) -> pa.Table:
+        """The training rows, `TRAIN_SCHEMA`."""
+        return pq.read_table(self.folder / TRAIN_TABLE)
+
+    def test(self) -> pa.Table:
+        """The test rows, `TEST_SCHEMA`, in the order of test.csv."""
+        return pq.read_table(self.folder / TEST_TABLE)
+
+    def fold_rows(self, fold: int | str) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers into `train()`: those to train on (T,) and those to validate on (V,).
+
+        Args:
+            fold: a fold's number, or "holdout" for the validation share. Extra rows are never validated on.
+        Raises:
+            DataError: no such fold.
+        """
+        if fold != HOLDOUT and (not isinstance(fold, int | np.integer) or not 0 <= fold < self.folds):
+            raise DataError(
+                f"{self.folder} has no fold {fold!r}: it has 0 to {self.folds - 1} and {HOLDOUT!r}",
+                "Choose one of these, or run `kit preprocess --folds K` again.",
+            )
+        table = pq.read_table(self.folder / TRAIN_TABLE, columns=["valid", "fold", "extra"])
+        held = table["valid"].to_numpy() if fold == HOLDOUT else table["fold"].to_numpy() == fold
+        return np.flatnonzero(~held), np.flatnonzero(held & ~table["extra"].to_numpy())
+
+    def floor(self) -> Path | None:
+        """The true probabilities of the test rows, where the raw folder had them (a sample has, a competition not)."""
+        path = self.folder / FLOOR_FILE
+        return path if FLOOR_FILE in self.manifest["outputs"] else None
+
+
+def open_processed(folder: str | Path) -> Processed:
+    """Opens the folder that `kit preprocess` wrote.
+
+    Raises:
+        DataError: it is missing or unfinished, or a file is not the one that the manifest describes.
+    """
+    folder = Path(folder)
+    again = f"Run `kit preprocess --out {folder}` again."
+    manifest = read_manifest(folder)
+    if manifest is None:
+        what = "no such folder" if not folder.exists() else f"no {MANIFEST} that can be read, so it is not finished"
+        raise DataError(f"{folder}: {what}", f"Run `kit preprocess --out {folder}` first.")
+    changed = changed_file(folder, manifest)
+    if changed:
+        raise DataError(f"{changed}: its SHA-256 is not the one in {MANIFEST}: the file was changed or removed", again)
+    return Processed(folder, manifest)
+
+
+def changed_file(folder: Path, manifest: dict) -> Path | None:
+    """The first file that is not the one the manifest describes, if there is one."""
+    files = ((folder / name, digest) for name, digest in manifest["outputs"].items())
+    return next((path for path, digest in files if not path.is_file() or sha256(path) != digest), None)
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest, or None if there is none of this form."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        whole = {TRAIN_TABLE, TEST_TABLE} <= set(manifest["outputs"]) <= {TRAIN_TABLE, TEST_TABLE, FLOOR_FILE}
+        whole = whole and isinstance(manifest["options"]["folds"], int)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if whole else None

@@ -1,0 +1,193 @@
+"""The competition's CSV files as columns of text: read by schema at C speed, refused with the row and id of a fault."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as pacsv
+
+from kit.data import diagnose
+from kit.errors import DataError
+from kit.schema import CLASSES, ID
+
+FOREIGN = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip file",
+    b"PAR1": "a Parquet file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+BLOCK = 1 << 22  # bytes: pyarrow's unit of work, which a record must fit in; 16 MiB takes twice as long
+BLOCK_LIMIT = 2**31 - 1
+FLAGS = ("0", "1", "0.0", "1.0", "False", "True")  # no and yes in turn, as pandas writes int, float and bool columns
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One CSV file: the columns asked for as text, unparsed, in the file's order.
+
+    Attributes:
+        table: one string column per name asked for, N rows.
+        ignored: the columns that the file has besides.
+        repairs: what had to be repaired in the file's bytes: `nul_bytes` removed, `byte_order_mark` removed,
+            `crlf_line_ends` read as line ends, each with its count.
+    """
+
+    path: Path
+    table: pa.Table
+    ignored: tuple[str, ...]
+    repairs: dict[str, int]
+
+    def fault(self, record: int, problem: str, hint: str = diagnose.DOWNLOAD) -> DataError:
+        """The error for the `record`-th record (from 0), with its row and id; the file is read again to count rows."""
+        data, _ = load(self.path)
+        where = diagnose.place(self.path, diagnose.row_number(data, record), self.table[ID][record].as_py())
+        if record == self.table.num_rows - 1 and diagnose.is_cut_off(data):
+            return DataError(f"{where}: the file is cut off in this row: {problem}", diagnose.CUT_OFF)
+        return DataError(f"{where}: {problem}", hint)
+
+
+def require(path: str | Path) -> Path:
+    """The path, if a file can be there.
+
+    Raises:
+        DataError: there is nothing, or a directory.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a directory, not a CSV file", "Name the file in it.")
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file",
+            "Check the path; `kit download` fetches the competition's files, `kit sample` writes a sample of them.",
+        )
+    return path
+
+
+def load(path: str | Path) -> tuple[bytes, dict[str, int]]:
+    """The file's bytes without NUL bytes and byte order mark, and the count of what was repaired.
+
+    Raises:
+        DataError: the file is missing, empty, unreadable, or of another kind.
+    """
+    path = require(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}", "Check its permissions.") from error
+    kind = next((name for magic, name in FOREIGN.items() if data.startswith(magic)), None)
+    if kind:
+        raise DataError(f"{path}: this is {kind}, not CSV text in UTF-8", "Unpack it, or save it as CSV in UTF-8.")
+    repairs = {"nul_bytes": data.count(b"\0") if b"\0" in data else 0}  # `in` is many times faster than counting
+    if repairs["nul_bytes"]:
+        data = data.replace(b"\0", b"")
+    repairs["byte_order_mark"] = int(data.startswith(b"\xef\xbb\xbf"))
+    if repairs["byte_order_mark"]:
+        data = data[3:]
+    repairs["crlf_line_ends"] = data.count(b"\r\n") if b"\r" in data else 0
+    if not data or data.isspace():
+        raise DataError(f"{path}: the file is empty", "Fetch it again (`kit download`), or remove it.")
+    return data, repairs
+
+
+def read(path: str | Path, columns: Sequence[str]) -> RawFile:
+    """Reads the named columns of a CSV file as text; column order and further columns are free.
+
+    Raises:
+        DataError: the file cannot be used; names the file and, where there is one, the row and the id.
+    """
+    path = Path(path)
+    data, repairs = load(path)
+    names = diagnose.header(data)
+    _check_header(path, names, columns)
+    table = _parse(path, data, columns)
+    if not table.num_rows:
+        raise DataError(f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`).")
+    return RawFile(path, table, tuple(n for n in names if n not in columns), repairs)
+
+
+def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
+    missing = [c for c in columns if c not in names]
+    if missing:
+        joined = ",".join(names)
+        other = next((d for d in DELIMITERS if {c.strip('" ') for c in joined.split(d)} >= set(columns)), None)
+        if other:
+            raise DataError(
+                f"{path}: row 1: the columns are separated by {DELIMITERS[other]}, not commas",
+                "Save the file with commas between the cells.",
+            )
+        shown = ", ".join(diagnose.shorten(n, 30) for n in names[:12])
+        raise DataError(
+            f"{path}: row 1: no column {', '.join(missing)} (it has {shown})",
+            f"The first row must name the columns {','.join(columns)}.",
+        )
+    repeated = [c for c in columns if names.count(c) > 1]
+    if repeated:
+        raise DataError(f"{path}: row 1: the column {repeated[0]} stands there twice", "Remove one of them.")
+
+
+def _parse(path: Path, data: bytes, columns: Sequence[str]) -> pa.Table:
+    end = len(data)
+    while end and data[end - 1] in b"\r\n":
+        end -= 1
+    if data.count(b'"', data.rfind(b"\n", 0, end) + 1) % 2 and (fault := diagnose.structure(path, data)):
+        raise fault  # pyarrow closes a quote that is open at the end of the file without a word
+    convert = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns))
+    for block in (BLOCK, min(len(data) + 1, BLOCK_LIMIT)):
+        try:
+            return pacsv.read_csv(
+                pa.BufferReader(data),
+                pacsv.ReadOptions(block_size=block),
+                pacsv.ParseOptions(newlines_in_values=True),
+                convert,
+            )
+        except pa.ArrowInvalid as error:
+            reason = error
+            if "straddl" not in str(error):  # else a cell is larger than a block: take the file as one block
+                break
+    fault = diagnose.structure(path, data) or DataError(
+        f"{path}: not a CSV file that can be read: {diagnose.shorten(str(reason))}", diagnose.DOWNLOAD
+    )
+    raise fault from reason
+
+
+def ids(raw: RawFile, unique: bool = True) -> np.ndarray:
+    """The ids (N,) as int64.
+
+    Raises:
+        DataError: an id is not a whole number of at most 18 digits, or (if `unique`) stands there twice.
+    """
+    column = raw.table[ID]
+    bad = pc.invert(pc.match_substring_regex(column, "^-?[0-9]{1,18}$")).to_numpy()
+    if bad.any():
+        record = int(bad.argmax())
+        raise raw.fault(record, "id is not a whole number of at most 18 digits")
+    numbers = column.cast(pa.int64()).to_numpy()
+    again = pd.Series(numbers).duplicated().to_numpy()
+    if unique and again.any():
+        record = int(again.argmax())
+        first = diagnose.row_number(load(raw.path)[0], int((numbers == numbers[record]).argmax()))
+        raise raw.fault(record, f"this id stands in row {first} already", "Every row needs an id of its own.")
+    return numbers
+
+
+def labels(raw: RawFile) -> np.ndarray:
+    """The labels (N,) as int8, 0, 1 or 2: which of the three class columns is 1.
+
+    Raises:
+        DataError: a row's class columns are not one 1 and two 0.
+    """
+    flags = [pc.fill_null(pc.index_in(raw.table[c], pa.array(FLAGS)), -1).to_numpy() for c in CLASSES]
+    found = np.stack(flags, axis=1)  # (N, 3): -1 for anything else, odd for yes
+    one_hot = found % 2
+    bad = (found < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)
+    if bad.any():
+        record = int(bad.argmax())
+        cells = ", ".join(f"{c} {diagnose.shorten(raw.table[c][record].as_py(), 12)}" for c in CLASSES)
+        raise raw.fault(record, f"not one-hot: {cells}", "Exactly one of the three must be 1, the others 0.")
+    return one_hot.argmax(axis=1).astype(np.int8)

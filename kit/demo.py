@@ -1,0 +1,63 @@
+"""The whole pipeline on the embedded sample, step by step as a user would type it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from kit import frame
+from kit.atomic import write_text
+from kit.data import sample
+from kit.data.preprocess import preprocess
+from kit.errors import DataError
+from kit.predict import predict_split
+from kit.recipe import load
+from kit.report.comparison import Comparison, compare, markdown
+from kit.scoring.ensemble import blend
+from kit.scoring.validate import validate
+from kit.training.train import train
+
+BACKBONES = ("tiny-deberta", "tiny-roberta", "tiny-electra")
+
+
+def run(
+    out: Path, rows: int, *, say: Callable[[str], None], training: Callable[[str], AbstractContextManager[Any]]
+) -> Comparison:
+    """Sample, preprocess, train three toy backbones, predict, blend, validate, compare; everything under `out`.
+
+    What is there from an earlier demo of the same size is used again.
+
+    Args:
+        out: folder for all files.
+        rows: training rows of the sample.
+        say: takes each step as the command that does it.
+        training: makes the progress listener of one training, by its label.
+    """
+    raw, data, runs = out / "raw", out / "processed", out / "runs"
+    say(f"$ kit sample --rows {rows} --out {raw}")
+    sample.write(raw, rows=rows, force=True)
+    say(f"$ kit preprocess --raw {raw} --out {data}")
+    preprocess(raw, data)
+    folders = []
+    for backbone in BACKBONES:
+        say(f"$ kit train --backbone {backbone} --data {data} --runs {runs}")
+        recipe = load(backbone)
+        with training(backbone) as listen:
+            folders.append(Path(train(recipe, data, runs, resume=True, listen=listen)["run"]))
+    for folder in folders:
+        say(f"$ kit predict {folder} --data {data}")
+        frame.write(predict_split(folder, "test", data), folder / "test.csv")
+    blends = []
+    for split, name in (("valid", "holdout/valid.csv"), ("test", "test.csv")):
+        files, target = [folder / name for folder in folders], out / f"ensemble-{split}.csv"
+        say(f"$ kit ensemble {' '.join(map(str, files))} -o {target}")
+        frame.write(blend([frame.read(file) for file in files], [str(file) for file in files]), target)
+        blends.append(("ensemble (mean)", target))
+    say(f"$ kit validate {blends[-1][1]} --sample {raw / 'sample_submission.csv'}")
+    report = validate(blends[-1][1], raw / "sample_submission.csv")
+    if not report.ok:
+        raise DataError(f"{blends[-1][1]}: {report.problems[0]}", "This is a bug in kit; please report it.")
+    say(f"$ kit report {' '.join(map(str, folders))} --data {data} --truth {raw / 'truth.csv'} -o {out / 'report.md'}")
+    comparison = compare(folders, data, frames=blends, truth=raw / "truth.csv")
+    write_text(out / "report.md", markdown(comparison))
+    return comparison

@@ -1,0 +1,84 @@
+"""The prediction frame: a table of `id` and the three class columns, in Kaggle's own CSV form.
+
+Out-of-fold, test, calibrated, blended and submitted predictions are all this; so a prediction *is* a submission.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kit.atomic import writing
+from kit.errors import DataError
+from kit.schema import CLASSES, ID, PREDICTION_COLUMNS
+
+
+def make(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """A frame from ids (N,) and probabilities (N, 3); rows are normalised in float64.
+
+    Float32 softmax rows sum to 1 only within 1e-7, and Kaggle's graders check the sum to 6 places.
+    """
+    probabilities = np.asarray(probabilities, np.float64)
+    if not np.isfinite(probabilities).all():
+        raise DataError("a model gave probabilities that are not finite numbers", "Train it again with a lower rate.")
+    frame = pd.DataFrame(probabilities / probabilities.sum(axis=1, keepdims=True), columns=list(CLASSES))
+    frame.insert(0, ID, np.asarray(ids))
+    return frame
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> None:
+    """Writes the CSV with full float precision (rounding to 6 places breaks row sums), whole or not at all."""
+    with writing(path) as temporary:
+        frame.to_csv(temporary, columns=list(PREDICTION_COLUMNS), index=False, lineterminator="\n")
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """Reads a prediction frame that other code will compute with: ids whole and unique, numbers finite.
+
+    Column order and extra columns are free, as they are for Kaggle's graders. Use `scoring.validate` to list
+    every problem of a file instead of stopping at the first.
+
+    Raises:
+        DataError: the file is missing or is not a prediction frame.
+    """
+    frame = read_table(path)
+    missing = [c for c in PREDICTION_COLUMNS if c not in frame.columns]
+    if missing:
+        raise DataError(
+            f"{path}: no column {', '.join(missing)} (it has {', '.join(map(str, frame.columns[:12]))})",
+            "A prediction file has the columns " + ", ".join(PREDICTION_COLUMNS) + ".",
+        )
+    if frame.empty:
+        raise DataError(f"{path}: no rows", "Make it again; `kit validate` shows what a submission needs.")
+    for column in PREDICTION_COLUMNS:
+        numbers = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+        bad = ~np.isfinite(numbers) if column != ID else ~np.isfinite(numbers) | (numbers != np.floor(numbers))
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise DataError(
+                f"{path}: row {row + 2}: {column} is {str(frame[column].iloc[row])[:40]!r}, not "
+                + ("a whole number" if column == ID else "a finite number"),
+                f"Run `kit validate {path}` for every problem at once.",
+            )
+    repeated = frame[ID][frame[ID].duplicated()]
+    if len(repeated):
+        raise DataError(
+            f"{path}: row {repeated.index[0] + 2}: id {repeated.iloc[0]} stands there a second time",
+            f"Run `kit validate {path}` for every problem at once.",
+        )
+    return frame
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Any CSV of ours, with the errors of a missing, empty or unreadable file made plain."""
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file", "Check the path, or run the command that makes it.")
+    if path.is_dir():
+        raise DataError(f"{path} is a directory, not a CSV file", "Name a file in it.")
+    try:
+        return pd.read_csv(path, encoding="utf-8-sig")
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path}: the file is empty", "Make it again.") from error
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a CSV file: {error}", "Make it again, as UTF-8 with commas.") from error

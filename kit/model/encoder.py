@@ -1,0 +1,149 @@
+"""Pretrained encoders and their tokenizers: loaded in float32 and complete, or not at all."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kit.data.encode import Vocabulary
+from kit.errors import BackboneError
+from kit.model.backbones import BACKBONES, Backbone, find
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """The architecture of a configuration, with random weights, in float32, without a pooler."""
+    from transformers import AutoConfig, AutoModel
+
+    values = dict(config)
+    settings = AutoConfig.for_model(values.pop("model_type"), **values)
+    settings.dtype = torch.float32
+    encoder = AutoModel.from_config(settings, dtype=torch.float32)
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # kit pools by itself; an unused layer would break distributed training
+    return encoder
+
+
+def count_parameters(config: dict[str, Any]) -> dict[str, int]:
+    """Parameters of the encoder without a pooler: `backbone` (layers), `embedding` (all tables and norms), `total`."""
+    with torch.device("meta"):
+        encoder = build(config)
+    total = sum(p.numel() for p in encoder.parameters())
+    embedding = sum(p.numel() for name, p in encoder.named_parameters() if name.startswith("embeddings."))
+    return {"backbone": total - embedding, "embedding": embedding, "total": total}
+
+
+def load_config(source: Backbone | Path) -> dict[str, Any]:
+    """The configuration of a registry record (shipped) or of a folder."""
+    if isinstance(source, Backbone):
+        return source.config
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source).to_dict()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(f"{source}: its config.json cannot be used: {_first_line(error)}", _FOLDER_HINT) from error
+
+
+def load_encoder(source: Backbone | Path) -> nn.Module:
+    """The pretrained encoder in float32, without a pooler.
+
+    transformers 5 would keep a checkpoint's half precision, in which training goes to NaN or rounds its updates
+    away; so float32 is asked for and checked. A checkpoint that lacks encoder weights is an error: silently random
+    layers are the most expensive mistake of this trade.
+
+    Raises:
+        BackboneError: not found, not downloaded while offline, not loadable, or incomplete.
+    """
+    from transformers import AutoModel
+
+    place = source.hub_id if isinstance(source, Backbone) else source
+    if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
+        raise BackboneError(f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", _FOLDER_HINT)
+    with _quiet():
+        try:
+            encoder, report = AutoModel.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
+        except Exception as error:  # the hub, safetensors and transformers each raise kinds of their own
+            raise _not_loaded(source, error) from error
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    mismatched = [key[0] if isinstance(key, tuple) else str(key) for key in report.get("mismatched_keys", ())]
+    if missing or mismatched:
+        raise BackboneError(
+            f"{place}: {len(missing) + len(mismatched)} encoder weights are missing or of another shape, "
+            f"first {(missing + mismatched)[0]}",
+            "The folder's config.json and weights do not belong together; download it again.",
+        )
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    wrong = {p.dtype for p in encoder.parameters()} - {torch.float32}
+    if wrong:
+        raise BackboneError(f"{place}: weights came as {wrong}, not float32", "This is a bug in kit; please report it.")
+    return encoder
+
+
+def load_vocabulary(source: Backbone | Path) -> Vocabulary:
+    """The tokenizer of a registry record (from the hub or its cache) or of a folder.
+
+    Raises:
+        BackboneError: not found, not a fast tokenizer, or without the ids that frame a sequence.
+    """
+    from transformers import AutoTokenizer
+
+    place = source.hub_id if isinstance(source, Backbone) else source
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place)
+        except Exception as error:  # as above
+            raise _not_loaded(source, error) from error
+    ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    if not getattr(tokenizer, "is_fast", False) or None in ids:
+        raise BackboneError(f"{place}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", _FOLDER_HINT)
+    return Vocabulary(tokenizer, *ids)
+
+
+def resolve(name: str) -> Backbone | Path:
+    """As `find`; a registry backbone downloaded to `models/<name>` is used from there."""
+    local = Path("models") / name
+    return local if name in BACKBONES and (local / "config.json").is_file() else find(name)
+
+
+_FOLDER_HINT = (
+    "A backbone folder holds config.json, model.safetensors and tokenizer files, as Hugging Face lays it out."
+)
+
+
+def _not_loaded(source: Backbone | Path, error: Exception) -> BackboneError:
+    if isinstance(source, Path):
+        return BackboneError(f"{source}: cannot be loaded: {_first_line(error)}", _FOLDER_HINT)
+    return BackboneError(
+        f"backbone {source.name} ({source.hub_id}) cannot be loaded: {_first_line(error)}",
+        f"It needs the Hugging Face hub once. Where there is a network run `hf download {source.hub_id} --local-dir "
+        f"models/{source.name}`; kit then finds it there, and a copy works with `--backbone FOLDER`.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and load reports off the terminal; errors still come as exceptions."""
+    from transformers.utils import logging as chatter
+
+    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity(logging.CRITICAL)
+    chatter.disable_progress_bar()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
+        if bars:
+            chatter.enable_progress_bar()

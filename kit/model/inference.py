@@ -1,0 +1,88 @@
+"""Ordered inference: whatever the batching, row i of the result is row i of the input."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from kit.data.encode import Encoded, Vocabulary
+from kit.model.batches import Collator, Padding
+from kit.model.device import Compute
+from kit.model.pair import PairModel
+
+TOKENS = {"cuda": 65536, "cpu": 8192, "mps": 16384}  # of a forward pass, padding included
+
+
+def collator(
+    model: PairModel,
+    encoded: Encoded,
+    vocabulary: Vocabulary,
+    labels: np.ndarray | None = None,
+    count: Padding | None = None,
+) -> Collator:
+    """The collator for this model's inputs; opening another pack costs more on a GPU, where kernels wait to launch."""
+    on_gpu = next(model.parameters()).is_cuda
+    return Collator(
+        encoded,
+        vocabulary.pad,
+        segments=model.encoder_config.get("type_vocab_size", 0) > 1,
+        labels=labels,
+        pack_overhead=1024 if on_gpu else 64,
+        count=count,
+    )
+
+
+def predict_logits(
+    model: PairModel,
+    collate: Collator,
+    rows: np.ndarray,
+    compute: Compute,
+    *,
+    both_orders: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """Logits of `rows` in their order, float32: (N, 3), or (N, 2, 3) with the answers as given and swapped.
+
+    Rows of like length share a batch, the longest first, so that memory runs out at once or never.
+    """
+    out = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
+    training, done = model.training, 0
+    model.eval()
+    forward = model.both_orders if both_orders else model.forward
+    with torch.inference_mode():
+        for places in token_batches(collate.lengths[rows].max(1), collate.encoded.sides, TOKENS[compute.device.type]):
+            batch = collate(rows[places])
+            packs = [
+                {name: x.to(compute.device, non_blocking=True) for name, x in pack.items()} for pack in batch["packs"]
+            ]
+            with compute.autocast():
+                logits = forward(packs, batch["order"].to(compute.device))
+            out[places] = logits.float().cpu().numpy()
+            done += len(places)
+            progress(done, len(rows))
+    model.train(training)
+    return out
+
+
+def token_batches(lengths: np.ndarray, sides: int, tokens: int) -> list[np.ndarray]:
+    """Places 0..N-1, longest first, cut into batches of at most `tokens` padded tokens (at least one row each)."""
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, tokens // (sides * int(lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities in float64 over the last axis."""
+    shifted = np.asarray(logits, np.float64)
+    shifted = np.exp(shifted - shifted.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Class probabilities (N, 3); of both orders (N, 2, 3), their average."""
+    each = softmax(logits)
+    return each.mean(1) if each.ndim == 3 else each

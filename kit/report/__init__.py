@@ -1,0 +1,1 @@
+"""The comparison: every model, baseline and blend on the very same rows."""

@@ -1,0 +1,21 @@
+"""The competition, as constants: file names, column names, classes. Nobody else spells "winner_model_a".
+
+Source: the data page of kaggle.com/competitions/llm-classification-finetuning.
+"""
+
+COMPETITION = "llm-classification-finetuning"
+TRAIN_FILE, TEST_FILE, SAMPLE_FILE = "train.csv", "test.csv", "sample_submission.csv"
+TRUTH_FILE = "truth.csv"  # kit's own: the labels of a test file, where they are known
+
+ID = "id"
+MODELS = ("model_a", "model_b")
+PROMPT = "prompt"
+RESPONSES = ("response_a", "response_b")
+TEXTS = (PROMPT, *RESPONSES)
+CLASSES = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1, 2
+SWAP = (1, 0, 2)  # where each class goes when answers A and B change places
+
+TRAIN_COLUMNS = (ID, *MODELS, *TEXTS, *CLASSES)
+TEST_COLUMNS = (ID, *TEXTS)
+PREDICTION_COLUMNS = (ID, *CLASSES)
+LABEL = "label"  # 0, 1 or 2: the index into CLASSES

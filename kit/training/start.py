@@ -1,0 +1,56 @@
+"""The model a training begins from: pretrained weights under a fresh head, or a toy backbone made for these rows."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from kit.data.encode import Vocabulary
+from kit.data.processed import Processed
+from kit.errors import RecipeError
+from kit.model import tiny
+from kit.model.backbones import Backbone, max_positions
+from kit.model.encoder import build, load_config, load_encoder, load_vocabulary, resolve
+from kit.model.pair import PairModel
+from kit.recipe import ModelSpec, Recipe
+from kit.schema import TEXTS
+
+
+def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
+    """The untrained pair model of `recipe` and its tokenizer; random parts follow torch's global seed.
+
+    Raises:
+        BackboneError: the encoder cannot be loaded.
+        RecipeError: the recipe asks for more tokens than the encoder has positions.
+    """
+    source = resolve(recipe.backbone)
+    config = load_config(source)
+    limit = max_positions(config)
+    if limit and recipe.encode.max_tokens > limit:
+        raise RecipeError(
+            f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions for {limit}",
+            f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such as deberta.",
+        )
+    if isinstance(source, Backbone) and source.hub_id is None:
+        vocabulary = load_vocabulary(tiny_folder(source, data))
+        encoder = build(config)
+    else:
+        encoder, vocabulary = load_encoder(source), load_vocabulary(source)
+    if recipe.train.gradient_checkpointing:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    return PairModel(encoder, config, _pooled(recipe.model, source)), vocabulary
+
+
+def tiny_folder(record: Backbone, data: Processed) -> Path:
+    """The folder of a toy backbone whose tokenizer was trained on `data`'s training rows; made when it is not there."""
+    key = hashlib.sha256(json.dumps([data.digest("train"), record.config], sort_keys=True).encode()).hexdigest()[:16]
+    folder = data.cache / f"{record.name}-{key}"
+    if not (folder / "config.json").exists():
+        table = data.train()
+        tiny.write(record, (turn for name in TEXTS for turns in table[name].to_pylist() for turn in turns), folder)
+    return folder
+
+
+def _pooled(spec: ModelSpec, source: Backbone | Path) -> ModelSpec:
+    if spec.pooling != "auto":
+        return spec
+    return ModelSpec(**{**vars(spec), "pooling": source.pooling if isinstance(source, Backbone) else "mean"})

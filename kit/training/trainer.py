@@ -1,0 +1,229 @@
+"""transformers' Trainer, almost bare: kit's sampler, loss and evaluation in the places it leaves for them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from kit.errors import RecipeError
+from kit.model.batches import Collator
+from kit.model.device import Compute
+from kit.model.inference import predict_logits, probabilities
+from kit.model.pair import PairModel
+from kit.recipe import TrainSpec
+from kit.scoring.metrics import accuracy, log_loss
+from kit.training.optim import Schedule, optimizer
+from kit.training.sampler import LengthBuckets
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener hears: after a step its loss; after an evaluation the validation figures too."""
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float | None = None
+    lr: float | None = None
+    log_loss: float | None = None
+    accuracy: float | None = None
+    best: bool = False
+
+
+def summed_cross_entropy(
+    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int, smoothing: float
+) -> Tensor:  # (B, 3), (B,)
+    """Cross-entropy over the rows of the whole optimizer step, so that accumulation equals one large batch."""
+    return (
+        functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        / num_items_in_batch
+    )
+
+
+class Rows(torch.utils.data.Dataset):
+    """A dataset of row numbers: the collator reads the rows themselves from the memory map, a batch at a time."""
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> int:
+        return int(self.rows[place])
+
+
+class PairTrainer(Trainer):
+    """Trainer with length-bucketed batches, smoothed cross-entropy in training only, and evaluation by kit's predictor.
+
+    Evaluation is plain log loss in float64 from the logits of all validation rows in order; Trainer's own eval loss
+    would contain the label smoothing.
+    """
+
+    def __init__(self, *, spec: TrainSpec, collate: Collator, valid: np.ndarray, compute: Compute, **kwargs: Any):
+        self.spec, self.collate, self.valid, self.compute = spec, collate, valid, compute
+        loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
+        super().__init__(data_collator=collate, compute_loss_func=loss, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Rows | None = None) -> LengthBuckets:
+        rows = (train_dataset or self.train_dataset).rows
+        return LengthBuckets(self.collate.lengths[rows], self.spec.batch_size, self.spec.seed)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Log loss and accuracy of the validation rows; every process computes its share and gets all figures."""
+        rank, world = self.args.process_index, self.args.world_size
+        logits = predict_logits(
+            self.accelerator.unwrap_model(self.model), self.collate, self.valid[rank::world], self.compute
+        )
+        if world > 1:
+            shares: list[Any] = [None] * world
+            dist.all_gather_object(shares, logits)
+            logits = np.empty((len(self.valid), 3), np.float32)
+            for number, share in enumerate(shares):
+                logits[number::world] = share
+        labels = self.collate.labels[self.valid]
+        finite = bool(np.isfinite(logits).all())
+        each = probabilities(logits if finite else np.zeros_like(logits))
+        metrics = {
+            "eval_log_loss": log_loss(each, labels) if finite else math.inf,
+            "eval_accuracy": accuracy(each, labels),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Steering(TrainerCallback):
+    """Lowers the rate on a plateau, and tells a listener how it goes."""
+
+    def __init__(self, schedule: Schedule, listen: Callable[[Progress], None]):
+        self.schedule, self.listen = schedule, listen
+        self.best = math.inf
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After a resume the best loss so far is in the state."""
+        self.best = state.best_metric if state.best_metric is not None else math.inf
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        """A training loss for the progress line."""
+        if "loss" in logs and state.is_world_process_zero:
+            self.listen(
+                Progress(
+                    state.global_step, state.max_steps, state.epoch or 0.0, logs["loss"], logs.get("learning_rate")
+                )
+            )
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        """A validation loss: for the schedule, and for the listener."""
+        loss = metrics["eval_log_loss"]
+        self.schedule.observe(loss)
+        best, self.best = loss < self.best, min(loss, self.best)
+        if state.is_world_process_zero:
+            self.listen(
+                Progress(
+                    state.global_step,
+                    state.max_steps,
+                    state.epoch or 0.0,
+                    log_loss=loss,
+                    accuracy=metrics["eval_accuracy"],
+                    best=best,
+                )
+            )
+
+
+def make_trainer(
+    spec: TrainSpec,
+    model: PairModel,
+    collate: Collator,
+    train_rows: np.ndarray,
+    valid_rows: np.ndarray,
+    compute: Compute,
+    checkpoints: Path,
+    listen: Callable[[Progress], None],
+) -> PairTrainer:
+    """The trainer of one part. `batch_size` is over all processes; what a device cannot hold at once accumulates.
+
+    Raises:
+        RecipeError: batch_size is not a multiple of what the devices take per forward pass.
+    """
+    on_gpu = compute.device.type == "cuda"
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        use_cpu=compute.device.type == "cpu",
+        bf16=compute.precision == "bf16",
+        fp16=compute.precision == "fp16",
+        num_train_epochs=spec.epochs,
+        max_steps=spec.max_steps or -1,
+        max_grad_norm=spec.max_grad_norm,
+        eval_strategy="steps",
+        save_strategy="steps",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="log_loss",
+        greater_is_better=False,
+        logging_strategy="steps",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[],
+        seed=spec.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=2 if on_gpu else 0,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
+    )
+    args._n_gpu = min(1, args.n_gpu)  # several GPUs are torchrun's business; DataParallel would tear the packs apart
+    micro = spec.micro_batch_size or max(1, spec.batch_size // args.world_size)
+    if spec.batch_size % (micro * args.world_size):
+        raise RecipeError(
+            f"train.batch_size = {spec.batch_size} is not a multiple of {micro} rows x {args.world_size} processes",
+            "Set train.batch_size or train.micro_batch_size so that it is.",
+        )
+    args.per_device_train_batch_size = micro
+    args.gradient_accumulation_steps = spec.batch_size // (micro * args.world_size)
+    per_epoch = math.ceil(len(train_rows) / spec.batch_size)
+    steps = spec.max_steps or math.ceil(per_epoch * spec.epochs)
+    args.eval_steps = args.save_steps = max(1, min(per_epoch, steps) // spec.evals_per_epoch)
+    args.logging_steps = max(1, min(50, args.eval_steps // 4))
+    optim = optimizer(model, spec)
+    schedule = Schedule(optim, spec, steps)
+    callbacks: list[TrainerCallback] = [Steering(schedule, listen)]
+    if spec.patience:
+        callbacks.append(EarlyStoppingCallback(spec.patience))
+    trainer = PairTrainer(
+        spec=spec,
+        collate=collate,
+        valid=valid_rows,
+        compute=compute,
+        model=model,
+        args=args,
+        train_dataset=Rows(train_rows),
+        eval_dataset=Rows(valid_rows),
+        optimizers=(optim, schedule),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

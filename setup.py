@@ -1,0 +1,51 @@
+"""Metadata, version ranges, extras and the `kit` script. Exact versions live in constraints.txt.
+
+The ranges also hold on Kaggle's notebook image (Python 3.12, torch >= 2.10, transformers >= 5).
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "kit/__init__.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="kit-llm-preference",
+    version=VERSION,
+    description="A competition submission toolkit for Kaggle's LLM Classification Finetuning",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["kit", "kit.*"]),
+    package_data={"kit": ["recipes/*.toml", "model/configs/*.json"]},
+    install_requires=[
+        "accelerate>=1.1",  # transformers' Trainer runs on it
+        "click>=8.1",
+        "kaggle>=2.2.4,<3",
+        "numpy>=2.0",
+        "pandas>=2.2",
+        "protobuf>=5",  # SentencePiece models of the hub's DeBERTa folders are protobuf files
+        "pyarrow>=17",
+        "rich>=13.7",
+        "safetensors>=0.4.5",
+        "scikit-learn>=1.5",
+        "sentencepiece>=0.2",
+        "six>=1.16",  # kaggle imports it without declaring it
+        "tokenizers>=0.21",
+        "tomli-w>=1.1",
+        "torch>=2.10",
+        "transformers>=5.0,<6",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "build>=1.2"],
+    },
+    entry_points={"console_scripts": ["kit=kit.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,49 @@
+"""Fixtures that several files share: rows made once, and a network that nobody may reach."""
+
+import os
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")  # before transformers
+
+import pytest
+
+from kit.data import sample
+from kit.data.preprocess import preprocess
+from kit.data.processed import Processed, open_processed
+from kit.recipe import Recipe, load
+
+QUICK = (
+    "encode.max_tokens=32",
+    "train.epochs=2",
+    "train.batch_size=16",
+    "train.evals_per_epoch=4",
+    "train.label_smoothing=0.05",
+)
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded sample in Kaggle's files."""
+    folder = tmp_path_factory.mktemp("raw")
+    sample.write(folder, rows=240, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It preprocessed, in three folds."""
+    folder = tmp_path_factory.mktemp("data") / "processed"
+    preprocess(raw, folder, folds=3, valid=0.2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processed(data: Path) -> Processed:
+    """It opened."""
+    return open_processed(data)
+
+
+@pytest.fixture(scope="session")
+def quick() -> Recipe:
+    """A recipe that trains in a second: 12 steps an epoch, two epochs, eight checkpoints."""
+    return load("tiny-electra", QUICK)

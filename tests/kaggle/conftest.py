@@ -1,0 +1,66 @@
+"""The fake Kaggle, a client that does not wait, and the check that no test lets a secret out."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_kaggle import KEY, TOKEN, FakeKaggle
+
+from kit.remote.client import Client
+from kit.remote.retry import Patience
+
+SECRETS = (KEY, TOKEN, "signed5ecret")
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeKaggle]:
+    with FakeKaggle() as server:
+        yield server
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty home folder; secrets may be planted in it."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@dataclasses.dataclass
+class Heard:
+    """What the user would have been told, and the pauses that were asked for."""
+
+    lines: list[str] = dataclasses.field(default_factory=list)
+    pauses: list[float] = dataclasses.field(default_factory=list)
+
+    def patience(self, **more: float) -> Patience:
+        return Patience(sleep=self.pauses.append, say=self.lines.append, **more)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def client(fake: FakeKaggle, home: Path, heard: Heard) -> Iterator[Client]:
+    """The real client with a legacy key, against the fake, with pauses that only count."""
+    with fake.patched(home), Client(patience=heard.patience(), timeout_s=(2.0, 0.5)) as connected:
+        yield connected
+
+
+@pytest.fixture(autouse=True)
+def no_secret_gets_out(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str], tmp_path: Path, heard: Heard):
+    """After every test: neither its output nor what the user heard nor any file outside the home holds a secret."""
+    yield
+    out, err = capfd.readouterr()
+    logged = request.getfixturevalue("caplog").text if "caplog" in request.fixturenames else ""
+    files = [p for p in tmp_path.rglob("*") if p.is_file() and tmp_path / "home" not in p.parents]
+    for secret in SECRETS:
+        assert secret not in out + err + logged + heard.text
+        assert [p for p in files if secret.encode() in p.read_bytes()] == []

@@ -1,0 +1,356 @@
+"""What the fake Kaggle answers: competitions and submissions, kernels, datasets. Names are those of Kaggle's calls."""
+
+import copy
+import hashlib
+import io
+import json
+import re
+import zipfile
+from typing import Any
+from urllib.parse import quote
+
+from fake_server import ApiError
+
+SLUG = "llm-classification-finetuning"
+Body = dict[str, Any]
+
+
+def slugify(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def make_zip(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, data in files.items():
+            bundle.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # no time in it: one tag per content
+    return buffer.getvalue()
+
+
+def step(item: Body) -> str:
+    """The next state of its script; the last one stays."""
+    script: list[str] = item["script"]
+    return script.pop(0) if len(script) > 1 else script[0]
+
+
+class Competitions:
+    """Data files and submissions."""
+
+    def start_competitions(self) -> None:
+        self.rules_accepted = {SLUG}
+        self.competitions: dict[str, dict[str, bytes]] = {
+            SLUG: {
+                "train.csv": b"id,model_a,model_b,prompt,response_a,response_b,"
+                b"winner_model_a,winner_model_b,winner_tie\n",
+                "test.csv": b"id,prompt,response_a,response_b\n",
+                "sample_submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n",
+            }
+        }
+        self.archive: bytes | None = None  # sent in place of a good one
+        self.notebooks_only = True
+        self.submission_script = ["PENDING", "PENDING", "COMPLETE"]
+        self.submission_error = ""
+        self.public_score = "0.98765"
+        self.daily_limit = 5
+        self.submissions: list[Body] = []
+
+    def store(self, name: str, data: bytes) -> str:
+        """A signed address for these bytes."""
+        tag = hashlib.sha256(data).hexdigest()[:16]
+        self.blobs[tag] = data
+        return f"{self.url}/_blob/{tag}/{quote(name)}?X-Goog-Signature=signed5ecret"
+
+    def _files(self, slug: str) -> dict[str, bytes]:
+        if slug not in self.competitions:
+            raise ApiError(404, "NotFound")
+        if slug not in self.rules_accepted:
+            raise ApiError(403, "You must accept this competition's rules before you'll be able to download files.")
+        return self.competitions[slug]
+
+    def download_data_files(self, body: Body) -> Any:
+        bundle = make_zip(self._files(body["competitionName"]))
+        return self.redirect("archive.zip", bundle if self.archive is None else self.archive)
+
+    def download_data_file(self, body: Body) -> Any:
+        files = self._files(body["competitionName"])
+        if body["fileName"] not in files:
+            raise ApiError(404, "NotFound")
+        return self.redirect(body["fileName"], files[body["fileName"]])
+
+    def list_data_files(self, body: Body) -> Any:
+        files = sorted(self._files(body["competitionName"]).items())
+        start, size = int(body.get("pageToken") or 0), body.get("pageSize") or 20
+        rows = [
+            {"ref": n, "name": n, "totalBytes": len(d), "creationDate": "2025-02-01T00:00:00.000Z"}
+            for n, d in files[start : start + size]
+        ]
+        return {"files": rows, "nextPageToken": str(start + size) if start + size < len(files) else ""}
+
+    def get_competition(self, body: Body) -> Any:
+        slug = body["competitionName"]
+        if slug not in self.competitions:
+            raise ApiError(404, "NotFound")
+        return {
+            "id": 1,
+            "ref": f"https://www.kaggle.com/competitions/{slug}",
+            "isKernelsSubmissionsOnly": self.notebooks_only,
+            "userHasEntered": slug in self.rules_accepted,
+            "maxDailySubmissions": self.daily_limit,
+            "evaluationMetric": "Log Loss",
+            "submissionsDisabled": False,
+        }
+
+    def create_code_submission(self, body: Body) -> Any:
+        self._files(body["competitionName"])
+        kernel = self.kernels.get(f"{body.get('kernelOwner')}/{body.get('kernelSlug')}")
+        if kernel is None or body.get("kernelVersion", 0) not in kernel["versions"]:
+            raise ApiError(404, "Could not find provided notebook")
+        version = kernel["versions"][body["kernelVersion"]]
+        if version["last"] != "COMPLETE":
+            raise ApiError(400, "Notebook version has not finished running")
+        if body.get("fileName") not in version["files"]:
+            raise ApiError(400, f"Output file {body.get('fileName')!r} not found in the notebook version")
+        if version["request"].get("enableInternet"):
+            raise ApiError(400, "Your Notebook cannot use internet access in this competition.")
+        return self._add_submission(body, "submission.csv")
+
+    def _add_submission(self, body: Body, file_name: str) -> Any:
+        if len(self.submissions) >= self.daily_limit:
+            raise ApiError(400, "You have used all of your submissions for today.")
+        ref = self.next_id()
+        self.submissions.insert(
+            0,
+            {
+                "ref": ref,
+                "script": list(self.submission_script),
+                "fileName": body.get("fileName", file_name),
+                "description": body.get("submissionDescription", ""),
+                "competition": body["competitionName"],
+            },
+        )
+        return {"message": "Successfully submitted to LLM Classification Finetuning", "ref": ref}
+
+    def start_submission_upload(self, body: Body) -> Any:
+        self._files(body["competitionName"])
+        return self.start_upload(body)
+
+    def create_submission(self, body: Body) -> Any:
+        upload = self.uploads.get(body.get("blobFileTokens", ""))
+        if not upload or upload["data"] is None:
+            raise ApiError(400, "Blob not uploaded")
+        return self._add_submission(body, upload["name"])
+
+    def _submission(self, submission: Body) -> Body:
+        status = step(submission)
+        out = {
+            **{k: submission[k] for k in ("ref", "description", "fileName")},
+            "date": "2026-11-23T18:00:00.000Z",
+            "status": status,
+            "submittedBy": self.owner,
+            "teamName": self.owner,
+            "totalBytes": 1,
+            "url": f"https://www.kaggle.com/submissions/{submission['ref']}",
+        }
+        if status == "COMPLETE":
+            out |= {"publicScore": self.public_score, "privateScore": ""}
+        if status == "ERROR":
+            out["errorDescription"] = self.submission_error
+        return out
+
+    def list_submissions(self, body: Body) -> Any:
+        self._files(body["competitionName"])
+        mine = [s for s in self.submissions if s["competition"] == body["competitionName"]]
+        size, page = body.get("pageSize") or 20, body.get("page") or 1
+        return {"submissions": [self._submission(s) for s in mine[(page - 1) * size : page * size]]}
+
+    def get_submission(self, body: Body) -> Any:
+        for submission in self.submissions:
+            if submission["ref"] == body.get("ref"):
+                return self._submission(submission)
+        raise ApiError(404, "NotFound")
+
+    def get_submission_limits(self, body: Body) -> Any:
+        self._files(body["competitionName"])
+        count = len(self.submissions)
+        left = max(0, self.daily_limit - count)
+        return {"numToday": count, "numTotal": count, "numAllowedNow": left, "limitedByTotal": False}
+
+
+class Kernels:
+    """Notebooks, their versions, states, logs and outputs; the GPU quota."""
+
+    def start_kernels(self) -> None:
+        self.kernel_script = ["QUEUED", "RUNNING", "COMPLETE"]
+        self.kernel_failure = ""
+        self.kernel_log = [{"stream_name": "stdout", "time": 0.1, "data": "hello\n"}]
+        self.kernel_files = {
+            "submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n1,0.3,0.3,0.4\n2,0.5,0.25,0.25\n"
+        }
+        self.gpu_used_s, self.gpu_total_s = 3600, 108000
+        self.max_gpu_sessions = 2
+        self.ignore_version_label = False
+        self.kernels: dict[str, Body] = {}
+
+    def save_kernel(self, body: Body) -> Any:
+        slug = body.get("slug", "")
+        if not slug.startswith(self.owner + "/"):
+            return {"error": "Notebook not found", "ref": "", "url": ""}
+        gpu = bool(body.get("enableGpu")) or str(body.get("machineShape", "")).startswith("Nvidia")
+        running = [
+            v
+            for k in self.kernels.values()
+            for v in k["versions"].values()
+            if v["gpu"] and v["last"] in ("QUEUED", "RUNNING")
+        ]
+        if gpu and len(running) >= self.max_gpu_sessions:
+            error = f"Maximum batch GPU session count of {self.max_gpu_sessions} reached."
+            return {"error": error, "ref": "", "url": ""}
+        if len(body.get("text", "").encode()) >= 1_000_000:
+            raise ApiError(400, "The kernel source must be less than 1 megabytes in size.")
+        if slug not in self.kernels and body.get("newTitle"):
+            slug = f"{self.owner}/{slugify(body['newTitle'])}"  # a new kernel takes its slug from its title
+        kernel = self.kernels.setdefault(slug, {"versions": {}, "id": self.next_id()})
+        number = len(kernel["versions"]) + 1
+        script, log = list(self.kernel_script), list(self.kernel_log)
+        if body.get("kernelType") == "notebook" and not _has_kernelspec(body.get("text", "")):
+            script = ["QUEUED", "ERROR"]
+            line = "ValueError: No kernel name found in notebook and no override provided.\n"
+            log = [{"stream_name": "stderr", "time": 3.2, "data": line}]
+        shape = body.get("machineShape") or ("NvidiaTeslaT4" if gpu else "None")
+        kernel["versions"][number] = {
+            "script": script,
+            "last": script[0],
+            "gpu": gpu,
+            "shape": "NvidiaTeslaT4" if shape == "NvidiaTeslaP100" else shape,  # retired: runs on the default GPU
+            "request": copy.deepcopy(body),
+            "files": dict(self.kernel_files),
+            "log": log,
+        }
+        url = "https://www.kaggle.com/code/" + slug
+        out = {"ref": "/code/" + slug, "url": url, "versionNumber": number, "kernelId": kernel["id"]}
+        sources = {
+            "invalidDatasetSources": (body.get("datasetDataSources", []), self.datasets),
+            "invalidKernelSources": (body.get("kernelDataSources", []), self.kernels),
+            "invalidCompetitionSources": (body.get("competitionDataSources", []), self.competitions),
+        }
+        bad = {key: [name for name in names if name not in known] for key, (names, known) in sources.items()}
+        return out | {key: names for key, names in bad.items() if names}
+
+    def version(self, body: Body) -> Body:
+        kernel = self.kernels.get(f"{body.get('userName')}/{body.get('kernelSlug')}")
+        if kernel is None:
+            raise ApiError(403, "Permission 'kernels.get' was denied")
+        label = body.get("versionLabel")
+        if label and not self.ignore_version_label:
+            if not re.fullmatch(r"v\d+", label) or int(label[1:]) not in kernel["versions"]:
+                raise ApiError(404, "NotFound")
+            return kernel["versions"][int(label[1:])]
+        return kernel["versions"][max(kernel["versions"])]
+
+    def get_kernel_session_status(self, body: Body) -> Any:
+        version = self.version(body)
+        version["last"] = step(version)
+        failure = {"failureMessage": self.kernel_failure} if version["last"] == "ERROR" else {}
+        return {"status": version["last"], **failure}
+
+    def list_kernel_session_output(self, body: Body) -> Any:
+        version = self.version(body)
+        done = version["last"] in ("COMPLETE", "ERROR")
+        names = sorted(version["files"]) if done else []
+        start, size = int(body.get("pageToken") or 0), body.get("pageSize") or 20
+        files = [
+            {"fileName": n, "url": self.store(n.rsplit("/", 1)[-1], version["files"][n])}
+            for n in names[start : start + size]
+        ]
+        more = str(start + size) if start + size < len(names) else ""
+        return {"files": files, "log": json.dumps(version["log"]) if done else "", "nextPageToken": more}
+
+    def get_kernel(self, body: Body) -> Any:
+        ref = f"{body['userName']}/{body['kernelSlug']}"
+        version = self.version(body)
+        request = version["request"]
+        blob = {"source": request.get("text", ""), "language": request.get("language"), "slug": body["kernelSlug"]}
+        same = {
+            key: request.get(key)
+            for key in ("language", "kernelType", "isPrivate", "enableGpu", "enableInternet", "kernelDataSources",
+                        "datasetDataSources", "competitionDataSources")
+            if request.get(key) is not None
+        }  # fmt: skip
+        number = max(self.kernels[ref]["versions"])
+        known = {"id": 1, "ref": ref, "title": request.get("newTitle", ""), "machineShape": version["shape"]}
+        return {"blob": blob, "metadata": {**known, **same, "currentVersionNumber": number}}
+
+    def get_accelerator_quota_statistics(self, _: Body) -> Any:
+        def quota(used: int, total: int) -> Body:
+            return {"timeUsed": f"{used}s", "timeReserved": "0s", "totalTimeAllowed": f"{total}s", "hasEverRun": True}
+
+        gpu, refresh = quota(self.gpu_used_s, self.gpu_total_s), "2026-11-28T00:00:00.000Z"
+        return {"quotaRefreshTime": refresh, "gpuQuota": gpu, "tpuQuota": quota(0, 72000)}
+
+
+class Datasets:
+    """Uploads and the datasets made of them."""
+
+    def start_datasets(self) -> None:
+        self.dataset_script = ["NOT_YET_PERSISTED", "BLOBS_RECEIVED", "READY"]
+        self.datasets: dict[str, Body] = {}
+
+    def start_upload(self, body: Body) -> Any:
+        token = f"up{self.next_id()}"
+        name = body.get("name") or body.get("fileName")
+        self.uploads[token] = {"name": name, "size": body.get("contentLength", 0), "data": None}
+        return {"token": token, "createUrl": f"{self.url}/_upload/{token}?signature=signed5ecret"}
+
+    def start_blob_upload(self, body: Body) -> Any:
+        return self.start_upload(body)
+
+    def _uploaded(self, body: Body, prefix: str = "") -> dict[str, bytes]:
+        out = {}
+        for file in body.get("files", []):
+            upload = self.uploads.get(file.get("token", ""))
+            if not upload or upload["data"] is None:
+                raise ApiError(400, "Blob not uploaded")
+            out[prefix + upload["name"]] = upload["data"]
+        for folder in body.get("directories", []):
+            out |= self._uploaded(folder, f"{prefix}{folder['name']}/")
+        return out
+
+    def _dataset(self, body: Body, verb: str) -> Body:
+        dataset = self.datasets.get(f"{body.get('ownerSlug')}/{body.get('datasetSlug')}")
+        if dataset is None:
+            raise ApiError(403, f"Permission 'datasets.{verb}' was denied")
+        return dataset
+
+    def get_dataset_status(self, body: Body) -> Any:
+        dataset = self._dataset(body, "get")
+        dataset["last"] = step(dataset)
+        return {"status": dataset["last"]}
+
+    def get_dataset(self, body: Body) -> Any:
+        dataset = self._dataset(body, "get")
+        ref = f"{body['ownerSlug']}/{body['datasetSlug']}"
+        return {"id": 1, "ref": ref, "title": ref, "currentVersionNumber": len(dataset["versions"])}
+
+    def create_dataset(self, body: Body) -> Any:
+        ref = f"{body.get('ownerSlug')}/{body.get('slug')}"
+        versions = [self._uploaded(body)]
+        script = list(self.dataset_script)
+        self.datasets[ref] = {"versions": versions, "script": script, "last": "", "private": body.get("isPrivate")}
+        url = "https://www.kaggle.com/datasets/" + ref
+        return {"ref": "/datasets/" + ref, "url": url, "status": "ok", "error": ""}
+
+    def create_dataset_version(self, body: Body) -> Any:
+        dataset = self._dataset(body, "update")
+        if dataset["last"] not in ("", "READY"):  # a version is still being processed
+            raise ApiError(403, "Permission 'datasets.update' was denied")
+        dataset["versions"].append(self._uploaded(body.get("body", {})))
+        dataset["script"] = list(self.dataset_script)
+        ref = f"{body['ownerSlug']}/{body['datasetSlug']}"
+        return {"ref": "/datasets/" + ref, "url": "https://www.kaggle.com/datasets/" + ref, "status": "ok"}
+
+
+def _has_kernelspec(text: str) -> bool:
+    try:
+        return bool(json.loads(text)["metadata"]["kernelspec"]["name"])
+    except (KeyError, TypeError, ValueError):
+        return False

@@ -1,0 +1,212 @@
+"""`kit download`: whole files or none, whatever breaks on the way."""
+
+import hashlib
+import io
+import random
+import shutil
+import stat
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from conftest import Heard
+from fake_kaggle import FakeKaggle
+from fake_services import SLUG, make_zip
+
+from kit.errors import KitError
+from kit.remote import download as downloading
+from kit.remote import faults
+from kit.remote.client import Client
+from kit.remote.download import download
+from kit.remote.retry import Patience
+
+NAMES = ["sample_submission.csv", "test.csv", "train.csv"]
+
+
+@pytest.fixture(autouse=True)
+def big(fake: FakeKaggle) -> bytes:
+    """A train.csv that does not compress: it arrives in many pieces."""
+    fake.competitions[SLUG]["train.csv"] = random.Random(0).randbytes(300_000)
+    return fake.competitions[SLUG]["train.csv"]
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+def test_the_files_arrive_whole_and_nothing_else(client: Client, fake: FakeKaggle, tmp_path: Path, big: bytes) -> None:
+    result = download(client, tmp_path / "raw")
+    assert listed(tmp_path / "raw") == NAMES
+    assert {n: (tmp_path / "raw" / n).read_bytes() for n in NAMES} == fake.competitions[SLUG]
+    assert result.sizes["train.csv"] == len(big)
+    assert result.train_sha256 == hashlib.sha256(big).hexdigest()
+    assert not result.already
+
+
+def test_an_unknown_train_csv_is_a_warning_and_the_known_one_is_none(
+    client: Client, tmp_path: Path, big: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Kaggle may have updated it" in download(client, tmp_path / "raw").warnings[0]
+    monkeypatch.setattr(downloading, "TRAIN_SHA256", hashlib.sha256(big).hexdigest())
+    assert download(client, tmp_path / "raw").warnings == ()
+
+
+def test_a_second_run_downloads_nothing(client: Client, fake: FakeKaggle, tmp_path: Path, heard: Heard) -> None:
+    download(client, tmp_path / "raw")
+    before = len(fake.calls)
+    assert download(client, tmp_path / "raw", say=heard.lines.append).already
+    assert [c.rpc.split("/")[1] for c in fake.calls[before:]] == ["ListDataFiles"]
+    assert "there already" in heard.text
+
+
+def test_other_files_of_these_names_are_kept_without_force(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/train.csv").write_text("mine")
+    with pytest.raises(KitError, match=r"train\.csv is there already with 4 bytes.*300,000"):
+        download(client, tmp_path / "raw")
+    assert (tmp_path / "raw/train.csv").read_text() == "mine"
+    download(client, tmp_path / "raw", force=True)
+    assert (tmp_path / "raw/train.csv").stat().st_size == 300_000
+
+
+def test_every_page_of_the_list_is_read(client: Client, fake: FakeKaggle) -> None:
+    fake.competitions[SLUG] |= {f"extra/{n}.csv": b"x" * n for n in range(450)}
+    assert downloading.files(client, SLUG) == {n: len(d) for n, d in fake.competitions[SLUG].items()}
+    assert len(fake.seen("ListDataFiles")) == 3
+
+
+@pytest.mark.parametrize(
+    "fault", [{"drop": True}, {"status": 206, "drop": True}, {"status": 503}, {"stall_s": 0.8, "status": 0}]
+)
+def test_a_broken_transfer_goes_on_in_the_same_run(
+    client: Client, fake: FakeKaggle, tmp_path: Path, heard: Heard, fault: dict
+) -> None:
+    fake.take_fault("_blob")
+    fake.fail("_blob", status=0, stall_s=0.0)  # the request that only asks for the address
+    fake.fail("_blob", **fault)
+    download(client, tmp_path / "raw")
+    assert listed(tmp_path / "raw") == NAMES
+    assert len(heard.pauses) == 1
+
+
+def test_half_a_download_is_continued_and_not_begun_again(
+    client: Client, fake: FakeKaggle, tmp_path: Path, heard: Heard
+) -> None:
+    fake.fail("_blob", status=0)
+    fake.fail("_blob", 206, drop=True)
+    download(client, tmp_path / "raw", say=heard.lines.append)
+    starts = [int(c.headers["Range"].removeprefix("bytes=")[:-1]) for c in fake.calls if "Range" in c.headers]
+    assert len(starts) == 1
+    assert 64_000 < starts[0] <= len(make_zip(fake.competitions[SLUG])) // 2
+    assert "continuing at" in heard.text
+
+
+def test_a_later_run_continues_where_an_earlier_one_gave_up(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
+    with fake.patched(home), Client(patience=Patience(attempts=1)) as client:
+        fake.fail("_blob", status=0)
+        fake.fail("_blob", 206, drop=True)
+        with pytest.raises(faults.UnreachableError, match="Check the network"):
+            download(client, tmp_path / "raw")
+        assert [n for n in listed(tmp_path / "raw") if not n.startswith(".")] == []  # nothing under a real name
+        download(client, tmp_path / "raw")
+    assert any("Range" in c.headers for c in fake.calls)
+    assert listed(tmp_path / "raw") == NAMES
+
+
+def test_a_partial_of_another_version_is_not_continued(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
+    with fake.patched(home), Client(patience=Patience(attempts=1)) as client:
+        fake.fail("_blob", status=0)
+        fake.fail("_blob", 206, drop=True)
+        with pytest.raises(faults.UnreachableError):
+            download(client, tmp_path / "raw")
+        fake.competitions[SLUG]["train.csv"] = random.Random(1).randbytes(300_000)
+        download(client, tmp_path / "raw")
+    assert not any("Range" in c.headers for c in fake.calls)
+    assert (tmp_path / "raw/train.csv").read_bytes() == fake.competitions[SLUG]["train.csv"]
+    assert listed(tmp_path / "raw") == NAMES
+
+
+def test_a_web_page_in_place_of_the_archive_is_not_saved(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+    fake.fail("_blob", 200, raw=b"<html>sorry</html>", times=9)
+    with pytest.raises(faults.UnreachableError, match="web page"):
+        download(client, tmp_path / "raw")
+    assert listed(tmp_path / "raw") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        (lambda fake: fake.rules_accepted.clear(), faults.RulesError, f"competitions/{SLUG}/rules"),
+        (lambda fake: fake.competitions.clear(), faults.NotFoundError, "Check the name of the competition"),
+    ],
+)
+def test_rules_and_names_have_their_own_messages(
+    client: Client, fake: FakeKaggle, tmp_path: Path, change: object, kind: type, told: str
+) -> None:
+    change(fake)
+    with pytest.raises(kind, match=told):
+        download(client, tmp_path / "raw")
+    assert listed(tmp_path / "raw") == []
+
+
+def linked(name: str) -> bytes:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as bundle:
+        bundle.writestr(info, "/etc/passwd")
+    return buffer.getvalue()
+
+
+def damaged(files: dict[str, bytes]) -> bytes:
+    data = bytearray(make_zip(files))
+    at = data.index(b"train.csv") + 1000
+    data[at] ^= 0xFF
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("archive", "told"),
+    [
+        (lambda files: b"not an archive", "not a zip"),
+        (lambda files: make_zip(files)[:-50], "not a zip"),
+        (damaged, "CRC|decompress|invalid"),
+        (lambda files: make_zip(files | {"test.csv": b"short"}), "has 5 bytes"),
+        (lambda files: make_zip({k: v for k, v in files.items() if k != "test.csv"}), "lacks it"),
+        (lambda files: make_zip(files | {"../escape.csv": b"x"}), "leads out"),
+        (lambda files: make_zip(files | {"/abs.csv": b"x"}), "leads out"),
+        (lambda files: make_zip(files | {"a\\..\\b.csv": b"x"}), "leads out"),
+        (lambda files: linked("train.csv"), "link"),
+    ],
+)
+def test_a_bad_archive_leaves_nothing(
+    client: Client, fake: FakeKaggle, tmp_path: Path, archive: object, told: str
+) -> None:
+    fake.archive = archive(fake.competitions[SLUG])
+    with pytest.raises(faults.UnreachableError, match=told):
+        download(client, tmp_path / "raw")
+    assert listed(tmp_path / "raw") == []
+    assert listed(tmp_path) in (["home", "raw"], ["home"])
+
+
+def test_a_disk_too_small_is_said_before_anything_is_written(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1000))
+    with pytest.raises(KitError, match=r"MB are needed, 0 MB are free"):
+        download(client, tmp_path / "raw")
+    assert listed(tmp_path / "raw") == []
+
+
+def test_a_disk_that_fills_up_leaves_no_half_file(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(downloading.shutil, "copyfileobj", full)
+    with pytest.raises(KitError, match="No space left on device"):
+        download(client, tmp_path / "raw")
+    assert [n for n in listed(tmp_path / "raw") if not n.startswith(".")] == []

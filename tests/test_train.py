@@ -1,0 +1,247 @@
+"""Training: what a run directory holds, what an interruption costs, and that options do what they say."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+from safetensors.torch import load_file
+
+from kit import frame
+from kit.data.processed import Processed
+from kit.errors import DeviceError, RecipeError, RunError
+from kit.recipe import Recipe, load
+from kit.rundir import RunDir
+from kit.schema import ID, LABEL
+from kit.scoring.metrics import log_loss
+from kit.scoring.truth import align, read_truth, restrict
+from kit.training import train as training
+from kit.training.train import train
+from kit.training.trainer import Progress
+
+
+@pytest.fixture(scope="module")
+def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The holdout of the quick recipe, trained without interruption."""
+    return RunDir.open(train(quick, data, tmp_path_factory.mktemp("runs"))["run"])
+
+
+def test_a_run_directory_holds_what_it_promises(run: RunDir, quick: Recipe, processed: Processed):
+    part = run.part("holdout")
+    names = {path.name for path in part.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "valid.csv", "metrics.json"} <= names
+    assert not (part / "checkpoints").exists()
+    assert run.recipe == quick
+    assert run.origin["data"] == processed.digest("train")
+
+
+def test_the_metrics_are_those_of_the_validation_predictions(run: RunDir, data: Path, processed: Processed):
+    valid = frame.read(run.part("holdout") / "valid.csv")
+    rows = processed.fold_rows("holdout")[1]
+    assert valid[ID].tolist() == processed.train()[ID].to_numpy()[rows].tolist()
+    truth = restrict(read_truth(data / "train.parquet"), valid)
+    metrics = run.parts()["holdout"]
+    assert metrics["log_loss"] == pytest.approx(log_loss(*align(valid, truth, "valid")), abs=1e-12)
+    assert metrics["valid_rows"] == len(rows)
+    assert 0 <= metrics["padding_waste"] < 0.2
+
+
+def test_the_kept_weights_are_the_best_evaluation(run: RunDir):
+    history = json.loads((run.part("holdout") / "trainer_state.json").read_text())["log_history"]
+    losses = {entry["step"]: entry["eval_log_loss"] for entry in history if "eval_log_loss" in entry}
+    assert len(losses) == 8
+    metrics = run.parts()["holdout"]
+    assert metrics["best_step"] == min(losses, key=losses.get)
+    assert metrics["log_loss"] == pytest.approx(min(losses.values()), abs=1e-6)
+
+
+def test_training_twice_gives_the_same_weights(run: RunDir, quick: Recipe, data: Path, tmp_path: Path):
+    again = RunDir.open(train(quick, data, tmp_path)["run"])
+    assert (again.part("holdout") / "model.safetensors").read_bytes() == (
+        run.part("holdout") / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_finished_part_is_left_alone(run: RunDir, quick: Recipe, data: Path):
+    before = (run.part("holdout") / "metrics.json").stat().st_mtime_ns
+    said: list[str] = []
+    train(quick, data, run.path.parent, say=said.append)
+    assert any("done already" in line for line in said)
+    assert (run.part("holdout") / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_killed_training_resumes_to_the_same_result(run: RunDir, data: Path, tmp_path: Path):
+    """SIGKILL in the middle of the second epoch, then --resume."""
+    settings = [argument for override in QUICK for argument in ("--set", override)]
+    command = [sys.executable, "-m", "kit", "train", "--backbone", "tiny-electra", "--data", str(data)]
+    command += ["--runs", str(tmp_path), *settings]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    part = tmp_path / run.name / "holdout"
+    deadline = time.monotonic() + 120
+    while not list(part.glob("checkpoints/checkpoint-15/trainer_state.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (part / "metrics.json").exists(), "it had finished before it could be killed"
+
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from step" in resumed.stderr
+    ours = json.loads((part / "metrics.json").read_text())
+    undisturbed = run.parts()["holdout"]
+    for name in ("log_loss", "accuracy", "best_step", "steps"):
+        assert ours[name] == undisturbed[name]
+    expected = load_file(run.part("holdout") / "model.safetensors")
+    for name, weights in load_file(part / "model.safetensors").items():
+        assert torch.equal(weights, expected[name]), name
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
+    for step, state in ((4, "{}"), (8, "{}"), (12, '{"cut'), (16, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert training.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    assert not (tmp_path / "checkpoint-16").exists()
+
+
+def test_accumulated_batches_take_the_same_steps(quick: Recipe, data: Path, tmp_path: Path):
+    """Without dropout, 16 rows at once and 4 x 4 rows are one and the same step."""
+    overrides = (*QUICK, "train.max_steps=6", "model.head_dropout=0.0")
+    finals = []
+    for micro in (0, 4):
+        recipe = load("tiny-roberta", (*overrides, f"train.micro_batch_size={micro}"), backbone=str(_no_dropout(data, tmp_path)))
+        finals.append(train(recipe, data, tmp_path / str(micro))["parts"]["holdout"])
+    assert finals[0]["steps"] == finals[1]["steps"] == 6
+    assert finals[0]["log_loss"] == pytest.approx(finals[1]["log_loss"], abs=2e-5)
+
+
+def _no_dropout(data: Path, tmp_path: Path) -> Path:
+    """A backbone folder with fixed weights and no dropout."""
+    folder = tmp_path / "still"
+    if folder.exists():
+        return folder
+    from kit.data.processed import open_processed
+    from kit.model.backbones import BACKBONES
+    from kit.model.encoder import build
+    from kit.training.start import tiny_folder
+
+    source = tiny_folder(BACKBONES["tiny-roberta"], open_processed(data))
+    config = BACKBONES["tiny-roberta"].config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(0)
+    build(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder
+
+
+def test_every_fold_gives_out_of_fold_predictions_of_every_row(quick: Recipe, data: Path, processed: Processed, tmp_path: Path):
+    recipe = load("tiny-electra", (*QUICK, "train.max_steps=2"))
+    first = train(recipe, data, tmp_path, "1")
+    assert "oof" not in first
+    assert set(first["parts"]) == {"fold1"}
+    result = train(recipe, data, tmp_path, "all")
+    oof = frame.read(Path(result["run"]) / "oof.csv")
+    truth = read_truth(data / "train.parquet")
+    assert sorted(oof[ID]) == sorted(processed.train()[ID].to_pylist())
+    assert result["oof"]["log_loss"] == pytest.approx(log_loss(*align(oof, truth, "oof")), abs=1e-12)
+
+
+def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
+    """With a rate of almost nothing the loss cannot improve by much: training stops long before its last epoch."""
+    overrides = (*QUICK, "train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2", "train.schedule=plateau")
+    events: list[Progress] = []
+    recipe = load("tiny-electra", (*overrides, "train.plateau_patience=0", "train.warmup=0.0"))
+    result = train(recipe, data, tmp_path, listen=events.append)
+    part = result["parts"]["holdout"]
+    evaluations = [e for e in events if e.log_loss is not None]
+    worse = [e.best for e in evaluations][-2:]
+    assert part["steps"] < 12 * 50
+    assert worse == [False, False]
+    rates = {e.lr for e in events if e.lr is not None}
+    assert max(rates) == pytest.approx(0.2)
+    assert min(rates) < 0.2 / 1.9
+
+
+def test_label_smoothing_touches_training_only(run: RunDir, processed: Processed):
+    """The evaluation loss in the log is the plain log loss, though the recipe smooths labels."""
+    valid = frame.read(run.part("holdout") / "valid.csv")
+    labels = processed.train()[LABEL].to_numpy()[processed.fold_rows("holdout")[1]]
+    plain = log_loss(valid.iloc[:, 1:].to_numpy(), labels)
+    history = json.loads((run.part("holdout") / "trainer_state.json").read_text())["log_history"]
+    assert min(e["eval_log_loss"] for e in history if "eval_log_loss" in e) == pytest.approx(plain, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "backbone", "part"),
+    [
+        (("encode.max_tokens=2048",), "tiny-electra", "positions for 512"),
+        (("train.batch_size=16", "train.micro_batch_size=5"), "tiny-electra", "not a multiple"),
+    ],
+)
+def test_a_recipe_that_cannot_run_says_why(overrides: tuple[str, ...], backbone: str, part: str, data: Path, tmp_path: Path):
+    with pytest.raises(RecipeError, match=part):
+        train(load(backbone, overrides), data, tmp_path)
+
+
+def test_an_unknown_fold_lists_the_folds(quick: Recipe, data: Path, tmp_path: Path):
+    with pytest.raises(RecipeError, match="folds 0 to 2"):
+        train(quick, data, tmp_path, "7")
+
+
+def test_running_out_of_memory_gives_advice(quick: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def explode(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(training, "predict_logits", explode)
+    with pytest.raises(DeviceError, match="micro_batch_size=8"):
+        train(load("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
+
+
+def test_other_errors_are_not_taken_for_memory(quick: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def explode(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(training, "predict_logits", explode)
+    with pytest.raises(RuntimeError, match="mat1"):
+        train(load("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
+
+
+def test_a_run_refuses_other_data(run: RunDir, quick: Recipe, raw: Path, tmp_path: Path):
+    from kit.data.preprocess import preprocess
+
+    preprocess(raw, tmp_path / "other", seed=9)
+    with pytest.raises(RunError, match="other rows"):
+        train(quick, tmp_path / "other", run.path.parent)
+
+
+def test_an_edited_recipe_is_noticed(run: RunDir, quick: Recipe, data: Path, tmp_path: Path):
+    import shutil
+
+    copied = shutil.copytree(run.path, tmp_path / run.name)
+    text = (copied / "recipe.toml").read_text()
+    (copied / "recipe.toml").write_text(text.replace("batch_size = 16", "batch_size = 8"))
+    with pytest.raises(RunError, match="edited"):
+        train(quick, data, tmp_path)
+
+
+def test_progress_reaches_the_last_step(quick: Recipe, data: Path, tmp_path: Path):
+    events: list[Progress] = []
+    train(load("tiny-electra", (*QUICK, "train.max_steps=5")), data, tmp_path, listen=events.append)
+    assert events[-1].step == events[-1].steps == 5
+    assert all(math.isfinite(e.loss) for e in events if e.loss is not None)
+    assert np.isfinite([e.log_loss for e in events if e.log_loss is not None]).all()
