@@ -23,17 +23,18 @@ TEXTS = ["prompt", "response_a", "response_b"]
 
 
 def row_by_row(raw: Path, out: Path, text: str, split: str) -> None:
-    """pandas, `df.apply(axis=1)`, json.loads and regular expressions; splits by the very functions that kit uses."""
+    """pandas, `df.apply(axis=1)`, json.loads and regular expressions."""
     import pandas as pd
 
-    from kit.data import split as splits
+    from kit.data import split as splits  # kit's own, so that the ratio does not live on a slow way to split
 
-    def clean(turn: str | None) -> str:
+    def repair(turn: str | None) -> str:
         turn = re.sub(r"\r\n?", "\n", re.sub("\0", "", turn or ""))
-        turn = re.sub("[\ud800-\udfff]", "\ufffd", turn)
-        if text == "ascii":
-            turn = re.sub(r"\s+", " ", re.sub(r"[^\x00-\x7f]+", "", re.sub(r"\s+", " ", turn))).strip()
-        return turn
+        return re.sub("[\ud800-\udfff]", "\ufffd", turn)
+
+    def strip(turn: str) -> str:
+        turn = re.sub(r"[^\x00-\x7f]+", "", re.sub(r"\s+", " ", turn))
+        return re.sub(" +", " ", turn).strip()
 
     def key(prompt: list[str]) -> str:
         return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", "\n".join(prompt)).casefold()).strip()
@@ -42,8 +43,7 @@ def row_by_row(raw: Path, out: Path, text: str, split: str) -> None:
     for name in ("train", "test"):
         frame = pd.read_csv(raw / f"{name}.csv")
         for column in TEXTS:
-            turns = frame.apply(lambda row, c=column: [clean(t) for t in json.loads(row[c]) or [""]], axis=1)
-            frame[column] = turns
+            frame[column] = frame.apply(lambda row, c=column: [repair(t) for t in json.loads(row[c]) or [""]], axis=1)
         frame["group"] = frame.apply(lambda row: numbers.setdefault(key(row["prompt"]), len(numbers)), axis=1)
         if name == "train":
             frame["label"] = frame.apply(lambda row: CLASSES.index(max(CLASSES, key=lambda c: row[c])), axis=1)
@@ -52,6 +52,9 @@ def row_by_row(raw: Path, out: Path, text: str, split: str) -> None:
             groups = frame["group"].to_numpy() if split == "grouped" else None
             frame["valid"] = splits.holdout(frame["label"].to_numpy(), groups, 0.1, 0)
             frame["fold"] = splits.folds(frame["label"].to_numpy(), groups, 5, 0)
+        if text == "ascii":
+            for column in TEXTS:
+                frame[column] = frame.apply(lambda row, c=column: [strip(turn) for turn in row[c]], axis=1)
         out.mkdir(parents=True, exist_ok=True)
         frame.drop(columns=["model_a", "model_b", *CLASSES], errors="ignore").to_parquet(out / f"{name}.parquet")
 

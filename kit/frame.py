@@ -33,7 +33,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Reads a prediction frame that other code will compute with: ids whole and unique, numbers finite.
+    """Reads a prediction frame that other code will compute with: ids int64 and unique, classes float64 and finite.
 
     Column order and extra columns are free, as they are for Kaggle's graders. Use `scoring.validate` to list
     every problem of a file instead of stopping at the first.
@@ -51,15 +51,18 @@ def read(path: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path}: no rows", "Make it again; `kit validate` shows what a submission needs.")
     for column in PREDICTION_COLUMNS:
-        numbers = pd.to_numeric(frame[column], errors="coerce").astype("float64")
-        bad = ~np.isfinite(numbers) if column != ID else ~np.isfinite(numbers) | (numbers != np.floor(numbers))
+        numbers = pd.to_numeric(frame[column], errors="coerce")
+        bad = ~np.isfinite(numbers.astype("float64").to_numpy())
+        if column == ID:
+            bad |= ~_whole(numbers)
         if bad.any():
-            row = int(np.flatnonzero(bad)[0])
+            row = int(bad.argmax())
             raise DataError(
                 f"{path}: row {row + 2}: {column} is {str(frame[column].iloc[row])[:40]!r}, not "
-                + ("a whole number" if column == ID else "a finite number"),
+                + ("a 64-bit whole number" if column == ID else "a finite number"),
                 f"Run `kit validate {path}` for every problem at once.",
             )
+        frame[column] = numbers.astype("int64" if column == ID else "float64")
     repeated = frame[ID][frame[ID].duplicated()]
     if len(repeated):
         raise DataError(
@@ -67,6 +70,14 @@ def read(path: str | Path) -> pd.DataFrame:
             f"Run `kit validate {path}` for every problem at once.",
         )
     return frame
+
+
+def _whole(numbers: pd.Series) -> np.ndarray:
+    """Which numbers (N,) are whole and can be kept as int64 exactly; a float is only whole below 2^53."""
+    if pd.api.types.is_integer_dtype(numbers):
+        return (numbers <= np.iinfo(np.int64).max).to_numpy()
+    values = numbers.to_numpy(np.float64)
+    return (np.abs(values) < 2**53) & (values == np.floor(values))
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -162,7 +162,7 @@ def load(name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str 
         raise RecipeError(f"no recipe {str(name_or_file)!r}", f"Shipped: {', '.join(shipped())}; or name a TOML file.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not TOML, not UTF-8, or a number beyond all bounds
         raise RecipeError(f"{path}: not valid TOML: {error}", "Compare with `kit recipes NAME`.") from error
     values.setdefault("name", path.stem)
     if backbone and backbone != values.get("backbone"):
@@ -198,9 +198,9 @@ def _parse_override(text: str) -> dict[str, Any]:
     for line in (text, f"{key}={json.dumps(value.strip())}"):
         try:
             return tomllib.loads(line)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:
             failure = error
-            if not re.fullmatch(r"\s*[A-Za-z][\w.\-/]*\s*", value):
+            if not re.fullmatch(r"\s*[A-Za-z./][\w.\-/]*\s*", value):
                 break
     raise RecipeError(f"--set {text!r}: {failure}", "For example: --set train.lr=2e-5")
 
@@ -239,7 +239,7 @@ def _check(kind: Any, value: Any, source: str, key: str) -> Any:
         if value not in get_args(kind):
             raise RecipeError(f"{source}: {key} = {value!r}", f"Choices: {', '.join(get_args(kind))}")
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise RecipeError(f"{source}: {key} = {value!r} is not {_article(kind)}", f"For example: {key}={_example(key)}")

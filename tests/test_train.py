@@ -37,7 +37,14 @@ def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_run_directory_holds_what_it_promises(run: RunDir, quick: Recipe, processed: Processed):
     part = run.part("holdout")
     names = {path.name for path in part.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "valid.csv", "metrics.json"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "trainer_state.json",
+        "valid.csv",
+        "metrics.json",
+    } <= names
     assert not (part / "checkpoints").exists()
     assert run.recipe == quick
     assert run.origin["data"] == processed.digest("train")
@@ -119,12 +126,14 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
     assert not (tmp_path / "checkpoint-16").exists()
 
 
-def test_accumulated_batches_take_the_same_steps(quick: Recipe, data: Path, tmp_path: Path):
+def test_accumulated_batches_take_the_same_steps(data: Path, tmp_path: Path):
     """Without dropout, 16 rows at once and 4 x 4 rows are one and the same step."""
     overrides = (*QUICK, "train.max_steps=6", "model.head_dropout=0.0")
     finals = []
     for micro in (0, 4):
-        recipe = load("tiny-roberta", (*overrides, f"train.micro_batch_size={micro}"), backbone=str(_no_dropout(data, tmp_path)))
+        recipe = load(
+            "tiny-roberta", (*overrides, f"train.micro_batch_size={micro}"), backbone=str(_no_dropout(data, tmp_path))
+        )
         finals.append(train(recipe, data, tmp_path / str(micro))["parts"]["holdout"])
     assert finals[0]["steps"] == finals[1]["steps"] == 6
     assert finals[0]["log_loss"] == pytest.approx(finals[1]["log_loss"], abs=2e-5)
@@ -149,7 +158,7 @@ def _no_dropout(data: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_fold_gives_out_of_fold_predictions_of_every_row(quick: Recipe, data: Path, processed: Processed, tmp_path: Path):
+def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, processed: Processed, tmp_path: Path):
     recipe = load("tiny-electra", (*QUICK, "train.max_steps=2"))
     first = train(recipe, data, tmp_path, "1")
     assert "oof" not in first
@@ -163,7 +172,14 @@ def test_every_fold_gives_out_of_fold_predictions_of_every_row(quick: Recipe, da
 
 def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
     """With a rate of almost nothing the loss cannot improve by much: training stops long before its last epoch."""
-    overrides = (*QUICK, "train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2", "train.schedule=plateau")
+    overrides = (
+        *QUICK,
+        "train.epochs=50",
+        "train.lr=0.2",
+        "train.head_lr=0.2",
+        "train.patience=2",
+        "train.schedule=plateau",
+    )
     events: list[Progress] = []
     recipe = load("tiny-electra", (*overrides, "train.plateau_patience=0", "train.warmup=0.0"))
     result = train(recipe, data, tmp_path, listen=events.append)
@@ -193,7 +209,9 @@ def test_label_smoothing_touches_training_only(run: RunDir, processed: Processed
         (("train.batch_size=16", "train.micro_batch_size=5"), "tiny-electra", "not a multiple"),
     ],
 )
-def test_a_recipe_that_cannot_run_says_why(overrides: tuple[str, ...], backbone: str, part: str, data: Path, tmp_path: Path):
+def test_a_recipe_that_cannot_run_says_why(
+    overrides: tuple[str, ...], backbone: str, part: str, data: Path, tmp_path: Path
+):
     with pytest.raises(RecipeError, match=part):
         train(load(backbone, overrides), data, tmp_path)
 
@@ -203,7 +221,7 @@ def test_an_unknown_fold_lists_the_folds(quick: Recipe, data: Path, tmp_path: Pa
         train(quick, data, tmp_path, "7")
 
 
-def test_running_out_of_memory_gives_advice(quick: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_running_out_of_memory_gives_advice(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def explode(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -212,7 +230,7 @@ def test_running_out_of_memory_gives_advice(quick: Recipe, data: Path, tmp_path:
         train(load("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
 
 
-def test_other_errors_are_not_taken_for_memory(quick: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_errors_are_not_taken_for_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def explode(*_: object, **__: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -239,7 +257,7 @@ def test_an_edited_recipe_is_noticed(run: RunDir, quick: Recipe, data: Path, tmp
         train(quick, data, tmp_path)
 
 
-def test_progress_reaches_the_last_step(quick: Recipe, data: Path, tmp_path: Path):
+def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
     events: list[Progress] = []
     train(load("tiny-electra", (*QUICK, "train.max_steps=5")), data, tmp_path, listen=events.append)
     assert events[-1].step == events[-1].steps == 5

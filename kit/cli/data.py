@@ -95,7 +95,7 @@ def preprocess(
     )
     if as_json:
         return show.json_out(manifest)
-    show.preprocessed(manifest)
+    show.preprocessed(manifest, out)
 
 
 COMMANDS = (sample, preprocess)

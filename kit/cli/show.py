@@ -94,9 +94,20 @@ def _bar(label: str) -> Iterator[Callable[[int, int, str | None], None]]:
         yield advance
 
 
-def preprocessed(manifest: dict[str, Any]) -> None:
+def preprocessed(manifest: dict[str, Any], out: Any) -> None:
     """What preprocess did, with every repair it made."""
-    json_out(manifest)
+    counts, options = manifest["counts"], manifest["options"]
+    if manifest["reused"]:
+        note(f"{out} holds these very rows already; nothing to do")
+    rows = [["training rows", counts["train_rows"]], ["  in the holdout", manifest["holdout"]["rows"]]]
+    rows += [["test rows", counts["test_rows"]], ["prompt groups", counts["prompt_groups"]]]
+    shown = {"train_rows", "test_rows", "prompt_groups", "train_rows_read", "competition_rows"}
+    details = {**{k: v for k, v in counts.items() if k not in shown}, **manifest["repairs"]}
+    rows += [[name.replace("_", " "), count] for name, count in details.items() if count]
+    table(f"{out}: {options['text']} text, {options['split']} split, {options['folds']} folds", ["rows", "count"], rows)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["frequencies"].items())
+    note(f"Classes: {shares}")
+    note("Next: kit train --backbone deberta, or tiny-deberta to try the path")
 
 
 def trained(result: dict[str, Any]) -> None:

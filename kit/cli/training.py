@@ -63,9 +63,9 @@ def recipes(name: str | None, as_json: bool) -> None:
     from kit.recipe import load, shipped
 
     if name:
-        recipe = load(name, backbone=None if name != "default" else "FOLDER")
+        recipe = load(name)
         return show.json_out(dataclasses.asdict(recipe)) if as_json else click.echo(recipe.to_toml(), nl=False)
-    all_of_them = [load(each, backbone=None if each != "default" else "FOLDER") for each in shipped()]
+    all_of_them = [load(each) for each in shipped()]
     if as_json:
         return show.json_out([dataclasses.asdict(recipe) for recipe in all_of_them])
     show.table("Recipes", ["name", "backbone", "purpose"], [[r.name, r.backbone, r.purpose] for r in all_of_them])

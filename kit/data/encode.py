@@ -24,6 +24,7 @@ from kit.schema import PROMPT, RESPONSES
 FORMAT = 1  # part of the cache key: raised when the same rows would become other tokens
 CHUNK = 1024  # rows tokenised at a time; bounds memory whatever the number of rows
 FRAME = 3  # CLS and two SEP around a side
+_REMAKE = "Delete the folder and run the command again: it is only a cache."
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Vocabulary:
         backend = self.pretrained.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = True  # an answer that spells out [SEP] or </s> is text, not structure
         return backend
 
     @property
@@ -79,13 +81,22 @@ class Encoded:
 
     @classmethod
     def open(cls, folder: Path) -> "Encoded":
-        """Maps what `encode` wrote."""
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        starts = np.load(folder / "starts.npy")
-        tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
-        if len(tokens) != starts[-1]:
-            raise DataError(f"{folder}: tokens are missing from this cache", "Delete the folder; it is made again.")
-        return cls(tokens, starts, np.load(folder / "prompt_lengths.npy"), meta["sides"], meta["cut"])
+        """Maps what `encode` wrote.
+
+        Raises:
+            DataError: a file of it is missing or not whole.
+        """
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            starts, prompt_lengths = np.load(folder / "starts.npy"), np.load(folder / "prompt_lengths.npy")
+            tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
+            encoded = cls(tokens, starts, prompt_lengths, meta["sides"], meta["cut"])
+            whole = (len(tokens), len(encoded)) == (starts[-1], meta["rows"]) and len(starts) == len(prompt_lengths) + 1
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise DataError(f"{folder}: these tokens cannot be read: {error}", _REMAKE) from error
+        if not whole:
+            raise DataError(f"{folder}: tokens are missing from it", _REMAKE)
+        return encoded
 
 
 def encode_cached(table: pa.Table, content: str, vocabulary: Vocabulary, spec: EncodeSpec, cache: Path) -> Encoded:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet as pq
 
+from kit.data.merge import numbers
 from kit.data.processed import TEST_SCHEMA, TEST_TABLE, TRAIN_SCHEMA, TRAIN_TABLE
 from kit.schema import CLASSES, ID, LABEL, PROMPT, TEXTS
 
@@ -18,57 +18,64 @@ def check(folder: Path, manifest: dict, train_ids: np.ndarray, test_ids: np.ndar
     Raises:
         AssertionError: a promise is broken, which no input should be able to do.
     """
-    train, test = pq.read_table(folder / TRAIN_TABLE), pq.read_table(folder / TEST_TABLE)
+    train, prompts, whole = _scan(folder / TRAIN_TABLE, TRAIN_SCHEMA)
+    test, _, whole_test = _scan(folder / TEST_TABLE, TEST_SCHEMA)
     promises = {
-        "the columns are those of the schema": train.schema.equals(TRAIN_SCHEMA) and test.schema.equals(TEST_SCHEMA),
-        "every text has a turn and no turn is null": _whole(train) and _whole(test),
-        "test ids are the input's, in order": np.array_equal(test[ID].to_numpy(), test_ids),
+        "columns are those of the schema, every text has a turn, and nothing is null": whole and whole_test,
+        "test ids are the input's, in order": np.array_equal(test[ID], test_ids),
         **_rows(train, manifest, train_ids),
-        **_counts(train, test, manifest),
+        **_counts(train, len(test[ID]), manifest),
     }
     if manifest["options"]["split"] == "grouped":
-        promises["no prompt group crosses a fold or the holdout"] = _together(train, manifest["options"]["text"])
+        promises["no prompt group crosses a fold or the holdout"] = _together(train, train["group"])
+        if manifest["options"]["text"] == "unicode":  # in the ascii form different prompts can look alike
+            promises["no prompt crosses a fold or the holdout"] = _together(train, prompts)
     broken = [promise for promise, kept in promises.items() if not kept]
     if broken:
         raise AssertionError(f"this is a bug in kit, please report it: {folder} breaks: {'; '.join(broken)}")
 
 
-def _whole(table: pa.Table) -> bool:
-    full = all(column.null_count == 0 for column in table.columns)
-    turns = (chunk for c in TEXTS for chunk in table[c].chunks)
-    return full and all(t.flatten().null_count == 0 and pc.min(pc.list_value_length(t)).as_py() > 0 for t in turns)
+def _scan(path: Path, schema: pa.Schema) -> tuple[dict[str, np.ndarray], np.ndarray, bool]:
+    """The columns that are not texts, a number for each prompt (N,), and whether the file is whole; piece by piece."""
+    rest: list[pa.RecordBatch] = []
+    prompts: list[str] = []
+    file = pq.ParquetFile(path, memory_map=True)
+    whole = file.schema_arrow.equals(schema)
+    for batch in file.iter_batches(2048, use_threads=False):
+        whole &= all(column.null_count == 0 for column in batch.columns)
+        for text in (batch[c] for c in TEXTS):
+            whole &= text.flatten().null_count == 0 and pc.min(pc.list_value_length(text)).as_py() > 0
+        prompts += pc.binary_join(batch[PROMPT], "\0").to_pylist()
+        rest.append(batch.drop_columns(list(TEXTS)))
+    table = pa.Table.from_batches(rest)
+    return {c: table[c].to_numpy() for c in table.column_names}, numbers(prompts), whole
 
 
-def _rows(train: pa.Table, manifest: dict, train_ids: np.ndarray) -> dict[str, bool]:
-    ids, labels, fold, extra = (train[c].to_numpy() for c in (ID, LABEL, "fold", "extra"))
-    own = ids[~extra]
+def _rows(train: dict[str, np.ndarray], manifest: dict, train_ids: np.ndarray) -> dict[str, bool]:
+    number, own = manifest["options"]["folds"], ~train["extra"]
+    ids = train[ID][own]
     return {
-        "labels are 0, 1 or 2": bool(np.isin(labels, range(len(CLASSES))).all()),
-        "training ids are unique": len(np.unique(ids)) == len(ids),
-        "competition rows are the input's, in order": np.array_equal(own, train_ids[np.isin(train_ids, own)]),
-        "every competition row has a fold": set(np.unique(fold[~extra])) == set(range(manifest["options"]["folds"])),
-        "every fold is a fold": bool((fold >= -1).all() and (fold < manifest["options"]["folds"]).all()),
+        "labels are 0, 1 or 2": bool(np.isin(train[LABEL], range(len(CLASSES))).all()),
+        "training ids are unique": len(np.unique(train[ID])) == len(train[ID]),
+        "competition rows are the input's, in order": np.array_equal(ids, train_ids[np.isin(train_ids, ids)]),
+        "every competition row has a fold": set(np.unique(train["fold"][own])) == set(range(number)),
+        "an extra row has a fold or none": bool(np.isin(train["fold"], range(-1, number)).all()),
     }
 
 
-def _counts(train: pa.Table, test: pa.Table, manifest: dict) -> dict[str, bool]:
-    counts, extra = manifest["counts"], train["extra"].to_numpy()
-    own = np.bincount(train[LABEL].to_numpy()[~extra], minlength=len(CLASSES)).tolist()
+def _counts(train: dict[str, np.ndarray], test_rows: int, manifest: dict) -> dict[str, bool]:
+    counts, extra = manifest["counts"], train["extra"]
+    own = np.bincount(train[LABEL][~extra], minlength=len(CLASSES)).tolist()
     dropped = counts["extra_test_prompts_dropped"] + counts["extra_duplicates_dropped"]
     return {
         "competition rows add up": counts["train_rows_read"] - counts["duplicates_dropped"] == int((~extra).sum()),
         "extra rows add up": counts["extra_rows_read"] - dropped == int(extra.sum()),
-        "written rows are counted": counts["train_rows"] == train.num_rows and counts["test_rows"] == test.num_rows,
+        "written rows are counted": [counts["train_rows"], counts["test_rows"]] == [len(extra), test_rows],
         "classes are counted": list(manifest["classes"].values()) == own,
         "folds are counted": sum(fold["rows"] for fold in manifest["folds"]) == sum(own),
     }
 
 
-def _together(train: pa.Table, text: str) -> bool:
-    frame = pd.DataFrame({c: train[c].to_numpy() for c in ("group", "fold", "valid")})
-    if text == "unicode":  # in the ascii form different prompts can look alike
-        joined = pc.binary_join(train[PROMPT], "\0").cast(pa.large_string()).dictionary_encode()
-        frame["prompt"] = np.concatenate([chunk.indices.to_numpy() for chunk in joined.chunks])
-    rows = frame.drop_duplicates()
-    by_prompt = "prompt" not in frame or not rows.duplicated("prompt").any()
-    return by_prompt and not rows[["group", "fold", "valid"]].drop_duplicates().duplicated("group").any()
+def _together(train: dict[str, np.ndarray], key: np.ndarray) -> bool:
+    side = 2 * (train["fold"].astype(np.int64) + 1) + train["valid"]
+    return len(np.unique(key * (side.max() + 1) + side)) == len(np.unique(key))

@@ -1,17 +1,15 @@
 """Which rows are the same: exact duplicates, swapped copies, prompt groups; and how extra rows join the others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kit.data import clean
-from kit.data.clean import prompt_keys
 from kit.data.rows import Rows
-from kit.schema import LABEL, PROMPT, RESPONSES, SWAP, TEXTS
+from kit.schema import PROMPT, RESPONSES, SWAP
 
 
 @dataclass(frozen=True)
@@ -41,105 +39,129 @@ def merge(train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: b
     say what an earlier row says with the answers swapped, and, unless allowed, those whose prompt is in the test file.
     Swapped copies and conflicting labels among the competition's own rows are data, and stay.
     """
-    own, asked, *others = keys([train.texts, test.texts, *(e.texts for e in extras)])
-    rows = pd.concat([own, *others], ignore_index=True)
-    rows[LABEL] = np.concatenate([train.labels, *(e.labels for e in extras)])
-    extra = np.arange(len(rows)) >= len(own)
-    in_test = rows["group"].isin(asked["group"]).to_numpy()
-    leaks = extra & in_test & (not allow_test_prompts)
-    repeats = np.where(extra, copies(rows), duplicates(rows)) & ~leaks
-    keep = ~leaks & ~repeats
-    kept = rows[keep]
+    own = len(train.ids)
     texts = pa.concat_tables([train.texts, *(e.texts for e in extras)])
+    rows, asked = keys(texts, test.texts)
+    labels = np.concatenate([train.labels, *(e.labels for e in extras)])
+    extra = np.arange(len(labels)) >= own
+    in_test = np.isin(rows.group, asked.group)
+    leaks = extra & in_test & (not allow_test_prompts)
+    repeats = np.where(extra, copies(rows, labels), duplicates(rows, labels)) & ~leaks
+    keep = ~leaks & ~repeats
+    kept = rows.only(keep)
     fresh, renumbered = fresh_ids(
-        np.concatenate([np.empty(0, np.int64), *(e.ids for e in extras)])[keep[len(own) :]],
+        np.concatenate([np.empty(0, np.int64), *(e.ids for e in extras)])[keep[own:]],
         np.concatenate([train.ids, test.ids]),
     )
     counts = {
-        "train_rows_read": len(own),
+        "train_rows_read": own,
         "duplicates_dropped": int(repeats[~extra].sum()),
         "extra_rows_read": int(extra.sum()),
         "extra_test_prompts_dropped": int(leaks.sum()),
         "extra_duplicates_dropped": int(repeats[extra].sum()),
         "extra_ids_renumbered": renumbered,
-        "train_rows": len(kept),
+        "train_rows": int(keep.sum()),
         "competition_rows": int(keep[~extra].sum()),
         "extra_rows": int(keep[extra].sum()),
-        "test_rows": len(asked),
-        "prompt_groups": int(kept["group"].nunique()),
+        "test_rows": len(asked.group),
+        "prompt_groups": len(np.unique(kept.group)),
         "competition_rows_with_a_test_prompt": int((keep & in_test & ~extra).sum()),
         "rows_with_conflicting_labels": conflicts(kept),
         "rows_with_a_swapped_copy": swapped(kept),
     }
     return Merged(
-        np.concatenate([train.ids[keep[: len(own)]], fresh]),
-        kept[LABEL].to_numpy(np.int8),
-        kept["group"].to_numpy(),
+        np.concatenate([train.ids[keep[:own]], fresh]),
+        labels[keep],
+        kept.group,
         extra[keep],
         texts if keep.all() else texts.filter(pa.array(keep)),
-        asked["group"].to_numpy(),
+        asked.group,
         counts,
     )
 
 
-def keys(tables: list[pa.Table]) -> list[pd.DataFrame]:
-    """Numbers that stand for texts, equal where the texts are equal, over all tables.
+@dataclass(frozen=True)
+class Keys:
+    """Numbers (N,) that stand for texts, equal where the texts are equal.
 
-    Args:
-        tables: the three texts in unicode form, M tables.
-    Returns:
-        For each table a frame of prompt, response_a, response_b (same number: same turns, the two responses
-        numbered together) and group (same number: same prompt but for case, width and white space). Responses are
-        numbered only where the prompt occurs again, since rows are compared by both; elsewhere they are -1.
+    Attributes:
+        prompt: same number, same turns.
+        a, b: the responses, numbered together, but only where the prompt occurs again, since rows are compared by
+            prompt and responses; elsewhere -1.
+        group: same number, same prompt but for case, width and white space.
     """
-    texts = pa.concat_tables(tables)
-    prompt = _numbers(pc.binary_join(texts[PROMPT], "\0"))  # no turn holds a NUL any more
-    group = _numbers(pa.chunked_array([prompt_keys(texts[PROMPT])], pa.large_string()))
+
+    prompt: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    group: np.ndarray
+
+    def only(self, chosen: np.ndarray | slice) -> "Keys":
+        """The same of some rows."""
+        return Keys(self.prompt[chosen], self.a[chosen], self.b[chosen], self.group[chosen])
+
+
+def keys(train: pa.Table, test: pa.Table) -> tuple[Keys, Keys]:
+    """The keys of two tables of texts in unicode form, numbered together."""
+    texts = pa.concat_tables([train, test])
+    prompt = numbers(pc.binary_join(texts[PROMPT], "\0").to_pylist())  # no turn holds a NUL any more
     again = np.bincount(prompt)[prompt] > 1
     both = pa.chunked_array([c for r in RESPONSES for c in texts[r].filter(pa.array(again)).chunks], clean.TURNS)
-    responses = np.full((len(RESPONSES), len(prompt)), -1)
-    responses[:, again] = _numbers(pc.binary_join(both, "\0")).reshape(len(RESPONSES), -1)
-    frame = pd.DataFrame({PROMPT: prompt, **dict(zip(RESPONSES, responses, strict=True)), "group": group})
-    ends = np.cumsum([t.num_rows for t in tables])
-    return [frame.iloc[end - t.num_rows : end].reset_index(drop=True) for end, t in zip(ends, tables, strict=True)]
+    a, b = np.full((2, len(prompt)), -1)
+    a[again], b[again] = np.split(numbers(pc.binary_join(both, "\0").to_pylist()), 2)
+    every = Keys(prompt, a, b, numbers(clean.prompt_keys(texts[PROMPT])))
+    return every.only(slice(train.num_rows)), every.only(slice(train.num_rows, None))
 
 
-def _numbers(texts: pa.ChunkedArray) -> np.ndarray:
-    """The same number for the same text, counted from 0 in the order of first appearance."""
-    encoded = texts.cast(pa.large_string()).dictionary_encode()
-    return np.concatenate([np.empty(0, np.int64), *(chunk.indices.to_numpy() for chunk in encoded.chunks)])
+def numbers(texts: Iterable[str]) -> np.ndarray:
+    """The same number for the same text (N,), counted from 0 in the order of first appearance."""
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
 
 
-def duplicates(rows: pd.DataFrame) -> np.ndarray:
+def _tuples(*columns: np.ndarray) -> np.ndarray:
+    """One number for each combination of integers from -1 on, (N,) each."""
+    number = columns[0]
+    for column in columns[1:]:
+        _, number = np.unique(number * (column.max() + 2) + column + 1, return_inverse=True)
+    return number
+
+
+def _seen(numbers: np.ndarray) -> np.ndarray:
+    """True where the number stands in an earlier place (N,)."""
+    seen = np.ones(len(numbers), bool)
+    seen[np.unique(numbers, return_index=True)[1]] = False
+    return seen
+
+
+def duplicates(rows: Keys, labels: np.ndarray) -> np.ndarray:
     """True where prompt, both responses and label equal those of an earlier row (N,)."""
-    return rows.duplicated([*TEXTS, LABEL]).to_numpy()
+    return _seen(_tuples(rows.prompt, rows.a, rows.b, labels))
 
 
-def copies(rows: pd.DataFrame) -> np.ndarray:
+def copies(rows: Keys, labels: np.ndarray) -> np.ndarray:
     """True where a row says what an earlier one says, as it stands or with the answers swapped (N,)."""
-    a, b = (rows[c].to_numpy() for c in RESPONSES)
-    label = rows[LABEL].to_numpy()
-    mirrored = np.asarray(SWAP)[label]
-    turned = np.where(a < b, label, np.where(a > b, mirrored, np.minimum(label, mirrored)))
-    seen = {PROMPT: rows[PROMPT], "low": np.minimum(a, b), "high": np.maximum(a, b), LABEL: turned}
-    return pd.DataFrame(seen).duplicated().to_numpy()
+    mirrored = np.asarray(SWAP)[labels]
+    turned = np.where(rows.a < rows.b, labels, np.where(rows.a > rows.b, mirrored, np.minimum(labels, mirrored)))
+    return _seen(_tuples(rows.prompt, np.minimum(rows.a, rows.b), np.maximum(rows.a, rows.b), turned))
 
 
-def conflicts(rows: pd.DataFrame) -> int:
+def conflicts(rows: Keys) -> int:
     """How many rows share prompt and both responses with a row of another label; duplicates are gone already."""
-    return int(rows.duplicated(list(TEXTS), keep=False).sum())
+    number = _tuples(rows.prompt, rows.a, rows.b)
+    return int((np.bincount(number)[number] > 1).sum())
 
 
-def swapped(rows: pd.DataFrame) -> int:
+def swapped(rows: Keys) -> int:
     """How many rows stand there with the two (different) responses swapped as well."""
-    a, b = RESPONSES
-    straight = pd.MultiIndex.from_frame(rows[[PROMPT, a, b]])
-    return int((straight.isin(pd.MultiIndex.from_frame(rows[[PROMPT, b, a]])) & (rows[a] != rows[b])).sum())
+    responses = np.stack([rows.a, rows.b])
+    straight, mirrored = np.split(_tuples(np.tile(rows.prompt, 2), responses.ravel(), responses[::-1].ravel()), 2)
+    return int((np.isin(straight, mirrored) & (rows.a != rows.b)).sum())
 
 
 def fresh_ids(ids: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, int]:
     """Ids (N,) that are all different and none of `taken`, colliding ones renumbered above the maximum; how many."""
-    clash = np.isin(ids, taken) | pd.Series(ids).duplicated().to_numpy()
+    clash = np.isin(ids, taken) | _seen(ids)
     first = max(int(taken.max(initial=0)), int(ids.max(initial=0))) + 1
     ids = ids.copy()
     ids[clash] = first + np.arange(clash.sum())

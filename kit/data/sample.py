@@ -179,7 +179,7 @@ def _draw(probabilities: Sequence[float], luck: float) -> int:
 def _rows(plan: pd.DataFrame) -> Iterator[Row]:
     for line in plan.itertuples(index=False):
         voice = text.VOICES[line.voice]
-        topic = text.topic(voice, line.number)
+        topic = text.topic_of(voice, line.number)
         prompt = text.prompt(voice, line.number, line.turns, line.pasted)
         a = text.answer(voice, topic, line.turns, line.lines_a, line.quality_a, line.key_a)
         b = text.answer(voice, topic, line.turns, line.lines_b, line.quality_b, line.key_b)

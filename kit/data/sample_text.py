@@ -181,7 +181,7 @@ def cut(text: str, number: int) -> str:
     return text + "\ud83d" if number % 2 else "\ude0a" + text
 
 
-def topic(voice: Voice, number: int) -> str:
+def topic_of(voice: Voice, number: int) -> str:
     """What the conversation with this number is about."""
     return voice.topics[number % len(voice.topics)]
 
@@ -195,7 +195,7 @@ def prompt(voice: Voice, number: int, turns: int, pasted: bool) -> list[str]:
     rest = number // len(voice.topics)
     n, opening = 2 + rest // len(voice.prompts), voice.prompts[rest % len(voice.prompts)]
     later = (voice.follow[turn % len(voice.follow)] for turn in range(turns - 1))
-    texts = [text.format(topic=topic(voice, number), n=n + turn) for turn, text in enumerate((opening, *later))]
+    texts = [text.format(topic=topic_of(voice, number), n=n + turn) for turn, text in enumerate((opening, *later))]
     if pasted:
         fewest, spread = PASTED_LINES
         texts[-1] += "\n\n" + " ".join((voice.neutral * 40)[: fewest + n % spread])

@@ -56,6 +56,10 @@ class Backbone:
         }
 
 
+AFTER_PADDING = {  # families that number positions from the padding id on
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "ibert"),
+    *("longformer", "luke", "mpnet", "xmod"),
+}
 FP16_DEBERTA = "bf16; fp16 only by autocast over float32 weights (its scores overflow in pure fp16)"
 RTD, MLM = "replaced-token detection", "masked language model"
 
@@ -110,7 +114,7 @@ def max_positions(config: dict[str, Any]) -> int | None:
     family = config["model_type"]
     if family == "deberta-v2" and not config.get("position_biased_input", True):
         return None
-    positions = config["max_position_embeddings"]
-    if family in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        return positions - config.get("pad_token_id", 1) - 1  # these number positions from the padding id on
+    positions = config.get("max_position_embeddings")
+    if positions and family in AFTER_PADDING:
+        return positions - config.get("pad_token_id", 1) - 1
     return positions

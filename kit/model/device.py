@@ -1,5 +1,7 @@
 """What to compute on and how precisely: found out once, said aloud, and refused early when it cannot work."""
 
+import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -37,26 +39,35 @@ def choose(precision: str = "auto") -> Compute:
             raise DeviceError(f"fp16 training needs a CUDA GPU; this is {kind}", "Set train.precision=auto.")
         chosen = "fp32" if precision == "auto" else precision
         return Compute(torch.device(kind), chosen, f"no CUDA GPU: {chosen} on {kind}")
-    major, minor = torch.cuda.get_device_capability()
-    check_kernels(torch.cuda.get_device_name(), (major, minor), torch.cuda.get_arch_list())
+    number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))  # torchrun gives each process its own
+    name, (major, minor) = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
+    check_kernels(name, (major, minor), torch.cuda.get_arch_list())
     best = "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
     if precision == "bf16" and major < 8:
         raise DeviceError(
             f"bf16 needs compute capability 8.0; this GPU has {major}.{minor}", "Set train.precision=auto."
         )
     chosen = best if precision == "auto" else precision
-    device = torch.device("cuda", torch.cuda.current_device())
-    return Compute(device, chosen, f"{torch.cuda.get_device_name()}, capability {major}.{minor}: {chosen}")
+    return Compute(torch.device("cuda", number), chosen, f"{name}, capability {major}.{minor}: {chosen}")
 
 
 def check_kernels(name: str, capability: tuple[int, int], architectures: list[str]) -> None:
-    """Raises unless the build has kernels of this capability's generation, or PTX that can be compiled for it."""
+    """Raises unless the build has kernels that run on this capability, or PTX that can be compiled for it.
+
+    `sm_XY` runs on X.Y and later of generation X; `compute_XY` compiles for X.Y and everything later; with the suffix
+    `a` either is for X.Y alone, with `f` for its generation (NVIDIA's CUDA C++ Programming Guide, on compatibility).
+    A ROCm build names its kernels in another way, and nothing is concluded from them.
+    """
     major, minor = capability
-    compiled = [a.removeprefix("sm_").rstrip("af") for a in architectures if a.startswith("sm_")]
-    portable = [a.removeprefix("compute_").rstrip("af") for a in architectures if a.startswith("compute_")]
-    runs = any(int(a[:-1]) == major and int(a[-1]) <= minor for a in compiled)
-    builds = any((int(a[:-1]), int(a[-1])) <= capability for a in portable)
-    if not (runs or builds):
+    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture) for architecture in architectures]
+    kernels = [(m[1], (int(m[2]), int(m[3])), m[4]) for m in found if m]
+
+    def runs(kind: str, built: tuple[int, int], suffix: str) -> bool:
+        if suffix == "a":
+            return built == capability
+        return built <= capability and (built[0] == major or (kind == "compute" and not suffix))
+
+    if kernels and not any(runs(*kernel) for kernel in kernels):
         raise DeviceError(
             f"this torch build has no kernels for {name} (sm_{major}{minor}; it has {', '.join(architectures)})",
             "On Kaggle choose the accelerator T4 x2; elsewhere install a torch build for this GPU.",

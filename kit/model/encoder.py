@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,11 @@ def load_config(source: Backbone | Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source).to_dict()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False).to_dict()
+    except Exception as error:  # transformers and the hub each raise kinds of their own
         raise BackboneError(f"{source}: its config.json cannot be used: {_first_line(error)}", _FOLDER_HINT) from error
+    config.pop("_name_or_path", None)  # where it lay on this machine is no part of a model
+    return config
 
 
 def load_encoder(source: Backbone | Path) -> nn.Module:
@@ -68,11 +69,17 @@ def load_encoder(source: Backbone | Path) -> nn.Module:
         raise BackboneError(f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", _FOLDER_HINT)
     with _quiet():
         try:
-            encoder, report = AutoModel.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
-        except Exception as error:  # the hub, safetensors and transformers each raise kinds of their own
+            encoder, report = AutoModel.from_pretrained(
+                place,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are an error, but one that names the weight
+            )
+        except Exception as error:  # as above, and safetensors
             raise _not_loaded(source, error) from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    mismatched = [key[0] if isinstance(key, tuple) else str(key) for key in report.get("mismatched_keys", ())]
+    mismatched = sorted(key[0] for key in report["mismatched_keys"] if "pooler" not in key[0])
     if missing or mismatched:
         raise BackboneError(
             f"{place}: {len(missing) + len(mismatched)} encoder weights are missing or of another shape, "
@@ -98,7 +105,7 @@ def load_vocabulary(source: Backbone | Path) -> Vocabulary:
     place = source.hub_id if isinstance(source, Backbone) else source
     with _quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # as above
             raise _not_loaded(source, error) from error
     ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
@@ -140,7 +147,6 @@ def _quiet() -> Iterator[None]:
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     chatter.set_verbosity(logging.CRITICAL)
     chatter.disable_progress_bar()
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         yield
     finally:

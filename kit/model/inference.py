@@ -39,7 +39,7 @@ def predict_logits(
     compute: Compute,
     *,
     both_orders: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> np.ndarray:
     """Logits of `rows` in their order, float32: (N, 3), or (N, 2, 3) with the answers as given and swapped.
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from kit.atomic import write_json, writing
 from kit.data.encode import Vocabulary
-from kit.errors import RunError
+from kit.errors import BackboneError, RunError
 from kit.model import heads, pooling
 from kit.model.encoder import build, load_vocabulary
 from kit.recipe import ModelSpec
 from kit.schema import SWAP
 
 FORMAT = 1  # of config.json; raised when an older kit could not read it any more
+_AGAIN = "Train it again, or copy the folder whole."
 
 
 class PairModel(nn.Module):
@@ -30,7 +31,7 @@ class PairModel(nn.Module):
     def __init__(self, encoder: nn.Module, config: dict[str, Any], spec: ModelSpec):
         super().__init__()
         self.encoder_config, self.spec = config, spec
-        hidden = config["hidden_size"]
+        hidden = encoder.config.hidden_size  # which some families call otherwise in their files
         self.encoder = encoder
         self.pooling = pooling.build(spec.pooling, hidden)
         self.head = heads.build(spec.head, hidden, spec.head_hidden, spec.head_dropout)
@@ -83,15 +84,15 @@ class PairModel(nn.Module):
             model = cls(build(config["encoder"]), config["encoder"], ModelSpec(**config["model"]))
             weights = load_file(folder / "model.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise RunError(
-                f"{folder}: not a trained model of kit: {error}", "Train it again, or copy it whole."
-            ) from error
+            raise RunError(f"{folder}: not a trained model of kit: {error}", _AGAIN) from error
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            lines = str(error).splitlines()
+            why = str(error).splitlines()[-1].strip()
             raise RunError(
-                f"{folder}: model.safetensors is not of the model in config.json: {lines[min(1, len(lines) - 1)].strip()}",
-                "Train it again, or copy the folder whole.",
+                f"{folder}: model.safetensors is not of the model in config.json: {why[:200]}", _AGAIN
             ) from error
-        return model.eval(), load_vocabulary(folder)
+        try:
+            return model.eval(), load_vocabulary(folder)
+        except BackboneError as error:
+            raise RunError(f"{folder}: its tokenizer cannot be used: {error.problem}", _AGAIN) from error

@@ -11,8 +11,8 @@ class MeanPooling(nn.Module):
     """The mean of the states of real tokens."""
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:  # (N, T, H), (N, T) -> (N, H)
-        weights = mask.unsqueeze(-1).float()
-        return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        total = _real(states, mask).sum(1)
+        return total / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 class ClsPooling(nn.Module):
@@ -32,9 +32,14 @@ class AttentionPooling(nn.Module):
         nn.init.zeros_(self.score.bias)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        states = states.float()
-        scores = self.score(states).squeeze(-1).masked_fill(mask == 0, float("-inf"))  # (N, T)
+        states = _real(states, mask)
+        scores = self.score(states).squeeze(-1).masked_fill(mask == 0, torch.finfo(torch.float32).min)  # (N, T)
         return torch.einsum("nt,nth->nh", scores.softmax(-1), states)
+
+
+def _real(states: Tensor, mask: Tensor) -> Tensor:
+    """States in float32, zero where there is padding: replaced, since an overflow there times zero would be NaN."""
+    return states.float().masked_fill((mask == 0).unsqueeze(-1), 0.0)
 
 
 def build(kind: str, hidden: int) -> nn.Module:

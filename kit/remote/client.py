@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.remote import credentials, faults, retry
 from kit.remote.credentials import Credential
-from kit.remote.faults import KaggleError, UnreachableError
+from kit.remote.faults import KaggleError, NotFoundError, RefusedError, UnreachableError
 from kit.remote.retry import Patience
 
 if TYPE_CHECKING:
@@ -69,8 +69,12 @@ class Client:
     def owner(self) -> str:
         """The account's user name; asks Kaggle once where the credential does not say."""
         if not self._username:
-            answer = self.call("security.introspect_token", {"token": self.credential.secret}, "asking who you are")
-            if not answer.active or not answer.username:
+            try:
+                body = {"token": self.credential.secret}
+                answer = self.call("security.introspect_token", body, "asking who you are")
+            except (NotFoundError, RefusedError):  # how a token that is no longer known may be answered
+                answer = None
+            if answer is None or not answer.active or not answer.username:
                 raise credentials.refused(self.credential, self._search)
             self._username = answer.username
         return self._username
@@ -112,6 +116,19 @@ class Client:
     def put(self, url: str, data: Any, headers: Mapping[str, str]) -> "requests.Response":
         """Sends bytes to a signed address, once and without our credential."""
         return self._plain.put(url, data=data, headers=dict(headers))
+
+    def open_stream(self, path: str, doing: str) -> "requests.Response":
+        """Opens an address of the API that has no method in the SDK, for reading as it grows."""
+        http = self._sdk.http_client()
+        url = http._get_request_url(*path.split("/", 1))
+        headers = {"Accept": "text/event-stream, */*", "Content-Type": None}
+
+        def open_once() -> "requests.Response":
+            response = http._session.get(url, stream=True, headers=headers)
+            response.raise_for_status()
+            return response
+
+        return self.explained(lambda: retry.again(open_once, self.patience), doing)
 
     def explained(self, call: Callable[[], T], doing: str, page: str = "") -> T:
         """Runs `call`; what it raises becomes a `KaggleError` without secrets. `page` is the competition's address."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import kit
 from kit import atomic
 
 OUTPUTS = "kit_outputs.json"
@@ -39,8 +40,14 @@ class Session:
         job = json.loads(Path(os.environ["KIT_JOB"]).read_text(encoding="utf-8"))
         session = cls(job, Path(os.environ.get("KIT_KAGGLE_ROOT", "/kaggle")))
         say(PUSH + job["push"])
+        say(f"kit {kit.__version__} in {Path(kit.__file__).parent}")
         say("python " + platform.python_version() + "".join(f", {n} {_version(n)}" for n in PACKAGES))
         return session
+
+    @property
+    def inputs(self) -> Path:
+        """The folder below which Kaggle mounts the sources."""
+        return self.root / "input"
 
     @property
     def working(self) -> Path:
@@ -62,11 +69,10 @@ class Session:
         Raises:
             RuntimeError: the competition is not mounted.
         """
-        found = sorted((self.root / "input").rglob(name), key=lambda p: (len(p.parts), str(p)))
-        ours = [p for p in found if self.job["competition"] in p.parts]
+        ours = [p for p in _named(name, self.inputs) if self.job["competition"] in p.parts]
         if not ours:
             raise RuntimeError(
-                f"no {name} of {self.job['competition']} under {self.root / 'input'}: {_listing(self.root / 'input')}. "
+                f"no {name} of {self.job['competition']} under {self.inputs}: {_listing(self.inputs)}. "
                 "Kaggle sometimes mounts a new source only at the second run: push the notebook again."
             )
         return ours[0]
@@ -75,8 +81,8 @@ class Session:
         """Run directories below the source "owner/slug", a notebook's output or a dataset, under either layout."""
         owner, slug = source.split("/")
         runs = []
-        for recipe in sorted((self.root / "input").rglob("recipe.toml")):
-            parts = recipe.relative_to(self.root / "input").parts
+        for recipe in _named("recipe.toml", self.inputs):
+            parts = recipe.relative_to(self.inputs).parts
             named = slug in parts[1:-1] and parts[parts.index(slug) - 1] == owner
             if (named or parts[0] == slug) and (recipe.parent / "origin.json").is_file():
                 runs.append(recipe.parent)
@@ -91,15 +97,12 @@ class Session:
             RuntimeError: the job asks for a GPU and there is none, or torch has no kernels for it.
         """
         asked = self.job["gpu"] != "none"
-        out = subprocess.run(
-            [sys.executable, "-m", "kit.remote.preflight"], capture_output=True, text=True, timeout=600
-        )
+        out = subprocess.run([sys.executable, "-m", "kit.model.preflight"], capture_output=True, text=True, timeout=600)
         if out.returncode:
             raise RuntimeError(f"the check of the GPU failed: {out.stderr.strip()[-800:]}")
         seen = json.loads(out.stdout.splitlines()[-1])
-        say(
-            f"GPUs: {', '.join(seen['names']) or 'none'}; memory {seen['memory_gb']} GB; torch kernels {seen['kernels']}"
-        )
+        names = ", ".join(seen["names"]) or "none"
+        say(f"GPUs: {names}; memory {seen['memory_gb']} GB; torch has kernels for {seen['kernels']}")
         if seen["problem"]:
             raise RuntimeError(seen["problem"])
         if asked and not seen["names"]:
@@ -140,7 +143,7 @@ class Session:
         files = {
             str(path.relative_to(self.working)): {"bytes": path.stat().st_size, "sha256": atomic.sha256(path)}
             for path in sorted(self.working.rglob("*"))
-            if path.is_file() and not path.name.startswith((".", "__"))
+            if path.is_file() and not any(p.startswith((".", "__")) for p in path.relative_to(self.working).parts)
         }
         atomic.write_json(self.working / OUTPUTS, {"push": self.job["push"], "files": files})
         say(f"done: {len(files)} files in {self.working}")
@@ -161,6 +164,17 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "missing"
+
+
+def _named(name: str, folder: Path, deepest: int = 8) -> list[Path]:
+    """The files of that name below `folder`, those nearest to it first; mounts may be links, which rglob passes by."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if len(Path(place).relative_to(folder).parts) >= deepest:
+            folders.clear()  # a link may lead back up
+        if name in files:
+            found.append(Path(place) / name)
+    return sorted(found, key=lambda p: (len(p.parts), str(p)))
 
 
 def _listing(folder: Path) -> str:

@@ -5,6 +5,7 @@ Source: the wheel format, https://packaging.python.org/specifications/binary-dis
 """
 
 import base64
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,7 +17,6 @@ from pathlib import Path
 from kit.errors import KitError
 
 CARRIED = ("kit", "tomli_w")  # tomli_w is small, pure Python, and not in Kaggle's image
-_SKIPPED = {"__pycache__", ".DS_Store"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Wheel:
     data: bytes
 
 
+@functools.cache
 def build(package: str) -> Wheel:
     """The wheel of a pure-Python package as it is installed, the same bytes each time.
 
@@ -41,7 +42,7 @@ def build(package: str) -> Wheel:
     files = {
         f"{package}/{path.relative_to(root).as_posix()}": path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.suffix != ".pyc" and not _SKIPPED & set(path.parts) and path.name[0] != "."
+        if path.is_file() and not any(p.startswith(".") or p == "__pycache__" for p in path.relative_to(root).parts)
     }
     distribution, version = _distribution(package)
     name = distribution.replace("-", "_")

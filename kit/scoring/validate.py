@@ -4,8 +4,6 @@ The rule: columns id and the three classes (others and any order are free), each
 rounded to 6 places equal to 1, ids exactly the sample's, each once. Cells mean what `pandas.read_csv` makes of them.
 """
 
-import csv
-import io
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,23 +15,10 @@ from kit.errors import DataError
 from kit.frame import read_table
 from kit.schema import CLASSES, ID, PREDICTION_COLUMNS
 from kit.scoring.metrics import EPS
+from kit.scoring.submission import LISTED, Problem, at, listed, read
 
 SUM_PLACES = 6
-LISTED = 10  # row numbers and ids named for one problem
 ALIKE = 3  # rows with the very same numbers before it is worth a word
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One kind of problem: `count` things have it; `rows` are the first of their row numbers, the header being 1."""
-
-    kind: str
-    message: str
-    rows: tuple[int, ...] = ()
-    count: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.message} ({_listed('row', self.rows, self.count)})" if self.rows else self.message
 
 
 @dataclass(frozen=True)
@@ -68,11 +53,10 @@ def validate(path: str | Path, sample: str | Path | None = None) -> Report:
         DataError: the sample itself cannot be used.
     """
     wanted = _sample_ids(Path(sample)) if sample is not None else None
-    problems: list[Problem] = []
-    warnings: list[Problem] = []
-    frame, lines = _read(Path(path), problems, warnings)
-    if frame is not None:
-        frame = _check_columns(frame, problems, warnings)
+    found = read(Path(path))
+    problems, warnings, lines = list(found.problems), list(found.warnings), found.lines
+    if found.frame is not None:
+        frame = _check_columns(found.frame, problems, warnings)
         if frame.empty:
             problems.append(Problem("empty", "no rows below the header"))
         else:
@@ -94,18 +78,6 @@ def _sums_to_one(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.sum(axis=1).round(SUM_PLACES) == 1
 
 
-def _listed(noun: str, some: tuple, count: int) -> str:
-    if count == 1:
-        return f"{noun} {some[0]}"
-    if count > len(some):
-        return f"{noun}s {', '.join(map(str, some))} and {count - len(some):,} more"
-    return f"{noun}s {', '.join(map(str, some[:-1]))} and {some[-1]}"
-
-
-def _at(kind: str, message: str, mask: np.ndarray, lines: np.ndarray) -> Problem:
-    return Problem(kind, message, tuple(lines[mask][:LISTED].tolist()), int(mask.sum()))
-
-
 def _sample_ids(path: Path) -> pd.Series:
     table = read_table(path)
     hint = "Give the competition's sample_submission.csv."
@@ -114,73 +86,6 @@ def _sample_ids(path: Path) -> pd.Series:
     if not pd.api.types.is_integer_dtype(table[ID]) or not table[ID].is_unique or table.empty:
         raise DataError(f"{path}: its ids are not whole numbers, each once", hint)
     return table[ID]
-
-
-def _read(path: Path, problems: list[Problem], warnings: list[Problem]) -> tuple[pd.DataFrame | None, np.ndarray]:
-    """The table as a grader's pandas sees it, and the row number of each row; None where nothing can be read."""
-    nothing = None, np.empty(0, np.int64)
-    try:
-        text = _decode(path.read_bytes(), problems)
-    except OSError as error:
-        problems.append(Problem("unreadable", f"cannot be read: {error.strerror}"))
-        return nothing
-    if not text.strip():
-        problems.append(Problem("empty", "the file is empty"))
-        return nothing
-    separator = _separator(text, problems)
-    lines, widths, header = _scan(text, separator)
-    if header and ID not in header and header[0].strip().isdecimal():
-        problems.append(Problem("no-header", "the header is missing: the first row holds numbers", (1,)))
-    expected = max(widths[:2], default=0)  # as pandas: the first row may be wider than the header, later ones not
-    long = widths > expected
-    if long.any():
-        problems.append(_at("ragged", f"rows with more than {expected} cells", long, lines))
-    if expected > len(header):
-        more = expected - len(header)
-        warnings.append(Problem("shifted", f"the rows have {more} more cells than the header: the first is skipped"))
-    try:
-        columns = range(len(header)) if long.any() else None  # cuts the long rows short instead of stopping
-        frame = pd.read_csv(io.StringIO(text), sep=separator, usecols=columns, low_memory=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        problems.append(Problem("unreadable", f"not a CSV file: {str(error).strip()[:120]}"))
-        return nothing
-    lines = lines[1:]
-    if len(lines) != len(frame):  # quoting that the two readers see differently: number the rows as pandas does
-        lines = np.arange(2, len(frame) + 2)
-    return frame.reset_index(drop=True), lines
-
-
-def _decode(data: bytes, problems: list[Problem]) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        row = () if wide else (data[: error.start].count(b"\n") + 1,)
-        what = "UTF-16 text" if wide else f"byte 0x{data[error.start]:02x}"
-        problems.append(Problem("encoding", f"not UTF-8 text: {what}; save it again as UTF-8", row))
-        return data.decode("utf-16" if wide else "latin-1", errors="replace")
-
-
-def _separator(text: str, problems: list[Problem]) -> str:
-    header = re.match(r"\s*([^\r\n]*)", text)[1]
-    other = next((c for c in ";\t|" if "," not in header and c in header), None)
-    if other:
-        problems.append(Problem("delimiter", f"columns are separated by {other!r}, not by ','"))
-    return other or ","
-
-
-def _scan(text: str, separator: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Row number and number of cells of each row that is not blank, and the header's cells."""
-    lines, widths, header = [], [], []
-    try:
-        for line, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 1):
-            if len(cells) > 1 or (cells and cells[0].strip(" \t")):
-                header = header or cells
-                lines.append(line)
-                widths.append(len(cells))
-    except csv.Error:  # a cell beyond the reader's limit: pandas, which has none, is asked next
-        return np.empty(0, np.int64), np.empty(0, np.int64), header
-    return np.array(lines), np.array(widths), header
 
 
 def _check_columns(frame: pd.DataFrame, problems: list[Problem], warnings: list[Problem]) -> pd.DataFrame:
@@ -225,7 +130,7 @@ def _check_numbers(frame: pd.DataFrame, lines: np.ndarray, problems: list[Proble
             row, column = np.argwhere(mask)[0]
             names = ", ".join(c for c, found in zip(present, mask.any(axis=0), strict=True) if found)
             what += f" in {names}, first {str(frame[present[column]].iloc[row])[:60]!r}"
-            problems.append(_at(kind, what, mask.any(axis=1), lines))
+            problems.append(at(kind, what, mask.any(axis=1), lines))
     whole = np.isfinite(values).all(axis=1)
     if len(present) < len(CLASSES) or not whole.any():
         return
@@ -235,7 +140,7 @@ def _check_numbers(frame: pd.DataFrame, lines: np.ndarray, problems: list[Proble
         sums = values.sum(axis=1)
         worst = int(np.abs(sums - 1).argmax())
         what = f"rows that do not sum to 1 to {SUM_PLACES} places, worst row {lines[worst]} with {sums[worst]:.9g}"
-        problems.append(_at("row-sum", what, wrong, lines))
+        problems.append(at("row-sum", what, wrong, lines))
     _warn_of_values(values, lines, warnings)
 
 
@@ -249,11 +154,11 @@ def _warn_of_values(values: np.ndarray, lines: np.ndarray, warnings: list[Proble
         warnings.append(Problem("constant", f"the same value in every row of {names}", count=len(values)))
     if not same.all() and (size >= ALIKE).any():
         what = f"rows whose numbers stand in {ALIKE} rows or more, at most in {size.max()}"
-        warnings.append(_at("identical", what, size >= ALIKE, lines))
+        warnings.append(at("identical", what, size >= ALIKE, lines))
     certain = (values <= EPS).any(axis=1)
     if certain.any():
         what = f"rows with a probability of 0, each costing {-np.log(EPS):.2f} if that class is the truth"
-        warnings.append(_at("certain", what, certain, lines))
+        warnings.append(at("certain", what, certain, lines))
 
 
 def _check_ids(
@@ -263,20 +168,20 @@ def _check_ids(
     bad = text | ~np.isfinite(values) | (values != np.floor(values))
     if bad.any():
         first = str(column.iloc[int(bad.argmax())])[:60]
-        problems.append(_at("id", f"ids that are not whole numbers, first {first!r}", bad, lines))
+        problems.append(at("id", f"ids that are not whole numbers, first {first!r}", bad, lines))
     ids, lines = pd.Series(values[~bad]), lines[~bad]
     repeated = ids.duplicated(keep=False).to_numpy()
     if repeated.any():
         what = f"ids that stand there more than once, first {int(ids[repeated].iloc[0])}"
-        problems.append(_at("repeated-id", what, repeated, lines))
+        problems.append(at("repeated-id", what, repeated, lines))
     if wanted is None:
         return
     if len(column) != len(wanted):
         problems.append(Problem("row-count", f"{len(column):,} rows where {sample} has {len(wanted):,}"))
     missing, unknown = wanted[~wanted.isin(ids)], ~ids.isin(wanted).to_numpy()
     if len(missing):
-        some = _listed("id", tuple(missing[:LISTED]), len(missing))
+        some = listed("id", tuple(missing[:LISTED]), len(missing))
         problems.append(Problem("missing-id", f"no row for {some} of {sample}", count=len(missing)))
     if unknown.any():
         what = f"ids that {sample} does not have, first {int(ids[unknown].iloc[0])}"
-        problems.append(_at("unknown-id", what, unknown, lines))
+        problems.append(at("unknown-id", what, unknown, lines))

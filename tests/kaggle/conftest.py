@@ -1,16 +1,13 @@
 """The fake Kaggle, a client that does not wait, and the check that no test lets a secret out."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_kaggle import KEY, TOKEN, FakeKaggle
+from fake_kaggle import FakeKaggle
+from heard import SECRETS, Heard
 
 from kit.remote.client import Client
-from kit.remote.retry import Patience
-
-SECRETS = (KEY, TOKEN, "signed5ecret")
 
 
 @pytest.fixture
@@ -25,21 +22,6 @@ def home(tmp_path: Path) -> Path:
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
-
-
-@dataclasses.dataclass
-class Heard:
-    """What the user would have been told, and the pauses that were asked for."""
-
-    lines: list[str] = dataclasses.field(default_factory=list)
-    pauses: list[float] = dataclasses.field(default_factory=list)
-
-    def patience(self, **more: float) -> Patience:
-        return Patience(sleep=self.pauses.append, say=self.lines.append, **more)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
 
 
 @pytest.fixture

@@ -20,11 +20,10 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from fake_server import ApiError, Call, Fault, Handler, Redirect
+from fake_server import ApiError, Call, Fault, Handler, Redirect, Server
 from fake_services import Competitions, Datasets, Kernels
 
 OWNER = "kituser"
@@ -46,7 +45,7 @@ class FakeKaggle(Competitions, Kernels, Datasets):
         self.blobs: dict[str, bytes] = {}
         self.mtime = time.time() - 86400
         self._last_id = 1000
-        self._server: ThreadingHTTPServer | None = None
+        self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self.start_competitions()
         self.start_kernels()
@@ -60,8 +59,7 @@ class FakeKaggle(Competitions, Kernels, Datasets):
         class BoundHandler(Handler):
             fake = app
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), BoundHandler)
-        self._server.daemon_threads = True
+        self._server = Server(("127.0.0.1", 0), BoundHandler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -54,9 +54,17 @@ class Fault:
     after: bool = False
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that goes away, as a timed-out one does, is part of the tests."""
+
+
 class Handler(BaseHTTPRequestHandler):
     fake: "FakeKaggle"
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
     timeout = 30
 
     def log_message(self, *_: Any) -> None:

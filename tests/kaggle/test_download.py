@@ -10,9 +10,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from conftest import Heard
 from fake_kaggle import FakeKaggle
 from fake_services import SLUG, make_zip
+from heard import Heard
 
 from kit.errors import KitError
 from kit.remote import download as downloading

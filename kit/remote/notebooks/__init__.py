@@ -1,4 +1,4 @@
-"""The code cells of our Kaggle notebooks: constant files, put into a notebook as they stand (see `kit.remote.notebook`).
+"""The code cells of our Kaggle notebooks: constant files that `kit.remote.notebook` puts into one as they stand.
 
-Nothing here is imported by kit; the guard on `__name__` keeps an import without effect.
+`start` runs first; then `train` or `infer`, which may import kit because of it. Each acts only as `__main__`.
 """

@@ -1,4 +1,4 @@
-"""`python -m kit.remote.preflight`: the GPUs of this machine as one line of JSON, in a process that ends at once."""
+"""`python -m kit.model.preflight`: the GPUs of this machine as one line of JSON, in a process that ends at once."""
 
 import json
 

@@ -1,0 +1,158 @@
+"""What a notebook is to do on Kaggle: a title, settings for its session, a GPU, and the sources that it needs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kit.errors import KitError
+from kit.recipe import Recipe
+from kit.schema import COMPETITION
+
+GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
+SESSION_HOURS = 12.0  # Kaggle's limit for one run of a notebook
+SCORING_HOURS = 9.0  # this competition's limit for a submission
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to push. `settings` is what its session reads; the sources are what Kaggle mounts."""
+
+    kind: str  # "train" or "infer"
+    title: str
+    settings: Mapping[str, Any]
+    gpu: str = "t4"
+    internet: bool = False
+    max_hours: float = SCORING_HOURS
+    competition: str = COMPETITION
+    kernel_sources: tuple[str, ...] = ()
+    dataset_sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 -]{3,48}[A-Za-z0-9]", self.title):
+            raise KitError(
+                f"{self.title[:60]!r} cannot be a kernel's title",
+                "Kaggle makes the slug from it: 5 to 50 letters, digits, blanks and hyphens.",
+            )
+        if not 0 < self.max_hours <= SESSION_HOURS:
+            raise KitError(f"--max-hours {self.max_hours:g}: a Kaggle session has at most {SESSION_HOURS:g} hours", "")
+
+    @property
+    def slug(self) -> str:
+        """The slug that Kaggle derives from the title, so that id and title never disagree."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+    def session(self) -> dict[str, Any]:
+        """What the notebook reads, but for the token of the push."""
+        return {
+            **self.settings,
+            "gpu": self.gpu,
+            "max_hours": self.max_hours,
+            "competition": self.competition,
+        }
+
+    def metadata(self, owner: str) -> dict[str, Any]:
+        """kernel-metadata.json in full: what is left out, Kaggle's client fills with defaults such as internet on."""
+        shape = GPUS[self.gpu]
+        return {
+            "id": f"{owner}/{self.slug}",
+            "title": self.title,
+            "code_file": f"{self.slug}.ipynb",
+            "language": "python",
+            "kernel_type": "notebook",
+            "is_private": True,
+            "enable_gpu": bool(shape),
+            "enable_tpu": False,
+            "enable_internet": self.internet,
+            **({"machine_shape": shape} if shape else {}),
+            "docker_image_pinning_type": "latest",
+            "competition_sources": [self.competition],
+            "kernel_sources": list(self.kernel_sources),
+            "dataset_sources": list(self.dataset_sources),
+            "model_sources": [],
+            "keywords": [],
+        }
+
+
+def gpu(name: str, yes: bool = False) -> tuple[str, str]:
+    """The GPU to ask for, and what to tell the user about it ('' if nothing).
+
+    Raises:
+        KitError: an unknown name; or the P100, which Kaggle has retired, without `yes`.
+    """
+    if name == "p100" and not yes:
+        raise KitError(
+            "Kaggle has retired the P100 and serves two T4 in its place (its torch has no kernels for a P100)",
+            "Say --gpu t4, or add --yes to go on with T4.",
+        )
+    if name == "p100":
+        return "t4", "Kaggle has retired the P100; this asks for T4 x2, which it serves in its place."
+    if name not in GPUS:
+        raise KitError(f"--gpu {name[:20]!r}: Kaggle has no such GPU for this", f"Choose from {', '.join(GPUS)}.")
+    return name, ""
+
+
+def train_job(
+    recipe: Recipe,
+    *,
+    fold: str = "all",
+    gpu: str = "t4",
+    max_hours: float = SCORING_HOURS,
+    preprocess: Mapping[str, Any] | None = None,
+    title: str = "",
+    competition: str = COMPETITION,
+) -> Job:
+    """A training job. Equal recipes and folds share a kernel; others never do, since inference mounts the latest.
+
+    Args:
+        preprocess: options of `kit preprocess` by name, such as {"text": "ascii", "folds": 5}.
+
+    Raises:
+        KitError: the backbone is a folder of this machine; a bad title or time.
+    """
+    if any(c in recipe.backbone for c in "/\\.~"):
+        raise KitError(
+            f"the backbone {recipe.backbone!r} is a folder of this machine, which Kaggle does not have",
+            "Name one from `kit backbones`; the kernel downloads it.",
+        )
+    part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
+    name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[:20].strip("-")
+    settings = {
+        "recipe": recipe.to_toml(),
+        "run_name": recipe.run_name,
+        "fold": fold,
+        "preprocess": dict(preprocess or {}),
+    }
+    title = title or f"kit train {name} {recipe.hash} {part}"
+    return Job("train", title, settings, gpu, True, max_hours, competition)
+
+
+def infer_job(
+    sources: Sequence[str],
+    *,
+    datasets: Sequence[str] = (),
+    weights: Sequence[float] | None = None,
+    method: str = "mean",
+    gpu: str = "t4",
+    max_hours: float = SCORING_HOURS - 0.5,
+    title: str = "kit infer",
+    competition: str = COMPETITION,
+    note: Mapping[str, Any] | None = None,
+) -> Job:
+    """An inference job over the outputs of training kernels ("owner/slug") and then datasets of run directories.
+
+    Args:
+        weights: one for each source, kernels first; the method is then "weights".
+        note: anything to keep with the submission, such as {"local_score": 1.01}.
+
+    Raises:
+        KitError: no source, or weights that do not fit.
+    """
+    refs = [*sources, *datasets]
+    if not refs:
+        raise KitError("inference needs runs to predict with", "Name training kernels or run directories with --runs.")
+    if weights is not None and (len(weights) != len(refs) or min(weights) < 0 or sum(weights) <= 0):
+        raise KitError(f"{len(weights)} weights for {len(refs)} sources", "Give one for each, none negative.")
+    members = [{"ref": r, "weight": float(w)} for r, w in zip(refs, weights or [1.0] * len(refs), strict=True)]
+    settings = {"sources": members, "method": "weights" if weights else method, "note": dict(note or {})}
+    return Job("infer", title, settings, gpu, False, max_hours, competition, tuple(sources), tuple(datasets))

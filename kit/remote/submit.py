@@ -1,0 +1,183 @@
+"""A submission: refused here where Kaggle would count it and fail it, sent once, written down, followed to its score.
+
+Kaggle counts failed submissions against the day's limit, so everything that can be known before is checked before.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kit import atomic
+from kit.errors import DataError, KitError
+from kit.remote import account, kernels, ledger, notebook, outputs, submissions, transfer
+from kit.remote.client import Client
+from kit.remote.faults import RefusedError, RulesError
+from kit.remote.kernels import KernelRef
+from kit.remote.ledger import Entry
+from kit.schema import COMPETITION
+from kit.scoring.validate import validate
+
+SUBMISSION = "submission.csv"
+
+
+def submit_kernel(
+    client: Client,
+    kernel: str,
+    message: str,
+    *,
+    competition: str = COMPETITION,
+    test: str | Path | None = None,
+    local_score: str = "",
+    book: str | Path = ledger.LEDGER,
+    say: Callable[[str], None] = lambda _: None,
+) -> Entry:
+    """Submits a version of a kernel (the latest, if none is named) and writes it to the ledger.
+
+    Before that: the rules are accepted, a submission is left today, the version is complete, has the competition
+    attached and internet off, and its submission.csv is valid (with the ids of `test`, if given).
+
+    Raises:
+        KaggleError, KitError: it would fail, and why.
+    """
+    ref = KernelRef.parse(kernel, client.owner() if "/" not in kernel else "")
+    stored = kernels.look_up(client, ref)
+    ref = ref if ref.version else replace(ref, version=stored.latest)
+    _require_place(client, competition, files=False, say=say)
+    account.tell_quota(client, say)
+    kernels.wait(client, ref, settle_s=0.0, timeout_s=0.0)
+    if stored.internet:
+        raise RefusedError(
+            f"{ref} runs with internet, which this competition does not take",
+            "Push it with `kit kernels push infer`, which turns it off.",
+        )
+    if stored.competitions and competition not in stored.competitions:
+        raise RefusedError(f"{ref} does not have {competition} attached", "Push it with `kit kernels push infer`.")
+    digest = _check_output(client, ref, test, say)
+    job = notebook.job_of(stored.source)
+    members = job.get("sources", [])
+    body = {
+        "competitionName": competition,
+        "kernelOwner": ref.owner,
+        "kernelSlug": ref.slug,
+        "kernelVersion": ref.version,
+        "fileName": SUBMISSION,
+        "submissionDescription": message,
+    }
+    entry = Entry(
+        _now(),
+        "",
+        competition,
+        kernel=str(ref),
+        file=SUBMISSION,
+        sha256=digest,
+        runs=" ".join(m["ref"] for m in members),
+        weights=" ".join(f"{m['weight']:g}" for m in members),
+        local_score=local_score or str(job.get("note", {}).get("local_score", "")),
+        message=message,
+    )
+    return _send(client, "competitions.create_code_submission", body, entry, book, say)
+
+
+def submit_file(
+    client: Client,
+    file: str | Path,
+    message: str,
+    *,
+    competition: str = COMPETITION,
+    sample: str | Path | None = None,
+    local_score: str = "",
+    book: str | Path = ledger.LEDGER,
+    say: Callable[[str], None] = lambda _: None,
+) -> Entry:
+    """Uploads and submits a file, for competitions that take files, and writes it to the ledger.
+
+    Raises:
+        RefusedError: this competition takes notebooks only.
+        KaggleError, KitError: it would fail, and why.
+    """
+    file = Path(file)
+    _require_valid(file, sample)
+    _require_place(client, competition, files=True, say=say)
+    stat, doing = file.stat(), f"uploading {file.name}"
+    start = {"competitionName": competition, "fileName": file.name, "contentLength": stat.st_size}
+    start |= {"lastModifiedEpochSeconds": int(stat.st_mtime)}
+    opened = client.call("competitions.start_submission_upload", start, doing)
+    transfer.upload(client, opened.create_url, file, doing)
+    body = {"competitionName": competition, "blobFileTokens": opened.token, "submissionDescription": message}
+    digest = atomic.sha256(file)
+    entry = Entry(_now(), "", competition, file=str(file), sha256=digest, local_score=local_score, message=message)
+    return _send(client, "competitions.create_submission", body, entry, book, say)
+
+
+def _require_place(client: Client, competition: str, *, files: bool, say: Callable[[str], None]) -> None:
+    """Raises unless the competition takes this kind of submission from this account today."""
+    page = f"https://www.kaggle.com/competitions/{competition}"
+    rules = account.rules(client, competition)
+    if files and rules.notebooks_only:
+        raise RefusedError(
+            f"{competition} takes notebooks only, no files",
+            "`kit kernels push infer --runs …`, then `kit submit --kernel OWNER/SLUG -m TEXT`.",
+        )
+    if not rules.joined:
+        raise RulesError(f"this account has not joined {competition}", f"Open {page}/rules and accept them.")
+    if rules.closed:
+        raise RefusedError(f"{competition} takes no more submissions", f"See {page}.")
+    limits = account.limits(client, competition)
+    say(str(limits))
+    if limits.left <= 0 < limits.today:  # all zero is what an account without a submission yet gets
+        raise RefusedError(f"no submission is left today for {competition}", "The count begins again at 00:00 UTC.")
+
+
+def _check_output(client: Client, ref: KernelRef, test: str | Path | None, say: Callable[[str], None]) -> str:
+    """The SHA-256 of the version's submission.csv, once it was found valid."""
+    if SUBMISSION not in outputs.addresses(client, ref):
+        raise RefusedError(f"{ref} left no {SUBMISSION}", f"`kit kernels logs {ref}` shows why.")
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        folder = Path(scratch) / "output"
+        outputs.download(client, ref, folder, only=lambda name: name == SUBMISSION)
+        _require_valid(folder / SUBMISSION, test)
+        say(f"{ref}: its {SUBMISSION} is valid")
+        return atomic.sha256(folder / SUBMISSION)
+
+
+def _require_valid(file: Path, sample: str | Path | None) -> None:
+    if not file.is_file():
+        raise DataError(f"{file}: no such file", "Check the path, or run the command that makes it.")
+    report = validate(file, sample)
+    if not report.ok:
+        listed = "\n".join(f"- {problem}" for problem in report.problems[:8])
+        raise DataError(f"{file.name} would not be scored:\n{listed}", f"`kit validate {file}` shows all of it.")
+
+
+def _send(
+    client: Client, method: str, body: dict[str, Any], entry: Entry, book: str | Path, say: Callable[[str], None]
+) -> Entry:
+    """Makes the submission, once, and writes it down."""
+    ledger.read(book)  # a ledger that cannot be written to is found before the submission counts
+    before = {s.ref for s in submissions.newest(client, entry.competition)}
+
+    def happened() -> submissions.Submission | None:
+        new = [s for s in submissions.newest(client, entry.competition) if s.ref not in before]
+        return next((s for s in new if s.message == entry.message), None)
+
+    answer = client.change(method, body, f"submitting to {entry.competition}", happened)
+    made = answer if answer.ref else happened()
+    if made is None:
+        raise RefusedError(f"Kaggle did not take the submission: {answer.message or 'no reason given'}")
+    entry = replace(entry, ref=str(made.ref))
+    try:
+        ledger.record(entry, book)
+    except OSError as error:
+        raise KitError(
+            f"submission {entry.ref} is in, but {book} cannot be written: {error.strerror}",
+            "Do not submit again; `kit submissions` shows it.",
+        ) from error
+    say(f"submission {entry.ref} is in; written to {book}")
+    return entry
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

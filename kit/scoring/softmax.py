@@ -1,0 +1,32 @@
+"""The softmax and its log loss with the gradient: what every fit in this room minimises.
+
+Class-major, (3, N): sums over three classes are then sums of whole rows, several times faster than over a last axis.
+"""
+
+import numpy as np
+
+from kit.scoring.metrics import EPS
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (3, N) of logits (3, N); a constant added to all logits of a row changes nothing."""
+    powers = np.exp(logits - logits.max(axis=0))
+    return powers / powers.sum(axis=0)
+
+
+def loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean log loss in nats, and its derivative by the logits, (3, N): probability less truth, over N."""
+    places = np.arange(len(labels))
+    shifted = logits - logits.max(axis=0)
+    powers = np.exp(shifted)
+    total = powers.sum(axis=0)
+    mean = float((np.log(total) - shifted[labels, places]).mean())
+    powers /= total
+    powers[labels, places] -= 1
+    powers /= len(labels)
+    return mean, powers
+
+
+def logarithms(probabilities: np.ndarray) -> np.ndarray:
+    """Logits (3, N) of probabilities (N, 3), clipped at EPS where the log loss clips them too."""
+    return np.log(np.maximum(probabilities.T, EPS, order="C"))

@@ -1,0 +1,169 @@
+"""The fleet: two at once, each result brought home, failures told apart, and a second start that repeats nothing."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from fake_kaggle import OWNER, FakeKaggle
+from heard import Heard
+
+from kit.recipe import Recipe, load
+from kit.remote import faults, fleet
+from kit.remote.client import Client
+from kit.remote.job import Job, train_job
+from kit.remote.kernels import KernelRef
+from kit.remote.session import OUTPUTS
+from kit.rundir import RunDir
+
+RECIPE = load("tiny-electra")
+
+
+def output(recipe: Recipe, fold: str, data: str = "d1") -> dict[str, bytes]:
+    """What a training kernel leaves: a run directory with one finished fold, and the list of files."""
+    run = f"runs/{recipe.run_name}"
+    files = {
+        f"{run}/recipe.toml": recipe.to_toml().encode(),
+        f"{run}/origin.json": json.dumps({"data": data, "folds": 3}).encode(),
+        f"{run}/fold{fold}/model.safetensors": f"weights of {fold}".encode(),
+        f"{run}/fold{fold}/metrics.json": b'{"log_loss": 1.0}',
+        f"{run}/metrics.json": b"{}",
+    }
+    written = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    return files | {OUTPUTS: json.dumps({"push": "", "files": written}).encode()}
+
+
+@pytest.fixture
+def jobs() -> list[Job]:
+    return [train_job(RECIPE, fold=str(fold)) for fold in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def outputs_by_fold(fake: FakeKaggle) -> None:
+    """Each kernel of the fleet leaves the fold that its title names."""
+    real = fake.save_kernel
+
+    def save(body: dict) -> dict:
+        fake.kernel_files = output(RECIPE, body["newTitle"][-1])
+        return real(body)
+
+    fake.save_kernel = save
+
+
+def most_at_once(fake: FakeKaggle) -> int:
+    """The largest number of versions that were pushed and not yet finished, over all calls."""
+    most, active = 0, set()
+    for call in fake.calls:
+        rpc = call.rpc or ""
+        if rpc.endswith("/SaveKernel"):
+            active.add(call.body["slug"])
+        elif rpc.endswith("/ListKernelSessionOutput"):
+            active.discard(f"{call.body['userName']}/{call.body['kernelSlug']}")
+        most = max(most, len(active))
+    return most
+
+
+def test_every_fold_is_trained_and_brought_home(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
+) -> None:
+    outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
+    assert [o.status for o in outcomes] == ["done"] * 3
+    run = RunDir.open(tmp_path / "runs" / RECIPE.run_name)
+    assert list(run.parts()) == ["fold0", "fold1", "fold2"]
+    assert (run.part(2) / "model.safetensors").read_text() == "weights of 2"
+    assert most_at_once(fake) == 2
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [RECIPE.run_name]
+
+
+def test_a_second_start_repeats_nothing(client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path) -> None:
+    fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    assert [o.status for o in outcomes] == ["there already"] * 3
+    assert len(fake.seen("SaveKernel")) == 3
+
+
+def test_what_runs_on_kaggle_already_is_taken_up(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
+) -> None:
+    fleet.fan_out(client, jobs[:1], tmp_path / "elsewhere", tmp_path / "kernels")
+    outcomes = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
+    assert [o.status for o in outcomes] == ["done"]
+    assert len(fake.seen("SaveKernel")) == 1
+    assert "is on Kaggle already" in heard.text
+
+
+def test_one_failure_does_not_stop_the_others(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
+) -> None:
+    real = fake.save_kernel
+
+    def save(body: dict) -> dict:
+        fails = body["newTitle"].endswith("1")
+        fake.kernel_script = ["QUEUED", "RUNNING", "ERROR" if fails else "COMPLETE"]
+        return real(body)
+
+    fake.save_kernel = save
+    outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    assert [o.status for o in outcomes] == ["done", "failed", "done"]
+    assert "The log ends:\nhello" in outcomes[1].problem
+    assert list(RunDir.open(tmp_path / "runs" / RECIPE.run_name).parts()) == ["fold0", "fold2"]
+
+
+def test_a_job_that_failed_is_pushed_again_at_the_next_start(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
+) -> None:
+    fake.kernel_script = ["ERROR"]
+    assert fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
+    fake.kernel_script = ["QUEUED", "COMPLETE"]
+    assert fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].ref.version == 2
+
+
+def test_sessions_taken_by_others_are_waited_for(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
+) -> None:
+    fake.kernels[f"{OWNER}/another"] = {"id": 1, "versions": {n: {"gpu": True, "last": "RUNNING"} for n in (1, 2)}}
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            del fake.kernels[f"{OWNER}/another"]
+
+    object.__setattr__(client.patience, "sleep", pause)
+    outcomes = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k", say=heard.lines.append)
+    assert outcomes[0].status == "done"
+    assert heard.text.count("session count of 2") == 3
+
+
+def test_an_outage_is_outlived(client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path) -> None:
+    fake.fail("GetKernelSessionStatus", 503, times=20)
+    assert fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "done"
+
+
+def test_an_outage_without_end_ends_the_fleet(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
+) -> None:
+    fake.fail("GetKernelSessionStatus", 503, times=10**6)
+    with pytest.raises(faults.UnreachableError):
+        fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+
+
+def test_a_run_of_other_data_is_not_mixed_in(client: Client, jobs: list[Job], tmp_path: Path) -> None:
+    home = tmp_path / "runs" / RECIPE.run_name
+    home.mkdir(parents=True)
+    (home / "recipe.toml").write_text(RECIPE.to_toml())
+    (home / "origin.json").write_text('{"data": "others", "folds": 3}')
+    (outcome,) = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    assert outcome.status == "failed"
+    assert "other rows" in outcome.problem
+    assert not (home / "fold0").exists()
+
+
+def test_an_output_without_a_run_is_an_error(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+    fake.kernel_script = ["COMPLETE"]
+    fake.save_kernel({"slug": f"{OWNER}/kit-other", "newTitle": "kit other", "text": ""})
+    version = fake.kernels[f"{OWNER}/kit-other"]["versions"][1]
+    version["files"] = {"notes.txt": b"x"}
+    with pytest.raises(faults.KaggleError, match="holds no run directory"):
+        fleet.collect(client, KernelRef(OWNER, "kit-other", 1), tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []

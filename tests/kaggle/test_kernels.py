@@ -1,0 +1,190 @@
+"""A kernel's state: the version that was meant, and no COMPLETE that belongs to another."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from fake_kaggle import OWNER, FakeKaggle
+from heard import Heard
+
+from kit.remote import faults, kernels, logs
+from kit.remote.client import Client
+from kit.remote.kernels import KernelRef
+
+REF = KernelRef(OWNER, "kit-train", 1)
+
+
+@pytest.fixture
+def save(fake: FakeKaggle) -> Callable[..., KernelRef]:
+    """Puts a version on the fake, as a push would."""
+
+    def saved(text: str = "print()", **more: object) -> KernelRef:
+        answer = fake.save_kernel({"slug": f"{OWNER}/kit-train", "text": text, **more})
+        return KernelRef(OWNER, "kit-train", answer["versionNumber"])
+
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("kituser/kit-train", KernelRef("kituser", "kit-train")),
+        ("kituser/kit-train/3", KernelRef("kituser", "kit-train", 3)),
+        ("https://www.kaggle.com/code/kituser/kit-train", KernelRef("kituser", "kit-train")),
+        ("https://www.kaggle.com/code/kituser/kit-train?scriptVersionId=9", KernelRef("kituser", "kit-train")),
+        ("kit-train", KernelRef("me", "kit-train")),
+    ],
+)
+def test_a_kernel_is_named_by_slug_or_address(text: str, read: KernelRef) -> None:
+    assert KernelRef.parse(text, owner="me") == read
+    assert KernelRef.parse(str(read)) == read
+
+
+@pytest.mark.parametrize("text", ["", "a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"])
+def test_what_names_no_kernel_is_refused(text: str) -> None:
+    with pytest.raises(faults.KaggleError, match="does not name a kernel"):
+        KernelRef.parse(text)
+
+
+def test_wait_follows_the_version_to_its_end(client: Client, save: Callable, heard: Heard) -> None:
+    state = kernels.wait(client, save(), say=heard.lines.append)
+    assert state.status == "COMPLETE"
+    assert [line.rsplit(" ", 1)[1] for line in heard.lines] == ["QUEUED", "RUNNING", "COMPLETE"]
+
+
+def test_wait_without_a_version_means_the_latest_of_this_moment(client: Client, save: Callable) -> None:
+    save()
+    save()
+    assert kernels.wait(client, KernelRef(OWNER, "kit-train")).ref.version == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "told"), [("ERROR", "failed: Your notebook failed"), ("CANCEL_ACKNOWLEDGED", "was cancelled")]
+)
+def test_a_run_without_success_is_an_error_that_ends_with_its_log(
+    client: Client, fake: FakeKaggle, save: Callable, end: str, told: str
+) -> None:
+    fake.kernel_script = ["QUEUED", "RUNNING", end]
+    fake.kernel_failure = "Your notebook failed"
+    fake.kernel_log = [{"stream_name": "stderr", "time": n, "data": f"line {n}\n"} for n in range(40)]
+    with pytest.raises(faults.RunFailedError, match=told) as caught:
+        kernels.wait(client, save())
+    assert caught.value.log_tail.splitlines()[-1] == "line 39"
+    assert "line 0\n" not in str(caught.value)
+
+
+def test_passing_faults_do_not_end_a_wait(client: Client, fake: FakeKaggle, save: Callable) -> None:
+    fake.fail("GetKernelSessionStatus", 429, headers={"Retry-After": "7"})
+    fake.fail("GetKernelSessionStatus", drop=True)
+    fake.fail("GetKernelSessionStatus", 503)
+    assert kernels.wait(client, save()).status == "COMPLETE"
+
+
+def test_wait_gives_up_when_the_time_is_over(client: Client, fake: FakeKaggle, save: Callable, heard: Heard) -> None:
+    fake.kernel_script = ["RUNNING"]
+    with pytest.raises(faults.UnreachableError, match="is RUNNING after 2 minutes"):
+        kernels.wait(client, save(), poll_s=30, timeout_s=120)
+    assert sum(heard.pauses) == 120
+
+
+def test_a_finished_version_is_believed_at_once_where_versions_are_told_apart(
+    client: Client, fake: FakeKaggle, save: Callable, heard: Heard
+) -> None:
+    save()
+    fake.kernel_script = ["COMPLETE"]
+    assert kernels.wait(client, save()).status == "COMPLETE"
+    assert heard.pauses == []
+
+
+class TestWhereOnlyTheLatestSessionIsReported:
+    """The server ignores version labels, as it does for older clients."""
+
+    @pytest.fixture(autouse=True)
+    def labels(self, fake: FakeKaggle) -> None:
+        fake.ignore_version_label = True
+
+    def test_the_end_of_an_older_version_is_not_taken_for_this_ones(
+        self, client: Client, fake: FakeKaggle, save: Callable
+    ) -> None:
+        save()
+        fake.kernel_script = ["COMPLETE", "COMPLETE", "QUEUED", "RUNNING", "ERROR"]  # two of them are the old one's
+        with pytest.raises(faults.RunFailedError):
+            kernels.wait(client, save("kit-push:" + "a" * 32))
+
+    def test_an_end_that_nothing_proves_is_no_success(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
+        save()
+        fake.kernel_script = ["COMPLETE"]
+        with pytest.raises(faults.UnreachableError, match="may be an earlier version's"):
+            kernels.wait(client, save("kit-push:" + "a" * 32))
+
+    def test_the_token_in_the_log_proves_it(
+        self, client: Client, fake: FakeKaggle, save: Callable, heard: Heard
+    ) -> None:
+        save()
+        fake.kernel_script = ["COMPLETE"]
+        fake.kernel_log = [{"data": "kit | kit-push:" + "a" * 32}]
+        assert kernels.wait(client, save("kit-push:" + "a" * 32)).status == "COMPLETE"
+        assert heard.pauses == []
+
+    def test_an_older_version_cannot_be_waited_for(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
+        save()
+        fake.kernel_script = ["COMPLETE"]
+        save()
+        save()
+        with pytest.raises(faults.KaggleError, match="reports only the latest version here, 3"):
+            kernels.wait(client, KernelRef(OWNER, "kit-train", 2))
+
+
+def test_a_kernel_that_is_not_there_is_said_to_be_perhaps_misspelt(client: Client) -> None:
+    with pytest.raises(faults.NotFoundError, match="check the spelling"):
+        kernels.status(client, KernelRef(OWNER, "no-such-kernel"))
+    assert kernels.exists(client, KernelRef(OWNER, "no-such-kernel")) is None
+
+
+class TestLogs:
+    def test_a_finished_log_is_plain_text(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
+        fake.kernel_log = [{"data": "a\n"}, {"data": "\x1b[31mred\x1b[0m\x07\rb\n"}]
+        ref = save()
+        kernels.wait(client, ref)
+        assert logs.read(client, ref) == "a\nredb\n"
+
+    def test_a_running_log_is_read_as_far_as_it_goes(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
+        fake.kernel_log = [{"data": "so far\n"}]
+        assert logs.read(client, save()) == "so far\n"
+
+    def test_following_survives_a_break_without_repeating_lines(
+        self, client: Client, fake: FakeKaggle, save: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import requests
+
+        ref, opened = save(), []
+        fake.kernel_log = [{"data": f"{n}\n"} for n in range(5)]
+        whole = logs._events
+
+        def breaking(response: object) -> object:
+            opened.append(response)
+            for number, event in enumerate(whole(response)):
+                if len(opened) == 1 and number == 3:
+                    raise requests.exceptions.ChunkedEncodingError
+                yield event
+
+        monkeypatch.setattr(logs, "_events", breaking)
+        fake.kernels[f"{OWNER}/kit-train"]["versions"][1]["log"] = fake.kernel_log
+        assert list(logs.follow(client, ref)) == ["0\n", "1\n", "2\n", "3\n", "4\n"]
+        assert len(opened) == 2
+
+    def test_following_ends_when_it_only_breaks(
+        self, client: Client, save: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import requests
+
+        def broken(_: object) -> object:
+            raise requests.exceptions.ConnectionError
+
+        monkeypatch.setattr(logs, "_events", broken)
+        with pytest.raises(faults.UnreachableError, match="breaks again and again"):
+            list(logs.follow(client, save()))
+
+    @pytest.mark.parametrize("text", ["not json", json.dumps({"a": 1})])
+    def test_a_log_in_another_form_is_shown_as_it_is(self, text: str) -> None:
+        assert logs.plain(text) == text

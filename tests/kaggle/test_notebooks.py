@@ -1,0 +1,122 @@
+"""The notebooks, executed: the very text that is pushed, in a process of its own, offline, under a fake /kaggle."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kit import frame
+from kit.recipe import Recipe
+from kit.remote import notebook
+from kit.remote.job import Job, infer_job, train_job
+from kit.schema import COMPETITION, TEST_COLUMNS
+from kit.scoring.validate import validate
+
+RUNNER = """
+import json, sys
+names = {"__name__": "__main__"}
+for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
+    if cell["cell_type"] == "code":
+        exec(compile(cell["source"], cell["id"], "exec"), names)
+"""
+NOWHERE = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+
+
+@pytest.fixture
+def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a job's notebook below `tmp_path`/kaggle, away from this checkout, with no network."""
+
+    def run(job: Job, **environment: str) -> subprocess.CompletedProcess:
+        text = notebook.build(job.kind, {**job.session(), "push": "a" * 32})
+        (tmp_path / "notebook.ipynb").write_text(text, encoding="utf-8")
+        working = tmp_path / "kaggle/working"
+        working.mkdir(parents=True, exist_ok=True)
+        kept = {
+            k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        }
+        env = kept | NOWHERE | {"KIT_KAGGLE_ROOT": str(tmp_path / "kaggle"), "TMPDIR": str(tmp_path)} | environment
+        command = [sys.executable, "-c", RUNNER, str(tmp_path / "notebook.ipynb")]
+        return subprocess.run(command, env=env, cwd=working, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(data: Path, quick: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of a toy encoder, trained here."""
+    from kit.training.train import train
+
+    runs = tmp_path_factory.mktemp("trained") / "runs"
+    return Path(train(quick, data, runs, "holdout")["run"])
+
+
+def mount(root: Path, where: str, source: Path) -> Path:
+    target = root / "input" / where
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(source, target_is_directory=True)
+    return target
+
+
+def write_test(path: Path, rows: int) -> np.ndarray:
+    """A test.csv of `rows` rows with ids that nobody has seen; returns the ids."""
+    ids = np.random.default_rng(rows).permutation(10_000_000)[:rows]
+    texts = [json.dumps([f"turn {i % 97}", None if i % 50 == 0 else "wörd " * (i % 5)]) for i in range(rows)]
+    table = pd.DataFrame({"id": ids, "prompt": texts, "response_a": texts[::-1], "response_b": texts})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False, columns=list(TEST_COLUMNS))
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("rows", "competition", "kernel"),
+    [
+        (3, f"competitions/{COMPETITION}", "notebooks/me/kit-train-a"),
+        (25_000, COMPETITION, "kit-train-a"),
+    ],
+)
+def test_inference_submits_whatever_test_set_is_there(
+    execute: Callable, run_folder: Path, tmp_path: Path, rows: int, competition: str, kernel: str
+) -> None:
+    root = tmp_path / "kaggle"
+    ids = write_test(root / "input" / competition / "test.csv", rows)
+    mount(root, f"{kernel}/runs", run_folder.parent)
+    done = execute(infer_job(["me/kit-train-a"], gpu="none"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{rows:,} rows, valid" in done.stdout
+    report = validate(root / "working/submission.csv", root / "input" / competition / "test.csv")
+    assert (report.ok, report.rows) == (True, rows)
+    assert frame.read(root / "working/submission.csv")["id"].tolist() == ids.tolist()
+    assert str(tmp_path) in next(line for line in done.stdout.splitlines() if "kit 0" in line)  # not the checkout's
+
+
+def test_inference_goes_on_without_a_model_that_is_broken(execute: Callable, run_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "kaggle"
+    write_test(root / f"input/competitions/{COMPETITION}/test.csv", 3)
+    mount(root, "notebooks/me/kit-train-a/runs", run_folder.parent)
+    broken = root / "input/notebooks/me/kit-train-b/runs" / run_folder.name
+    (broken / "holdout").mkdir(parents=True)
+    for name in ("recipe.toml", "origin.json", "holdout/metrics.json"):
+        (broken / name).write_bytes((run_folder / name).read_bytes())
+    done = execute(infer_job(["me/kit-train-b", "me/kit-train-a"], gpu="none"), KAGGLE_IS_COMPETITION_RERUN="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED and is left out" in done.stdout
+    assert validate(root / "working/submission.csv").ok
+
+
+def test_training_leaves_a_run_that_inference_can_use(
+    execute: Callable, raw: Path, quick: Recipe, tmp_path: Path
+) -> None:
+    root = tmp_path / "kaggle"
+    mount(root, f"competitions/{COMPETITION}", raw)
+    done = execute(train_job(quick, fold="0", gpu="none", preprocess={"folds": 3}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = root / "working/runs" / quick.run_name
+    assert (run / "fold0/metrics.json").is_file()
+    listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]
+    assert f"runs/{quick.run_name}/fold0/model.safetensors" in listed

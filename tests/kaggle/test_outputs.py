@@ -1,0 +1,145 @@
+"""Output files: all pages, each whole and what the notebook wrote, or nothing."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_kaggle import OWNER, FakeKaggle
+
+from kit.errors import KitError
+from kit.remote import faults, outputs
+from kit.remote.client import Client
+from kit.remote.kernels import KernelRef
+from kit.remote.retry import Patience
+from kit.remote.session import OUTPUTS
+
+REF = KernelRef(OWNER, "kit-train", 1)
+
+
+def listing(files: dict[str, bytes]) -> bytes:
+    written = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    return json.dumps({"push": "a" * 32, "files": written}).encode()
+
+
+@pytest.fixture
+def finish(fake: FakeKaggle) -> Callable[[dict[str, bytes]], None]:
+    """A finished run on the fake with these output files."""
+
+    def finished(files: dict[str, bytes]) -> None:
+        fake.kernel_script, fake.kernel_files = ["COMPLETE"], files
+        fake.save_kernel({"slug": f"{OWNER}/kit-train", "text": "print()"})
+
+    return finished
+
+
+def test_every_page_of_files_and_the_log_arrive(client: Client, finish: Callable, tmp_path: Path) -> None:
+    files = {f"runs/a/fold{n}/model.bin": bytes([n]) * n for n in range(230)}
+    finish(files)
+    result = outputs.download(client, REF, tmp_path / "out")
+    assert {n: (tmp_path / "out" / n).read_bytes() for n in files} == files
+    assert (tmp_path / "out/kit-train.log").read_text() == "hello\n"
+    assert (len(result.files), result.compared) == (230, False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
+
+
+def test_files_are_compared_with_what_the_notebook_wrote(client: Client, finish: Callable, tmp_path: Path) -> None:
+    files = {"submission.csv": b"id\n1\n", "a/b.txt": b""}
+    finish(files | {OUTPUTS: listing(files)})
+    assert outputs.download(client, REF, tmp_path / "out").compared
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"submission.csv": b"other bytes"}, "other bytes in submission.csv"),
+        ({"submission.csv": b"id\n1\n", "gone.bin": b"x"}, "lacks gone.bin"),
+    ],
+)
+def test_what_differs_from_what_was_written_is_not_kept(
+    client: Client, finish: Callable, tmp_path: Path, written: dict, told: str
+) -> None:
+    finish({"submission.csv": b"id\n1\n", OUTPUTS: listing(written)})
+    with pytest.raises(faults.UnreachableError, match=told):
+        outputs.download(client, REF, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 403, "raw": b"<Error>SignatureDoesNotMatch</Error>", "times": 9},
+        {"status": 200, "raw": b"<html>try later</html>", "times": 9},
+        {"status": 500, "times": 99},
+        {"drop": True, "times": 99},
+    ],
+)
+def test_an_error_page_is_never_saved_as_the_file(
+    client: Client, fake: FakeKaggle, finish: Callable, tmp_path: Path, fault: dict
+) -> None:
+    finish({"submission.csv": b"id\n1\n"})
+    fake.fail("_blob", **fault)
+    with pytest.raises(faults.KaggleError) as caught:
+        outputs.download(client, REF, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "signed5ecret" not in str(caught.value)
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix == ".csv"] == []
+
+
+def test_an_expired_address_is_asked_for_again(
+    client: Client, fake: FakeKaggle, finish: Callable, tmp_path: Path
+) -> None:
+    finish({"submission.csv": b"id\n1\n"})
+    fake.fail("_blob", 403, raw=b"<Error>ExpiredToken</Error>")
+    outputs.download(client, REF, tmp_path / "out")
+    assert (tmp_path / "out/submission.csv").read_bytes() == b"id\n1\n"
+    assert len(fake.seen("ListKernelSessionOutput")) == 3  # the list, a new address, the log
+
+
+def test_an_interrupted_download_goes_on_later(fake: FakeKaggle, finish: Callable, home: Path, tmp_path: Path) -> None:
+    files = {"a.bin": bytes(range(256)) * 2000, "b.bin": bytes(range(255, -1, -1)) * 2000}
+    finish(files)
+    with fake.patched(home), Client(patience=Patience(attempts=1)) as client:
+        fake.fail("_blob", 0)
+        fake.fail("_blob", 206, drop=True)
+        with pytest.raises(faults.UnreachableError):
+            outputs.download(client, REF, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        outputs.download(client, REF, tmp_path / "out")
+    assert {n: (tmp_path / "out" / n).read_bytes() for n in files} == files
+    assert [c.headers["Range"].split("-")[0] for c in fake.calls if "Range" in c.headers] != []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
+
+
+def test_an_existing_folder_is_kept_without_force(client: Client, finish: Callable, tmp_path: Path) -> None:
+    finish({"submission.csv": b"id\n1\n"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(KitError, match="exists already"):
+        outputs.download(client, REF, tmp_path / "out")
+    outputs.download(client, REF, tmp_path / "out", force=True)
+    assert not (tmp_path / "out/mine.txt").exists()
+
+
+def test_no_files_is_an_error_and_not_an_empty_folder(client: Client, finish: Callable, tmp_path: Path) -> None:
+    finish({})
+    with pytest.raises(faults.KaggleError, match="no output files"):
+        outputs.download(client, REF, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../escape.txt", "/etc/cron.d/x", "a/../../b", "a\\..\\b"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(
+    client: Client, finish: Callable, tmp_path: Path, name: str
+) -> None:
+    finish({name: b"x"})
+    with pytest.raises(KitError, match="leads out of the folder"):
+        outputs.download(client, REF, tmp_path / "out")
+
+
+def test_a_list_that_never_ends_is_left(client: Client, fake: FakeKaggle, finish: Callable) -> None:
+    finish({"a.txt": b"x"})
+    real = fake.list_kernel_session_output
+    fake.list_kernel_session_output = lambda body: real(body) | {"nextPageToken": "0"}
+    assert list(outputs.addresses(client, REF)) == ["a.txt"]

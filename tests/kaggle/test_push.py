@@ -1,0 +1,283 @@
+"""From a job to a version on Kaggle: the notebook, its metadata, and no push that only looks like a success."""
+
+import ast
+import base64
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from fake_kaggle import OWNER, FakeKaggle
+from fake_services import SLUG
+from heard import Heard
+
+import kit
+from kit.errors import KitError
+from kit.recipe import load
+from kit.remote import faults, notebook, push, wheel
+from kit.remote.client import Client
+from kit.remote.job import Job, gpu, infer_job, train_job
+from kit.remote.push import METADATA
+
+
+@pytest.fixture
+def job() -> Job:
+    return train_job(load("tiny-electra"), fold="0")
+
+
+class TestNotebook:
+    @pytest.fixture
+    def cells(self) -> list[dict]:
+        text = notebook.build("infer", {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"})
+        nbformat.validate(nbformat.reads(text, as_version=4))
+        return json.loads(text)["cells"]
+
+    def test_it_is_constant_code_below_one_cell_of_literals(self, cells: list[dict]) -> None:
+        kinds = [(c["id"], c["cell_type"]) for c in cells]
+        assert kinds == [("about", "markdown"), ("payload", "code"), ("start", "code"), ("infer", "code")]
+        (assignment,) = ast.parse(cells[1]["source"]).body
+        assert isinstance(assignment, ast.Assign)
+        ast.literal_eval(assignment.value)
+        folder = Path(kit.__file__).parent / "remote/notebooks"
+        for cell in cells[2:]:
+            assert cell["source"] + "\n" == (folder / f"{cell['id']}.py").read_text(encoding="utf-8")
+
+    def test_the_job_and_the_marks_can_be_read_back(self) -> None:
+        job = {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"}
+        text = notebook.build("train", job)
+        assert notebook.job_of(text) == job
+        assert notebook.marks(text) == {"push": "a" * 32, "job": notebook.fingerprint("train", job)}
+        assert notebook.fingerprint("train", job) == notebook.fingerprint("train", job | {"push": "b" * 32})
+        assert notebook.fingerprint("train", job) != notebook.fingerprint("train", job | {"text": ""})
+
+    @pytest.mark.parametrize("text", ["", "print()", "[]", '{"cells": [{"source": "KIT_PAYLOAD = 1"}]}'])
+    def test_a_notebook_of_somebody_else_has_no_job(self, text: str) -> None:
+        assert notebook.job_of(text) == {}
+        assert notebook.marks(text) == {}
+
+    def test_it_stays_well_below_kaggles_limit(self) -> None:
+        assert len(notebook.build("train", {"push": "a" * 32})) < notebook.LIMIT // 2
+
+    def test_one_that_is_too_large_is_refused_here(self) -> None:
+        with pytest.raises(KitError, match="Kaggle takes less than 1,000,000"):
+            notebook.build("train", {"push": "a" * 32, "text": "x" * 1_000_000})
+
+
+class TestWheel:
+    def test_it_is_the_same_bytes_each_time(self) -> None:
+        first = wheel.build("kit")
+        wheel.build.cache_clear()
+        assert wheel.build("kit") == first
+
+    def test_pip_installs_it_and_kit_runs_from_it(self, tmp_path: Path) -> None:
+        made = wheel.build("kit")
+        (tmp_path / made.name).write_bytes(made.data)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        subprocess.run([*pip, "--target", tmp_path / "lib", tmp_path / made.name], check=True)
+        code = "import kit, kit.recipe; print(kit.__file__); print(len(kit.recipe.shipped()))"
+        env = {"PYTHONPATH": str(tmp_path / "lib")}
+        out = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+        path, recipes = out.stdout.splitlines()
+        assert Path(path).is_relative_to(tmp_path / "lib")
+        assert int(recipes) > 10
+
+    def test_it_holds_no_caches_and_a_record_of_every_file(self) -> None:
+        with zipfile.ZipFile(io.BytesIO(wheel.build("kit").data)) as bundle:
+            names = bundle.namelist()
+            record = bundle.read(next(n for n in names if n.endswith("RECORD"))).decode()
+        assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]
+        assert [line.split(",")[0] for line in record.splitlines()] == names
+
+    def test_what_is_no_folder_cannot_be_packed(self) -> None:
+        with pytest.raises(KitError, match="no_such_package"):
+            wheel.build("no_such_package")
+
+
+class TestJob:
+    def test_the_metadata_is_written_in_full(self, job: Job) -> None:
+        assert job.metadata("me") == {
+            "id": f"me/{job.slug}",
+            "title": job.title,
+            "code_file": f"{job.slug}.ipynb",
+            "language": "python",
+            "kernel_type": "notebook",
+            "is_private": True,
+            "enable_gpu": True,
+            "enable_tpu": False,
+            "enable_internet": True,
+            "machine_shape": "NvidiaTeslaT4",
+            "docker_image_pinning_type": "latest",
+            "competition_sources": [SLUG],
+            "kernel_sources": [],
+            "dataset_sources": [],
+            "model_sources": [],
+            "keywords": [],
+        }
+
+    def test_the_slug_is_what_kaggle_makes_of_the_title(self, job: Job) -> None:
+        from slugify import slugify
+
+        for each in (job, infer_job(["a/kernel"]), train_job(load("roberta-reference"), fold="holdout")):
+            assert slugify(each.title) == each.slug
+            assert len(each.title) <= 50
+
+    def test_other_recipes_and_folds_are_other_kernels(self) -> None:
+        slugs = {
+            train_job(load("tiny-electra", overrides), fold=fold).slug
+            for overrides in ([], ["train.lr=1e-5"])
+            for fold in ("0", "1", "all", "holdout")
+        }
+        assert len(slugs) == 8
+
+    def test_inference_runs_without_internet_and_mounts_the_training_kernels(self) -> None:
+        metadata = infer_job(["me/kit-train-a", "me/kit-train-b"], datasets=["me/runs"]).metadata("me")
+        assert metadata["enable_internet"] is False
+        assert metadata["kernel_sources"] == ["me/kit-train-a", "me/kit-train-b"]
+        assert metadata["dataset_sources"] == ["me/runs"]
+
+    @pytest.mark.parametrize(
+        ("make", "told"),
+        [
+            (lambda: infer_job([]), "needs runs"),
+            (lambda: infer_job(["a/kernel"], weights=[1, 2]), "2 weights for 1 sources"),
+            (lambda: infer_job(["a/kernel"], weights=[-1]), "none negative"),
+            (lambda: infer_job(["a/kernel"], title="Kit!"), "cannot be a kernel's title"),
+            (lambda: infer_job(["a/kernel"], title="x" * 51), "5 to 50"),
+            (lambda: infer_job(["a/kernel"], max_hours=13), "at most 12 hours"),
+            (lambda: gpu("a100"), "no such GPU"),
+            (lambda: gpu("p100"), "retired the P100"),
+        ],
+    )
+    def test_what_kaggle_would_refuse_is_refused_here(self, make: object, told: str) -> None:
+        with pytest.raises(KitError, match=told):
+            make()
+
+    def test_a_p100_becomes_a_t4_once_the_user_agrees(self) -> None:
+        assert gpu("p100", yes=True)[0] == "t4"
+        assert "in its place" in gpu("p100", yes=True)[1]
+        assert gpu("t4") == ("t4", "")
+
+    def test_a_backbone_that_is_a_local_folder_does_not_travel(self, tmp_path: Path) -> None:
+        import dataclasses
+
+        recipe = dataclasses.replace(load("tiny-electra"), backbone=str(tmp_path))
+        with pytest.raises(KitError, match="which Kaggle does not have"):
+            train_job(recipe)
+
+
+class TestPush:
+    def test_the_version_that_kaggle_made_is_returned(self, client: Client, job: Job, tmp_path: Path) -> None:
+        first = push.push(client, job, tmp_path / "k")
+        assert (first.ref.owner, first.ref.slug, first.ref.version) == (OWNER, job.slug, 1)
+        assert push.push(client, job, tmp_path / "k").ref.version == 2
+
+    def test_the_request_is_the_real_clients_own(
+        self, client: Client, fake: FakeKaggle, job: Job, home: Path, tmp_path: Path
+    ) -> None:
+        folder = push.push(client, job, tmp_path / "k").folder
+        code = f"""
+import sys
+sys.argv = ["kaggle", "kernels", "push", "-p", {str(folder)!r}, "-t", "33300"]
+from kaggle.cli import main
+main()
+"""
+        done = subprocess.run([sys.executable, "-c", code], env=fake.env(home), capture_output=True, text=True)
+        assert "Kernel version 2 successfully pushed" in done.stdout, done.stderr
+        ours, theirs = (call.body for call in fake.seen("SaveKernel"))
+        assert json.loads(ours.pop("text")) == json.loads(theirs.pop("text"))
+        assert ours == {k: v for k, v in theirs.items() if v != ""}
+
+    def test_a_dry_run_needs_no_kaggle(self, job: Job, tmp_path: Path) -> None:
+        folder = push.write_folder(job, "somebody", tmp_path / "k")
+        assert sorted(p.name for p in folder.iterdir()) == [METADATA, f"{job.slug}.ipynb"]
+        assert json.loads((folder / METADATA).read_text())["id"] == f"somebody/{job.slug}"
+
+    def test_a_folder_of_the_users_is_not_overwritten(self, job: Job, tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").write_text("mine")
+        with pytest.raises(KitError, match="holds other files"):
+            push.write_folder(job, "somebody", tmp_path)
+
+    def test_a_push_refused_with_success_is_an_error(
+        self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path
+    ) -> None:
+        fake.save_kernel = lambda _: {"error": "Notebook not found", "ref": "", "url": ""}
+        with pytest.raises(faults.RefusedError, match="Notebook not found"):
+            push.push(client, job, tmp_path / "k")
+
+    def test_sources_that_kaggle_drops_are_an_error(self, client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+        with pytest.raises(faults.RefusedError, match=f"without dataset {OWNER}/gone, kernel {OWNER}/kit-gone"):
+            push.push(client, infer_job([f"{OWNER}/kit-gone"], datasets=[f"{OWNER}/gone"]), tmp_path / "k")
+
+    @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
+    def test_a_lost_answer_makes_no_second_version(
+        self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, fault: dict
+    ) -> None:
+        fake.fail("SaveKernel", after=True, **fault)
+        assert push.push(client, job, tmp_path / "k").ref.version == 1
+        assert len(fake.kernels[f"{OWNER}/{job.slug}"]["versions"]) == 1
+
+    @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 503}, {"status": 429}])
+    def test_a_push_that_did_not_arrive_is_repeated(
+        self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, fault: dict
+    ) -> None:
+        fake.fail("SaveKernel", **fault)
+        assert push.push(client, job, tmp_path / "k").ref.version == 1
+
+    def test_a_version_of_somebody_else_is_not_taken_for_ours(
+        self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path
+    ) -> None:
+        push.push(client, job, tmp_path / "k")
+        fake.fail("SaveKernel", drop=True)
+        real = fake.get_kernel
+
+        def meanwhile(body: dict) -> dict:
+            if fake.seen("SaveKernel")[-1].status == -1:
+                fake.get_kernel = real
+                fake.save_kernel({"slug": f"{OWNER}/{job.slug}", "text": "another window"})
+            return real(body)
+
+        fake.get_kernel = meanwhile
+        assert push.push(client, job, tmp_path / "k").ref.version == 3
+
+    def test_taken_sessions_are_waited_for_within_bounds(
+        self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
+    ) -> None:
+        fake.max_gpu_sessions = 0
+        with pytest.raises(faults.BusyError, match="session count of 0"):
+            push.push(client, job, tmp_path / "k", slot_wait_s=120)
+        assert heard.pauses == [30.0] * 4
+
+    def test_the_quota_is_told_and_may_be_missing(
+        self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
+    ) -> None:
+        fake.gpu_total_s = 30 * 3600
+        push.push(client, job, tmp_path / "k", say=heard.lines.append)
+        assert "29.0 of 30 GPU hours left" in heard.text
+        fake.fail("GetAcceleratorQuotaStatistics", 404, "gone")
+        push.push(client, job, tmp_path / "k", say=heard.lines.append)
+        assert "quota cannot be read" in heard.text
+
+    def test_the_name_that_kaggle_gives_is_the_one_that_counts(
+        self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
+    ) -> None:
+        real = fake.save_kernel
+
+        def renamed(body: dict) -> dict:
+            return real(body) | {"url": f"https://www.kaggle.com/code/{OWNER}/another-name"}
+
+        fake.save_kernel = renamed
+        assert push.push(client, job, tmp_path / "k", say=heard.lines.append).ref.slug == "another-name"
+        assert "has named the kernel" in heard.text
+
+
+def test_the_payload_carries_what_the_notebook_needs() -> None:
+    (cell,) = [c for c in json.loads(notebook.build("train", {"push": "a" * 32}))["cells"] if c["id"] == "payload"]
+    payload = ast.literal_eval(ast.parse(cell["source"]).body[0].value)
+    for name, package in zip(payload["wheels"], ("kit", "tomli_w"), strict=True):
+        with zipfile.ZipFile(io.BytesIO(base64.b64decode(payload["wheels"][name]))) as bundle:
+            assert bundle.testzip() is None
+            assert f"{package}/__init__.py" in bundle.namelist()

@@ -1,0 +1,295 @@
+"""Inside a session: inputs under both layouts, the time budget, and a submission whenever one is possible."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kit import frame
+from kit.remote import session as sessions
+from kit.remote.notebooks import infer as infer_cell
+from kit.remote.notebooks import train as train_cell
+from kit.remote.session import OUTPUTS, Session
+from kit.schema import COMPETITION
+from kit.scoring.validate import validate
+
+LAYOUTS = ("old", "by kind")
+
+
+def place(root: Path, layout: str, kind: str, owner: str, slug: str) -> Path:
+    """Where Kaggle mounts a source."""
+    inputs = root / "input"
+    if layout == "old":
+        return inputs / slug
+    return inputs / kind / slug if kind == "competitions" else inputs / kind / owner / slug
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def root(tmp_path: Path, layout: str) -> Path:
+    """A /kaggle with the competition, two training kernels' outputs and a dataset that has nothing to do with it."""
+    root = tmp_path / "kaggle"
+    competition = place(root, layout, "competitions", "", COMPETITION)
+    competition.mkdir(parents=True)
+    (competition / "test.csv").write_text("id,prompt,response_a,response_b\n" + '7,"[""p""]","[""a""]","[""b""]"\n' * 1)
+    (competition / "train.csv").write_text("")
+    for slug in ("kit-train-a", "kit-train-b"):
+        run = place(root, layout, "notebooks", "me", slug) / "runs" / f"{slug}-run"
+        run.mkdir(parents=True)
+        (run / "recipe.toml").write_text("")
+        (run / "origin.json").write_text("{}")
+    other = place(root, layout, "datasets", "me", "other")
+    other.mkdir(parents=True)
+    (other / "test.csv").write_text("id\n1\n")
+    (root / "working").mkdir()
+    return root
+
+
+@pytest.fixture
+def session(root: Path) -> Session:
+    sources = [{"ref": "me/kit-train-a", "weight": 1.0}, {"ref": "me/kit-train-b", "weight": 3.0}]
+    job = {"push": "a" * 32, "competition": COMPETITION, "gpu": "none", "max_hours": 1.0}
+    return Session(job | {"sources": sources, "method": "mean"}, root)
+
+
+@pytest.fixture
+def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], list[list[str]]]:
+    """Stands in for `kit predict`: per run, the probability of A that it writes, or an exit code."""
+
+    def prepare(answers: dict[str, object]) -> list[list[str]]:
+        commands: list[list[str]] = []
+
+        def kit(_: Session, arguments: list, *__: object, **___: str) -> int:
+            commands.append([str(a) for a in arguments])
+            answer = answers[Path(arguments[1]).name]
+            if isinstance(answer, int):
+                return answer
+            ids = pd.read_csv(arguments[3])["id"].to_numpy()
+            frame.write(frame.make(ids, [[answer, 1 - answer, 0.0]] * len(ids)), arguments[5])
+            return 0
+
+        monkeypatch.setattr(Session, "kit", kit)
+        monkeypatch.setattr(Session, "devices", lambda self: 0)
+        return commands
+
+    return prepare
+
+
+def submission(root: Path) -> pd.DataFrame:
+    return frame.read(root / "working/submission.csv")
+
+
+def test_inputs_are_found_under_either_layout(session: Session) -> None:
+    assert session.competition_file("test.csv").parent.name == COMPETITION
+    assert [r.name for r in session.runs("me/kit-train-a")] == ["kit-train-a-run"]
+    assert session.runs("me/kit-train") == []
+
+
+def test_a_competition_that_is_not_mounted_is_said_with_what_is_there(session: Session) -> None:
+    with pytest.raises(RuntimeError, match="push the notebook again"):
+        session.competition_file("no_such.csv")
+
+
+@pytest.mark.parametrize("layout", ["by kind"], indirect=True)
+def test_an_owner_of_the_same_slug_is_not_taken(session: Session) -> None:
+    assert session.runs("you/kit-train-a") == []
+
+
+def test_all_models_are_blended_for_the_test_set_there(session: Session, root: Path, predicts: Callable) -> None:
+    predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+    infer_cell.infer(session)
+    assert submission(root).to_numpy().tolist() == [[7.0, pytest.approx(0.4), pytest.approx(0.6), 0.0]]
+    listed = json.loads((root / "working" / OUTPUTS).read_text())
+    assert (listed["push"], list(listed["files"])) == ("a" * 32, ["submission.csv"])
+
+
+def test_weights_count(session: Session, root: Path, predicts: Callable) -> None:
+    predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+    infer_cell.infer(dataclasses.replace(session, job={**session.job, "method": "weights"}))
+    assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize("layout", ["old"], indirect=True)
+class TestWhatGoesWrong:
+    def test_one_model_that_fails_is_left_out_loudly(
+        self, session: Session, root: Path, predicts: Callable, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
+        infer_cell.infer(session)
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
+        assert "kit-train-a-run FAILED" in capfd.readouterr().out
+
+    def test_all_failing_is_an_error_where_the_author_sees_it(
+        self, session: Session, root: Path, predicts: Callable
+    ) -> None:
+        predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
+        with pytest.raises(RuntimeError, match="no model gave predictions"):
+            infer_cell.infer(session)
+        assert not (root / "working/submission.csv").exists()
+
+    def test_all_failing_while_scoring_still_leaves_a_valid_submission(
+        self,
+        session: Session,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
+        infer_cell.infer(session)
+        assert validate(root / "working/submission.csv", session.competition_file("test.csv")).ok
+        assert submission(root)["winner_tie"].tolist() == [pytest.approx(17761 / 57477)]
+        assert "NO MODEL WORKED" in capfd.readouterr().out
+
+    def test_a_missing_source_is_an_error_before_scoring_and_left_out_then(
+        self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        predicts({"kit-train-b-run": 0.6})
+        (root / "input/kit-train-a/runs/kit-train-a-run/recipe.toml").unlink()
+        with pytest.raises(RuntimeError, match="no run directory from me/kit-train-a"):
+            infer_cell.infer(session)
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        infer_cell.infer(session)
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
+
+    def test_no_gpu_is_an_error_before_scoring_and_the_cpu_then(
+        self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+
+        def gone(_: Session) -> int:
+            raise RuntimeError("a GPU was asked for and there is none")
+
+        monkeypatch.setattr(Session, "devices", gone)
+        with pytest.raises(RuntimeError, match="there is none"):
+            infer_cell.infer(session)
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        infer_cell.infer(session)
+        assert len(submission(root)) == 1
+
+    def test_several_gpus_are_tried_first_and_then_one(
+        self, session: Session, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commands = predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
+        monkeypatch.setattr(Session, "devices", lambda self: 2)
+        infer_cell.infer(session)
+        assert [Path(c[1]).name for c in commands] == ["kit-train-a-run"] * 2 + ["kit-train-b-run"]
+
+    def test_a_used_up_budget_stops_predicting(
+        self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        commands = predicts({})
+        infer_cell.infer(dataclasses.replace(session, began=time.monotonic() - 3600))
+        assert commands == []
+        assert len(submission(root)) == 1
+
+
+@pytest.mark.parametrize("layout", ["old"], indirect=True)
+class TestTraining:
+    @pytest.fixture
+    def job(self, session: Session) -> Session:
+        settings = {"recipe": "name = 'x'\n", "fold": "all", "preprocess": {"text": "ascii", "folds": 3}}
+        return dataclasses.replace(session, job={**session.job, **settings})
+
+    @pytest.fixture
+    def commands(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> list[tuple[list[str], int]]:
+        """Stands in for kit: training leaves one finished and one unfinished fold; its exit code is in `codes`."""
+        made: list[tuple[list[str], int]] = []
+        self.codes = {"preprocess": 0, "train": 0}
+
+        def kit(_: Session, arguments: list, processes: int, __: float) -> int:
+            made.append(([str(a) for a in arguments], processes))
+            if arguments[0] == "train" and self.codes["train"] != 9:
+                for name in ("fold0/metrics.json", "fold1/checkpoints/checkpoint-5/optimizer.pt"):
+                    path = root / "working/runs/x-1" / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text("{}")
+            return self.codes[arguments[0]]
+
+        monkeypatch.setattr(Session, "kit", kit)
+        monkeypatch.setattr(Session, "devices", lambda self: 2)
+        return made
+
+    def test_rows_are_made_and_every_gpu_trains_within_the_budget(
+        self, job: Session, commands: list, root: Path
+    ) -> None:
+        train_cell.train(job)
+        (preprocess, one), (train, two) = commands
+        assert (one, two) == (1, 2)
+        assert preprocess[:3] == ["preprocess", "--raw", str(root / "input" / COMPETITION)]
+        assert {"--text=ascii", "--folds=3"} <= set(preprocess)
+        assert 0.8 < float(train[train.index("--max-hours") + 1]) < 1.0
+        assert train[train.index("--runs") + 1] == str(root / "working/runs")
+
+    def test_what_has_not_finished_is_not_in_the_output(self, job: Session, commands: list, root: Path) -> None:
+        train_cell.train(job)
+        assert list(json.loads((root / "working" / OUTPUTS).read_text())["files"]) == ["runs/x-1/fold0/metrics.json"]
+
+    @pytest.mark.parametrize(
+        ("codes", "told"),
+        [
+            ({"preprocess": 1}, "preprocess failed"),
+            ({"train": 9}, "ended with 9 and finished nothing"),
+            ({"train": -15}, "not everything was trained"),
+        ],
+    )
+    def test_a_failure_ends_the_notebook_as_failed(self, job: Session, commands: list, codes: dict, told: str) -> None:
+        self.codes |= codes
+        with pytest.raises(RuntimeError, match=told):
+            train_cell.train(job)
+
+
+@pytest.mark.parametrize("layout", ["old"], indirect=True)
+class TestChildren:
+    def test_a_command_that_outlives_its_budget_is_stopped(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sessions.sys, "executable", "/bin/sleep")
+        real = sessions.subprocess.Popen
+        monkeypatch.setattr(sessions.subprocess, "Popen", lambda command, **more: real(["/bin/sleep", "60"], **more))
+        began = time.monotonic()
+        assert session.kit(["train"], 1, 0.2) < 0
+        assert time.monotonic() - began < 5
+
+    def test_its_lines_reach_the_log(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        real = sessions.subprocess.Popen
+        fake = ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]
+        monkeypatch.setattr(sessions.subprocess, "Popen", lambda command, **more: real(fake, **more))
+        assert session.kit(["train"], 2, 60) == 3
+        said = capfd.readouterr().out
+        assert "torch.distributed.run --standalone --nproc_per_node=2 -m kit train" in said
+        assert "out\nerr\n" in said
+
+    @pytest.mark.parametrize(
+        ("seen", "gpu", "told"),
+        [
+            ({"names": [], "problem": ""}, "t4", "there is none"),
+            ({"names": ["Tesla P100"], "problem": "no kernels for Tesla P100"}, "t4", "no kernels"),
+        ],
+    )
+    def test_a_gpu_that_cannot_be_used_is_an_error(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch, seen: dict, gpu: str, told: str
+    ) -> None:
+        line = json.dumps({"memory_gb": [], "kernels": ["sm_75"], **seen})
+        done = sessions.subprocess.CompletedProcess([], 0, "a warning\n" + line + "\n", "")
+        monkeypatch.setattr(sessions.subprocess, "run", lambda *_, **__: done)
+        with pytest.raises(RuntimeError, match=told):
+            dataclasses.replace(session, job={**session.job, "gpu": gpu}).devices()
+
+    def test_two_gpus_are_two_processes(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        line = json.dumps({"memory_gb": [15.8, 15.8], "kernels": ["sm_75"], "names": ["Tesla T4"] * 2, "problem": ""})
+        done = sessions.subprocess.CompletedProcess([], 0, line, "")
+        monkeypatch.setattr(sessions.subprocess, "run", lambda *_, **__: done)
+        assert session.devices() == 2

@@ -1,0 +1,256 @@
+"""Submissions: what would fail is refused before it counts, what counts is sent once and written down."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_kaggle import OWNER, FakeKaggle
+from fake_services import SLUG
+from heard import Heard
+
+from kit.errors import DataError, KitError
+from kit.remote import faults, kernels, ledger, notebook, submissions, submit
+from kit.remote.client import Client
+from kit.remote.kernels import KernelRef
+
+GOOD = "id,winner_model_a,winner_model_b,winner_tie\n1,0.3,0.3,0.4\n2,0.5,0.25,0.25\n"
+KERNEL = f"{OWNER}/kit-infer"
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    return tmp_path / "submissions/ledger.csv"
+
+
+@pytest.fixture
+def ready(client: Client, fake: FakeKaggle) -> Callable[..., None]:
+    """Puts a finished inference kernel of ours on the fake."""
+
+    def put(**more: object) -> None:
+        job = {"push": "a" * 32, "note": {"local_score": 1.0123}}
+        job["sources"] = [{"ref": "me/train-a", "weight": 2.0}, {"ref": "me/train-b", "weight": 0.5}]
+        body = {"slug": KERNEL, "text": notebook.build("infer", job), "kernelType": "notebook"}
+        fake.save_kernel(body | {"enableInternet": False, "competitionDataSources": [SLUG]} | more)
+        kernels.wait(client, KernelRef.parse(KERNEL))
+
+    return put
+
+
+class TestKernel:
+    def test_a_version_is_submitted_once_and_written_down(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, heard: Heard
+    ) -> None:
+        ready()
+        ready()
+        entry = submit.submit_kernel(client, KERNEL, "two models", book=book, say=heard.lines.append)
+        assert fake.seen("CreateCodeSubmission")[0].body == {
+            "competitionName": SLUG,
+            "kernelOwner": OWNER,
+            "kernelSlug": "kit-infer",
+            "kernelVersion": 2,
+            "fileName": "submission.csv",
+            "submissionDescription": "two models",
+        }
+        assert ledger.read(book) == [entry]
+        assert entry.kernel == f"{KERNEL}/2"
+        assert (entry.runs, entry.weights, entry.local_score) == ("me/train-a me/train-b", "2 0.5", "1.0123")
+        assert len(entry.sha256) == 64
+        assert "5 submissions left today" in heard.text
+        assert "GPU hours left" in heard.text
+
+    @pytest.mark.parametrize(
+        ("more", "told"),
+        [
+            ({"enableInternet": True}, "runs with internet"),
+            ({"competitionDataSources": ["titanic"]}, f"does not have {SLUG} attached"),
+        ],
+    )
+    def test_a_kernel_that_kaggle_would_not_take_is_refused(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, more: dict, told: str
+    ) -> None:
+        fake.competitions["titanic"] = {}
+        ready(**more)
+        with pytest.raises(faults.RefusedError, match=told):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert (fake.submissions, book.exists()) == ([], False)
+
+    def test_a_run_that_is_not_finished_is_refused(self, client: Client, fake: FakeKaggle, book: Path) -> None:
+        fake.kernel_script = ["RUNNING"]
+        fake.save_kernel({"slug": KERNEL, "text": ""})
+        with pytest.raises(faults.UnreachableError, match="is RUNNING"):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+
+    def test_a_run_that_failed_is_refused(self, client: Client, fake: FakeKaggle, book: Path) -> None:
+        fake.kernel_script = ["ERROR"]
+        fake.save_kernel({"slug": KERNEL, "text": ""})
+        with pytest.raises(faults.RunFailedError, match="hello"):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+
+    @pytest.mark.parametrize(
+        ("files", "kind", "told"),
+        [
+            ({"other.csv": b"x"}, faults.RefusedError, "left no submission.csv"),
+            ({"submission.csv": GOOD.replace("0.4", "0.9").encode()}, DataError, "would not be scored"),
+            ({"submission.csv": b"<html>"}, DataError, "would not be scored"),
+        ],
+    )
+    def test_an_output_that_would_not_be_scored_is_refused(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, files: dict, kind: type, told: str
+    ) -> None:
+        fake.kernel_files = files
+        ready()
+        with pytest.raises(kind, match=told):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert fake.submissions == []
+
+    def test_nothing_is_sent_without_a_place_left(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+    ) -> None:
+        ready()
+        fake.daily_limit = 1
+        submit.submit_kernel(client, KERNEL, "m", book=book)
+        with pytest.raises(faults.RefusedError, match="no submission is left today"):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert len(fake.seen("CreateCodeSubmission")) == 1
+
+    def test_rules_that_are_not_accepted_are_said(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+    ) -> None:
+        ready()
+        fake.rules_accepted.clear()
+        with pytest.raises(faults.RulesError, match=f"competitions/{SLUG}/rules"):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+
+    @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
+    def test_a_lost_answer_is_no_second_submission(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, fault: dict
+    ) -> None:
+        ready()
+        submit.submit_kernel(client, KERNEL, "same words", book=book)
+        fake.fail("CreateCodeSubmission", after=True, **fault)
+        entry = submit.submit_kernel(client, KERNEL, "same words", book=book)
+        assert len(fake.submissions) == 2
+        assert [e.ref for e in ledger.read(book)] == [str(s["ref"]) for s in reversed(fake.submissions)]
+        assert entry.ref == str(fake.submissions[0]["ref"])
+
+    def test_a_submission_that_did_not_arrive_is_sent_again(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+    ) -> None:
+        ready()
+        fake.fail("CreateCodeSubmission", 503)
+        submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert len(fake.submissions) == 1
+
+    def test_a_ledger_that_is_none_is_found_before_the_submission_counts(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+    ) -> None:
+        ready()
+        book.parent.mkdir()
+        book.write_text("a,b\n1,2\n")
+        with pytest.raises(DataError, match="is not a ledger"):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert fake.submissions == []
+
+    def test_a_ledger_that_cannot_be_written_does_not_hide_the_submission(
+        self, client: Client, ready: Callable, book: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        ready()
+        monkeypatch.setattr(ledger.atomic, "write_text", full)
+        with pytest.raises(KitError, match=r"(?s)is in, but .*Do not submit again"):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+
+
+class TestFile:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "mine.csv"
+        path.write_text(GOOD)
+        return path
+
+    def test_this_competition_takes_no_files(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
+        with pytest.raises(faults.RefusedError, match="takes notebooks only") as caught:
+            submit.submit_file(client, file, "m", book=book)
+        assert "kit kernels push infer" in str(caught.value)
+        assert fake.uploads == {}
+
+    def test_another_one_gets_the_file(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
+        fake.notebooks_only = False
+        entry = submit.submit_file(client, file, "m", local_score="1.01", book=book)
+        (upload,) = fake.uploads.values()
+        assert upload["data"].decode() == GOOD
+        assert (entry.file, entry.local_score) == (str(file), "1.01")
+
+    def test_an_invalid_file_is_not_uploaded(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
+        fake.notebooks_only = False
+        file.write_text(GOOD.replace("0.4", "nan"))
+        with pytest.raises(DataError, match="would not be scored"):
+            submit.submit_file(client, file, "m", book=book)
+        assert fake.calls == []
+
+    def test_a_failed_upload_is_no_submission(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
+        fake.notebooks_only = False
+        fake.fail("_upload", 500, times=99)
+        with pytest.raises(faults.UnreachableError, match=r"uploading mine\.csv"):
+            submit.submit_file(client, file, "m", book=book)
+        assert (fake.submissions, book.exists()) == ([], False)
+
+
+class TestScore:
+    @pytest.fixture
+    def entry(self, client: Client, ready: Callable, book: Path) -> ledger.Entry:
+        ready()
+        return submit.submit_kernel(client, KERNEL, "m", book=book)
+
+    def test_it_is_waited_for_and_written_down(
+        self, client: Client, entry: ledger.Entry, book: Path, heard: Heard
+    ) -> None:
+        scored = submissions.wait(client, entry, book=book, say=heard.lines.append)
+        assert (scored.status, scored.public_score) == ("COMPLETE", "0.98765")
+        assert ledger.read(book) == [scored]
+        assert heard.pauses[-2:] == [60.0, 60.0]
+
+    @pytest.mark.parametrize(
+        ("reason", "told"),
+        [
+            ("Notebook Timeout", "longer than 9 hours"),
+            ("Notebook Threw Exception", "must not depend on the ids"),
+            ("Notebook Exceeded Allowed Compute", "more memory"),
+            ("Submission CSV Not Found", "left no submission.csv"),
+            ("Submission Scoring Error", "kit validate"),
+            ("Kaggle Error", "Submit the same version again"),
+            ("", "gives no reason"),
+            ("Something new", "submission's page"),
+        ],
+    )
+    def test_each_of_kaggles_reasons_is_explained(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, reason: str, told: str
+    ) -> None:
+        fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], reason
+        ready()
+        entry = submit.submit_kernel(client, KERNEL, "m", book=book)
+        with pytest.raises(faults.RefusedError, match=told):
+            submissions.wait(client, entry, book=book)
+        assert [(e.status, e.error) for e in ledger.read(book)] == [("ERROR", reason)]
+
+    def test_waiting_ends_when_the_time_is_over(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+    ) -> None:
+        fake.submission_script = ["PENDING"]
+        ready()
+        entry = submit.submit_kernel(client, KERNEL, "m", book=book)
+        with pytest.raises(faults.UnreachableError, match="not scored after 10 minutes"):
+            submissions.wait(client, entry, timeout_s=600, book=book)
+        assert ledger.read(book)[0].status == "PENDING"
+
+    def test_the_list_fills_in_scores_and_shows_what_others_sent(
+        self, client: Client, fake: FakeKaggle, entry: ledger.Entry, book: Path
+    ) -> None:
+        fake._add_submission({"competitionName": SLUG, "submissionDescription": "by hand"}, "x.csv")
+        for _ in range(3):
+            rows = submissions.submissions(client, book=book)
+        assert [(s.message, e.ref if e else None) for s, e in rows] == [("by hand", None), ("m", entry.ref)]
+        assert ledger.read(book)[0].public_score == "0.98765"
+        assert len(ledger.read(book)) == 1

@@ -1,0 +1,118 @@
+"""The house rules: imports go one way, heavy packages stay in their rooms, the command line starts light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "kit").rglob("*.py"))
+
+# Each room may import those before it, and itself.
+ROOMS = (
+    ("errors", "schema", "atomic", "__init__"),
+    ("frame", "recipe", "rundir"),
+    ("data", "scoring"),
+    ("model",),
+    ("predict", "training"),
+    ("report", "remote"),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+ONLY_IN = {
+    "torch": {"model", "predict", "training", "cli"},
+    "transformers": {"model", "training"},
+    "kaggle": {"remote"},
+    "click": {"cli"},
+    "rich": {"cli"},
+}
+
+
+def room_of(module: Path) -> str:
+    return module.relative_to(ROOT / "kit").parts[0].removesuffix(".py")
+
+
+def imports(module: Path) -> set[str]:
+    """Every imported module by its dotted name, wherever in the file it is imported."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "kit" or node.module.count(".") == 1:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_imported(module: Path) -> set[str]:
+    parts = [name.split(".") for name in imports(module) if name.split(".")[0] == "kit"]
+    return {each[1] for each in parts if len(each) > 1 and each[1] in FLOOR}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(module: Path):
+    room = room_of(module)
+    for other in rooms_imported(module) - {room}:
+        below = FLOOR[other] < FLOOR[room] or (FLOOR[other] == FLOOR[room] and {room, other} <= set(ROOMS[1]))
+        assert below or FLOOR[room] == FLOOR[other] == 0, f"{room} imports {other}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_packages_stay_in_their_rooms(module: Path):
+    packages = {name.split(".")[0] for name in imports(module)}
+    for package, allowed in ONLY_IN.items():
+        assert package not in packages or room_of(module) in allowed, f"{package} in {room_of(module)}"
+
+
+def test_only_the_client_imports_kaggle():
+    users = {m.name for m in MODULES if {"kaggle", "kagglesdk"} & {name.split(".")[0] for name in imports(m)}}
+    assert users <= {"client.py"}
+
+
+def test_scoring_knows_neither_data_nor_models():
+    for module in (ROOT / "kit" / "scoring").glob("*.py"):
+        assert not rooms_imported(module) & {"data", "model", "training"}, module
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_says_why_it_exists(module: Path):
+    text = module.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text))
+    assert docstring or not text.strip()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_public_function_and_class_is_documented(module: Path):
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    public = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert not [node.name for node in public if not ast.get_docstring(node)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_pickled_or_evaluated(module: Path):
+    banned = {"pickle", "joblib", "dill", "marshal", "shelve"}
+    assert not {name.split(".")[0] for name in imports(module)} & banned
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not calls & {"eval", "exec", "compile"}
+
+
+def test_the_command_line_loads_nothing_heavy():
+    code = "import sys, kit.cli; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for package in ("torch", "transformers", "pandas", "numpy", "sklearn", "rich", "kaggle", "pyarrow", "tokenizers"):
+        assert f"'{package}'" not in loaded
+
+
+def test_the_linter_is_content():
+    subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", "."], cwd=ROOT, check=True)

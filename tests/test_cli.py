@@ -1,0 +1,162 @@
+"""The command line: every command helps, fails in one message with the right code, and never overwrites silently."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from conftest import QUICK
+
+from kit.cli import main
+from kit.errors import KitError
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = sorted(main.commands)
+
+
+def kit(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_helps_with_an_example(name: str):
+    result = kit(name, "--help")
+    assert result.exit_code == 0
+    assert f"kit {name}" in result.output.partition("Example:")[2]
+    summary = main.commands[name].get_short_help_str(200)
+    assert re.fullmatch(r"[A-Z][^.]*\.?", summary), "one imperative sentence"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str):
+    for parameter in main.commands[name].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_the_readme(name: str):
+    assert f"kit {name}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_commands_come_in_pipeline_order():
+    order = [line.split()[0] for line in kit("--help").output.partition("Commands:")[2].strip().splitlines()]
+    pipeline = ["sample", "preprocess", "train", "predict", "ensemble", "validate", "score", "report"]
+    assert [name for name in order if name in pipeline] == pipeline
+
+
+def test_a_user_error_is_one_message_without_a_traceback(tmp_path: Path):
+    result = kit("score", tmp_path / "none.csv", "--truth", tmp_path / "none.csv")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert "none.csv: no such file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path):
+    result = kit("--debug", "score", tmp_path / "none.csv", "--truth", tmp_path / "none.csv")
+    assert isinstance(result.exception, KitError)
+
+
+def test_wrong_usage_exits_with_two():
+    assert kit("score").exit_code == 2
+    assert kit("train", "--no-such-option").exit_code == 2
+    assert kit("ensemble", "a.csv", "-o", "b.csv", "--weights", "one").exit_code == 2
+
+
+def test_a_file_of_the_system_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "train.csv"))
+
+    monkeypatch.setattr("kit.data.sample.write", full)
+    result = kit("sample", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "train.csv: No space left on device" in result.stderr
+
+
+def test_ctrl_c_exits_with_130_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kit.data.sample.write", interrupt)
+    result = kit("sample", "--out", tmp_path)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == ["Interrupted."]
+
+
+def test_nothing_is_overwritten_silently(raw: Path, tmp_path: Path):
+    source = raw / "bayes.csv"
+    target = tmp_path / "blend.csv"
+    assert kit("ensemble", source, "-o", target).exit_code == 0
+    before = target.read_bytes()
+    refused = kit("ensemble", source, source, "-o", target)
+    assert refused.exit_code == 1
+    assert "--force" in refused.stderr
+    assert target.read_bytes() == before
+    assert kit("ensemble", source, source, "-o", target, "--force").exit_code == 0
+    assert kit("sample", "--out", raw).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["backbones"],
+        ["recipes"],
+        ["recipes", "electra"],
+        ["validate", "{raw}/sample_submission.csv", "--sample", "{raw}/test.csv"],
+        ["score", "{raw}/sample_submission.csv", "--truth", "{raw}/truth.csv"],
+        ["preprocess", "--raw", "{raw}", "--out", "{data}", "--folds", "3", "--valid", "0.2"],
+        ["ensemble", "{raw}/bayes.csv", "-o", "{tmp}/blend.csv"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_json_is_json_and_nothing_else(arguments: list[str], raw: Path, data: Path, tmp_path: Path):
+    result = kit(*(each.format(raw=raw, data=data, tmp=tmp_path) for each in arguments), "--json")
+    assert result.exit_code == 0, result.output
+    json.loads(result.stdout)
+
+
+def test_validate_exits_with_one_and_lists_every_problem(tmp_path: Path, raw: Path):
+    lines = (raw / "sample_submission.csv").read_text().splitlines()
+    lines[3] = lines[3].replace("0.3333333333333333", "0.9", 1)
+    del lines[5]
+    (tmp_path / "bad.csv").write_text("\n".join(lines) + "\n")
+    result = kit("validate", tmp_path / "bad.csv", "--sample", raw / "sample_submission.csv")
+    assert result.exit_code == 1
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem:")]
+    assert any("row 4" in line for line in problems)
+    assert any("59 rows" in line for line in problems)
+
+
+def test_an_unknown_recipe_key_lists_the_choices():
+    result = kit("train", "--backbone", "tiny-electra", "--set", "train.rate=1")
+    assert result.exit_code == 1
+    assert "unknown key train.rate" in result.stderr
+    assert "train.lr" in result.stderr
+
+
+def test_training_from_the_command_line(data: Path, tmp_path: Path):
+    settings = [argument for override in (*QUICK, "train.max_steps=2") for argument in ("--set", override)]
+    trained = kit("train", "--backbone", "tiny-electra", "--data", data, "--runs", tmp_path, *settings, "--json")
+    assert trained.exit_code == 0, trained.stderr
+    run = json.loads(trained.stdout)["run"]
+    predicted = kit("predict", run, "--data", data)
+    assert predicted.exit_code == 0, predicted.stderr
+    assert (Path(run) / "test.csv").is_file()
+    assert kit("predict", run, "--data", data).exit_code == 1, "overwrote test.csv"
+    assert kit("predict", run, "--split", "test", "--input", "x.csv", "-o", "y.csv").exit_code == 2
+    assert kit("predict", run, "--input", "x.csv").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "command", [["validate"], ["score", "--truth", "{raw}/truth.csv"], ["ensemble", "-o", "{tmp}/o.csv"]]
+)
+def test_numbers_need_no_torch(command: list[str], raw: Path, tmp_path: Path):
+    arguments = [each.format(raw=raw, tmp=tmp_path) for each in command] + [str(raw / "sample_submission.csv")]
+    code = f"import sys; from kit.cli import main; main({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("False\n"), done.stderr
