@@ -40,7 +40,7 @@ setup(
         "transformers>=5.0,<6",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "build>=1.2"],
+        "test": ["build>=1.2", "hypothesis>=6.100", "pytest>=8", "ruff>=0.9", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["kit=kit.cli:main"]},
     classifiers=[

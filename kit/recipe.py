@@ -26,7 +26,8 @@ class EncodeSpec:
     """How a row becomes tokens.
 
     max_tokens: budget of one side, special tokens included.
-    prompt_share: at most this share of a budget that is too small goes to the prompt; the rest to the response.
+    prompt_share: where a side does not fit, the prompt keeps at least this share of the budget, and more if the
+    response leaves it free.
     head_share: of a turn that has to be cut, this share of what is kept comes from its beginning, the rest its end.
     """
 

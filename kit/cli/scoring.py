@@ -128,7 +128,7 @@ def report(
 @click.option(
     "--out", type=options.FILE, default=Path("demo"), show_default=True, help="Folder for everything it makes."
 )
-@click.option("--rows", type=click.IntRange(200), default=2400, show_default=True, help="Training rows of the sample.")
+@click.option("--rows", type=click.IntRange(200), default=4000, show_default=True, help="Training rows of the sample.")
 @options.as_json
 def demo(out: Path, rows: int, as_json: bool) -> None:
     """Run the whole pipeline on the embedded sample.

@@ -1,0 +1,1 @@
+"""From raw competition files to rows a model can read: sample, raw, clean, split, preprocess, encode."""

@@ -108,10 +108,10 @@ def _control_characters(
 
 
 def _not_json(raw: RawFile, record: int, column: str, cell: str, error: Exception) -> DataError:
-    if not cell:
-        return raw.fault(record, f"{column} is empty")
-    why = f"{error.msg} at character {error.pos + 1} of {len(cell)}" if isinstance(error, json.JSONDecodeError) else ""
-    return raw.fault(record, f"{column} is not valid JSON ({why or 'nested too deep'}): {diagnose.shorten(cell)}")
+    known = isinstance(error, json.JSONDecodeError)
+    why = f"{error.msg} at character {error.pos + 1}" if known else "nested too deep, or a number too long"
+    problem = f"{column} is not valid JSON ({why}): {diagnose.shorten(cell)}" if cell else f"{column} is empty"
+    return raw.fault(record, problem, cut_short=True)
 
 
 def read_texts(raw: RawFile) -> tuple[pa.Table, Counter]:
@@ -124,12 +124,11 @@ def to_ascii(texts: pa.Table) -> pa.Table:
     """The same table with every turn stripped to ASCII; the number of turns stays."""
     columns = {}
     for name in texts.column_names:
-        chunks = [
-            pa.ListArray.from_arrays(
-                chunk.offsets, pa.array([strip_to_ascii(t) for t in chunk.values.to_pylist()], pa.string())
-            )
-            for chunk in texts[name].chunks
-        ]
+        chunks = []
+        for chunk in texts[name].chunks:
+            offsets = pc.subtract(chunk.offsets, chunk.offsets[0])  # a slice keeps the offsets of the whole
+            turns = [strip_to_ascii(turn) for turn in chunk.flatten().to_pylist()]
+            chunks.append(pa.ListArray.from_arrays(offsets, pa.array(turns, pa.string())))
         columns[name] = pa.chunked_array(chunks, TURNS)
     return pa.table(columns)
 
@@ -139,7 +138,7 @@ def prompt_keys(prompts: pa.ChunkedArray) -> list[str]:
     return [prompt_key(prompt) for prompt in pc.binary_join(prompts, "\n").to_pylist()]
 
 
-def uneven_turns(texts: pa.Table) -> int:
-    """How many rows have another number of turns in the prompt than in a response."""
+def uneven_turns(texts: pa.Table) -> np.ndarray:
+    """True for the rows (N,) that have another number of turns in the prompt than in a response."""
     prompt, *responses = (pc.list_value_length(texts[c]).to_numpy() for c in TEXTS)
-    return int(np.any([prompt != r for r in responses], axis=0).sum())
+    return np.any([prompt != r for r in responses], axis=0)

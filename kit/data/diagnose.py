@@ -9,7 +9,7 @@ from pathlib import Path
 from kit.errors import DataError
 from kit.schema import ID
 
-DOWNLOAD = "Correct or remove that row, or fetch the file again (`kit download`)."
+REMEDY = "Correct or remove that row, or fetch the file again (`kit download`)."
 CUT_OFF = "The file is incomplete: fetch it again (`kit download`), or remove its last row."
 
 
@@ -22,7 +22,8 @@ def place(path: Path, row: int, record_id: str | None = None) -> str:
     """ "train.csv: row 7, id 81"; row counts the header line as row 1, as a spreadsheet does."""
     if record_id is None:
         return f"{path}: row {row}"
-    return f"{path}: row {row}, id {record_id if record_id.isdigit() else shorten(record_id, 20)}"
+    plain = record_id.isdecimal() and len(record_id) <= 20
+    return f"{path}: row {row}, id {record_id if plain else shorten(record_id, 20)}"
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ def row_number(data: bytes, record: int) -> int:
             seen += bool(cells)
             if seen == record:
                 return row
-    return record + 2  # a stream that cannot be read twice
+    return record + 2  # stray quotes, which the two readers take differently
 
 
 def is_cut_off(data: bytes) -> bool:
@@ -109,16 +110,14 @@ def _wrong_width(where: str, cells: list[str], names: list[str], last: bool) -> 
         return DataError(f"{where}: the file is cut off in this row: {len(cells)} of {len(names)} cells", CUT_OFF)
     return DataError(
         f"{where}: {len(cells)} cells where the header has {len(names)}",
-        "A cell with commas, quotes or line ends stands in double quotes, the quotes in it doubled. " + DOWNLOAD,
+        "A cell with commas, quotes or line ends stands in double quotes, the quotes in it doubled. " + REMEDY,
     )
 
 
 def _open_quote(where: str, cells: list[str], names: list[str], reason: str, cut_off: bool) -> DataError:
     if reason != "unexpected end of data":
-        return DataError(
-            f"{where}: a quote inside a cell is not doubled, or a cell's closing quote is missing", DOWNLOAD
-        )
+        return DataError(f"{where}: a quote inside a cell is not doubled, or a cell's closing quote is missing", REMEDY)
     column = names[min(len(cells), len(names)) - 1]
     if cut_off:
         return DataError(f"{where}: the file is cut off inside {column}", CUT_OFF)
-    return DataError(f"{where}: the quote that opens {column} is never closed", DOWNLOAD)
+    return DataError(f"{where}: the quote that opens {column} is never closed", REMEDY)

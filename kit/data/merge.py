@@ -18,7 +18,7 @@ class Merged:
 
     Attributes:
         ids, labels, groups, extra: (N,) each; `extra` is True for rows of extra files.
-        texts: the three texts in unicode form, N rows.
+        texts, keep: the three texts in unicode form of all rows read, and which of these (True, N times) stay.
         test_groups: (M,) the groups of the test rows, numbered together with `groups`.
         counts: what was read, dropped and kept.
     """
@@ -28,6 +28,7 @@ class Merged:
     groups: np.ndarray
     extra: np.ndarray
     texts: pa.Table
+    keep: np.ndarray
     test_groups: np.ndarray
     counts: dict[str, int]
 
@@ -74,7 +75,8 @@ def merge(train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: b
         labels[keep],
         kept.group,
         extra[keep],
-        texts if keep.all() else texts.filter(pa.array(keep)),
+        texts,
+        keep,
         asked.group,
         counts,
     )

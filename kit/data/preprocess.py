@@ -34,7 +34,7 @@ from kit.errors import KitError
 from kit.schema import CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_COLUMNS, TEST_FILE, TRAIN_FILE
 
 FORMAT = 1  # of the processed folder: raised when the same inputs and options come to mean other bytes
-ROW_GROUP = 8192  # rows; fixed, so that the bytes are
+ROW_GROUP = 4096  # rows; fixed, so that the bytes are
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,11 @@ def preprocess(
     merged = merge(train, test, extras, allow_test_prompts)
     valid_rows, fold = _cut(merged, options)
     manifest = described | _counts(merged, valid_rows, fold, options, [train, test, *extras])
-    columns = [merged.labels, merged.groups, valid_rows, fold, merged.extra]
+    columns = [merged.ids, merged.labels, merged.groups, valid_rows, fold, merged.extra]
     (out / MANIFEST).unlink(missing_ok=True)
-    _write(out / TRAIN_TABLE, merged.ids, _in_form(merged.texts, text), columns, TRAIN_SCHEMA)
-    _write(out / TEST_TABLE, test.ids, _in_form(test.texts, text), [merged.test_groups], TEST_SCHEMA)
+    _write(out / TRAIN_TABLE, TRAIN_SCHEMA, text, merged.texts, merged.keep, columns)
+    every = np.ones(len(test.ids), bool)
+    _write(out / TEST_TABLE, TEST_SCHEMA, text, test.texts, every, [test.ids, merged.test_groups])
     outputs = [TRAIN_TABLE, TEST_TABLE]
     (out / FLOOR_FILE).unlink(missing_ok=True)
     if "floor" in inputs:
@@ -187,7 +188,7 @@ def _counts(merged: Merged, valid: np.ndarray, fold: np.ndarray, options: Option
         return {"rows": int(counts.sum()), "classes": counts.tolist()}
 
     return {
-        "counts": merged.counts | {"rows_with_uneven_turns": clean.uneven_turns(merged.texts)},
+        "counts": merged.counts | {"rows_with_uneven_turns": int(clean.uneven_turns(merged.texts)[merged.keep].sum())},
         "classes": dict(zip(CLASSES, classes.tolist(), strict=True)),
         "frequencies": dict(zip(CLASSES, (classes / classes.sum()).tolist(), strict=True)),
         "holdout": part(valid),
@@ -197,7 +198,18 @@ def _counts(merged: Merged, valid: np.ndarray, fold: np.ndarray, options: Option
     }
 
 
-def _write(path: Path, ids: np.ndarray, texts: pa.Table, columns: Sequence[np.ndarray], schema: pa.Schema) -> None:
-    table = pa.Table.from_arrays([pa.array(ids), *texts.columns, *map(pa.array, columns)], schema=schema)
-    with writing(path) as temporary:
-        pq.write_table(table, temporary, compression="snappy", row_group_size=ROW_GROUP, use_dictionary=False)
+def _write(
+    path: Path, schema: pa.Schema, text: str, texts: pa.Table, keep: np.ndarray, columns: Sequence[np.ndarray]
+) -> None:
+    """Writes the id, the kept texts in their form, and the other columns, a row group at a time to save memory."""
+    rows = np.flatnonzero(keep)
+    with (
+        writing(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="snappy", use_dictionary=False) as writer,
+    ):
+        for start in range(0, len(rows), ROW_GROUP):
+            some = rows[start : start + ROW_GROUP]
+            low, high = some[0], some[-1] + 1
+            part = _in_form(texts.slice(low, high - low).filter(pa.array(keep[low:high])), text)
+            first, *others = (pa.array(column[start : start + ROW_GROUP]) for column in columns)
+            writer.write_table(pa.Table.from_arrays([first, *part.columns, *others], schema=schema))

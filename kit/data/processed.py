@@ -81,7 +81,7 @@ class Processed:
         return np.flatnonzero(~held), np.flatnonzero(held & ~table["extra"].to_numpy())
 
     def floor(self) -> Path | None:
-        """The true probabilities of the test rows, where the raw folder had them (a sample has, a competition not)."""
+        """The true probabilities of the rows, where the raw folder has them (a sample has, a competition has not)."""
         path = self.folder / FLOOR_FILE
         return path if FLOOR_FILE in self.manifest["outputs"] else None
 

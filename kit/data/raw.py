@@ -1,5 +1,6 @@
 """The competition's CSV files as columns of text: read by schema at C speed, refused with the row and id of a fault."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +43,15 @@ class RawFile:
     ignored: tuple[str, ...]
     repairs: dict[str, int]
 
-    def fault(self, record: int, problem: str, hint: str = diagnose.DOWNLOAD) -> DataError:
-        """The error for the `record`-th record (from 0), with its row and id; the file is read again to count rows."""
+    def fault(self, record: int, problem: str, hint: str = diagnose.REMEDY, cut_short: bool = False) -> DataError:
+        """The error for the `record`-th record (from 0), with its row and id; the file is read again to count rows.
+
+        Args:
+            cut_short: the problem may come from a file that ends in mid-row; said so if this is the last row.
+        """
         data, _ = load(self.path)
         where = diagnose.place(self.path, diagnose.row_number(data, record), self.table[ID][record].as_py())
-        if record == self.table.num_rows - 1 and diagnose.is_cut_off(data):
+        if cut_short and record == self.table.num_rows - 1 and diagnose.is_cut_off(data):
             return DataError(f"{where}: the file is cut off in this row: {problem}", diagnose.CUT_OFF)
         return DataError(f"{where}: {problem}", hint)
 
@@ -55,7 +60,7 @@ def require(path: str | Path) -> Path:
     """The path, if a file can be there.
 
     Raises:
-        DataError: there is nothing, or a directory.
+        DataError: there is nothing, a directory, or a file that may not be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -65,6 +70,10 @@ def require(path: str | Path) -> Path:
             f"{path}: no such file",
             "Check the path; `kit download` fetches the competition's files, `kit sample` writes a sample of them.",
         )
+    if not path.is_file():  # a pipe: a fault could not be looked up, nor the file hashed
+        raise DataError(f"{path} is not a regular file", "Save it to a file first.")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: not allowed to read it", "Change its permissions.")
     return path
 
 
@@ -72,13 +81,10 @@ def load(path: str | Path) -> tuple[bytes, dict[str, int]]:
     """The file's bytes without NUL bytes and byte order mark, and the count of what was repaired.
 
     Raises:
-        DataError: the file is missing, empty, unreadable, or of another kind.
+        DataError: the file is missing, empty, or of another kind.
     """
     path = require(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}", "Check its permissions.") from error
+    data = path.read_bytes()
     kind = next((name for magic, name in FOREIGN.items() if data.startswith(magic)), None)
     if kind:
         raise DataError(f"{path}: this is {kind}, not CSV text in UTF-8", "Unpack it, or save it as CSV in UTF-8.")
@@ -150,7 +156,7 @@ def _parse(path: Path, data: bytes, columns: Sequence[str]) -> pa.Table:
             if "straddl" not in str(error):  # else a cell is larger than a block: take the file as one block
                 break
     fault = diagnose.structure(path, data) or DataError(
-        f"{path}: not a CSV file that can be read: {diagnose.shorten(str(reason))}", diagnose.DOWNLOAD
+        f"{path}: not a CSV file that can be read: {diagnose.shorten(str(reason))}", diagnose.REMEDY
     )
     raise fault from reason
 
@@ -187,6 +193,8 @@ def labels(raw: RawFile) -> np.ndarray:
     bad = (found < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)
     if bad.any():
         record = int(bad.argmax())
-        cells = ", ".join(f"{c} {diagnose.shorten(raw.table[c][record].as_py(), 12)}" for c in CLASSES)
-        raise raw.fault(record, f"not one-hot: {cells}", "Exactly one of the three must be 1, the others 0.")
+        cells = [raw.table[c][record].as_py() for c in CLASSES]
+        shown = ", ".join(f"{c} {diagnose.shorten(cell, 12)}" for c, cell in zip(CLASSES, cells, strict=True))
+        remedy = "Exactly one of the three must be 1, the others 0. " + diagnose.REMEDY
+        raise raw.fault(record, f"not one-hot: {shown}", remedy, cut_short="" in cells)
     return one_hot.argmax(axis=1).astype(np.int8)

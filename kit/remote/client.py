@@ -7,6 +7,7 @@ requests and answers without those. Here each call has a timeout, is repeated wh
 """
 
 import json
+import logging
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -200,10 +201,22 @@ def _set_timeouts(session: "requests.Session", timeout_s: tuple[float, float]) -
         session.mount(scheme, Adapter())
 
 
+class _Redacting(logging.Filter):
+    """Takes signed queries out of the lines that urllib3 logs at DEBUG level, wherever these end up."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = credentials.redact(record.getMessage()), ()
+        return True
+
+
+_REDACTING = _Redacting()
+
+
 def _plain_session(timeout_s: tuple[float, float]) -> "requests.Session":
     """A session for signed addresses: no credential, and no compression, so that lengths are those on disk."""
     import requests
 
+    logging.getLogger("urllib3.connectionpool").addFilter(_REDACTING)  # the same one again changes nothing
     session = requests.Session()
     session.headers["Accept-Encoding"] = "identity"
     _set_timeouts(session, timeout_s)

@@ -3,11 +3,13 @@
 It can be stopped and started again: what is in the local runs is skipped, what is on Kaggle is taken up.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit import atomic
 from kit.errors import KitError
 from kit.remote import kernels, notebook, outputs, push
 from kit.remote.client import Client
@@ -16,6 +18,7 @@ from kit.remote.job import Job
 from kit.remote.kernels import KernelRef
 from kit.rundir import RunDir
 
+ORIGINS = "kernels.json"
 AT_ONCE = 2  # batch GPU sessions that Kaggle runs for one account
 SILENT_POLLS = 30  # in a row; an outage of half an hour must not end a day of training
 
@@ -100,13 +103,13 @@ def collect(
     if not found:
         shutil.rmtree(staging)
         raise KaggleError(f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why.")
-    parts = [part for run in found for part in _merge(run, runs)]
+    parts = [part for run in found for part in _merge(run, runs, ref)]
     shutil.rmtree(staging)
     return parts
 
 
-def _merge(run: Path, runs: Path) -> list[Path]:
-    """Moves a run, or those of its finished parts that are new, to `runs`."""
+def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
+    """Moves a run, or those of its finished parts that are new, to `runs`, noting the kernel that they are from."""
     new, home = RunDir.open(run), runs / run.name
     if not (home / "recipe.toml").exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,14 @@ def _merge(run: Path, runs: Path) -> list[Path]:
             shutil.rmtree(home / name, ignore_errors=True)
             (run / name).replace(home / name)
             moved.append(home / name)
+    atomic.write_json(home / ORIGINS, origins(home) | {part.name: str(ref) for part in moved})
     return moved
+
+
+def origins(run: str | Path) -> dict[str, str]:
+    """The kernel that each part of a local run was brought home from, as owner/slug/version, by the part's name."""
+    path = Path(run) / ORIGINS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _begin(

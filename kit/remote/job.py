@@ -1,5 +1,6 @@
 """What a notebook is to do on Kaggle: a title, settings for its session, a GPU, and the sources that it needs."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,15 @@ from kit.schema import COMPETITION
 GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
 SESSION_HOURS = 12.0  # Kaggle's limit for one run of a notebook
 SCORING_HOURS = 9.0  # this competition's limit for a submission
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that Kaggle mounts and that holds run directories: owner/slug of a "kernel" or a "dataset"."""
+
+    ref: str
+    weight: float = 1.0
+    kind: str = "kernel"
 
 
 @dataclass(frozen=True)
@@ -128,31 +138,34 @@ def train_job(
 
 
 def infer_job(
-    sources: Sequence[str],
+    sources: Sequence[Source],
     *,
-    datasets: Sequence[str] = (),
-    weights: Sequence[float] | None = None,
     method: str = "mean",
     gpu: str = "t4",
     max_hours: float = SCORING_HOURS - 0.5,
     title: str = "kit infer",
     competition: str = COMPETITION,
-    note: Mapping[str, Any] | None = None,
+    local_score: str = "",
 ) -> Job:
-    """An inference job over the outputs of training kernels ("owner/slug") and then datasets of run directories.
+    """An inference job over the runs of these sources.
 
     Args:
-        weights: one for each source, kernels first; the method is then "weights".
-        note: anything to keep with the submission, such as {"local_score": 1.01}.
+        method: "mean" or "geometric", of equal members, or "weights", which takes the sources' own.
+        local_score: what the blend scored here; goes with the submission into the ledger.
 
     Raises:
-        KitError: no source, or weights that do not fit.
+        KitError: no source, one of them twice, or weights that cannot be used.
     """
-    refs = [*sources, *datasets]
-    if not refs:
+    if not sources:
         raise KitError("inference needs runs to predict with", "Name training kernels or run directories with --runs.")
-    if weights is not None and (len(weights) != len(refs) or min(weights) < 0 or sum(weights) <= 0):
-        raise KitError(f"{len(weights)} weights for {len(refs)} sources", "Give one for each, none negative.")
-    members = [{"ref": r, "weight": float(w)} for r, w in zip(refs, weights or [1.0] * len(refs), strict=True)]
-    settings = {"sources": members, "method": "weights" if weights else method, "note": dict(note or {})}
-    return Job("infer", title, settings, gpu, False, max_hours, competition, tuple(sources), tuple(datasets))
+    refs = [s.ref for s in sources]
+    twice = sorted({r for r in refs if refs.count(r) > 1})
+    if twice:
+        raise KitError(f"{', '.join(twice)} is named more than once", "Name each source once; weights say how much.")
+    weights = [s.weight for s in sources]
+    if not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
+        raise KitError(f"the weights {weights} cannot be used", "None may be negative, and one must be above 0.")
+    members = [{"ref": s.ref, "weight": s.weight} for s in sources]
+    settings = {"sources": members, "method": method, "local_score": local_score}
+    kernels, datasets = (tuple(s.ref for s in sources if s.kind == kind) for kind in ("kernel", "dataset"))
+    return Job("infer", title, settings, gpu, False, max_hours, competition, kernels, datasets)

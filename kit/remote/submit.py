@@ -75,7 +75,7 @@ def submit_kernel(
         sha256=digest,
         runs=" ".join(m["ref"] for m in members),
         weights=" ".join(f"{m['weight']:g}" for m in members),
-        local_score=local_score or str(job.get("note", {}).get("local_score", "")),
+        local_score=local_score or job.get("local_score", ""),
         message=message,
     )
     return _send(client, "competitions.create_code_submission", body, entry, book, say)

@@ -1,7 +1,7 @@
 """A fitted blend as it is kept: members by name, their weights, the pool they meet in, the temperature after it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,7 @@ class Blend:
     members: tuple[str, ...]
     weights: tuple[float, ...]
     pool: Pool
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
 
     def of(self, members: np.ndarray) -> np.ndarray:
         """The blend of probabilities (M, N, 3), in the order of `members`: (N, 3)."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from kit import frame as prediction
 from kit.errors import KitError
@@ -109,6 +110,7 @@ def calibrate(frame: pd.DataFrame, truth: pd.DataFrame, name: str, method: Metho
     return fit(probabilities, labels, truth[GROUP if GROUP in truth else ID].to_numpy(), method)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
 def fit(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, method: Method | None = None) -> Calibrated:
     """The same of probabilities (N, 3), labels (N,) and prompt groups (N,) in one order.
 

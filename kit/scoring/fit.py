@@ -4,26 +4,26 @@ Cross-fitted losses, the spread of the weights, and the members that are not wor
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from kit.errors import DataError, KitError
 from kit.schema import ID, LABEL
-from kit.scoring.blend import Blend, Pool
+from kit.scoring.blend import Blend
 from kit.scoring.bootstrap import Difference, difference
-from kit.scoring.calibrate import HOTTEST, Calibration, Trial, too_few
-from kit.scoring.crossfit import cross_fit, folds
-from kit.scoring.ensemble import convex, stack
+from kit.scoring.calibrate import HOTTEST, Trial, too_few
+from kit.scoring.candidate import Candidate, Method, Rows, as_blend, candidate, pool_of, predict, prune
+from kit.scoring.crossfit import folds
+from kit.scoring.ensemble import stack
 from kit.scoring.metrics import EPS, log_loss, row_losses
 from kit.scoring.truth import GROUP, positions
-from kit.scoring.weights import choose, coefficients, spread
+from kit.scoring.weights import spread
 
-Method = Literal["arithmetic", "geometric", "greedy"]  # greedy: the arithmetic pool of members chosen one by one
 MANY = 8  # members from which the greedy choice is tried without being asked for
-WORTH = 1e-4  # cross-fitted log loss that a member must gain to stay
 LEVEL = 0.95
 
 
@@ -76,28 +76,7 @@ class Fit:
         return plain | {"blend": asdict(self.blend), "gain": self.gain._asdict()}
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """What is fitted to: probabilities (M, 3, N) above 0, labels (N,), prompt groups (N,), folds (N,)."""
-
-    members: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-    fold: np.ndarray
-
-    def pick(self, members: Sequence[int]) -> "_Rows":
-        return replace(self, members=self.members[list(members)])
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A fit of some members: coefficients (M,), and the cross-fitted probabilities (N, 3) with their log loss."""
-
-    point: np.ndarray
-    crossed: np.ndarray
-    log_loss: float
-
-
+@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
 def fit(
     frames: Sequence[pd.DataFrame],
     names: Sequence[str],
@@ -108,7 +87,7 @@ def fit(
 ) -> Fit:
     """Fits weights and temperature to out-of-fold predictions, matched by id to each other and to the truth.
 
-    A member stays if without it the cross-fitted log loss is worse by `WORTH`.
+    A member stays if the cross-fitted log loss is worse by `candidate.WORTH` without it.
 
     Args:
         frames: prediction frames of the very same rows, none of which its model was trained on.
@@ -131,7 +110,7 @@ def fit(
     members = members[:, positions(ids, truth[ID].to_numpy(), names[0], "the truth")]
     labels = truth[LABEL].to_numpy(np.int64)
     groups = truth[GROUP if GROUP in truth else ID].to_numpy()
-    rows = _Rows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, folds(groups, seed=seed))
+    rows = Rows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, folds(groups, seed=seed))
     alone = [log_loss(each, labels) for each in members]
     mean, best = members.mean(axis=0), int(np.argmin(alone))
     tried = [Trial(f"best member, {names[best]}", alone[best], alone[best])]
@@ -139,17 +118,17 @@ def fit(
     reason = too_few(labels, groups, len(names))
     if reason:
         kept, notes = list(range(len(names))), [f"nothing is fitted, the plain mean is taken: {reason}"]
-        used, found = "mean", _Candidate(np.full(len(names), 1 / len(names)), mean, tried[1].cross_fitted)
+        used, found = "mean", Candidate(np.full(len(names), 1 / len(names)), mean, tried[-1].cross_fitted)
         drawn = found.point[None]
     else:
-        found_by = {}
-        for each in [method] if method else [m for m in get_args(Method) if m != "greedy" or len(names) >= MANY]:
-            found_by[each] = _fit(each, rows)
-            tried.append(Trial(each, _log_loss(each, found_by[each].point, rows), found_by[each].log_loss))
-        used = min(found_by, key=lambda each: found_by[each].log_loss)
-        kept, found, notes = _prune(used, found_by[used], rows, names)
-        drawn = spread(_pool(used), found.point, rows.members[kept], labels, groups, draws, seed)
-    blend = _blend(used, found.point, [names[i] for i in kept])
+        methods = [method] if method else [m for m in get_args(Method) if m != "greedy" or len(names) >= MANY]
+        fits = {each: candidate(each, rows) for each in methods}
+        for each, one in fits.items():
+            tried.append(Trial(each, log_loss(predict(each, one.point, rows.members), labels), one.log_loss))
+        used = min(fits, key=lambda each: fits[each].log_loss)
+        kept, found, notes = prune(used, fits[used], rows, names)
+        drawn = spread(pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed)
+    blend = as_blend(used, found.point, [names[i] for i in kept])
     shares = np.zeros((len(drawn), len(names)))
     shares[:, kept] = drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1 / HOTTEST)
     low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).tolist()
@@ -168,65 +147,3 @@ def fit(
         notes=tuple(notes),
         crossed=found.crossed,
     )
-
-
-def _pool(method: str) -> Pool:
-    return "geometric" if method == "geometric" else "arithmetic"
-
-
-def _blend(method: str, point: np.ndarray, names: Sequence[str]) -> Blend:
-    """The blend that coefficients (M,) stand for."""
-    total = float(np.clip(point.sum(), 1 / HOTTEST, HOTTEST))
-    return Blend(tuple(names), tuple(convex(point, names).tolist()), _pool(method), Calibration(1 / total))
-
-
-def _log_loss(method: str, point: np.ndarray, rows: _Rows) -> float:
-    return log_loss(_predict(method, point, rows.members), rows.labels)
-
-
-def _predict(method: str, point: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Probabilities (N, 3) of members (M, 3, N), exactly as a saved blend gives them."""
-    return _blend(method, point, [""] * len(point)).of(members.transpose(0, 2, 1))
-
-
-def _coefficients(method: str, members: np.ndarray, labels: np.ndarray, start: np.ndarray | None) -> np.ndarray:
-    if method != "greedy":
-        return coefficients(_pool(method), members, labels, start)
-    point, chosen = np.zeros(len(members)), choose(members, labels)
-    point[chosen] = coefficients("arithmetic", members[chosen], labels)
-    return point
-
-
-def _fit(method: str, rows: _Rows, start: np.ndarray | None = None) -> _Candidate:
-    """Coefficients by all rows, and what such a fit gives rows of other prompts; `start` only saves time."""
-    point = _coefficients(method, rows.members, rows.labels, start)
-
-    def other(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        fitted = _coefficients(method, rows.members[:, :, train], rows.labels[train], point)
-        return _predict(method, fitted, rows.members[:, :, test])
-
-    crossed = cross_fit(rows.fold, other)
-    return _Candidate(point, crossed, log_loss(crossed, rows.labels))
-
-
-def _prune(
-    method: str, found: _Candidate, rows: _Rows, names: Sequence[str]
-) -> tuple[list[int], _Candidate, list[str]]:
-    """Leaves members out, the lightest first, while the cross-fitted log loss stays within `WORTH` of the best seen."""
-    kept = [i for i, coefficient in enumerate(found.point) if coefficient > 0] or [0]
-    notes = [f"{name} is dropped: it has no weight" for i, name in enumerate(names) if i not in kept]
-    if len(kept) < len(names):
-        found = _fit(method, rows.pick(kept))
-    best = found.log_loss
-    while len(kept) > 1:
-        lightest = int(found.point.argmin())
-        fewer = kept[:lightest] + kept[lightest + 1 :]
-        without = _fit(method, rows.pick(fewer), np.delete(found.point, lightest))
-        if without.log_loss > best + WORTH:
-            break
-        change = without.log_loss - found.log_loss
-        notes.append(
-            f"{names[kept[lightest]]} is dropped: the cross-fitted log loss changes by {change:+.5f} without it"
-        )
-        kept, found, best = fewer, without, min(best, without.log_loss)
-    return kept, found, notes

@@ -37,12 +37,13 @@ def client(fake: FakeKaggle, home: Path, heard: Heard) -> Iterator[Client]:
 
 
 @pytest.fixture(autouse=True)
-def no_secret_gets_out(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str], tmp_path: Path, heard: Heard):
+def no_secret_gets_out(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path, heard: Heard
+) -> Iterator[None]:
     """After every test: neither its output nor what the user heard nor any file outside the home holds a secret."""
     yield
-    out, err = capfd.readouterr()
-    logged = request.getfixturevalue("caplog").text if "caplog" in request.fixturenames else ""
+    shown = "".join(capfd.readouterr()) + caplog.text + heard.text
     files = [p for p in tmp_path.rglob("*") if p.is_file() and tmp_path / "home" not in p.parents]
     for secret in SECRETS:
-        assert secret not in out + err + logged + heard.text
+        assert secret not in shown
         assert [p for p in files if secret.encode() in p.read_bytes()] == []

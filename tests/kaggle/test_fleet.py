@@ -72,6 +72,7 @@ def test_every_fold_is_trained_and_brought_home(
     assert list(run.parts()) == ["fold0", "fold1", "fold2"]
     assert (run.part(2) / "model.safetensors").read_text() == "weights of 2"
     assert most_at_once(fake) == 2
+    assert fleet.origins(run.path) == {f"fold{n}": str(outcomes[n].ref) for n in range(3)}
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [RECIPE.run_name]
 
 

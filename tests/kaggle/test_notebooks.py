@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from kit import frame
-from kit.recipe import Recipe
+from kit.cli import training as commands
+from kit.recipe import Recipe, load
 from kit.remote import notebook
-from kit.remote.job import Job, infer_job, train_job
+from kit.remote.job import Job, Source, infer_job, train_job
 from kit.schema import COMPETITION, TEST_COLUMNS
 from kit.scoring.validate import validate
 
@@ -25,6 +26,7 @@ for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
     if cell["cell_type"] == "code":
         exec(compile(cell["source"], cell["id"], "exec"), names)
 """
+ALONE = {"OMP_NUM_THREADS": "1"}  # threads that wait for each other are slower than one, on a busy machine
 NOWHERE = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
 
 
@@ -37,10 +39,14 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         (tmp_path / "notebook.ipynb").write_text(text, encoding="utf-8")
         working = tmp_path / "kaggle/working"
         working.mkdir(parents=True, exist_ok=True)
-        kept = {
-            k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-        }
-        env = kept | NOWHERE | {"KIT_KAGGLE_ROOT": str(tmp_path / "kaggle"), "TMPDIR": str(tmp_path)} | environment
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.endswith("_OFFLINE")}
+        env = (
+            kept
+            | ALONE
+            | NOWHERE
+            | {"KIT_KAGGLE_ROOT": str(tmp_path / "kaggle"), "TMPDIR": str(tmp_path)}
+            | environment
+        )
         command = [sys.executable, "-c", RUNNER, str(tmp_path / "notebook.ipynb")]
         return subprocess.run(command, env=env, cwd=working, capture_output=True, text=True, timeout=300)
 
@@ -48,12 +54,19 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="module")
-def run_folder(data: Path, quick: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy() -> Recipe:
+    """An experiment of three steps."""
+    sizes = ("encode.max_tokens=8", "train.max_steps=3", "train.batch_size=16", "train.evals_per_epoch=1")
+    return load("tiny-electra", sizes)
+
+
+@pytest.fixture(scope="module")
+def run_folder(data: Path, toy: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a toy encoder, trained here."""
     from kit.training.train import train
 
     runs = tmp_path_factory.mktemp("trained") / "runs"
-    return Path(train(quick, data, runs, "holdout")["run"])
+    return Path(train(toy, data, runs, "holdout")["run"])
 
 
 def mount(root: Path, where: str, source: Path) -> Path:
@@ -74,49 +87,49 @@ def write_test(path: Path, rows: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("rows", "competition", "kernel"),
+    ("rows", "competition", "kernels"),
     [
-        (3, f"competitions/{COMPETITION}", "notebooks/me/kit-train-a"),
-        (25_000, COMPETITION, "kit-train-a"),
+        (3, f"competitions/{COMPETITION}", "notebooks/me/"),
+        (25_000, COMPETITION, ""),
     ],
 )
 def test_inference_submits_whatever_test_set_is_there(
-    execute: Callable, run_folder: Path, tmp_path: Path, rows: int, competition: str, kernel: str
+    execute: Callable, run_folder: Path, tmp_path: Path, rows: int, competition: str, kernels: str
 ) -> None:
     root = tmp_path / "kaggle"
     ids = write_test(root / "input" / competition / "test.csv", rows)
-    mount(root, f"{kernel}/runs", run_folder.parent)
-    done = execute(infer_job(["me/kit-train-a"], gpu="none"))
+    mount(root, f"{kernels}kit-train-a/runs", run_folder.parent)
+    sources = [Source("me/kit-train-a")]
+    if rows == 3:
+        sources.insert(0, broken(root / "input" / f"{kernels}kit-train-b", run_folder))
+    done = execute(infer_job(sources, gpu="none"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{rows:,} rows, valid" in done.stdout
+    assert done.stdout.count("FAILED and is left out") == len(sources) - 1
     report = validate(root / "working/submission.csv", root / "input" / competition / "test.csv")
     assert (report.ok, report.rows) == (True, rows)
     assert frame.read(root / "working/submission.csv")["id"].tolist() == ids.tolist()
     assert str(tmp_path) in next(line for line in done.stdout.splitlines() if "kit 0" in line)  # not the checkout's
 
 
-def test_inference_goes_on_without_a_model_that_is_broken(execute: Callable, run_folder: Path, tmp_path: Path) -> None:
-    root = tmp_path / "kaggle"
-    write_test(root / f"input/competitions/{COMPETITION}/test.csv", 3)
-    mount(root, "notebooks/me/kit-train-a/runs", run_folder.parent)
-    broken = root / "input/notebooks/me/kit-train-b/runs" / run_folder.name
-    (broken / "holdout").mkdir(parents=True)
+def broken(mounted: Path, run: Path) -> Source:
+    """A source whose only run has lost its weights."""
     for name in ("recipe.toml", "origin.json", "holdout/metrics.json"):
-        (broken / name).write_bytes((run_folder / name).read_bytes())
-    done = execute(infer_job(["me/kit-train-b", "me/kit-train-a"], gpu="none"), KAGGLE_IS_COMPETITION_RERUN="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "FAILED and is left out" in done.stdout
-    assert validate(root / "working/submission.csv").ok
+        path = mounted / "runs" / run.name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((run / name).read_bytes())
+    return Source("me/kit-train-b")
 
 
+@pytest.mark.skipif("max_hours" not in {p.name for p in commands.train.params}, reason="kit train has no --max-hours")
 def test_training_leaves_a_run_that_inference_can_use(
-    execute: Callable, raw: Path, quick: Recipe, tmp_path: Path
+    execute: Callable, raw: Path, toy: Recipe, tmp_path: Path
 ) -> None:
     root = tmp_path / "kaggle"
     mount(root, f"competitions/{COMPETITION}", raw)
-    done = execute(train_job(quick, fold="0", gpu="none", preprocess={"folds": 3}))
+    done = execute(train_job(toy, fold="0", gpu="none", preprocess={"folds": 3}))
     assert done.returncode == 0, done.stdout + done.stderr
-    run = root / "working/runs" / quick.run_name
+    run = root / "working/runs" / toy.run_name
     assert (run / "fold0/metrics.json").is_file()
     listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]
-    assert f"runs/{quick.run_name}/fold0/model.safetensors" in listed
+    assert f"runs/{toy.run_name}/fold0/model.safetensors" in listed

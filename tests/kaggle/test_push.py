@@ -20,7 +20,7 @@ from kit.errors import KitError
 from kit.recipe import load
 from kit.remote import faults, notebook, push, wheel
 from kit.remote.client import Client
-from kit.remote.job import Job, gpu, infer_job, train_job
+from kit.remote.job import Job, Source, gpu, infer_job, train_job
 from kit.remote.push import METADATA
 
 
@@ -121,7 +121,7 @@ class TestJob:
     def test_the_slug_is_what_kaggle_makes_of_the_title(self, job: Job) -> None:
         from slugify import slugify
 
-        for each in (job, infer_job(["a/kernel"]), train_job(load("roberta-reference"), fold="holdout")):
+        for each in (job, infer_job([Source("a/kernel")]), train_job(load("roberta-reference"), fold="holdout")):
             assert slugify(each.title) == each.slug
             assert len(each.title) <= 50
 
@@ -134,7 +134,9 @@ class TestJob:
         assert len(slugs) == 8
 
     def test_inference_runs_without_internet_and_mounts_the_training_kernels(self) -> None:
-        metadata = infer_job(["me/kit-train-a", "me/kit-train-b"], datasets=["me/runs"]).metadata("me")
+        metadata = infer_job(
+            [Source("me/kit-train-a"), Source("me/runs", 1, "dataset"), Source("me/kit-train-b")]
+        ).metadata("me")
         assert metadata["enable_internet"] is False
         assert metadata["kernel_sources"] == ["me/kit-train-a", "me/kit-train-b"]
         assert metadata["dataset_sources"] == ["me/runs"]
@@ -143,11 +145,11 @@ class TestJob:
         ("make", "told"),
         [
             (lambda: infer_job([]), "needs runs"),
-            (lambda: infer_job(["a/kernel"], weights=[1, 2]), "2 weights for 1 sources"),
-            (lambda: infer_job(["a/kernel"], weights=[-1]), "none negative"),
-            (lambda: infer_job(["a/kernel"], title="Kit!"), "cannot be a kernel's title"),
-            (lambda: infer_job(["a/kernel"], title="x" * 51), "5 to 50"),
-            (lambda: infer_job(["a/kernel"], max_hours=13), "at most 12 hours"),
+            (lambda: infer_job([Source("a/kernel"), Source("a/kernel")]), "more than once"),
+            (lambda: infer_job([Source("a/kernel", -1.0)]), "cannot be used"),
+            (lambda: infer_job([Source("a/kernel")], title="Kit!"), "cannot be a kernel's title"),
+            (lambda: infer_job([Source("a/kernel")], title="x" * 51), "5 to 50"),
+            (lambda: infer_job([Source("a/kernel")], max_hours=13), "at most 12 hours"),
             (lambda: gpu("a100"), "no such GPU"),
             (lambda: gpu("p100"), "retired the P100"),
         ],
@@ -210,7 +212,11 @@ main()
 
     def test_sources_that_kaggle_drops_are_an_error(self, client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
         with pytest.raises(faults.RefusedError, match=f"without dataset {OWNER}/gone, kernel {OWNER}/kit-gone"):
-            push.push(client, infer_job([f"{OWNER}/kit-gone"], datasets=[f"{OWNER}/gone"]), tmp_path / "k")
+            push.push(
+                client,
+                infer_job([Source(f"{OWNER}/kit-gone"), Source(f"{OWNER}/gone", kind="dataset")]),
+                tmp_path / "k",
+            )
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
     def test_a_lost_answer_makes_no_second_version(

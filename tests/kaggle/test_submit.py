@@ -27,7 +27,7 @@ def ready(client: Client, fake: FakeKaggle) -> Callable[..., None]:
     """Puts a finished inference kernel of ours on the fake."""
 
     def put(**more: object) -> None:
-        job = {"push": "a" * 32, "note": {"local_score": 1.0123}}
+        job = {"push": "a" * 32, "local_score": "1.0123"}
         job["sources"] = [{"ref": "me/train-a", "weight": 2.0}, {"ref": "me/train-b", "weight": 0.5}]
         body = {"slug": KERNEL, "text": notebook.build("infer", job), "kernelType": "notebook"}
         fake.save_kernel(body | {"enableInternet": False, "competitionDataSources": [SLUG]} | more)

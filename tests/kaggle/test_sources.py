@@ -1,0 +1,67 @@
+"""--runs: kernels that have completed, runs that came from Kaggle, and runs that have to be published."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_kaggle import OWNER, FakeKaggle
+
+from kit.errors import KitError
+from kit.remote import faults, fleet, sources
+from kit.remote.client import Client
+from kit.remote.job import Source
+
+
+@pytest.fixture
+def complete(fake: FakeKaggle) -> None:
+    """Two training kernels that have ended well."""
+    fake.kernel_script = ["COMPLETE"]
+    for slug in ("kit-train-a", "kit-train-b"):
+        fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A local run with two finished folds, brought home from two kernels."""
+    folder = tmp_path / "runs/tiny-0a1b2c3d"
+    origins = {f"fold{n}": f"{OWNER}/kit-train-{letter}/1" for n, letter in enumerate("ab")}
+    files = {"recipe.toml": "", "origin.json": "{}", fleet.ORIGINS: json.dumps(origins)}
+    for name, text in {**files, "fold0/metrics.json": "{}", "fold1/metrics.json": "{}"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.usefixtures("complete")
+def test_kernels_are_named_with_or_without_their_owner(client: Client) -> None:
+    found = sources.resolve(client, [f"{OWNER}/kit-train-a/1", "kit-train-b"], weights=[2.0, 1.0])
+    assert found == [Source(f"{OWNER}/kit-train-a", 2.0), Source(f"{OWNER}/kit-train-b", 1.0)]
+
+
+@pytest.mark.usefixtures("complete")
+def test_a_run_from_kaggle_is_mounted_from_there_with_its_weight_shared(client: Client, run: Path) -> None:
+    found = sources.resolve(client, [run], weights=[3.0])
+    assert found == [Source(f"{OWNER}/kit-train-a", 1.5), Source(f"{OWNER}/kit-train-b", 1.5)]
+
+
+def test_a_run_of_this_machine_has_to_be_published(client: Client, fake: FakeKaggle, run: Path) -> None:
+    (run / fleet.ORIGINS).unlink()
+    with pytest.raises(KitError, match="fold0, fold1 was trained here") as caught:
+        sources.resolve(client, [run])
+    assert "--dataset" in str(caught.value)
+    (found,) = sources.resolve(client, [run], as_dataset=True)
+    assert (found.kind, found.ref) == ("dataset", f"{OWNER}/kit-run-tiny-0a1b2c3d")
+    assert found.ref in fake.datasets
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "ERROR"])
+def test_a_kernel_without_an_output_is_refused(client: Client, fake: FakeKaggle, state: str) -> None:
+    fake.kernel_script = [state]
+    fake.save_kernel({"slug": f"{OWNER}/kit-train-a", "text": ""})
+    with pytest.raises(faults.RefusedError, match=f"is {state}"):
+        sources.resolve(client, ["kit-train-a"])
+
+
+def test_weights_must_be_as_many_as_runs(client: Client) -> None:
+    with pytest.raises(KitError, match="2 weights for 1 runs"):
+        sources.resolve(client, ["kit-train-a"], weights=[1, 2])

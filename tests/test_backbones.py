@@ -1,0 +1,139 @@
+"""The registry's sizes are those published, and every architecture of it can be built."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kit.errors import BackboneError
+from kit.model.backbones import BACKBONES, Backbone, find, max_positions
+from kit.model.encoder import build, count_parameters
+from kit.recipe import shipped
+
+# As the reference study publishes them: layers, hidden, heads, FFN, vocabulary, max tokens; millions of parameters.
+REFERENCE = {
+    "deberta": ((12, 384, 6, 1536, 128_000, 512), (22, 48, 70)),
+    "roberta": ((12, 768, 12, 3072, 50_265, 512), (86, 39, 125)),
+    "electra": ((24, 1024, 16, 4096, 30_522, 512), (303, 31, 335)),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_reference_backbones_have_the_published_sizes(name: str):
+    sizes, millions = REFERENCE[name]
+    found = BACKBONES[name].sizes
+    assert list(found) == ["layers", "hidden", "heads", "ffn", "vocabulary", "max_tokens"]
+    for value, published in zip(found.values(), sizes, strict=True):
+        assert value == pytest.approx(published, rel=1e-3)  # its vocabulary of DeBERTa leaves 100 unused rows out
+    counted = count_parameters(BACKBONES[name].config)
+    assert list(counted) == ["backbone", "embedding", "total"]
+    for value, published in zip(counted.values(), millions, strict=True):
+        # "about": rounded to a million, some with a pooler or with the head of the pretraining
+        assert value / 1e6 == pytest.approx(published, rel=0.03)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_builds_and_its_parameters_add_up(name: str):
+    config = BACKBONES[name].config
+    with torch.device("meta"):
+        encoder = build(config)
+    counted = count_parameters(config)
+    assert counted["backbone"] + counted["embedding"] == counted["total"]
+    assert counted["total"] == sum(p.numel() for p in encoder.parameters())
+    table = config["vocab_size"] * config.get("embedding_size", config["hidden_size"])
+    assert table <= counted["embedding"] < counted["total"]
+    assert not [name for name, _ in encoder.named_parameters() if "pooler" in name]
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("record", BACKBONES.values(), ids=BACKBONES)
+def test_every_record_is_complete(record: Backbone):
+    assert record.pooling in ("mean", "cls", "attention")
+    assert record.licence in ("MIT", "Apache-2.0")
+    assert record.pretraining
+    assert record.precision
+    assert (record.hub_id is None) == record.name.startswith("tiny-")
+    assert record.name in shipped()
+    assert json.loads(json.dumps(record.config)) == record.config
+
+
+def test_the_hub_ids_are_all_different():
+    ids = [record.hub_id for record in BACKBONES.values() if record.hub_id]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_toy_is_small_in_every_way_but_its_kind():
+    for family in ("deberta", "roberta", "electra"):
+        toy, real = BACKBONES[f"tiny-{family}"], BACKBONES[family]
+        assert toy.config["model_type"] == real.config["model_type"]
+        assert toy.max_tokens == real.max_tokens
+        assert count_parameters(toy.config)["total"] < 300_000
+
+
+@pytest.mark.parametrize("name", ["Deberta", "deberta-", "tiny", "roberta-base", "microsoft/deberta-v3-xsmall", ""])
+def test_names_are_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackboneError):
+        find(name)
+
+
+def test_an_unknown_name_lists_the_registry():
+    with pytest.raises(BackboneError, match="no backbone 'debreta'") as caught:
+        find("debreta")
+    assert all(name in caught.value.hint for name in BACKBONES)
+
+
+def test_a_folder_in_hugging_face_layout_is_a_backbone(tmp_path: Path):
+    with pytest.raises(BackboneError, match=r"no config\.json"):
+        find(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert find(str(tmp_path)) == tmp_path
+
+
+def test_the_registry_comes_before_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deberta").mkdir()
+    (tmp_path / "deberta" / "config.json").write_text("{}")
+    assert find("deberta") is BACKBONES["deberta"]
+    assert find("./deberta") == Path("deberta")
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": False}, None),
+        ({"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": True}, 512),
+        ({"model_type": "xlnet"}, None),
+    ],
+)
+def test_the_limit_on_tokens_is_that_of_the_position_table(config: dict, limit: int | None):
+    assert max_positions(config) == limit
+
+
+@pytest.mark.parametrize("name", ["tiny-roberta", "tiny-electra"])
+def test_a_sequence_of_exactly_the_limit_runs_and_a_longer_one_does_not(name: str):
+    config = BACKBONES[name].config
+    encoder, limit = build(config).eval(), max_positions(config)
+
+    def run(length: int) -> torch.Tensor:
+        with torch.no_grad():
+            tokens = torch.full((1, length), 7)
+            return encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+
+    assert run(limit).shape == (1, limit, config["hidden_size"])
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        run(limit + 1)
+
+
+def test_relative_positions_reach_past_the_pretraining():
+    config = BACKBONES["tiny-deberta"].config
+    assert max_positions(config) is None
+    tokens = torch.full((1, 700), 7)
+    with torch.no_grad():
+        states = build(config).eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+    assert states.isfinite().all()

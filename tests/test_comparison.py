@@ -1,0 +1,95 @@
+"""The comparison: every line on the same rows, each figure the one a user would compute by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import QUICK
+
+from kit import frame
+from kit.errors import DataError, RunError
+from kit.predict import predict_split
+from kit.recipe import load
+from kit.report.comparison import columns, compare, markdown, rows
+from kit.schema import ID
+from kit.scoring.metrics import log_loss
+from kit.scoring.truth import align, read_truth, restrict
+from kit.training.train import train
+
+SHORT = (*QUICK, "train.max_steps=2")
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A holdout run with test predictions."""
+    folder = Path(train(load("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
+    frame.write(predict_split(folder, "test", data), folder / "test.csv")
+    return folder
+
+
+def test_every_line_is_scored_on_the_same_rows(run: Path, data: Path, raw: Path):
+    blend = run / "test.csv"
+    comparison = compare([run], data, frames=[("blend", blend)], truth=raw / "truth.csv")
+    assert [line.name for line in comparison.lines] == ["uniform", "class prior", "Bayes floor", run.name, "blend"]
+    by_name = {line.name: line for line in comparison.lines}
+    assert {line.valid.rows for line in comparison.lines if line.valid} == {by_name[run.name].valid.rows}
+    assert {line.test.rows for line in comparison.lines} == {60}
+    assert by_name["uniform"].test.log_loss == pytest.approx(np.log(3))
+    assert by_name["blend"].valid is None
+    assert by_name["blend"].test == by_name[run.name].test
+    assert by_name["Bayes floor"].test.log_loss < by_name["class prior"].test.log_loss
+
+
+def test_a_figure_is_the_log_loss_with_an_interval_around_it(run: Path, data: Path, raw: Path):
+    line = compare([run], data, truth=raw / "truth.csv").lines[-1]
+    test = align(frame.read(run / "test.csv"), read_truth(raw / "truth.csv"), "test")
+    assert line.test.log_loss == pytest.approx(log_loss(*test), abs=1e-12)
+    valid = frame.read(run / "holdout" / "valid.csv")
+    truth = restrict(read_truth(data / "train.parquet"), valid)
+    assert line.valid.log_loss == pytest.approx(log_loss(*align(valid, truth, "valid")), abs=1e-12)
+    for figures in (line.test, line.valid):
+        assert figures.low < figures.log_loss < figures.high
+
+
+def test_the_class_prior_does_not_look_at_the_validation_rows(run: Path, data: Path):
+    line = next(line for line in compare([run], data).lines if line.name == "class prior")
+    train_truth = read_truth(data / "train.parquet")
+    valid = frame.read(run / "holdout" / "valid.csv")
+    held = train_truth[ID].isin(valid[ID])
+    share = np.bincount(train_truth[~held]["label"], minlength=3) / (~held).sum()
+    labels = train_truth[held]["label"].to_numpy()
+    assert line.valid.log_loss == pytest.approx(-np.log(share[labels]).mean(), abs=1e-12)
+
+
+def test_without_the_truth_test_columns_stay_empty(run: Path, data: Path):
+    comparison = compare([run], data)
+    assert all(line.test is None for line in comparison.lines)
+    assert rows(comparison)[-1][3] == ""
+
+
+def test_markdown_has_a_cell_for_every_column(run: Path, data: Path, raw: Path):
+    comparison = compare([run], data, truth=raw / "truth.csv")
+    lines = markdown(comparison).splitlines()
+    assert len(lines) == 2 + len(comparison.lines)
+    assert {line.count("|") for line in lines} == {len(columns(comparison)) + 1}
+
+
+def test_a_frame_of_other_rows_is_refused(run: Path, data: Path, raw: Path, tmp_path: Path):
+    other = frame.read(run / "test.csv").assign(**{ID: range(60)})
+    frame.write(other, tmp_path / "other.csv")
+    with pytest.raises(DataError, match=r"other\.csv: its 60 ids are neither"):
+        compare([run], data, frames=[("other", tmp_path / "other.csv")], truth=raw / "truth.csv")
+
+
+def test_runs_without_common_validation_rows_are_refused(run: Path, data: Path, tmp_path: Path):
+    fold = Path(train(load("tiny-roberta", SHORT), data, tmp_path, "0")["run"])
+    with pytest.raises(RunError, match="no validation rows in common"):
+        compare([run, fold], data)
+
+
+def test_out_of_fold_runs_are_compared_on_all_rows(data: Path, tmp_path: Path):
+    result = train(load("tiny-roberta", SHORT), data, tmp_path, "all")
+    comparison = compare([result["run"]], data)
+    assert comparison.validation == "out-of-fold"
+    assert comparison.lines[-1].valid.log_loss == pytest.approx(result["oof"]["log_loss"], abs=1e-12)
+    assert comparison.lines[-1].valid.rows == len(read_truth(data / "train.parquet"))

@@ -1,0 +1,285 @@
+"""Tokens within their budget, nothing lost without need, the same however they are batched; a cache that is checked."""
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from kit.data import encode as module
+from kit.data.encode import Encoded, Vocabulary, encode, encode_cached
+from kit.data.processed import Processed
+from kit.errors import DataError
+from kit.model.backbones import BACKBONES
+from kit.model.tiny import SPECIAL, train_tokenizer
+from kit.recipe import EncodeSpec
+from kit.schema import PROMPT, RESPONSES, TEXTS
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz[]SEP"
+CLS, SEP, PAD = 1, 2, 0
+BAR = "|"  # stands for SEP below; no text has it
+
+
+def per_character() -> Vocabulary:
+    """A tokenizer that makes every character a token, so that tokens can be read."""
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate([*SPECIAL, *LETTERS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.add_special_tokens(SPECIAL)
+    return Vocabulary(SimpleNamespace(backend_tokenizer=tokenizer), CLS, SEP, PAD)
+
+
+CHARACTERS = per_character()
+TURNS = st.lists(st.text("abcxyz", max_size=25), min_size=1, max_size=4)
+ROWS = st.lists(st.tuples(TURNS, TURNS, TURNS), min_size=1, max_size=6)
+SPECS = st.builds(
+    EncodeSpec,
+    max_tokens=st.integers(8, 90),
+    prompt_share=st.floats(0, 1),
+    head_share=st.floats(0, 1),
+)
+
+
+def table(rows: list[tuple[list[str], list[str], list[str]]]) -> pa.Table:
+    columns = zip(*rows, strict=True)
+    return pa.table(
+        {name: pa.array(column, pa.list_(pa.string())) for name, column in zip(TEXTS, columns, strict=True)}
+    )
+
+
+def encoded(rows: pa.Table, spec: EncodeSpec, folder: Path, vocabulary: Vocabulary = CHARACTERS) -> Encoded:
+    encode(rows, vocabulary, spec, folder)
+    return Encoded.open(folder)
+
+
+def sides(these: Encoded) -> list[list[list[int]]]:
+    """The tokens of every row's sides."""
+    each = [these.tokens[a:b].tolist() for a, b in pairwise(these.starts)]
+    return [each[i : i + these.sides] for i in range(0, len(each), these.sides)]
+
+
+def segments(these: Encoded) -> list[tuple[str, str]]:
+    """Prompt and response of every side as text, SEP as a bar."""
+    letters = dict(enumerate(LETTERS, len(SPECIAL))) | {SEP: BAR}
+    found = []
+    for (start, end), first in zip(pairwise(these.starts), these.prompt_lengths, strict=True):
+        tokens = these.tokens[start:end].tolist()
+        assert tokens[0] == CLS
+        assert tokens[first - 1] == tokens[-1] == SEP
+        found.append(tuple("".join(letters[t] for t in part) for part in (tokens[1 : first - 1], tokens[first:-1])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("encode") / "tokens"
+
+
+@settings(deadline=None, max_examples=80)
+@given(ROWS, SPECS)
+def test_no_side_is_over_budget_and_none_that_was_cut_far_under_it(scratch: Path, rows: list, spec: EncodeSpec):
+    these = encoded(table(rows), spec, scratch)
+    lengths = these.lengths
+    assert lengths.shape == (len(rows), len(RESPONSES))
+    assert lengths.max() <= spec.max_tokens
+    need = np.array([[3 + sum(len(BAR.join(t)) for t in (row[0], answer)) for answer in row[1:]] for row in rows])
+    assert these.cut == (need > spec.max_tokens).sum()
+    assert (lengths[need <= spec.max_tokens] == need[need <= spec.max_tokens]).all()
+    assert (lengths[need > spec.max_tokens] >= spec.max_tokens - 2).all()  # at most a SEP with nothing before it
+
+
+@settings(deadline=None, max_examples=80)
+@given(ROWS, st.floats(0, 1), st.floats(0, 1))
+def test_nothing_is_lost_when_it_fits(scratch: Path, rows: list, prompt_share: float, head_share: float):
+    these = encoded(table(rows), EncodeSpec(210, prompt_share, head_share), scratch)
+    assert segments(these) == [(BAR.join(row[0]), BAR.join(answer)) for row in rows for answer in row[1:]]
+    assert these.cut == 0
+
+
+@settings(deadline=None, max_examples=80)
+@given(ROWS, SPECS)
+def test_swapping_the_answers_swaps_the_sides(scratch: Path, rows: list, spec: EncodeSpec):
+    straight = encoded(table(rows), spec, scratch)
+    expected = [side[::-1] for side in sides(straight)]
+    swapped = encoded(table([(prompt, b, a) for prompt, a, b in rows]), spec, scratch)
+    assert sides(swapped) == expected
+    assert swapped.prompt_lengths.reshape(-1, 2).tolist() == straight.prompt_lengths.reshape(-1, 2)[:, ::-1].tolist()
+
+
+def is_kept(turns: list[str], text: str, head_share: float) -> bool:
+    """Whether `text` is the last turns, the first of them perhaps its head and its tail alone."""
+    first, *rest = text.split(BAR)
+    if rest != turns[len(turns) - len(rest) :]:
+        return False
+    turn = turns[len(turns) - len(rest) - 1]
+    head = round(len(first) * head_share)
+    return first in (turn, turn[:head] + turn[len(turn) - (len(first) - head) :])
+
+
+@settings(deadline=None, max_examples=120)
+@given(ROWS, SPECS)
+def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(scratch: Path, rows: list, spec: EncodeSpec):
+    these = encoded(table(rows), spec, scratch)
+    room = spec.max_tokens - 3
+    texts = [(row[0], answer) for row in rows for answer in row[1:]]
+    for (prompt, response), (kept_prompt, kept_response) in zip(texts, segments(these), strict=True):
+        assert is_kept(prompt, kept_prompt, spec.head_share)
+        assert is_kept(response, kept_response, spec.head_share)
+        for_prompt = int(room * spec.prompt_share)
+        assert len(kept_prompt) >= min(len(BAR.join(prompt)), for_prompt - 1)
+        assert len(kept_response) >= min(len(BAR.join(response)), room - for_prompt - 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "prompt", "response"),
+    [
+        (EncodeSpec(13, 0.5, 0.5), "abcde", "vwxyz"),
+        (EncodeSpec(11, 0.5, 0.5), "abde", "vwyz"),
+        (EncodeSpec(11, 0.25, 0.5), "abe", "vwxyz"),  # more than its share, since the response leaves it free
+        (EncodeSpec(11, 0.0, 0.5), "abe", "vwxyz"),
+        (EncodeSpec(8, 1.0, 0.5), "abcde", ""),
+        (EncodeSpec(8, 0.0, 1.0), "", "vwxyz"),
+        (EncodeSpec(9, 0.5, 1.0), "abc", "vwx"),
+        (EncodeSpec(9, 0.5, 0.0), "cde", "xyz"),
+    ],
+)
+def test_the_budget_is_shared_as_the_recipe_says(scratch: Path, spec: EncodeSpec, prompt: str, response: str):
+    these = encoded(table([(["abcde"], ["vwxyz"], ["vwxyz"])]), spec, scratch)
+    assert segments(these)[0] == (prompt, response)
+
+
+def test_early_turns_go_first(scratch: Path):
+    turns = ["aaaa", "bbbb", "cccc"]
+    kept = [
+        segments(encoded(table([([""], turns, turns)]), EncodeSpec(n + 3, 0.0), scratch))[0][1] for n in range(5, 15)
+    ]
+    assert kept == [
+        *("cccc", "b|cccc", "bb|cccc", "bbb|cccc", "bbbb|cccc", "bbbb|cccc"),
+        *("a|bbbb|cccc", "aa|bbbb|cccc", "aaa|bbbb|cccc", "aaaa|bbbb|cccc"),
+    ]
+
+
+@settings(deadline=None, max_examples=40)
+@given(ROWS, st.integers(1, 4))
+def test_chunking_does_not_matter(scratch: Path, rows: list, chunk: int):
+    whole = [(scratch.parent / "whole" / name) for name in ("tokens.int32", "starts.npy", "prompt_lengths.npy")]
+    encode(table(rows), CHARACTERS, EncodeSpec(30), scratch.parent / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK", chunk)
+        encode(table(rows), CHARACTERS, EncodeSpec(30), scratch)
+    assert [path.read_bytes() for path in whole] == [(scratch / path.name).read_bytes() for path in whole]
+
+
+def test_neither_do_the_tables_own_chunks(scratch: Path):
+    rows = [([f"p{i}".replace("p", "a" * i)], ["b" * i, ""], ["c"]) for i in range(9)]
+    pieces = pa.concat_tables([table(rows[:2]), table(rows[2:3]), table(rows[3:])])
+    assert pieces[PROMPT].num_chunks == 3
+    assert sides(encoded(pieces, EncodeSpec(), scratch)) == sides(encoded(table(rows), EncodeSpec(), scratch))
+    assert sides(encoded(pieces.slice(1, 4), EncodeSpec(), scratch)) == sides(
+        encoded(table(rows[1:5]), EncodeSpec(), scratch)
+    )
+
+
+def test_empty_turns_and_answers_are_framed_all_the_same(scratch: Path):
+    these = encoded(table([([""], [""], ["", ""])]), EncodeSpec(8), scratch)
+    assert sides(these) == [[[CLS, SEP, SEP], [CLS, SEP, SEP, SEP]]]
+    assert these.prompt_lengths.tolist() == [2, 2]
+    assert len(these) == 1
+
+
+def test_a_text_that_spells_out_a_special_token_is_text(scratch: Path):
+    these = encoded(table([(["a[SEP]b"], ["[SEP]"], ["x"])]), EncodeSpec(), scratch)
+    assert segments(these) == [("a[SEP]b", "[SEP]"), ("a[SEP]b", "x")]
+
+
+@pytest.mark.parametrize("name", ["tiny-deberta", "tiny-roberta", "tiny-electra"])
+def test_a_batch_gives_the_tokens_of_one_text_at_a_time(processed: Processed, scratch: Path, name: str):
+    rows = processed.train().select(TEXTS)
+    texts = rows.to_pylist()
+    tokenizer = train_tokenizer(BACKBONES[name], [turn for row in texts for turn in row[PROMPT] + row[RESPONSES[0]]])
+    these = encoded(rows, EncodeSpec(8192), scratch, Vocabulary(SimpleNamespace(backend_tokenizer=tokenizer), 1, 2, 0))
+    assert len(these) == len(texts)
+    for row, pair in zip(texts[::7], sides(these)[::7], strict=True):
+        prompt, *answers = (
+            [t for turn in row[name] for t in (*tokenizer.encode(turn, add_special_tokens=False).ids, SEP)]
+            for name in TEXTS
+        )
+        assert pair == [[CLS, *prompt, *answer] for answer in answers]
+
+
+def test_tokens_are_mapped_from_disk_not_read(scratch: Path):
+    these = encoded(table([(["ab"], ["c"], ["d"])]), EncodeSpec(), scratch)
+    assert isinstance(these.tokens, np.memmap)
+    assert these.tokens.dtype == np.int32
+    assert not these.tokens.flags.writeable
+
+
+def test_a_cache_hit_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = table([(["ab"], ["c"], ["d"])])
+    first = encode_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
+    monkeypatch.setattr(module, "encode", lambda *_: pytest.fail("encoded again"))
+    again = encode_cached(rows, "content", per_character(), EncodeSpec(), tmp_path)
+    assert sides(again) == sides(first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"content": "other"},
+        {"vocabulary": dataclasses.replace(CHARACTERS, sep=3)},
+        {"vocabulary": dataclasses.replace(CHARACTERS, cls=3)},
+        *({"spec": EncodeSpec(**change)} for change in ({"max_tokens": 9}, {"prompt_share": 0.3}, {"head_share": 0.1})),
+    ],
+)
+def test_another_content_vocabulary_or_budget_is_a_miss(tmp_path: Path, change: dict):
+    asked = {"content": "content", "vocabulary": CHARACTERS, "spec": EncodeSpec()}
+    rows = table([(["ab"], ["c"], ["d"])])
+    encode_cached(rows, **asked, cache=tmp_path)
+    encode_cached(rows, **asked | change, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_tokenizer_has_another_digest():
+    other = per_character()
+    other.backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert other.digest != CHARACTERS.digest
+    assert per_character().digest == CHARACTERS.digest
+
+
+@pytest.mark.parametrize("lost", [1, 4, 1000])
+@pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "prompt_lengths.npy", "meta.json"])
+def test_a_truncated_cache_says_to_delete_the_folder(tmp_path: Path, file: str, lost: int):
+    rows = table([(["ab"], ["c"], ["d"])] * 3)
+    encode_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
+    (folder,) = tmp_path.iterdir()
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: max(0, len(content) - lost)])
+    if file == "meta.json" and lost == 1:  # the line end alone
+        assert json.loads((folder / file).read_text())
+        return
+    with pytest.raises(DataError, match=folder.name) as caught:
+        encode_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
+    assert "Delete the folder" in caught.value.hint
+
+
+@pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "prompt_lengths.npy"])
+def test_a_missing_file_says_so_too(tmp_path: Path, file: str):
+    rows = table([(["ab"], ["c"], ["d"])])
+    encode(rows, CHARACTERS, EncodeSpec(), tmp_path / "tokens")
+    (tmp_path / "tokens" / file).unlink()
+    with pytest.raises(DataError, match="tokens"):
+        Encoded.open(tmp_path / "tokens")
+
+
+def test_an_encoding_that_was_interrupted_leaves_nothing(tmp_path: Path):
+    broken = Vocabulary(SimpleNamespace(backend_tokenizer=CHARACTERS.backend), CLS, SEP, PAD)
+    rows = table([(["ab"], ["c"], ["d"])]).drop_columns(RESPONSES[1])
+    with pytest.raises(KeyError):
+        encode_cached(rows, "content", broken, EncodeSpec(), tmp_path)
+    assert not list(tmp_path.iterdir())

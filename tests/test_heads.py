@@ -1,0 +1,90 @@
+"""The symmetric head permutes to the bit when the answers change places; the fusion head is the reference's."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from kit.model.heads import build
+from kit.schema import CLASSES, SWAP
+
+
+def head(kind: str, hidden: int = 6, width: int = 7, dropout: float = 0.1, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build(kind, hidden, width, dropout).eval()
+
+
+def vectors(rows: int, hidden: int = 6, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(rows, 2, hidden, generator=torch.Generator().manual_seed(seed))
+
+
+def swapped(logits: Tensor) -> Tensor:
+    """Logits with the classes where a swap of the answers puts them."""
+    return logits[:, list(SWAP)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 40),
+    hidden=st.sampled_from([1, 6, 64]),
+    scale=st.sampled_from([1e-6, 1.0, 1e4]),
+    seed=st.integers(0, 999),
+)
+def test_swapping_the_answers_permutes_the_logits_to_the_bit(rows: int, hidden: int, scale: float, seed: int):
+    symmetric = head("symmetric", hidden, seed=seed)
+    sides = vectors(rows, hidden, seed, scale)
+    assert torch.equal(symmetric(sides.flip(1)), swapped(symmetric(sides)))
+
+
+def test_the_fusion_head_has_no_such_symmetry():
+    fusion, sides = head("fusion"), vectors(8)
+    assert not torch.allclose(fusion(sides.flip(1)), swapped(fusion(sides)), atol=1e-3)
+
+
+def test_equal_answers_get_equal_chances():
+    sides = vectors(5)[:, :1].expand(-1, 2, -1)
+    logits = head("symmetric")(sides)
+    assert torch.equal(logits[:, 0], logits[:, 1])
+
+
+def test_gradients_are_symmetric_too():
+    symmetric, sides = head("symmetric"), vectors(4)
+    one, other = sides.clone().requires_grad_(), sides.flip(1).requires_grad_()
+    symmetric(one)[:, 0].sum().backward()
+    symmetric(other)[:, 1].sum().backward()
+    torch.testing.assert_close(one.grad, other.grad.flip(1))
+
+
+def test_the_fusion_head_is_the_references_formula():
+    fusion, sides = head("fusion"), vectors(5)
+    a, b = sides[:, 0], sides[:, 1]
+    blocks = torch.cat([a, b, a - b, a * b], 1)
+    centred = blocks - blocks.mean(1, keepdim=True)
+    normed = centred / (blocks.var(1, unbiased=False, keepdim=True) + fusion.norm.eps).sqrt()
+    inner = nn.functional.gelu(normed @ fusion.dense.weight.T + fusion.dense.bias)
+    torch.testing.assert_close(fusion(sides), inner @ fusion.out.weight.T + fusion.out.bias)
+
+
+@pytest.mark.parametrize("kind", ["fusion", "symmetric"])
+def test_a_row_has_one_logit_for_each_class_whatever_else_is_in_the_batch(kind: str):
+    judge, sides = head(kind), vectors(9)
+    logits = judge(sides)
+    assert logits.shape == (9, len(CLASSES))
+    torch.testing.assert_close(judge(sides[4:5]), logits[4:5])
+
+
+@pytest.mark.parametrize("kind", ["fusion", "symmetric"])
+def test_dropout_acts_in_training_only(kind: str):
+    sides = vectors(16)
+    judge = head(kind, dropout=0.5).train()
+    assert not torch.equal(judge(sides), judge(sides))
+    judge.eval()
+    assert torch.equal(judge(sides), judge(sides))
+    still = head(kind, dropout=0.0).train()
+    assert torch.equal(still(sides), still(sides))
+
+
+def test_both_heads_have_the_same_parameters():
+    sizes = [sorted(p.numel() for p in head(kind).parameters()) for kind in ("fusion", "symmetric")]
+    assert sizes[0] == sizes[1] == sorted([24, 24, 24 * 7, 7, 7 * 3, 3])

@@ -1,0 +1,393 @@
+"""The pipeline: what is dropped, kept, counted and promised, and a folder that is whole or not there."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kit.atomic import sha256
+from kit.data import invariants, merge
+from kit.data import preprocess as pipeline
+from kit.data.preprocess import prepare_input, preprocess
+from kit.data.processed import MANIFEST, TEST_SCHEMA, TRAIN_SCHEMA, open_processed
+from kit.errors import DataError, KitError
+from kit.schema import CLASSES, PREDICTION_COLUMNS, SWAP, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
+
+Row = tuple[int, list, list, list, int]  # id, prompt, response_a, response_b, label
+OUTPUTS = ("train.parquet", "test.parquet", MANIFEST)
+
+
+def write_train(path: Path, rows: Iterable[Row]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(TRAIN_COLUMNS)
+        for number, *texts, label in rows:
+            writer.writerow([number, "x", "y", *map(json.dumps, texts), *(int(label == k) for k in range(3))])
+    return path
+
+
+def write_test(path: Path, rows: Iterable[tuple[int, list, list, list]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(TEST_COLUMNS)
+        writer.writerows([number, *map(json.dumps, texts)] for number, *texts in rows)
+    return path
+
+
+def row(number: int, prompt: str | None = None, label: int | None = None, a: str = "", b: str = "") -> Row:
+    """A row that is unlike any other unless told otherwise."""
+    label = number % 3 if label is None else label
+    return number, [prompt or f"prompt {number}"], [a or f"a{number}"], [b or f"b{number}"], label
+
+
+SHARED = [row(900 + i, ("What is  LOVE?", "what is love?\n")[i % 2]) for i in range(12)]
+PLAIN = [row(i) for i in range(60)] + SHARED
+TEST = [(5001, ["unseen"], ["x"], ["y"]), (17_000, ["Prompt  3"], ["x"], ["y"]), (5000, ["héllo"], ["a  b"], ["é"])]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    write_train(folder / "train.csv", PLAIN)
+    write_test(folder / "test.csv", TEST)
+    return folder
+
+
+def bytes_of(folder: Path) -> list[str]:
+    return [sha256(folder / name) for name in OUTPUTS]
+
+
+def test_rows_come_out_as_they_went_in(raw: Path, tmp_path: Path) -> None:
+    manifest = preprocess(raw, tmp_path / "out")
+    opened = open_processed(tmp_path / "out")
+    train, test = opened.train(), opened.test()
+    assert train.schema.equals(TRAIN_SCHEMA)
+    assert test.schema.equals(TEST_SCHEMA)
+    assert train.select(["id", *TEXTS, "label"]).to_pylist() == [
+        dict(zip(["id", *TEXTS, "label"], r, strict=True)) for r in PLAIN
+    ]
+    assert test.select(list(TEST_COLUMNS)).to_pylist() == [dict(zip(TEST_COLUMNS, r, strict=True)) for r in TEST]
+    assert not train["extra"].to_numpy().any()
+    assert manifest["counts"]["train_rows"] == manifest["counts"]["train_rows_read"] == len(PLAIN)
+    assert list(manifest["classes"].values()) == [24, 24, 24]
+    assert sum(manifest["frequencies"].values()) == pytest.approx(1)
+
+
+def test_groups_are_normalised_prompts_and_shared_with_the_test_rows(raw: Path, tmp_path: Path) -> None:
+    preprocess(raw, tmp_path / "out")
+    opened = open_processed(tmp_path / "out")
+    group = dict(zip(opened.train()["id"].to_pylist(), opened.train()["group"].to_pylist(), strict=True))
+    assert len({group[r[0]] for r in SHARED}) == 1
+    assert len(set(group.values())) == 61
+    assert opened.test()["group"].to_pylist()[1] == group[3]
+    assert opened.manifest["counts"]["prompt_groups"] == 61
+    assert opened.manifest["counts"]["competition_rows_with_a_test_prompt"] == 1
+
+
+def test_the_same_input_gives_the_same_bytes_wherever_it_is(raw: Path, tmp_path: Path) -> None:
+    preprocess(raw, tmp_path / "one")
+    preprocess(raw.rename(tmp_path / "elsewhere"), tmp_path / "deep" / "two")
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "deep" / "two")
+    assert str(tmp_path) not in (tmp_path / "one" / MANIFEST).read_text()
+
+
+def test_a_matching_folder_is_left_alone(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = preprocess(raw, tmp_path / "out")
+    monkeypatch.setattr(pipeline, "read_rows", lambda *_, **__: pytest.fail("recomputed"))
+    second = preprocess(raw, tmp_path / "out")
+    assert (first.pop("reused"), second.pop("reused")) == (False, True)
+    assert first == second == json.loads((tmp_path / "out" / MANIFEST).read_text())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"text": "ascii"},
+        {"split": "stratified"},
+        {"folds": 3},
+        {"valid": 0.2},
+        {"seed": 1},
+        {"allow_test_prompts": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_other_options_make_the_folder_anew(options: dict, raw: Path, tmp_path: Path) -> None:
+    preprocess(raw, tmp_path / "out")
+    assert not preprocess(raw, tmp_path / "out", **options)["reused"]
+    preprocess(raw, tmp_path / "fresh", **options)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
+
+
+def test_a_changed_input_or_output_makes_the_folder_anew(raw: Path, tmp_path: Path) -> None:
+    preprocess(raw, tmp_path / "out")
+    (tmp_path / "out" / "test.parquet").write_bytes(b"")
+    assert not preprocess(raw, tmp_path / "out")["reused"]
+    write_train(raw / "train.csv", PLAIN[1:])
+    assert preprocess(raw, tmp_path / "out")["counts"]["train_rows"] == len(PLAIN) - 1
+    (tmp_path / "out" / MANIFEST).write_text("{")
+    assert not preprocess(raw, tmp_path / "out")["reused"]
+
+
+def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(raw: Path, tmp_path: Path) -> None:
+    number, prompt, a, b, label = PLAIN[0]
+    added = [
+        (101, prompt, a, b, label),
+        (102, prompt, b, a, SWAP[label]),
+        (103, prompt, a, b, (label + 1) % 3),
+        (104, ["PROMPT 0"], a, b, label),
+        (105, [*prompt, ""], a, b, label),
+    ]
+    write_train(raw / "train.csv", [*PLAIN, *added])
+    manifest = preprocess(raw, tmp_path / "out")
+    train = open_processed(tmp_path / "out").train()
+    ids = train["id"].to_pylist()
+    assert number in ids
+    assert [i for i in ids if 100 < i < 110] == [102, 103, 104, 105]
+    assert (
+        len({g for i, g in zip(ids, train["group"].to_pylist(), strict=True) if i in (number, *range(101, 106))}) == 1
+    )
+    assert manifest["counts"]["duplicates_dropped"] == 1
+    assert manifest["counts"]["rows_with_a_swapped_copy"] == 3
+    assert manifest["counts"]["rows_with_conflicting_labels"] == 2
+
+
+def test_both_text_forms_have_the_same_rows_groups_and_splits(raw: Path, tmp_path: Path) -> None:
+    chinese = [row(200 + i, prompt="中" * (i + 1), label=0, a="是", b="不") for i in range(20)]
+    write_train(raw / "train.csv", [*PLAIN, *chinese])
+    tables = []
+    for text in ("unicode", "ascii"):
+        preprocess(raw, tmp_path / text, text=text)
+        tables.append(open_processed(tmp_path / text).train())
+    rest = ["id", "label", "group", "valid", "fold", "extra"]
+    assert tables[0].select(rest).equals(tables[1].select(rest))
+    assert tables[1]["prompt"].to_pylist()[-1] == [""]
+    assert open_processed(tmp_path / "ascii").test()["response_a"].to_pylist()[2] == ["a b"]
+
+
+def test_extra_rows_are_merged_without_copies_and_without_test_prompts(raw: Path, tmp_path: Path) -> None:
+    number, prompt, a, b, label = PLAIN[1]
+    extra = write_train(
+        tmp_path / "more.csv",
+        [
+            (300, prompt, a, b, label),  # a copy
+            (301, prompt, b, a, SWAP[label]),  # the same, swapped
+            (302, prompt, b, a, (SWAP[label] + 1) % 3),  # another opinion
+            (303, ["  UNSEEN "], a, b, 0),  # a test prompt
+            (304, ["new"], a, b, 0),
+            (305, ["new"], b, a, 1),  # the row before, swapped
+            (number, ["newer"], a, b, 2),  # an id that is taken
+            (5001, ["newest"], a, b, 2),  # by a test row
+            (306, ["one id"], a, b, 2),
+            (306, ["twice"], a, b, 2),
+        ],
+    )
+    manifest = preprocess(raw, tmp_path / "out", extra=[extra])
+    train = open_processed(tmp_path / "out").train()
+    rows = [r for r in train.to_pylist() if r["extra"]]
+    assert [r["id"] for r in rows] == [302, 304, 17001, 17002, 306, 17003]
+    assert [r["prompt"] for r in rows] == [prompt, ["new"], ["newer"], ["newest"], ["one id"], ["twice"]]
+    counts = manifest["counts"]
+    assert (counts["extra_rows_read"], counts["extra_rows"], counts["extra_duplicates_dropped"]) == (10, 6, 3)
+    assert (counts["extra_test_prompts_dropped"], counts["extra_ids_renumbered"]) == (1, 3)
+    first = next(r for r in train.to_pylist() if r["id"] == number)
+    assert (rows[0]["fold"], rows[0]["valid"]) == (first["fold"], first["valid"])
+    assert {(r["fold"], r["valid"]) for r in rows[1:]} == {(-1, False)}
+    assert sum(manifest["classes"].values()) == len(PLAIN)
+
+
+def test_a_test_prompt_among_the_extra_rows_stays_only_when_allowed(raw: Path, tmp_path: Path) -> None:
+    extra = write_train(tmp_path / "more.csv", [row(300, "Unseen")])
+    assert preprocess(raw, tmp_path / "out", extra=[extra])["counts"]["extra_rows"] == 0
+    assert preprocess(raw, tmp_path / "out", extra=[extra], allow_test_prompts=True)["counts"]["extra_rows"] == 1
+
+
+def test_extra_rows_change_nothing_about_the_competitions_own(raw: Path, tmp_path: Path) -> None:
+    extra = write_train(tmp_path / "more.csv", [row(300 + i, f"prompt {i // 2}") for i in range(100)])
+    preprocess(raw, tmp_path / "without")
+    preprocess(raw, tmp_path / "with", extra=[extra])
+    own = open_processed(tmp_path / "with").train().slice(0, len(PLAIN))
+    assert own.equals(open_processed(tmp_path / "without").train())
+
+
+def test_extra_rows_are_trained_on_and_never_validated_on(raw: Path, tmp_path: Path) -> None:
+    extra = write_train(tmp_path / "more.csv", [row(300 + i, f"prompt {i}") for i in range(80)])
+    preprocess(raw, tmp_path / "out", extra=[extra], folds=4)
+    opened = open_processed(tmp_path / "out")
+    train = opened.train()
+    group, is_extra = train["group"].to_numpy(), train["extra"].to_numpy()
+    seen = []
+    for fold in ("holdout", 0, 1, 2, 3):
+        fit, valid = opened.fold_rows(fold)
+        assert not is_extra[valid].any()
+        assert is_extra[fit].any()
+        assert not set(group[fit]) & set(group[valid])
+        column = train["valid"].to_numpy() if fold == "holdout" else train["fold"].to_numpy() == fold
+        assert np.array_equal(fit, np.flatnonzero(~column))
+        seen += [] if fold == "holdout" else valid.tolist()
+    assert sorted(seen) == np.flatnonzero(~is_extra).tolist()
+
+
+@pytest.mark.parametrize("fold", [5, -1, "valid", 1.0])
+def test_a_fold_that_is_not_there_is_an_error_that_names_those_that_are(
+    fold: object, raw: Path, tmp_path: Path
+) -> None:
+    preprocess(raw, tmp_path / "out")
+    with pytest.raises(DataError, match=r"has no fold .*: it has 0 to 4 and 'holdout'"):
+        open_processed(tmp_path / "out").fold_rows(fold)
+
+
+def test_the_floor_is_carried_along_and_goes_when_it_is_gone(raw: Path, tmp_path: Path) -> None:
+    preprocess(raw, tmp_path / "out")
+    assert open_processed(tmp_path / "out").floor() is None
+    (raw / "bayes.csv").write_text("id\n1\n")
+    preprocess(raw, tmp_path / "out")
+    assert open_processed(tmp_path / "out").floor().read_text() == "id\n1\n"
+    (raw / "bayes.csv").unlink()
+    preprocess(raw, tmp_path / "out")
+    assert open_processed(tmp_path / "out").floor() is None
+    assert not (tmp_path / "out" / "bayes.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([5001, 17000, 5000], None),
+        ([5000, 5001, 17000], None),
+        ([5001, 17000, 1], r"sample_submission.csv: row 4, id 1: this id is not in .*test.csv\n.*kit download"),
+        ([5001, 17000], r"test.csv: row 4, id 5000: this id is not in .*sample_submission.csv\n.*kit download"),
+    ],
+)
+def test_the_sample_submission_must_have_the_test_ids(
+    ids: list[int], message: str | None, raw: Path, tmp_path: Path
+) -> None:
+    with (raw / "sample_submission.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([PREDICTION_COLUMNS, *([i, 0.3, 0.3, 0.4] for i in ids)])
+    if message is None:
+        assert preprocess(raw, tmp_path / "out")["counts"]["test_rows"] == 3
+    else:
+        with pytest.raises(DataError, match=message):
+            preprocess(raw, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["train.csv", "test.csv"])
+def test_a_missing_raw_file_names_the_commands_that_make_it(name: str, raw: Path, tmp_path: Path) -> None:
+    (raw / name).unlink()
+    with pytest.raises(DataError, match=rf"{name}: no such file\n.*kit download.*kit sample"):
+        preprocess(raw, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": "latin"}, "--text is 'latin'"),
+        ({"split": "random"}, "--split is 'random'"),
+        ({"folds": 1}, "--folds is 1"),
+        ({"valid": 0}, "--valid is 0"),
+        ({"valid": float("nan")}, "--valid is nan"),
+        ({"seed": -1}, "--seed is -1"),
+    ],
+)
+def test_an_option_out_of_range_is_named(options: dict, message: str, raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=message):
+        preprocess(raw, tmp_path / "out", **options)
+
+
+def test_the_raw_folder_and_a_file_are_refused_as_the_processed_folder(raw: Path) -> None:
+    with pytest.raises(KitError, match="is the raw folder"):
+        preprocess(raw, raw / ".." / "raw")
+    with pytest.raises(KitError, match="is a file"):
+        preprocess(raw, raw / "train.csv")
+
+
+def test_a_fault_leaves_the_folder_of_an_earlier_run_as_it_was(raw: Path, tmp_path: Path) -> None:
+    preprocess(raw, tmp_path / "out")
+    before = bytes_of(tmp_path / "out")
+    write_train(raw / "train.csv", [*PLAIN, PLAIN[0]])
+    with pytest.raises(DataError, match="row 74, id 0: this id stands in row 2 already"):
+        preprocess(raw, tmp_path / "out")
+    assert bytes_of(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("text", ["unicode", "ascii"])
+def test_a_broken_promise_is_a_bug_in_kit_and_leaves_no_manifest(
+    text: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess(raw, tmp_path / "out", text=text)
+    monkeypatch.setattr(pipeline.splits, "folds", lambda labels, *_: (np.arange(len(labels)) % 5).astype(np.int16))
+    with pytest.raises(AssertionError, match=r"bug in kit.*no prompt group crosses a fold or the holdout"):
+        preprocess(raw, tmp_path / "out", text=text, seed=1)
+    with pytest.raises(DataError, match=r"not finished\n.*kit preprocess"):
+        open_processed(tmp_path / "out")
+
+
+def test_every_promise_is_checked_on_what_was_written(raw: Path, tmp_path: Path) -> None:
+    manifest = preprocess(raw, tmp_path / "out")
+    ids = np.array([r[0] for r in PLAIN]), np.array([r[0] for r in TEST])
+    invariants.check(tmp_path / "out", manifest, *ids)
+    counts = manifest["counts"]
+    for broken, given, promise in (
+        (manifest, (ids[0], ids[1][::-1]), "test ids are the input's"),
+        (manifest, (ids[0][::-1], ids[1]), "competition rows are the input's, in order"),
+        (manifest | {"counts": counts | {"duplicates_dropped": 1}}, ids, "competition rows add up"),
+        (manifest | {"counts": counts | {"extra_rows_read": 1}}, ids, "extra rows add up"),
+        (manifest | {"counts": counts | {"test_rows": 2}}, ids, "written rows are counted"),
+        (manifest | {"classes": dict.fromkeys(CLASSES, 1)}, ids, "classes are counted"),
+        (manifest | {"folds": manifest["folds"][1:]}, ids, "folds are counted"),
+        (manifest | {"options": manifest["options"] | {"folds": 6}}, ids, "every competition row has a fold"),
+        (manifest | {"options": manifest["options"] | {"folds": 4}}, ids, "an extra row has a fold or none"),
+    ):
+        with pytest.raises(AssertionError, match=f"bug in kit.*{promise}"):
+            invariants.check(tmp_path / "out", broken, *given)
+
+
+def test_a_folder_that_is_not_whole_is_refused_with_the_command_that_makes_it(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"no such folder\n.*Run `kit preprocess"):
+        open_processed(out)
+    preprocess(raw, out)
+    (out / "train.parquet").write_bytes((out / "test.parquet").read_bytes())
+    with pytest.raises(
+        DataError, match=r"train.parquet: its SHA-256 is not the one in manifest.json.*\n.*Run `kit preprocess"
+    ):
+        open_processed(out)
+    for text in ("", "[]", '{"outputs": {}}', '{"outputs": {"../train.csv": ""}, "options": {"folds": 5}}'):
+        (out / MANIFEST).write_text(text)
+        with pytest.raises(DataError, match=r"no manifest.json that can be read"):
+            open_processed(out)
+
+
+@pytest.mark.parametrize("text", ["unicode", "ascii"])
+def test_prediction_input_is_cleaned_as_the_test_rows_are(text: str, raw: Path, tmp_path: Path) -> None:
+    preprocess(raw, tmp_path / "out", text=text)
+    opened = open_processed(tmp_path / "out")
+    assert prepare_input(raw / "test.csv", text).equals(opened.test().drop_columns("group"))
+    assert prepare_input(raw / "train.csv", text).equals(opened.train().select(list(TEST_COLUMNS)))
+
+
+def test_rows_in_several_row_groups_keep_their_order(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_train(raw / "train.csv", [*PLAIN[:30], (990, *PLAIN[3][1:]), *PLAIN[30:]])
+    preprocess(raw, tmp_path / "one")
+    monkeypatch.setattr(pipeline, "ROW_GROUP", 7)
+    preprocess(raw, tmp_path / "many")
+    one, many = (open_processed(tmp_path / name).train() for name in ("one", "many"))
+    assert one.equals(many)
+    assert one["id"].to_pylist() == [r[0] for r in PLAIN]
+
+
+def test_rows_without_a_repeated_prompt_have_no_copies(raw: Path, tmp_path: Path) -> None:
+    write_train(raw / "train.csv", [row(i, a="same", b="same") for i in range(60)])
+    write_test(raw / "test.csv", TEST[:1])
+    counts = preprocess(raw, tmp_path / "out")["counts"]
+    assert counts["duplicates_dropped"] == counts["rows_with_a_swapped_copy"] == 0
+    assert counts["prompt_groups"] == 60
+
+
+def test_a_group_that_is_unknown_inherits_nothing() -> None:
+    groups, values = np.array([4, 2, 4]), np.array([7, 8, 9])
+    assert merge.inherit(groups, values, np.array([2, 3, 4, 9, 0]), -1).tolist() == [8, -1, 7, -1, -1]

@@ -1,0 +1,257 @@
+"""A recipe is read exactly as written, refuses what cannot be, and its hash tells experiments apart."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kit.atomic import write_text
+from kit.errors import RecipeError
+from kit.model.backbones import BACKBONES, max_positions
+from kit.recipe import RANGES, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec, choose, load, shipped
+
+SECTIONS = {"encode": EncodeSpec, "model": ModelSpec, "train": TrainSpec, "predict": PredictSpec}
+LEAVES = {
+    f"{section}.{name}": kind for section, spec in SECTIONS.items() for name, kind in get_type_hints(spec).items()
+}
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+
+
+def values(key: str) -> st.SearchStrategy:
+    """Everything a key may hold."""
+    kind = LEAVES[key]
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if kind is bool:
+        return st.booleans()
+    return {int: st.integers, float: st.floats}[kind](*RANGES[key])
+
+
+def sections() -> dict[str, st.SearchStrategy]:
+    return {
+        section: st.builds(spec, **{name: values(f"{section}.{name}") for name in get_type_hints(spec)})
+        for section, spec in SECTIONS.items()
+    }
+
+
+def another(key: str, value: Any) -> Any:
+    """A value of the same type that differs."""
+    if get_origin(LEAVES[key]) is Literal:
+        return next(choice for choice in get_args(LEAVES[key]) if choice != value)
+    return not value if type(value) is bool else value + 1
+
+
+def changed(recipe: Recipe, key: str) -> Recipe:
+    section, _, name = key.partition(".")
+    spec = getattr(recipe, section)
+    return dataclasses.replace(
+        recipe, **{section: dataclasses.replace(spec, **{name: another(key, getattr(spec, name))})}
+    )
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_loads_and_fits_its_backbone(name: str):
+    recipe = load(name, backbone="roberta" if name == "default" else None)
+    assert recipe.purpose
+    assert shipped()[name].stem in (recipe.name, "default")
+    limit = max_positions(BACKBONES[recipe.backbone].config)
+    assert limit is None or recipe.encode.max_tokens <= limit
+    assert recipe.train.batch_size % (recipe.train.micro_batch_size or 1) == 0
+
+
+def test_every_backbone_has_a_recipe_of_its_own():
+    assert {name for name in BACKBONES if load(name).backbone == name} == set(BACKBONES)
+
+
+@pytest.mark.parametrize("backbone", ["deberta", "roberta", "electra"])
+def test_the_reference_recipes_are_the_reference_regime(backbone: str):
+    recipe = load(f"{backbone}-reference")
+    train = recipe.train
+    assert recipe.backbone == backbone
+    assert recipe.encode.max_tokens < 384
+    assert recipe.model.head == "fusion"
+    assert (train.lr, train.head_lr, train.layer_decay, train.warmup) == (1e-5, 1e-5, 1.0, 0.0)
+    assert (train.weight_decay, train.label_smoothing, train.schedule) == (0.01, 0.1, "plateau")
+    assert (train.epochs, train.max_steps) == (10, 0)
+    assert 0 < train.patience / train.evals_per_epoch < train.epochs
+
+
+def test_the_reference_recipes_differ_only_in_the_backbone():
+    first, *others = (
+        dataclasses.replace(load(f"{b}-reference"), name="x", purpose="", backbone="x")
+        for b in ("deberta", "roberta", "electra")
+    )
+    assert all(other == first for other in others)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.builds(Recipe, name=NAMES, backbone=st.text(min_size=1), purpose=st.text(), **sections()))
+def test_toml_comes_back_as_the_same_recipe(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe):
+    file = tmp_path_factory.getbasetemp() / "round-trip.toml"
+    write_text(file, recipe.to_toml())
+    assert load(file) == recipe
+    assert load(file).hash == recipe.hash
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_the_hash_changes_with_everything_that_defines_the_experiment(key: str):
+    recipe = load("deberta")
+    assert changed(recipe, key).hash != recipe.hash
+
+
+def test_the_hash_changes_with_the_backbone_but_not_with_name_or_purpose():
+    recipe = load("deberta")
+    assert dataclasses.replace(recipe, backbone="roberta").hash != recipe.hash
+    renamed = dataclasses.replace(recipe, name="mine", purpose="other words")
+    assert renamed.hash == recipe.hash
+    assert renamed.run_name == f"mine-{recipe.hash}"
+    assert re.fullmatch(r"[0-9a-f]{8}", recipe.hash)
+
+
+def test_every_number_has_a_range_and_every_range_a_number():
+    assert set(RANGES) == {key for key, kind in LEAVES.items() if kind in (int, float)}
+
+
+@pytest.mark.parametrize("spec", SECTIONS.values())
+def test_every_key_that_a_docstring_explains_exists(spec: type):
+    explained = re.findall(r"(?:^\s*|; |\) )([a-z_]+): ", spec.__doc__, re.MULTILINE)
+    assert explained
+    assert set(explained) <= set(get_type_hints(spec))
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.lr=2e-5", "train.lr", 2e-5),
+        ("train.lr = 1", "train.lr", 1.0),
+        ("train.epochs=2", "train.epochs", 2.0),
+        ("train.seed=0x10", "train.seed", 16),
+        ("train.batch_size=1_024", "train.batch_size", 1024),
+        ("predict.swap=false", "predict.swap", False),
+        ("model.head=fusion", "model.head", "fusion"),
+        ('model.head="fusion"', "model.head", "fusion"),
+        ("model.head = 'fusion' # as the reference has it", "model.head", "fusion"),
+        ("train.precision=bf16", "train.precision", "bf16"),
+        ('"train"."patience"=4', "train.patience", 4),
+        ("train={patience=4}", "train.patience", 4),
+    ],
+)
+def test_an_override_is_read_as_the_toml_line_it_is(override: str, key: str, value: Any):
+    section, _, name = key.partition(".")
+    found = getattr(getattr(load("deberta", [override]), section), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_an_override_leaves_the_other_keys_alone_and_the_last_one_wins():
+    recipe = load("deberta", ["train.lr=1e-3", "train={patience=4}", "train.lr=2e-3"])
+    assert recipe.train == dataclasses.replace(load("deberta").train, lr=2e-3, patience=4)
+
+
+@pytest.mark.parametrize("folder", ["encoders/mine", "./encoders/mine", "/data/encoders/mine", "../mine-2.0"])
+def test_a_path_may_go_unquoted(folder: str):
+    assert load("deberta", [f"backbone={folder}"]).backbone == folder
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lrr=1", "unknown key train.lrr"),
+        ("trian.lr=1", "unknown key trian"),
+        ("lr=1", "unknown key lr"),
+    ],
+)
+def test_an_unknown_key_lists_those_there_are(override: str, said: str):
+    with pytest.raises(RecipeError, match=said) as caught:
+        load("deberta", [override])
+    expected = [key for key in LEAVES if key.startswith("train.")] if "train." in override else list(SECTIONS)
+    assert all(key in caught.value.hint for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "said", "advice"),
+    [
+        ("train.lr=true", "train.lr = True is not a number", "train.lr=2e-05"),
+        ("train.lr=fast", "train.lr = 'fast' is not a number", "train.lr=2e-05"),
+        ("train.lr=nan", "train.lr = nan is not a number", "train.lr=2e-05"),
+        ("train.lr=inf", "train.lr = inf is not a number", "train.lr=2e-05"),
+        ("train.lr=[1]", "is not a number", "train.lr=2e-05"),
+        ("train.lr=1" + "0" * 400, "is not a number", "train.lr=2e-05"),
+        ("train.batch_size=1.5", "is not a whole number", "train.batch_size=32"),
+        ("train.batch_size=true", "is not a whole number", "train.batch_size=32"),
+        ("predict.swap=1", "predict.swap = 1 is not true or false", "predict.swap=true"),
+        ("predict.swap=False", "predict.swap = 'False' is not true or false", "predict.swap=true"),
+        ("purpose=1979-05-27", "is not a text", "purpose="),
+        ("train.lr=2", "train.lr = 2.0 is out of range", "between 0 and 1"),
+        ("train.epochs=0", "out of range", "between 0.001 and 1000"),
+        ("encode.max_tokens=4", "out of range", "between 8 and 8192"),
+        ("train.seed=-1", "out of range", "between 0 and"),
+        ("model.head=siamese", "model.head = 'siamese'", "symmetric, fusion"),
+        ("model.pooling=1", "model.pooling = 1", "auto, mean, cls, attention"),
+        ("train=3", "[train] must be a section", "kit recipes"),
+        ("backbone.x=3", "backbone is a value, not a section", "kit recipes"),
+        ("train.lr", "is not KEY=VALUE", "--set train.lr=2e-5"),
+        ("=3", "is not KEY=VALUE", "--set train.lr=2e-5"),
+        ("train.lr=", "train.lr=", "--set train.lr=2e-5"),
+        ("train.lr=1 2", "train.lr=1 2", "--set train.lr=2e-5"),
+        ("train lr=1", "train lr=1", "--set train.lr=2e-5"),
+        ("train.seed=" + "1" * 5000, "train.seed", "--set train.lr=2e-5"),
+        ("name=a/b", "cannot name a folder", "letters"),
+        ("name=..", "cannot name a folder", "letters"),
+        ("name=''", "cannot name a folder", "letters"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_cannot_be_is_refused_with_what_would_have_been_right(override: str, said: str, advice: str):
+    with pytest.raises(RecipeError) as caught:
+        load("deberta", [override])
+    assert said in caught.value.problem
+    assert advice in caught.value.hint
+
+
+def test_no_such_recipe_lists_the_shipped_ones():
+    with pytest.raises(RecipeError, match="no recipe 'debreta'") as caught:
+        load("debreta")
+    assert all(name in caught.value.hint for name in shipped())
+
+
+@pytest.mark.parametrize("content", [b"backbone = ", b"\xff\xfe", b"a = 1\na = 2", b"train.seed = " + b"9" * 5000])
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "mine.toml").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"mine\.toml: not valid TOML"):
+        load(tmp_path / "mine.toml")
+
+
+def test_a_file_of_ones_own_has_the_defaults_and_its_file_name(tmp_path: Path):
+    (tmp_path / "mine.toml").write_text('backbone = "roberta"\n', encoding="utf-8")
+    assert load(tmp_path / "mine.toml") == Recipe(name="mine", backbone="roberta")
+
+
+def test_a_file_that_names_no_backbone_needs_one(tmp_path: Path):
+    (tmp_path / "mine.toml").write_text("[train]\nlr = 1e-4\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="names no backbone"):
+        load(tmp_path / "mine.toml")
+    assert load(tmp_path / "mine.toml", backbone="roberta").name == "mine-roberta"
+
+
+def test_a_recipe_on_another_backbone_has_another_name_and_hash():
+    plain, other = load("deberta-reference"), load("deberta-reference", backbone="roberta")
+    assert (other.name, other.backbone) == ("deberta-reference-roberta", "roberta")
+    assert other.hash != plain.hash
+    assert load("deberta-reference", backbone="deberta") == plain
+
+
+def test_a_backbone_brings_its_own_recipe_and_a_folder_the_default_one(tmp_path: Path):
+    folder = tmp_path / "my-encoder"
+    folder.mkdir()
+    assert choose("roberta", None) == load("roberta")
+    assert choose(None, "roberta-reference") == load("roberta-reference")
+    mine = choose(str(folder), None, ["train.lr=1e-4"])
+    assert (mine.name, mine.backbone, mine.train.lr) == ("my-encoder", str(folder), 1e-4)
+    assert mine.encode == load("default", backbone="roberta").encode
+    with pytest.raises(RecipeError, match="no backbone and no recipe"):
+        choose(None, None)
