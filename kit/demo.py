@@ -11,7 +11,7 @@ from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.errors import DataError
 from kit.predict import predict_split
-from kit.recipe import load
+from kit.recipes import load
 from kit.report.comparison import Comparison, compare, markdown
 from kit.scoring.ensemble import blend
 from kit.scoring.validate import validate

@@ -1,4 +1,4 @@
-"""One experiment, as a frozen record: TOML in, overrides, checks, hash.
+"""One experiment, as a frozen record: what may stand in it, its defaults and ranges, and its hash.
 
 A recipe holds what defines an experiment. What only selects work (fold, resume, device, paths) is a command-line
 option and never stands here, so two runs of one recipe are the same experiment.
@@ -7,18 +7,10 @@ option and never stands here, so two runs of one recipe are the same experiment.
 import dataclasses
 import hashlib
 import json
-import math
-import re
-import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import tomli_w
-
-from kit.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ class Recipe:
         return f"{self.name}-{self.hash}"
 
     def to_toml(self) -> str:
-        """The whole recipe, defaults included, as TOML that `load` reads back to an equal recipe."""
+        """The whole recipe, defaults included, as TOML that `kit.recipes.load` reads back to an equal recipe."""
         return tomli_w.dumps(dataclasses.asdict(self))
 
 
@@ -144,118 +136,3 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.patience": (0, 1000),
     "train.seed": (0, 2**32 - 1),
 }
-
-
-def shipped() -> dict[str, Path]:
-    """Recipes that come with kit, by name."""
-    folder = Path(str(resources.files("kit"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def load(name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str | None = None) -> Recipe:
-    """Reads a shipped recipe by name, or a TOML file, and applies `--set` overrides such as `train.lr=2e-5`.
-
-    Raises:
-        RecipeError: no such recipe, or a key, type or value that cannot be; the message lists the choices.
-    """
-    path = shipped().get(str(name_or_file)) or Path(name_or_file)
-    if not path.is_file():
-        raise RecipeError(f"no recipe {str(name_or_file)!r}", f"Shipped: {', '.join(shipped())}; or name a TOML file.")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not TOML, not UTF-8, or a number beyond all bounds
-        raise RecipeError(f"{path}: not valid TOML: {error}", "Compare with `kit recipes NAME`.") from error
-    values.setdefault("name", path.stem)
-    if backbone and backbone != values.get("backbone"):
-        values["backbone"] = backbone
-        suffix = Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
-        values["name"] = suffix if path.stem == "default" else f"{values['name']}-{suffix}"
-    for override in overrides:
-        _merge(values, _parse_override(override), override)
-    if "backbone" not in values:
-        raise RecipeError(f"{path}: it names no backbone", "Add `--backbone NAME`; `kit backbones` lists them.")
-    recipe = _build(Recipe, values, str(path), "")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
-        raise RecipeError(f"{path}: the name {recipe.name!r} cannot name a folder", "Use letters, digits, '.-_'.")
-    return recipe
-
-
-def choose(backbone: str | None, recipe: str | None, overrides: Iterable[str] = ()) -> Recipe:
-    """The experiment a command line asks for: a backbone with its own recipe, a recipe with its own backbone, or both.
-
-    Raises:
-        RecipeError: neither is named, or as `load`.
-    """
-    if not backbone and not recipe:
-        raise RecipeError("no backbone and no recipe", "Add --backbone NAME (`kit backbones`) or --recipe NAME.")
-    return load(recipe or (backbone if backbone in shipped() else "default"), overrides, backbone)
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    """`--set KEY=VALUE` is read as the TOML line it is; a bare word may go unquoted, since shells eat quotes."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"--set {text!r} is not KEY=VALUE", "For example: --set train.lr=2e-5")
-    for line in (text, f"{key}={json.dumps(value.strip())}"):
-        try:
-            return tomllib.loads(line)
-        except ValueError as error:
-            failure = error
-            if not re.fullmatch(r"\s*[A-Za-z./][\w.\-/]*\s*", value):
-                break
-    raise RecipeError(f"--set {text!r}: {failure}", "For example: --set train.lr=2e-5")
-
-
-def _merge(into: dict[str, Any], new: dict[str, Any], source: str) -> None:
-    for key, value in new.items():
-        if isinstance(value, dict):
-            inner = into.setdefault(key, {})
-            if not isinstance(inner, dict):
-                raise RecipeError(f"--set {source!r}: {key} is a value, not a section", "`kit recipes NAME` shows all.")
-            _merge(inner, value, source)
-        else:
-            into[key] = value
-
-
-def _build(kind: type, values: Any, source: str, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"{source}: [{prefix.rstrip('.')}] must be a section of keys", "`kit recipes NAME` shows one."
-        )
-    types = get_type_hints(kind)
-    unknown = [key for key in values if key not in types]
-    if unknown:
-        raise RecipeError(
-            f"{source}: unknown key {prefix}{unknown[0]}", f"Choices: {', '.join(prefix + name for name in types)}"
-        )
-    built = {key: _check(types[key], value, source, prefix + key) for key, value in values.items()}
-    return kind(**built)
-
-
-def _check(kind: Any, value: Any, source: str, key: str) -> Any:
-    """The value as its type, or an error that says what would have been right."""
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, source, key + ".")
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise RecipeError(f"{source}: {key} = {value!r}", f"Choices: {', '.join(get_args(kind))}")
-        return value
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise RecipeError(f"{source}: {key} = {value!r} is not {_article(kind)}", f"For example: {key}={_example(key)}")
-    if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
-        low, high = RANGES[key]
-        raise RecipeError(f"{source}: {key} = {value} is out of range", f"It lies between {low:g} and {high:g}.")
-    return value
-
-
-def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-
-
-def _example(key: str) -> str:
-    section, _, name = key.rpartition(".")
-    spec = {"encode": EncodeSpec, "model": ModelSpec, "train": TrainSpec, "predict": PredictSpec}.get(section)
-    default = next((f.default for f in dataclasses.fields(spec) if f.name == name), "…") if spec else "…"
-    return json.dumps(default, ensure_ascii=False)

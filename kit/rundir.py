@@ -17,7 +17,8 @@ from typing import Any
 
 from kit.atomic import write_json, write_text
 from kit.errors import RunError
-from kit.recipe import Recipe, load
+from kit.recipe import Recipe
+from kit.recipes import load
 
 HOLDOUT = "holdout"
 

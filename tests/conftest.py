@@ -10,7 +10,8 @@ import pytest
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
-from kit.recipe import Recipe, load
+from kit.recipe import Recipe
+from kit.recipes import load
 
 QUICK = (
     "encode.max_tokens=32",

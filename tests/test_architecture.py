@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 # Each room may import those before it, and itself.
 ROOMS = (
     ("errors", "schema", "atomic", "__init__"),
-    ("frame", "recipe", "rundir"),
+    ("frame", "recipe", "recipes", "rundir"),
     ("data", "scoring"),
     ("model",),
     ("predict", "training"),

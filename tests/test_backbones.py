@@ -9,7 +9,7 @@ import torch
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, Backbone, find, max_positions
 from kit.model.encoder import build, count_parameters
-from kit.recipe import shipped
+from kit.recipes import shipped
 
 # As the reference study publishes them: layers, hidden, heads, FFN, vocabulary, max tokens; millions of parameters.
 REFERENCE = {

@@ -157,6 +157,6 @@ def test_training_from_the_command_line(data: Path, tmp_path: Path):
 )
 def test_numbers_need_no_torch(command: list[str], raw: Path, tmp_path: Path):
     arguments = [each.format(raw=raw, tmp=tmp_path) for each in command] + [str(raw / "sample_submission.csv")]
-    code = f"import sys; from kit.cli import main; main({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
+    code = f"import sys, kit.cli; kit.cli.main({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr

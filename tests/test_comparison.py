@@ -9,7 +9,7 @@ from conftest import QUICK
 from kit import frame
 from kit.errors import DataError, RunError
 from kit.predict import predict_split
-from kit.recipe import load
+from kit.recipes import load
 from kit.report.comparison import columns, compare, markdown, rows
 from kit.schema import ID
 from kit.scoring.metrics import log_loss

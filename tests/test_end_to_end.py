@@ -68,7 +68,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import json, kit, kit.recipe as r, kit.model.backbones as b;"
+        "import json, kit, kit.recipes as r, kit.model.backbones as b;"
         "print(json.dumps([kit.__file__, list(r.shipped()), b.BACKBONES['electra'].sizes]))"
     )
     environment = {"PYTHONPATH": str(tmp_path / "site")}

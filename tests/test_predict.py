@@ -11,7 +11,7 @@ from kit import frame
 from kit.data.processed import Processed
 from kit.errors import DataError, RunError
 from kit.predict import predict_input, predict_split
-from kit.recipe import load
+from kit.recipes import load
 from kit.rundir import RunDir
 from kit.schema import CLASSES, ID
 from kit.training.train import train

@@ -23,6 +23,11 @@ def cell(*turns: object) -> str:
     return json.dumps(turns).replace("/", "\\/")
 
 
+def cell_of(number: int) -> str:
+    """A quoted cell whose length and turns depend on the number."""
+    return '"' + cell("x" * (number % 31 * 11), *["y"] * (number % 3)).replace('"', '""') + '"'
+
+
 def table(columns: tuple[str, ...] = TRAIN_COLUMNS, **changed: object) -> bytes:
     """Three rows in Kaggle's form; `changed` names columns to take other cells, in the second row unless in a list."""
     out = io.StringIO()
@@ -208,6 +213,18 @@ def test_a_cell_larger_than_a_block_is_read_whole(write: Callable[[bytes], Path]
     assert rows.texts["response_b"][1].as_py() == [long]
     with pytest.raises(DataError, match=SECOND):
         read_rows(write(table(response_b=cell(long)[:-1])), labelled=True)
+
+
+@pytest.mark.parametrize("block", [150, 400, 1000])
+def test_rows_are_the_same_whatever_the_size_of_a_block(
+    block: int, write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{i},x,y,{','.join([cell_of(i), cell_of(i * 7), cell_of(i * 5)])},1,0,0\n" for i in range(40)]
+    path = write(",".join(TRAIN_COLUMNS).encode() + b"\n" + "".join(lines).encode())
+    whole = read_rows(path, labelled=True)
+    assert whole.ids.tolist() == list(range(40))
+    monkeypatch.setattr(raw, "BLOCK", block)
+    assert same(read_rows(path, labelled=True), whole)
 
 
 def test_the_row_of_a_fault_counts_blank_lines_as_a_spreadsheet_does(write: Callable[[bytes], Path]) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from kit.atomic import write_json
 from kit.errors import RunError
-from kit.recipe import Recipe, load
+from kit.recipe import Recipe
+from kit.recipes import load
 from kit.rundir import HOLDOUT, RunDir
 
 ORIGIN = {"data": "abc123", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0.1"}

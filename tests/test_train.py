@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from kit import frame
 from kit.data.processed import Processed
 from kit.errors import DeviceError, RecipeError, RunError
-from kit.recipe import Recipe, load
+from kit.recipe import Recipe
+from kit.recipes import load
 from kit.rundir import RunDir
 from kit.schema import ID, LABEL
 from kit.scoring.metrics import log_loss

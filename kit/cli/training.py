@@ -60,7 +60,7 @@ def recipes(name: str | None, as_json: bool) -> None:
     """
     import dataclasses
 
-    from kit.recipe import load, shipped
+    from kit.recipes import load, shipped
 
     if name:
         recipe = load(name)
@@ -95,7 +95,7 @@ def train(
     \b
     Example:  kit train --backbone deberta --set train.lr=2e-5 --fold all
     """
-    from kit.recipe import choose
+    from kit.recipes import choose
 
     chosen = choose(backbone, recipe, overrides)  # before torch is imported: a typing error shows at once
     from kit.training.train import train as run

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kit.data import diagnose
-from kit.data.raw import RawFile
+from kit.data.raw import Batch
 from kit.errors import DataError
 from kit.schema import TEXTS
 
@@ -61,63 +61,53 @@ def prompt_key(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
-def decode(raw: RawFile, column: str, repairs: Counter) -> pa.ChunkedArray:
+def decode(batch: Batch, column: str, repairs: Counter) -> pa.ListArray:
     """A column's JSON cells as repaired turns (N,) of list<string>: no nulls, at least one turn each.
 
     Raises:
         DataError: a cell is not a JSON list of strings and nulls; names row and id.
     """
-    chunks, record = [], 0
-    for chunk in raw.table[column].chunks:
-        turns: list[str] = []
-        ends = [0]
-        for cell in chunk.to_pylist():
-            try:
-                items = json.loads(cell)
-            except (ValueError, RecursionError) as error:
-                items = _control_characters(raw, record, column, cell, error, repairs)
-            if type(items) is not list:
-                raise raw.fault(record, f"{column} is not a JSON list but {diagnose.shorten(cell)}")
-            if not items:
-                repairs["empty_lists"] += 1
-                turns.append("")
-            for item in items:
-                if item is None:
-                    repairs["null_turns"] += 1
-                    item = ""
-                elif type(item) is not str:
-                    raise raw.fault(record, f"{column} holds {diagnose.shorten(json.dumps(item))}, which is not a text")
-                elif not item.isascii() or "\r" in item or "\0" in item:
-                    item = repair(item, repairs)
-                turns.append(item)
-            ends.append(len(turns))
-            record += 1
-        chunks.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(turns, pa.string())))
-    return pa.chunked_array(chunks, TURNS)
+    turns: list[str] = []
+    ends = [0]
+    for record, cell in enumerate(batch.cells[column].to_pylist()):
+        try:
+            items = json.loads(cell)
+        except (ValueError, RecursionError) as error:
+            items = _control_characters(batch, record, column, cell, error, repairs)
+        if type(items) is not list:
+            raise batch.fault(record, f"{column} is not a JSON list but {diagnose.shorten(cell)}")
+        if not items:
+            repairs["empty_lists"] += 1
+            turns.append("")
+        for item in items:
+            if item is None:
+                repairs["null_turns"] += 1
+                item = ""
+            elif type(item) is not str:
+                raise batch.fault(record, f"{column} holds {diagnose.shorten(json.dumps(item))}, which is not a text")
+            elif not item.isascii() or "\r" in item or "\0" in item:
+                item = repair(item, repairs)
+            turns.append(item)
+        ends.append(len(turns))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(turns, pa.string()))
 
 
 def _control_characters(
-    raw: RawFile, record: int, column: str, cell: str, error: Exception, repairs: Counter
+    batch: Batch, record: int, column: str, cell: str, error: Exception, repairs: Counter
 ) -> object:
     try:
         items = json.loads(cell, strict=False)
     except (ValueError, RecursionError):
-        raise _not_json(raw, record, column, cell, error) from error
+        raise _not_json(batch, record, column, cell, error) from error
     repairs["raw_control_characters"] += 1
     return items
 
 
-def _not_json(raw: RawFile, record: int, column: str, cell: str, error: Exception) -> DataError:
+def _not_json(batch: Batch, record: int, column: str, cell: str, error: Exception) -> DataError:
     known = isinstance(error, json.JSONDecodeError)
     why = f"{error.msg} at character {error.pos + 1}" if known else "nested too deep, or a number too long"
     problem = f"{column} is not valid JSON ({why}): {diagnose.shorten(cell)}" if cell else f"{column} is empty"
-    return raw.fault(record, problem, cut_short=True)
-
-
-def read_texts(raw: RawFile) -> tuple[pa.Table, Counter]:
-    """The three texts in unicode form, and all repairs of the file, each of `REPAIRS` named even at 0."""
-    repairs = Counter({**raw.repairs, **dict.fromkeys(REPAIRS, 0)})
-    return pa.table({column: decode(raw, column, repairs) for column in TEXTS}), repairs
+    return batch.fault(record, problem, cut_short=True)
 
 
 def to_ascii(texts: pa.Table) -> pa.Table:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,15 +46,12 @@ def header(data: bytes) -> list[str]:
         return next(csv.reader(_lines(data)), [])
 
 
-def row_number(data: bytes, record: int) -> int:
-    """The spreadsheet row of the `record`-th record (from 0, header and blank lines not counted)."""
-    seen = -2
+def find_row(data: bytes, record: int) -> tuple[int, bool]:
+    """The spreadsheet row of the `record`-th record (from 0, without header and blank lines); whether it is the last."""
     with _any_cell_size():
-        for row, cells in enumerate(csv.reader(_lines(data)), 1):
-            seen += bool(cells)
-            if seen == record:
-                return row
-    return record + 2  # stray quotes, which the two readers take differently
+        rows = (row for row, cells in enumerate(csv.reader(_lines(data)), 1) if cells)
+        row = next(itertools.islice(rows, record + 1, None), record + 2)
+        return row, next(rows, None) is None
 
 
 def is_cut_off(data: bytes) -> bool:

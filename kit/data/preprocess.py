@@ -31,7 +31,7 @@ from kit.data.processed import (
 )
 from kit.data.rows import Rows, read_rows
 from kit.errors import KitError
-from kit.schema import CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_COLUMNS, TEST_FILE, TRAIN_FILE
+from kit.schema import CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
 FORMAT = 1  # of the processed folder: raised when the same inputs and options come to mean other bytes
 ROW_GROUP = 4096  # rows; fixed, so that the bytes are
@@ -153,16 +153,14 @@ def preprocess(
 
 
 def _check_sample(path: Path, test_path: Path, test_ids: np.ndarray) -> None:
-    sample = raw_files.read(path, PREDICTION_COLUMNS)
-    ids = raw_files.ids(sample)
-    remedy = "Both files must come from one download: fetch them again (`kit download`)."
-    strange = ~np.isin(ids, test_ids)
-    if strange.any():
-        raise sample.fault(int(strange.argmax()), f"this id is not in {test_path}", remedy)
-    lacking = ~np.isin(test_ids, ids)
-    if lacking.any():
-        test = raw_files.read(test_path, TEST_COLUMNS)
-        raise test.fault(int(lacking.argmax()), f"this id is not in {path}", remedy)
+    ids = np.concatenate([raw_files.ids(batch) for batch in raw_files.read(path, PREDICTION_COLUMNS).batches])
+    raw_files.check_unique(path, ids)
+    for one, having, other, lacking in ((path, ids, test_path, test_ids), (test_path, test_ids, path, ids)):
+        strange = ~np.isin(having, lacking)
+        if strange.any():
+            record = int(strange.argmax())
+            remedy = "Both files must come from one download: fetch them again (`kit download`)."
+            raise raw_files.fault(one, record, str(having[record]), f"this id is not in {other}", remedy)
 
 
 def _cut(merged: Merged, options: Options) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """The competition's CSV files as columns of text: read by schema at C speed, refused with the row and id of a fault."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,32 +28,53 @@ FLAGS = ("0", "1", "0.0", "1.0", "False", "True")  # no and yes in turn, as pand
 
 
 @dataclass(frozen=True)
-class RawFile:
-    """One CSV file: the columns asked for as text, unparsed, in the file's order.
+class Batch:
+    """Some records of a CSV file, in its order: the columns asked for as text, unparsed.
 
     Attributes:
-        table: one string column per name asked for, N rows.
-        ignored: the columns that the file has besides.
+        start: the number of the first one in the file, from 0.
+        cells: one string column per name asked for, N records.
+    """
+
+    path: Path
+    start: int
+    cells: pa.RecordBatch
+
+    def fault(self, record: int, problem: str, hint: str = diagnose.REMEDY, cut_short: bool = False) -> DataError:
+        """The error for the `record`-th of these records (from 0); see `fault`."""
+        return fault(self.path, self.start + record, self.cells[ID][record].as_py(), problem, hint, cut_short)
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """An opened CSV file.
+
+    Attributes:
+        batches: its records, to be read once; piece by piece they stay in the processor's cache, at half the time.
+        ignored: the columns that the file has besides those asked for.
         repairs: what had to be repaired in the file's bytes: `nul_bytes` removed, `byte_order_mark` removed,
             `crlf_line_ends` read as line ends, each with its count.
     """
 
-    path: Path
-    table: pa.Table
+    batches: Iterator[Batch]
     ignored: tuple[str, ...]
     repairs: dict[str, int]
 
-    def fault(self, record: int, problem: str, hint: str = diagnose.REMEDY, cut_short: bool = False) -> DataError:
-        """The error for the `record`-th record (from 0), with its row and id; the file is read again to count rows.
 
-        Args:
-            cut_short: the problem may come from a file that ends in mid-row; said so if this is the last row.
-        """
-        data, _ = load(self.path)
-        where = diagnose.place(self.path, diagnose.row_number(data, record), self.table[ID][record].as_py())
-        if cut_short and record == self.table.num_rows - 1 and diagnose.is_cut_off(data):
-            return DataError(f"{where}: the file is cut off in this row: {problem}", diagnose.CUT_OFF)
-        return DataError(f"{where}: {problem}", hint)
+def fault(
+    path: Path, record: int, record_id: str, problem: str, hint: str = diagnose.REMEDY, cut_short: bool = False
+) -> DataError:
+    """The error for a file's `record`-th record (from 0), with its row and id; the file is read again to count rows.
+
+    Args:
+        cut_short: the problem may come from a file that ends in mid-row; said so if this is the last row.
+    """
+    data, _ = load(path)
+    row, last = diagnose.find_row(data, record)
+    where = diagnose.place(path, row, record_id)
+    if cut_short and last and diagnose.is_cut_off(data):
+        return DataError(f"{where}: the file is cut off in this row: {problem}", diagnose.CUT_OFF)
+    return DataError(f"{where}: {problem}", hint)
 
 
 def require(path: str | Path) -> Path:
@@ -101,19 +122,17 @@ def load(path: str | Path) -> tuple[bytes, dict[str, int]]:
 
 
 def read(path: str | Path, columns: Sequence[str]) -> RawFile:
-    """Reads the named columns of a CSV file as text; column order and further columns are free.
+    """Opens the named columns of a CSV file as text; column order and further columns are free.
 
     Raises:
-        DataError: the file cannot be used; names the file and, where there is one, the row and the id.
+        DataError: the file cannot be used (here, or while its batches are read); names the file and, where there is
+            one, the row and the id.
     """
     path = Path(path)
     data, repairs = load(path)
     names = diagnose.header(data)
     _check_header(path, names, columns)
-    table = _parse(path, data, columns)
-    if not table.num_rows:
-        raise DataError(f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`).")
-    return RawFile(path, table, tuple(n for n in names if n not in columns), repairs)
+    return RawFile(_batches(path, data, columns), tuple(n for n in names if n not in columns), repairs)
 
 
 def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
@@ -136,65 +155,80 @@ def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
         raise DataError(f"{path}: row 1: the column {repeated[0]} stands there twice", "Remove one of them.")
 
 
-def _parse(path: Path, data: bytes, columns: Sequence[str]) -> pa.Table:
+def _batches(path: Path, data: bytes, columns: Sequence[str]) -> Iterator[Batch]:
     end = len(data)
     while end and data[end - 1] in b"\r\n":
         end -= 1
-    if data.count(b'"', data.rfind(b"\n", 0, end) + 1) % 2 and (fault := diagnose.structure(path, data)):
-        raise fault  # pyarrow closes a quote that is open at the end of the file without a word
-    convert = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns))
+    if data.find(b"\n", 0, end) == data.find(b"\r", 0, end) == -1:
+        raise DataError(f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`).")
+    if data.count(b'"', data.rfind(b"\n", 0, end) + 1) % 2 and (error := diagnose.structure(path, data)):
+        raise error  # pyarrow closes a quote that is open at the end of the file without a word
+    done = 0
     for block in (BLOCK, min(len(data) + 1, BLOCK_LIMIT)):
         try:
-            return pacsv.read_csv(
-                pa.BufferReader(data),
-                pacsv.ReadOptions(block_size=block),
-                pacsv.ParseOptions(newlines_in_values=True),
-                convert,
-            )
-        except pa.ArrowInvalid as error:
-            reason = error
-            if "straddl" not in str(error):  # else a cell is larger than a block: take the file as one block
+            first = 0
+            for cells in _reader(data, columns, block):
+                if first + len(cells) > done:
+                    yield Batch(path, done, cells.slice(done - first))
+                first += len(cells)
+                done = max(done, first)
+            return
+        except pa.ArrowInvalid as invalid:
+            reason = invalid
+            if "straddl" not in str(invalid):  # else a cell is larger than a block: go on with the file as one block
                 break
-    fault = diagnose.structure(path, data) or DataError(
+    error = diagnose.structure(path, data) or DataError(
         f"{path}: not a CSV file that can be read: {diagnose.shorten(str(reason))}", diagnose.REMEDY
     )
-    raise fault from reason
+    raise error from reason
 
 
-def ids(raw: RawFile, unique: bool = True) -> np.ndarray:
+def _reader(data: bytes, columns: Sequence[str], block: int) -> pacsv.CSVStreamingReader:
+    return pacsv.open_csv(
+        pa.BufferReader(data),
+        pacsv.ReadOptions(block_size=block, use_threads=False),
+        pacsv.ParseOptions(newlines_in_values=True),
+        pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns)),
+    )
+
+
+def ids(batch: Batch) -> np.ndarray:
     """The ids (N,) as int64.
 
     Raises:
-        DataError: an id is not a whole number of at most 18 digits, or (if `unique`) stands there twice.
+        DataError: an id is not a whole number of at most 18 digits.
     """
-    column = raw.table[ID]
-    bad = pc.invert(pc.match_substring_regex(column, "^-?[0-9]{1,18}$")).to_numpy()
-    if bad.any():
-        record = int(bad.argmax())
-        raise raw.fault(record, "id is not a whole number of at most 18 digits")
-    numbers = column.cast(pa.int64()).to_numpy()
-    _, firsts = np.unique(numbers, return_index=True)
-    if unique and len(firsts) < len(numbers):
-        record = int(np.delete(np.arange(len(numbers)), firsts)[0])
-        first = diagnose.row_number(load(raw.path)[0], int((numbers == numbers[record]).argmax()))
-        raise raw.fault(record, f"this id stands in row {first} already", "Every row needs an id of its own.")
-    return numbers
+    column = batch.cells[ID]
+    whole = pc.match_substring_regex(column, "^-?[0-9]{1,18}$").to_numpy(zero_copy_only=False)
+    if not whole.all():
+        raise batch.fault(int(whole.argmin()), "id is not a whole number of at most 18 digits")
+    return column.cast(pa.int64()).to_numpy()
 
 
-def labels(raw: RawFile) -> np.ndarray:
+def check_unique(path: Path, ids: np.ndarray) -> None:
+    """Raises a DataError that names both rows if an id (N,) of the file stands there twice."""
+    _, firsts = np.unique(ids, return_index=True)
+    if len(firsts) < len(ids):
+        record = int(np.delete(np.arange(len(ids)), firsts)[0])
+        row, _ = diagnose.find_row(load(path)[0], int((ids == ids[record]).argmax()))
+        problem = f"this id stands in row {row} already"
+        raise fault(path, record, str(ids[record]), problem, "Every row needs an id of its own.")
+
+
+def labels(batch: Batch) -> np.ndarray:
     """The labels (N,) as int8, 0, 1 or 2: which of the three class columns is 1.
 
     Raises:
         DataError: a row's class columns are not one 1 and two 0.
     """
-    flags = [pc.fill_null(pc.index_in(raw.table[c], pa.array(FLAGS)), -1).to_numpy() for c in CLASSES]
+    flags = [pc.fill_null(pc.index_in(batch.cells[c], pa.array(FLAGS)), -1).to_numpy() for c in CLASSES]
     found = np.stack(flags, axis=1)  # (N, 3): -1 for anything else, odd for yes
     one_hot = found % 2
     bad = (found < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)
     if bad.any():
         record = int(bad.argmax())
-        cells = [raw.table[c][record].as_py() for c in CLASSES]
+        cells = [batch.cells[c][record].as_py() for c in CLASSES]
         shown = ", ".join(f"{c} {diagnose.shorten(cell, 12)}" for c, cell in zip(CLASSES, cells, strict=True))
         remedy = "Exactly one of the three must be 1, the others 0. " + diagnose.REMEDY
-        raise raw.fault(record, f"not one-hot: {shown}", remedy, cut_short="" in cells)
+        raise batch.fault(record, f"not one-hot: {shown}", remedy, cut_short="" in cells)
     return one_hot.argmax(axis=1).astype(np.int8)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from kit.data import clean, raw
-from kit.schema import CLASSES, TEST_COLUMNS
+from kit.schema import CLASSES, TEST_COLUMNS, TEXTS
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,16 @@ def read_rows(path: str | Path, labelled: bool, unique_ids: bool = True) -> Rows
     Raises:
         DataError: the file cannot be used; names the file, row and id.
     """
+    path = Path(path)
     file = raw.read(path, (*TEST_COLUMNS, *CLASSES) if labelled else TEST_COLUMNS)
-    ids = raw.ids(file, unique_ids)
-    labels = raw.labels(file) if labelled else np.empty(0, np.int8)
-    texts, repairs = clean.read_texts(file)
-    return Rows(ids, texts, labels, file.ignored, repairs)
+    repairs = Counter({**file.repairs, **dict.fromkeys(clean.REPAIRS, 0)})
+    ids, labels, texts = [], [np.empty(0, np.int8)], []
+    for batch in file.batches:
+        ids.append(raw.ids(batch))
+        if labelled:
+            labels.append(raw.labels(batch))
+        texts.append(pa.record_batch({column: clean.decode(batch, column, repairs) for column in TEXTS}))
+    rows = Rows(np.concatenate(ids), pa.Table.from_batches(texts), np.concatenate(labels), file.ignored, repairs)
+    if unique_ids:
+        raw.check_unique(path, rows.ids)
+    return rows

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class PairModel(nn.Module):
                 raise RunError(f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit.")
             model = cls(build(config["encoder"]), config["encoder"], ModelSpec(**config["model"]))
             weights = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
             raise RunError(f"{folder}: not a trained model of kit: {error}", _AGAIN) from error
         try:
             model.load_state_dict(weights)

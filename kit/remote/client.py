@@ -8,6 +8,7 @@ requests and answers without those. Here each call has a timeout, is repeated wh
 
 import json
 import logging
+import time
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -180,12 +181,27 @@ class Client:
         elif self.credential.kind == "token":
             http._session.auth = http.BearerAuth(self.credential.secret)
         else:
-            saved = kagglesdk.KaggleCredentials.load(sdk, str(self.credential.path))
-            renew = "renewing the OAuth login"
-            token = self.explained(lambda: retry.again(saved.get_access_token, self.patience), renew)
-            self._secrets.append(token)
-            http._session.auth = http.BearerAuth(token)
+            http._session.auth = http.BearerAuth(self._oauth_token(kagglesdk, sdk))
         return sdk
+
+    def _oauth_token(self, kagglesdk: Any, sdk: Any) -> str:
+        """The login's access token, renewed when less than five minutes of it are left (the SDK waits for its end)."""
+        try:
+            saved = kagglesdk.KaggleCredentials.load(sdk, str(self.credential.path))
+        except (ValueError, AttributeError):
+            saved = None
+        if saved is None:
+            raise credentials.refused(self.credential, self._search)
+
+        def renewed() -> str:
+            expires = saved._access_token_expiration
+            if expires is None or expires.timestamp() < time.time() + 300:
+                saved.refresh_access_token()
+            return saved.get_access_token()
+
+        token = self.explained(lambda: retry.again(renewed, self.patience), "renewing the OAuth login")
+        self._secrets.append(token)
+        return token
 
 
 def _set_timeouts(session: "requests.Session", timeout_s: tuple[float, float]) -> None:

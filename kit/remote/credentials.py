@@ -69,6 +69,11 @@ def require(search: Search | None = None) -> Credential:
     raise CredentialsError(problem, HOW_TO)
 
 
+def username(search: Search | None = None) -> str:
+    """The user name, where a credential says it without asking Kaggle; '' elsewhere."""
+    return next((c.username for c in (search or find()).found if c.username), "")
+
+
 def refused(credential: Credential, search: Search | None = None) -> CredentialsError:
     """The error for a credential that Kaggle answers with 401, naming what it shadows."""
     others = [c for c in (search or find()).found if c.source != credential.source]

@@ -37,6 +37,7 @@ def download(
     competition: str = COMPETITION,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Downloaded:
     """Downloads and unpacks a competition's files into `out`.
 
@@ -63,7 +64,8 @@ def download(
     _check_space(out, sum(sizes.values()))
     doing = f"downloading {competition}"
     say(f"{doing}: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB unpacked")
-    archive = transfer.fetch(client, lambda: _address(client, competition), out / f"{competition}.zip", doing, say)
+    target = out / f"{competition}.zip"
+    archive = transfer.fetch(client, lambda: _address(client, competition), target, doing, say, progress)
     try:
         unpack(archive, out, sizes)
     except zipfile.BadZipFile as error:

@@ -3,22 +3,18 @@
 It can be stopped and started again: what is in the local runs is skipped, what is on Kaggle is taken up.
 """
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import atomic
 from kit.errors import KitError
-from kit.remote import kernels, notebook, outputs, push
+from kit.remote import harvest, kernels, notebook, push
 from kit.remote.client import Client
 from kit.remote.faults import BusyError, KaggleError, UnreachableError
 from kit.remote.job import Job
 from kit.remote.kernels import KernelRef
 from kit.rundir import RunDir
 
-ORIGINS = "kernels.json"
 AT_ONCE = 2  # batch GPU sessions that Kaggle runs for one account
 SILENT_POLLS = 30  # in a row; an outage of half an hour must not end a day of training
 
@@ -86,53 +82,6 @@ def fan_out(
     return [outcomes[job.title] for job in jobs]
 
 
-def collect(
-    client: Client, ref: KernelRef, runs: str | Path, *, say: Callable[[str], None] = lambda _: None
-) -> list[Path]:
-    """Brings the run directories in a training kernel's output into `runs`; the parts that are new there.
-
-    Raises:
-        KaggleError: the output cannot be had whole, or holds no run.
-        RunError: a local run of that name is of other data or another recipe.
-    """
-    runs = Path(runs)
-    staging = runs / f".{ref.slug}.output"
-    shutil.rmtree(staging, ignore_errors=True)
-    outputs.download(client, ref, staging, say=say)
-    found = sorted(p.parent for p in staging.rglob("recipe.toml"))
-    if not found:
-        shutil.rmtree(staging)
-        raise KaggleError(f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why.")
-    parts = [part for run in found for part in _merge(run, runs, ref)]
-    shutil.rmtree(staging)
-    return parts
-
-
-def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
-    """Moves a run, or those of its finished parts that are new, to `runs`, noting the kernel that they are from."""
-    new, home = RunDir.open(run), runs / run.name
-    if not (home / "recipe.toml").exists():
-        home.mkdir(parents=True, exist_ok=True)
-        (run / "origin.json").replace(home / "origin.json")
-        (run / "recipe.toml").replace(home / "recipe.toml")
-    else:
-        RunDir.open(home).check_data(new.origin["data"])
-    moved = []
-    for name in RunDir(run).parts():
-        if not (home / name / "metrics.json").exists():
-            shutil.rmtree(home / name, ignore_errors=True)
-            (run / name).replace(home / name)
-            moved.append(home / name)
-    atomic.write_json(home / ORIGINS, origins(home) | {part.name: str(ref) for part in moved})
-    return moved
-
-
-def origins(run: str | Path) -> dict[str, str]:
-    """The kernel that each part of a local run was brought home from, as owner/slug/version, by the part's name."""
-    path = Path(run) / ORIGINS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _begin(
     client: Client, job: Job, runs: Path, folder: Path, say: Callable[[str], None]
 ) -> tuple[Outcome | None, KernelRef | None]:
@@ -163,7 +112,7 @@ def _look(client: Client, job: Job, ref: KernelRef, runs: Path, say: Callable[[s
         if state.active:
             return None
         kernels.wait(client, ref, poll_s=20.0, say=say)  # believes an end only when it is this version's
-        parts = collect(client, ref, runs, say=say)
+        parts = harvest.collect(client, ref, runs, say=say)
     except UnreachableError:
         raise
     except KitError as error:

@@ -52,6 +52,7 @@ def download(
     only: Callable[[str], bool] = lambda _: True,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Output:
     """Downloads the output files and the log of a finished run into `out`.
 
@@ -75,7 +76,7 @@ def download(
     for number, name in enumerate(wanted, 1):
         say(f"{ref}: {number} of {len(wanted)}: {name}")
         address = _fresh(client, ref, name, listed[name])
-        parts[name] = transfer.fetch(client, address, staging / name, f"downloading {name}", say)
+        parts[name] = transfer.fetch(client, address, staging / name, f"downloading {name}", say, progress)
     for name, part in parts.items():
         part.replace(staging / name)
     compared = _compare(staging, ref, set(wanted), set(listed))

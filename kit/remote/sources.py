@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kit.errors import KitError
-from kit.remote import dataset, fleet, kernels
+from kit.remote import dataset, harvest, kernels
 from kit.remote.client import Client
 from kit.remote.faults import RefusedError
 from kit.remote.job import Source
@@ -61,7 +61,7 @@ def _complete(client: Client, ref: KernelRef) -> str:
 
 def _came_from(run: Path) -> list[str]:
     """The kernels, as owner/slug, that the finished parts of a local run were brought home from."""
-    known = fleet.origins(run)
+    known = harvest.origins(run)
     parts = [part.name for part in RunDir.open(run).require_parts()]
     missing = [part for part in parts if part not in known]
     if missing:

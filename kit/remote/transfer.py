@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     import requests
 
 Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
 _PIECE = 1 << 16  # what a dropped connection loses at most
 _EXPIRED = (400, 403, 410)  # what storage answers for an address whose time is over
 
 
-def fetch(client: Client, address: Callable[[], str], target: Path, doing: str, say: Say) -> Path:
+def _quiet(done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+def fetch(
+    client: Client, address: Callable[[], str], target: Path, doing: str, say: Say, progress: Progress = _quiet
+) -> Path:
     """Downloads to a hidden file beside `target` and returns that file, complete; the caller gives it its name.
 
     The hidden name carries the identity of the remote file (its ETag), so a later run continues where this one
@@ -35,22 +42,23 @@ def fetch(client: Client, address: Callable[[], str], target: Path, doing: str, 
         address: gives a signed address; asked again for each attempt, because they expire.
         target: where the file will be in the end.
         doing: what this is, for errors.
+        progress: called with the bytes that are there and those in all.
 
     Raises:
         KaggleError: no answer, an error page in place of the file, a length that stays wrong.
         KitError: the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    attempt, before = 0, -1
+    attempt, most = 0, -1
 
     def run() -> Path:
-        nonlocal attempt, before
+        nonlocal attempt, most
         while True:
             try:
-                return _attempt(client, address(), target, doing, say)
+                return _attempt(client, address(), target, doing, say, progress)
             except Exception as error:
                 have = sum(p.stat().st_size for p in _parts(target))
-                attempt, before = (0 if have > before >= 0 else attempt), have  # progress earns new patience
+                attempt, most = (0 if have > most >= 0 else attempt), max(have, most)  # progress earns new patience
                 pause = client.patience.pause(error, attempt)
                 if pause is not None:
                     client.patience.wait(error, pause)
@@ -66,7 +74,7 @@ def fetch(client: Client, address: Callable[[], str], target: Path, doing: str, 
         raise KitError(f"{doing}: {target} cannot be written ({error.strerror})", "Choose another folder.") from error
 
 
-def _attempt(client: Client, url: str, target: Path, doing: str, say: Say) -> Path:
+def _attempt(client: Client, url: str, target: Path, doing: str, say: Say, progress: Progress) -> Path:
     import requests
 
     response = client.get(url)
@@ -97,6 +105,8 @@ def _attempt(client: Client, url: str, target: Path, doing: str, say: Say) -> Pa
     with response, part.open("ab" if have else "wb") as file:
         for piece in response.iter_content(_PIECE):
             file.write(piece)
+            have += len(piece)
+            progress(have, length or have)
     size = part.stat().st_size
     if length is not None and size != length:
         if size > length:

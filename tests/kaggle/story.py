@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from kit.recipe import load
+from kit.recipes import load
 from kit.remote import download, kernels, outputs, push, sources, submissions, submit
 from kit.remote.client import Client
 from kit.remote.job import infer_job, train_job

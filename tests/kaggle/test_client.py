@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,26 @@ def test_an_oauth_login_is_renewed_and_sent(fake: FakeKaggle, home: Path) -> Non
     with fake.patched(home, {"HOME": str(home)}), Client() as client:
         assert client.call(*LIMITS).num_allowed_now == 5
     assert fake.calls[-1].auth == "bearer"
+
+
+@pytest.mark.parametrize(("minutes", "renewals"), [(-10, 1), (2, 1), (60, 0)])
+def test_an_access_token_that_is_about_to_end_is_renewed(
+    fake: FakeKaggle, home: Path, minutes: int, renewals: int
+) -> None:
+    ends = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
+    saved = {"refresh_token": "refresh-" + TOKEN, "access_token": TOKEN, "access_token_expiration": ends}
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle/credentials.json").write_text(json.dumps(saved | {"username": OWNER}))
+    with fake.patched(home, {"HOME": str(home)}), Client() as client:
+        client.call(*LIMITS)
+    assert len(fake.seen("GenerateAccessToken")) == renewals
+
+
+def test_an_oauth_login_that_is_over_says_how_to_log_in(fake: FakeKaggle, home: Path) -> None:
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle/credentials.json").write_text('{"refresh_token": "old", "username": "kituser"}')
+    with fake.patched(home, {"HOME": str(home)}), pytest.raises(faults.CredentialsError, match="kaggle auth login"):
+        Client()
 
 
 def test_a_given_credential_is_used_though_a_token_would_come_first(fake: FakeKaggle, home: Path) -> None:

@@ -44,6 +44,14 @@ def test_the_files_arrive_whole_and_nothing_else(client: Client, fake: FakeKaggl
     assert not result.already
 
 
+def test_progress_counts_to_the_end(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    download(client, tmp_path / "raw", progress=lambda *now: seen.append(now))
+    size = len(make_zip(fake.competitions[SLUG]))
+    assert seen[-1] == (size, size)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
 def test_an_unknown_train_csv_is_a_warning_and_the_known_one_is_none(
     client: Client, tmp_path: Path, big: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,15 +8,23 @@ import pytest
 from fake_kaggle import OWNER, FakeKaggle
 from heard import Heard
 
-from kit.recipe import Recipe, load
-from kit.remote import faults, fleet
+from kit import frame
+from kit.recipe import Recipe
+from kit.recipes import load
+from kit.remote import faults, fleet, harvest
 from kit.remote.client import Client
 from kit.remote.job import Job, train_job
 from kit.remote.kernels import KernelRef
 from kit.remote.session import OUTPUTS
 from kit.rundir import RunDir
+from kit.schema import PREDICTION_COLUMNS
 
 RECIPE = load("tiny-electra")
+METRICS = {
+    "0": {"log_loss": 1.0, "accuracy": 0.5, "valid_rows": 10},
+    "1": {"log_loss": 0.7, "accuracy": 0.2, "valid_rows": 20},
+    "2": {"log_loss": 1.2, "accuracy": 0.6, "valid_rows": 10},
+}
 
 
 def output(recipe: Recipe, fold: str, data: str = "d1") -> dict[str, bytes]:
@@ -26,7 +34,8 @@ def output(recipe: Recipe, fold: str, data: str = "d1") -> dict[str, bytes]:
         f"{run}/recipe.toml": recipe.to_toml().encode(),
         f"{run}/origin.json": json.dumps({"data": data, "folds": 3}).encode(),
         f"{run}/fold{fold}/model.safetensors": f"weights of {fold}".encode(),
-        f"{run}/fold{fold}/metrics.json": b'{"log_loss": 1.0}',
+        f"{run}/fold{fold}/valid.csv": f"{','.join(PREDICTION_COLUMNS)}\n{fold},0.2,0.3,0.5\n".encode(),
+        f"{run}/fold{fold}/metrics.json": json.dumps(METRICS[fold]).encode(),
         f"{run}/metrics.json": b"{}",
     }
     written = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
@@ -71,8 +80,14 @@ def test_every_fold_is_trained_and_brought_home(
     run = RunDir.open(tmp_path / "runs" / RECIPE.run_name)
     assert list(run.parts()) == ["fold0", "fold1", "fold2"]
     assert (run.part(2) / "model.safetensors").read_text() == "weights of 2"
+    assert json.loads((run.path / "metrics.json").read_text())["oof"] == {
+        "log_loss": pytest.approx((10 + 14 + 12) / 40),
+        "accuracy": pytest.approx((5 + 4 + 6) / 40),
+        "rows": 40,
+    }
+    assert frame.read(run.path / "oof.csv")["id"].tolist() == [0, 1, 2]
     assert most_at_once(fake) == 2
-    assert fleet.origins(run.path) == {f"fold{n}": str(outcomes[n].ref) for n in range(3)}
+    assert harvest.origins(run.path) == {f"fold{n}": str(outcomes[n].ref) for n in range(3)}
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [RECIPE.run_name]
 
 
@@ -160,11 +175,23 @@ def test_a_run_of_other_data_is_not_mixed_in(client: Client, jobs: list[Job], tm
     assert not (home / "fold0").exists()
 
 
+def test_an_unfinished_training_of_this_machine_is_not_overwritten(
+    client: Client, jobs: list[Job], tmp_path: Path
+) -> None:
+    home = tmp_path / "runs" / RECIPE.run_name
+    (home / "fold0/checkpoints/checkpoint-7").mkdir(parents=True)
+    (home / "recipe.toml").write_text(RECIPE.to_toml())
+    (home / "origin.json").write_text('{"data": "d1", "folds": 3}')
+    (outcome,) = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    assert (outcome.status, "unfinished training" in outcome.problem) == ("failed", True)
+    assert (home / "fold0/checkpoints/checkpoint-7").is_dir()
+
+
 def test_an_output_without_a_run_is_an_error(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
     fake.kernel_script = ["COMPLETE"]
     fake.save_kernel({"slug": f"{OWNER}/kit-other", "newTitle": "kit other", "text": ""})
     version = fake.kernels[f"{OWNER}/kit-other"]["versions"][1]
     version["files"] = {"notes.txt": b"x"}
     with pytest.raises(faults.KaggleError, match="holds no run directory"):
-        fleet.collect(client, KernelRef(OWNER, "kit-other", 1), tmp_path / "runs")
+        harvest.collect(client, KernelRef(OWNER, "kit-other", 1), tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []

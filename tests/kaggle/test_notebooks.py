@@ -13,7 +13,8 @@ import pytest
 
 from kit import frame
 from kit.cli import training as commands
-from kit.recipe import Recipe, load
+from kit.recipe import Recipe
+from kit.recipes import load
 from kit.remote import notebook
 from kit.remote.job import Job, Source, infer_job, train_job
 from kit.schema import COMPETITION, TEST_COLUMNS

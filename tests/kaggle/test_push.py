@@ -17,7 +17,7 @@ from heard import Heard
 
 import kit
 from kit.errors import KitError
-from kit.recipe import load
+from kit.recipes import load
 from kit.remote import faults, notebook, push, wheel
 from kit.remote.client import Client
 from kit.remote.job import Job, Source, gpu, infer_job, train_job
@@ -211,12 +211,9 @@ main()
             push.push(client, job, tmp_path / "k")
 
     def test_sources_that_kaggle_drops_are_an_error(self, client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+        runs = [Source(f"{OWNER}/kit-gone"), Source(f"{OWNER}/gone", kind="dataset")]
         with pytest.raises(faults.RefusedError, match=f"without dataset {OWNER}/gone, kernel {OWNER}/kit-gone"):
-            push.push(
-                client,
-                infer_job([Source(f"{OWNER}/kit-gone"), Source(f"{OWNER}/gone", kind="dataset")]),
-                tmp_path / "k",
-            )
+            push.push(client, infer_job(runs), tmp_path / "k")
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
     def test_a_lost_answer_makes_no_second_version(

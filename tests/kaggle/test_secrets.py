@@ -10,7 +10,7 @@ from fake_kaggle import FakeKaggle
 from heard import SECRETS, Heard
 
 from kit.errors import KitError
-from kit.recipe import load
+from kit.recipes import load
 from kit.remote import account, download, kernels, outputs, push, submit
 from kit.remote.client import Client
 from kit.remote.job import train_job

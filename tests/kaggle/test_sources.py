@@ -7,7 +7,7 @@ import pytest
 from fake_kaggle import OWNER, FakeKaggle
 
 from kit.errors import KitError
-from kit.remote import faults, fleet, sources
+from kit.remote import faults, harvest, sources
 from kit.remote.client import Client
 from kit.remote.job import Source
 
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
     """A local run with two finished folds, brought home from two kernels."""
     folder = tmp_path / "runs/tiny-0a1b2c3d"
     origins = {f"fold{n}": f"{OWNER}/kit-train-{letter}/1" for n, letter in enumerate("ab")}
-    files = {"recipe.toml": "", "origin.json": "{}", fleet.ORIGINS: json.dumps(origins)}
+    files = {"recipe.toml": "", "origin.json": "{}", harvest.ORIGINS: json.dumps(origins)}
     for name, text in {**files, "fold0/metrics.json": "{}", "fold1/metrics.json": "{}"}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -45,7 +45,7 @@ def test_a_run_from_kaggle_is_mounted_from_there_with_its_weight_shared(client: 
 
 
 def test_a_run_of_this_machine_has_to_be_published(client: Client, fake: FakeKaggle, run: Path) -> None:
-    (run / fleet.ORIGINS).unlink()
+    (run / harvest.ORIGINS).unlink()
     with pytest.raises(KitError, match="fold0, fold1 was trained here") as caught:
         sources.resolve(client, [run])
     assert "--dataset" in str(caught.value)

@@ -1,0 +1,89 @@
+"""What training kernels have left on Kaggle, brought into the local run directories."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kit import atomic, frame
+from kit.errors import RunError
+from kit.remote import outputs
+from kit.remote.client import Client
+from kit.remote.faults import KaggleError
+from kit.remote.kernels import KernelRef
+from kit.rundir import RunDir
+
+ORIGINS = "kernels.json"  # in a run directory: which kernel each of its parts is from
+
+
+def collect(
+    client: Client, ref: KernelRef, runs: str | Path, *, say: Callable[[str], None] = lambda _: None
+) -> list[Path]:
+    """Brings the run directories in a training kernel's output into `runs`; the parts that are new there.
+
+    Raises:
+        KaggleError: the output cannot be had whole, or holds no run.
+        RunError: a local run of that name is of other data or another recipe.
+    """
+    runs = Path(runs)
+    staging = runs / f".{ref.slug}.output"
+    shutil.rmtree(staging, ignore_errors=True)
+    outputs.download(client, ref, staging, say=say)
+    found = sorted(p.parent for p in staging.rglob("recipe.toml"))
+    if not found:
+        shutil.rmtree(staging)
+        raise KaggleError(f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why.")
+    parts = [part for run in found for part in _merge(run, runs, ref)]
+    shutil.rmtree(staging)
+    return parts
+
+
+def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
+    """Moves a run, or those of its finished parts that are new, to `runs`, noting the kernel that they are from."""
+    new, home = RunDir.open(run), runs / run.name
+    if not (home / "recipe.toml").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        (run / "origin.json").replace(home / "origin.json")
+        (run / "recipe.toml").replace(home / "recipe.toml")
+    else:
+        RunDir.open(home).check_data(new.origin["data"])
+    moved = []
+    for name in new.parts():
+        if (home / name / "metrics.json").exists():
+            continue
+        if (home / name).exists():
+            raise RunError(f"{home / name}: an unfinished training of this machine is there", "Delete it or finish it.")
+        (run / name).replace(home / name)
+        moved.append(home / name)
+    if moved:
+        atomic.write_json(home / ORIGINS, origins(home) | {part.name: str(ref) for part in moved})
+        _summarise(RunDir(home))
+    return moved
+
+
+def _summarise(run: RunDir) -> None:
+    """Writes the run's metrics.json, and with all folds its oof.csv, as `kit train` would have.
+
+    A log loss or accuracy over all rows is the mean of the folds' own, weighted by their rows.
+    """
+    parts = run.parts()
+    summary: dict[str, Any] = {"run": str(run.path), "parts": parts}
+    folds = [f"fold{k}" for k in range(run.origin["folds"])]
+    if set(folds) <= set(parts):
+        rows = [parts[fold]["valid_rows"] for fold in folds]
+        each = {
+            name: sum(parts[fold][name] * n for fold, n in zip(folds, rows, strict=True)) / sum(rows)
+            for name in ("log_loss", "accuracy")
+        }
+        summary["oof"] = {**each, "rows": sum(rows)}
+        frame.write(pd.concat([frame.read(run.path / fold / "valid.csv") for fold in folds]), run.path / "oof.csv")
+    atomic.write_json(run.path / "metrics.json", summary)
+
+
+def origins(run: str | Path) -> dict[str, str]:
+    """The kernel that each part of a local run was brought home from, as owner/slug/version, by the part's name."""
+    path = Path(run) / ORIGINS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

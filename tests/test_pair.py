@@ -1,0 +1,280 @@
+"""The pair model: symmetric where it says so, blind to how sequences are packed, and the same after saving."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from token_rows import PAD, swapped, token_rows
+from torch import Tensor
+
+from kit.data.encode import Encoded, Vocabulary
+from kit.errors import RunError
+from kit.model.backbones import BACKBONES
+from kit.model.batches import Collator
+from kit.model.encoder import build, load_vocabulary
+from kit.model.pair import FORMAT, PairModel
+from kit.model.tiny import write
+from kit.recipe import ModelSpec
+from kit.schema import SWAP
+
+SMALL = {"vocab_size": 200, "pad_token_id": 0, "intermediate_size": 32}
+CONFIGS = {
+    "deberta": BACKBONES["tiny-deberta"].config,
+    "roberta": BACKBONES["tiny-roberta"].config,
+    "electra": BACKBONES["tiny-electra"].config,
+    "modernbert": BACKBONES["modernbert-base"].config
+    | SMALL
+    | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+    | {"cls_token_id": 1, "sep_token_id": 2},
+    "distilbert": {"model_type": "distilbert", "vocab_size": 200, "dim": 16, "hidden_dim": 32}
+    | {"n_layers": 2, "n_heads": 2, "pad_token_id": 0},
+}
+ROWS = token_rows(np.array([[9, 30], [12, 12], [40, 5], [3, 3], [31, 8], [17, 22]]))
+
+
+def pair(family: str = "electra", head: str = "symmetric", pooling: str = "mean") -> PairModel:
+    torch.manual_seed(1)
+    config = CONFIGS[family]
+    return PairModel(build(config), config, ModelSpec(pooling=pooling, head=head, head_hidden=8)).eval()
+
+
+def batch(model: PairModel, rows: Encoded = ROWS, places: list[int] | None = None, overhead: int = 0) -> dict:
+    segments = model.encoder_config.get("type_vocab_size", 0) > 1
+    return Collator(rows, PAD, segments=segments, pack_overhead=overhead)(places or list(range(len(rows))))
+
+
+def logits(model: PairModel, *args: object) -> Tensor:
+    with torch.no_grad():
+        return model(**batch(model, *args))
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_row_has_three_float32_logits(family: str):
+    found = logits(pair(family))
+    assert found.shape == (len(ROWS), 3)
+    assert found.dtype == torch.float32
+    assert found.std(0).min() > 0  # it reads its input
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_each_side_is_pooled_as_if_it_were_alone(family: str):
+    model = pair(family)
+    segments = model.encoder_config.get("type_vocab_size", 0) > 1
+    with torch.no_grad():
+        pooled = model.encode(**batch(model))
+        for side in range(2 * len(ROWS)):
+            tokens = torch.from_numpy(ROWS.tokens[ROWS.starts[side] : ROWS.starts[side + 1]].astype(np.int64))[None]
+            alone = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            if segments:
+                alone["token_type_ids"] = (torch.arange(tokens.numel()) >= ROWS.prompt_lengths[side]).long()[None]
+            close(pooled[side // 2, side % 2], model.encoder(**alone).last_hidden_state[0].mean(0))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("head", ["symmetric", "fusion"])
+def test_packing_and_company_do_not_matter(family: str, head: str):
+    model = pair(family, head)
+    whole = logits(model)
+    close(logits(model, ROWS, None, 10**6), whole)  # all in one pack
+    close(logits(model, ROWS, [5, 2, 0]), whole[[5, 2, 0]])
+    close(logits(model, ROWS, [3]), whole[[3]])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("pooling", ["mean", "cls", "attention"])
+def test_swapping_the_answers_permutes_the_logits(family: str, pooling: str):
+    model = pair(family, "symmetric", pooling)
+    straight, exchanged = logits(model), logits(model, swapped(ROWS), None, 10**6)
+    close(exchanged[:, list(SWAP)], straight)
+
+
+@pytest.mark.parametrize("head", ["symmetric", "fusion"])
+def test_both_orders_is_what_running_the_swapped_rows_gives(head: str):
+    model = pair("electra", head)
+    with torch.no_grad():
+        both = model.both_orders(**batch(model))
+    assert both.shape == (len(ROWS), 2, 3)
+    close(both[:, 0], logits(model))
+    close(both[:, 1], logits(model, swapped(ROWS))[:, list(SWAP)])
+    assert torch.allclose(both[:, 0], both[:, 1], atol=1e-5) == (head == "symmetric")
+
+
+def test_the_fusion_model_sees_which_answer_comes_first():
+    model = pair("roberta", "fusion")
+    assert not torch.allclose(logits(model, swapped(ROWS))[:, list(SWAP)], logits(model), atol=1e-3)
+
+
+def test_segments_tell_the_prompt_from_the_response():
+    model = pair("electra")
+    straight = batch(model)
+    close(logits(model), model(**straight).detach())
+    for pack in straight["packs"]:
+        pack["token_type_ids"].zero_()
+    assert not torch.allclose(model(**straight), logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_pooling_and_head_stay_in_float32_under_autocast(family: str):
+    model = pair(family, pooling="attention")
+    seen = []
+    for part in (model.pooling.score, model.head.pair.dense):
+        part.register_forward_hook(lambda _module, inputs, output: seen.extend([inputs[0].dtype, output.dtype]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(**batch(model))
+    assert seen
+    assert set(seen) == {found.dtype} == {torch.float32}
+    torch.testing.assert_close(found.detach(), logits(model), rtol=0.2, atol=0.05)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_parameter_learns(family: str):
+    model = pair(family, pooling="attention").train()
+    model(**batch(model)).square().sum().backward()
+    unused = {name for name, p in model.named_parameters() if p.grad is None}
+    assert not unused  # it would break distributed training
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
+    write(BACKBONES["tiny-electra"], ["hello world, this is a text"] * 3, folder)
+    return load_vocabulary(folder)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, vocabulary: Vocabulary) -> Path:
+    pair().save_pretrained(tmp_path / "model", vocabulary)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("head", "pooling"), [("symmetric", "mean"), ("fusion", "attention")])
+@pytest.mark.usefixtures("no_network")
+def test_a_saved_model_comes_back_to_the_bit(
+    family: str, head: str, pooling: str, tmp_path: Path, vocabulary: Vocabulary
+):
+    model = pair(family, head, pooling)
+    model.save_pretrained(tmp_path / "deep" / "model", vocabulary)
+    again, its_vocabulary = PairModel.from_pretrained(tmp_path / "deep" / "model")
+    assert torch.equal(logits(again), logits(model))
+    assert not again.training
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert its_vocabulary.digest == vocabulary.digest
+    assert (its_vocabulary.cls, its_vocabulary.sep, its_vocabulary.pad) == (1, 2, 0)
+    assert again.spec == model.spec
+
+
+def test_only_safetensors_config_and_tokenizer_are_written(saved: Path):
+    assert sorted(path.name for path in saved.iterdir()) == [
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    ]
+    config = json.loads((saved / "config.json").read_text())
+    assert config["format"] == FORMAT
+    assert set(load_file(saved / "model.safetensors")) == set(pair().state_dict())
+
+
+def test_saving_over_an_older_model_replaces_it(saved: Path, vocabulary: Vocabulary):
+    model = pair("roberta", "fusion")
+    model.save_pretrained(saved, vocabulary)
+    assert torch.equal(logits(PairModel.from_pretrained(saved)[0]), logits(model))
+
+
+def test_half_precision_weights_come_back_in_float32(saved: Path):
+    weights = {name: value.half() for name, value in load_file(saved / "model.safetensors").items()}
+    save_file(weights, saved / "model.safetensors")
+    assert {p.dtype for p in PairModel.from_pretrained(saved)[0].parameters()} == {torch.float32}
+
+
+def test_a_folder_that_was_moved_still_works(saved: Path, tmp_path: Path):
+    assert str(tmp_path) not in (saved / "config.json").read_text()
+    expected = logits(PairModel.from_pretrained(saved)[0])
+    shutil.move(saved, tmp_path / "elsewhere")
+    assert torch.equal(logits(PairModel.from_pretrained(tmp_path / "elsewhere")[0]), expected)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_a_run_error(saved: Path, file: str):
+    (saved / file).unlink()
+    with pytest.raises(RunError, match="model: ") as caught:
+        PairModel.from_pretrained(saved)
+    assert "copy the folder whole" in caught.value.hint
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_a_truncated_file_is_a_run_error(saved: Path, file: str, keep: float):
+    content = (saved / file).read_bytes()
+    (saved / file).write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(RunError, match="model: "):
+        PairModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "one"},
+        {"format": None},
+        {"model": {"pooling": "max"}},
+        {"model": {"head": "siamese"}},
+        {"model": {"heads": 2}},
+        {"model": None},
+        {"encoder": {"model_type": "electra", "hidden_size": "wide"}},
+        {"encoder": {"model_type": "none-such"}},
+        {"encoder": {}},
+        {"encoder": []},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_makes_no_model_is_a_run_error(saved: Path, change: dict):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(RunError, match="not a trained model of kit"):
+        PairModel.from_pretrained(saved)
+
+
+def test_the_config_of_a_plain_encoder_is_a_run_error(saved: Path):
+    (saved / "config.json").write_text(json.dumps(CONFIGS["electra"]))
+    with pytest.raises(RunError, match="not a trained model of kit"):
+        PairModel.from_pretrained(saved)
+
+
+def test_a_newer_format_asks_for_a_newer_kit(saved: Path):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"format": FORMAT + 1}))
+    with pytest.raises(RunError, match=f"newer kit .format {FORMAT + 1}") as caught:
+        PairModel.from_pretrained(saved)
+    assert "Upgrade" in caught.value.hint
+
+
+def test_weights_of_another_model_are_named(saved: Path, tmp_path: Path, vocabulary: Vocabulary):
+    for other in (pair("roberta"), pair("electra", "fusion"), pair("electra", pooling="attention")):
+        other.save_pretrained(tmp_path / "other", vocabulary)
+        shutil.copy(tmp_path / "other" / "model.safetensors", saved)
+        with pytest.raises(RunError, match=r"is not of the model in config\.json: .*\w"):
+            PairModel.from_pretrained(saved)
+
+
+def test_weights_of_another_size_are_named(saved: Path):
+    weights = load_file(saved / "model.safetensors")
+    weights["head.pair.out.weight"] = torch.zeros(4, 8)
+    save_file(weights, saved / "model.safetensors")
+    with pytest.raises(RunError, match=r"head\.pair\.out\.weight"):
+        PairModel.from_pretrained(saved)
