@@ -1,5 +1,6 @@
 """Training: what a run directory holds, what an interruption costs, and that options do what they say."""
 
+import dataclasses
 import json
 import math
 import os
@@ -25,8 +26,8 @@ from kit.schema import ID, LABEL
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
 from kit.training import train as training
+from kit.training.callbacks import Progress
 from kit.training.train import train
-from kit.training.trainer import Progress
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,46 @@ def _no_dropout(data: Path, tmp_path: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((source / name).read_bytes())
     return folder
+
+
+def test_gradient_checkpointing_changes_memory_not_results(data: Path, tmp_path: Path):
+    overrides = (*QUICK, "train.max_steps=4")
+    folder = str(_no_dropout(data, tmp_path))
+    with_it, without = (
+        train(
+            load("tiny-roberta", (*overrides, f"train.gradient_checkpointing={flag}"), backbone=folder),
+            data,
+            tmp_path / flag,
+        )["parts"]["holdout"]["log_loss"]
+        for flag in ("true", "false")
+    )
+    assert with_it == pytest.approx(without, abs=1e-6)
+
+
+def test_a_run_that_was_moved_resumes_with_its_best_weights(
+    run: RunDir, quick: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The checkpoint that was best stood in another folder when its name was written down."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick, data, tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = train(quick, data, tmp_path / "after", resume=True)["parts"]["holdout"]
+    assert moved["log_loss"] == run.parts()["holdout"]["log_loss"]
+
+
+def test_a_training_that_diverges_says_so(data: Path, tmp_path: Path):
+    recipe = load(
+        "tiny-electra", (*QUICK, "train.lr=1", "train.head_lr=1", "train.max_grad_norm=1e6", "train.warmup=0.0")
+    )
+    monster = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30))
+    with pytest.raises(RunError, match="diverged"):
+        train(monster, data, tmp_path)
 
 
 def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, processed: Processed, tmp_path: Path):

@@ -48,15 +48,16 @@ def note(text: str) -> None:
 
 @contextmanager
 def training(label: str) -> Iterator[Callable[[Any], None]]:
-    """A listener for `kit.training.trainer.Progress`: a bar with time left on a terminal, plain lines elsewhere."""
+    """A listener for `kit.training.callbacks.Progress`: a bar with time left on a terminal, plain lines elsewhere."""
     with _bar(label) as advance:
 
         def listen(event: Any) -> None:
             if event.log_loss is not None:
-                mark = "  best so far" if event.best else ""
                 note(
-                    f"{label}  step {event.step}/{event.steps}  epoch {event.epoch:.2f}  validation log loss "
-                    f"{event.log_loss:.4f}  accuracy {event.accuracy:.3f}{mark}"
+                    f"{label}  step {event.step}/{event.steps}  epoch {event.epoch:.2f}  "
+                    f"training loss {cell(event.loss)}  validation log loss {event.log_loss:.4f}  "
+                    f"accuracy {event.accuracy:.3f}  {event.seconds_left / 60:.1f} min left"
+                    + ("  best so far" if event.best else "")
                 )
             advance(event.step, event.steps, f"loss {event.loss:.4f}" if event.loss is not None else None)
 

@@ -47,7 +47,7 @@ def header(data: bytes) -> list[str]:
 
 
 def find_row(data: bytes, record: int) -> tuple[int, bool]:
-    """The spreadsheet row of the `record`-th record (from 0, without header and blank lines); whether it is the last."""
+    """The spreadsheet row of the `record`-th record (from 0, header and blank lines apart), and if it is the last."""
     with _any_cell_size():
         rows = (row for row, cells in enumerate(csv.reader(_lines(data)), 1) if cells)
         row = next(itertools.islice(rows, record + 1, None), record + 2)

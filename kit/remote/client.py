@@ -7,13 +7,12 @@ requests and answers without those. Here each call has a timeout, is repeated wh
 """
 
 import json
-import logging
 import time
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kit.remote import credentials, faults, retry
+from kit.remote import credentials, faults, retry, wire
 from kit.remote.credentials import Credential
 from kit.remote.faults import KaggleError, NotFoundError, RefusedError, UnreachableError
 from kit.remote.retry import Patience
@@ -55,7 +54,7 @@ class Client:
         self._username = self.credential.username
         self._secrets = [*credentials.secrets_of(self._search), self.credential.secret]
         self._sdk = self._connect()
-        self._plain = _plain_session(timeout_s)
+        self._plain = wire.plain_session(timeout_s)
 
     def __enter__(self) -> "Client":
         return self
@@ -175,7 +174,7 @@ class Client:
             raise KaggleError(f"Kaggle's client does not start: {error}", "Unset KAGGLE_API_ENVIRONMENT.") from error
         http = sdk.http_client()
         http._init_session()
-        _set_timeouts(http._session, self._timeout_s)
+        wire.set_timeouts(http._session, self._timeout_s)
         if self.credential.kind == "key":  # set here, since the SDK would let a token found elsewhere win
             http._session.auth = (self.credential.username, self.credential.secret)
         elif self.credential.kind == "token":
@@ -202,41 +201,6 @@ class Client:
         token = self.explained(lambda: retry.again(renewed, self.patience), "renewing the OAuth login")
         self._secrets.append(token)
         return token
-
-
-def _set_timeouts(session: "requests.Session", timeout_s: tuple[float, float]) -> None:
-    """Gives every request of a session the timeout that Kaggle's client never sets."""
-    from requests.adapters import HTTPAdapter
-
-    class Adapter(HTTPAdapter):
-        def send(self, request: Any, **options: Any) -> "requests.Response":  # type: ignore[override]
-            options["timeout"] = options.get("timeout") or timeout_s
-            return super().send(request, **options)
-
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, Adapter())
-
-
-class _Redacting(logging.Filter):
-    """Takes signed queries out of the lines that urllib3 logs at DEBUG level, wherever these end up."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = credentials.redact(record.getMessage()), ()
-        return True
-
-
-_REDACTING = _Redacting()
-
-
-def _plain_session(timeout_s: tuple[float, float]) -> "requests.Session":
-    """A session for signed addresses: no credential, and no compression, so that lengths are those on disk."""
-    import requests
-
-    logging.getLogger("urllib3.connectionpool").addFilter(_REDACTING)  # the same one again changes nothing
-    session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"
-    _set_timeouts(session, timeout_s)
-    return session
 
 
 def _page(body: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+BLUR = 0.05  # what lengths vary by at random before they are sorted, so that few rows meet in the same batch again
+
 
 class LengthBuckets(Sampler[int]):
     """Yields row places so that every `batch_size` in a row are alike in length.
@@ -32,21 +34,23 @@ class LengthBuckets(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
         rows = rng.permutation(len(self))
+        blur = 1 + BLUR * rng.random(len(self))
+        longer, shorter = self.longer * blur, self.shorter * blur
         full = len(rows) - len(rows) % self.batch_size
         batches: list[np.ndarray] = []
         for start in range(0, full, self.window * self.batch_size):
-            batches += self._bucket(rows[start : min(start + self.window * self.batch_size, full)])
+            batches += self._bucket(rows[start : min(start + self.window * self.batch_size, full)], longer, shorter)
         for number in rng.permutation(len(batches)):
             yield from batches[number].tolist()
         yield from rows[full:].tolist()  # the incomplete batch comes last, since the loader cuts every batch_size
 
-    def _bucket(self, rows: np.ndarray) -> list[np.ndarray]:
+    def _bucket(self, rows: np.ndarray, longer: np.ndarray, shorter: np.ndarray) -> list[np.ndarray]:
         count = len(rows) // self.batch_size
         strip = round(np.sqrt(count)) * self.batch_size
-        rows = rows[np.argsort(-self.longer[rows], kind="stable")]
+        rows = rows[np.argsort(-longer[rows], kind="stable")]
         batches = []
         for start in range(0, len(rows), strip):
             part = rows[start : start + strip]
-            part = part[np.argsort(-self.shorter[part], kind="stable")]
+            part = part[np.argsort(-shorter[part], kind="stable")]
             batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
         return batches

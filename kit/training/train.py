@@ -26,8 +26,9 @@ from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import CLASSES, ID, LABEL
 from kit.scoring.metrics import accuracy, log_loss
+from kit.training.callbacks import Progress
 from kit.training.start import new_model
-from kit.training.trainer import Progress, make_trainer
+from kit.training.trainer import make_trainer
 
 CHECKPOINTS = "checkpoints"
 

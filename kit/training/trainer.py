@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,34 +16,19 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
-from kit.errors import RecipeError
+from kit.errors import RecipeError, RunError
 from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.inference import predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.recipe import TrainSpec
 from kit.scoring.metrics import accuracy, log_loss
+from kit.training.callbacks import Progress, Steering
 from kit.training.optim import Schedule, optimizer
 from kit.training.sampler import LengthBuckets
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a listener hears: after a step its loss; after an evaluation the validation figures too."""
-
-    step: int
-    steps: int
-    epoch: float
-    loss: float | None = None
-    lr: float | None = None
-    log_loss: float | None = None
-    accuracy: float | None = None
-    best: bool = False
 
 
 def summed_cross_entropy(
@@ -101,57 +85,16 @@ class PairTrainer(Trainer):
             for number, share in enumerate(shares):
                 logits[number::world] = share
         labels = self.collate.labels[self.valid]
-        finite = bool(np.isfinite(logits).all())
-        each = probabilities(logits if finite else np.zeros_like(logits))
-        metrics = {
-            "eval_log_loss": log_loss(each, labels) if finite else math.inf,
-            "eval_accuracy": accuracy(each, labels),
-        }
+        if not np.isfinite(logits).all():
+            raise RunError(
+                f"the training diverged: at step {self.state.global_step} the logits are not finite",
+                f"Lower the rate, for example --set train.lr={self.spec.lr / 2:g}, and see that train.warmup is not 0.",
+            )
+        each = probabilities(logits)
+        metrics = {"eval_log_loss": log_loss(each, labels), "eval_accuracy": accuracy(each, labels)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class Steering(TrainerCallback):
-    """Lowers the rate on a plateau, and tells a listener how it goes."""
-
-    def __init__(self, schedule: Schedule, listen: Callable[[Progress], None]):
-        self.schedule, self.listen = schedule, listen
-        self.best = math.inf
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After a resume the best loss so far is in the state."""
-        self.best = state.best_metric if state.best_metric is not None else math.inf
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
-    ) -> None:
-        """A training loss for the progress line."""
-        if "loss" in logs and state.is_world_process_zero:
-            self.listen(
-                Progress(
-                    state.global_step, state.max_steps, state.epoch or 0.0, logs["loss"], logs.get("learning_rate")
-                )
-            )
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
-    ) -> None:
-        """A validation loss: for the schedule, and for the listener."""
-        loss = metrics["eval_log_loss"]
-        self.schedule.observe(loss)
-        best, self.best = loss < self.best, min(loss, self.best)
-        if state.is_world_process_zero:
-            self.listen(
-                Progress(
-                    state.global_step,
-                    state.max_steps,
-                    state.epoch or 0.0,
-                    log_loss=loss,
-                    accuracy=metrics["eval_accuracy"],
-                    best=best,
-                )
-            )
 
 
 def make_trainer(

@@ -53,7 +53,8 @@ def outputs_by_fold(fake: FakeKaggle) -> None:
     real = fake.save_kernel
 
     def save(body: dict) -> dict:
-        fake.kernel_files = output(RECIPE, body["newTitle"][-1])
+        if body["newTitle"][-1] in METRICS:
+            fake.kernel_files = output(RECIPE, body["newTitle"][-1])
         return real(body)
 
     fake.save_kernel = save
@@ -190,8 +191,6 @@ def test_an_unfinished_training_of_this_machine_is_not_overwritten(
 def test_an_output_without_a_run_is_an_error(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
     fake.kernel_script = ["COMPLETE"]
     fake.save_kernel({"slug": f"{OWNER}/kit-other", "newTitle": "kit other", "text": ""})
-    version = fake.kernels[f"{OWNER}/kit-other"]["versions"][1]
-    version["files"] = {"notes.txt": b"x"}
     with pytest.raises(faults.KaggleError, match="holds no run directory"):
         harvest.collect(client, KernelRef(OWNER, "kit-other", 1), tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []

@@ -1,0 +1,70 @@
+"""What happens beside the steps: the rate on a plateau, the best checkpoint's place, and progress for a listener."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from kit.training.optim import Schedule
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener hears: the training loss every few steps, and the validation figures after an evaluation.
+
+    seconds_left: at the pace since this process began; evaluations still to come are in it in proportion.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    seconds_left: float
+    loss: float | None = None
+    lr: float | None = None
+    log_loss: float | None = None
+    accuracy: float | None = None
+    best: bool = False
+
+
+class Steering(TrainerCallback):
+    """Lowers the rate on a plateau, keeps track of the best checkpoint, and tells a listener how it goes."""
+
+    def __init__(self, schedule: Schedule, listen: Callable[[Progress], None]):
+        self.schedule, self.listen = schedule, listen
+        self.best, self.began, self.first, self.loss = math.inf, 0.0, 0, None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After a resume the best loss so far is in the state; the run may have been moved since, its paths not."""
+        self.began, self.first = time.monotonic(), state.global_step
+        self.best = math.inf if state.best_metric is None else state.best_metric
+        if state.best_global_step:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        """A training loss for the progress line."""
+        if "loss" in logs:
+            self.loss = logs["loss"]
+            self._tell(state, lr=logs.get("learning_rate"))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        """A validation loss: for the schedule, and for the listener."""
+        loss = metrics["eval_log_loss"]
+        self.schedule.observe(loss)
+        best, self.best = loss < self.best, min(loss, self.best)
+        self._tell(state, log_loss=loss, accuracy=metrics["eval_accuracy"], best=best)
+
+    def _tell(self, state: TrainerState, **figures: Any) -> None:
+        if state.is_world_process_zero:
+            done = max(1, state.global_step - self.first)
+            left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
+            self.listen(
+                Progress(state.global_step, state.max_steps, state.epoch or 0.0, left, loss=self.loss, **figures)
+            )

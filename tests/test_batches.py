@@ -1,0 +1,130 @@
+"""Packs hold every sequence once with as little padding as any cut allows, and lead back to their rows."""
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_rows import PAD, token_rows
+
+from kit.data.encode import Encoded
+from kit.model.batches import MAX_PACKS, Collator, Padding, cut_packs
+
+LENGTHS = st.lists(st.integers(3, 30), min_size=1, max_size=9).map(lambda each: np.array(sorted(each, reverse=True)))
+ROWS = st.lists(st.tuples(st.integers(3, 25), st.integers(3, 25)), min_size=1, max_size=8)
+
+
+def cost(lengths: np.ndarray, ranges: list[tuple[int, int]], overhead: int) -> int:
+    return sum((end - start) * int(lengths[start]) + overhead for start, end in ranges)
+
+
+@settings(deadline=None, max_examples=300)
+@given(LENGTHS, st.sampled_from([0, 1, 5, 20, 64, 10**6]), st.integers(1, 5))
+def test_no_cut_into_packs_costs_less(lengths: np.ndarray, overhead: int, most: int):
+    ranges = cut_packs(lengths, overhead, most)
+    assert [row for start, end in ranges for row in range(start, end)] == list(range(len(lengths)))
+    assert all(start < end for start, end in ranges)
+    assert len(ranges) <= most
+    every = (
+        list(pairwise([0, *inner, len(lengths)]))
+        for packs in range(1, most + 1)
+        for inner in combinations(range(1, len(lengths)), packs - 1)
+    )
+    assert cost(lengths, ranges, overhead) == min(cost(lengths, each, overhead) for each in every)
+
+
+def test_a_pack_that_saves_nothing_is_not_opened():
+    assert cut_packs(np.array([9, 9, 9]), 0) == [(0, 3)]
+    assert cut_packs(np.array([9, 9, 3]), 7) == [(0, 3)]
+    assert cut_packs(np.array([9, 9, 3]), 5) == [(0, 2), (2, 3)]
+    assert len(cut_packs(np.arange(100, 0, -1), 0)) == MAX_PACKS
+
+
+def tokens_of(encoded: Encoded, side: int) -> list[int]:
+    return encoded.tokens[encoded.starts[side] : encoded.starts[side + 1]].tolist()
+
+
+@settings(deadline=None, max_examples=120)
+@given(ROWS, st.sampled_from([0, 10, 10**6]), st.booleans(), st.data())
+def test_packs_hold_exactly_the_tokens_of_the_rows(rows: list, overhead: int, segments: bool, data: st.DataObject):
+    encoded = token_rows(np.array(rows))
+    chosen = data.draw(st.permutations(range(len(rows))))[: data.draw(st.integers(1, len(rows)))]
+    batch = Collator(encoded, PAD, segments=segments, pack_overhead=overhead)(chosen)
+    assert set(batch) == {"packs", "order"}
+    assert batch["order"].shape == (len(chosen), 2)
+    found = []
+    for pack in batch["packs"]:
+        assert set(pack) == {"input_ids", "attention_mask"} | ({"token_type_ids"} if segments else set())
+        assert all(value.dtype == torch.int64 and value.shape == pack["input_ids"].shape for value in pack.values())
+        assert (pack["input_ids"][pack["attention_mask"] == 0] == PAD).all()
+        real = pack["attention_mask"].sum(1).tolist()
+        assert max(real) == pack["input_ids"].shape[1]  # padded only to its own longest
+        for i, length in enumerate(real):
+            assert pack["attention_mask"][i].tolist() == [1] * length + [0] * (max(real) - length)
+            types = pack["token_type_ids"][i].tolist() if segments else None
+            found.append((pack["input_ids"][i, :length].tolist(), types))
+    assert len(found) == 2 * len(chosen)
+    for place, row in enumerate(chosen):
+        for side in range(2):
+            tokens, types = found[batch["order"][place, side]]
+            assert tokens == tokens_of(encoded, 2 * row + side)
+            if segments:
+                first = encoded.prompt_lengths[2 * row + side]
+                padding = len(types) - len(tokens)
+                assert types == [0] * first + [1] * (len(tokens) - first) + [0] * padding
+
+
+def test_rows_may_be_a_list_or_an_array_and_may_repeat():
+    collate = Collator(token_rows(np.array([[5, 7], [9, 4], [6, 6]])), PAD, segments=False)
+    listed, array = collate([2, 0, 2]), collate(np.array([2, 0, 2]))
+    assert torch.equal(listed["order"], array["order"])
+    assert sorted(listed["order"].ravel().tolist()) == list(range(6))
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(listed["packs"], array["packs"], strict=True)
+    )
+
+
+def test_one_side_may_be_far_longer_than_the_other():
+    encoded = token_rows(np.array([[512, 3]]))
+    batch = Collator(encoded, PAD, segments=False)([0])
+    assert [tuple(pack["input_ids"].shape) for pack in batch["packs"]] == [(1, 512), (1, 3)]
+    assert batch["order"].tolist() == [[0, 1]]
+    flipped = Collator(token_rows(np.array([[3, 512]])), PAD, segments=False)([0])
+    assert flipped["order"].tolist() == [[1, 0]]
+
+
+def test_labels_are_those_of_the_rows():
+    encoded = token_rows(np.array([[5, 7], [9, 4], [6, 6], [3, 3]]))
+    collate = Collator(encoded, PAD, segments=False, labels=np.array([0, 1, 2, 1], np.int8))
+    labels = collate([3, 2, 0])["labels"]
+    assert labels.tolist() == [1, 2, 0]
+    assert labels.dtype == torch.int64
+
+
+@settings(deadline=None, max_examples=60)
+@given(ROWS, st.sampled_from([0, 10, 10**6]))
+def test_padding_counts_what_the_encoder_runs(rows: list, overhead: int):
+    count = Padding()
+    collate = Collator(token_rows(np.array(rows)), PAD, segments=False, pack_overhead=overhead, count=count)
+    packs = [pack for _ in range(2) for pack in collate(range(len(rows)))["packs"]]
+    assert count.useful == 2 * np.sum(rows) == sum(int(pack["attention_mask"].sum()) for pack in packs)
+    assert count.padded == sum(pack["input_ids"].numel() for pack in packs)
+    assert count.waste == pytest.approx(1 - count.useful / count.padded)
+    assert 0 <= count.waste < 1
+
+
+def test_before_the_first_batch_nothing_is_wasted():
+    assert Padding().waste == 0.0
+
+
+def test_packing_leaves_a_fraction_of_the_padding():
+    lengths = np.random.default_rng(0).integers(50, 513, (32, 2))
+    waste = []
+    for overhead in (10**9, 64):
+        count = Padding()
+        Collator(token_rows(lengths), PAD, segments=False, pack_overhead=overhead, count=count)(range(32))
+        waste.append(count.waste)
+    assert waste[0] > 0.4
+    assert waste[1] < waste[0] / 2

@@ -1,0 +1,140 @@
+"""The precision suits the device, and a GPU that the torch build has no kernels for is refused before training."""
+
+import pytest
+import torch
+
+from kit.errors import DeviceError
+from kit.model.device import Compute, check_kernels, choose
+
+KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((6, 0), KAGGLE, False),  # a P100
+        ((6, 0), ["sm_60", "sm_70"], True),
+        ((6, 1), ["sm_60", "sm_70"], True),
+        ((7, 5), KAGGLE, True),  # a T4
+        ((7, 0), ["sm_75", "sm_80"], False),  # no kernel runs on an older capability
+        ((8, 6), ["sm_80"], True),
+        ((8, 9), ["sm_80", "sm_86"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80", "sm_86"], False),  # nor on another generation
+        ((12, 0), ["sm_90", "sm_100"], False),
+        ((9, 0), ["sm_80", "compute_80"], True),  # but PTX is compiled for every later one
+        ((12, 1), ["sm_90", "compute_90"], True),
+        ((7, 5), ["compute_80"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((10, 3), ["sm_100a"], False),  # for 10.0 alone
+        ((10, 3), ["sm_100f"], True),  # for the generation
+        ((12, 0), ["sm_100f", "compute_100f"], False),
+        ((10, 0), ["compute_90a"], False),
+        ((9, 0), ["compute_90a"], True),
+        ((9, 0), ["gfx90a", "gfx942"], True),  # ROCm
+    ],
+)
+def test_which_kernels_run_on_which_gpu(capability: tuple[int, int], architectures: list[str], runs: bool):
+    if runs:
+        check_kernels("a GPU", capability, architectures)
+        return
+    with pytest.raises(DeviceError, match="no kernels for a GPU") as caught:
+        check_kernels("a GPU", capability, architectures)
+    assert f"sm_{capability[0]}{capability[1]}" in caught.value.problem
+    assert all(name in caught.value.problem for name in architectures)
+    assert "T4" in caught.value.hint
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, name: str, *capabilities: tuple[int, int], number: int = 0) -> None:
+    """Makes torch see GPUs of these capabilities, `number` being the current one."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # a T4 says so too, by emulation
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: number)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: KAGGLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "precision"),
+    [
+        ("Tesla T4", (7, 5), "fp16"),
+        ("Tesla V100", (7, 0), "fp16"),
+        ("NVIDIA A100", (8, 0), "bf16"),
+        ("NVIDIA L4", (8, 9), "bf16"),
+        ("NVIDIA H200", (9, 0), "bf16"),
+    ],
+)
+def test_the_precision_follows_the_gpus_capability(
+    monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], precision: str
+):
+    gpu(monkeypatch, name, capability)
+    compute = choose()
+    assert (compute.device, compute.precision) == (torch.device("cuda:0"), precision)
+    assert name in compute.reason
+    assert f"{capability[0]}.{capability[1]}" in compute.reason
+    assert precision in compute.reason
+
+
+def test_a_pascal_gpu_with_kernels_computes_in_fp32(monkeypatch: pytest.MonkeyPatch):
+    gpu(monkeypatch, "GTX 1080", (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_61"])
+    assert choose().precision == "fp32"
+
+
+def test_a_p100_is_refused_although_cuda_is_available(monkeypatch: pytest.MonkeyPatch):
+    gpu(monkeypatch, "Tesla P100-PCIE-16GB", (6, 0))
+    with pytest.raises(DeviceError, match="no kernels for Tesla P100"):
+        choose()
+
+
+def test_a_precision_that_is_asked_for_is_taken_if_it_works(monkeypatch: pytest.MonkeyPatch):
+    gpu(monkeypatch, "Tesla T4", (7, 5))
+    assert choose("fp32").precision == "fp32"
+    assert choose("fp16").precision == "fp16"
+    with pytest.raises(DeviceError, match=r"bf16 needs compute capability 8\.0; this GPU has 7\.5") as caught:
+        choose("bf16")
+    assert "train.precision=auto" in caught.value.hint
+
+
+def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
+    gpu(monkeypatch, "mixed", (8, 0), (7, 5))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (choose().device, choose().precision) == (torch.device("cuda:1"), "fp16")
+
+
+def test_the_current_gpu_is_used_without_torchrun(monkeypatch: pytest.MonkeyPatch):
+    gpu(monkeypatch, "mixed", (7, 5), (8, 0), number=1)
+    assert (choose().device, choose().precision) == (torch.device("cuda:1"), "bf16")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_cpu_computes_in_fp32_and_refuses_fp16():
+    assert (choose().device.type, choose().precision) == ("cpu", "fp32")
+    assert "cpu" in choose().reason
+    assert choose("bf16").precision == "bf16"
+    with pytest.raises(DeviceError, match=r"fp16 .*this is cpu") as caught:
+        choose("fp16")
+    assert "train.precision=auto" in caught.value.hint
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_mac_uses_its_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert (choose().device.type, choose().precision) == ("mps", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype):
+    with Compute(torch.device("cpu"), precision, "").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

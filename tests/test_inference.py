@@ -1,0 +1,146 @@
+"""Row i of a prediction is row i of the request, whatever the order, the batching or the budget."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_rows import PAD, swapped, token_rows
+
+from kit.data.encode import Vocabulary
+from kit.model import inference
+from kit.model.backbones import BACKBONES
+from kit.model.device import Compute
+from kit.model.encoder import build
+from kit.model.inference import collator, predict_logits, probabilities, softmax, token_batches
+from kit.model.pair import PairModel
+from kit.recipe import ModelSpec
+from kit.schema import SWAP
+
+CPU = Compute(torch.device("cpu"), "fp32", "for this test")
+VOCABULARY = Vocabulary(SimpleNamespace(), 1, 2, PAD)
+ROWS = token_rows(np.random.default_rng(0).integers(3, 60, (23, 2)))
+
+
+def pair(name: str = "tiny-electra", head: str = "fusion") -> PairModel:
+    torch.manual_seed(2)
+    config = BACKBONES[name].config
+    return PairModel(build(config), config, ModelSpec(pooling="mean", head=head, head_hidden=8, head_dropout=0.5))
+
+
+@pytest.fixture(scope="module")
+def model() -> PairModel:
+    return pair()
+
+
+@pytest.fixture(scope="module")
+def expected(model: PairModel) -> np.ndarray:
+    """Logits of every row, each in a batch of its own."""
+    collate = collator(model, ROWS, VOCABULARY)
+    model.eval()
+    with torch.no_grad():
+        return np.concatenate([model(**collate([row])).numpy() for row in range(len(ROWS))])
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.permutations(range(len(ROWS))), st.integers(1, len(ROWS)), st.sampled_from([1, 90, 500, 10**6]))
+def test_rows_come_back_in_the_order_they_were_asked_for(
+    model: PairModel, expected: np.ndarray, order: list[int], number: int, tokens: int
+):
+    rows = np.array(order[:number])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "TOKENS", {"cpu": tokens})
+        found = predict_logits(model, collator(model, ROWS, VOCABULARY), rows, CPU)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected[rows], rtol=1e-5, atol=1e-5)
+
+
+def test_both_orders_come_back_in_order_too(model: PairModel, expected: np.ndarray):
+    rows = np.arange(len(ROWS))[::-1]
+    found = predict_logits(model, collator(model, ROWS, VOCABULARY), rows, CPU, both_orders=True)
+    assert found.shape == (len(ROWS), 2, 3)
+    np.testing.assert_allclose(found[:, 0], expected[rows], rtol=1e-5, atol=1e-5)
+    other = predict_logits(model, collator(model, swapped(ROWS), VOCABULARY), rows, CPU)
+    np.testing.assert_allclose(found[:, 1], other[:, SWAP], rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_is_off_and_the_models_mode_is_left_as_it_was(expected: np.ndarray):
+    fresh = pair().train()
+    found = predict_logits(fresh, collator(fresh, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert fresh.training
+    fresh.eval()
+    predict_logits(fresh, collator(fresh, ROWS, VOCABULARY), np.arange(2), CPU)
+    assert not fresh.training
+
+
+def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inference, "TOKENS", {"cpu": 300})
+    heard = []
+    rows = np.arange(10)
+    collate = collator(model, ROWS, VOCABULARY)
+    predict_logits(model, collate, rows, CPU, progress=lambda done, total: heard.append((done, total)))
+    assert len(heard) > 2
+    assert [done for done, _ in heard] == sorted({done for done, _ in heard})
+    assert heard[-1] == (10, 10)
+    assert {total for _, total in heard} == {10}
+
+
+def test_no_rows_are_no_logits(model: PairModel):
+    collate = collator(model, ROWS, VOCABULARY)
+    assert predict_logits(model, collate, np.arange(0), CPU).shape == (0, 3)
+    assert predict_logits(model, collate, np.arange(0), CPU, both_orders=True).shape == (0, 2, 3)
+
+
+def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expected: np.ndarray):
+    compute = Compute(torch.device("cpu"), "bf16", "for this test")
+    found = predict_logits(model, collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), compute)
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, atol=0.1)
+
+
+@pytest.mark.parametrize(("name", "segments"), [("tiny-electra", 1), ("tiny-roberta", 0), ("tiny-deberta", 0)])
+def test_segments_go_to_encoders_that_were_pretrained_with_two(name: str, segments: int):
+    batch = collator(pair(name), ROWS, VOCABULARY)([0, 1])
+    assert all(("token_type_ids" in pack) == bool(segments) for pack in batch["packs"])
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.integers(3, 600), min_size=1, max_size=60), st.integers(1, 3), st.integers(1, 9000))
+def test_batches_stay_within_the_budget_unless_they_are_one_row(lengths: list[int], sides: int, tokens: int):
+    longest = np.array(lengths)
+    batches = token_batches(longest, sides, tokens)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    in_order = longest[np.concatenate(batches)]
+    assert (np.diff(in_order) <= 0).all()  # the longest first: memory runs out at once or never
+    for places, following in zip(batches, [*batches[1:], None], strict=True):
+        padded = len(places) * sides * longest[places].max()
+        assert padded <= tokens or len(places) == 1
+        if following is not None:  # and no smaller than they need be
+            assert (len(places) + 1) * sides * longest[places].max() > tokens
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(*[st.floats(-1e4, 1e4, width=32)] * 3), min_size=1, max_size=20))
+def test_probabilities_are_finite_and_sum_to_one(rows: list):
+    found = softmax(np.array(rows, np.float32))
+    assert found.dtype == np.float64
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-12)
+
+
+def test_extreme_logits_neither_overflow_nor_lose_the_order():
+    np.testing.assert_array_equal(softmax(np.array([[3e38, 0, -3e38]], np.float32)), [[1, 0, 0]])
+    np.testing.assert_allclose(softmax(np.array([1e6, 1e6, 1e6 - np.log(2)])), [0.4, 0.4, 0.2], rtol=1e-9)
+    np.testing.assert_allclose(softmax(np.array([-1e6, -1e6, -np.inf])), [0.5, 0.5, 0])
+
+
+def test_probabilities_of_both_orders_are_their_average():
+    logits = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    each = np.exp(logits.astype(np.float64))
+    each /= each.sum(-1, keepdims=True)
+    np.testing.assert_allclose(probabilities(logits), each.mean(1))
+    np.testing.assert_allclose(probabilities(logits[:, 0]), each[:, 0])
