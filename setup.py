@@ -25,10 +25,13 @@ setup(
         "accelerate>=1.1",  # transformers' Trainer runs on it
         "click>=8.1",
         "kaggle>=2.2.4,<3",
+        "kagglesdk>=0.1.37,<1",  # the part of it that kit talks through
         "numpy>=2.0",
+        "packaging>=24",
         "pandas>=2.2",
         "protobuf>=5",  # SentencePiece models of the hub's DeBERTa folders are protobuf files
         "pyarrow>=17",
+        "requests>=2.31",
         "rich>=13.7",
         "safetensors>=0.4.5",
         "scikit-learn>=1.5",

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from kit import frame
-from kit.data.encode import Encoded, encode, encode_cached
+from kit.data.encode import Encoded, Vocabulary, encode_cached
 from kit.data.preprocess import prepare_input
 from kit.data.processed import Processed, open_processed
-from kit.errors import DataError, RunError
+from kit.errors import RunError
 from kit.model.device import choose
 from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
+from kit.recipe import EncodeSpec
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import ID
 
@@ -61,15 +65,15 @@ def predict_input(
     run = RunDir.open(run)
     parts = run.require_parts()
     table = prepare_input(file, run.origin["text"])
-    if not table.num_rows:
-        raise DataError(f"{file}: no rows", "A test file has at least one.")
+    ranks = PartialState(cpu=not torch.cuda.is_available())
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        shared = broadcast_object_list([scratch])[0]  # the first process encodes for all of this machine
 
-        def encoded(vocabulary: object, spec: object, scratch: Path = Path(scratch)) -> Encoded:
-            encode(table, vocabulary, spec, scratch / "tokens")
-            return Encoded.open(scratch / "tokens")
+        def encoded(vocabulary: Vocabulary, spec: EncodeSpec) -> Encoded:
+            return encode_cached(table, "input", vocabulary, spec, Path(shared))
 
         each = _average(run, parts, encoded, None, swap, progress)
+        ranks.wait_for_everyone()  # before the folder goes
     return frame.make(table[ID].to_numpy(), each)
 
 
@@ -86,15 +90,19 @@ def _average(
     swap: bool | None,
     progress: Progress,
 ) -> np.ndarray:
-    """The mean over models of the probabilities of `rows`, None for all, in their order: (N, 3) float64."""
-    recipe = run.recipe
+    """The mean over models of the probabilities of `rows`, None for all, in their order: (N, 3) float64.
+
+    Precision is what is best here, whatever the training machine had.
+    """
+    recipe, compute = run.recipe, choose()
     swap = recipe.predict.swap if swap is None else swap
-    compute = choose(recipe.train.precision)
+    ranks = PartialState(cpu=compute.device.type == "cpu")
     total = 0.0
     for number, part in enumerate(parts):
         model, vocabulary = PairModel.from_pretrained(part)
         model.to(compute.device)
-        tokens = encoded(vocabulary, recipe.encode)
+        with ranks.main_process_first():
+            tokens = encoded(vocabulary, recipe.encode)
         rows = np.arange(len(tokens)) if rows is None else rows
 
         def report(done: int, each: int, before: int = number) -> None:

@@ -1,7 +1,7 @@
 """A run directory: the only memory between commands.
 
-    runs/<name>/recipe.toml            the experiment, defaults included
-                origin.json            the data it was made from, and by which kit
+    runs/<name>/recipe.toml            the experiment, defaults included; a baseline has none, nor any model
+                origin.json            the data it was made from, and by which kit; the name of a baseline
                 holdout/ or fold<k>/   model.safetensors, config.json, tokenizer, trainer_state.json, valid.csv,
                                        metrics.json
                 oof.csv, metrics.json  once every fold asked for is done
@@ -47,12 +47,27 @@ class RunDir:
         return run
 
     @classmethod
+    def create_baseline(cls, runs: Path, name: str, origin: dict[str, Any]) -> "RunDir":
+        """The folder of a baseline under `runs`, made if new.
+
+        Raises:
+            RunError: it is there already and was made from other data.
+        """
+        run = cls(runs / f"baseline-{name}")
+        if (run.path / "origin.json").exists():
+            run.check_data(origin["data"])
+        else:
+            write_json(run.path / "origin.json", origin | {"baseline": name})
+        return run
+
+    @classmethod
     def open(cls, path: str | Path) -> "RunDir":
         """An existing run directory."""
         path = Path(path)
-        if (path / "recipe.toml").is_file() and (path / "origin.json").is_file():
-            return cls(path)
-        near = sorted(p.parent.name for p in path.parent.glob("*/recipe.toml")) if path.parent.is_dir() else []
+        run = cls(path)
+        if (path / "origin.json").is_file() and ((path / "recipe.toml").is_file() or run.baseline):
+            return run
+        near = sorted(p.parent.name for p in path.parent.glob("*/origin.json")) if path.parent.is_dir() else []
         known = f"Runs in {path.parent}: {', '.join(near)}." if near else "`kit train` makes one."
         raise RunError(f"{path} is not a run directory", known)
 
@@ -62,8 +77,18 @@ class RunDir:
         return self.path.resolve().name
 
     @property
+    def baseline(self) -> str | None:
+        """The name of a reference model that keeps predictions only; None of a trained network."""
+        return self.origin.get("baseline")
+
+    @property
     def recipe(self) -> Recipe:
-        """The experiment."""
+        """The experiment.
+
+        Raises:
+            RunError: a baseline has none.
+        """
+        self._require_model()
         return load(self.path / "recipe.toml")
 
     @property
@@ -98,8 +123,9 @@ class RunDir:
         """Folders of models to predict with: all finished folds, else the finished holdout.
 
         Raises:
-            RunError: nothing is finished yet.
+            RunError: nothing is finished yet, or it is a baseline.
         """
+        self._require_model()
         finished = list(self.parts())
         folds = [name for name in finished if name != HOLDOUT]
         if not finished:
@@ -108,6 +134,13 @@ class RunDir:
                 "Go on with `kit train … --resume`; see `kit train --help`.",
             )
         return [self.path / name for name in folds or finished]
+
+    def _require_model(self) -> None:
+        if self.baseline:
+            raise RunError(
+                f"{self.path} is a baseline: it keeps no model, only predictions",
+                f"Take its {self.path / 'test.csv'}, or the valid.csv of its parts.",
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ FLOOR = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY_IN = {
     "torch": {"model", "predict", "training", "cli"},
     "transformers": {"model", "training"},
+    "accelerate": {"predict", "training"},
     "kaggle": {"remote"},
     "click": {"cli"},
     "rich": {"cli"},

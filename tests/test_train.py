@@ -25,7 +25,7 @@ from kit.rundir import RunDir
 from kit.schema import ID, LABEL
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
-from kit.training import train as training
+from kit.training import part as training
 from kit.training.callbacks import Progress
 from kit.training.train import train
 
@@ -305,3 +305,25 @@ def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
     assert events[-1].step == events[-1].steps == 5
     assert all(math.isfinite(e.loss) for e in events if e.loss is not None)
     assert np.isfinite([e.log_loss for e in events if e.log_loss is not None]).all()
+
+
+def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path):
+    """Four seconds are not enough for 600 epochs: training says so early and ends as a finished part."""
+    said: list[str] = []
+    recipe = load("tiny-electra", (*QUICK, "train.epochs=600"))
+    result = train(recipe, data, tmp_path, max_hours=6 / 3600, say=said.append)
+    part = result["parts"]["holdout"]
+    assert part["out_of_time"]
+    assert 20 < part["steps"] < 600 * 11
+    assert any("train.max_steps=" in line for line in said)
+    assert any("out of time" in line for line in said)
+    history = json.loads((Path(result["run"]) / "holdout" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["eval_log_loss"] for entry in history if "eval_log_loss" in entry]
+    assert part["log_loss"] == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_a_fold_that_would_not_finish_is_not_begun(data: Path, tmp_path: Path):
+    said: list[str] = []
+    result = train(load("tiny-electra", QUICK), data, tmp_path, "all", max_hours=1e-7, say=said.append)
+    assert not result["parts"]
+    assert any("left: 0, 1, 2" in line for line in said)

@@ -8,7 +8,7 @@ import sys
 import click
 
 from kit import __version__
-from kit.cli import data, scoring, training
+from kit.cli import data, doctor, kaggle, kernels, scoring, training
 from kit.errors import KitError
 
 
@@ -53,5 +53,17 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (*data.COMMANDS, *training.COMMANDS, *scoring.COMMANDS):
+COMMANDS = (
+    doctor.doctor,
+    data.sample,
+    kaggle.download,
+    data.preprocess,
+    *training.COMMANDS,
+    *scoring.COMMANDS,
+    kernels.kernels,
+    kaggle.submit,
+    kaggle.submissions,
+    scoring.demo,
+)
+for command in COMMANDS:
     main.add_command(command)

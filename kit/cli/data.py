@@ -37,29 +37,7 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
 @click.option(
     "--extra", type=options.FILE, multiple=True, help="Another training file with the same columns; may repeat."
 )
-@click.option(
-    "--text",
-    type=click.Choice(["unicode", "ascii"]),
-    default="unicode",
-    show_default=True,
-    help="Keep every language and newlines, or strip non-ASCII and collapse whitespace as the reference does.",
-)
-@click.option(
-    "--split",
-    type=click.Choice(["grouped", "stratified"]),
-    default="grouped",
-    show_default=True,
-    help="Keep all rows of one prompt together, or the reference's plain stratified split.",
-)
-@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Cross-validation folds.")
-@click.option(
-    "--valid",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.1,
-    show_default=True,
-    help="Share of rows in the holdout.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the splits.")
+@options.preparing
 @click.option("--allow-test-prompts", is_flag=True, help="Keep --extra rows whose prompt is in test.csv.")
 @click.option("--out", type=options.FILE, default=Path("data/processed"), show_default=True, help="Folder to write to.")
 @options.as_json
@@ -96,6 +74,3 @@ def preprocess(
     if as_json:
         return show.json_out(manifest)
     show.preprocessed(manifest, out)
-
-
-COMMANDS = (sample, preprocess)

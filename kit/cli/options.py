@@ -1,8 +1,11 @@
 """Options that several commands share, so that they are called and explained the same everywhere."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+
+from kit.schema import COMPETITION
 
 FILE = click.Path(path_type=Path)
 
@@ -11,3 +14,54 @@ force = click.option("--force", is_flag=True, help="Overwrite what is there.")
 data = click.option("--data", type=FILE, default=Path("data/processed"), show_default=True, help="Processed rows.")
 runs = click.option("--runs", type=FILE, default=Path("runs"), show_default=True, help="Where run directories are.")
 out_file = click.option("-o", "--out", type=FILE, required=True, help="The file to write.")
+competition = click.option("--competition", default=COMPETITION, show_default=True, help="Its name in its address.")
+local_score = click.option("--local-score", default="", help="What it scored here, for the ledger.")
+
+_PREPARING = (
+    click.option(
+        "--text",
+        type=click.Choice(["unicode", "ascii"]),
+        default="unicode",
+        show_default=True,
+        help="Keep every language and newlines, or strip non-ASCII and collapse whitespace as the reference does.",
+    ),
+    click.option(
+        "--split",
+        type=click.Choice(["grouped", "stratified"]),
+        default="grouped",
+        show_default=True,
+        help="Keep all rows of one prompt together, or the reference's plain stratified split.",
+    ),
+    click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Cross-validation folds."),
+    click.option(
+        "--valid",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.1,
+        show_default=True,
+        help="Share of rows in the holdout.",
+    ),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the splits."),
+)
+
+
+def preparing(command: Callable[..., object]) -> Callable[..., object]:
+    """The options of `kit preprocess` that decide what the rows look like and how they are split."""
+    for option in reversed(_PREPARING):
+        command = option(command)
+    return command
+
+
+class Numbers(click.ParamType):
+    """Numbers in one word, such as 2,1,1."""
+
+    name = "numbers"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """The numbers; wrong usage if they are none."""
+        try:
+            return [float(part) for part in value.replace(",", " ").split()]
+        except ValueError:
+            self.fail(f"{value!r}: give numbers such as 2,1,1.", param, ctx)
+
+
+NUMBERS = Numbers()

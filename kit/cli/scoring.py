@@ -15,12 +15,12 @@ from kit.cli import options, show
     default=None,
     help="How to combine.  [default: mean, or weights where they are given]",
 )
-@click.option("--weights", help="One number for each file, such as 2,1,1; only their ratios count.")
+@click.option("--weights", type=options.NUMBERS, help="One number for each file, such as 2,1,1; only their ratios count.")
 @options.out_file
 @options.force
 @options.as_json
 def ensemble(
-    files: tuple[Path, ...], method: str | None, weights: str | None, out: Path, force: bool, as_json: bool
+    files: tuple[Path, ...], method: str | None, weights: list[float] | None, out: Path, force: bool, as_json: bool
 ) -> None:
     """Blend prediction files of the same rows into one.
 
@@ -32,9 +32,8 @@ def ensemble(
     from kit.scoring.ensemble import blend
 
     refuse_overwrite(out, force)
-    numbers = _numbers(weights) if weights else None
     method = method or ("weights" if weights else "mean")
-    blended = blend([frame.read(file) for file in files], [str(file) for file in files], method, numbers)
+    blended = blend([frame.read(file) for file in files], [str(file) for file in files], method, weights)
     frame.write(blended, out)
     if as_json:
         return show.json_out(
@@ -142,11 +141,4 @@ def demo(out: Path, rows: int, as_json: bool) -> None:
     show.json_out(comparison.as_dict()) if as_json else show.compared(comparison)
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise click.UsageError(f"--weights {text!r}: give numbers such as 2,1,1.") from None
-
-
-COMMANDS = (ensemble, validate, score, report, demo)
+COMMANDS = (ensemble, validate, score, report)

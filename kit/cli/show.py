@@ -1,6 +1,7 @@
 """What a person sees: tables, progress, JSON. The only importer of rich."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,10 +9,13 @@ from typing import Any
 
 import click
 
+LEADER = os.environ.get("RANK", "0") == "0"  # of the processes torchrun starts, one speaks
+
 
 def json_out(value: Any) -> None:
     """Prints a result for programs."""
-    click.echo(json.dumps(value, indent=1))
+    if LEADER:
+        click.echo(json.dumps(value, indent=1))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -20,6 +24,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     from rich.console import Console
     from rich.table import Table
 
+    if not LEADER:
+        return
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
@@ -43,7 +49,8 @@ def cell(value: Any) -> str:
 
 def note(text: str) -> None:
     """A line about what is going on, on stderr so that it never mixes with results."""
-    click.echo(text, err=True)
+    if LEADER:
+        click.echo(text, err=True)
 
 
 @contextmanager
@@ -72,17 +79,24 @@ def counting(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int, str | None], None]]:
-    if not sys.stderr.isatty():
+def transferring(label: str) -> Iterator[Callable[[int, int], None]]:
+    """The same, of bytes."""
+    with _bar(label, size=True) as advance:
+        yield lambda done, total: advance(done, total, None)
+
+
+@contextmanager
+def _bar(label: str, size: bool = False) -> Iterator[Callable[[int, int, str | None], None]]:
+    if not (LEADER and sys.stderr.isatty()):
         yield lambda done, total, text: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if size else MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )

@@ -1,5 +1,6 @@
 """Commands about models: backbones, recipes, train, predict."""
 
+import math
 from pathlib import Path
 
 import click
@@ -77,6 +78,7 @@ def recipes(name: str | None, as_json: bool) -> None:
 @click.option("--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; may repeat.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
+@click.option("--max-hours", type=click.FloatRange(0, min_open=True), default=math.inf, help="End within this time.")
 @options.data
 @options.runs
 @options.as_json
@@ -86,6 +88,7 @@ def train(
     fold: str,
     overrides: tuple[str, ...],
     resume: bool,
+    max_hours: float,
     data: Path,
     runs: Path,
     as_json: bool,
@@ -101,7 +104,7 @@ def train(
     from kit.training.train import train as run
 
     with show.training(chosen.run_name) as listen:
-        result = run(chosen, data, runs, fold, resume=resume, listen=listen, say=show.note)
+        result = run(chosen, data, runs, fold, resume=resume, max_hours=max_hours, listen=listen, say=show.note)
     show.json_out(result) if as_json else show.trained(result)
 
 
@@ -138,7 +141,8 @@ def predict(
     from kit.atomic import refuse_overwrite
 
     out = out or run / f"{split or 'test'}.csv"
-    refuse_overwrite(out, force)
+    if show.LEADER:
+        refuse_overwrite(out, force)
     from kit import frame
     from kit.predict import predict_input, predict_split
 
@@ -147,7 +151,8 @@ def predict(
             predictions = predict_input(run, input_file, swap=swap, progress=progress)
         else:
             predictions = predict_split(run, split or "test", data, swap=swap, progress=progress)
-    frame.write(predictions, out)
+    if show.LEADER:
+        frame.write(predictions, out)
     if as_json:
         return show.json_out({"file": str(out), "rows": len(predictions)})
     show.note(f"{len(predictions):,} rows in {out}")

@@ -57,7 +57,7 @@ def strip_to_ascii(text: str) -> str:
 
 
 def prompt_key(prompt: str) -> str:
-    """What makes two prompts the same for grouping: NFKC, case folded, white space collapsed."""
+    """What makes two prompts, their turns joined by line feeds, the same: NFKC, case folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
@@ -121,11 +121,6 @@ def to_ascii(texts: pa.Table) -> pa.Table:
             chunks.append(pa.ListArray.from_arrays(offsets, pa.array(turns, pa.string())))
         columns[name] = pa.chunked_array(chunks, TURNS)
     return pa.table(columns)
-
-
-def prompt_keys(prompts: pa.ChunkedArray) -> list[str]:
-    """`prompt_key` of every prompt (N,), its turns joined by a line feed."""
-    return [prompt_key(prompt) for prompt in pc.binary_join(prompts, "\n").to_pylist()]
 
 
 def uneven_turns(texts: pa.Table) -> np.ndarray:

@@ -124,7 +124,7 @@ def _words(text: pa.LargeStringArray) -> Iterator[list[bytes] | list[str]]:
 
 
 def _lexical(*texts: pa.LargeStringArray) -> list[Any]:
-    """For prompt, A and B what depends on their words, by name, and the share of words (N,) that A and B have in common."""
+    """What depends on words: of prompt, A and B by name; and the share of words (N,) that A and B have in common."""
     rows = len(texts[0])
     total, distinct, shared = (np.zeros((3, rows)) for _ in range(3))  # words, distinct words, those in the prompt too
     both = np.zeros(rows)

@@ -106,12 +106,14 @@ class Keys:
 def keys(train: pa.Table, test: pa.Table) -> tuple[Keys, Keys]:
     """The keys of two tables of texts in unicode form, numbered together."""
     texts = pa.concat_tables([train, test])
-    prompt = numbers(pc.binary_join(texts[PROMPT], "\0").to_pylist())  # no turn holds a NUL any more
+    prompts = pc.binary_join(texts[PROMPT], "\0").to_pylist()  # no turn holds a NUL any more
+    prompt = numbers(prompts)
     again = np.bincount(prompt)[prompt] > 1
     both = pa.chunked_array([c for r in RESPONSES for c in texts[r].filter(pa.array(again)).chunks], clean.TURNS)
     a, b = np.full((2, len(prompt)), -1)
     a[again], b[again] = np.split(numbers(pc.binary_join(both, "\0").to_pylist()), 2)
-    every = Keys(prompt, a, b, numbers(clean.prompt_keys(texts[PROMPT])))
+    group = numbers(clean.prompt_key(text.replace("\0", "\n")) for text in prompts)
+    every = Keys(prompt, a, b, group)
     return every.only(slice(train.num_rows)), every.only(slice(train.num_rows, None))
 
 

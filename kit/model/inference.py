@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from kit.data.encode import Encoded, Vocabulary
 from kit.model.batches import Collator, Padding
@@ -39,12 +40,33 @@ def predict_logits(
     compute: Compute,
     *,
     both_orders: bool = False,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """Logits of `rows` in their order, float32: (N, 3), or (N, 2, 3) with the answers as given and swapped.
 
-    Rows of like length share a batch, the longest first, so that memory runs out at once or never.
+    Under torchrun every process computes every world-th row and all get the whole; progress is of the own share.
     """
+    if not dist.is_initialized():
+        return _logits_of_share(model, collate, rows, compute, both_orders, progress)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    share = _logits_of_share(model, collate, rows[rank::world], compute, both_orders, progress)
+    shares: list[np.ndarray] = [share] * world
+    dist.all_gather_object(shares, share)
+    whole = np.empty((len(rows), *share.shape[1:]), np.float32)
+    for number, part in enumerate(shares):
+        whole[number::world] = part
+    return whole
+
+
+def _logits_of_share(
+    model: PairModel,
+    collate: Collator,
+    rows: np.ndarray,
+    compute: Compute,
+    both_orders: bool,
+    progress: Callable[[int, int], None],
+) -> np.ndarray:
+    """Rows of like length share a batch, the longest first, so that memory runs out at once or never."""
     out = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
     training, done = model.training, 0
     model.eval()

@@ -45,7 +45,7 @@ def publish(
     """
     run_dir = RunDir.open(run)
     run_dir.require_parts()
-    slug = slug or re.sub(r"[^a-z0-9]+", "-", f"kit-run-{run_dir.name}".lower()).strip("-")[:50].strip("-")
+    slug = slug or slug_of(run_dir)
     ref = f"{client.owner()}/{slug}"
     before = _version(client, ref)
     if before:
@@ -71,6 +71,11 @@ def publish(
         raise RefusedError(f"Kaggle refuses the dataset {ref}: {answer.error or 'no reason given'}", "")
     _wait(client, ref, before + 1, poll_s, timeout_s, say)
     return Published(ref, f"https://www.kaggle.com/datasets/{ref}", before + 1, count)
+
+
+def slug_of(run: RunDir) -> str:
+    """The slug that a run is published under."""
+    return re.sub(r"[^a-z0-9]+", "-", f"kit-run-{run.name}".lower()).strip("-")[:50].strip("-")
 
 
 def _version(client: Client, ref: str) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 
 from kit.errors import KitError
 from kit.recipe import Recipe
+from kit.rundir import HOLDOUT
 from kit.schema import COMPETITION
 
 GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
+FOLDS = 5  # what `kit preprocess` makes by itself
 SESSION_HOURS = 12.0  # Kaggle's limit for one run of a notebook
 SCORING_HOURS = 9.0  # this competition's limit for a submission
 
@@ -118,12 +120,17 @@ def train_job(
         preprocess: options of `kit preprocess` by name, such as {"text": "ascii", "folds": 5}.
 
     Raises:
-        KitError: the backbone is a folder of this machine; a bad title or time.
+        KitError: the backbone is a folder of this machine; no such fold; a bad title or time.
     """
     if any(c in recipe.backbone for c in "/\\.~"):
         raise KitError(
             f"the backbone {recipe.backbone!r} is a folder of this machine, which Kaggle does not have",
             "Name one from `kit backbones`; the kernel downloads it.",
+        )
+    folds = int((preprocess or {}).get("folds", FOLDS))
+    if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
+        raise KitError(
+            f"there is no fold {fold[:20]!r}", f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds makes other ones."
         )
     part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
     name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[:20].strip("-")
@@ -135,6 +142,20 @@ def train_job(
     }
     title = title or f"kit train {name} {recipe.hash} {part}"
     return Job("train", title, settings, gpu, True, max_hours, competition)
+
+
+def train_jobs(
+    recipes: Sequence[Recipe], *, fold: str = "all", preprocess: Mapping[str, Any] | None = None, **options: Any
+) -> list[Job]:
+    """A job for each recipe and fold, for many kernels side by side; `fold` "all" is every one of them.
+
+    Raises:
+        KitError: two recipes are the same; and as `train_job`, which takes the other options.
+    """
+    if len({recipe.run_name for recipe in recipes}) < len(recipes):
+        raise KitError("two of these trainings are the same", "Name each backbone or recipe once.")
+    folds = [str(k) for k in range(int((preprocess or {}).get("folds", FOLDS)))] if fold == "all" else [fold]
+    return [train_job(recipe, fold=k, preprocess=preprocess, **options) for recipe in recipes for k in folds]
 
 
 def infer_job(

@@ -19,10 +19,22 @@ _SILENCE_S = 30.0  # a connection that lasted this long was ended by a quiet tra
 
 
 def read(client: Client, ref: "KernelRef") -> str:
-    """The log of a finished run; while it runs, what there is so far."""
+    """The whole log, once the run has ended."""
+    return "".join(pieces(client, ref))
+
+
+def pieces(client: Client, ref: "KernelRef") -> Iterator[str]:
+    """The log of a finished run; of one that runs, what there is and what comes until it ends.
+
+    Raises:
+        KaggleError: it cannot be read.
+    """
     body = {**ref.body(), "pageSize": 1}
     answer = client.call("kernels.list_kernel_session_output", body, f"reading the log of {ref}")
-    return plain(answer.log) if answer.log else "".join(follow(client, ref))
+    if answer.log:
+        yield plain(answer.log)
+    else:
+        yield from follow(client, ref)
 
 
 def plain(log: str) -> str:

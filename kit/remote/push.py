@@ -47,6 +47,19 @@ def write_folder(job: Job, owner: str, folder: str | Path) -> Path:
     return folder
 
 
+def written(folder: str | Path) -> list[KernelRef]:
+    """The kernels whose folders are in `folder`, pushed or not, by name."""
+    found = []
+    for path in sorted(Path(folder).glob(f"*/{METADATA}")):
+        try:
+            found.append(KernelRef.parse(json.loads(path.read_text(encoding="utf-8"))["id"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise KitError(
+                f"{path} cannot be read: {error}", "Push that kernel again, or delete its folder."
+            ) from error
+    return found
+
+
 def push(
     client: Client,
     job: Job,

@@ -20,43 +20,67 @@ def resolve(
     as_dataset: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Source]:
-    """The sources for kernels (OWNER/SLUG, or the slug of one of yours) and local run directories.
-
-    A run directory that came from Kaggle is mounted from the kernels it came from, so its weights are not uploaded
-    again; with `as_dataset` each run directory is published as a private dataset instead.
-
-    Args:
-        weights: one for each of `runs`; shared where one is several kernels.
+    """What `named` says, known to be there: kernels have completed, datasets are published.
 
     Raises:
         RefusedError: a kernel has not completed.
-        KitError: a run directory is on this machine only, or the weights do not fit.
         KaggleError: a kernel is not there, a dataset cannot be published.
+        KitError: as `named`.
+    """
+    found = named(runs, client.owner(), weights=weights, as_dataset=as_dataset)
+    for source in found:
+        if source.kind == "kernel":
+            _require_complete(client, source.ref)
+    if as_dataset:
+        for run in (run for run in runs if Path(run).is_dir()):
+            dataset.publish(client, run, say=say)
+    return found
+
+
+def named(
+    runs: Sequence[str | Path], owner: str, *, weights: Sequence[float] | None = None, as_dataset: bool = False
+) -> list[Source]:
+    """The sources for kernels (OWNER/SLUG, or the slug of one of yours) and local run directories; asks nobody.
+
+    A run directory that came from Kaggle is mounted from the kernels it came from, so its weights are not uploaded
+    again; with `as_dataset` it is the private dataset that it will be published as.
+
+    Args:
+        owner: the user's name.
+        weights: one for each of `runs`; shared where one is several kernels.
+
+    Raises:
+        KitError: a run directory is on this machine only or not finished, a name is none, the weights do not fit.
     """
     if weights is not None and len(weights) != len(runs):
         raise KitError(f"{len(weights)} weights for {len(runs)} runs", "Give one for each, in their order.")
     found: list[Source] = []
     for run, weight in zip(runs, weights or [1.0] * len(runs), strict=True):
         if not Path(run).is_dir():
-            ref = KernelRef.parse(str(run), client.owner() if "/" not in str(run) else "")
-            found.append(Source(_complete(client, ref), weight))
+            if "/" in str(run) and any(Path(run).parent.glob("*/recipe.toml")):
+                RunDir.open(run)  # a path misspelt, not a kernel: this names the runs that are there
+            ref = KernelRef.parse(str(run), owner)
+            found.append(Source(f"{ref.owner}/{ref.slug}", weight))  # Kaggle mounts the latest version
         elif as_dataset:
-            found.append(Source(dataset.publish(client, run, say=say).ref, weight, "dataset"))
+            run_dir = RunDir.open(run)
+            run_dir.require_parts()
+            found.append(Source(f"{owner}/{dataset.slug_of(run_dir)}", weight, "dataset"))
         else:
             refs = _came_from(Path(run))
-            found += [Source(_complete(client, KernelRef.parse(ref)), weight / len(refs)) for ref in refs]
+            found += [Source(ref, weight / len(refs)) for ref in refs]
     return found
 
 
-def _complete(client: Client, ref: KernelRef) -> str:
-    """owner/slug, which mounts the latest version, once that is known to have an output."""
-    state = kernels.status(client, KernelRef(ref.owner, ref.slug))
-    if state.status != "COMPLETE":
+def _require_complete(client: Client, ref: str) -> None:
+    """Raises unless the latest version, which is the one that Kaggle mounts, is known to have an output."""
+    status = kernels.status(client, KernelRef.parse(ref)).status
+    if status != "COMPLETE":
+        what = "follows it" if status in kernels.ACTIVE else "shows why"
+        command = "wait" if status in kernels.ACTIVE else "logs"
         raise RefusedError(
-            f"the latest version of {ref.owner}/{ref.slug} is {state.status}, so it has no runs to mount",
-            f"`kit kernels wait {ref.owner}/{ref.slug}` follows it.",
+            f"the latest version of {ref} is {status}, so it has no runs to mount",
+            f"`kit kernels {command} {ref}` {what}.",
         )
-    return f"{ref.owner}/{ref.slug}"
 
 
 def _came_from(run: Path) -> list[str]:

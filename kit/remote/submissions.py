@@ -77,17 +77,20 @@ def wait(
 
 def submissions(
     client: Client, *, competition: str = COMPETITION, book: str | Path = ledger.LEDGER
-) -> list[tuple[Submission, Entry | None]]:
-    """Kaggle's submissions, newest first, each with its entry in the ledger, whose scores are brought up to date."""
+) -> list[tuple[Submission | None, Entry | None]]:
+    """Kaggle's submissions, newest first, each with its entry in the ledger, whose scores are brought up to date.
+
+    After them come the ledger's entries that Kaggle does not list for this account, newest first.
+    """
     known = {entry.ref: entry for entry in ledger.read(book)}
-    rows = []
+    rows: list[tuple[Submission | None, Entry | None]] = []
     for submission in newest(client, competition):
-        entry = known.get(str(submission.ref))
+        entry = known.pop(str(submission.ref), None)
         if entry is not None and _settled(entry, submission) != entry:
             entry = _settled(entry, submission)
             ledger.record(entry, book)
         rows.append((submission, entry))
-    return rows
+    return rows + [(None, entry) for entry in reversed(known.values()) if entry.competition == competition]
 
 
 def explain(error: str) -> str:

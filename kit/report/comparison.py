@@ -136,9 +136,12 @@ def _validation(runs: Sequence[RunDir]) -> str:
     if all((run.path / "oof.csv").is_file() for run in runs):
         return OOF
     lacking = next(run for run in runs if not run.done(HOLDOUT))
+    again = f"train --recipe {lacking.path / 'recipe.toml'}"
+    if lacking.baseline:
+        again = f"baseline {lacking.baseline}"
     raise RunError(
         f"{lacking.path}: the runs have no validation rows in common; this one has no finished holdout",
-        f"Run `kit train --recipe {lacking.path / 'recipe.toml'} --fold holdout`, or train every fold of each run.",
+        f"Run `kit {again} --fold holdout`, or every fold of each run.",
     )
 
 
@@ -201,8 +204,9 @@ def _with_groups(truth: pd.DataFrame, processed: Processed) -> pd.DataFrame:
 def _training_figures(run: RunDir, kind: str) -> dict[str, Any]:
     parts = run.parts()
     used = [parts[HOLDOUT]] if kind == HOLDOUT else [figures for name, figures in parts.items() if name != HOLDOUT]
+    epochs = [part["best_epoch"] for part in used if part["best_epoch"] is not None]  # a baseline has no epochs
     return {
-        "best_epoch": float(np.mean([part["best_epoch"] for part in used])),
+        "best_epoch": float(np.mean(epochs)) if epochs else None,
         "parameters": used[0]["parameters"],
         "minutes": sum(part["minutes"] for part in used),
     }

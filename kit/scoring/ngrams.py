@@ -43,10 +43,18 @@ def inverse_frequencies(counts: Sequence[Counts]) -> list[np.ndarray]:
 
 
 def weigh(counts: Counts, weights: Sequence[np.ndarray]) -> Counts:
-    """TF-IDF of the same texts: each kind's row has the Euclidean length 1, or 0 where nothing of it counts."""
+    """TF-IDF of the same texts, without the columns of weight 0: each kind's row has the Euclidean length 1, or 0."""
     weighed = []
     for block, weight in zip(counts, weights, strict=True):
-        scaled = sparse.csr_array((block.data * weight[block.indices], block.indices, block.indptr), block.shape, copy=True)
+        place = np.cumsum(weight > 0, dtype=np.int32) - 1
+        scaled = sparse.csr_array(
+            (block.data * weight[block.indices], block.indices.copy(), block.indptr.copy()), block.shape
+        )
         scaled.eliminate_zeros()
-        weighed.append(sparse.csr_array(normalize(scaled, copy=False)))
+        shape = (block.shape[0], int(place[-1]) + 1)
+        weighed.append(
+            sparse.csr_array(
+                normalize(sparse.csr_array((scaled.data, place[scaled.indices], scaled.indptr), shape), copy=False)
+            )
+        )
     return tuple(weighed)

@@ -68,3 +68,44 @@ class Steering(TrainerCallback):
             self.listen(
                 Progress(state.global_step, state.max_steps, state.epoch or 0.0, left, loss=self.loss, **figures)
             )
+
+
+class TimeBudget(TrainerCallback):
+    """Ends training in time to evaluate, save and finish, keeping the best checkpoint; says early that it will."""
+
+    PROJECT_AT = 20  # steps after which the pace is known well enough
+
+    def __init__(self, deadline: float, say: Callable[[str], None]):
+        self.deadline, self.say = deadline, say
+        self.began, self.first, self.stepped, self.closing, self.out_of_time = 0.0, 0, 0.0, 0.0, False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The clock starts with the first step of this process."""
+        self.began, self.first = time.monotonic(), state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stops when another step would leave too little time for what follows the last one."""
+        self.stepped = time.monotonic()
+        steps = state.global_step - self.first
+        pace = (self.stepped - self.began) / steps
+        if math.isfinite(self.deadline) and steps == self.PROJECT_AT:
+            self._project(state, pace)
+        # Twice the last evaluation and save: both, and then the predictions of the finished model, are still to come.
+        reserve = max(2 * self.closing, (self.deadline - self.began) / 20 if math.isfinite(self.deadline) else 0.0)
+        if self.stepped + pace + reserve > self.deadline and state.global_step < state.max_steps:
+            self.out_of_time = True
+            control.should_training_stop = control.should_evaluate = control.should_save = True
+            self.say(f"out of time at step {state.global_step} of {state.max_steps}; ending with the best checkpoint")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """An evaluation and its checkpoint took this long."""
+        self.closing = time.monotonic() - self.stepped
+
+    def _project(self, state: TrainerState, pace: float) -> None:
+        needed, left = pace * (state.max_steps - state.global_step), self.deadline - time.monotonic()
+        if needed > left:
+            reached = state.global_step + int(left / pace)
+            self.say(
+                f"at this pace training needs {needed / 3600:.1f} h more, and {left / 3600:.1f} h are left: it will "
+                f"end near step {reached} of {state.max_steps}. A schedule that fits: --set train.max_steps={reached}"
+            )

@@ -36,7 +36,9 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
     else:
         encoder, vocabulary = load_encoder(source), load_vocabulary(source)
     if recipe.train.gradient_checkpointing:
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.23 renamed it; reentrant checkpoints cannot be run twice in a step, as packs are
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return PairModel(encoder, config, _pooled(recipe.model, source)), vocabulary
 
 

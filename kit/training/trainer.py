@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
@@ -73,17 +72,8 @@ class PairTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Log loss and accuracy of the validation rows; every process computes its share and gets all figures."""
-        rank, world = self.args.process_index, self.args.world_size
-        logits = predict_logits(
-            self.accelerator.unwrap_model(self.model), self.collate, self.valid[rank::world], self.compute
-        )
-        if world > 1:
-            shares: list[Any] = [None] * world
-            dist.all_gather_object(shares, logits)
-            logits = np.empty((len(self.valid), 3), np.float32)
-            for number, share in enumerate(shares):
-                logits[number::world] = share
+        """Log loss and accuracy of the validation rows; every process gets them."""
+        logits = predict_logits(self.accelerator.unwrap_model(self.model), self.collate, self.valid, self.compute)
         labels = self.collate.labels[self.valid]
         if not np.isfinite(logits).all():
             raise RunError(

@@ -1,0 +1,123 @@
+"""Baselines as runs: a reference model on the rows and folds that networks are trained on, kept as theirs are."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import kit
+from kit import frame
+from kit.atomic import write_json
+from kit.data.features import FEATURES, features
+from kit.data.processed import Processed, open_processed
+from kit.errors import KitError
+from kit.rundir import HOLDOUT, RunDir
+from kit.schema import CLASSES, ID, LABEL, RESPONSES
+from kit.scoring.baselines import FITS, READS_NGRAMS, Pairs
+from kit.scoring.metrics import accuracy, log_loss
+from kit.scoring.ngrams import count
+
+TEST_FILE = "test.csv"
+
+
+def run(
+    name: str,
+    data: Path,
+    runs: Path,
+    fold: str = HOLDOUT,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Fits a baseline on everything but `fold` ("holdout", a number, or "all" of them) and writes its predictions.
+
+    `runs/baseline-<name>` then holds what a trained run holds, less the model: each part's valid.csv and metrics.json,
+    oof.csv once every fold is done. In place of the model stand its predictions of the test rows: each part's, and in
+    the run's test.csv their mean over the folds, or the holdout's where no fold is done. Finished parts are left alone.
+
+    Returns:
+        The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
+
+    Raises:
+        KitError: no such baseline or fold, or `runs` has this baseline of other data.
+    """
+    if name not in FITS:
+        raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
+    processed = open_processed(data)
+    parts: list[int | str] = (
+        list(range(processed.folds)) if fold == "all" else [int(fold) if fold.isdecimal() else fold]
+    )
+    for each in parts:
+        processed.fold_rows(each)  # raises for a fold that is not there, before anything is written
+    origin = {"data": processed.digest("train"), "kit": kit.__version__} | {
+        option: processed.manifest["options"][option] for option in ("text", "split", "folds")
+    }
+    run_dir = RunDir.create_baseline(runs, name, origin)
+    missing = [each for each in parts if not run_dir.done(each)]
+    for each in parts:
+        if each not in missing:
+            say(f"{run_dir.part(each)} is done already")
+    if missing:
+        started = time.monotonic()
+        train, test = (pairs(table, name in READS_NGRAMS) for table in (processed.train(), processed.test()))
+        say(f"{len(train):,} training and {len(test):,} test rows read in {time.monotonic() - started:.0f} s")
+        for each in missing:
+            metrics = _fit_part(name, processed, run_dir, each, train, test, started)
+            started = time.monotonic()
+            say(f"{run_dir.part(each)}: log loss {metrics['log_loss']:.4f}, accuracy {metrics['accuracy']:.3f}")
+    return _summarise(run_dir, processed)
+
+
+def pairs(table: pa.Table, ngrams: bool) -> Pairs:
+    """Processed rows as baselines see them; counting n-grams takes most of the time, so it can be left out."""
+    a, b, pair = features(table)
+    column = FEATURES.index("characters")
+    counts = tuple(count(pc.binary_join(table[c], "\n").to_pylist()) for c in RESPONSES) if ngrams else None
+    return Pairs(a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table["group"].to_numpy(), counts)
+
+
+def _fit_part(
+    name: str, data: Processed, run_dir: RunDir, fold: int | str, train: Pairs, test: Pairs, started: float
+) -> dict[str, Any]:
+    """Fits one part and writes it, metrics.json last; `started` is when its work began, reading rows included."""
+    table = data.train().select([ID, LABEL])
+    ids, labels = table[ID].to_numpy(), table[LABEL].to_numpy().astype(np.int64)
+    train_rows, valid_rows = data.fold_rows(fold)
+    model = FITS[name](train.take(train_rows), labels[train_rows])
+    valid = model.predict(train.take(valid_rows))
+    part = run_dir.part(fold)
+    frame.write(frame.make(ids[valid_rows], valid), part / "valid.csv")
+    frame.write(frame.make(data.test()[ID].to_numpy(), model.predict(test)), part / TEST_FILE)
+    metrics = {
+        "log_loss": log_loss(valid, labels[valid_rows]),
+        "accuracy": accuracy(valid, labels[valid_rows]),
+        "best_epoch": None,
+        "train_rows": len(train_rows),
+        "valid_rows": len(valid_rows),
+        "parameters": model.parameters,
+        "minutes": (time.monotonic() - started) / 60,
+        "versions": {"kit": kit.__version__},
+    }
+    write_json(part / "metrics.json", metrics)
+    return metrics
+
+
+def _summarise(run_dir: RunDir, data: Processed) -> dict[str, Any]:
+    """Writes what the finished parts amount to: test.csv, oof.csv once every fold is done, and the run's metrics."""
+    parts = run_dir.parts()
+    used = [name for name in parts if name != HOLDOUT] or list(parts)
+    tests = [frame.read(run_dir.path / part / TEST_FILE) for part in used]
+    mean = np.mean([each[list(CLASSES)].to_numpy() for each in tests], axis=0)
+    frame.write(frame.make(tests[0][ID].to_numpy(), mean), run_dir.path / TEST_FILE)
+    summary: dict[str, Any] = {"run": str(run_dir.path), "parts": parts}
+    if all(run_dir.done(fold) for fold in range(data.folds)):
+        oof = pd.concat([frame.read(run_dir.part(fold) / "valid.csv") for fold in range(data.folds)])
+        truth = data.train().select([ID, LABEL]).to_pandas().set_index(ID)[LABEL]
+        labels, each = truth[oof[ID]].to_numpy(np.int64), oof[list(CLASSES)].to_numpy()
+        summary["oof"] = {"log_loss": log_loss(each, labels), "accuracy": accuracy(each, labels), "rows": len(oof)}
+        frame.write(oof, run_dir.path / "oof.csv")
+    write_json(run_dir.path / "metrics.json", summary)
+    return summary

@@ -1,0 +1,168 @@
+"""Reference models that a network has to beat: constants, answer length, TF-IDF, and trees on length and format.
+
+On this competition's data length alone is worth 1.058-1.065 and TF-IDF with signed and absolute differences
+1.026-1.036, a little above and well below what a small fine-tuned network reaches.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from kit.schema import CLASSES, SWAP
+from kit.scoring import metrics, ngrams, symmetric
+from kit.scoring.crossfit import folds
+
+STRENGTH = 10.0  # of the L2 penalty, against a sum over rows
+DENSE = 0.2  # of the features' size beside TF-IDF, whose differences are well below 1: the penalty then suits both
+OUTLIER = 5.0  # standard deviations at which features are cut off
+LEAVES, RATE, MOST_TREES = 15, 0.05, 240
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N rows as baselines see them. Nothing here depends on a label or on another row.
+
+    Attributes:
+        a, b: features of answer A and of answer B, each (N, F).
+        pair: features that swapping the answers leaves as they are, (N, P).
+        lengths: ln(1 + characters) of A and of B, (N, 2).
+        groups: prompt groups (N,).
+        counts: n-grams of A and of B (`ngrams.count`), or None for models that do not read them.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    pair: np.ndarray
+    lengths: np.ndarray
+    groups: np.ndarray
+    counts: tuple[ngrams.Counts, ngrams.Counts] | None = None
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def take(self, rows: np.ndarray) -> "Pairs":
+        """Some of the rows, by their numbers."""
+        counts = self.counts and tuple(tuple(kind[rows] for kind in side) for side in self.counts)
+        return Pairs(self.a[rows], self.b[rows], self.pair[rows], self.lengths[rows], self.groups[rows], counts)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted baseline: probabilities (N, 3) of pairs, and how many numbers it has learnt (of trees, at most)."""
+
+    predict: Callable[[Pairs], np.ndarray]
+    parameters: int
+
+
+def uniform(_: Pairs, __: np.ndarray) -> Model:
+    """A third each."""
+    return Model(lambda other: np.full((len(other), len(CLASSES)), 1 / len(CLASSES)), 0)
+
+
+def prior(_: Pairs, labels: np.ndarray) -> Model:
+    """The classes' shares among the training rows."""
+    shares = metrics.prior(labels)
+    return Model(lambda other: np.tile(shares, (len(other), 1)), len(CLASSES))
+
+
+def length(pairs: Pairs, labels: np.ndarray) -> Model:
+    """Logistic regression on the difference of log lengths; the tie, on its absolute value."""
+
+    def blocks(some: Pairs) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        longer = (some.lengths[:, :1] - some.lengths[:, 1:]).astype(np.float32)
+        return [longer], [np.abs(longer)]
+
+    return _linear(pairs, labels, blocks, penalty=1e-6)
+
+
+def tfidf(pairs: Pairs, labels: np.ndarray) -> Model:
+    """A linear model on TF-IDF of words and character runs and on the features: signed and absolute differences.
+
+    Frequencies, means and deviations are those of the training rows. It cannot favour a place (`symmetric`), which is
+    what training on both orders and averaging over both would give.
+    """
+    weights = ngrams.inverse_frequencies(pairs.counts)
+    odd_scale = _scale(pairs.a - pairs.b, 0.0)
+    mean = _even(pairs).mean(axis=0)
+    even_scale = _scale(_even(pairs), mean)
+
+    def blocks(some: Pairs) -> tuple[list[symmetric.Block], list[symmetric.Block]]:
+        a, b = (ngrams.weigh(side, weights) for side in some.counts)
+        signed = [x - y for x, y in zip(a, b, strict=True)]
+        odd = np.clip((some.a - some.b) / odd_scale, -OUTLIER, OUTLIER) * np.float32(DENSE)
+        even = np.clip((_even(some) - mean) / even_scale, -OUTLIER, OUTLIER) * np.float32(DENSE)
+        return [*signed, odd], [*map(abs, signed), even]
+
+    return _linear(pairs, labels, blocks, penalty=STRENGTH / len(labels))
+
+
+def boosted(pairs: Pairs, labels: np.ndarray) -> Model:
+    """Gradient-boosted trees on the features, trained on both orders of each row and averaged over both.
+
+    The number of trees is the best for a fifth of the training prompts; then all training rows are fitted.
+    """
+    inner = folds(pairs.groups) == 0
+    fitting, judging = np.flatnonzero(~inner), np.flatnonzero(inner)
+    trial = _trees(MOST_TREES, pairs.take(fitting), labels[fitting])
+    a_first, b_first = (trial.staged_predict_proba(x) for x in _both_orders(pairs.take(judging)))
+    losses = [metrics.log_loss((x + y[:, SWAP]) / 2, labels[judging]) for x, y in zip(a_first, b_first, strict=True)]
+    model = _trees(int(np.argmin(losses)) + 1, pairs, labels)
+
+    def predict(other: Pairs) -> np.ndarray:
+        x, y = (model.predict_proba(order) for order in _both_orders(other))
+        return (x + y[:, SWAP]) / 2
+
+    return Model(predict, model.n_iter_ * model.n_trees_per_iteration_ * LEAVES)
+
+
+FITS: dict[str, Callable[[Pairs, np.ndarray], Model]] = {
+    "uniform": uniform,
+    "prior": prior,
+    "length": length,
+    "tfidf": tfidf,
+    "boosted": boosted,
+}
+READS_NGRAMS = ("tfidf",)
+
+
+def _linear(
+    pairs: Pairs,
+    labels: np.ndarray,
+    blocks: Callable[[Pairs], tuple[list[symmetric.Block], list[symmetric.Block]]],
+    penalty: float,
+) -> Model:
+    fitted = symmetric.fit(*blocks(pairs), labels, penalty)
+    return Model(lambda other: fitted.predict(*blocks(other)), len(fitted.odd) + len(fitted.even))
+
+
+def _even(pairs: Pairs) -> np.ndarray:
+    """Features that a swap leaves as they are, (N, 2 F + P)."""
+    return np.hstack([np.abs(pairs.a - pairs.b), pairs.a + pairs.b, pairs.pair])
+
+
+def _scale(values: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
+    """The deviation of each column from `mean`, (C,); 1 where it is constant."""
+    deviation = np.sqrt(np.square(values - mean).mean(axis=0))
+    return np.where(deviation > 0, deviation, 1)
+
+
+def _both_orders(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """What trees see, (N, 3 F + P), of the rows as they are and with the answers swapped."""
+    a, b = pairs.a, pairs.b
+    return np.hstack([a, b, a - b, pairs.pair]), np.hstack([b, a, b - a, pairs.pair])
+
+
+def _trees(number: int, pairs: Pairs, labels: np.ndarray) -> HistGradientBoostingClassifier:
+    model = HistGradientBoostingClassifier(
+        learning_rate=RATE,
+        max_iter=number,
+        max_leaf_nodes=LEAVES,
+        min_samples_leaf=40,
+        l2_regularization=1.0,
+        max_features=0.5,
+        early_stopping=False,  # its own held-out rows would be copies of training rows in the other order
+        random_state=0,
+    )
+    return model.fit(np.vstack(_both_orders(pairs)), np.concatenate([labels, np.array(SWAP)[labels]]))

@@ -1,0 +1,168 @@
+"""One part of a run, a fold or the holdout, from rows to a finished folder."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+from accelerate import PartialState
+
+import kit
+from kit import frame
+from kit.atomic import write_json
+from kit.data.encode import Vocabulary, encode_cached
+from kit.data.processed import Processed
+from kit.errors import DeviceError, RunError
+from kit.model.batches import Padding
+from kit.model.device import choose
+from kit.model.inference import collator, predict_logits, probabilities
+from kit.model.pair import PairModel
+from kit.recipe import Recipe
+from kit.rundir import RunDir
+from kit.schema import ID, LABEL
+from kit.scoring.metrics import accuracy, log_loss
+from kit.training.callbacks import Progress, TimeBudget
+from kit.training.start import new_model
+from kit.training.trainer import make_trainer
+
+CHECKPOINTS = "checkpoints"
+
+
+def train_part(
+    recipe: Recipe,
+    data: Processed,
+    run: RunDir,
+    fold: int | str,
+    *,
+    resume: bool = False,
+    deadline: float = math.inf,
+    listen: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trains `recipe` on everything but `fold` (a number or "holdout") and returns what metrics.json holds.
+
+    A part that is done is left alone. An interrupted one goes on from its last whole checkpoint with `resume`, and
+    ends with the same weights as if it had not been interrupted. At the `deadline` (of `time.monotonic`) training
+    ends early, with the best checkpoint so far. Under torchrun every process calls this.
+
+    Raises:
+        RunError: an interrupted training is there and `resume` was not asked for.
+        RecipeError: the recipe does not fit the backbone or the devices.
+        DeviceError: the device cannot run this, or its memory is too small.
+    """
+    part = run.part(fold)
+    if run.done(fold):
+        say(f"{part} is done already")
+        return run.parts()[part.name]
+    checkpoints = part / CHECKPOINTS
+    if checkpoints.exists() and not resume:
+        raise RunError(
+            f"{part}: an unfinished training is there",
+            "Add --resume to go on with it, or delete the folder to start afresh.",
+        )
+    started = time.monotonic()
+    compute = choose(recipe.train.precision)
+    say(compute.reason)
+    ranks = PartialState(cpu=compute.device.type == "cpu")
+    transformers.set_seed(recipe.train.seed)
+    table = data.train()
+    with ranks.main_process_first():  # the others find its downloads and caches
+        model, vocabulary = new_model(recipe, data)
+        encoded = encode_cached(table, data.digest("train"), vocabulary, recipe.encode, data.cache)
+    cut = encoded.cut / (len(encoded) * encoded.sides)
+    say(f"{len(encoded):,} rows encoded; {cut:.0%} of sides cut to {recipe.encode.max_tokens} tokens")
+    train_rows, valid_rows = data.fold_rows(fold)
+    padding = Padding()
+    labels = table[LABEL].to_numpy()
+    model.to(compute.device)  # before the collator looks where it is
+    collate = collator(model, encoded, vocabulary, labels, padding)
+    trainer = make_trainer(recipe.train, model, collate, train_rows, valid_rows, compute, checkpoints, listen)
+    budget = TimeBudget(deadline, say)
+    trainer.add_callback(budget)
+    with ranks.main_process_first():
+        last = last_whole_checkpoint(checkpoints)
+    if resume and last:
+        say(f"going on from step {last.name.rpartition('-')[2]}")
+    with _advice_on_memory(recipe):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        logits = predict_logits(model, collate, valid_rows, compute, both_orders=recipe.predict.swap)
+    each, state = probabilities(logits), trainer.state
+    metrics = {
+        "log_loss": log_loss(each, labels[valid_rows]),
+        "accuracy": accuracy(each, labels[valid_rows]),
+        "best_epoch": state.best_global_step / state.global_step * state.epoch,
+        "best_step": state.best_global_step,
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "train_rows": len(train_rows),
+        "valid_rows": len(valid_rows),
+        "cut_sides": cut,
+        "padding_waste": padding.waste,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "out_of_time": budget.out_of_time,
+        "minutes": (time.monotonic() - started) / 60,
+        "device": compute.reason,
+        "versions": {"kit": kit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    if ranks.is_main_process:
+        ids = table[ID].to_numpy()[valid_rows]
+        _finish(part, model, vocabulary, frame.make(ids, each), state.log_history, metrics)
+    ranks.wait_for_everyone()
+    return metrics
+
+
+def last_whole_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    for folder in found:
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(folder)  # half written when the training was killed
+            continue
+        return folder
+    return None
+
+
+def _finish(
+    part: Path,
+    model: PairModel,
+    vocabulary: Vocabulary,
+    valid: pd.DataFrame,
+    history: list[dict[str, float]],
+    metrics: dict[str, Any],
+) -> None:
+    """Writes what a finished part holds, metrics.json last; the checkpoints are of no more use."""
+    model.save_pretrained(part, vocabulary)
+    frame.write(valid, part / "valid.csv")
+    write_json(part / "trainer_state.json", {"log_history": history})
+    write_json(part / "metrics.json", metrics)
+    shutil.rmtree(part / CHECKPOINTS)
+
+
+@contextmanager
+def _advice_on_memory(recipe: Recipe) -> Iterator[None]:
+    """Turns running out of memory into advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        words = str(error).lower()
+        if (
+            not isinstance(error, torch.OutOfMemoryError | MemoryError)
+            and "alloc" not in words
+            and "memory" not in words
+        ):
+            raise
+        rows = recipe.train.micro_batch_size or recipe.train.batch_size
+        raise DeviceError(
+            f"out of memory with {rows} rows of 2 x {recipe.encode.max_tokens} tokens per forward pass",
+            f"Try --set train.micro_batch_size={max(1, rows // 2)} (the same result, more steps), then "
+            "--set train.gradient_checkpointing=true, then a smaller encode.max_tokens.",
+        ) from error
