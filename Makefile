@@ -32,7 +32,7 @@ demo: setup ## run the whole pipeline on the embedded sample
 	$(KIT) demo $(ARGS)
 
 test: check ## lint, then run every test, offline
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(ARGS)
 
 check: setup ## lint and check the formatting
 	$(VENV)/bin/ruff check .

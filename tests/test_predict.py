@@ -138,9 +138,11 @@ def test_damaged_weights_are_an_error_that_names_them(run: Path, raw: Path, tmp_
 def test_two_processes_predict_what_one_does(run: Path, raw: Path, tmp_path: Path):
     """Under torchrun each process takes every second row; only the first writes and speaks."""
     out = tmp_path / "two.csv"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "kit", "predict", str(run), "--input", str(raw / "test.csv"), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("60 rows in") == 1
     pd.testing.assert_frame_equal(frame.read(out), predict_input(run, raw / "test.csv"), rtol=0, atol=1e-6)

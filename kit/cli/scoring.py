@@ -15,7 +15,9 @@ from kit.cli import options, show
     default=None,
     help="How to combine.  [default: mean, or weights where they are given]",
 )
-@click.option("--weights", type=options.NUMBERS, help="One number for each file, such as 2,1,1; only their ratios count.")
+@click.option(
+    "--weights", type=options.NUMBERS, help="One number for each file, such as 2,1,1; only their ratios count."
+)
 @options.out_file
 @options.force
 @options.as_json

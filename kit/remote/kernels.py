@@ -109,9 +109,14 @@ def exists(client: Client, ref: KernelRef) -> Kernel | None:
         return None
 
 
-def status(client: Client, ref: KernelRef) -> State:
-    """The state of the version named, or of the latest."""
-    answer = client.call("kernels.get_kernel_session_status", ref.body(), f"reading the status of {ref}")
+def status(client: Client, ref: KernelRef, missing_ok: bool = False) -> State:
+    """The state of the version named, or of the latest; with `missing_ok` one that is not there is MISSING."""
+    try:
+        answer = client.call("kernels.get_kernel_session_status", ref.body(), f"reading the status of {ref}")
+    except NotFoundError:
+        if missing_ok:
+            return State(ref, "MISSING", "Kaggle has no such kernel; was it pushed?")
+        raise
     return State(ref, answer.status.name, answer.failure_message or "")
 
 

@@ -12,7 +12,7 @@ from kit import frame as prediction
 from kit.errors import DataError
 from kit.schema import ID
 from kit.scoring import saved
-from kit.scoring.calibrate import Calibration, parse
+from kit.scoring.calibration import Calibration, parse
 from kit.scoring.ensemble import arithmetic_pool, convex, geometric_pool, stack
 
 Pool = Literal["arithmetic", "geometric"]
@@ -30,7 +30,7 @@ class Blend:
     def of(self, members: np.ndarray) -> np.ndarray:
         """The blend of probabilities (M, N, 3), in the order of `members`: (N, 3)."""
         pooled = {"arithmetic": arithmetic_pool, "geometric": geometric_pool}[self.pool]
-        return self.calibration.apply(pooled(members, np.array(self.weights)))
+        return self.calibration.of(pooled(members, np.array(self.weights)))
 
 
 def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:

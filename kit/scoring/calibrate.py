@@ -5,7 +5,6 @@ one slope. Averages of models come out under-confident and smoothed networks too
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,38 +12,20 @@ import pandas as pd
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from kit import frame as prediction
 from kit.errors import KitError
 from kit.schema import CLASSES, ID
-from kit.scoring import saved
+from kit.scoring.bootstrap import difference
+from kit.scoring.calibration import Calibration
 from kit.scoring.crossfit import cross_fit, folds
-from kit.scoring.metrics import expected_calibration_error, log_loss, reliability
-from kit.scoring.softmax import logarithms, loss, softmax
+from kit.scoring.metrics import expected_calibration_error, log_loss, reliability, row_losses
+from kit.scoring.softmax import logarithms, loss
 from kit.scoring.truth import GROUP, align
 
 Method = Literal["temperature", "bias"]  # "bias" is a temperature and a shift for each class
 HOTTEST = 20.0  # temperatures stay within 1/20 and 20; beyond, a prediction is a constant or a certainty
 ROWS_PER_PARAMETER, FEWEST_GROUPS = 100, 20  # fewer say more about the noise than about the model
+DRAWS = 200  # bootstrap draws by which the biases are judged
 PARAMETERS = {"temperature": 1, "bias": len(CLASSES)}
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """p^(1/T) times exp(bias), normalised: `temperature` T above 1 softens, below 1 sharpens; biases sum to 0."""
-
-    temperature: float = 1.0
-    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    @property
-    def identity(self) -> bool:
-        """Whether it changes nothing."""
-        return self == Calibration()
-
-    def apply(self, probabilities: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, (N, 3) from (N, 3)."""
-        if self.identity:
-            return probabilities
-        return softmax(logarithms(probabilities) / self.temperature + np.array(self.bias)[:, None]).T
 
 
 @dataclass(frozen=True)
@@ -78,6 +59,7 @@ class Calibrated:
         before: the prediction as it came.
         after: cross-fitted, so it is what new rows may expect.
         tried: every method that was tried.
+        crossed: the cross-fitted probabilities (N, 3), in the truth's order.
     """
 
     calibration: Calibration
@@ -87,10 +69,17 @@ class Calibrated:
     before: Reliability
     after: Reliability
     tried: tuple[Trial, ...]
+    crossed: np.ndarray
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
-        return asdict(self)
+        """Plain values that JSON can hold; without the rows' probabilities."""
+        return {name: value for name, value in asdict(self).items() if name != "crossed"}
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What a saved calibration tells of its fit."""
+        losses = {"log_loss_before": self.before.log_loss, "log_loss_cross_fitted": self.after.log_loss}
+        return {"method": self.method, "rows": self.rows} | losses
 
 
 def calibrate(frame: pd.DataFrame, truth: pd.DataFrame, name: str, method: Method | None = None) -> Calibrated:
@@ -100,7 +89,7 @@ def calibrate(frame: pd.DataFrame, truth: pd.DataFrame, name: str, method: Metho
         frame: a prediction frame of rows the model was not trained on.
         truth: what `scoring.truth.read_truth` gives; with prompt groups, these stay together in cross-fitting.
         name: the frame's file, for errors.
-        method: what to fit; None tries all and takes the lowest cross-fitted log loss, the identity's included.
+        method: what to fit; None tries a temperature, and then biases too, which must be better beyond doubt.
 
     Raises:
         DataError: as `scoring.truth.align`.
@@ -114,32 +103,32 @@ def calibrate(frame: pd.DataFrame, truth: pd.DataFrame, name: str, method: Metho
 def fit(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, method: Method | None = None) -> Calibrated:
     """The same of probabilities (N, 3), labels (N,) and prompt groups (N,) in one order.
 
-    The identity is kept, and the note says so, where rows are too few for the parameters, or where no method tried
-    has a lower cross-fitted log loss.
+    The identity is kept, and the note says so, where rows are too few for the parameters, or where the cross-fitted
+    log loss is no lower.
     """
     if method is not None and method not in get_args(Method):
         raise KitError(f"no calibration {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + ".")
     before = measure(probabilities, labels)
     fold = folds(groups)
-    best, chosen, after, note, tried = Calibration(), "none", probabilities, "", []
+    best, chosen, after, reason, tried = Calibration(), "none", probabilities, "", []
     for each in (method,) if method else get_args(Method):
-        note = too_few(labels, groups, PARAMETERS[each])
-        if note:
+        reason = too_few(labels, groups, PARAMETERS[each])
+        if reason:
             break
-        whole = fit_rows(probabilities, labels, each)
-        crossed = cross_fit(
-            fold,
-            lambda train, rows, each=each: fit_rows(probabilities[train], labels[train], each).apply(
-                probabilities[rows]
-            ),
-        )
-        tried.append(Trial(each, log_loss(whole.apply(probabilities), labels), log_loss(crossed, labels)))
-        if tried[-1].cross_fitted < log_loss(after, labels):
+
+        def other(train: np.ndarray, rows: np.ndarray, each: Method = each) -> np.ndarray:
+            return fit_rows(probabilities[train], labels[train], each).of(probabilities[rows])
+
+        whole, crossed = fit_rows(probabilities, labels, each), cross_fit(fold, other)
+        gain = difference(row_losses(crossed, labels), row_losses(after, labels), groups, draws=DRAWS)
+        if gain.verdict == "better" or (gain.mean < 0 and not tried):  # the more parameters, the more they have to show
             best, chosen, after = whole, each, crossed
-    if tried and chosen == "none":
-        note = f"the cross-fitted log loss of {tried[0].cross_fitted:.5f} is not below {before.log_loss:.5f} as it is"
-    note = f"left as it is: {note}" if chosen == "none" else ""
-    return Calibrated(best, chosen, note, len(labels), before, measure(after, labels), tuple(tried))
+        tried.append(Trial(each, log_loss(whole.of(probabilities), labels), log_loss(crossed, labels)))
+    if chosen == "none":
+        worse = f"{tried[0].cross_fitted:.5f} cross-fitted instead of {before.log_loss:.5f}" if tried else ""
+        reason = f"left as it is: {f'the log loss would be {worse}' if worse else reason}"
+    note = reason if chosen == "none" else ""
+    return Calibrated(best, chosen, note, len(labels), before, measure(after, labels), tuple(tried), after)
 
 
 def fit_rows(probabilities: np.ndarray, labels: np.ndarray, method: Method) -> Calibration:
@@ -181,37 +170,3 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> Reliability:
     bins = [values.tolist() for values in reliability(probabilities, labels)]
     error = expected_calibration_error(probabilities, labels)
     return Reliability(log_loss(probabilities, labels), error, *map(tuple, bins))
-
-
-def apply(frame: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
-    """The frame with calibrated probabilities; ids and their order stay."""
-    return prediction.make(frame[ID].to_numpy(), calibration.apply(frame[list(CLASSES)].to_numpy(np.float64)))
-
-
-def write(calibrated: Calibrated, path: str | Path) -> None:
-    """Writes the calibration, and what it was fitted to, as JSON that `read` takes."""
-    fitted = {
-        "method": calibrated.method,
-        "rows": calibrated.rows,
-        "log_loss_before": calibrated.before.log_loss,
-        "log_loss_cross_fitted": calibrated.after.log_loss,
-    }
-    saved.write(path, "calibration", asdict(calibrated.calibration) | {"fitted": fitted})
-
-
-def read(path: str | Path) -> Calibration:
-    """A saved calibration.
-
-    Raises:
-        DataError: the file is missing or is not one.
-    """
-    return parse(path, saved.read(path, "calibration"))
-
-
-def parse(path: str | Path, content: dict[str, Any]) -> Calibration:
-    """The calibration that a JSON object describes; `path` is for errors."""
-    bias = content.get("bias")
-    if not isinstance(bias, list) or len(bias) != len(CLASSES):
-        bias = [None] * len(CLASSES)  # refused below, one by one
-    temperature = saved.number(path, content.get("temperature"), "temperature", low=1e-6)
-    return Calibration(temperature, tuple(saved.number(path, each, "bias") for each in bias))

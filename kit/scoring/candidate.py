@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 
 from kit.scoring.blend import Blend, Pool
-from kit.scoring.calibrate import HOTTEST, Calibration
+from kit.scoring.calibrate import HOTTEST
+from kit.scoring.calibration import Calibration
 from kit.scoring.crossfit import cross_fit
 from kit.scoring.ensemble import convex
 from kit.scoring.metrics import log_loss

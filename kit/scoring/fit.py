@@ -71,9 +71,14 @@ class Fit:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; without the rows' probabilities."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("blend", "crossed", "gain")}
-        plain |= {"members": [asdict(m) for m in self.members], "tried": [asdict(t) for t in self.tried]}
-        return plain | {"blend": asdict(self.blend), "gain": self.gain._asdict()}
+        plain = {name: value for name, value in asdict(self).items() if name != "crossed"}
+        return plain | {"gain": self.gain._asdict()}
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What a saved blend tells of its fit."""
+        losses = {"log_loss_in_sample": self.in_sample, "log_loss_cross_fitted": self.cross_fitted}
+        return {"method": self.method, "rows": self.rows} | losses
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread

@@ -79,11 +79,11 @@ def train_part(
     cut = encoded.cut / (len(encoded) * encoded.sides)
     say(f"{len(encoded):,} rows encoded; {cut:.0%} of sides cut to {recipe.encode.max_tokens} tokens")
     train_rows, valid_rows = data.fold_rows(fold)
-    padding = Padding()
-    labels = table[LABEL].to_numpy()
-    model.to(compute.device)  # before the collator looks where it is
-    collate = collator(model, encoded, vocabulary, labels, padding)
-    trainer = make_trainer(recipe.train, model, collate, train_rows, valid_rows, compute, checkpoints, listen)
+    padding, labels = Padding(), table[LABEL].to_numpy()
+    model.to(compute.device)  # before the collators look where it is
+    collate = collator(model, encoded, vocabulary, labels)
+    counted = collator(model, encoded, vocabulary, labels, padding)
+    trainer = make_trainer(recipe.train, model, counted, collate, train_rows, valid_rows, compute, checkpoints, listen)
     budget = TimeBudget(deadline, say)
     trainer.add_callback(budget)
     with ranks.main_process_first():
@@ -142,9 +142,14 @@ def _finish(
     """Writes what a finished part holds, metrics.json last; the checkpoints are of no more use."""
     model.save_pretrained(part, vocabulary)
     frame.write(valid, part / "valid.csv")
-    write_json(part / "trainer_state.json", {"log_history": history})
+    write_json(part / "trainer_state.json", {"log_history": [_finite(entry) for entry in history]})
     write_json(part / "metrics.json", metrics)
     shutil.rmtree(part / CHECKPOINTS)
+
+
+def _finite(entry: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no word for the infinite gradient norm of a step that the loss scaler skipped."""
+    return {name: value if math.isfinite(value) else None for name, value in entry.items()}
 
 
 @contextmanager

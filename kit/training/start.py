@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+
+import pyarrow as pa
 
 from kit.data.encode import Vocabulary
 from kit.data.processed import Processed
-from kit.errors import RecipeError
+from kit.errors import BackboneError, RecipeError
 from kit.model import tiny
 from kit.model.backbones import Backbone, max_positions
 from kit.model.encoder import build, load_config, load_encoder, load_vocabulary, resolve
@@ -35,6 +38,12 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
         encoder = build(config)
     else:
         encoder, vocabulary = load_encoder(source), load_vocabulary(source)
+    if len(vocabulary.pretrained) > config["vocab_size"]:
+        raise BackboneError(
+            f"{recipe.backbone}: its tokenizer has {len(vocabulary.pretrained):,} tokens, its encoder embeddings for "
+            f"{config['vocab_size']:,}",
+            "Tokenizer and weights do not belong together; download the folder again.",
+        )
     if recipe.train.gradient_checkpointing:
         # transformers 5.23 renamed it; reentrant checkpoints cannot be run twice in a step, as packs are
         enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
@@ -47,9 +56,16 @@ def tiny_folder(record: Backbone, data: Processed) -> Path:
     key = hashlib.sha256(json.dumps([data.digest("train"), record.config], sort_keys=True).encode()).hexdigest()[:16]
     folder = data.cache / f"{record.name}-{key}"
     if not (folder / "config.json").exists():
-        table = data.train()
-        tiny.write(record, (turn for name in TEXTS for turns in table[name].to_pylist() for turn in turns), folder)
+        tiny.write(record, _texts(data.train()), folder)
     return folder
+
+
+def _texts(table: pa.Table) -> Iterator[str]:
+    """Every turn, row by row, so that prompts and responses alike shape the tokenizer."""
+    for batch in table.select(TEXTS).to_batches(max_chunksize=256):
+        for row in batch.to_pylist():
+            for turns in row.values():
+                yield from turns
 
 
 def _pooled(spec: ModelSpec, source: Backbone | Path) -> ModelSpec:

@@ -60,8 +60,23 @@ class PairTrainer(Trainer):
     would contain the label smoothing.
     """
 
-    def __init__(self, *, spec: TrainSpec, collate: Collator, valid: np.ndarray, compute: Compute, **kwargs: Any):
-        self.spec, self.collate, self.valid, self.compute = spec, collate, valid, compute
+    def __init__(
+        self,
+        *,
+        spec: TrainSpec,
+        collate: Collator,
+        eval_collate: Collator,
+        valid: np.ndarray,
+        compute: Compute,
+        **kwargs: Any,
+    ):
+        self.spec, self.collate, self.eval_collate, self.valid, self.compute = (
+            spec,
+            collate,
+            eval_collate,
+            valid,
+            compute,
+        )
         loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
         super().__init__(data_collator=collate, compute_loss_func=loss, **kwargs)
 
@@ -73,7 +88,7 @@ class PairTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Log loss and accuracy of the validation rows; every process gets them."""
-        logits = predict_logits(self.accelerator.unwrap_model(self.model), self.collate, self.valid, self.compute)
+        logits = predict_logits(self.accelerator.unwrap_model(self.model), self.eval_collate, self.valid, self.compute)
         labels = self.collate.labels[self.valid]
         if not np.isfinite(logits).all():
             raise RunError(
@@ -91,6 +106,7 @@ def make_trainer(
     spec: TrainSpec,
     model: PairModel,
     collate: Collator,
+    eval_collate: Collator,
     train_rows: np.ndarray,
     valid_rows: np.ndarray,
     compute: Compute,
@@ -124,7 +140,7 @@ def make_trainer(
         seed=spec.seed,
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_num_workers=2 if on_gpu else 0,
+        dataloader_num_workers=0,  # the collator takes a millisecond, and the GPU is busy meanwhile
         dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,
     )
@@ -149,6 +165,7 @@ def make_trainer(
     trainer = PairTrainer(
         spec=spec,
         collate=collate,
+        eval_collate=eval_collate,
         valid=valid_rows,
         compute=compute,
         model=model,

@@ -1,0 +1,62 @@
+"""A calibration as it is kept: one temperature and perhaps a shift for each class, applied to any prediction."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kit import frame as prediction
+from kit.schema import CLASSES, ID
+from kit.scoring import saved
+from kit.scoring.softmax import logarithms, softmax
+
+KIND = "calibration"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p^(1/T) times exp(bias), normalised: a `temperature` T above 1 softens, below 1 sharpens; biases sum to 0."""
+
+    temperature: float = 1.0
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def identity(self) -> bool:
+        """Whether it changes nothing."""
+        return self == Calibration()
+
+    def of(self, probabilities: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities, (N, 3) from (N, 3); zeros are taken for the EPS that the log loss takes them for."""
+        if self.identity:
+            return probabilities
+        return softmax(logarithms(probabilities) / self.temperature + np.array(self.bias)[:, None]).T
+
+
+def apply(calibration: Calibration, frame: pd.DataFrame) -> pd.DataFrame:
+    """The prediction frame with calibrated probabilities; ids and their order stay."""
+    return prediction.make(frame[ID].to_numpy(), calibration.of(frame[list(CLASSES)].to_numpy(np.float64)))
+
+
+def write(calibration: Calibration, path: str | Path, fitted: dict[str, Any]) -> None:
+    """Writes the calibration, and what it was `fitted` to, as JSON that `read` takes."""
+    saved.write(path, KIND, asdict(calibration) | {"fitted": fitted})
+
+
+def read(path: str | Path) -> Calibration:
+    """A saved calibration.
+
+    Raises:
+        DataError: the file is missing or is not one.
+    """
+    return parse(path, saved.read(path, KIND))
+
+
+def parse(path: str | Path, content: dict[str, Any]) -> Calibration:
+    """The calibration that a JSON object describes; `path` is for errors."""
+    temperature = saved.number(path, content.get("temperature"), "temperature", low=1e-6)
+    bias = content.get("bias")
+    if not isinstance(bias, list) or len(bias) != len(CLASSES):
+        bias = [None] * len(CLASSES)  # refused as the numbers that they are not
+    return Calibration(temperature, tuple(saved.number(path, each, "bias") for each in bias))
