@@ -5,20 +5,21 @@ PYTHON   ?= python3
 VENV     := .venv
 KIT      := $(VENV)/bin/kit
 BACKBONE ?= deberta
-FOLD     ?= holdout
+GPU      ?= t4
 RAW      ?= data/raw
 DATA     ?= data/processed
-RUN      ?= $(lastword $(shell ls -td runs/*/ 2>/dev/null))
+RUN      ?= $(firstword $(shell ls -td runs/*/ 2>/dev/null))
 RUNS     ?= $(wildcard runs/*)
 FILE     ?= submissions/submission.csv
 TRUTH    ?= $(wildcard $(RAW)/truth.csv)
 ARGS     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check preprocess train predict ensemble validate score report bench clean
+.PHONY: help setup demo test check download preprocess train predict ensemble validate score report kernel \
+        kernel-status submit bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/installed ## make .venv and install kit in it, pinned by constraints.txt
 
@@ -38,11 +39,14 @@ check: setup ## lint and check the formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+download: setup ## the competition's files from Kaggle into RAW
+	$(KIT) download --out $(RAW) $(ARGS)
+
 preprocess: setup ## clean, label and split the rows in RAW
 	$(KIT) preprocess --raw $(RAW) --out $(DATA) $(ARGS)
 
 train: setup ## fine-tune BACKBONE [FOLD=holdout|all|0…]
-	$(KIT) train --backbone $(BACKBONE) --fold $(FOLD) --data $(DATA) $(ARGS)
+	$(KIT) train --backbone $(BACKBONE) $(if $(FOLD),--fold $(FOLD)) --data $(DATA) $(ARGS)
 
 predict: setup ## probabilities of the test rows by RUN, by default the newest run
 	$(KIT) predict $(RUN) --data $(DATA) $(ARGS)
@@ -58,6 +62,15 @@ score: setup ## log loss of FILE against TRUTH
 
 report: setup ## compare RUNS on the same rows
 	$(KIT) report $(RUNS) --data $(DATA) $(if $(TRUTH),--truth $(TRUTH)) $(ARGS)
+
+kernel: setup ## train BACKBONE on Kaggle [GPU=t4 FOLD=all|holdout|0…]
+	$(KIT) kernels push train --backbone $(BACKBONE) --gpu $(GPU) $(if $(FOLD),--fold $(FOLD)) $(ARGS)
+
+kernel-status: setup ## state of the kernels in kernels/, or of KERNEL
+	$(KIT) kernels status $(KERNEL) $(ARGS)
+
+submit: setup ## submit KERNEL, by default kit-infer: make submit MSG="what it is"
+	$(KIT) submit --kernel $(or $(KERNEL),kit-infer) -m '$(subst ','\'',$(or $(MSG),$(error say what it is: make submit MSG="two encoders, mean")))' --wait $(ARGS)
 
 bench: setup ## the speed benchmarks, each against its target
 	$(VENV)/bin/python benchmarks/scoring.py

@@ -26,6 +26,7 @@ setup(
         "click>=8.1",
         "kaggle>=2.2.4,<3",
         "kagglesdk>=0.1.37,<1",  # the part of it that kit talks through
+        "huggingface_hub>=0.34",
         "numpy>=2.0",
         "packaging>=24",
         "pandas>=2.2",
@@ -35,6 +36,7 @@ setup(
         "rich>=13.7",
         "safetensors>=0.4.5",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
         "sentencepiece>=0.2",
         "six>=1.16",  # kaggle imports it without declaring it
         "tokenizers>=0.21",

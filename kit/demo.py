@@ -1,5 +1,6 @@
 """The whole pipeline on the embedded sample, step by step as a user would type it."""
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,7 +10,7 @@ from kit import frame
 from kit.atomic import write_text
 from kit.data import sample
 from kit.data.preprocess import preprocess
-from kit.errors import DataError
+from kit.errors import DataError, KitError
 from kit.predict import predict_split
 from kit.recipes import load
 from kit.report.comparison import Comparison, compare, markdown
@@ -27,6 +28,9 @@ def run(
 
     What is there from an earlier demo of the same size is used again.
 
+    Raises:
+        KitError: `out` holds other files than those of such a demo.
+
     Args:
         out: folder for all files.
         rows: training rows of the sample.
@@ -35,7 +39,7 @@ def run(
     """
     raw, data, runs = out / "raw", out / "processed", out / "runs"
     say(f"$ kit sample --rows {rows} --out {raw}")
-    sample.write(raw, rows=rows, force=True)
+    _sample(raw, rows)
     say(f"$ kit preprocess --raw {raw} --out {data}")
     preprocess(raw, data)
     folders = []
@@ -57,7 +61,20 @@ def run(
     report = validate(blends[-1][1], raw / "sample_submission.csv")
     if not report.ok:
         raise DataError(f"{blends[-1][1]}: {report.problems[0]}", "This is a bug in kit; please report it.")
-    say(f"$ kit report {' '.join(map(str, folders))} --data {data} --truth {raw / 'truth.csv'} -o {out / 'report.md'}")
+    frames = " ".join(f"--frame '{name}={file}'" for name, file in blends)
+    say(
+        f"$ kit report {' '.join(map(str, folders))} --data {data} --truth {raw / 'truth.csv'} {frames} "
+        f"-o {out / 'report.md'}"
+    )
     comparison = compare(folders, data, frames=blends, truth=raw / "truth.csv")
     write_text(out / "report.md", markdown(comparison))
     return comparison
+
+
+def _sample(raw: Path, rows: int) -> None:
+    """Writes the sample unless it is there; never over another one, nor over a competition's files."""
+    summary = raw / sample.SUMMARY_FILE
+    if not summary.exists():
+        sample.write(raw, rows=rows)
+    elif (there := json.loads(summary.read_text(encoding="utf-8"))["train"]["rows"]) != rows:
+        raise KitError(f"{raw} holds a sample of {there} rows, not {rows}", "Add --out with another folder.")

@@ -92,9 +92,10 @@ def _average(
 ) -> np.ndarray:
     """The mean over models of the probabilities of `rows`, None for all, in their order: (N, 3) float64.
 
-    Precision is what is best here, whatever the training machine had.
+    Precision is what is best here, whatever the training machine had, unless the recipe insists on float32.
     """
-    recipe, compute = run.recipe, choose()
+    recipe = run.recipe
+    compute = choose("fp32" if recipe.train.precision == "fp32" else "auto")
     swap = recipe.predict.swap if swap is None else swap
     ranks = PartialState(cpu=compute.device.type == "cpu")
     total = 0.0

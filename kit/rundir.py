@@ -120,7 +120,7 @@ class RunDir:
         return {p.name: _read(p / "metrics.json") for p in holdout + folds}
 
     def require_parts(self) -> list[Path]:
-        """Folders of models to predict with: all finished folds, else the finished holdout.
+        """Folders of models to predict with: every fold if all are done, else the holdout, else the folds there are.
 
         Raises:
             RunError: nothing is finished yet, or it is a baseline.
@@ -133,7 +133,9 @@ class RunDir:
                 f"{self.path}: no part of it has finished training",
                 "Go on with `kit train … --resume`; see `kit train --help`.",
             )
-        return [self.path / name for name in folds or finished]
+        if HOLDOUT in finished and len(folds) < self.origin["folds"]:
+            folds = [HOLDOUT]  # what the report shows beside it
+        return [self.path / name for name in folds]
 
     def _require_model(self) -> None:
         if self.baseline:

@@ -15,7 +15,19 @@ from kit.cli import main
 from kit.errors import KitError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = sorted(main.commands)
+
+
+def paths(group: click.Group, before: str = "") -> dict[str, click.Command]:
+    """Every command by what a user types after `kit`, groups too."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found[f"{before}{name}"] = command
+        if isinstance(command, click.Group):
+            found |= paths(command, f"{before}{name} ")
+    return found
+
+
+COMMANDS = paths(main)
 
 
 def kit(*arguments: object) -> Result:
@@ -24,16 +36,21 @@ def kit(*arguments: object) -> Result:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_helps_with_an_example(name: str):
-    result = kit(name, "--help")
+    result = kit(*name.split(), "--help")
     assert result.exit_code == 0
     assert f"kit {name}" in result.output.partition("Example:")[2]
-    summary = main.commands[name].get_short_help_str(200)
+    summary = COMMANDS[name].get_short_help_str(200)
     assert re.fullmatch(r"[A-Z][^.]*\.?", summary), "one imperative sentence"
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if not isinstance(command, click.Group)])
+def test_what_prints_results_prints_them_as_json_too(name: str):
+    assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained(name: str):
-    for parameter in main.commands[name].params:
+    for parameter in COMMANDS[name].params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.opts}"
 
@@ -45,7 +62,8 @@ def test_every_command_is_in_the_readme(name: str):
 
 def test_commands_come_in_pipeline_order():
     order = [line.split()[0] for line in kit("--help").output.partition("Commands:")[2].strip().splitlines()]
-    pipeline = ["sample", "preprocess", "train", "predict", "ensemble", "validate", "score", "report"]
+    pipeline = ["doctor", "sample", "download", "preprocess", "train", "predict", "ensemble", "validate", "score"]
+    pipeline += ["report", "kernels", "submit", "submissions", "demo"]
     assert [name for name in order if name in pipeline] == pipeline
 
 

@@ -50,6 +50,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
     assert frame.read(tmp_path / "p.csv")[ID].tolist() == [3]
 
 
+@pytest.mark.parametrize("first", ["7,0,0,1", "7.0,.25,.25,.5", '"7","0","1e0",0', "07,1,0,0"])
+def test_ids_are_read_as_int64_and_classes_as_float64_however_they_are_written(tmp_path, first):
+    (tmp_path / "p.csv").write_text(HEADER + first + "\n8,1,0,0\n")
+    read = frame.read(tmp_path / "p.csv")
+    assert read[list(PREDICTION_COLUMNS)].dtypes.map(str).tolist() == ["int64"] + ["float64"] * 3
+    assert read[ID].tolist() == [7, 8]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -60,6 +68,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
         (HEADER + "1,.2,.3,.5\n2,.2,,.5\n", "row 3: winner_model_b"),
         (HEADER + "1,.2,.3,inf\n", "row 2: winner_tie is 'inf'"),
         (HEADER + "1.5,.2,.3,.5\n", "row 2: id is '1.5'"),
+        (HEADER + "7,.2,.3,.5\n9223372036854775808,.2,.3,.5\n", "row 3: id is '9223372036854775808'"),
+        (HEADER + "9007199254740993,.2,.3,.5\n7.0,.2,.3,.5\n", "row 2: id is '900719925474099"),
         (HEADER + "1,.2,.3,.5\n2,.2,.3,.5\n1,.2,.3,.5\n", "row 4: id 1 "),
         (HEADER + "1,.2,.3,.5,.6\n2,.2,.3,.5\n3,.2,.3,.5,.6,.7\n", "not a CSV file"),
     ],

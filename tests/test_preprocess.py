@@ -2,17 +2,22 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kit.atomic import sha256
-from kit.data import invariants, merge
+from kit.data import clean, invariants, merge
 from kit.data import preprocess as pipeline
 from kit.data.preprocess import prepare_input, preprocess
 from kit.data.processed import MANIFEST, TEST_SCHEMA, TRAIN_SCHEMA, open_processed
+from kit.data.rows import Rows
 from kit.errors import DataError, KitError
 from kit.schema import CLASSES, PREDICTION_COLUMNS, SWAP, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
 
@@ -153,6 +158,33 @@ def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(raw: 
     assert manifest["counts"]["duplicates_dropped"] == 1
     assert manifest["counts"]["rows_with_a_swapped_copy"] == 3
     assert manifest["counts"]["rows_with_conflicting_labels"] == 2
+
+
+TINY = st.lists(st.sampled_from(["", "x", "y", "xx"]), min_size=1, max_size=2)
+
+
+@given(st.lists(st.tuples(TINY, TINY, TINY, st.integers(0, 2)), min_size=1, max_size=30), st.integers(0, 30))
+@settings(deadline=None, max_examples=150)
+def test_copies_and_conflicts_are_those_that_a_loop_over_rows_finds(rows: list, own: int) -> None:
+    def read(some: list) -> Rows:
+        columns = zip(TEXTS, zip(*[r[:3] for r in some], strict=True), strict=True)
+        texts = {name: pa.chunked_array([pa.array(column, clean.TURNS)]) for name, column in columns}
+        numbers = np.arange(len(some), dtype=np.int64)
+        return Rows(numbers, pa.table(texts), np.array([r[3] for r in some], np.int8), (), Counter())
+
+    own = min(own, len(rows) - 1) + 1
+    parts = [read(rows[:own]), read([(["no"], ["no"], ["no"], 0)]), [read(rows[own:])] if rows[own:] else []]
+    merged = merge.merge(*parts, allow_test_prompts=False)
+    kept: list[tuple] = []
+    for number, (p, a, b, label) in enumerate(rows):
+        row, turned = (*map(tuple, (p, a, b)), label), (*map(tuple, (p, b, a)), SWAP[label])
+        stays = row not in kept and (number < own or turned not in kept)
+        assert merged.keep[number] == stays
+        kept += [row] * stays
+    texts = [row[:3] for row in kept]
+    assert merged.counts["rows_with_conflicting_labels"] == sum(texts.count(t) > 1 for t in texts)
+    swapped = sum(a != b and (p, b, a) in texts for p, a, b in texts)
+    assert merged.counts["rows_with_a_swapped_copy"] == swapped
 
 
 def test_both_text_forms_have_the_same_rows_groups_and_splits(raw: Path, tmp_path: Path) -> None:
@@ -329,7 +361,7 @@ def test_every_promise_is_checked_on_what_was_written(raw: Path, tmp_path: Path)
     ids = np.array([r[0] for r in PLAIN]), np.array([r[0] for r in TEST])
     invariants.check(tmp_path / "out", manifest, *ids)
     counts = manifest["counts"]
-    for broken, given, promise in (
+    for broken, both, promise in (
         (manifest, (ids[0], ids[1][::-1]), "test ids are the input's"),
         (manifest, (ids[0][::-1], ids[1]), "competition rows are the input's, in order"),
         (manifest | {"counts": counts | {"duplicates_dropped": 1}}, ids, "competition rows add up"),
@@ -341,7 +373,7 @@ def test_every_promise_is_checked_on_what_was_written(raw: Path, tmp_path: Path)
         (manifest | {"options": manifest["options"] | {"folds": 4}}, ids, "an extra row has a fold or none"),
     ):
         with pytest.raises(AssertionError, match=f"bug in kit.*{promise}"):
-            invariants.check(tmp_path / "out", broken, *given)
+            invariants.check(tmp_path / "out", broken, *both)
 
 
 def test_a_folder_that_is_not_whole_is_refused_with_the_command_that_makes_it(raw: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data import raw
+from kit.data import raw, source
 from kit.data.rows import Rows, read_rows
 from kit.errors import DataError
 from kit.schema import CLASSES, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
@@ -225,6 +225,15 @@ def test_rows_are_the_same_whatever_the_size_of_a_block(
     assert whole.ids.tolist() == list(range(40))
     monkeypatch.setattr(raw, "BLOCK", block)
     assert same(read_rows(path, labelled=True), whole)
+
+
+@pytest.mark.parametrize("piece", [4, 5, 64])
+def test_repairs_are_counted_the_same_whatever_the_size_of_a_piece(
+    piece: int, write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(b"\xef\xbb\xbf" + WHOLE.replace(b"\n", b"\r\n").replace(b"b1", b"\0b\x001"))
+    monkeypatch.setattr(source, "PIECE", piece)
+    assert source.survey(path) == {"nul_bytes": 2, "byte_order_mark": 1, "crlf_line_ends": 4}
 
 
 def test_the_row_of_a_fault_counts_blank_lines_as_a_spreadsheet_does(write: Callable[[bytes], Path]) -> None:

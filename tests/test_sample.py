@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from kit import frame, schema
-from kit.data import sample, sample_text
+from kit.data import judge, sample, sample_text
 from kit.errors import KitError
 
 CLASSES, TEXTS = list(schema.CLASSES), list(schema.TEXTS)
@@ -193,17 +193,17 @@ def test_bayes_csv_is_the_rule_applied_to_the_text_in_the_files(
 ):
     for table in tables:
         pairs = zip(table["response_a"], table["response_b"], strict=True)
-        expected = [sample.davidson(sample.difference(a, b)) for a, b in pairs]
+        expected = [judge.davidson(judge.difference(a, b)) for a, b in pairs]
         assert np.allclose(_bayes(folder, table), expected, rtol=0, atol=1e-15)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.floats(-30, 30))
 def test_davidsons_model_holds_at_any_difference(d: float):
-    win, lose, tie = sample.davidson(d)
+    win, lose, tie = judge.davidson(d)
     assert math.isclose(win + lose + tie, 1)
     assert math.isclose(math.log(win / lose), d, abs_tol=1e-9)  # without ties it is Bradley and Terry's
-    assert math.isclose(tie, sample.TIES * math.sqrt(win * lose))  # ties go with the geometric mean
+    assert math.isclose(tie, judge.TIES * math.sqrt(win * lose))  # ties go with the geometric mean
 
 
 _phrases = [phrase for voice in sample_text.VOICES for phrase in voice.good + voice.bad + voice.neutral]
@@ -213,14 +213,14 @@ _turns = st.lists(st.none() | st.lists(st.sampled_from(_phrases) | st.text(), ma
 @settings(deadline=None, max_examples=100)
 @given(_turns, _turns)
 def test_swapping_the_answers_permutes_the_probabilities(a: list[str | None], b: list[str | None]):
-    straight, swapped = (sample.davidson(sample.difference(*pair)) for pair in ((a, b), (b, a)))
+    straight, swapped = (judge.davidson(judge.difference(*pair)) for pair in ((a, b), (b, a)))
     assert [swapped[c] for c in schema.SWAP] == list(straight)
 
 
 def test_equal_answers_have_no_difference(tables: tuple[pd.DataFrame, pd.DataFrame]):
     equal = [(a, b) for a, b in zip(*(tables[0][side] for side in schema.RESPONSES), strict=True) if a == b]
     assert len(equal) > 5
-    assert {sample.difference(a, b) for a, b in equal} == {0.0}
+    assert {judge.difference(a, b) for a, b in equal} == {0.0}
 
 
 def test_a_phrase_occurs_nowhere_but_where_it_is_meant():
@@ -238,7 +238,7 @@ def test_a_phrase_occurs_nowhere_but_where_it_is_meant():
 def test_the_beginning_of_an_answer_is_a_fair_sample_of_it(tables: tuple[pd.DataFrame, pd.DataFrame]):
     whole = [turns for side in schema.RESPONSES for turns in tables[1][side] if _length(turns) > 400]
     beginnings = [["".join(turn or "" for turn in turns)[:400]] for turns in whole]
-    correlation = np.corrcoef([sample.quality(t) for t in whole], [sample.quality(t) for t in beginnings])[0, 1]
+    correlation = np.corrcoef([judge.quality(t) for t in whole], [judge.quality(t) for t in beginnings])[0, 1]
     assert correlation > 0.9
 
 
@@ -308,7 +308,7 @@ def test_bags_of_words_learn_most_of_the_rule(folder: Path, tables: tuple[pd.Dat
 def test_the_summary_says_what_the_files_hold(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
     summary = json.loads((folder / sample.SUMMARY_FILE).read_text())
     assert summary["seed"] == 0
-    assert str(sample.TIES) in summary["rule"]
+    assert str(judge.TIES) in summary["rule"]
     for part, table in zip(("train", "test"), tables, strict=True):
         p = _bayes(folder, table)
         assert summary[part]["rows"] == len(table)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from kit import frame
 from kit.data.processed import Processed
 from kit.errors import DeviceError, RecipeError, RunError
+from kit.model.pair import PairModel
 from kit.recipe import Recipe
 from kit.recipes import load
 from kit.rundir import RunDir
@@ -27,7 +29,9 @@ from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
 from kit.training import part as training
 from kit.training.callbacks import Progress
+from kit.training.start import new_model
 from kit.training.train import train
+from kit.training.trainer import summed_cross_entropy
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +164,17 @@ def _no_dropout(data: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_gradient_checkpointing_changes_memory_not_results(data: Path, tmp_path: Path):
+def test_gradient_checkpointing_changes_memory_not_results(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     overrides = (*QUICK, "train.max_steps=4")
     folder = str(_no_dropout(data, tmp_path))
+    made: list[PairModel] = []
+
+    def keep(*arguments: Any) -> Any:
+        model, vocabulary = new_model(*arguments)
+        made.append(model)
+        return model, vocabulary
+
+    monkeypatch.setattr(training, "new_model", keep)
     with_it, without = (
         train(
             load("tiny-roberta", (*overrides, f"train.gradient_checkpointing={flag}"), backbone=folder),
@@ -172,6 +184,10 @@ def test_gradient_checkpointing_changes_memory_not_results(data: Path, tmp_path:
         for flag in ("true", "false")
     )
     assert with_it == pytest.approx(without, abs=1e-6)
+    assert [
+        any(m.gradient_checkpointing for m in model.encoder.modules() if hasattr(m, "gradient_checkpointing"))
+        for model in made
+    ] == [True, False]
 
 
 def test_a_run_that_was_moved_resumes_with_its_best_weights(
@@ -213,7 +229,7 @@ def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, proce
 
 
 def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
-    """With a rate of almost nothing the loss cannot improve by much: training stops long before its last epoch."""
+    """At a rate that is far too high the loss does not improve: training stops long before its last epoch."""
     overrides = (
         *QUICK,
         "train.epochs=50",
@@ -233,6 +249,49 @@ def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
     rates = {e.lr for e in events if e.lr is not None}
     assert max(rates) == pytest.approx(0.2)
     assert min(rates) < 0.2 / 1.9
+
+
+def test_smoothed_cross_entropy_is_its_closed_form():
+    logits, labels = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]]), torch.tensor([0, 1])
+    target = torch.full((2, 3), 0.1 / 3)
+    target[torch.arange(2), labels] += 0.9
+    expected = -(target * logits.log_softmax(-1)).sum() / 5
+    assert summed_cross_entropy(logits, labels, 5, 0.1) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_two_processes_take_the_steps_of_one(data: Path, tmp_path: Path):
+    """Without dropout, 16 rows on one process and 8 on each of two are the same step; only the first one writes."""
+    overrides = (*QUICK, "train.max_steps=8", "model.head_dropout=0.0")
+    folder = str(_no_dropout(data, tmp_path))
+    alone = train(load("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one")["parts"]["holdout"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "kit"]
+    command += ["train", "--recipe", "tiny-roberta", "--backbone", folder, "--data", str(data), "--json"]
+    command += ["--runs", str(tmp_path / "two"), *(each for override in overrides for each in ("--set", override))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    together = json.loads(done.stdout)["parts"]["holdout"]
+    assert together["steps"] == alone["steps"] == 8
+    assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
+
+
+def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
+    """Interrupted between the first evaluation without gain and the second, it stops where it would have."""
+    overrides = (*QUICK, "train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2")
+    recipe = load("tiny-electra", (*overrides, "train.warmup=0.0"))
+    straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
+    every = straight["steps"] - straight["best_step"]  # two evaluations
+
+    def interrupt(event: Progress) -> None:
+        if event.log_loss is not None and event.step == straight["best_step"] + every // 2 + every // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path / "resumed", listen=interrupt)
+    resumed = train(recipe, data, tmp_path / "resumed", resume=True)["parts"]["holdout"]
+    assert {name: resumed[name] for name in ("steps", "best_step", "log_loss")} == {
+        name: straight[name] for name in ("steps", "best_step", "log_loss")
+    }
 
 
 def test_label_smoothing_touches_training_only(run: RunDir, processed: Processed):
@@ -308,10 +367,10 @@ def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
 
 
 def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path):
-    """Four seconds are not enough for 600 epochs: training says so early and ends as a finished part."""
+    """Eight seconds are not enough for 600 epochs: training says so early and ends as a finished part."""
     said: list[str] = []
     recipe = load("tiny-electra", (*QUICK, "train.epochs=600"))
-    result = train(recipe, data, tmp_path, max_hours=6 / 3600, say=said.append)
+    result = train(recipe, data, tmp_path, max_hours=8 / 3600, say=said.append)
     part = result["parts"]["holdout"]
     assert part["out_of_time"]
     assert 20 < part["steps"] < 600 * 11

@@ -70,16 +70,18 @@ def wait(name: str, every: float, timeout: float | None, as_json: bool) -> None:
     \b
     Example:  kit kernels wait kit-infer && kit submit --kernel kit-infer -m "mean of two"
     """
-    from kit.remote.kernels import wait as run
+    from kit.remote import kernels as remote
+    from kit.remote.notebook import kind_of
 
     seconds = None if timeout is None else timeout * 60
     with connect(attempts=40) as client:
-        state = run(client, _ref(client, name), poll_s=every, timeout_s=seconds, say=show.note)
+        ref = _ref(client, name)
+        kind = kind_of(remote.look_up(client, ref).source)
+        state = remote.wait(client, ref, poll_s=every, timeout_s=seconds, say=show.note)
     if as_json:
         return show.json_out({"kernel": str(state.ref), "status": state.status, "url": state.ref.url})
     click.echo(f"{state.ref} {state.status}")
-    show.note(f"Next, after a training: kit kernels push infer --runs {state.ref}")
-    show.note(f'Next, after an inference: kit submit --kernel {state.ref} -m "what it is"')
+    show.note(push.NEXT[kind].format(ref=state.ref))
 
 
 @kernels.command()

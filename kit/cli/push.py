@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from kit.remote.job import Job
 
 FOLDER = Path("kernels")
-NEXT = {
-    "train": "Next: kit kernels push infer --runs {ref}, when it is complete (kit kernels wait {ref})",
-    "infer": 'Next: kit submit --kernel {ref} -m "what it is", when it is complete (kit kernels wait {ref})',
+NEXT = {  # after a run has completed, by the kind of its job
+    "train": "Next: kit kernels push infer --runs {ref}",
+    "infer": 'Next: kit submit --kernel {ref} -m "what it is"',
+    "": "Next: kit kernels output {ref}",
 }
 
 _gpu = click.option(
@@ -33,8 +34,8 @@ _out = click.option(
 )
 
 
-def _max_hours(default: float) -> Any:
-    hours = click.FloatRange(0, 12, min_open=True)
+def _max_hours(default: float, most: float) -> Any:
+    hours = click.FloatRange(0, most, min_open=True)
     return click.option("--max-hours", type=hours, default=default, show_default=True, help="The run's time budget.")
 
 
@@ -55,7 +56,7 @@ def push() -> None:
 @options.preparing
 @_gpu
 @_yes
-@_max_hours(9.0)
+@_max_hours(9.0, 12)
 @click.option("--fan-out", is_flag=True, help="A kernel for each backbone and fold, two at once, brought home.")
 @options.runs
 @_title
@@ -111,7 +112,7 @@ def train(
 @click.option("--dataset", "as_dataset", is_flag=True, help="Publish run directories as private datasets first.")
 @_gpu
 @_yes
-@_max_hours(8.5)
+@_max_hours(8.5, 9)
 @options.local_score
 @_title
 @_dry_run
@@ -142,6 +143,8 @@ def infer(
     \b
     Example:  kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --weights 2,1
     """
+    if not runs:
+        raise click.UsageError("Name training kernels or run directories with --runs.")
     if more and len(runs) > 1:
         raise click.UsageError("Name all runs after one --runs, or each with a --runs of its own.")
     method = method or ("weights" if weights else "mean")
@@ -174,10 +177,7 @@ def _owner() -> str:
     """Whose notebook a dry run writes, without asking Kaggle."""
     from kit.remote import credentials
 
-    owner = credentials.username()
-    if not owner:
-        show.note("No credential here names your account, so OWNER stands for it in what is written")
-    return owner or "OWNER"
+    return credentials.username() or "OWNER"
 
 
 def _deliver(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: bool) -> None:
@@ -195,7 +195,7 @@ def _deliver(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: bool) 
         with connect(attempts=40) as client:
             result["status"] = wait(client, pushed.ref, say=show.note).status
     show.json_out([result]) if as_json else click.echo(result["kernel"])
-    show.note(NEXT[job.kind].format(ref=pushed.ref).partition(", when" if follow else "\n")[0])
+    show.note(NEXT[job.kind].format(ref=pushed.ref) if follow else f"Next: kit kernels wait {pushed.ref}")
 
 
 def _write(jobs: "list[Job]", out: Path, as_json: bool) -> None:
@@ -210,6 +210,8 @@ def _write(jobs: "list[Job]", out: Path, as_json: bool) -> None:
         )
     for folder in folders:
         click.echo(folder)
+    if owner == "OWNER":
+        show.note("No credential here names your account, so OWNER stands for it in what is written")
     show.note("Written, not pushed. Next: look at it, then the same command without --dry-run")
 
 

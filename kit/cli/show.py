@@ -26,7 +26,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
     if not LEADER:
         return
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
         numbers = all(isinstance(row[place], int | float) or row[place] in (None, "") for row in rows)
@@ -167,6 +167,18 @@ def scored(result: Any, file: Any) -> None:
         [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall] for c in result.per_class
     ]
     table("", ["class", "rows", "share", "mean predicted", "log loss", "precision", "recall"], classes)
+
+
+def examined(findings: Sequence[Any]) -> None:
+    """What doctor found, a line each, what to do below it, and the verdict."""
+    colours, width = {"note": "yellow", "broken": "red"}, max(len(finding.part) for finding in findings)
+    for finding in findings:
+        state = click.style(f"{finding.state:<6}", fg=colours.get(finding.state))
+        click.echo(f"{state}  {finding.part:<{width}}  {cell(finding.found)}")
+        if finding.next:
+            click.echo(f"{'':<{width + 10}}Next: {cell(finding.next)}")
+    broken = [finding.part for finding in findings if finding.broken]
+    click.echo(f"Broken: {', '.join(dict.fromkeys(broken))}" if broken else "Nothing is broken")
 
 
 def compared(comparison: Any) -> None:

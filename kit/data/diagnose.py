@@ -63,7 +63,7 @@ def structure(path: Path, data: bytes) -> DataError | None:
     """The first record that is not well-formed CSV: an open quote, too few or too many cells, text that is not UTF-8.
 
     Args:
-        data: the file's bytes, as `raw.load` gives them.
+        data: the file's bytes, as `source.load` gives them.
     Returns:
         The error to raise, or None when every record is well formed.
     """

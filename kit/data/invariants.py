@@ -9,7 +9,7 @@ from pyarrow import parquet as pq
 
 from kit.data.merge import numbers
 from kit.data.processed import TEST_SCHEMA, TEST_TABLE, TRAIN_SCHEMA, TRAIN_TABLE
-from kit.schema import CLASSES, ID, LABEL, PROMPT, TEXTS
+from kit.schema import CLASSES, ID, LABEL, PROMPT, RESPONSES, TEXTS
 
 
 def check(folder: Path, manifest: dict, train_ids: np.ndarray, test_ids: np.ndarray) -> None:
@@ -36,19 +36,15 @@ def check(folder: Path, manifest: dict, train_ids: np.ndarray, test_ids: np.ndar
 
 
 def _scan(path: Path, schema: pa.Schema) -> tuple[dict[str, np.ndarray], np.ndarray, bool]:
-    """The columns that are not texts, a number for each prompt (N,), and whether the file is whole; piece by piece."""
-    rest: list[pa.RecordBatch] = []
-    prompts: list[str] = []
+    """The columns that are not texts, a number for each prompt (N,), and whether the file is whole."""
     file = pq.ParquetFile(path, memory_map=True)
-    whole = file.schema_arrow.equals(schema)
-    for batch in file.iter_batches(2048, use_threads=False):
-        whole &= all(column.null_count == 0 for column in batch.columns)
-        for text in (batch[c] for c in TEXTS):
-            whole &= text.flatten().null_count == 0 and pc.min(pc.list_value_length(text)).as_py() > 0
-        prompts += pc.binary_join(batch[PROMPT], "\0").to_pylist()
-        rest.append(batch.drop_columns(list(TEXTS)))
-    table = pa.Table.from_batches(rest)
-    return {c: table[c].to_numpy() for c in table.column_names}, numbers(prompts), whole
+    meta = file.metadata
+    leaves = [meta.row_group(i).column(j) for i in range(meta.num_row_groups) for j in range(meta.num_columns)]
+    full = all(leaf.statistics.null_count == 0 for leaf in leaves)  # a list that is null or empty counts as null too
+    table = file.read([name for name in schema.names if name not in RESPONSES], use_threads=False)
+    prompts = numbers(pc.binary_join(table[PROMPT], "\0").to_pylist())
+    rest = {c: table[c].to_numpy() for c in schema.names if c not in TEXTS}
+    return rest, prompts, full and file.schema_arrow.equals(schema)
 
 
 def _rows(train: dict[str, np.ndarray], manifest: dict, train_ids: np.ndarray) -> dict[str, bool]:

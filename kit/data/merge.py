@@ -88,8 +88,8 @@ class Keys:
 
     Attributes:
         prompt: same number, same turns.
-        a, b: the responses, numbered together, but only where the prompt occurs again, since rows are compared by
-            prompt and responses; elsewhere -1.
+        a, b: same number, same response on either side, among rows that may be copies: same prompt, and responses of
+            the same two lengths. Any other row has a number of its own, twice.
         group: same number, same prompt but for case, width and white space.
     """
 
@@ -108,9 +108,11 @@ def keys(train: pa.Table, test: pa.Table) -> tuple[Keys, Keys]:
     texts = pa.concat_tables([train, test])
     prompts = pc.binary_join(texts[PROMPT], "\0").to_pylist()  # no turn holds a NUL any more
     prompt = numbers(prompts)
-    again = np.bincount(prompt)[prompt] > 1
+    sizes = np.stack([_bytes(texts[c]) for c in RESPONSES])
+    alike = _tuples(prompt, sizes.min(axis=0), sizes.max(axis=0))
+    again = np.bincount(alike)[alike] > 1
     both = pa.chunked_array([c for r in RESPONSES for c in texts[r].filter(pa.array(again)).chunks], clean.TURNS)
-    a, b = np.full((2, len(prompt)), -1)
+    a, b = np.tile(2 * len(prompt) + np.arange(len(prompt)), (2, 1))
     a[again], b[again] = np.split(numbers(pc.binary_join(both, "\0").to_pylist()), 2)
     group = numbers(clean.prompt_key(text.replace("\0", "\n")) for text in prompts)
     every = Keys(prompt, a, b, group)
@@ -123,11 +125,19 @@ def numbers(texts: Iterable[str]) -> np.ndarray:
     return np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
 
 
+def _bytes(column: pa.ChunkedArray) -> np.ndarray:
+    """The length of each text (N,), its turns together, in bytes of UTF-8; every text has a turn."""
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    starts = [(chunk.offsets.to_numpy() - chunk.offsets[0].as_py())[:-1] for chunk in chunks]
+    turns = [pc.binary_length(chunk.flatten()).to_numpy() for chunk in chunks]
+    return np.concatenate([np.add.reduceat(*pair, dtype=np.int64) for pair in zip(turns, starts, strict=True)])
+
+
 def _tuples(*columns: np.ndarray) -> np.ndarray:
-    """One number for each combination of integers from -1 on, (N,) each."""
+    """One number for each combination of integers from 0 on, (N,) each."""
     number = columns[0]
     for column in columns[1:]:
-        _, number = np.unique(number * (column.max() + 2) + column + 1, return_inverse=True)
+        _, number = np.unique(number * (int(column.max()) + 1) + column, return_inverse=True)
     return number
 
 

@@ -30,6 +30,7 @@ from kit.data.processed import (
     read_manifest,
 )
 from kit.data.rows import Rows, read_rows
+from kit.data.source import require
 from kit.errors import KitError
 from kit.schema import CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
@@ -122,7 +123,7 @@ def preprocess(
         "kit": __version__,
         "format": FORMAT,
         "options": asdict(options),
-        "inputs": [{"role": role, "file": p.name, "sha256": sha256(raw_files.require(p))} for role, p in files],
+        "inputs": [{"role": role, "file": p.name, "sha256": sha256(require(p))} for role, p in files],
     }
     before = read_manifest(out)
     if before and {key: before.get(key) for key in described} == described and not changed_file(out, before):

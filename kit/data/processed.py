@@ -4,6 +4,7 @@ train.parquet, test.parquet, perhaps the raw folder's bayes.csv, and manifest.js
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from pyarrow import parquet as pq
 
 from kit.atomic import sha256
 from kit.errors import DataError
+from kit.rundir import HOLDOUT
 from kit.schema import ID, LABEL, TEXTS
 
 TRAIN_TABLE, TEST_TABLE, MANIFEST = "train.parquet", "test.parquet", "manifest.json"
 FLOOR_FILE = "bayes.csv"  # true probabilities of a made-up data set: the loss that no model can beat
-HOLDOUT = "holdout"
 
 _TEXTS = [pa.field(c, pa.list_(pa.string())) for c in TEXTS]
 TEST_SCHEMA = pa.schema([pa.field(ID, pa.int64()), *_TEXTS, pa.field("group", pa.int64())])
@@ -55,9 +56,9 @@ class Processed:
         """The SHA-256 of the rows of "train" or "test"."""
         return self.manifest["outputs"][{"train": TRAIN_TABLE, "test": TEST_TABLE}[split]]
 
-    def train(self) -> pa.Table:
-        """The training rows, `TRAIN_SCHEMA`."""
-        return pq.read_table(self.folder / TRAIN_TABLE)
+    def train(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The training rows, `TRAIN_SCHEMA` or some of its columns."""
+        return pq.read_table(self.folder / TRAIN_TABLE, columns=columns)
 
     def test(self) -> pa.Table:
         """The test rows, `TEST_SCHEMA`, in the order of test.csv."""

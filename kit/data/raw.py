@@ -1,6 +1,5 @@
 """The competition's CSV files as columns of text: read by schema at C speed, refused with the row and id of a fault."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pacsv
 
-from kit.data import diagnose
+from kit.data import diagnose, source
 from kit.errors import DataError
 from kit.schema import CLASSES, ID
 
-FOREIGN = {
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip file",
-    b"PAR1": "a Parquet file",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-}
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 BLOCK = 1 << 20  # bytes: pyarrow's unit of work, which a record must fit in; small, so that what follows stays in cache
 BLOCK_LIMIT = 2**31 - 1
@@ -69,56 +61,12 @@ def fault(
     Args:
         cut_short: the problem may come from a file that ends in mid-row; said so if this is the last row.
     """
-    data, _ = load(path)
+    data = source.load(path)
     row, last = diagnose.find_row(data, record)
     where = diagnose.place(path, row, record_id)
     if cut_short and last and diagnose.is_cut_off(data):
         return DataError(f"{where}: the file is cut off in this row: {problem}", diagnose.CUT_OFF)
     return DataError(f"{where}: {problem}", hint)
-
-
-def require(path: str | Path) -> Path:
-    """The path, if a file can be there.
-
-    Raises:
-        DataError: there is nothing, a directory, or a file that may not be read.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path} is a directory, not a CSV file", "Name the file in it.")
-    if not path.exists():
-        raise DataError(
-            f"{path}: no such file",
-            "Check the path; `kit download` fetches the competition's files, `kit sample` writes a sample of them.",
-        )
-    if not path.is_file():  # a pipe: a fault could not be looked up, nor the file hashed
-        raise DataError(f"{path} is not a regular file", "Save it to a file first.")
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: not allowed to read it", "Change its permissions.")
-    return path
-
-
-def load(path: str | Path) -> tuple[bytes, dict[str, int]]:
-    """The file's bytes without NUL bytes and byte order mark, and the count of what was repaired.
-
-    Raises:
-        DataError: the file is missing, empty, or of another kind.
-    """
-    path = require(path)
-    data = path.read_bytes()
-    kind = next((name for magic, name in FOREIGN.items() if data.startswith(magic)), None)
-    if kind:
-        raise DataError(f"{path}: this is {kind}, not CSV text in UTF-8", "Unpack it, or save it as CSV in UTF-8.")
-    repairs = {"nul_bytes": data.count(b"\0") if b"\0" in data else 0}  # `in` is many times faster than counting
-    if repairs["nul_bytes"]:
-        data = data.replace(b"\0", b"")
-    repairs["byte_order_mark"] = int(data.startswith(b"\xef\xbb\xbf"))
-    if repairs["byte_order_mark"]:
-        data = data[3:]
-    repairs["crlf_line_ends"] = data.count(b"\r\n") if b"\r" in data else 0
-    if not data or data.isspace():
-        raise DataError(f"{path}: the file is empty", "Fetch it again (`kit download`), or remove it.")
-    return data, repairs
 
 
 def read(path: str | Path, columns: Sequence[str]) -> RawFile:
@@ -129,10 +77,11 @@ def read(path: str | Path, columns: Sequence[str]) -> RawFile:
             one, the row and the id.
     """
     path = Path(path)
-    data, repairs = load(path)
-    names = diagnose.header(data)
+    repairs = source.survey(path)
+    names = diagnose.header(source.head(path))
     _check_header(path, names, columns)
-    return RawFile(_batches(path, data, columns), tuple(n for n in names if n not in columns), repairs)
+    batches = _batches(path, repairs["nul_bytes"] > 0, columns)
+    return RawFile(batches, tuple(n for n in names if n not in columns), repairs)
 
 
 def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
@@ -155,37 +104,38 @@ def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
         raise DataError(f"{path}: row 1: the column {repeated[0]} stands there twice", "Remove one of them.")
 
 
-def _batches(path: Path, data: bytes, columns: Sequence[str]) -> Iterator[Batch]:
-    end = len(data)
-    while end and data[end - 1] in b"\r\n":
-        end -= 1
-    if data.find(b"\n", 0, end) == data.find(b"\r", 0, end) == -1:
-        raise DataError(f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`).")
-    if data.count(b'"', data.rfind(b"\n", 0, end) + 1) % 2 and (error := diagnose.structure(path, data)):
+def _batches(path: Path, nul_bytes: bool, columns: Sequence[str]) -> Iterator[Batch]:
+    if source.quote_is_open_at_the_end(path) and (error := diagnose.structure(path, source.load(path))):
         raise error  # pyarrow closes a quote that is open at the end of the file without a word
-    done = 0
-    for block in (BLOCK, min(len(data) + 1, BLOCK_LIMIT)):
+    done, reason = 0, None
+    for block in (BLOCK, min(path.stat().st_size + 1, BLOCK_LIMIT)):
         try:
             first = 0
-            for cells in _reader(data, columns, block):
+            file = pa.BufferReader(source.load(path)) if nul_bytes else pa.OSFile(str(path))
+            for cells in _reader(file, columns, block):
                 if first + len(cells) > done:
                     yield Batch(path, done, cells.slice(done - first))
                 first += len(cells)
                 done = max(done, first)
-            return
+            reason = None
+            break
         except pa.ArrowInvalid as invalid:
             reason = invalid
             if "straddl" not in str(invalid):  # else a cell is larger than a block: go on with the file as one block
                 break
-    error = diagnose.structure(path, data) or DataError(
+    if reason is None and done:
+        return
+    if reason is None or "Empty CSV" in str(reason):
+        raise DataError(f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`).")
+    error = diagnose.structure(path, source.load(path)) or DataError(
         f"{path}: not a CSV file that can be read: {diagnose.shorten(str(reason))}", diagnose.REMEDY
     )
     raise error from reason
 
 
-def _reader(data: bytes, columns: Sequence[str], block: int) -> pacsv.CSVStreamingReader:
+def _reader(file: pa.NativeFile, columns: Sequence[str], block: int) -> pacsv.CSVStreamingReader:
     return pacsv.open_csv(
-        pa.BufferReader(data),
+        file,
         pacsv.ReadOptions(block_size=block, use_threads=False),
         pacsv.ParseOptions(newlines_in_values=True),
         pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns)),
@@ -210,7 +160,7 @@ def check_unique(path: Path, ids: np.ndarray) -> None:
     _, firsts = np.unique(ids, return_index=True)
     if len(firsts) < len(ids):
         record = int(np.delete(np.arange(len(ids)), firsts)[0])
-        row, _ = diagnose.find_row(load(path)[0], int((ids == ids[record]).argmax()))
+        row, _ = diagnose.find_row(source.load(path), int((ids == ids[record]).argmax()))
         problem = f"this id stands in row {row} already"
         raise fault(path, record, str(ids[record]), problem, "Every row needs an id of its own.")
 

@@ -72,3 +72,9 @@ def check_kernels(name: str, capability: tuple[int, int], architectures: list[st
             f"this torch build has no kernels for {name} (sm_{major}{minor}; it has {', '.join(architectures)})",
             "On Kaggle choose the accelerator T4 x2; elsewhere install a torch build for this GPU.",
         )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch raises a plain RuntimeError for it on a CPU."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)

@@ -72,13 +72,24 @@ def _logits_of_share(
     model.eval()
     forward = model.both_orders if both_orders else model.forward
     with torch.inference_mode():
-        for places in token_batches(collate.lengths[rows].max(1), collate.encoded.sides, TOKENS[compute.device.type]):
+        lengths, tokens = collate.lengths[rows].max(1), TOKENS[compute.device.type]
+        pending = token_batches(lengths, collate.encoded.sides, tokens)
+        while pending:
+            places = pending.pop(0)
             batch = collate(rows[places])
             packs = [
                 {name: x.to(compute.device, non_blocking=True) for name, x in pack.items()} for pack in batch["packs"]
             ]
-            with compute.autocast():
-                logits = forward(packs, batch["order"].to(compute.device))
+            try:
+                with compute.autocast():
+                    logits = forward(packs, batch["order"].to(compute.device))
+            except torch.OutOfMemoryError:
+                if len(places) == 1:
+                    raise
+                left, tokens = np.concatenate([places, *pending]), tokens // 2
+                pending = [left[cut] for cut in token_batches(lengths[left], collate.encoded.sides, tokens)]
+                torch.cuda.empty_cache()
+                continue
             out[places] = logits.float().cpu().numpy()
             done += len(places)
             progress(done, len(rows))

@@ -4,7 +4,7 @@ import json
 
 
 def look() -> dict[str, object]:
-    """Names, memory in GB, torch's kernels, and in words what is wrong with them ('' if nothing)."""
+    """Names, memory in GB, capabilities ("7.5"); torch's kernels; in words what is wrong with them ('' if nothing)."""
     import torch
 
     from kit.errors import KitError
@@ -20,7 +20,14 @@ def look() -> dict[str, object]:
         except KitError as error:
             problem = str(error)
     memory = [round(p.total_memory / 1e9, 1) for p in properties]
-    return {"names": [p.name for p in properties], "memory_gb": memory, "kernels": kernels, "problem": problem}
+    capabilities = [f"{p.major}.{p.minor}" for p in properties]
+    return {
+        "names": [p.name for p in properties],
+        "memory_gb": memory,
+        "capabilities": capabilities,
+        "kernels": kernels,
+        "problem": problem,
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from kit.remote.faults import SETTINGS, CredentialsError
 
 HOW_TO = (
     f"Make a token at {SETTINGS} (Generate New Token), then `export KAGGLE_API_TOKEN=…`, or save it as "
-    "~/.kaggle/access_token; a legacy kaggle.json goes to ~/.kaggle/kaggle.json; `kaggle auth login` works too."
+    "~/.kaggle/access_token; a legacy kaggle.json goes to ~/.kaggle/kaggle.json; `kaggle auth login` works too. "
+    "`kit doctor --online` tries it."
 )
 
 

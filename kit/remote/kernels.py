@@ -35,6 +35,10 @@ class KernelRef:
         Raises:
             KaggleError: none of these.
         """
+        if not text.strip():
+            raise KaggleError(
+                "a kernel's name is empty", "Did the push before this fail? `kit kernels status` lists what is there."
+            )
         name = re.sub(r"^https?://(www\.)?kaggle\.com/(code/)?", "", text.strip()).split("?")[0].strip("/")
         match = re.fullmatch(r"(?:([\w-]+)/)?([\w-]{5,})(?:/v?(\d+))?", name)
         if not match or not (match[1] or owner) or match[3] == "0":

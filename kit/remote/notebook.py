@@ -75,6 +75,12 @@ def job_of(source: str) -> dict[str, Any]:
         return {}
 
 
+def kind_of(source: str) -> str:
+    """Whether a notebook of ours is for "train" or "infer"; '' for anybody else's."""
+    job = job_of(source)
+    return "train" if "recipe" in job else "infer" if "sources" in job else ""
+
+
 def _cell(name: str, kind: str, source: str) -> dict[str, Any]:
     cell = {"cell_type": kind, "id": name, "metadata": {}, "source": source}
     return cell | {"execution_count": None, "outputs": []} if kind == "code" else cell

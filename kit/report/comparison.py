@@ -84,11 +84,14 @@ def compare(
         valid = restrict(train, processed.train().select([ID]).take(processed.fold_rows(HOLDOUT)[1]).to_pandas())
     truths = {"valid": valid} | ({"test": _with_groups(read_truth(truth), processed)} if truth else {})
     lines = _references(processed, train if kind == OOF else train[~train[ID].isin(valid[ID])], truths)
+    test_ids = set(processed.test()[ID].to_pylist())
     for run in opened:
         files = [run.part(HOLDOUT) / "valid.csv" if kind == HOLDOUT else run.path / "oof.csv", run.path / "test.csv"]
-        lines.append(_line(run.name, [f for f in files if f.is_file()], truths, **_training_figures(run, kind)))
+        lines.append(
+            _line(run.name, [f for f in files if f.is_file()], truths, test_ids, **_training_figures(run, kind))
+        )
     for name in dict.fromkeys(name for name, _ in frames):
-        lines.append(_line(name, [file for other, file in frames if other == name], truths))
+        lines.append(_line(name, [file for other, file in frames if other == name], truths, test_ids))
     return Comparison(tuple(lines), kind)
 
 
@@ -166,7 +169,7 @@ def _references(processed: Processed, trained_on: pd.DataFrame, truths: Truths) 
     return lines
 
 
-def _line(name: str, files: Sequence[Path], truths: Truths, **training: Any) -> Line:
+def _line(name: str, files: Sequence[Path], truths: Truths, test_ids: set[int], **training: Any) -> Line:
     """The figures of prediction files; the ids of each say which rows it is of."""
     figures: dict[str, Figures] = {}
     for file in files:
@@ -175,10 +178,10 @@ def _line(name: str, files: Sequence[Path], truths: Truths, **training: Any) -> 
         split = next((split for split, truth in truths.items() if ids == set(truth[ID])), None)
         if split:
             figures[split] = _figures(align(found, truths[split], str(file))[0], truths[split])
-        elif "test" in truths:  # without their truth, test predictions cannot be scored and say nothing
+        elif "test" in truths or ids != test_ids:  # without their truth, test predictions cannot be scored
             raise DataError(
                 f"{file}: its {len(ids)} ids are neither the {len(truths['valid'])} validation rows nor the "
-                f"{len(truths['test'])} test rows",
+                f"{len(test_ids)} test rows",
                 "Compare predictions of the same rows: `kit predict RUN --split valid` or `--split test`.",
             )
     return Line(name, **figures, **training)

@@ -85,7 +85,7 @@ def tfidf(pairs: Pairs, labels: np.ndarray) -> Model:
     """
     weights = ngrams.inverse_frequencies(pairs.counts)
     odd_scale = _scale(pairs.a - pairs.b, 0.0)
-    mean = _even(pairs).mean(axis=0)
+    mean = _even(pairs).mean(axis=0, dtype=np.float64).astype(np.float32)
     even_scale = _scale(_even(pairs), mean)
 
     def blocks(some: Pairs) -> tuple[list[symmetric.Block], list[symmetric.Block]]:
@@ -105,14 +105,13 @@ def boosted(pairs: Pairs, labels: np.ndarray) -> Model:
     """
     inner = folds(pairs.groups) == 0
     fitting, judging = np.flatnonzero(~inner), np.flatnonzero(inner)
-    trial = _trees(MOST_TREES, pairs.take(fitting), labels[fitting])
-    a_first, b_first = (trial.staged_predict_proba(x) for x in _both_orders(pairs.take(judging)))
-    losses = [metrics.log_loss((x + y[:, SWAP]) / 2, labels[judging]) for x, y in zip(a_first, b_first, strict=True)]
+    trial, held = _trees(MOST_TREES, pairs.take(fitting), labels[fitting]), _both_orders(pairs.take(judging))
+    stages = zip(*(trial.staged_predict_proba(order) for order in held), strict=True)
+    losses = [metrics.log_loss(_average(trial, *stage), labels[judging]) for stage in stages]
     model = _trees(int(np.argmin(losses)) + 1, pairs, labels)
 
     def predict(other: Pairs) -> np.ndarray:
-        x, y = (model.predict_proba(order) for order in _both_orders(other))
-        return (x + y[:, SWAP]) / 2
+        return _average(model, *map(model.predict_proba, _both_orders(other)))
 
     return Model(predict, model.n_iter_ * model.n_trees_per_iteration_ * LEAVES)
 
@@ -144,8 +143,8 @@ def _even(pairs: Pairs) -> np.ndarray:
 
 def _scale(values: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
     """The deviation of each column from `mean`, (C,); 1 where it is constant."""
-    deviation = np.sqrt(np.square(values - mean).mean(axis=0))
-    return np.where(deviation > 0, deviation, 1)
+    deviation = np.sqrt(np.square(values - mean).mean(axis=0, dtype=np.float64))
+    return np.where(deviation > 0, deviation, 1).astype(np.float32)
 
 
 def _both_orders(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -166,3 +165,10 @@ def _trees(number: int, pairs: Pairs, labels: np.ndarray) -> HistGradientBoostin
         random_state=0,
     )
     return model.fit(np.vstack(_both_orders(pairs)), np.concatenate([labels, np.array(SWAP)[labels]]))
+
+
+def _average(model: HistGradientBoostingClassifier, as_is: np.ndarray, swapped: np.ndarray) -> np.ndarray:
+    """The mean of two predictions (N, classes seen in training), the second of swapped answers: (N, 3)."""
+    both = np.zeros((2, len(as_is), len(CLASSES)))
+    both[0][:, model.classes_], both[1][:, model.classes_] = as_is, swapped
+    return (both[0] + both[1][:, SWAP]) / 2

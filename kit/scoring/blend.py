@@ -1,7 +1,7 @@
 """A fitted blend as it is kept: members by name, their weights, the pool they meet in, the temperature after it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,6 @@ import pandas as pd
 
 from kit import frame as prediction
 from kit.errors import DataError
-from kit.schema import ID
 from kit.scoring import saved
 from kit.scoring.calibration import Calibration, parse
 from kit.scoring.ensemble import arithmetic_pool, convex, geometric_pool, stack
@@ -20,12 +19,20 @@ Pool = Literal["arithmetic", "geometric"]
 
 @dataclass(frozen=True)
 class Blend:
-    """Members' names, their convex weights in the same order, the pool, and the calibration of what comes out."""
+    """Members' names, their convex weights in the same order, the pool, and the calibration of what comes out.
+
+    A member that was tried and dropped has weight 0: its predictions are not needed.
+    """
 
     members: tuple[str, ...]
     weights: tuple[float, ...]
     pool: Pool
     calibration: Calibration = field(default_factory=Calibration)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The members with a weight."""
+        return tuple(name for name, weight in zip(self.members, self.weights, strict=True) if weight > 0)
 
     def of(self, members: np.ndarray) -> np.ndarray:
         """The blend of probabilities (M, N, 3), in the order of `members`: (N, 3)."""
@@ -33,30 +40,33 @@ class Blend:
         return self.calibration.of(pooled(members, np.array(self.weights)))
 
 
-def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
-    """The blend of prediction frames that are matched to its members by name and to each other by id.
+def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: list[str]) -> pd.DataFrame:
+    """The blend of prediction frames, matched to its members by name and to each other by id; rows as in the first.
 
     Args:
         blend: what `read` or a fit gives.
-        frames: prediction frames with the same ids in any order, one of each member.
+        frames: prediction frames with the same ids in any order, one of each member that has a weight; those of
+            dropped members are not looked at.
         names: what `members.read_members` calls them.
 
     Raises:
-        DataError: a member is missing, or a frame belongs to none; ids differ.
+        DataError: a member is missing or there twice, or a frame belongs to none; ids differ.
     """
-    missing = [name for name in blend.members if name not in names]
+    missing = [name for name in blend.used if name not in names]
     unknown = [name for name in names if name not in blend.members]
-    if missing or unknown or len(names) != len(blend.members):
+    if missing or unknown or len(set(names)) != len(names):
         said = [f"lacks {', '.join(missing)}"] if missing else []
         said += [f"does not know {', '.join(unknown)}"] if unknown else []
         raise DataError(
-            f"the blend {' and '.join(said) or 'takes each member once'}: it was fitted to {', '.join(blend.members)}",
+            f"the blend {' and '.join(said) or 'takes each member once'}: it is one of {', '.join(blend.used)}",
             "Name one file for each member: RUN/test.csv, or a file that is called as the member is.",
         )
-    order = [list(names).index(name) for name in blend.members]
-    ids, members = stack([frames[i] for i in order], [names[i] for i in order])
-    position = pd.Index(ids).get_indexer(frames[0][ID])  # rows as in the first file given
-    return prediction.make(ids[position], blend.of(members)[position])
+    given = [name for name in names if name in blend.used]
+    ids, members = stack([frames[names.index(name)] for name in given], given)
+    weights = dict(zip(blend.members, blend.weights, strict=True))
+    return prediction.make(
+        ids, replace(blend, members=tuple(given), weights=tuple(map(weights.get, given))).of(members)
+    )
 
 
 def write(blend: Blend, path: str | Path, fitted: dict[str, Any]) -> None:
@@ -71,7 +81,7 @@ def read(path: str | Path) -> Blend:
 
     Raises:
         DataError: the file is missing or is not one.
-        KitError: its weights are not convex.
+        KitError: all its weights are 0.
     """
     content = saved.read(path, "blend")
     by_hand = "The file was changed by hand; fit the blend again."
@@ -82,5 +92,6 @@ def read(path: str | Path) -> Blend:
     names = tuple(m.get("name") for m in members) if whole else ()
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise DataError(f"{path}: members are not a list of names, each once, with weights", by_hand)
-    weights = convex([saved.number(path, m.get("weight"), "weight", low=0) for m in members], names)
-    return Blend(names, tuple(weights.tolist()), content["pool"], parse(path, calibration))
+    weights = tuple(saved.number(path, m.get("weight"), "weight", low=0) for m in members)
+    convex(weights, names)  # raises where all are 0
+    return Blend(names, weights, content["pool"], parse(path, calibration))

@@ -28,7 +28,7 @@ class Calibration:
         return self == Calibration()
 
     def of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, (N, 3) from (N, 3); zeros are taken for the EPS that the log loss takes them for."""
+        """Calibrated probabilities, (N, 3) from (N, 3); a zero is taken for the EPS that the log loss takes it for."""
         if self.identity:
             return probabilities
         return softmax(logarithms(probabilities) / self.temperature + np.array(self.bias)[:, None]).T

@@ -43,7 +43,7 @@ class Fit:
     """A fitted blend and what it is worth.
 
     Attributes:
-        blend: fitted to all rows, for use on others; without the members that were dropped.
+        blend: fitted to all rows, for use on others; dropped members have weight 0.
         method: how it was fitted; "mean" where rows were too few to fit anything.
         rows: number of rows.
         in_sample: log loss of the blend on the rows it was fitted to.
@@ -101,7 +101,7 @@ def fit(
         method: how to fit; None tries both pools, and from 8 members the greedy choice too, and takes the lowest
             cross-fitted log loss.
         draws: bootstrap draws for the spread of the weights.
-        seed: of the draws.
+        seed: of the folds and of the draws.
 
     Raises:
         DataError: fewer than two frames, ids that differ, rows that are not probabilities.
@@ -133,19 +133,19 @@ def fit(
         used = min(fits, key=lambda each: fits[each].log_loss)
         kept, found, notes = prune(used, fits[used], rows, names)
         drawn = spread(pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed)
-    blend = as_blend(used, found.point, [names[i] for i in kept])
-    shares = np.zeros((len(drawn), len(names)))
+    point, shares = np.zeros(len(names)), np.zeros((len(drawn), len(names)))
+    point[kept] = found.point
+    blend = as_blend(used, point, names)
     shares[:, kept] = drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1 / HOTTEST)
     low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).tolist()
     heat = np.quantile(1 / np.maximum(drawn.sum(axis=1), 1 / HOTTEST), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    weights = dict(zip(blend.members, blend.weights, strict=True))
     return Fit(
         blend=blend,
         method=used,
         rows=len(labels),
-        in_sample=log_loss(blend.of(members[kept]), labels),
+        in_sample=log_loss(blend.of(members), labels),
         cross_fitted=found.log_loss,
-        members=tuple(map(Member, names, alone, (weights.get(n, 0.0) for n in names), low, high)),
+        members=tuple(map(Member, names, alone, blend.weights, low, high)),
         temperature=(float(heat[0]), float(heat[1])),
         tried=tuple(tried),
         gain=difference(row_losses(found.crossed, labels), row_losses(members[best], labels), groups),

@@ -22,7 +22,7 @@ Counts = tuple[sparse.csr_array, ...]  # one of each kind, (N, WIDTH) float32
 
 
 def count(texts: Sequence[str]) -> Counts:
-    """1 + ln(n) where an n-gram stands n times in a text."""
+    """1 + ln(n) where an n-gram stands n times in one of the N texts, a row each."""
     counts = []
     for kind in KINDS:
         hashing = HashingVectorizer(n_features=WIDTH, alternate_sign=False, norm=None, dtype=np.float32, **kind)
@@ -47,14 +47,10 @@ def weigh(counts: Counts, weights: Sequence[np.ndarray]) -> Counts:
     weighed = []
     for block, weight in zip(counts, weights, strict=True):
         place = np.cumsum(weight > 0, dtype=np.int32) - 1
-        scaled = sparse.csr_array(
-            (block.data * weight[block.indices], block.indices.copy(), block.indptr.copy()), block.shape
-        )
+        scaled = block.copy()
+        scaled.data *= weight[block.indices]
         scaled.eliminate_zeros()
+        scaled = normalize(scaled, copy=False)
         shape = (block.shape[0], int(place[-1]) + 1)
-        weighed.append(
-            sparse.csr_array(
-                normalize(sparse.csr_array((scaled.data, place[scaled.indices], scaled.indptr), shape), copy=False)
-            )
-        )
+        weighed.append(sparse.csr_array((scaled.data, place[scaled.indices], scaled.indptr), shape))
     return tuple(weighed)

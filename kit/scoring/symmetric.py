@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from kit.scoring.softmax import loss, softmax
 
@@ -28,6 +29,7 @@ class Symmetric:
         return softmax(_logits(odd, even, self.odd, self.even)).T
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
 def fit(odd: Sequence[Block], even: Sequence[Block], labels: np.ndarray, penalty: float, steps: int = 200) -> Symmetric:
     """The coefficients of the lowest log loss with an L2 penalty; the intercept is free.
 

@@ -106,6 +106,7 @@ def spread(
         draws: resamplings.
         seed: of the random generator.
     """
+    point = np.maximum(point, LEAST)
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     gradients = _row_gradients(pool, point, members, labels)
     sums = np.stack([np.bincount(group, weights=each, minlength=len(sizes)) for each in gradients])  # (M, G)
@@ -142,5 +143,5 @@ def _hessian(evaluate: Objective, point: np.ndarray) -> np.ndarray:
 def _root(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """R with R'R = H, and the inverse of R'; directions in which nearly equal members leave H flat are kept stiff."""
     values, vectors = np.linalg.eigh(hessian)
-    scale = np.sqrt(np.maximum(values, 1e-6 * values.max()))
+    scale = np.sqrt(np.maximum(values, max(1e-6 * values.max(), 1e-12)))
     return scale[:, None] * vectors.T, vectors.T / scale[:, None]

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kit.training.optim import Schedule
+from kit.training.sampler import LengthBuckets
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,12 @@ class Progress:
 class Steering(TrainerCallback):
     """Lowers the rate on a plateau, keeps track of the best checkpoint, and tells a listener how it goes."""
 
-    def __init__(self, schedule: Schedule, listen: Callable[[Progress], None]):
-        self.schedule, self.listen = schedule, listen
+    def __init__(
+        self, schedule: Schedule, sampler: LengthBuckets, steps_per_epoch: int, listen: Callable[[Progress], None]
+    ):
+        self.schedule, self.sampler, self.steps_per_epoch, self.listen = schedule, sampler, steps_per_epoch, listen
         self.best, self.began, self.first, self.loss = math.inf, 0.0, 0, None
+        self.skipped_steps = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After a resume the best loss so far is in the state; the run may have been moved since, its paths not."""
@@ -43,6 +48,18 @@ class Steering(TrainerCallback):
         self.best = math.inf if state.best_metric is None else state.best_metric
         if state.best_global_step:
             state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Tells the sampler its epoch; accelerate's loaders lose it under torchrun once a resume has wrapped them."""
+        self.sampler.set_epoch(state.global_step // self.steps_per_epoch)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Evaluates the last step, whatever the interval; counts the steps that the fp16 loss scaler skipped."""
+        self.skipped_steps += bool(getattr(optimizer, "step_was_skipped", False))
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -70,6 +87,11 @@ class Steering(TrainerCallback):
             )
 
 
+def agreed(mine: bool) -> bool:
+    """What the first process decides, in every process: if one stopped alone, the others would wait for it for ever."""
+    return bool(broadcast_object_list([mine])[0])
+
+
 class TimeBudget(TrainerCallback):
     """Ends training in time to evaluate, save and finish, keeping the best checkpoint; says early that it will."""
 
@@ -92,7 +114,8 @@ class TimeBudget(TrainerCallback):
             self._project(state, pace)
         # Twice the last evaluation and save: both, and then the predictions of the finished model, are still to come.
         reserve = max(2 * self.closing, (self.deadline - self.began) / 20 if math.isfinite(self.deadline) else 0.0)
-        if self.stepped + pace + reserve > self.deadline and state.global_step < state.max_steps:
+        late = self.stepped + pace + reserve > self.deadline and state.global_step < state.max_steps
+        if math.isfinite(self.deadline) and agreed(late):
             self.out_of_time = True
             control.should_training_stop = control.should_evaluate = control.should_save = True
             self.say(f"out of time at step {state.global_step} of {state.max_steps}; ending with the best checkpoint")
@@ -104,7 +127,7 @@ class TimeBudget(TrainerCallback):
     def _project(self, state: TrainerState, pace: float) -> None:
         needed, left = pace * (state.max_steps - state.global_step), self.deadline - time.monotonic()
         if needed > left:
-            reached = state.global_step + int(left / pace)
+            reached = state.global_step + int(0.9 * left / pace)  # the rest is for evaluations and the end
             self.say(
                 f"at this pace training needs {needed / 3600:.1f} h more, and {left / 3600:.1f} h are left: it will "
                 f"end near step {reached} of {state.max_steps}. A schedule that fits: --set train.max_steps={reached}"

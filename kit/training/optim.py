@@ -52,7 +52,7 @@ class Schedule(LRScheduler):
     """Linear warm-up, then a linear or cosine fall to 0, a constant, or reductions on plateau.
 
     The plateau factor multiplies the curve, so it composes with warm-up; it is part of the state, so it survives a
-    resume. Unlike torch's ReduceLROnPlateau it leaves the groups' rates in proportion.
+    resume, which torch's ReduceLROnPlateau in Trainer does not do: it replaces the schedule.
     """
 
     def __init__(self, optim: torch.optim.Optimizer, spec: TrainSpec, total_steps: int):

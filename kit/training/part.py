@@ -21,7 +21,7 @@ from kit.data.encode import Vocabulary, encode_cached
 from kit.data.processed import Processed
 from kit.errors import DeviceError, RunError
 from kit.model.batches import Padding
-from kit.model.device import choose
+from kit.model.device import choose, out_of_memory
 from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
@@ -72,14 +72,14 @@ def train_part(
     say(compute.reason)
     ranks = PartialState(cpu=compute.device.type == "cpu")
     transformers.set_seed(recipe.train.seed)
-    table = data.train()
     with ranks.main_process_first():  # the others find its downloads and caches
         model, vocabulary = new_model(recipe, data)
-        encoded = encode_cached(table, data.digest("train"), vocabulary, recipe.encode, data.cache)
+        encoded = encode_cached(data.train(), data.digest("train"), vocabulary, recipe.encode, data.cache)
     cut = encoded.cut / (len(encoded) * encoded.sides)
     say(f"{len(encoded):,} rows encoded; {cut:.0%} of sides cut to {recipe.encode.max_tokens} tokens")
     train_rows, valid_rows = data.fold_rows(fold)
-    padding, labels = Padding(), table[LABEL].to_numpy()
+    rows = data.train([ID, LABEL])
+    padding, labels = Padding(), rows[LABEL].to_numpy()
     model.to(compute.device)  # before the collators look where it is
     collate = collator(model, encoded, vocabulary, labels)
     counted = collator(model, encoded, vocabulary, labels, padding)
@@ -90,7 +90,7 @@ def train_part(
         last = last_whole_checkpoint(checkpoints)
     if resume and last:
         say(f"going on from step {last.name.rpartition('-')[2]}")
-    with _advice_on_memory(recipe):
+    with _advice_on_memory(recipe, trainer.args.per_device_train_batch_size):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         logits = predict_logits(model, collate, valid_rows, compute, both_orders=recipe.predict.swap)
     each, state = probabilities(logits), trainer.state
@@ -106,13 +106,14 @@ def train_part(
         "cut_sides": cut,
         "padding_waste": padding.waste,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "skipped_steps": trainer.skipped_steps,
         "out_of_time": budget.out_of_time,
         "minutes": (time.monotonic() - started) / 60,
         "device": compute.reason,
         "versions": {"kit": kit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     if ranks.is_main_process:
-        ids = table[ID].to_numpy()[valid_rows]
+        ids = rows[ID].to_numpy()[valid_rows]
         _finish(part, model, vocabulary, frame.make(ids, each), state.log_history, metrics)
     ranks.wait_for_everyone()
     return metrics
@@ -153,19 +154,13 @@ def _finite(entry: dict[str, float]) -> dict[str, float | None]:
 
 
 @contextmanager
-def _advice_on_memory(recipe: Recipe) -> Iterator[None]:
+def _advice_on_memory(recipe: Recipe, rows: int) -> Iterator[None]:
     """Turns running out of memory into advice."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        words = str(error).lower()
-        if (
-            not isinstance(error, torch.OutOfMemoryError | MemoryError)
-            and "alloc" not in words
-            and "memory" not in words
-        ):
+        if not out_of_memory(error):
             raise
-        rows = recipe.train.micro_batch_size or recipe.train.batch_size
         raise DeviceError(
             f"out of memory with {rows} rows of 2 x {recipe.encode.max_tokens} tokens per forward pass",
             f"Try --set train.micro_batch_size={max(1, rows // 2)} (the same result, more steps), then "

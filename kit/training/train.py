@@ -1,5 +1,6 @@
 """A whole run: its folds one after another, within the time there is, and the out-of-fold predictions at the end."""
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import CLASSES, ID, LABEL
 from kit.scoring.metrics import accuracy, log_loss
-from kit.training.callbacks import Progress
+from kit.training.callbacks import Progress, agreed
 from kit.training.part import train_part
 
 
@@ -55,13 +56,15 @@ def train(
         run = RunDir.create(runs, recipe, origin)
     longest = 0.0
     for number, each in enumerate(folds):
-        if not run.done(each) and time.monotonic() + longest > deadline:
+        if not run.done(each) and agreed(time.monotonic() + longest > deadline):
             left = ", ".join(map(str, folds[number:]))
             say(f"no time for another fold; left: {left}. The same command goes on with them")
             break
         start = time.monotonic()
         train_part(recipe, processed, run, each, resume=resume, deadline=deadline, listen=listen, say=say)
         longest = max(longest, time.monotonic() - start)
+        gc.collect()  # Trainer's model and optimizer hang in a reference cycle, and the next fold needs their memory
+        torch.cuda.empty_cache()
     return _summarise(run, processed, write=ranks.is_main_process)
 
 
@@ -70,7 +73,8 @@ def _summarise(run: RunDir, processed: Processed, write: bool) -> dict[str, Any]
     summary: dict[str, Any] = {"run": str(run.path), "parts": run.parts()}
     if all(run.done(fold) for fold in range(processed.folds)):
         oof = pd.concat([frame.read(run.part(fold) / "valid.csv") for fold in range(processed.folds)])
-        truth = dict(zip(processed.train()[ID].to_pylist(), processed.train()[LABEL].to_pylist(), strict=True))
+        rows = processed.train([ID, LABEL])
+        truth = dict(zip(rows[ID].to_pylist(), rows[LABEL].to_pylist(), strict=True))
         labels, each = oof[ID].map(truth).to_numpy(), oof[list(CLASSES)].to_numpy()
         summary["oof"] = {"log_loss": log_loss(each, labels), "accuracy": accuracy(each, labels), "rows": len(oof)}
         if write:

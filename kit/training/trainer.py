@@ -64,32 +64,32 @@ class PairTrainer(Trainer):
         self,
         *,
         spec: TrainSpec,
+        sampler: LengthBuckets,
         collate: Collator,
         eval_collate: Collator,
         valid: np.ndarray,
         compute: Compute,
         **kwargs: Any,
     ):
-        self.spec, self.collate, self.eval_collate, self.valid, self.compute = (
-            spec,
-            collate,
-            eval_collate,
-            valid,
-            compute,
-        )
+        self.spec, self.sampler, self.valid, self.compute = spec, sampler, valid, compute
+        self.eval_collate = eval_collate
         loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
         super().__init__(data_collator=collate, compute_loss_func=loss, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Rows | None = None) -> LengthBuckets:
-        rows = (train_dataset or self.train_dataset).rows
-        return LengthBuckets(self.collate.lengths[rows], self.spec.batch_size, self.spec.seed)
+        return self.sampler
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps that the fp16 loss scaler left out because a gradient was not finite."""
+        return next(c.skipped_steps for c in self.callback_handler.callbacks if isinstance(c, Steering))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Log loss and accuracy of the validation rows; every process gets them."""
         logits = predict_logits(self.accelerator.unwrap_model(self.model), self.eval_collate, self.valid, self.compute)
-        labels = self.collate.labels[self.valid]
+        labels = self.eval_collate.labels[self.valid]
         if not np.isfinite(logits).all():
             raise RunError(
                 f"the training diverged: at step {self.state.global_step} the logits are not finite",
@@ -133,6 +133,7 @@ def make_trainer(
         load_best_model_at_end=True,
         metric_for_best_model="log_loss",
         greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,  # the patience that early stopping has left
         logging_strategy="steps",
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -159,11 +160,13 @@ def make_trainer(
     args.logging_steps = max(1, min(50, args.eval_steps // 4))
     optim = optimizer(model, spec)
     schedule = Schedule(optim, spec, steps)
-    callbacks: list[TrainerCallback] = [Steering(schedule, listen)]
+    sampler = LengthBuckets(collate.lengths[train_rows], spec.batch_size, spec.seed)
+    callbacks: list[TrainerCallback] = [Steering(schedule, sampler, per_epoch, listen)]
     if spec.patience:
         callbacks.append(EarlyStoppingCallback(spec.patience))
     trainer = PairTrainer(
         spec=spec,
+        sampler=sampler,
         collate=collate,
         eval_collate=eval_collate,
         valid=valid_rows,

@@ -1,0 +1,480 @@
+"""The commands that reach Kaggle, as typed: what they print, which exit code, and what they leave when they fail."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from fake_kaggle import OWNER, FakeKaggle
+from fake_services import SLUG
+from heard import Heard
+from test_fleet import RECIPE, output
+
+from kit.cli import main
+from kit.remote import ledger, notebook
+from kit.remote.retry import Patience
+
+TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
+TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
+INFER = f"{OWNER}/kit-infer"
+Kit = Callable[..., Result]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's working folder, empty."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def kit(fake: FakeKaggle, home: Path, here: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
+    """`kit …` of a user with a legacy key, against the fake; pauses only count, and what is printed is heard."""
+    quick = functools.partial(Patience, sleep=heard.pauses.append)
+    for where in ("kit.remote.retry", "kit.doctor"):
+        monkeypatch.setattr(f"{where}.Patience", quick)
+
+    def run(*arguments: object) -> Result:
+        result = CliRunner().invoke(main, [str(each) for each in arguments])
+        heard.lines.append(result.output)
+        assert Path.cwd() == here
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+        return result
+
+    with fake.patched(home):
+        yield run
+
+
+@pytest.fixture
+def nobody(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Kit:
+    """The same without credentials."""
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
+    return kit
+
+
+@pytest.fixture
+def ready(fake: FakeKaggle) -> None:
+    """A finished inference kernel on Kaggle."""
+    job = {"push": "a" * 32, "sources": [{"ref": f"{OWNER}/kit-train-a", "weight": 1.0}]}
+    fake.kernel_script = ["COMPLETE"]
+    text = notebook.build("infer", job)
+    more = {"kernelType": "notebook", "enableInternet": False, "competitionDataSources": [SLUG]}
+    fake.save_kernel({"slug": INFER, "text": text, **more})
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_whole_way_as_typed(kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    assert kit("download").exit_code == 0
+    train = kit(*TRAIN, "--fold", "all", "--max-hours", 9)
+    assert (train.exit_code, train.stdout) == (0, f"{OWNER}/{TRAIN_SLUG}/1\n")
+    ref = train.stdout.strip()
+    assert f"kit kernels wait {ref}" in train.stderr
+    waited = kit("kernels", "wait", ref)
+    assert waited.stdout == f"{ref} COMPLETE\n"
+    assert waited.stderr.endswith(f"Next: kit kernels push infer --runs {ref}\n")
+    infer = kit("kernels", "push", "infer", "--runs", ref, "--wait")
+    assert infer.exit_code == 0, infer.output
+    assert f"Next: kit submit --kernel {INFER}/1 -m" in infer.stderr
+    assert kit("kernels", "output", INFER).stdout == "kernels/kit-infer.output/submission.csv\n"
+    submitted = kit("submit", "--kernel", f"{INFER}/1", "-m", "the whole way", "--wait")
+    assert submitted.exit_code == 0, submitted.output
+    assert "COMPLETE: public score 0.98765" in submitted.stdout
+    assert "5 submissions left today" in submitted.stderr
+    assert "GPU hours left" in submitted.stderr
+    listed = kit("submissions").stdout
+    assert all(word in listed for word in ("0.98765", "the whole way", f"{INFER}/1"))
+    assert ledger.read(here / "submissions/ledger.csv")[0].runs == f"{OWNER}/{TRAIN_SLUG}"
+    assert len(fake.submissions) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["download"],
+        TRAIN,
+        [*TRAIN, "--fan-out"],
+        ["kernels", "push", "infer", "--runs", "me/kit-train"],
+        ["kernels", "status"],
+        ["kernels", "wait", "me/kit-train"],
+        ["kernels", "logs", "me/kit-train"],
+        ["kernels", "output", "me/kit-train"],
+        ["submit", "--kernel", "kit-infer", "-m", "m"],
+        ["submissions"],
+    ],
+    ids=" ".join,
+)
+def test_without_credentials_every_command_says_how_to_get_them(
+    nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str]
+) -> None:
+    result = nobody(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no Kaggle credentials found" in result.stderr
+    assert "https://www.kaggle.com/settings/api" in result.stderr
+    assert (fake.calls, left(here)) == ([], [])
+
+
+def test_a_stale_token_is_named_with_what_it_shadows(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "stale-token")
+    result = kit("download")
+    assert result.exit_code == 1
+    assert "unset KAGGLE_API_TOKEN" in result.stderr
+    assert "stale-token" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["submit", "-m", "neither"],
+        ["submit", "a.csv", "--kernel", "me/kit-infer", "-m", "both"],
+        ["submit", "--kernel", "me/kit-infer"],
+        ["kernels", "push", "infer"],
+        ["kernels", "push", "infer", "--runs", "a", "--runs", "b", "c"],
+        ["kernels", "push", "infer", "--runs", "a", "--weights", "one"],
+        ["kernels", "push", "infer", "--runs", "a", "--weights", "1", "--method", "mean"],
+        ["kernels", "push", "infer", "--runs", "a", "--method", "weights"],
+        ["kernels", "push", "infer", "--runs", "a", "--max-hours", "9.5"],
+        [*TRAIN, "--backbone", "tiny-roberta"],
+        [*TRAIN, "--fan-out", "--title", "mine"],
+        [*TRAIN, "--gpu", "a100"],
+        [*TRAIN, "--max-hours", "13"],
+        ["kernels", "wait"],
+        ["kernels", "output", "me/kit-train", "--runs", "runs", "--only", "*.csv"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_two_and_asks_nobody(kit: Kit, fake: FakeKaggle, arguments: list[str]) -> None:
+    assert kit(*arguments).exit_code == 2
+    assert fake.calls == []
+
+
+class TestDownload:
+    def test_it_says_what_came_and_what_is_next(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        result = kit("download", "--json")
+        told = json.loads(result.stdout)
+        assert told["sizes"] == {name: len(data) for name, data in fake.competitions[SLUG].items()}
+        assert "Kaggle may have updated it" in result.stderr
+        again = kit("download")
+        assert "there already" in again.stderr
+        assert "Next: kit preprocess --raw data/raw" in again.stderr
+        assert left(here) == [f"data/raw/{name}" for name in sorted(fake.competitions[SLUG])]
+
+    def test_rules_that_are_not_accepted(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        fake.rules_accepted.clear()
+        result = kit("download")
+        assert result.exit_code == 1
+        assert f"https://www.kaggle.com/competitions/{SLUG}/rules" in result.stderr
+        assert left(here) == []
+
+    def test_a_competition_that_is_not_there(self, kit: Kit) -> None:
+        result = kit("download", "--competition", "no-such-thing")
+        assert result.exit_code == 1
+        assert "Check the name of the competition" in result.stderr
+
+    def test_what_is_there_is_not_overwritten(self, kit: Kit, here: Path) -> None:
+        (here / "data/raw").mkdir(parents=True)
+        (here / "data/raw/train.csv").write_text("mine")
+        assert "--force" in kit("download").stderr
+        assert (here / "data/raw/train.csv").read_text() == "mine"
+        assert kit("download", "--force").exit_code == 0
+
+
+class TestPush:
+    @pytest.mark.parametrize(
+        ("arguments", "slugs"),
+        [
+            (TRAIN, [TRAIN_SLUG]),
+            (["kernels", "push", "infer", "--runs", "a-kernel", "b/other", "--weights", "2,1"], ["kit-infer"]),
+            ([*TRAIN, "--fan-out", "--folds", "2"], [TRAIN_SLUG.replace("all-folds", f"fold-{k}") for k in (0, 1)]),
+        ],
+    )
+    def test_a_dry_run_writes_the_folder_and_asks_nobody(
+        self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], slugs: list[str]
+    ) -> None:
+        result = nobody(*arguments, "--dry-run")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.split() == [f"kernels/{slug}" for slug in slugs]
+        assert "OWNER" in result.stderr
+        assert "without --dry-run" in result.stderr
+        names = [f"kernels/{slug}/{name}" for slug in slugs for name in ("kernel-metadata.json", f"{slug}.ipynb")]
+        assert left(here) == sorted(names)
+        assert fake.calls == []
+
+    def test_a_dry_run_with_a_key_writes_the_id_that_a_push_has(self, kit: Kit, here: Path) -> None:
+        assert json.loads(kit(*TRAIN, "--dry-run", "--json").stdout) == [
+            {"kernel": f"{OWNER}/{TRAIN_SLUG}", "folder": f"kernels/{TRAIN_SLUG}"}
+        ]
+        written = json.loads((here / f"kernels/{TRAIN_SLUG}/kernel-metadata.json").read_text())
+        assert written["id"] == f"{OWNER}/{TRAIN_SLUG}"
+
+    def test_the_options_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
+        options = ["--fold", 1, "--folds", 3, "--text", "ascii", "--set", "train.lr=1e-5", "--max-hours", 2]
+        result = kit(*TRAIN, *options, "--title", "my own title", "--gpu", "none", "--json")
+        assert json.loads(result.stdout)[0]["kernel"] == f"{OWNER}/my-own-title/1"
+        (call,) = fake.seen("SaveKernel")
+        job = notebook.job_of(call.body["text"])
+        assert (job["fold"], job["max_hours"], job["gpu"]) == ("1", 2.0, "none")
+        assert job["preprocess"] == {"text": "ascii", "split": "grouped", "folds": 3, "valid": 0.1, "seed": 0}
+        assert "lr = 1e-05" in job["recipe"]
+        assert call.body["enableGpu"] is False
+
+    def test_weights_and_method_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.kernel_script = ["COMPLETE"]
+        for name in ("kit-a", "kit-b"):
+            fake.save_kernel({"slug": f"{OWNER}/{name}", "text": ""})
+        runs = ["--runs", "kit-a", "kit-b", "--weights", "2,1", "--local-score", "1.01"]
+        assert kit("kernels", "push", "infer", *runs).exit_code == 0
+        call = fake.seen("SaveKernel")[-1]
+        job = notebook.job_of(call.body["text"])
+        assert (job["method"], [s["weight"] for s in job["sources"]], job["local_score"]) == ("weights", [2, 1], "1.01")
+        assert call.body["kernelDataSources"] == [f"{OWNER}/kit-a", f"{OWNER}/kit-b"]
+        assert call.body["enableInternet"] is False
+
+    def test_the_p100_needs_a_yes(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        refused = kit(*TRAIN, "--gpu", "p100")
+        assert refused.exit_code == 1
+        assert "retired the P100" in refused.stderr
+        assert "--yes" in refused.stderr
+        assert (fake.calls, left(here)) == ([], [])
+        assert kit(*TRAIN, "--gpu", "p100", "--yes").exit_code == 0
+        assert fake.seen("SaveKernel")[0].body["machineShape"] == "NvidiaTeslaT4"
+
+    def test_a_push_that_kaggle_refuses_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.max_gpu_sessions = 0
+        result = kit(*TRAIN)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "Maximum batch GPU session count" in result.stderr
+        assert "stop one at https://" in result.stderr
+
+    def test_a_push_without_one_of_its_sources_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
+        del fake.competitions[SLUG]
+        result = kit(*TRAIN)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"without competition {SLUG}" in result.stderr
+
+    def test_waiting_for_a_run_that_fails_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.kernel_script, fake.kernel_failure = ["QUEUED", "ERROR"], "out of memory"
+        result = kit(*TRAIN, "--wait")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "failed: out of memory" in result.stderr
+        assert "The log ends:\nhello" in result.stderr
+        assert f"kit kernels logs {OWNER}/{TRAIN_SLUG}/1" in result.stderr
+
+    @pytest.mark.parametrize("fold", ["5", "-1", "first"])
+    def test_a_fold_that_there_will_not_be_is_refused_here(self, kit: Kit, fake: FakeKaggle, fold: str) -> None:
+        result = kit(*TRAIN, "--fold", fold)
+        assert result.exit_code == 1
+        assert "Choose 0 to 4" in result.stderr
+        assert fake.calls == []
+
+    def test_a_run_that_is_misspelt_is_no_kernel(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        (here / "runs/tiny-1").mkdir(parents=True)
+        (here / "runs/tiny-1/origin.json").write_text("{}")
+        result = kit("kernels", "push", "infer", "--runs", "runs/tiny-2-typo")
+        assert result.exit_code == 1
+        assert "Runs in runs: tiny-1" in result.stderr
+        result = kit("kernels", "push", "infer", "--runs", "elsewhere/tiny-2-typo", "--dataset")
+        assert (result.exit_code, "none of these is one" in result.stderr) == (1, True)
+        assert fake.seen("SaveKernel") == []
+
+    def test_the_empty_name_of_a_push_that_failed_is_explained(self, kit: Kit, fake: FakeKaggle) -> None:
+        for command in (["kernels", "push", "infer", "--runs", ""], ["submit", "--kernel", "", "-m", "m"]):
+            result = kit(*command)
+            assert (result.exit_code, "a kernel's name is empty" in result.stderr) == (1, True)
+        assert fake.calls == []
+
+    def test_a_run_of_this_machine_can_go_as_a_dataset(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        for name, data in output(RECIPE, "0").items():
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / name).write_bytes(data)
+        run = f"runs/{RECIPE.run_name}"
+        refused = kit("kernels", "push", "infer", "--runs", run)
+        assert (refused.exit_code, "Add --dataset" in refused.stderr) == (1, True)
+        dry = kit("kernels", "push", "infer", "--runs", run, "--dataset", "--dry-run")
+        assert (dry.exit_code, fake.datasets) == (0, {})
+        assert kit("kernels", "push", "infer", "--runs", run, "--dataset").exit_code == 0
+        (ref,) = fake.datasets
+        assert fake.seen("SaveKernel")[0].body["datasetDataSources"] == [ref]
+
+
+class TestFanOut:
+    def test_runs_come_home(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        fake.kernel_files = output(RECIPE, "0")
+        result = kit(*TRAIN, "--fold", 0, "--fan-out")
+        assert result.exit_code == 0, result.output
+        assert f"Next: kit kernels push infer --runs runs/{RECIPE.run_name}" in result.stderr
+        assert (here / f"runs/{RECIPE.run_name}/fold0/model.safetensors").is_file()
+
+    def test_one_that_fails_is_a_failure_with_its_reason(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.kernel_script = ["QUEUED", "ERROR"]
+        result = kit(*TRAIN, "--backbone", "tiny-roberta", "--fold", "holdout", "--fan-out", "--json")
+        assert result.exit_code == 1
+        assert [row["status"] for row in json.loads(result.stdout)] == ["failed", "failed"]
+        assert "the same command again" in result.stderr
+
+    def test_the_same_training_twice_is_refused(self, kit: Kit, fake: FakeKaggle) -> None:
+        assert "are the same" in kit(*TRAIN, "--backbone", "tiny-electra", "--fan-out").stderr
+        assert fake.calls == []
+
+
+class TestKernels:
+    def test_status_shows_what_was_pushed_from_here(self, kit: Kit, fake: FakeKaggle) -> None:
+        nothing = kit("kernels", "status")
+        assert (nothing.exit_code, "Next: kit kernels push train" in nothing.stderr) == (0, True)
+        kit(*TRAIN)
+        kit("kernels", "push", "infer", "--runs", "a/kit-train", "--dry-run")
+        states = json.loads(kit("kernels", "status", "--json").stdout)
+        assert {s["kernel"]: s["status"] for s in states} == {f"{OWNER}/{TRAIN_SLUG}": "QUEUED", INFER: "MISSING"}
+
+    @pytest.mark.usefixtures("ready")
+    def test_the_status_of_a_failed_run_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
+        assert kit("kernels", "status", "kit-infer").exit_code == 0
+        fake.kernel_script = ["ERROR"]
+        fake.save_kernel({"slug": INFER, "text": ""})
+        result = kit("kernels", "status", INFER)
+        assert result.exit_code == 1
+        assert f"kit kernels logs {INFER}" in result.stderr
+        assert kit("kernels", "status", f"{INFER}/1").exit_code == 0
+
+    @pytest.mark.parametrize("command", ["status", "wait", "logs", "output"])
+    def test_a_kernel_that_is_not_there(self, kit: Kit, here: Path, command: str) -> None:
+        result = kit("kernels", command, "me/not-there")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "check the spelling" in result.stderr
+        assert left(here) == []
+
+    def test_waiting_ends_when_it_should(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.kernel_script = ["RUNNING"]
+        fake.save_kernel({"slug": INFER, "text": ""})
+        result = kit("kernels", "wait", INFER, "--timeout", 1, "--every", 30)
+        assert result.exit_code == 1
+        assert "RUNNING after 1 minutes" in result.stderr
+
+    @pytest.mark.usefixtures("ready")
+    def test_logs_are_text_or_json(self, kit: Kit) -> None:
+        assert kit("kernels", "logs", "kit-infer").stdout == "hello\n"
+        assert json.loads(kit("kernels", "logs", INFER, "--json").stdout) == {"kernel": INFER, "log": "hello\n"}
+
+    @pytest.mark.usefixtures("ready")
+    def test_output_is_whole_and_not_overwritten(self, kit: Kit, here: Path) -> None:
+        told = json.loads(kit("kernels", "output", "kit-infer", "-o", "got", "--only", "*.csv", "--json").stdout)
+        assert told == {"kernel": INFER, "files": ["got/submission.csv"], "hashes_compared": False}
+        assert left(here) == ["got/kit-infer.log", "got/submission.csv"]
+        assert "--force" in kit("kernels", "output", "kit-infer", "-o", "got").stderr
+        assert kit("kernels", "output", "kit-infer", "-o", "got", "--force").exit_code == 0
+
+    @pytest.mark.usefixtures("ready")
+    def test_an_error_page_is_no_output(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        fake.fail("_blob", 200, raw=b"<html>Sign in</html>", times=99)
+        result = kit("kernels", "output", INFER)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "a web page came in place of submission.csv" in result.stderr
+        assert left(here) == []
+
+    def test_output_of_a_training_comes_home_as_a_run(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        fake.kernel_files, fake.kernel_script = output(RECIPE, "0"), ["COMPLETE"]
+        kit(*TRAIN, "--wait")
+        assert kit("kernels", "output", TRAIN_SLUG, "--runs", "runs").stdout == f"runs/{RECIPE.run_name}/fold0\n"
+        again = kit("kernels", "output", TRAIN_SLUG, "--runs", "runs")
+        assert (again.exit_code, "already" in again.stderr) == (0, True)
+
+
+class TestSubmit:
+    @pytest.mark.usefixtures("ready")
+    def test_a_submission_that_fails_is_explained(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], "Notebook Timeout"
+        result = kit("submit", "--kernel", INFER, "-m", "too slow", "--wait")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "longer than 9 hours" in result.stderr
+        assert ledger.read(here / "submissions/ledger.csv")[0].error == "Notebook Timeout"
+
+    @pytest.mark.usefixtures("ready")
+    def test_without_waiting_it_says_where_the_score_will_be(self, kit: Kit) -> None:
+        result = kit("submit", "--kernel", "kit-infer", "-m", "m", "--json")
+        assert json.loads(result.stdout)["kernel"] == f"{INFER}/1"
+        assert "kit submissions" in kit("submit", "--kernel", INFER, "-m", "m").stderr
+
+    def test_this_competition_takes_no_files(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
+        result = kit("submit", "mine.csv", "-m", "m")
+        assert result.exit_code == 1
+        assert "kit kernels push infer" in result.stderr
+        assert fake.submissions == []
+
+    def test_another_one_gets_the_file(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
+        fake.notebooks_only = False
+        assert kit("submit", "mine.csv", "-m", "m").exit_code == 0
+        assert ledger.read()[0].file == "mine.csv"
+
+    def test_a_run_that_is_not_finished_says_how_to_wait(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.kernel_script = ["RUNNING"]
+        fake.save_kernel({"slug": INFER, "text": ""})
+        result = kit("submit", "--kernel", "kit-infer", "-m", "m")
+        assert result.exit_code == 1
+        assert f"kit kernels wait {INFER}" in result.stderr
+        assert fake.submissions == []
+
+    def test_rules_that_are_not_accepted(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.rules_accepted.clear()
+        result = kit("submissions")
+        assert result.exit_code == 1
+        assert f"competitions/{SLUG}/rules" in result.stderr
+
+    def test_the_list_keeps_what_only_the_ledger_knows(self, kit: Kit, here: Path) -> None:
+        assert "None yet" in kit("submissions").stderr
+        old = ledger.Entry("2026-01-01T00:00:00Z", "7", SLUG, kernel="other/kit-infer/3", message="another account")
+        ledger.record(old)
+        listed = kit("submissions").stdout
+        assert "another account" in listed
+        assert "in the ledger only" in listed
+        assert json.loads(kit("submissions", "--json").stdout)[0]["kaggle"] is None
+
+
+class TestDoctor:
+    def test_online_it_shows_the_account_and_what_is_left(self, kit: Kit, fake: FakeKaggle) -> None:
+        result = kit("doctor", "--online")
+        assert result.exit_code == 0, result.output
+        for told in (OWNER, "5 submissions left today", "29.0 of 30 GPU hours left", "legacy key from KAGGLE_KEY"):
+            assert told in result.stdout
+        reading = {"GetCompetition", "GetSubmissionLimits", "GetAcceleratorQuotaStatistics"}
+        assert {call.rpc.split("/")[1] for call in fake.calls} == reading
+
+    def test_offline_it_asks_nothing(self, kit: Kit, fake: FakeKaggle) -> None:
+        assert kit("doctor").exit_code == 0
+        assert fake.calls == []
+
+    def test_a_stale_token_is_broken(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KAGGLE_API_TOKEN", "stale-token")
+        result = kit("doctor", "--online")
+        assert result.exit_code == 1
+        assert "unset KAGGLE_API_TOKEN" in result.stdout
+        assert result.stdout.endswith("Broken: Kaggle credential\n")
+
+    def test_a_competition_that_is_not_joined_is_broken(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.rules_accepted.clear()
+        result = kit("doctor", "--online")
+        assert result.exit_code == 1
+        assert f"https://www.kaggle.com/competitions/{SLUG}/rules" in result.stdout
+
+    def test_a_kaggle_that_does_not_answer_is_broken(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.fail("GetCompetition", 503, times=9)
+        result = kit("doctor", "--online")
+        assert result.exit_code == 1
+        assert "https://status.kaggle.com" in result.stdout
+
+    @pytest.mark.parametrize("used", [108000, None])
+    def test_no_gpu_hours_are_no_failure(self, kit: Kit, fake: FakeKaggle, used: int | None) -> None:
+        if used is None:
+            fake.fail("GetAcceleratorQuotaStatistics", 403, "no phone number", times=9)
+        fake.gpu_used_s = used or 0
+        result = kit("doctor", "--online")
+        assert result.exit_code == 0, result.output
+        assert "note    GPU quota" in result.stdout

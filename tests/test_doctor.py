@@ -1,0 +1,218 @@
+"""What doctor finds: broken things are named with the next step, nothing is asked of Kaggle unless told to."""
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from pyarrow import parquet as pq
+
+from kit import doctor, memory
+from kit.cli import main
+from kit.errors import DeviceError
+from kit.model import device, preflight
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder and a home with nothing in them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def kit(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["doctor", *(str(each) for each in arguments)])
+
+
+def finding(part: str, *arguments: object) -> dict[str, str]:
+    """The last finding about a part."""
+    return [f for f in json.loads(kit(*arguments, "--json").stdout) if f["part"] == part][-1]
+
+
+def test_nothing_is_broken_here_and_every_part_is_named():
+    result = kit()
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("Nothing is broken\n")
+    for part in ("Python", "torch", "kaggle", "device", "precision", "memory", "disk", "raw data", "processed data"):
+        assert f"  {part} " in result.stdout
+    assert "Next: Run `kit download --out data/raw`" in result.stdout
+    assert "https://www.kaggle.com/settings/api" in result.stdout
+
+
+def test_every_package_of_the_installed_metadata_is_compared():
+    parts = {f["part"] for f in json.loads(kit("--json").stdout)}
+    assert {"torch", "transformers", "kaggle", "six", "numpy"} <= parts
+    assert "pytest" not in parts, "an extra"
+
+
+@pytest.mark.parametrize(
+    ("needed", "told"),
+    [
+        ("numpy>=99", "(needs >=99)"),
+        ("no-such-package>=1", "not installed (needs >=1)"),
+        ("no-such-package; python_version < '3'", None),
+        ("no-such-package; extra == 'test'", None),
+    ],
+)
+def test_a_package_out_of_range_is_broken(needed: str, told: str | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: [needed])
+    result = kit()
+    assert result.exit_code == (told is not None)
+    if told:
+        assert told in result.stdout
+        assert "pip install" in result.stdout
+        assert f"Broken: {needed.partition('>')[0]}" in result.stdout
+
+
+def test_a_kit_that_is_not_installed_is_broken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "DISTRIBUTION", "no-such-distribution")
+    found = finding("kit")
+    assert (found["state"], found["next"]) == ("broken", "Run `make setup`.")
+
+
+def test_a_torch_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatch):
+    def fail() -> None:
+        raise OSError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(preflight, "look", fail)
+    assert kit().exit_code == 1
+    assert "libcudart" in finding("device")["found"]
+
+
+def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(monkeypatch: pytest.MonkeyPatch):
+    seen = {"names": ["Tesla T4"] * 2, "memory_gb": [15.8] * 2, "capabilities": ["7.5"] * 2, "kernels": ["sm_75"]}
+    monkeypatch.setattr(preflight, "look", lambda: {**seen, "problem": ""})
+    chosen = device.Compute(device.torch.device("cuda", 0), "fp16", "Tesla T4, capability 7.5: fp16")
+    monkeypatch.setattr(device, "choose", lambda: chosen)
+    found = [f for f in doctor.device() if f.part == "device"]
+    assert [f.found for f in found] == ["Tesla T4, 15.8 GB, capability 7.5; torch has kernels for sm_75"] * 2
+    assert "bf16 is native only from capability 8.0" in finding("precision")["found"]
+
+
+def test_a_gpu_without_kernels_is_broken(monkeypatch: pytest.MonkeyPatch):
+    def refuse() -> None:
+        raise DeviceError("this torch build has no kernels for Tesla P100", "On Kaggle choose the accelerator T4 x2.")
+
+    monkeypatch.setattr(device, "choose", refuse)
+    found = finding("precision")
+    assert (found["state"], "P100" in found["found"], "T4" in found["next"]) == ("broken", True, True)
+    assert kit().exit_code == 1
+
+
+@pytest.mark.parametrize(("free", "state"), [(10**9, "broken"), (10**10, "note"), (10**12, "ok")])
+def test_the_disk_needs_room(free: int, state: str, monkeypatch: pytest.MonkeyPatch):
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert finding("disk")["state"] == state
+
+
+class TestMemory:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+        (tmp_path / "proc/meminfo").write_text("MemTotal:  16000 kB\nMemAvailable:  8000 kB\nHugePages_Total:  0\n")
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("limit", "used", "expected"),
+        [
+            (None, None, (16000 * 1024, 8000 * 1024)),
+            ("max", "5", (16000 * 1024, 8000 * 1024)),
+            ("4096", "1000", (4096, 3096)),
+            (str(10**15), "0", (16000 * 1024, 8000 * 1024)),
+        ],
+    )
+    def test_a_containers_limit_counts(self, root: Path, limit: str | None, used: str, expected: tuple[int, int]):
+        if limit:
+            (root / "sys/fs/cgroup/memory.max").write_text(limit + "\n")
+            (root / "sys/fs/cgroup/memory.current").write_text(used + "\n")
+        here = memory.memory(root)
+        assert (here.total, here.free) == expected
+
+    def test_elsewhere_posix_says_how_much_there_is(self, tmp_path: Path):
+        here = memory.memory(tmp_path)
+        assert here.total > 2**28
+        assert here.free is None
+
+    @pytest.mark.parametrize(("free", "state"), [(5 * 10**8, "broken"), (2 * 10**9, "note"), (10**10, "ok")])
+    def test_too_little_of_it_is_broken(self, free: int, state: str, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(doctor, "memory", lambda: memory.Memory(10**10, free))
+        assert finding("memory")["state"] == state
+
+    def test_a_system_that_does_not_say_is_no_failure(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(doctor, "memory", lambda: memory.Memory(None, None))
+        assert finding("memory")["state"] == "note"
+
+
+class TestData:
+    def test_what_is_there_is_counted(self, raw: Path, data: Path):
+        rows = {name: pq.read_metadata(data / f"{name}.parquet").num_rows for name in ("train", "test")}
+        counted = f"{rows['train']} training and {rows['test']} test rows"
+        assert counted in finding("processed data", "--data", data)["found"]
+        found = finding("raw data", "--raw", raw)
+        assert found["state"] == "ok"
+        assert "kit's own sample" in found["found"]
+        assert "test.csv" in found["found"]
+
+    def test_what_is_missing_is_named(self, raw: Path, empty: Path):
+        (empty / "some").mkdir()
+        shutil.copy(raw / "test.csv", empty / "some")
+        found = finding("raw data", "--raw", "some")
+        assert (found["state"], found["found"]) == ("note", "some has no train.csv, sample_submission.csv")
+        assert finding("processed data")["next"] == "Run `kit preprocess --out data/processed` first."
+
+    def test_processed_rows_that_were_changed_are_broken(self, data: Path, empty: Path):
+        shutil.copytree(data, empty / "copy")
+        with (empty / "copy/test.parquet").open("ab") as file:
+            file.write(b"x")
+        assert kit("--data", "copy").exit_code == 1
+        assert "test.parquet" in finding("processed data", "--data", "copy")["found"]
+
+
+class TestCredential:
+    def test_the_one_that_is_sent_is_named_and_so_is_what_it_shadows(self, monkeypatch: pytest.MonkeyPatch):
+        for name, value in {"API_TOKEN": "sec-token", "USERNAME": "me", "KEY": "sec-key"}.items():
+            monkeypatch.setenv(f"KAGGLE_{name}", value)
+        result = kit()
+        assert "would use the access token from KAGGLE_API_TOKEN" in result.stdout
+        assert "the legacy key from KAGGLE_KEY (user me) is not used" in result.stdout
+        assert "sec-" not in result.output
+
+    def test_what_is_wrong_with_one_is_said(self, empty: Path):
+        (empty / "home/.kaggle").mkdir(parents=True)
+        (empty / "home/.kaggle/kaggle.json").write_text("{")
+        assert "is not JSON" in kit().stdout
+
+    def test_without_one_only_the_online_check_is_broken(self):
+        assert finding("Kaggle credential")["state"] == "note"
+        assert finding("Kaggle credential", "--online")["state"] == "broken"
+        assert kit("--online").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "part", "told"),
+    [
+        ("torch", "device", "torch does not work: not\n here"),
+        ("pyarrow", "processed data", "cannot be read: not"),
+        ("packaging", "packages", "cannot be compared: not"),
+    ],
+)
+def test_a_broken_package_is_a_finding_and_no_traceback(tmp_path: Path, package: str, part: str, told: str):
+    (tmp_path / f"{package}.py").write_text("raise ImportError('not\\n  here')")
+    command = [sys.executable, "-c", "from kit.cli import main; main(['doctor'])"]
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert " ".join(told.split()) in done.stdout
+    assert part in done.stdout.splitlines()[-1]
+    assert done.stderr == ""

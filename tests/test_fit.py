@@ -1,0 +1,268 @@
+"""Weights that were put in are found again, useless members go, and a saved blend gives what was fitted."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import approx_fprime
+
+from kit import frame
+from kit.atomic import write_json
+from kit.errors import DataError, KitError, RunError
+from kit.schema import CLASSES
+from kit.scoring import blend, candidate, fit, members, saved, weights
+from kit.scoring.blend import Blend
+from kit.scoring.calibration import Calibration
+from kit.scoring.metrics import log_loss
+from kit.scoring.softmax import softmax
+
+
+def predictions(rows: int, count: int, seed: int = 0, width: float = 1.3) -> np.ndarray:
+    """Members (M, N, 3) that disagree."""
+    return softmax(np.random.default_rng(seed).normal(size=(3, rows * count)) * width).T.reshape(count, rows, 3)
+
+
+def drawn(truth: Blend, made: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Labels (N,) of the probabilities that the blend gives."""
+    chances = np.random.default_rng(seed).random((made.shape[1], 1))
+    return (chances > truth.of(made).cumsum(axis=1)).sum(axis=1).clip(0, 2)
+
+
+def case(truth: Blend, rows: int, seed: int = 0, extra: int = 0, width: float = 1.3):
+    """Frames and names of the blend's members and of `extra` useless ones, and a truth drawn from it."""
+    made = predictions(rows, len(truth.members) + extra, seed, width)
+    labels = drawn(truth, made[: len(truth.members)], seed + 1)
+    ids = np.random.default_rng(seed).permutation(5 * rows)[:rows]
+    table = pd.DataFrame({"id": ids, "label": labels, "group": np.arange(rows) // 2})
+    names = [*truth.members, *(f"useless{i}" for i in range(extra))]
+    return [frame.make(ids, each) for each in made], names, table
+
+
+def numbers(table: pd.DataFrame) -> np.ndarray:
+    return table[list(CLASSES)].to_numpy()
+
+
+@pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
+def test_a_known_blend_and_temperature_are_recovered_to_two_decimals(pool):
+    truth = Blend(("a", "b", "c"), (0.55, 0.3, 0.15), pool, Calibration(0.7))
+    found = fit.fit(*case(truth, 150_000, width=2.0), method=pool)
+    assert found.blend.members == truth.members
+    assert found.blend.weights == pytest.approx(truth.weights, abs=0.01)
+    assert found.blend.calibration.temperature == pytest.approx(0.7, abs=0.01)
+    assert [m.low < w < m.high for m, w in zip(found.members, truth.weights, strict=True)] == [True] * 3
+    assert found.temperature[0] < 0.7 < found.temperature[1]
+    assert found.gain.verdict == "better"
+
+
+@pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
+def test_the_pool_that_made_the_truth_wins(pool):
+    truth = Blend(("a", "b"), (0.5, 0.5), pool)
+    assert fit.fit(*case(truth, 20_000, width=2.5)).method == pool
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "geometric", "greedy"])
+def test_a_useless_member_has_no_weight_and_is_dropped_by_name(method):
+    truth = Blend(("a", "b"), (0.6, 0.4), "geometric")
+    frames, names, table = case(truth, 20_000, extra=1)
+    raw = candidate.candidate(method, rows_of(frames, table))
+    assert raw.point[2] / raw.point.sum() < 0.02
+    found = fit.fit(frames, names, table, method)
+    assert (found.blend.members, found.blend.used) == (("a", "b", "useless0"), ("a", "b"))
+    assert (found.members[2].name, found.members[2].weight) == ("useless0", 0)
+    assert any("useless0 is dropped" in note for note in found.notes)
+
+
+def rows_of(frames: list[pd.DataFrame], table: pd.DataFrame) -> candidate.Rows:
+    major = np.stack([numbers(each).T for each in frames])
+    labels, groups = table["label"].to_numpy(), table["group"].to_numpy()
+    return candidate.Rows(major, labels, groups, groups % 5)
+
+
+def test_the_cross_fitted_loss_is_not_below_the_one_in_sample_over_seeds():
+    truth = Blend(("a", "b"), (0.6, 0.4), "geometric", Calibration(1.3))
+    gaps = []
+    for seed in range(25):
+        found = fit.fit(*case(truth, 500, seed, extra=2), draws=2)
+        gaps += [trial.cross_fitted - trial.in_sample for trial in found.tried[2:]]
+        gaps.append(found.cross_fitted - found.in_sample)
+    assert np.mean(gaps) > 2 * np.std(gaps) / np.sqrt(len(gaps)) > 0
+
+
+def test_few_rows_get_the_plain_mean_and_are_told_so():
+    frames, names, table = case(Blend(("a", "b"), (0.9, 0.1), "arithmetic"), 150)
+    found = fit.fit(frames, names, table)
+    assert (found.method, found.blend.weights, found.blend.calibration.identity) == ("mean", (0.5, 0.5), True)
+    assert "150 rows are too few to fit 2 parameters: it takes 200" in found.notes[0]
+    mean = np.mean([numbers(each) for each in frames], axis=0)
+    np.testing.assert_allclose(found.crossed, mean, rtol=1e-12)
+    assert found.in_sample == found.cross_fitted == pytest.approx(log_loss(mean, table["label"].to_numpy()))
+
+
+@pytest.mark.parametrize("method", [None, "arithmetic", "geometric", "greedy"])
+def test_applying_a_saved_blend_is_the_fit(tmp_path, method):
+    frames, names, table = case(Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "geometric", Calibration(1.2)), 3000)
+    found = fit.fit(frames, names, table, method, draws=20)
+    blend.write(found.blend, tmp_path / "b.json", found.fitted)
+    again = blend.read(tmp_path / "b.json")
+    assert again == found.blend
+    order = [2, 0, 1]
+    shuffled = [frames[i].sample(frac=1, random_state=i) for i in order]
+    applied = blend.apply(again, shuffled, [names[i] for i in order])
+    assert applied["id"].tolist() == shuffled[0]["id"].tolist()
+    aligned = applied.set_index("id").loc[table["id"]]
+    assert log_loss(numbers(aligned), table["label"].to_numpy()) == pytest.approx(found.in_sample, abs=1e-12)
+    whole = found.blend.of(np.stack([numbers(each) for each in frames]))
+    np.testing.assert_allclose(numbers(aligned), whole, rtol=1e-12)
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 50), st.permutations(range(3)))
+def test_the_order_of_members_and_rows_does_not_matter(seed, order):
+    frames, names, table = case(Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "arithmetic"), 700, seed)
+    one = fit.fit(frames, names, table, "geometric", draws=5)
+    other = fit.fit(
+        [frames[i].sample(frac=1, random_state=seed) for i in order],
+        [names[i] for i in order],
+        table.sample(frac=1, random_state=seed + 1),
+        "geometric",
+        draws=5,
+    )
+    shares = dict(zip(one.blend.members, one.blend.weights, strict=True))
+    assert dict(zip(other.blend.members, other.blend.weights, strict=True)) == pytest.approx(shares, abs=1e-4)
+    assert other.cross_fitted == pytest.approx(one.cross_fitted, abs=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
+def test_the_gradient_is_that_of_the_loss(pool):
+    made = np.ascontiguousarray(predictions(50, 3).transpose(0, 2, 1))
+    objective = weights.objective(pool, made, np.arange(50) % 3)
+    for point in (np.array([0.2, 0.5, 0.9]), np.array([1.5, 0.01, 0.3])):
+        np.testing.assert_allclose(
+            objective(point)[1], approx_fprime(point, lambda p: objective(p)[0], 1e-7), atol=1e-5
+        )
+        shares = Blend(("a", "b", "c"), tuple(point / point.sum()), pool, Calibration(1 / point.sum()))
+        assert objective(point)[0] == pytest.approx(log_loss(shares.of(made.transpose(0, 2, 1)), np.arange(50) % 3))
+
+
+@pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
+def test_one_step_of_the_bootstrap_is_nearly_a_whole_fit(pool):
+    truth = Blend(("a", "b", "c"), (0.6, 0.3, 0.1), pool, Calibration(1.2))
+    made = predictions(1200, 3)
+    major, labels, groups = np.ascontiguousarray(made.transpose(0, 2, 1)), drawn(truth, made), np.arange(1200) // 2
+    point = weights.coefficients(pool, major, labels)
+    quick = weights.spread(pool, point, major, labels, groups, draws=40, seed=3)
+    generator, whole = np.random.default_rng(3), []
+    for _ in range(40):
+        rows = (generator.integers(0, 600, 600)[:, None] * 2 + [0, 1]).ravel()
+        whole.append(weights.coefficients(pool, major[:, :, rows], labels[rows], point))
+    for one, other in zip(quick.T, np.array(whole).T, strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.95
+        assert np.std(one) == pytest.approx(np.std(other), rel=0.15)
+    assert (quick >= 0).all()
+
+
+def test_greedy_choice_starts_with_the_best_and_leaves_noise_out():
+    truth = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
+    made = predictions(20_000, 12)
+    labels = drawn(truth, made[:2])
+    assert weights.choose(np.ascontiguousarray(made.transpose(0, 2, 1)), labels) == [0, 1]
+
+
+def test_many_members_are_fitted_by_greedy_choice_too():
+    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 3000, extra=7)
+    found = fit.fit(frames, names, table, draws=5)
+    assert [trial.method for trial in found.tried[2:]] == ["arithmetic", "geometric", "greedy"]
+    assert found.blend.used == ("a", "b")
+    assert len(found.members) == len(found.blend.members) == 9
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "geometric", "greedy"])
+def test_members_that_are_all_harmful_make_a_flat_blend(method):
+    made = predictions(2000, 2)
+    labels = made.mean(axis=0).argmin(axis=1)
+    ids = np.arange(2000)
+    table = pd.DataFrame({"id": ids, "label": labels})
+    found = fit.fit([frame.make(ids, each) for each in made], ["a", "b"], table, method, draws=5)
+    assert found.cross_fitted < log_loss(made.mean(axis=0), labels)
+    assert found.cross_fitted == pytest.approx(np.log(3), abs=0.2)
+    assert np.isfinite(found.crossed).all()
+    assert np.isfinite([(member.low, member.high) for member in found.members]).all()
+
+
+def test_frames_of_other_rows_are_refused():
+    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
+    with pytest.raises(DataError, match="b lacks 1 id"):
+        fit.fit([frames[0], frames[1].iloc[1:]], names, table)
+    with pytest.raises(DataError, match=r"a lacks 1 id .* of the truth"):
+        fit.fit([each.iloc[1:] for each in frames], names, table)
+    with pytest.raises(DataError, match="two prediction files or more"):
+        fit.fit(frames[:1], names[:1], table)
+    with pytest.raises(KitError, match="no way to fit 'stacking'"):
+        fit.fit(frames, names, table, "stacking")
+
+
+def test_a_blend_takes_each_of_its_members_once_by_name():
+    known = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
+    one, other = (frame.make(np.array([1, 2]), each) for each in predictions(2, 2))
+    with pytest.raises(DataError, match=r"the blend lacks b and does not know c: it is one of a, b"):
+        blend.apply(known, [one, other], ["a", "c"])
+    with pytest.raises(DataError, match="lacks b"):
+        blend.apply(known, [one], ["a"])
+    with pytest.raises(DataError, match="each member once"):
+        blend.apply(known, [one, other, other], ["a", "b", "b"])
+
+
+def test_a_dropped_member_may_be_named_or_left_out():
+    known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric")
+    three = [frame.make(np.array([1, 2]), each) for each in predictions(2, 3)]
+    pd.testing.assert_frame_equal(
+        blend.apply(known, three[::-1], ["c", "b", "a"]), blend.apply(known, three[1::-1], ["b", "a"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pool": "median"}, "pool is 'median'"),
+        ({"members": []}, "not a list of names"),
+        ({"members": [{"name": "a", "weight": 1}] * 2}, "not a list of names"),
+        ({"members": [{"name": "a", "weight": -1}]}, "weight is '-1'"),
+        ({"members": [{"name": "a", "weight": 0}]}, "weights must be 0 or more, and one of them above 0"),
+        ({"calibration": None}, "pool is"),
+        ({"calibration": {"temperature": -1, "bias": [0, 0, 0]}}, "temperature is '-1'"),
+    ],
+)
+def test_a_blend_changed_by_hand_is_refused(tmp_path, change, words):
+    good = {"pool": "arithmetic", "members": [{"name": "a", "weight": 1.0}]}
+    saved.write(tmp_path / "b.json", "blend", good | {"calibration": {"temperature": 1.0, "bias": [0, 0, 0]}} | change)
+    with pytest.raises(KitError, match=words):
+        blend.read(tmp_path / "b.json")
+
+
+def written(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.write(frame.make(np.arange(3), predictions(3, 1, seed)[0]), path)
+    return path
+
+
+def test_members_are_called_by_their_run_or_by_their_file(tmp_path):
+    run = tmp_path / "deberta-1a2b3c4d"
+    write_json(run / "origin.json", {"data": "x"})
+    files = [written(run / "oof.csv"), written(run / "fold0" / "valid.csv"), written(tmp_path / "roberta.v2.csv")]
+    assert [members.member_name(each) for each in files] == ["deberta-1a2b3c4d", "deberta-1a2b3c4d", "roberta.v2"]
+    names, frames = members.read_members([files[0], files[2]])
+    assert (names, len(frames)) == (["deberta-1a2b3c4d", "roberta.v2"], 2)
+    with pytest.raises(DataError, match="all called 'deberta-1a2b3c4d'"):
+        members.read_members(files[:2])
+
+
+def test_runs_of_other_rows_or_folds_are_not_blended(tmp_path):
+    for name, data in (("one", "x"), ("two", "y")):
+        write_json(tmp_path / name / "origin.json", {"data": data})
+    files = [written(tmp_path / name / "oof.csv") for name in ("one", "two")]
+    with pytest.raises(RunError, match="two was trained on other rows or folds than"):
+        members.read_members(files)
