@@ -39,6 +39,7 @@ setup(
         "scipy>=1.13",
         "sentencepiece>=0.2",
         "six>=1.16",  # kaggle imports it without declaring it
+        "threadpoolctl>=3.5",
         "tokenizers>=0.21",
         "tomli-w>=1.1",
         "torch>=2.10",

@@ -6,20 +6,13 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")  # before transformers
 
 import pytest
+from quick_recipe import QUICK
 
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
 from kit.recipe import Recipe
 from kit.recipes import load
-
-QUICK = (
-    "encode.max_tokens=32",
-    "train.epochs=2",
-    "train.batch_size=16",
-    "train.evals_per_epoch=4",
-    "train.label_smoothing=0.05",
-)
 
 
 @pytest.fixture(scope="session")

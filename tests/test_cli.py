@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import click
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from conftest import QUICK
+from quick_recipe import QUICK
 
+from kit import frame
 from kit.cli import main
 from kit.errors import KitError
 
@@ -178,3 +180,58 @@ def test_numbers_need_no_torch(command: list[str], raw: Path, tmp_path: Path):
     code = f"import sys, kit.cli; kit.cli.main({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
+
+
+@pytest.fixture(scope="module")
+def baselines(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two baseline runs with out-of-fold and test predictions."""
+    runs = tmp_path_factory.mktemp("runs")
+    for name in ("length", "prior"):
+        done = kit("baseline", name, "--data", data, "--runs", runs, "--fold", "all")
+        assert done.exit_code == 0, done.stderr
+        assert "out-of-fold" in done.stdout
+    return [runs / "baseline-length", runs / "baseline-prior"]
+
+
+def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, tmp_path: Path):
+    files = [run / "test.csv" for run in baselines]
+    oof = [each for run in baselines for each in ("--fit", run / "oof.csv")]
+    truth = ("--truth", data / "train.parquet")
+    fitted = kit("ensemble", *files, *oof, *truth, "-o", tmp_path / "fitted.csv", "--save", tmp_path / "blend.json")
+    assert fitted.exit_code == 0, fitted.stderr
+    assert "baseline-length" in fitted.stdout
+    applied = kit("ensemble", *reversed(files), "--apply", tmp_path / "blend.json", "-o", tmp_path / "applied.csv")
+    assert applied.exit_code == 0, applied.stderr
+    ours, theirs = (frame.read(tmp_path / f"{name}.csv").set_index("id").sort_index() for name in ("fitted", "applied"))
+    pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_calibration_is_saved_and_applied(baselines: list[Path], data: Path, raw: Path, tmp_path: Path):
+    oof, truth = baselines[0] / "oof.csv", ("--truth", data / "train.parquet")
+    done = kit(
+        "calibrate", oof, *truth, "--method", "temperature", "--save", tmp_path / "t.json", "-o", tmp_path / "c.csv"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "cross-fitted" in done.stdout
+    assert sorted(frame.read(tmp_path / "c.csv")["id"]) == sorted(frame.read(oof)["id"])
+    applied = kit("calibrate", baselines[0] / "test.csv", "--apply", tmp_path / "t.json", "-o", tmp_path / "test.csv")
+    assert applied.exit_code == 0, applied.stderr
+    assert kit("validate", tmp_path / "test.csv", "--sample", raw / "sample_submission.csv").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ensemble"],
+        ["ensemble", "a.csv"],
+        ["ensemble", "a.csv", "--method", "fit", "-o", "b.csv"],
+        ["ensemble", "a.csv", "--fit", "b.csv", "-o", "c.csv"],
+        ["ensemble", "a.csv", "--apply", "b.json", "--method", "mean", "-o", "c.csv"],
+        ["calibrate", "a.csv"],
+        ["calibrate", "a.csv", "--apply", "b.json"],
+        ["calibrate", "a.csv", "--apply", "b.json", "--truth", "c.csv", "-o", "d.csv"],
+    ],
+    ids=" ".join,
+)
+def test_half_a_request_is_wrong_usage(arguments: list[str]):
+    assert kit(*arguments).exit_code == 2

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK
+from quick_recipe import QUICK
 
 from kit import frame
 from kit.errors import DataError, RunError

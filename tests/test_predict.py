@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK
+from quick_recipe import QUICK
 
 from kit import frame
 from kit.data.processed import Processed

@@ -100,14 +100,21 @@ def test_parts_come_the_holdout_first_and_then_by_number(run: RunDir):
     assert run.parts()["fold10"]["fold"] == 10
 
 
-def test_folds_are_predicted_with_before_the_holdout(run: RunDir):
+def test_all_folds_are_predicted_with_before_the_holdout(run: RunDir):
     with pytest.raises(RunError, match="no part of it has finished") as caught:
         run.require_parts()
     assert "kit train" in caught.value.hint
     finish(run, HOLDOUT)
     assert run.require_parts() == [run.part(HOLDOUT)]
     finish(run, 1, 0)
-    assert run.require_parts() == [run.part(0), run.part(1)]
+    assert run.require_parts() == [run.part(HOLDOUT)], "two folds of three do not stand for the run"
+    finish(run, 2)
+    assert run.require_parts() == [run.part(0), run.part(1), run.part(2)]
+
+
+def test_without_a_holdout_the_folds_there_are_predict(run: RunDir):
+    finish(run, 1)
+    assert run.require_parts() == [run.part(1)]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff"])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK
+from quick_recipe import QUICK
 from safetensors.torch import load_file
 
 from kit import frame

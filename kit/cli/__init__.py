@@ -8,7 +8,7 @@ import sys
 import click
 
 from kit import __version__
-from kit.cli import data, doctor, kaggle, kernels, scoring, training
+from kit.cli import blending, data, doctor, kaggle, kernels, scoring, training
 from kit.errors import KitError
 
 
@@ -58,7 +58,12 @@ COMMANDS = (
     data.sample,
     kaggle.download,
     data.preprocess,
-    *training.COMMANDS,
+    training.backbones,
+    training.recipes,
+    blending.baseline,
+    training.train,
+    training.predict,
+    *blending.COMMANDS,
     *scoring.COMMANDS,
     kernels.kernels,
     kaggle.submit,

@@ -10,6 +10,8 @@ from kit.cli import options, show
 
 if TYPE_CHECKING:
     from kit.remote.client import Client
+    from kit.remote.ledger import Entry
+    from kit.remote.submissions import Submission
 
 BOOK = Path("submissions/ledger.csv")
 ledger_file = click.option("--ledger", type=options.FILE, default=BOOK, show_default=True, help="The ledger.")
@@ -124,7 +126,7 @@ def submissions(competition: str, ledger: Path, as_json: bool) -> None:
         show.note('None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is complete')
 
 
-def _row(submission: "object | None", entry: "object | None") -> list[str]:
+def _row(submission: "Submission | None", entry: "Entry | None") -> list[str]:
     """A line of the table: Kaggle's word where it has one, else the ledger's."""
     best = submission or entry
     date = submission.date if submission else entry.time

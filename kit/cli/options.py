@@ -1,6 +1,6 @@
 """Options that several commands share, so that they are called and explained the same everywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -49,6 +49,15 @@ def preparing(command: Callable[..., object]) -> Callable[..., object]:
     for option in reversed(_PREPARING):
         command = option(command)
     return command
+
+
+def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
+    """Raises where one of the files to write is there already and --force was not given."""
+    from kit.atomic import refuse_overwrite
+
+    for path in paths:
+        if path:
+            refuse_overwrite(path, force)
 
 
 class Numbers(click.ParamType):

@@ -1,5 +1,6 @@
 """The commands that put a notebook on Kaggle: kernels push train, kernels push infer."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,13 +155,13 @@ def infer(
     from kit.remote.job import infer_job
 
     names, gpu, how = [*runs, *more], _served(gpu, yes), {"weights": weights, "as_dataset": as_dataset}
-    if dry_run:
-        found = sources.named(names, _owner(), **how)
-    else:
-        with connect() as client:
-            found = sources.resolve(client, names, **how, say=show.note)
     settings = {"method": method, "gpu": gpu, "max_hours": max_hours, "local_score": local_score}
-    _deliver(infer_job(found, **settings, title=title or "kit infer"), dry_run, follow, out, as_json)
+    with nullcontext() if dry_run else connect() as client:
+        found = sources.named(names, client.owner() if client else _owner(), **how)
+        job = infer_job(found, **settings, title=title or "kit infer")  # refuses before a dataset is published
+        if client:
+            sources.resolve(client, names, **how, say=show.note)
+    _deliver(job, dry_run, follow, out, as_json)
 
 
 def _served(gpu: str, yes: bool) -> str:

@@ -1,47 +1,10 @@
-"""Commands about predictions: ensemble, validate, score, report, demo. None of the first three imports torch."""
+"""Commands that judge predictions: validate, score, report, and the demo. The first two do not import torch."""
 
 from pathlib import Path
 
 import click
 
 from kit.cli import options, show
-
-
-@click.command()
-@click.argument("files", nargs=-1, required=True, type=options.FILE)
-@click.option(
-    "--method",
-    type=click.Choice(["mean", "geometric", "weights"]),
-    default=None,
-    help="How to combine.  [default: mean, or weights where they are given]",
-)
-@click.option(
-    "--weights", type=options.NUMBERS, help="One number for each file, such as 2,1,1; only their ratios count."
-)
-@options.out_file
-@options.force
-@options.as_json
-def ensemble(
-    files: tuple[Path, ...], method: str | None, weights: list[float] | None, out: Path, force: bool, as_json: bool
-) -> None:
-    """Blend prediction files of the same rows into one.
-
-    \b
-    Example:  kit ensemble deberta.csv roberta.csv --weights 2,1 -o submissions/blend.csv
-    """
-    from kit import frame
-    from kit.atomic import refuse_overwrite
-    from kit.scoring.ensemble import blend
-
-    refuse_overwrite(out, force)
-    method = method or ("weights" if weights else "mean")
-    blended = blend([frame.read(file) for file in files], [str(file) for file in files], method, weights)
-    frame.write(blended, out)
-    if as_json:
-        return show.json_out(
-            {"file": str(out), "rows": len(blended), "members": [str(f) for f in files], "method": method}
-        )
-    show.note(f"{len(blended):,} rows, {method} of {len(files)} files, in {out}")
 
 
 @click.command()
@@ -143,4 +106,4 @@ def demo(out: Path, rows: int, as_json: bool) -> None:
     show.json_out(comparison.as_dict()) if as_json else show.compared(comparison)
 
 
-COMMANDS = (ensemble, validate, score, report)
+COMMANDS = (validate, score, report)

@@ -126,24 +126,18 @@ def preprocessed(manifest: dict[str, Any], out: Any) -> None:
 
 
 def trained(result: dict[str, Any]) -> None:
-    """The parts of a run and the next step."""
+    """The parts of a run; a baseline's have no epochs, steps and padding."""
+
+    def part(name: str, m: dict[str, Any]) -> list[Any]:
+        epoch, waste = m.get("best_epoch"), m.get("padding_waste")
+        shown = [epoch and f"{epoch:.2f}", m.get("steps"), None if waste is None else f"{waste:.1%}"]
+        return [name, m["log_loss"], m["accuracy"], *shown, f"{m['minutes']:.1f}"]
+
     columns = ["part", "log loss", "accuracy", "best epoch", "steps", "padding", "minutes"]
-    rows = [
-        [
-            name,
-            m["log_loss"],
-            m["accuracy"],
-            f"{m['best_epoch']:.2f}",
-            m["steps"],
-            f"{m['padding_waste']:.1%}",
-            f"{m['minutes']:.1f}",
-        ]
-        for name, m in result["parts"].items()
-    ]
+    rows = [part(name, metrics) for name, metrics in result["parts"].items()]
     if "oof" in result:
-        rows.append(["out-of-fold", result["oof"]["log_loss"], result["oof"]["accuracy"], *[""] * 4])
+        rows.append(["out-of-fold", result["oof"]["log_loss"], result["oof"]["accuracy"], *[None] * 4])
     table(result["run"], columns, rows)
-    note(f"Next: kit predict {result['run']}")
 
 
 def validated(report: Any, file: Any) -> None:
@@ -167,6 +161,34 @@ def scored(result: Any, file: Any) -> None:
         [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall] for c in result.per_class
     ]
     table("", ["class", "rows", "share", "mean predicted", "log loss", "precision", "recall"], classes)
+
+
+def calibrated(result: Any) -> None:
+    """What was fitted and what it is worth on rows it was not fitted to."""
+    rows = [[trial.method, trial.in_sample, trial.cross_fitted] for trial in result.tried]
+    table(f"{result.rows:,} rows", ["calibration", "in-sample log loss", "cross-fitted"], rows)
+    before, after = result.before, result.after
+    table(
+        f"chosen: {result.method}",
+        ["", "log loss", "calibration error"],
+        [["before", before.log_loss, before.calibration_error], ["after", after.log_loss, after.calibration_error]],
+    )
+    fitted = result.calibration
+    note(result.note or f"temperature {fitted.temperature:.4f}, bias {', '.join(f'{b:+.4f}' for b in fitted.bias)}")
+
+
+def fitted(result: Any) -> None:
+    """The fitted blend: members with their weights, and what it is worth beside simpler ways."""
+    rows = [[m.name, m.log_loss, m.weight, f"{m.low:.3f} to {m.high:.3f}"] for m in result.members]
+    table(f"{result.rows:,} rows, {result.method}", ["member", "log loss alone", "weight", "95% of draws"], rows)
+    tried = [[trial.method, trial.in_sample, trial.cross_fitted] for trial in result.tried]
+    table("", ["blend", "in-sample log loss", "cross-fitted"], tried)
+    temperature = result.blend.calibration.temperature
+    note(f"temperature {temperature:.4f} ({result.temperature[0]:.3f} to {result.temperature[1]:.3f})")
+    gain = result.gain
+    note(f"against the best member: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {gain.verdict}")
+    for line in result.notes:
+        note(line)
 
 
 def examined(findings: Sequence[Any]) -> None:

@@ -105,7 +105,10 @@ def train(
 
     with show.training(chosen.run_name) as listen:
         result = run(chosen, data, runs, fold, resume=resume, max_hours=max_hours, listen=listen, say=show.note)
-    show.json_out(result) if as_json else show.trained(result)
+    if as_json:
+        return show.json_out(result)
+    show.trained(result)
+    show.note(f"Next: kit predict {result['run']}")
 
 
 @click.command()
@@ -156,6 +159,3 @@ def predict(
     if as_json:
         return show.json_out({"file": str(out), "rows": len(predictions)})
     show.note(f"{len(predictions):,} rows in {out}")
-
-
-COMMANDS = (backbones, recipes, train, predict)

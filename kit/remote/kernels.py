@@ -37,7 +37,8 @@ class KernelRef:
         """
         if not text.strip():
             raise KaggleError(
-                "a kernel's name is empty", "Did the push before this fail? `kit kernels status` lists what is there."
+                "'' does not name a kernel, it is empty",
+                "Did the push before this fail? `kit kernels status` lists what is there.",
             )
         name = re.sub(r"^https?://(www\.)?kaggle\.com/(code/)?", "", text.strip()).split("?")[0].strip("/")
         match = re.fullmatch(r"(?:([\w-]+)/)?([\w-]{5,})(?:/v?(\d+))?", name)

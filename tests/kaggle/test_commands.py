@@ -287,7 +287,7 @@ class TestPush:
     def test_the_empty_name_of_a_push_that_failed_is_explained(self, kit: Kit, fake: FakeKaggle) -> None:
         for command in (["kernels", "push", "infer", "--runs", ""], ["submit", "--kernel", "", "-m", "m"]):
             result = kit(*command)
-            assert (result.exit_code, "a kernel's name is empty" in result.stderr) == (1, True)
+            assert (result.exit_code, "'' does not name a kernel" in result.stderr) == (1, True)
         assert fake.calls == []
 
     def test_a_run_of_this_machine_can_go_as_a_dataset(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
@@ -299,6 +299,8 @@ class TestPush:
         assert (refused.exit_code, "Add --dataset" in refused.stderr) == (1, True)
         dry = kit("kernels", "push", "infer", "--runs", run, "--dataset", "--dry-run")
         assert (dry.exit_code, fake.datasets) == (0, {})
+        bad = kit("kernels", "push", "infer", "--runs", run, "--dataset", "--weights", "-1")
+        assert (bad.exit_code, fake.datasets) == (1, {})
         assert kit("kernels", "push", "infer", "--runs", run, "--dataset").exit_code == 0
         (ref,) = fake.datasets
         assert fake.seen("SaveKernel")[0].body["datasetDataSources"] == [ref]

@@ -1,0 +1,174 @@
+"""Commands that make predictions from rows or from other predictions without torch: baseline, calibrate, ensemble."""
+
+from pathlib import Path
+
+import click
+
+from kit.cli import options, show
+
+BASELINES = ("uniform", "prior", "length", "tfidf", "boosted")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(BASELINES), default="tfidf")
+@click.option("--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`.")
+@options.data
+@options.runs
+@options.as_json
+def baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
+    """Fit a reference model on the very same rows.
+
+    \b
+    Example:  kit baseline tfidf --fold all
+    """
+    from kit.baseline import run
+
+    result = run(name, data, runs, fold, say=show.note)
+    show.json_out(result) if as_json else show.trained(result)
+
+
+@click.command()
+@click.argument("file", type=options.FILE)
+@click.option(
+    "--truth", type=options.FILE, help="Labels of the rows: a CSV like train.csv, or processed train.parquet."
+)
+@click.option("--subset", is_flag=True, help="Fit on the rows that FILE predicts, such as validation rows.")
+@click.option("--method", type=click.Choice(["temperature", "bias"]), help="What to fit.  [default: the better one]")
+@click.option("--save", type=options.FILE, help="Write the calibration as JSON, for --apply.")
+@click.option("--apply", "saved", type=options.FILE, help="Apply a saved calibration instead of fitting one.")
+@click.option("-o", "--out", type=options.FILE, help="Write the calibrated predictions; of fitted rows, cross-fitted.")
+@options.force
+@options.as_json
+def calibrate(
+    file: Path,
+    truth: Path | None,
+    subset: bool,
+    method: str | None,
+    save: Path | None,
+    saved: Path | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Soften or sharpen probabilities, by what out-of-fold predictions say.
+
+    \b
+    Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv --truth data/processed/train.parquet --save t.json
+              kit calibrate runs/deberta-1a2b3c4d/test.csv --apply t.json -o calibrated.csv
+    """
+    if bool(saved) == bool(truth) or (saved and not out):
+        raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
+    from kit import frame
+    from kit.scoring import calibration
+    from kit.scoring.calibrate import calibrate as fit
+    from kit.scoring.truth import read_truth, restrict
+
+    options.refuse_overwrites((save, out), force)
+    predictions = frame.read(file)
+    if saved:
+        frame.write(calibration.apply(calibration.read(saved), predictions), out)
+        return show.json_out({"file": str(out)}) if as_json else show.note(f"{len(predictions):,} rows in {out}")
+    labels = read_truth(truth)
+    labels = restrict(labels, predictions) if subset else labels
+    result = fit(predictions, labels, str(file), method)
+    if save:
+        calibration.write(result.calibration, save, result.fitted)
+    if out:
+        frame.write(frame.make(labels["id"].to_numpy(), result.crossed), out)
+    show.json_out(result.as_dict()) if as_json else show.calibrated(result)
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=options.FILE)
+@click.option(
+    "--method",
+    type=click.Choice(["mean", "geometric", "weights", "fit"]),
+    help="How to combine.  [default: mean; weights or fit where they are given]",
+)
+@click.option(
+    "--weights", type=options.NUMBERS, help="One number for each file, such as 2,1,1; only their ratios count."
+)
+@click.option(
+    "--fit", "oof", type=options.FILE, multiple=True, help="Out-of-fold predictions to fit weights to; repeats."
+)
+@click.option("--truth", type=options.FILE, help="Labels of the out-of-fold rows.")
+@click.option("--subset", is_flag=True, help="Fit on the rows that the --fit files predict, such as validation rows.")
+@click.option("--save", type=options.FILE, help="Write the fitted blend as JSON, for --apply.")
+@click.option("--apply", "saved", type=options.FILE, help="Blend as a saved blend says; members are found by run.")
+@click.option("-o", "--out", type=options.FILE, help="The blended predictions of FILES.")
+@options.force
+@options.as_json
+def ensemble(
+    files: tuple[Path, ...],
+    method: str | None,
+    weights: list[float] | None,
+    oof: tuple[Path, ...],
+    truth: Path | None,
+    subset: bool,
+    save: Path | None,
+    saved: Path | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Blend prediction files of the same rows into one.
+
+    \b
+    Example:  kit ensemble deberta.csv roberta.csv --weights 2,1 -o submissions/blend.csv
+              kit ensemble runs/*/test.csv --fit runs/a/oof.csv --fit runs/b/oof.csv \\
+                  --truth data/processed/train.parquet -o submissions/blend.csv
+    """
+    _check_usage(files, method, oof, truth, saved, out)
+    from kit import frame
+    from kit.scoring import blend as blends
+    from kit.scoring.ensemble import blend
+    from kit.scoring.members import read_members
+
+    options.refuse_overwrites((save, out), force)
+    fitted = _fit(oof, truth, subset) if oof else None
+    if save and fitted:
+        blends.write(fitted.blend, save, fitted.fitted)
+    if out and (fitted or saved):
+        names, frames = read_members(files)
+        frame.write(blends.apply(fitted.blend if fitted else blends.read(saved), frames, names), out)
+    elif out:
+        method = method or ("weights" if weights else "mean")
+        frame.write(blend([frame.read(file) for file in files], [str(file) for file in files], method, weights), out)
+    result = {"file": str(out) if out else None, "members": [str(file) for file in files]}
+    if as_json:
+        return show.json_out(result | ({"fit": fitted.as_dict()} if fitted else {"method": method}))
+    if fitted:
+        show.fitted(fitted)
+    if out:
+        show.note(f"{len(files)} files blended into {out}")
+
+
+def _check_usage(
+    files: tuple[Path, ...],
+    method: str | None,
+    oof: tuple[Path, ...],
+    truth: Path | None,
+    saved: Path | None,
+    out: Path | None,
+) -> None:
+    if bool(oof) != bool(truth) or (method == "fit") > bool(oof):
+        raise click.UsageError("Fitting takes --fit FILE for every member, and --truth FILE.")
+    if (oof or saved) and method not in (None, "fit"):
+        raise click.UsageError("--fit and --apply bring their own weights.")
+    if saved and oof:
+        raise click.UsageError("--fit and --apply exclude each other.")
+    if bool(files) != bool(out) or not (files or oof):
+        raise click.UsageError("Name prediction files and -o FILE.")
+
+
+def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
+    from kit.scoring.fit import fit
+    from kit.scoring.members import read_members
+    from kit.scoring.truth import read_truth, restrict
+
+    names, frames = read_members(oof)
+    labels = read_truth(truth)
+    return fit(frames, names, restrict(labels, frames[0]) if subset else labels)
+
+
+COMMANDS = (calibrate, ensemble)
