@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     """The demo, on fewer rows than `make demo` takes."""
     out = tmp_path_factory.mktemp("demo")
-    return demo.run(out, 1600, say=lambda _: None, training=show.training), out
+    return demo.run(out, 2400, say=lambda _: None, training=show.training), out
 
 
 def test_each_toy_backbone_closes_half_of_the_gap_to_the_floor(compared: tuple[Comparison, Path]):
@@ -31,12 +31,10 @@ def test_each_toy_backbone_closes_half_of_the_gap_to_the_floor(compared: tuple[C
         assert (prior - lines[backbone]) / (prior - floor) > 0.5, backbone
 
 
-def test_the_ensemble_is_better_than_its_members_on_average(compared: tuple[Comparison, Path]):
-    """By Jensen's inequality this holds for every row; the demo's table shows that it beats the best of them, too."""
+def test_the_ensemble_beats_the_best_of_its_members(compared: tuple[Comparison, Path]):
     members = [line.test.log_loss for line in compared[0].lines if line.parameters]
-    ensemble = compared[0].lines[-1].test.log_loss
     assert len(members) == 3
-    assert ensemble < sum(members) / 3
+    assert compared[0].lines[-1].test.log_loss < min(members)
 
 
 def test_the_demo_leaves_a_valid_submission_and_the_table(compared: tuple[Comparison, Path]):
@@ -51,7 +49,7 @@ def test_the_demo_leaves_a_valid_submission_and_the_table(compared: tuple[Compar
 def test_a_second_demo_trains_nothing_again(compared: tuple[Comparison, Path]):
     comparison, out = compared
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/holdout/*")}
-    again = demo.run(out, 1600, say=lambda _: None, training=show.training)
+    again = demo.run(out, 2400, say=lambda _: None, training=show.training)
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/holdout/*")} == before
     assert again == comparison
 
