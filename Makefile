@@ -76,6 +76,7 @@ bench: setup ## the speed benchmarks, each against its target
 	$(VENV)/bin/python benchmarks/scoring.py
 	$(VENV)/bin/python benchmarks/preprocess.py
 	$(VENV)/bin/python benchmarks/padding.py
+	$(VENV)/bin/python benchmarks/blending.py
 
 clean: ## remove what make and the demo made; data, runs and submissions stay
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

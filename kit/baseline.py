@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 import kit
-from kit import frame
+from kit import frame, parts
 from kit.atomic import write_json
 from kit.data.features import FEATURES, features
 from kit.data.processed import Processed, open_processed
@@ -47,17 +46,10 @@ def run(
     if name not in FITS:
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
     processed = open_processed(data)
-    parts: list[int | str] = (
-        list(range(processed.folds)) if fold == "all" else [int(fold) if fold.isdecimal() else fold]
-    )
-    for each in parts:
-        processed.fold_rows(each)  # raises for a fold that is not there, before anything is written
-    origin = {"data": processed.digest("train"), "kit": kit.__version__} | {
-        option: processed.manifest["options"][option] for option in ("text", "split", "folds")
-    }
-    run_dir = RunDir.create_baseline(runs, name, origin)
-    missing = [each for each in parts if not run_dir.done(each)]
-    for each in parts:
+    chosen = parts.chosen(fold, processed.folds)
+    run_dir = RunDir.create_baseline(runs, name, parts.origin(processed))
+    missing = [each for each in chosen if not run_dir.done(each)]
+    for each in chosen:
         if each not in missing:
             say(f"{run_dir.part(each)} is done already")
     if missing:
@@ -68,7 +60,8 @@ def run(
             metrics = _fit_part(name, processed, run_dir, each, train, test, started)
             started = time.monotonic()
             say(f"{run_dir.part(each)}: log loss {metrics['log_loss']:.4f}, accuracy {metrics['accuracy']:.3f}")
-    return _summarise(run_dir, processed)
+    _test_predictions(run_dir)
+    return parts.summarise(run_dir, processed)
 
 
 def pairs(table: pa.Table, ngrams: bool) -> Pairs:
@@ -105,19 +98,10 @@ def _fit_part(
     return metrics
 
 
-def _summarise(run_dir: RunDir, data: Processed) -> dict[str, Any]:
-    """Writes what the finished parts amount to: test.csv, oof.csv once every fold is done, and the run's metrics."""
-    parts = run_dir.parts()
-    used = [name for name in parts if name != HOLDOUT] or list(parts)
+def _test_predictions(run_dir: RunDir) -> None:
+    """The mean over finished folds, or the holdout's where no fold is done, in the run's test.csv."""
+    finished = run_dir.parts()
+    used = [name for name in finished if name != HOLDOUT] or list(finished)
     tests = [frame.read(run_dir.path / part / TEST_FILE) for part in used]
     mean = np.mean([each[list(CLASSES)].to_numpy() for each in tests], axis=0)
     frame.write(frame.make(tests[0][ID].to_numpy(), mean), run_dir.path / TEST_FILE)
-    summary: dict[str, Any] = {"run": str(run_dir.path), "parts": parts}
-    if all(run_dir.done(fold) for fold in range(data.folds)):
-        oof = pd.concat([frame.read(run_dir.part(fold) / "valid.csv") for fold in range(data.folds)])
-        truth = data.train().select([ID, LABEL]).to_pandas().set_index(ID)[LABEL]
-        labels, each = truth[oof[ID]].to_numpy(np.int64), oof[list(CLASSES)].to_numpy()
-        summary["oof"] = {"log_loss": log_loss(each, labels), "accuracy": accuracy(each, labels), "rows": len(oof)}
-        frame.write(oof, run_dir.path / "oof.csv")
-    write_json(run_dir.path / "metrics.json", summary)
-    return summary

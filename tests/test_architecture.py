@@ -15,8 +15,8 @@ ROOMS = (
     ("errors", "schema", "atomic", "memory", "__init__"),
     ("frame", "recipe", "recipes", "rundir"),
     ("data", "scoring"),
-    ("model", "baseline"),
-    ("predict", "training"),
+    ("model", "parts"),
+    ("predict", "training", "baseline"),
     ("report", "remote"),
     ("demo", "doctor"),
     ("cli",),
@@ -24,7 +24,7 @@ ROOMS = (
 )
 FLOOR = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY_IN = {
-    "torch": {"model", "predict", "training", "cli"},
+    "torch": {"model", "predict", "training"},
     "transformers": {"model", "training"},
     "accelerate": {"predict", "training"},
     "kaggle": set(),  # whose import logs in, prints and exits; kagglesdk is the same transport without that

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from kit import baseline, frame
 from kit.atomic import write_json
 from kit.data.processed import Processed, open_processed
-from kit.errors import DataError, KitError, RunError
+from kit.errors import KitError, RecipeError, RunError
 from kit.report.comparison import compare
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import CLASSES, ID, LABEL, SWAP
@@ -244,7 +244,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(data: Path, ru
     with pytest.raises(KitError, match="no baseline 'bayes'"):
         baseline.run("bayes", data, tmp_path)
     for fold in ("3", "-1", "first"):
-        with pytest.raises(DataError, match="has no fold"):
+        with pytest.raises(RecipeError, match="have folds 0 to"):
             baseline.run("length", data, tmp_path, fold)
     assert list(tmp_path.iterdir()) == []
     origin = json.loads((runs / "baseline-uniform" / "origin.json").read_text())

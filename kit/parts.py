@@ -1,0 +1,58 @@
+"""The parts of a run, for networks and baselines alike: which folds are meant, and what the finished ones amount to."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import kit
+from kit import frame
+from kit.atomic import write_json
+from kit.data.processed import Processed
+from kit.errors import RecipeError
+from kit.rundir import HOLDOUT, RunDir
+from kit.schema import CLASSES, ID, LABEL
+from kit.scoring.metrics import accuracy, log_loss
+
+
+def origin(processed: Processed) -> dict[str, Any]:
+    """What a run remembers of the data it is made from, and of the kit that made it."""
+    options = {name: processed.manifest["options"][name] for name in ("text", "split", "folds")}
+    return {"data": processed.digest("train"), "kit": kit.__version__} | options
+
+
+def chosen(fold: str, folds: int) -> list[int | str]:
+    """The parts that `--fold` asks for: "holdout", a number, or "all" of them.
+
+    Raises:
+        RecipeError: no such fold; the message lists them.
+    """
+    if fold == HOLDOUT:
+        return [HOLDOUT]
+    if fold == "all":
+        return list(range(folds))
+    if fold.isdecimal() and int(fold) < folds:
+        return [int(fold)]
+    raise RecipeError(f"--fold {fold!r}: these rows have folds 0 to {folds - 1}", "Name one, or `all`, or `holdout`.")
+
+
+def summarise(run: RunDir, processed: Processed, write: bool = True) -> dict[str, Any]:
+    """The run's metrics over its finished parts, and once every fold is done over all rows out of fold.
+
+    Args:
+        write: leave metrics.json and oof.csv in the run, as the first of several processes does.
+
+    Returns:
+        `run` (its folder), `parts` (their metrics), and `oof` (log_loss, accuracy, rows) once every fold is done.
+    """
+    summary: dict[str, Any] = {"run": str(run.path), "parts": run.parts()}
+    if all(run.done(fold) for fold in range(processed.folds)):
+        oof = pd.concat([frame.read(run.part(fold) / "valid.csv") for fold in range(processed.folds)])
+        truth = processed.train([ID, LABEL]).to_pandas().set_index(ID)[LABEL]
+        labels, each = truth[oof[ID]].to_numpy(np.int64), oof[list(CLASSES)].to_numpy()
+        summary["oof"] = {"log_loss": log_loss(each, labels), "accuracy": accuracy(each, labels), "rows": len(oof)}
+        if write:
+            frame.write(oof, run.path / "oof.csv")
+    if write:
+        write_json(run.path / "metrics.json", summary)
+    return summary
