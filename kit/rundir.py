@@ -131,7 +131,7 @@ class RunDir:
         if not finished:
             raise RunError(
                 f"{self.path}: no part of it has finished training",
-                "Go on with `kit train … --resume`; see `kit train --help`.",
+                f"Go on with `kit train --recipe {self.path / 'recipe.toml'} --resume`.",
             )
         if HOLDOUT in finished and len(folds) < self.origin["folds"]:
             folds = [HOLDOUT]  # what the report shows beside it

@@ -11,6 +11,7 @@ from kit.errors import DataError, RunError
 from kit.predict import predict_split
 from kit.recipes import load
 from kit.report.comparison import columns, compare, markdown, rows
+from kit.rundir import RunDir
 from kit.schema import ID
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
@@ -79,6 +80,15 @@ def test_a_frame_of_other_rows_is_refused(run: Path, data: Path, raw: Path, tmp_
     frame.write(other, tmp_path / "other.csv")
     with pytest.raises(DataError, match=r"other\.csv: its 60 ids are neither"):
         compare([run], data, frames=[("other", tmp_path / "other.csv")], truth=raw / "truth.csv")
+
+
+def test_an_unfinished_run_is_left_out_and_named(run: Path, data: Path, tmp_path: Path):
+    begun = RunDir.create(tmp_path, load("tiny-deberta"), RunDir.open(run).origin)
+    comparison = compare([begun.path, run], data)
+    assert comparison.unfinished == (begun.name,)
+    assert comparison.lines[-1].name == run.name
+    with pytest.raises(RunError, match="no part of it has finished"):
+        compare([begun.path], data)
 
 
 def test_runs_without_common_validation_rows_are_refused(run: Path, data: Path, tmp_path: Path):

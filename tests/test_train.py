@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from kit import frame
 from kit.data.processed import Processed
-from kit.errors import DeviceError, RecipeError, RunError
+from kit.errors import BackboneError, DeviceError, RecipeError, RunError
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
 from kit.recipes import load
@@ -315,6 +315,12 @@ def test_a_recipe_that_cannot_run_says_why(
 ):
     with pytest.raises(RecipeError, match=part):
         train(load(backbone, overrides), data, tmp_path)
+
+
+def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_path: Path):
+    with pytest.raises(BackboneError, match="debreta"):
+        train(load("default", QUICK, backbone="debreta"), data, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_fold_lists_the_folds(quick: Recipe, data: Path, tmp_path: Path):

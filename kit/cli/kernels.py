@@ -43,7 +43,7 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
     from kit.remote.push import written
 
     with connect() as client:
-        refs = [_ref(client, name) for name in names] or written(FOLDER)
+        refs = [_ref(client, name) for name in names] or [ref for ref in written(FOLDER) if ref.owner != "OWNER"]
         states = [remote.status(client, ref, missing_ok=not names) for ref in refs]
     rows = [{"kernel": str(s.ref), "status": s.status, "failure": s.failure, "url": s.ref.url} for s in states]
     if as_json:

@@ -213,7 +213,8 @@ def _write(jobs: "list[Job]", out: Path, as_json: bool) -> None:
         click.echo(folder)
     if owner == "OWNER":
         show.note("No credential here names your account, so OWNER stands for it in what is written")
-    show.note("Written, not pushed. Next: look at it, then the same command without --dry-run")
+    first = "make a token (`kit doctor` says how), then" if owner == "OWNER" else "look at it, then"
+    show.note(f"Written, not pushed. Next: {first} the same command without --dry-run")
 
 
 def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:

@@ -208,3 +208,5 @@ def compared(comparison: Any) -> None:
     from kit.report.comparison import columns, rows
 
     table("", columns(comparison), rows(comparison))
+    for name in comparison.unfinished:
+        note(f"{name} has no finished part and is left out")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit.errors import KitError
+from kit.model.backbones import find
 from kit.recipe import Recipe
 from kit.rundir import HOLDOUT
 from kit.schema import COMPETITION
@@ -120,13 +121,14 @@ def train_job(
         preprocess: options of `kit preprocess` by name, such as {"text": "ascii", "folds": 5}.
 
     Raises:
-        KitError: the backbone is a folder of this machine; no such fold; a bad title or time.
+        KitError: no such backbone, or it is a folder of this machine; no such fold; a bad title or time.
     """
     if any(c in recipe.backbone for c in "/\\.~"):
         raise KitError(
             f"the backbone {recipe.backbone!r} is a folder of this machine, which Kaggle does not have",
             "Name one from `kit backbones`; the kernel downloads it.",
         )
+    find(recipe.backbone)  # a name misspelt would cost a push and a GPU session
     folds = int((preprocess or {}).get("folds", FOLDS))
     if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
         raise KitError(

@@ -55,11 +55,15 @@ def named(
     if weights is not None and len(weights) != len(runs):
         raise KitError(f"{len(weights)} weights for {len(runs)} runs", "Give one for each, in their order.")
     if as_dataset and not any(Path(run).is_dir() for run in runs):
-        raise KitError("--dataset publishes run directories, and none of these is one", "Check their paths.")
+        raise KitError(
+            f"--dataset publishes run directories, and there is none at {', '.join(map(str, runs))}",
+            "Check the path; `kit train` makes a run directory.",
+        )
     found: list[Source] = []
     for run, weight in zip(runs, weights or [1.0] * len(runs), strict=True):
         if not str(run) or not Path(run).is_dir():
-            if "/" in str(run) and any(Path(run).parent.glob("*/origin.json")):
+            folder = Path(run).parent
+            if "/" in str(run) and (str(folder) == "runs" or any(folder.glob("*/origin.json"))):
                 RunDir.open(run)  # a path misspelt, not a kernel: this names the runs that are there
             ref = KernelRef.parse(str(run), owner)
             found.append(Source(f"{ref.owner}/{ref.slug}", weight))  # Kaggle mounts the latest version

@@ -47,10 +47,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The lines, and which rows "validation" means ("holdout" or "out-of-fold")."""
+    """The lines, which rows "validation" means ("holdout" or "out-of-fold"), and the runs left out as unfinished."""
 
     lines: tuple[Line, ...]
     validation: str
+    unfinished: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
@@ -70,11 +71,14 @@ def compare(
         truth: labels of the test rows, where known.
 
     Raises:
-        RunError: runs that have no validation rows in common; a run of other data.
+        RunError: no run has a finished part; runs that have no validation rows in common; a run of other data.
         DataError: a frame whose ids are neither the validation nor the test rows.
     """
     processed = open_processed(data)
-    opened = [RunDir.open(run) for run in runs]
+    every = [RunDir.open(run) for run in runs]
+    opened = [run for run in every if run.parts()]
+    if not opened:
+        every[0].require_parts()  # says what to do about it
     for run in opened:
         run.check_data(processed.digest("train"))
     kind = _validation(opened)
@@ -92,7 +96,7 @@ def compare(
         )
     for name in dict.fromkeys(name for name, _ in frames):
         lines.append(_line(name, [file for other, file in frames if other == name], truths, test_ids))
-    return Comparison(tuple(lines), kind)
+    return Comparison(tuple(lines), kind, tuple(run.name for run in every if run not in opened))
 
 
 def markdown(comparison: Comparison) -> str:

@@ -59,7 +59,7 @@ def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: list[str]) -> pd.
         said += [f"does not know {', '.join(unknown)}"] if unknown else []
         raise DataError(
             f"the blend {' and '.join(said) or 'takes each member once'}: it is one of {', '.join(blend.used)}",
-            "Name one file for each member: RUN/test.csv, or a file that is called as the member is.",
+            "Name one file for each member, such as RUN/test.csv, and no other; dropped members may be left out.",
         )
     given = [name for name in names if name in blend.used]
     ids, members = stack([frames[names.index(name)] for name in given], given)

@@ -116,7 +116,10 @@ def positions(ids: np.ndarray, wanted: np.ndarray, name: str, wanted_name: str) 
     if len(absent) or len(unknown):
         parts = [f"{name} lacks {_first(absent)} of {wanted_name}"] if len(absent) else []
         parts += [f"{name} has {_first(unknown)} that {wanted_name} does not have"] if len(unknown) else []
-        raise DataError("; ".join(parts), "Both must hold exactly the same ids; the order is free.")
+        hint = "Both must hold exactly the same ids; the order is free."
+        if not len(unknown):
+            hint += " To use only the rows that the file predicts, add --subset."
+        raise DataError("; ".join(parts), hint)
     return ids.get_indexer(wanted)
 
 

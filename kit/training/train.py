@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from kit import parts
 from kit.data.processed import open_processed
+from kit.model.encoder import resolve
 from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
 from kit.training.callbacks import Progress, agreed
@@ -42,6 +43,7 @@ def train(
     deadline = began + max_hours * 3600
     processed = open_processed(data)
     folds = parts.chosen(fold, processed.folds)
+    resolve(recipe.backbone)  # one that does not exist leaves no run behind
     ranks = PartialState(cpu=not torch.cuda.is_available())
     with ranks.main_process_first():
         run = RunDir.create(runs, recipe, parts.origin(processed))

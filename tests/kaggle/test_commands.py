@@ -274,6 +274,11 @@ class TestPush:
         assert "Choose 0 to 4" in result.stderr
         assert fake.calls == []
 
+    def test_a_backbone_that_is_misspelt_is_not_pushed(self, kit: Kit, fake: FakeKaggle) -> None:
+        result = kit("kernels", "push", "train", "--backbone", "debrta")
+        assert (result.exit_code, "no backbone 'debrta'" in result.stderr) == (1, True)
+        assert not fake.seen("SaveKernel")
+
     def test_a_run_that_is_misspelt_is_no_kernel(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         (here / "runs/tiny-1").mkdir(parents=True)
         (here / "runs/tiny-1/origin.json").write_text("{}")
@@ -281,7 +286,7 @@ class TestPush:
         assert result.exit_code == 1
         assert "Runs in runs: tiny-1" in result.stderr
         result = kit("kernels", "push", "infer", "--runs", "elsewhere/tiny-2-typo", "--dataset")
-        assert (result.exit_code, "none of these is one" in result.stderr) == (1, True)
+        assert (result.exit_code, "there is none at elsewhere/tiny-2-typo" in result.stderr) == (1, True)
         assert fake.seen("SaveKernel") == []
 
     def test_the_empty_name_of_a_push_that_failed_is_explained(self, kit: Kit, fake: FakeKaggle) -> None:
