@@ -14,7 +14,9 @@ from quick_recipe import QUICK
 
 from kit import frame
 from kit.cli import main
+from kit.cli.blending import BASELINES
 from kit.errors import KitError
+from kit.scoring.baselines import FITS
 
 ROOT = Path(__file__).parent.parent
 
@@ -235,3 +237,8 @@ def test_a_calibration_is_saved_and_applied(baselines: list[Path], data: Path, r
 )
 def test_half_a_request_is_wrong_usage(arguments: list[str]):
     assert kit(*arguments).exit_code == 2
+
+
+def test_the_baselines_offered_are_those_there_are():
+    """The list is written again in the command line, which must not import scikit-learn to print its help."""
+    assert set(BASELINES) == set(FITS)

@@ -13,7 +13,6 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the result
 force = click.option("--force", is_flag=True, help="Overwrite what is there.")
 data = click.option("--data", type=FILE, default=Path("data/processed"), show_default=True, help="Processed rows.")
 runs = click.option("--runs", type=FILE, default=Path("runs"), show_default=True, help="Where run directories are.")
-out_file = click.option("-o", "--out", type=FILE, required=True, help="The file to write.")
 competition = click.option("--competition", default=COMPETITION, show_default=True, help="Its name in its address.")
 local_score = click.option("--local-score", default="", help="What it scored here, for the ledger.")
 
