@@ -2,10 +2,12 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -13,7 +15,8 @@ from accelerate.utils import broadcast_object_list
 from kit import frame
 from kit.data.encode import Encoded, Vocabulary, encode_cached
 from kit.data.preprocess import prepare_input
-from kit.data.processed import Processed, open_processed
+from kit.data.processed import open_processed
+from kit.data.tabular import Tabular, tabulate
 from kit.errors import RunError
 from kit.model.device import choose
 from kit.model.inference import collator, predict_logits, probabilities
@@ -23,6 +26,21 @@ from kit.rundir import HOLDOUT, RunDir
 from kit.schema import ID
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows to predict; what is made of them is kept in `cache` under their hash, `content`."""
+
+    table: pa.Table
+    content: str
+    cache: Path
+
+    def encoded(self, vocabulary: Vocabulary, spec: EncodeSpec) -> Encoded:
+        return encode_cached(self.table, self.content, vocabulary, spec, self.cache)
+
+    def tabular(self, encoded: Encoded) -> Tabular:
+        return tabulate(self.table, self.content, encoded, self.cache)
 
 
 def predict_split(
@@ -39,9 +57,9 @@ def predict_split(
     run, processed = RunDir.open(run), open_processed(data)
     run.check_data(processed.digest("train"))
     if split == "test":
-        table = processed.test()
-        each = _average(run, run.require_parts(), _cached(processed, "test"), None, swap, progress)
-        return frame.make(table[ID].to_numpy(), each)
+        test = _Rows(processed.test(), processed.digest("test"), processed.cache)
+        each = _average(run, run.require_parts(), test, None, swap, progress)
+        return frame.make(test.table[ID].to_numpy(), each)
     folds: list[int | str] = [HOLDOUT] if split == "valid" else list(range(processed.folds))
     missing = [str(fold) for fold in folds if not run.done(fold)]
     if missing:
@@ -49,13 +67,13 @@ def predict_split(
             f"{run.path}: --split {split} needs fold {', '.join(missing)}, which has not finished",
             f"Run `kit train --recipe {run.path / 'recipe.toml'} --fold {'all' if split == 'oof' else HOLDOUT}`.",
         )
-    table, places, each = processed.train(), [], []
+    train, places, each = _Rows(processed.train(), processed.digest("train"), processed.cache), [], []
     for fold in folds:
         rows = processed.fold_rows(fold)[1]
-        each.append(_average(run, [run.part(fold)], _cached(processed, "train"), rows, swap, progress))
+        each.append(_average(run, [run.part(fold)], train, rows, swap, progress))
         places.append(rows)
     order = np.argsort(np.concatenate(places))
-    return frame.make(table[ID].to_numpy()[np.concatenate(places)[order]], np.concatenate(each)[order])
+    return frame.make(train.table[ID].to_numpy()[np.concatenate(places)[order]], np.concatenate(each)[order])
 
 
 def predict_input(
@@ -68,24 +86,15 @@ def predict_input(
     ranks = PartialState(cpu=not torch.cuda.is_available())
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
         shared = broadcast_object_list([scratch])[0]  # the first process encodes for all of this machine
-
-        def encoded(vocabulary: Vocabulary, spec: EncodeSpec) -> Encoded:
-            return encode_cached(table, "input", vocabulary, spec, Path(shared))
-
-        each = _average(run, parts, encoded, None, swap, progress)
+        each = _average(run, parts, _Rows(table, "input", Path(shared)), None, swap, progress)
         ranks.wait_for_everyone()  # before the folder goes
     return frame.make(table[ID].to_numpy(), each)
-
-
-def _cached(processed: Processed, split: str) -> Callable[..., Encoded]:
-    table = processed.train() if split == "train" else processed.test()
-    return lambda vocabulary, spec: encode_cached(table, processed.digest(split), vocabulary, spec, processed.cache)
 
 
 def _average(
     run: RunDir,
     parts: list[Path],
-    encoded: Callable[..., Encoded],
+    source: _Rows,
     rows: np.ndarray | None,
     swap: bool | None,
     progress: Progress,
@@ -103,12 +112,13 @@ def _average(
         model, vocabulary = PairModel.from_pretrained(part)
         model.to(compute.device)
         with ranks.main_process_first():
-            tokens = encoded(vocabulary, recipe.encode)
+            tokens = source.encoded(vocabulary, recipe.encode)
+            tabular = source.tabular(tokens) if model.reads else None
         rows = np.arange(len(tokens)) if rows is None else rows
 
         def report(done: int, each: int, before: int = number) -> None:
             progress(before * each + done, len(parts) * each)
 
-        collate = collator(model, tokens, vocabulary)
+        collate = collator(model, tokens, vocabulary, tabular=tabular)
         total = total + probabilities(predict_logits(model, collate, rows, compute, both_orders=swap, progress=report))
     return total / len(parts)

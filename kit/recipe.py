@@ -34,12 +34,14 @@ class ModelSpec:
 
     pooling: "auto" is the registry's choice for the backbone.
     head: "fusion" is the reference's classifier on [a; b; a-b; a*b]; "symmetric" permutes exactly with its inputs.
+    features: length, format and language of both answers, and their likeness, join the encoder's vectors in the head.
     """
 
     pooling: Literal["auto", "mean", "cls", "attention"] = "auto"
     head: Literal["symmetric", "fusion"] = "symmetric"
     head_hidden: int = 256
     head_dropout: float = 0.1
+    features: bool = False
 
 
 @dataclass(frozen=True)

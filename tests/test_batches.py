@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tabular_rows import tabular_rows
 from token_rows import PAD, token_rows
 
 from kit.data.encode import Encoded
@@ -101,6 +102,15 @@ def test_labels_are_those_of_the_rows():
     labels = collate([3, 2, 0])["labels"]
     assert labels.tolist() == [1, 2, 0]
     assert labels.dtype == torch.int64
+
+
+def test_features_are_the_raw_numbers_of_the_rows():
+    tabular = tabular_rows(4)
+    encoded = token_rows(np.array([[5, 7], [9, 4], [6, 6], [3, 3]]))
+    found = Collator(encoded, PAD, segments=False, tabular=tabular)([3, 0])["features"]
+    assert {name: each.dtype for name, each in found.items()} == {"sides": torch.float32, "pair": torch.float32}
+    assert torch.equal(found["sides"], torch.from_numpy(tabular.sides[[3, 0]]))
+    assert torch.equal(found["pair"], torch.from_numpy(tabular.pair[[3, 0]]))
 
 
 @settings(deadline=None, max_examples=60)

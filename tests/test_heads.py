@@ -85,6 +85,29 @@ def test_dropout_acts_in_training_only(kind: str):
     assert torch.equal(still(sides), still(sides))
 
 
+def test_features_can_be_learnt_in_a_few_hundred_steps_at_the_rate_of_a_head():
+    """One feature of each side decides; the encoder's vectors are noise, and a hundred times as many."""
+    torch.manual_seed(0)
+    judge = build("symmetric", 384, 256, 0.1, (["length", "other"], ["pair"])).train()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-4)
+    generator = torch.Generator().manual_seed(1)
+
+    def rows(number: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        numbers = torch.randn(number, 2, 2, generator=generator)
+        features = {"sides": numbers, "pair": torch.randn(number, 1, generator=generator)}
+        winner = (numbers[:, 1, 0] > numbers[:, 0, 0]).long()
+        return torch.randn(number, 2, 384, generator=generator), features, winner
+
+    for _ in range(200):
+        sides, features, winner = rows(32)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(judge(sides, features), winner).backward()
+        optimizer.step()
+    sides, features, winner = rows(1000)
+    accuracy = (judge.eval()(sides, features).argmax(1) == winner).float().mean()
+    assert accuracy > 0.9
+
+
 def test_both_heads_have_the_same_parameters():
     sizes = [sorted(p.numel() for p in head(kind).parameters()) for kind in ("fusion", "symmetric")]
     assert sizes[0] == sizes[1] == sorted([24, 24, 24 * 7, 7, 7 * 3, 3])

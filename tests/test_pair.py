@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tabular_rows import exchanged, tabular_rows
 from token_rows import PAD, swapped, token_rows
 from torch import Tensor
 
 from kit.data.encode import Encoded, Vocabulary
+from kit.data.tabular import SIDE_NAMES, Tabular
 from kit.errors import RunError
 from kit.model.backbones import BACKBONES
 from kit.model.batches import Collator
@@ -141,6 +143,96 @@ def test_every_parameter_learns(family: str):
     model(**batch(model)).square().sum().backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None}
     assert not unused  # it would break distributed training
+
+
+TABLE = tabular_rows(len(ROWS))
+
+
+def pair_with_features(head: str = "symmetric") -> PairModel:
+    torch.manual_seed(1)
+    config = CONFIGS["electra"]
+    model = PairModel(build(config), config, ModelSpec(pooling="mean", head=head, head_hidden=8, features=True))
+    model.fit_features(TABLE, np.arange(4))
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # as if it had been trained: the short way begins at zero
+    return model.eval()
+
+
+def batch_with_features(rows: Encoded = ROWS, tabular: Tabular = TABLE, overhead: int = 0) -> dict:
+    return Collator(rows, PAD, segments=True, pack_overhead=overhead, tabular=tabular)(range(len(rows)))
+
+
+@pytest.mark.parametrize("head", ["symmetric", "fusion"])
+def test_features_move_the_logits(head: str):
+    model = pair_with_features(head)
+    with torch.no_grad():
+        straight = model(**batch_with_features())
+        other = model(**batch_with_features(tabular=tabular_rows(len(ROWS), seed=1)))
+    assert ((straight - other).abs().max(1).values > 1e-3).all()
+
+
+def test_swapping_the_answers_permutes_the_logits_with_features_too():
+    model = pair_with_features()
+    with torch.no_grad():
+        straight = model(**batch_with_features())
+        turned = model(**batch_with_features(swapped(ROWS), exchanged(TABLE), 10**6))
+        sides, features = torch.randn(len(ROWS), 2, model.encoder.config.hidden_size), batch_with_features()["features"]
+        one = model.classify(sides, features)
+        other = model.classify(sides.flip(1), features | {"sides": features["sides"].flip(1)})
+    close(turned[:, list(SWAP)], straight)
+    assert torch.equal(other[:, list(SWAP)], one)  # to the bit, where the vectors are
+
+
+@pytest.mark.parametrize("head", ["symmetric", "fusion"])
+def test_both_orders_swap_the_features_as_well(head: str):
+    model = pair_with_features(head)
+    with torch.no_grad():
+        both = model.both_orders(**batch_with_features())
+        close(both[:, 0], model(**batch_with_features()))
+        close(both[:, 1], model(**batch_with_features(swapped(ROWS), exchanged(TABLE)))[:, list(SWAP)])
+
+
+@pytest.mark.parametrize("head", ["symmetric", "fusion"])
+def test_every_parameter_learns_with_features_too(head: str):
+    model = pair_with_features(head).train()
+    model(**batch_with_features()).square().sum().backward()
+    assert not {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+
+
+def test_a_model_without_features_reads_none():
+    model = pair()
+    model.fit_features(TABLE, np.arange(4))
+    assert model.reads is None
+    assert not [name for name in model.state_dict() if "features" in name or "beside" in name]
+
+
+def test_what_features_are_standardised_by_is_saved_with_the_model(tmp_path: Path, vocabulary: Vocabulary):
+    model = pair_with_features()
+    model.save_pretrained(tmp_path / "model", vocabulary)
+    again, _ = PairModel.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        assert torch.equal(again(**batch_with_features()), model(**batch_with_features()))
+    assert "head.pair.features.side_mean" in load_file(tmp_path / "model" / "model.safetensors")
+
+
+def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, vocabulary: Vocabulary):
+    """A kit that computes more of them, or in another order, feeds it the same numbers."""
+    model = pair_with_features()
+    model.save_pretrained(tmp_path / "model", vocabulary)
+    again, _ = PairModel.from_pretrained(tmp_path / "model")
+    later = TABLE.beside("charm", np.ones((len(ROWS), 2))).select(("charm", *SIDE_NAMES[::-1]), TABLE.pair_names[::-1])
+    with torch.no_grad():
+        found = again(**batch_with_features(tabular=later.select(*again.reads)))
+        assert torch.equal(found, model(**batch_with_features()))
+
+
+def test_a_model_saved_before_there_were_features_still_loads(saved: Path):
+    config = json.loads((saved / "config.json").read_text())
+    del config["model"]["features"]
+    (saved / "config.json").write_text(json.dumps(config))
+    again, _ = PairModel.from_pretrained(saved)
+    assert not again.spec.features
+    assert torch.equal(logits(again), logits(pair()))
 
 
 @pytest.fixture(scope="module")

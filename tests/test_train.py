@@ -372,6 +372,27 @@ def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
     assert np.isfinite([e.log_loss for e in events if e.log_loss is not None]).all()
 
 
+def test_features_of_rows_that_are_validated_on_touch_nothing(
+    data: Path, processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever they are, the statistics and the weights after training are the same to the bit."""
+    recipe = load("tiny-electra", (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1"))
+    held = processed.fold_rows("holdout")[1]
+    tabulate = training.tabulate
+
+    def scrambled(*arguments: Any) -> Any:
+        tabular = tabulate(*arguments)
+        tabular.sides[held], tabular.pair[held] = 1e3 * tabular.sides[held] - 7, 1e6
+        return tabular
+
+    runs = [train(recipe, data, tmp_path / "as they are")["run"]]
+    monkeypatch.setattr(training, "tabulate", scrambled)
+    runs.append(train(recipe, data, tmp_path / "scrambled")["run"])
+    one, other = (load_file(Path(run) / "holdout" / "model.safetensors") for run in runs)
+    assert "head.pair.features.side_mean" in one
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path):
     """Eight seconds are not enough for 600 epochs: training says so early and ends as a finished part."""
     said: list[str] = []

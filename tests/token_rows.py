@@ -15,7 +15,7 @@ def token_rows(lengths: np.ndarray, seed: int = 0, tokens: int = 200) -> Encoded
     ids = rng.integers(4, tokens, starts[-1]).astype(np.int32)
     first = rng.integers(2, np.maximum(lengths.ravel(), 3))  # CLS, perhaps a prompt, SEP
     ids[starts[:-1]], ids[starts[:-1] + first - 1], ids[starts[1:] - 1] = CLS, SEP, SEP
-    return Encoded(ids, starts, first.astype(np.int32), lengths.shape[1], cut=0)
+    return Encoded(ids, starts, first.astype(np.int32), lengths.ravel().astype(np.int32), lengths.shape[1], cut=0)
 
 
 def swapped(encoded: Encoded) -> Encoded:
@@ -23,4 +23,5 @@ def swapped(encoded: Encoded) -> Encoded:
     order = np.arange(len(encoded.starts) - 1).reshape(-1, encoded.sides)[:, ::-1].ravel()
     pieces = [encoded.tokens[encoded.starts[i] : encoded.starts[i + 1]] for i in order]
     starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
-    return Encoded(np.concatenate(pieces), starts, encoded.prompt_lengths[order], encoded.sides, encoded.cut)
+    lengths = encoded.prompt_lengths[order], encoded.whole_lengths[order]
+    return Encoded(np.concatenate(pieces), starts, *lengths, encoded.sides, encoded.cut)

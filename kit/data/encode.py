@@ -21,7 +21,7 @@ from kit.errors import DataError
 from kit.recipe import EncodeSpec
 from kit.schema import PROMPT, RESPONSES
 
-FORMAT = 1  # part of the cache key: raised when the same rows would become other tokens
+FORMAT = 2  # part of the cache key: raised when the same rows would become other tokens
 CHUNK = 1024  # rows tokenised at a time; bounds memory whatever the number of rows
 FRAME = 3  # CLS and two SEP around a side
 _REMAKE = "Delete the folder and run the command again: it is only a cache."
@@ -62,12 +62,14 @@ class Encoded:
 
     tokens: int32, all sequences one after another, framing included. starts: int64 (N·S + 1), where each begins.
     prompt_lengths: int32 (N·S), how many tokens of a sequence belong to its first segment (CLS, prompt, SEP).
+    whole_lengths: int32 (N·S), how many tokens a sequence would have without a budget.
     cut: how many sequences lost tokens to the budget.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     prompt_lengths: np.ndarray
+    whole_lengths: np.ndarray
     sides: int
     cut: int
 
@@ -88,10 +90,13 @@ class Encoded:
         """
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            starts, prompt_lengths = np.load(folder / "starts.npy"), np.load(folder / "prompt_lengths.npy")
+            starts, *lengths = (
+                np.load(folder / f"{name}.npy") for name in ("starts", "prompt_lengths", "whole_lengths")
+            )
             tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
-            encoded = cls(tokens, starts, prompt_lengths, meta["sides"], meta["cut"])
-            whole = (len(tokens), len(encoded)) == (starts[-1], meta["rows"]) and len(starts) == len(prompt_lengths) + 1
+            encoded = cls(tokens, starts, *lengths, meta["sides"], meta["cut"])
+            whole = (len(tokens), len(encoded)) == (starts[-1], meta["rows"])
+            whole = whole and all(len(starts) == len(each) + 1 for each in lengths)
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise DataError(f"{folder}: these tokens cannot be read: {error}", _REMAKE) from error
         if not whole:
@@ -111,7 +116,7 @@ def encode_cached(table: pa.Table, content: str, vocabulary: Vocabulary, spec: E
 def encode(table: pa.Table, vocabulary: Vocabulary, spec: EncodeSpec, folder: Path) -> None:
     """Encodes every row's two sides into `folder`, whole or not at all; memory does not grow with the rows."""
     backend, sides, cut, total = vocabulary.backend, len(RESPONSES), 0, 0
-    lengths, prompt_lengths = array.array("q"), array.array("i")
+    lengths, prompt_lengths, whole_lengths = array.array("q"), array.array("i"), array.array("i")
     with writing_folder(folder) as temporary:
         with (temporary / "tokens.int32").open("wb") as file:
             for chunk in range(0, table.num_rows, CHUNK):
@@ -130,12 +135,14 @@ def encode(table: pa.Table, vocabulary: Vocabulary, spec: EncodeSpec, folder: Pa
                         tokens.extend(second)
                         tokens.append(vocabulary.sep)
                         lengths.append(len(tokens) - before)
+                        whole_lengths.append(_length(prompt) + _length(answer) + FRAME)
                         cut += lost
                 total += len(tokens)
                 np.frombuffer(tokens, np.int32).tofile(file)
         starts = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, np.int64))])
         np.save(temporary / "starts.npy", starts)
         np.save(temporary / "prompt_lengths.npy", np.frombuffer(prompt_lengths, np.int32))
+        np.save(temporary / "whole_lengths.npy", np.frombuffer(whole_lengths, np.int32))
         meta = {"format": FORMAT, "rows": table.num_rows, "sides": sides, "cut": cut, "tokens": total}
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
 

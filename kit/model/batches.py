@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kit.data.encode import Encoded
+from kit.data.tabular import Tabular
 
 MAX_PACKS = 4
 
@@ -32,7 +33,8 @@ class Collator:
     """Turns row numbers into a batch: `packs`, `order` (B, S) and, where labels are known, `labels` (B,).
 
     Each pack has input_ids and attention_mask (n, T), and token_type_ids where the encoder was pretrained with two
-    segments: 0 for the prompt, 1 for the response.
+    segments: 0 for the prompt, 1 for the response. With a `tabular`, `features` are its raw numbers of these rows,
+    float32: `sides` (B, 2, F) and `pair` (B, P).
     """
 
     def __init__(
@@ -44,9 +46,10 @@ class Collator:
         labels: np.ndarray | None = None,
         pack_overhead: int = 64,
         count: Padding | None = None,
+        tabular: Tabular | None = None,
     ):
         self.encoded, self.pad, self.segments, self.labels = encoded, pad, segments, labels
-        self.pack_overhead, self.count = pack_overhead, count
+        self.pack_overhead, self.count, self.tabular = pack_overhead, count, tabular
         self.lengths = encoded.lengths
 
     def __call__(self, rows: list[int] | np.ndarray) -> dict:
@@ -62,6 +65,9 @@ class Collator:
             self.count.useful += int(lengths.sum())
             self.count.padded += sum(pack["input_ids"].numel() for pack in packs)
         batch = {"packs": packs, "order": torch.from_numpy(order.reshape(len(rows), -1))}
+        if self.tabular is not None:
+            numbers = {"sides": self.tabular.sides[rows], "pair": self.tabular.pair[rows]}
+            batch["features"] = {name: torch.from_numpy(each) for name, each in numbers.items()}
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[rows].astype(np.int64))
         return batch

@@ -1,12 +1,14 @@
 """Ordered inference: whatever the batching, row i of the result is row i of the input."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from kit.data.encode import Encoded, Vocabulary
+from kit.data.tabular import Tabular
 from kit.model.batches import Collator, Padding
 from kit.model.device import Compute
 from kit.model.pair import PairModel
@@ -20,8 +22,13 @@ def collator(
     vocabulary: Vocabulary,
     labels: np.ndarray | None = None,
     count: Padding | None = None,
+    tabular: Tabular | None = None,
 ) -> Collator:
-    """The collator for this model's inputs; opening another pack costs more on a GPU, where kernels wait to launch."""
+    """The collator for this model's inputs; opening another pack costs more on a GPU, where kernels wait to launch.
+
+    Args:
+        tabular: where the model reads features, those of the rows; it takes its own from them.
+    """
     on_gpu = next(model.parameters()).is_cuda
     return Collator(
         encoded,
@@ -30,6 +37,7 @@ def collator(
         labels=labels,
         pack_overhead=1024 if on_gpu else 64,
         count=count,
+        tabular=tabular.select(*model.reads) if model.reads else None,
     )
 
 
@@ -77,12 +85,9 @@ def _logits_of_share(
         while pending:
             places = pending.pop(0)
             batch = collate(rows[places])
-            packs = [
-                {name: x.to(compute.device, non_blocking=True) for name, x in pack.items()} for pack in batch["packs"]
-            ]
             try:
                 with compute.autocast():
-                    logits = forward(packs, batch["order"].to(compute.device))
+                    logits = forward(**_on_device(batch, compute.device))
             except torch.OutOfMemoryError:
                 if len(places) == 1:
                     raise
@@ -95,6 +100,15 @@ def _logits_of_share(
             progress(done, len(rows))
     model.train(training)
     return out
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """A batch, that is tensors in dictionaries and lists, with every tensor on the device."""
+    if isinstance(value, dict):
+        return {name: _on_device(each, device) for name, each in value.items() if name != "labels"}
+    if isinstance(value, list):
+        return [_on_device(each, device) for each in value]
+    return value.to(device, non_blocking=True)
 
 
 def token_batches(lengths: np.ndarray, sides: int, tokens: int) -> list[np.ndarray]:

@@ -1,9 +1,11 @@
 """The pair model: one shared encoder over (prompt, answer A) and (prompt, answer B), pooled, compared, three logits."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 from kit.atomic import write_json, writing
 from kit.data.encode import Vocabulary
+from kit.data.features import PAIR_FEATURES
+from kit.data.tabular import SIDE_NAMES, Tabular
 from kit.errors import BackboneError, RunError
 from kit.model import heads, pooling
 from kit.model.encoder import build, load_vocabulary
@@ -26,16 +30,27 @@ class PairModel(nn.Module):
     """An encoder shared by both sides, a pooling and a head.
 
     Sequences arrive as packs: all B·S of them sorted by length and cut into a few rectangles, each padded only to
-    its own longest (see `model.batches`). `order` says where in the packs each row's sides are.
+    its own longest (see `model.batches`). `order` says where in the packs each row's sides are. With `spec.features`
+    the head also reads `features`: raw numbers of the sides (B, 2, F) and of the pair (B, P).
+
+    Attributes:
+        reads: the names of these F and P numbers, in order; None where it reads none.
     """
 
-    def __init__(self, encoder: nn.Module, config: dict[str, Any], spec: ModelSpec):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        config: dict[str, Any],
+        spec: ModelSpec,
+        reads: tuple[Sequence[str], Sequence[str]] = (SIDE_NAMES, PAIR_FEATURES),
+    ):
         super().__init__()
         self.encoder_config, self.spec = config, spec
+        self.reads = reads if spec.features else None
         hidden = encoder.config.hidden_size  # which some families call otherwise in their files
         self.encoder = encoder
         self.pooling = pooling.build(spec.pooling, hidden)
-        self.head = heads.build(spec.head, hidden, spec.head_hidden, spec.head_dropout)
+        self.head = heads.build(spec.head, hidden, spec.head_hidden, spec.head_dropout, self.reads)
 
     def encode(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
         """Pooled vectors, float32: packs of (n, T) tokens with sum(n) = B·S, order (B, S) -> (B, S, H)."""
@@ -46,19 +61,29 @@ class PairModel(nn.Module):
                 pooled.append(self.pooling(states, pack["attention_mask"]))
         return torch.cat(pooled)[order]
 
-    def classify(self, sides: Tensor) -> Tensor:
+    def fit_features(self, tabular: Tabular, rows: np.ndarray) -> None:
+        """Standardises features by these rows, which must be rows to train on; does nothing where none are read."""
+        if self.reads:
+            self.head.features.fit(tabular.select(*self.reads), rows)
+
+    def classify(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         """Logits, float32: (B, S, H) -> (B, 3). The head is too small for half precision to pay."""
         with torch.autocast(sides.device.type, enabled=False):
-            return self.head(sides.float())
+            return self.head(sides.float(), features)
 
-    def forward(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
+    def forward(
+        self, packs: list[dict[str, Tensor]], order: Tensor, features: dict[str, Tensor] | None = None
+    ) -> Tensor:
         """Logits (B, 3)."""
-        return self.classify(self.encode(packs, order))
+        return self.classify(self.encode(packs, order), features)
 
-    def both_orders(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
+    def both_orders(
+        self, packs: list[dict[str, Tensor]], order: Tensor, features: dict[str, Tensor] | None = None
+    ) -> Tensor:
         """Logits as given and with A and B swapped (classes permuted back), from one encoder pass: (B, 2, 3)."""
         sides = self.encode(packs, order)
-        return torch.stack([self.classify(sides), self.classify(sides.flip(1))[:, list(SWAP)]], 1)
+        swapped = self.classify(sides.flip(1), heads.swap(features))[:, list(SWAP)]
+        return torch.stack([self.classify(sides, features), swapped], 1)
 
     def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary) -> None:
         """Writes model.safetensors, config.json and the tokenizer; `from_pretrained` needs nothing else."""
@@ -68,7 +93,8 @@ class PairModel(nn.Module):
         with writing(folder / "model.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary, metadata={"format": "pt"})
         spec = {name: getattr(self.spec, name) for name in self.spec.__dataclass_fields__}
-        write_json(folder / "config.json", {"format": FORMAT, "model": spec, "encoder": self.encoder_config})
+        reads = {"features": dict(zip(("sides", "pair"), self.reads, strict=True))} if self.reads else {}
+        write_json(folder / "config.json", {"format": FORMAT, "model": spec, "encoder": self.encoder_config} | reads)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> tuple["PairModel", Vocabulary]:
@@ -82,7 +108,9 @@ class PairModel(nn.Module):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if config["format"] > FORMAT:
                 raise RunError(f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit.")
-            model = cls(build(config["encoder"]), config["encoder"], ModelSpec(**config["model"]))
+            spec = ModelSpec(**config["model"])
+            reads = (config["features"]["sides"], config["features"]["pair"]) if spec.features else ((), ())
+            model = cls(build(config["encoder"]), config["encoder"], spec, reads)
             weights = load_file(folder / "model.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
             raise RunError(f"{folder}: not a trained model of kit: {error}", _AGAIN) from error

@@ -19,6 +19,7 @@ from kit import frame
 from kit.atomic import write_json
 from kit.data.encode import Vocabulary, encode_cached
 from kit.data.processed import Processed
+from kit.data.tabular import tabulate
 from kit.errors import DeviceError, RunError
 from kit.model.batches import Padding
 from kit.model.device import choose, out_of_memory
@@ -75,14 +76,17 @@ def train_part(
     with ranks.main_process_first():  # the others find its downloads and caches
         model, vocabulary = new_model(recipe, data)
         encoded = encode_cached(data.train(), data.digest("train"), vocabulary, recipe.encode, data.cache)
+        tabular = tabulate(data.train(), data.digest("train"), encoded, data.cache) if recipe.model.features else None
     cut = encoded.cut / (len(encoded) * encoded.sides)
     say(f"{len(encoded):,} rows encoded; {cut:.0%} of sides cut to {recipe.encode.max_tokens} tokens")
     train_rows, valid_rows = data.fold_rows(fold)
     rows = data.train([ID, LABEL])
     padding, labels = Padding(), rows[LABEL].to_numpy()
+    if tabular is not None:
+        model.fit_features(tabular, train_rows)
     model.to(compute.device)  # before the collators look where it is
-    collate = collator(model, encoded, vocabulary, labels)
-    counted = collator(model, encoded, vocabulary, labels, padding)
+    collate = collator(model, encoded, vocabulary, labels, tabular=tabular)
+    counted = collator(model, encoded, vocabulary, labels, padding, tabular)
     trainer = make_trainer(recipe.train, model, counted, collate, train_rows, valid_rows, compute, checkpoints, listen)
     budget = TimeBudget(deadline, say)
     trainer.add_callback(budget)

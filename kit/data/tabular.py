@@ -1,0 +1,84 @@
+"""Numbers that stand beside the tokens of a row: its features, and how many tokens each side has before it is cut.
+
+They go by name, so that a saved model finds its own among those that a newer kit computes.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from kit.atomic import writing_folder
+from kit.data.encode import Encoded
+from kit.data.features import FEATURES, PAIR_FEATURES, features
+from kit.errors import DataError, RunError
+
+FORMAT = 1  # part of the cache key: raised when the same texts would have other features
+TOKENS = "tokens"  # ln(1 + tokens of a side without a budget)
+SIDE_NAMES = (*FEATURES, TOKENS)
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """The numbers of N rows, float32, as they are: a model standardises them by itself.
+
+    Attributes:
+        side_names, sides: F of each answer, (N, 2, F); swapping the answers swaps them.
+        pair_names, pair: P that a swap leaves as they are, (N, P).
+    """
+
+    side_names: tuple[str, ...]
+    pair_names: tuple[str, ...]
+    sides: np.ndarray
+    pair: np.ndarray
+
+    def beside(self, name: str, sides: np.ndarray) -> "Tabular":
+        """The same with another number of each answer, (N, 2)."""
+        added = np.concatenate([self.sides, np.asarray(sides, np.float32)[:, :, None]], 2)
+        return replace(self, side_names=(*self.side_names, name), sides=added)
+
+    def select(self, side_names: Sequence[str], pair_names: Sequence[str]) -> "Tabular":
+        """Those with these names, in this order.
+
+        Raises:
+            RunError: one of them is not here.
+        """
+        unknown = [n for n in side_names if n not in self.side_names] + [
+            n for n in pair_names if n not in self.pair_names
+        ]
+        if unknown:
+            raise RunError(
+                f"the model reads features that this kit does not compute: {', '.join(unknown)}",
+                "Predict with the kit that trained it (`kit` in its origin.json), or train it again.",
+            )
+        sides = [self.side_names.index(name) for name in side_names]
+        pair = [self.pair_names.index(name) for name in pair_names]
+        return Tabular(tuple(side_names), tuple(pair_names), self.sides[:, :, sides], self.pair[:, pair])
+
+
+def tabulate(table: pa.Table, content: str, encoded: Encoded, cache: Path) -> Tabular:
+    """The numbers of processed rows; those of `content` (a hash of the table) are computed once and kept in `cache`.
+
+    Raises:
+        DataError: what is in the cache cannot be read.
+    """
+    identity = json.dumps([FORMAT, content, FEATURES, PAIR_FEATURES]).encode()
+    folder = cache / f"features-{hashlib.sha256(identity).hexdigest()[:16]}"
+    if not folder.exists():
+        a, b, pair = features(table)
+        with writing_folder(folder) as temporary:
+            np.save(temporary / "sides.npy", np.stack([a, b], 1))
+            np.save(temporary / "pair.npy", pair)
+    try:
+        sides, pair = np.load(folder / "sides.npy"), np.load(folder / "pair.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{folder}: these features cannot be read: {error}",
+            "Delete the folder and run the command again: it is only a cache.",
+        ) from error
+    tokens = np.log1p(encoded.whole_lengths.reshape(len(encoded), -1))
+    return Tabular(FEATURES, PAIR_FEATURES, sides, pair).beside(TOKENS, tokens)

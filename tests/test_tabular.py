@@ -1,0 +1,86 @@
+"""Numbers beside the tokens: found by name, computed once, those of a swapped row swapped."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tabular_rows import tabular_rows
+
+from kit.data import tabular as module
+from kit.data.encode import Encoded, Vocabulary, encode_cached
+from kit.data.features import FEATURES, PAIR_FEATURES, features
+from kit.data.processed import Processed
+from kit.data.tabular import SIDE_NAMES, TOKENS, Tabular, tabulate
+from kit.errors import DataError, RunError
+from kit.model.backbones import BACKBONES
+from kit.model.encoder import load_vocabulary
+from kit.recipe import EncodeSpec
+from kit.training.start import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def vocabulary(processed: Processed) -> Vocabulary:
+    return load_vocabulary(tiny_folder(BACKBONES["tiny-electra"], processed))
+
+
+@pytest.fixture(scope="module")
+def encoded(processed: Processed, vocabulary: Vocabulary) -> Encoded:
+    return encode_cached(processed.train(), processed.digest("train"), vocabulary, EncodeSpec(40), processed.cache)
+
+
+@pytest.fixture(scope="module")
+def made(processed: Processed, encoded: Encoded, tmp_path_factory: pytest.TempPathFactory) -> Tabular:
+    return tabulate(processed.train(), "content", encoded, tmp_path_factory.mktemp("cache"))
+
+
+def test_every_row_has_its_features_and_its_tokens(processed: Processed, made: Tabular):
+    a, b, pair = features(processed.train())
+    assert (made.side_names, made.pair_names) == (SIDE_NAMES, PAIR_FEATURES)
+    assert made.sides.dtype == made.pair.dtype == np.float32
+    np.testing.assert_array_equal(made.sides[:, :, : len(FEATURES)], np.stack([a, b], 1))
+    np.testing.assert_array_equal(made.pair, pair)
+
+
+def test_tokens_are_counted_before_they_are_cut(
+    processed: Processed, encoded: Encoded, vocabulary: Vocabulary, made: Tabular, tmp_path: Path
+):
+    whole = encode_cached(processed.train(), "content", vocabulary, EncodeSpec(8192), tmp_path)
+    assert encoded.cut > 0
+    assert whole.cut == 0
+    assert whole.whole_lengths.tolist() == whole.lengths.ravel().tolist() == encoded.whole_lengths.tolist()
+    np.testing.assert_allclose(made.sides[:, :, SIDE_NAMES.index(TOKENS)], np.log1p(whole.lengths), rtol=1e-6)
+
+
+def test_features_are_computed_once(
+    processed: Processed, encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = tabulate(processed.train(), "content", encoded, tmp_path)
+    monkeypatch.setattr(module, "features", lambda _: pytest.fail("computed again"))
+    again = tabulate(processed.train(), "content", encoded, tmp_path)
+    np.testing.assert_array_equal(again.sides, first.sides)
+    np.testing.assert_array_equal(again.pair, first.pair)
+    with pytest.raises(pytest.fail.Exception):
+        tabulate(processed.train(), "other content", encoded, tmp_path)
+
+
+def test_a_damaged_cache_says_to_delete_the_folder(processed: Processed, encoded: Encoded, tmp_path: Path):
+    tabulate(processed.train(), "content", encoded, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    (folder / "sides.npy").write_bytes((folder / "sides.npy").read_bytes()[:-4])
+    with pytest.raises(DataError, match=folder.name) as caught:
+        tabulate(processed.train(), "content", encoded, tmp_path)
+    assert "Delete the folder" in caught.value.hint
+
+
+def test_columns_are_found_by_their_names():
+    rows = tabular_rows(5)
+    chosen = rows.beside("reward", np.arange(10).reshape(5, 2)).select(["reward", "words"], ["same"])
+    assert (chosen.side_names, chosen.pair_names) == (("reward", "words"), ("same",))
+    np.testing.assert_array_equal(chosen.sides[:, :, 0], np.arange(10).reshape(5, 2))
+    np.testing.assert_array_equal(chosen.sides[:, :, 1], rows.sides[:, :, SIDE_NAMES.index("words")])
+    np.testing.assert_array_equal(chosen.pair[:, 0], rows.pair[:, PAIR_FEATURES.index("same")])
+
+
+def test_a_feature_that_is_not_there_is_named():
+    with pytest.raises(RunError, match="charm, wit"):
+        tabular_rows(2).select(["words", "charm"], ["wit"])
