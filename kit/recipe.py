@@ -55,6 +55,8 @@ class TrainSpec:
     warmup: share of all steps over which the rate climbs linearly from 0.
     evals_per_epoch: validations (and checkpoints) per epoch; patience: of them without gain before stopping, 0 = never.
     max_steps: optimizer steps in all; 0 = as many as the epochs ask for.
+    swap_augmentation: each step learns from its rows and from their copies with the answers swapped, at no second pass
+    through the encoder. A symmetric head needs none: both orders are one to it.
     """
 
     epochs: float = 3.0
@@ -72,6 +74,7 @@ class TrainSpec:
     plateau_factor: float = 0.5
     plateau_patience: int = 1
     label_smoothing: float = 0.0
+    swap_augmentation: bool = False
     evals_per_epoch: int = 4
     patience: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

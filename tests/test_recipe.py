@@ -79,6 +79,21 @@ def test_the_reference_recipes_are_the_reference_regime(backbone: str):
     assert (train.weight_decay, train.label_smoothing, train.schedule) == (0.01, 0.1, "plateau")
     assert (train.epochs, train.max_steps) == (10, 0)
     assert 0 < train.patience / train.evals_per_epoch < train.epochs
+    assert not recipe.model.features
+    assert not train.swap_augmentation
+
+
+@pytest.mark.parametrize("name", sorted(name for name in shipped() if not name.endswith("-reference")))
+def test_our_recipes_read_features_and_learn_from_both_orders(name: str):
+    recipe = load(name, backbone=None if name != "default" else "tiny-electra")
+    assert recipe.model.features
+    assert recipe.train.swap_augmentation
+
+
+def test_a_recipe_from_before_these_keys_stays_as_it_was():
+    recipe = Recipe("old", "tiny-electra")
+    assert not recipe.model.features
+    assert not recipe.train.swap_augmentation
 
 
 def test_the_reference_recipes_differ_only_in_the_backbone():

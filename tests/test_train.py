@@ -20,14 +20,18 @@ from safetensors.torch import load_file
 from kit import frame
 from kit.data.processed import Processed
 from kit.errors import BackboneError, DeviceError, RecipeError, RunError
+from kit.model.backbones import BACKBONES
+from kit.model.batches import Collator
+from kit.model.encoder import build
 from kit.model.pair import PairModel
-from kit.recipe import Recipe
+from kit.recipe import ModelSpec, Recipe
 from kit.recipes import load
 from kit.rundir import RunDir
-from kit.schema import ID, LABEL
+from kit.schema import ID, LABEL, SWAP
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
 from kit.training import part as training
+from kit.training import trainer
 from kit.training.callbacks import Progress
 from kit.training.start import new_model
 from kit.training.train import train
@@ -257,6 +261,52 @@ def test_smoothed_cross_entropy_is_its_closed_form():
     target[torch.arange(2), labels] += 0.9
     expected = -(target * logits.log_softmax(-1)).sum() / 5
     assert summed_cross_entropy(logits, labels, 5, 0.1) == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_both_orders_in_one_step_are_a_batch_with_swapped_copies(smoothing: float):
+    """The gradients are those of the rows and their swapped copies, whose labels are swapped too."""
+    from tabular_rows import exchanged, tabular_rows
+    from token_rows import PAD, swapped, token_rows
+
+    rows = token_rows(np.array([[9, 30], [12, 12], [40, 5], [17, 22]]))
+    tabular, labels = tabular_rows(len(rows)), torch.tensor([0, 1, 2, 0])
+    torch.manual_seed(1)
+    config = BACKBONES["tiny-electra"].config
+    model = PairModel(build(config), config, ModelSpec("mean", "fusion", head_hidden=8, features=True)).eval()
+    model.fit_features(tabular, np.arange(len(rows)))
+    batches = [
+        Collator(rows, PAD, segments=True, tabular=tabular)(range(len(rows))),
+        Collator(swapped(rows), PAD, segments=True, tabular=exchanged(tabular))(range(len(rows))),
+    ]
+    passes: list[int] = []
+    hook = model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    summed_cross_entropy(model(**batches[0], augment=True), labels, 4, smoothing).backward()
+    assert len(passes) == len(batches[0]["packs"])
+    hook.remove()
+    augmented = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    for batch, its in zip(batches, (labels, torch.tensor(SWAP)[labels]), strict=True):
+        summed_cross_entropy(model(**batch), its, 8, smoothing).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(augmented[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("head", "expected"), [("fusion", True), ("symmetric", False)])
+def test_swapped_copies_are_learnt_from_where_the_head_is_not_symmetric(
+    head: str, expected: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shapes: set[int] = set()
+    loss = trainer.summed_cross_entropy
+
+    def watched(logits: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        shapes.add(logits.ndim)
+        return loss(logits, *arguments, **named)
+
+    monkeypatch.setattr(trainer, "summed_cross_entropy", watched)
+    overrides = (*QUICK, "train.max_steps=2", f"model.head={head}", "train.swap_augmentation=true")
+    train(load("tiny-electra", overrides), data, tmp_path)
+    assert (3 in shapes) == expected
 
 
 def test_two_processes_take_the_steps_of_one(data: Path, tmp_path: Path):

@@ -52,6 +52,11 @@ class PairModel(nn.Module):
         self.pooling = pooling.build(spec.pooling, hidden)
         self.head = heads.build(spec.head, hidden, spec.head_hidden, spec.head_dropout, self.reads)
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether swapping A and B does no more than permute the logits."""
+        return self.spec.head == "symmetric"
+
     def encode(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
         """Pooled vectors, float32: packs of (n, T) tokens with sum(n) = B·S, order (B, S) -> (B, S, H)."""
         pooled = []
@@ -72,9 +77,15 @@ class PairModel(nn.Module):
             return self.head(sides.float(), features)
 
     def forward(
-        self, packs: list[dict[str, Tensor]], order: Tensor, features: dict[str, Tensor] | None = None
+        self,
+        packs: list[dict[str, Tensor]],
+        order: Tensor,
+        features: dict[str, Tensor] | None = None,
+        augment: bool = False,
     ) -> Tensor:
-        """Logits (B, 3)."""
+        """Logits (B, 3), or with `augment` those of `both_orders`: what distributed training wraps is this method."""
+        if augment:
+            return self.both_orders(packs, order, features)
         return self.classify(self.encode(packs, order), features)
 
     def both_orders(

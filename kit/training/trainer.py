@@ -33,7 +33,13 @@ from kit.training.sampler import LengthBuckets
 def summed_cross_entropy(
     logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int, smoothing: float
 ) -> Tensor:  # (B, 3), (B,)
-    """Cross-entropy over the rows of the whole optimizer step, so that accumulation equals one large batch."""
+    """Cross-entropy over the rows of the whole optimizer step, so that accumulation equals one large batch.
+
+    Logits of both orders, (B, 2, 3) with the classes permuted back, count as two rows of half the weight.
+    """
+    if logits.ndim == 3:
+        orders = (summed_cross_entropy(each, labels, num_items_in_batch, smoothing) for each in logits.unbind(1))
+        return sum(orders) / 2
     return (
         functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         / num_items_in_batch
@@ -75,6 +81,11 @@ class PairTrainer(Trainer):
         self.eval_collate = eval_collate
         loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
         super().__init__(data_collator=collate, compute_loss_func=loss, **kwargs)
+        self.augment = spec.swap_augmentation and not self.model.symmetric
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, of both orders of the answers where the recipe asks for it."""
+        return super().compute_loss(model, inputs | {"augment": True} if self.augment else inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Rows | None = None) -> LengthBuckets:
         return self.sampler
