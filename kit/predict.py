@@ -21,7 +21,7 @@ from kit.errors import RunError
 from kit.model.device import choose
 from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
-from kit.recipe import EncodeSpec
+from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import ID
 
@@ -36,8 +36,8 @@ class _Rows:
     content: str
     cache: Path
 
-    def encoded(self, vocabulary: Vocabulary, spec: EncodeSpec) -> Encoded:
-        return encode_cached(self.table, self.content, vocabulary, spec, self.cache)
+    def encoded(self, vocabulary: Vocabulary, recipe: Recipe) -> Encoded:
+        return encode_cached(self.table, self.content, vocabulary, recipe.encode, self.cache, recipe.model.shape)
 
     def tabular(self, encoded: Encoded) -> Tabular:
         return tabulate(self.table, self.content, encoded, self.cache)
@@ -112,7 +112,7 @@ def _average(
         model, vocabulary = PairModel.from_pretrained(part)
         model.to(compute.device)
         with ranks.main_process_first():
-            tokens = source.encoded(vocabulary, recipe.encode)
+            tokens = source.encoded(vocabulary, recipe)
             tabular = source.tabular(tokens) if model.reads else None
         rows = np.arange(len(tokens)) if rows is None else rows
 

@@ -12,14 +12,16 @@ from typing import Literal
 
 import tomli_w
 
+Shape = Literal["siamese", "cross"]
+
 
 @dataclass(frozen=True)
 class EncodeSpec:
     """How a row becomes tokens.
 
-    max_tokens: budget of one side, special tokens included.
-    prompt_share: where a side does not fit, the prompt keeps at least this share of the budget, and more if the
-    response leaves it free.
+    max_tokens: budget of one sequence, special tokens included: of a side, or of a whole row under the shape "cross".
+    prompt_share: where a sequence does not fit, the prompt keeps at least this share of the budget, and more if the
+    responses leave it free.
     head_share: of a turn that has to be cut, this share of what is kept comes from its beginning, the rest its end.
     """
 
@@ -32,11 +34,15 @@ class EncodeSpec:
 class ModelSpec:
     """What stands on the encoder.
 
+    shape: "siamese" reads (prompt, answer) once for each answer; "cross" reads prompt and both answers in one
+    sequence, so that each answer is read in view of the other, and does so in both orders of the answers.
     pooling: "auto" is the registry's choice for the backbone.
-    head: "fusion" is the reference's classifier on [a; b; a-b; a*b]; "symmetric" permutes exactly with its inputs.
+    head: "fusion" is the reference's classifier on [a; b; a-b; a*b], or under "cross" on the row as it stands alone;
+    "symmetric" permutes exactly with its inputs.
     features: length, format and language of both answers, and their likeness, join the encoder's vectors in the head.
     """
 
+    shape: Shape = "siamese"
     pooling: Literal["auto", "mean", "cls", "attention"] = "auto"
     head: Literal["symmetric", "fusion"] = "symmetric"
     head_hidden: int = 256
@@ -84,7 +90,7 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class PredictSpec:
-    """swap: average the probabilities over both orders of the answers; free for an encoder that sees one at a time."""
+    """swap: average the probabilities over both orders of the answers; free, since the encoder reads what both need."""
 
     swap: bool = True
 

@@ -72,7 +72,7 @@ def test_packs_hold_exactly_the_tokens_of_the_rows(rows: list, overhead: int, se
             tokens, types = found[batch["order"][place, side]]
             assert tokens == tokens_of(encoded, 2 * row + side)
             if segments:
-                first = encoded.prompt_lengths[2 * row + side]
+                first = encoded.first_lengths[2 * row + side]
                 padding = len(types) - len(tokens)
                 assert types == [0] * first + [1] * (len(tokens) - first) + [0] * padding
 

@@ -68,7 +68,7 @@ def segments(these: Encoded) -> list[tuple[str, str]]:
     """Prompt and response of every side as text, SEP as a bar."""
     letters = dict(enumerate(LETTERS, len(SPECIAL))) | {SEP: BAR}
     found = []
-    for (start, end), first in zip(pairwise(these.starts), these.prompt_lengths, strict=True):
+    for (start, end), first in zip(pairwise(these.starts), these.first_lengths, strict=True):
         tokens = these.tokens[start:end].tolist()
         assert tokens[0] == CLS
         assert tokens[first - 1] == tokens[-1] == SEP
@@ -109,7 +109,7 @@ def test_swapping_the_answers_swaps_the_sides(scratch: Path, rows: list, spec: E
     expected = [side[::-1] for side in sides(straight)]
     swapped = encoded(table([(prompt, b, a) for prompt, a, b in rows]), spec, scratch)
     assert sides(swapped) == expected
-    assert swapped.prompt_lengths.reshape(-1, 2).tolist() == straight.prompt_lengths.reshape(-1, 2)[:, ::-1].tolist()
+    assert swapped.first_lengths.reshape(-1, 2).tolist() == straight.first_lengths.reshape(-1, 2)[:, ::-1].tolist()
 
 
 def is_kept(turns: list[str], text: str, head_share: float) -> bool:
@@ -168,7 +168,7 @@ def test_early_turns_go_first(scratch: Path):
 @settings(deadline=None, max_examples=40)
 @given(ROWS, st.integers(1, 4))
 def test_chunking_does_not_matter(scratch: Path, rows: list, chunk: int):
-    whole = [(scratch.parent / "whole" / name) for name in ("tokens.int32", "starts.npy", "prompt_lengths.npy")]
+    whole = [(scratch.parent / "whole" / name) for name in ("tokens.int32", "starts.npy", "first_lengths.npy")]
     encode(table(rows), CHARACTERS, EncodeSpec(30), scratch.parent / "whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK", chunk)
@@ -189,7 +189,7 @@ def test_neither_do_the_tables_own_chunks(scratch: Path):
 def test_empty_turns_and_answers_are_framed_all_the_same(scratch: Path):
     these = encoded(table([([""], [""], ["", ""])]), EncodeSpec(8), scratch)
     assert sides(these) == [[[CLS, SEP, SEP], [CLS, SEP, SEP, SEP]]]
-    assert these.prompt_lengths.tolist() == [2, 2]
+    assert these.first_lengths.tolist() == [2, 2]
     assert len(these) == 1
 
 
@@ -234,10 +234,11 @@ def test_a_cache_hit_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         {"content": "other"},
         {"vocabulary": dataclasses.replace(CHARACTERS, sep=3)},
         {"vocabulary": dataclasses.replace(CHARACTERS, cls=3)},
+        {"shape": "cross"},
         *({"spec": EncodeSpec(**change)} for change in ({"max_tokens": 9}, {"prompt_share": 0.3}, {"head_share": 0.1})),
     ],
 )
-def test_another_content_vocabulary_or_budget_is_a_miss(tmp_path: Path, change: dict):
+def test_another_content_vocabulary_budget_or_shape_is_a_miss(tmp_path: Path, change: dict):
     asked = {"content": "content", "vocabulary": CHARACTERS, "spec": EncodeSpec()}
     rows = table([(["ab"], ["c"], ["d"])])
     encode_cached(rows, **asked, cache=tmp_path)
@@ -253,7 +254,7 @@ def test_another_tokenizer_has_another_digest():
 
 
 @pytest.mark.parametrize("lost", [1, 4, 1000])
-@pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "prompt_lengths.npy", "meta.json"])
+@pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "first_lengths.npy", "meta.json"])
 def test_a_truncated_cache_says_to_delete_the_folder(tmp_path: Path, file: str, lost: int):
     rows = table([(["ab"], ["c"], ["d"])] * 3)
     encode_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
@@ -268,7 +269,7 @@ def test_a_truncated_cache_says_to_delete_the_folder(tmp_path: Path, file: str, 
     assert "Delete the folder" in caught.value.hint
 
 
-@pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "prompt_lengths.npy"])
+@pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "first_lengths.npy"])
 def test_a_missing_file_says_so_too(tmp_path: Path, file: str):
     rows = table([(["ab"], ["c"], ["d"])])
     encode(rows, CHARACTERS, EncodeSpec(), tmp_path / "tokens")

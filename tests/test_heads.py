@@ -10,9 +10,11 @@ from kit.model.heads import build
 from kit.schema import CLASSES, SWAP
 
 
-def head(kind: str, hidden: int = 6, width: int = 7, dropout: float = 0.1, seed: int = 0) -> nn.Module:
+def head(
+    kind: str, hidden: int = 6, width: int = 7, dropout: float = 0.1, seed: int = 0, shape: str = "siamese"
+) -> nn.Module:
     torch.manual_seed(seed)
-    return build(kind, hidden, width, dropout).eval()
+    return build(kind, hidden, width, dropout, shape=shape).eval()
 
 
 def vectors(rows: int, hidden: int = 6, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -30,9 +32,12 @@ def swapped(logits: Tensor) -> Tensor:
     hidden=st.sampled_from([1, 6, 64]),
     scale=st.sampled_from([1e-6, 1.0, 1e4]),
     seed=st.integers(0, 999),
+    shape=st.sampled_from(["siamese", "cross"]),
 )
-def test_swapping_the_answers_permutes_the_logits_to_the_bit(rows: int, hidden: int, scale: float, seed: int):
-    symmetric = head("symmetric", hidden, seed=seed)
+def test_swapping_the_answers_permutes_the_logits_to_the_bit(
+    rows: int, hidden: int, scale: float, seed: int, shape: str
+):
+    symmetric = head("symmetric", hidden, seed=seed, shape=shape)
     sides = vectors(rows, hidden, seed, scale)
     assert torch.equal(symmetric(sides.flip(1)), swapped(symmetric(sides)))
 

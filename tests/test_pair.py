@@ -39,10 +39,10 @@ CONFIGS = {
 ROWS = token_rows(np.array([[9, 30], [12, 12], [40, 5], [3, 3], [31, 8], [17, 22]]))
 
 
-def pair(family: str = "electra", head: str = "symmetric", pooling: str = "mean") -> PairModel:
+def pair(family: str = "electra", head: str = "symmetric", pooling: str = "mean", shape: str = "siamese") -> PairModel:
     torch.manual_seed(1)
     config = CONFIGS[family]
-    return PairModel(build(config), config, ModelSpec(pooling=pooling, head=head, head_hidden=8)).eval()
+    return PairModel(build(config), config, ModelSpec(shape, pooling=pooling, head=head, head_hidden=8)).eval()
 
 
 def batch(model: PairModel, rows: Encoded = ROWS, places: list[int] | None = None, overhead: int = 0) -> dict:
@@ -77,7 +77,7 @@ def test_each_side_is_pooled_as_if_it_were_alone(family: str):
             tokens = torch.from_numpy(ROWS.tokens[ROWS.starts[side] : ROWS.starts[side + 1]].astype(np.int64))[None]
             alone = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
             if segments:
-                alone["token_type_ids"] = (torch.arange(tokens.numel()) >= ROWS.prompt_lengths[side]).long()[None]
+                alone["token_type_ids"] = (torch.arange(tokens.numel()) >= ROWS.first_lengths[side]).long()[None]
             close(pooled[side // 2, side % 2], model.encoder(**alone).last_hidden_state[0].mean(0))
 
 
@@ -93,15 +93,17 @@ def test_packing_and_company_do_not_matter(family: str, head: str):
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("pooling", ["mean", "cls", "attention"])
-def test_swapping_the_answers_permutes_the_logits(family: str, pooling: str):
-    model = pair(family, "symmetric", pooling)
+@pytest.mark.parametrize("shape", ["siamese", "cross"])
+def test_swapping_the_answers_permutes_the_logits(family: str, pooling: str, shape: str):
+    model = pair(family, "symmetric", pooling, shape)
     straight, exchanged = logits(model), logits(model, swapped(ROWS), None, 10**6)
     close(exchanged[:, list(SWAP)], straight)
 
 
 @pytest.mark.parametrize("head", ["symmetric", "fusion"])
-def test_both_orders_is_what_running_the_swapped_rows_gives(head: str):
-    model = pair("electra", head)
+@pytest.mark.parametrize("shape", ["siamese", "cross"])
+def test_both_orders_is_what_running_the_swapped_rows_gives(head: str, shape: str):
+    model = pair("electra", head, shape=shape)
     with torch.no_grad():
         both = model.both_orders(**batch(model))
     assert both.shape == (len(ROWS), 2, 3)
@@ -113,6 +115,16 @@ def test_both_orders_is_what_running_the_swapped_rows_gives(head: str):
 def test_the_fusion_model_sees_which_answer_comes_first():
     model = pair("roberta", "fusion")
     assert not torch.allclose(logits(model, swapped(ROWS))[:, list(SWAP)], logits(model), atol=1e-3)
+
+
+def test_the_plain_cross_head_judges_a_row_as_it_stands():
+    model = pair("roberta", "fusion", shape="cross")
+    vectors = torch.randn(4, 2, model.encoder.config.hidden_size)
+    other = vectors.clone()
+    other[:, 1] = 0
+    with torch.no_grad():
+        assert torch.equal(model.classify(vectors), model.classify(other))
+        assert not torch.allclose(model.classify(vectors), model.classify(vectors.flip(1)))
 
 
 def test_segments_tell_the_prompt_from_the_response():
@@ -138,8 +150,9 @@ def test_pooling_and_head_stay_in_float32_under_autocast(family: str):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_every_parameter_learns(family: str):
-    model = pair(family, pooling="attention").train()
+@pytest.mark.parametrize("shape", ["siamese", "cross"])
+def test_every_parameter_learns(family: str, shape: str):
+    model = pair(family, pooling="attention", shape=shape).train()
     model(**batch(model)).square().sum().backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None}
     assert not unused  # it would break distributed training
@@ -148,10 +161,10 @@ def test_every_parameter_learns(family: str):
 TABLE = tabular_rows(len(ROWS))
 
 
-def pair_with_features(head: str = "symmetric") -> PairModel:
+def pair_with_features(head: str = "symmetric", shape: str = "siamese") -> PairModel:
     torch.manual_seed(1)
     config = CONFIGS["electra"]
-    model = PairModel(build(config), config, ModelSpec(pooling="mean", head=head, head_hidden=8, features=True))
+    model = PairModel(build(config), config, ModelSpec(shape, "mean", head, 8, features=True))
     model.fit_features(TABLE, np.arange(4))
     for parameter in model.head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # as if it had been trained: the short way begins at zero
@@ -171,8 +184,9 @@ def test_features_move_the_logits(head: str):
     assert ((straight - other).abs().max(1).values > 1e-3).all()
 
 
-def test_swapping_the_answers_permutes_the_logits_with_features_too():
-    model = pair_with_features()
+@pytest.mark.parametrize("shape", ["siamese", "cross"])
+def test_swapping_the_answers_permutes_the_logits_with_features_too(shape: str):
+    model = pair_with_features(shape=shape)
     with torch.no_grad():
         straight = model(**batch_with_features())
         turned = model(**batch_with_features(swapped(ROWS), exchanged(TABLE), 10**6))
@@ -183,9 +197,10 @@ def test_swapping_the_answers_permutes_the_logits_with_features_too():
     assert torch.equal(other[:, list(SWAP)], one)  # to the bit, where the vectors are
 
 
+@pytest.mark.parametrize("shape", ["siamese", "cross"])
 @pytest.mark.parametrize("head", ["symmetric", "fusion"])
-def test_both_orders_swap_the_features_as_well(head: str):
-    model = pair_with_features(head)
+def test_both_orders_swap_the_features_as_well(head: str, shape: str):
+    model = pair_with_features(head, shape)
     with torch.no_grad():
         both = model.both_orders(**batch_with_features())
         close(both[:, 0], model(**batch_with_features()))
@@ -258,12 +273,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize(("head", "pooling"), [("symmetric", "mean"), ("fusion", "attention")])
+@pytest.mark.parametrize(
+    ("head", "pooling", "shape"),
+    [("symmetric", "mean", "siamese"), ("fusion", "attention", "siamese"), ("symmetric", "cls", "cross")],
+)
 @pytest.mark.usefixtures("no_network")
 def test_a_saved_model_comes_back_to_the_bit(
-    family: str, head: str, pooling: str, tmp_path: Path, vocabulary: Vocabulary
+    family: str, head: str, pooling: str, shape: str, tmp_path: Path, vocabulary: Vocabulary
 ):
-    model = pair(family, head, pooling)
+    model = pair(family, head, pooling, shape)
     model.save_pretrained(tmp_path / "deep" / "model", vocabulary)
     again, its_vocabulary = PairModel.from_pretrained(tmp_path / "deep" / "model")
     assert torch.equal(logits(again), logits(model))

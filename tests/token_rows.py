@@ -23,5 +23,5 @@ def swapped(encoded: Encoded) -> Encoded:
     order = np.arange(len(encoded.starts) - 1).reshape(-1, encoded.sides)[:, ::-1].ravel()
     pieces = [encoded.tokens[encoded.starts[i] : encoded.starts[i + 1]] for i in order]
     starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
-    lengths = encoded.prompt_lengths[order], encoded.whole_lengths[order]
+    lengths = encoded.first_lengths[order], encoded.whole_lengths[order]
     return Encoded(np.concatenate(pieces), starts, *lengths, encoded.sides, encoded.cut)

@@ -33,8 +33,8 @@ class Collator:
     """Turns row numbers into a batch: `packs`, `order` (B, S) and, where labels are known, `labels` (B,).
 
     Each pack has input_ids and attention_mask (n, T), and token_type_ids where the encoder was pretrained with two
-    segments: 0 for the prompt, 1 for the response. With a `tabular`, `features` are its raw numbers of these rows,
-    float32: `sides` (B, 2, F) and `pair` (B, P).
+    segments: 0 for the first (the prompt), 1 for the second (the response). With a `tabular`, `features` are its raw
+    numbers of these rows, float32: `sides` (B, 2, F) and `pair` (B, P).
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Collator:
             "attention_mask": torch.from_numpy(real.astype(np.int64)),
         }
         if self.segments:
-            response = real & (at >= self.encoded.prompt_lengths[sequences][:, None])
-            pack["token_type_ids"] = torch.from_numpy(response.astype(np.int64))
+            second = real & (at >= self.encoded.first_lengths[sequences][:, None])
+            pack["token_type_ids"] = torch.from_numpy(second.astype(np.int64))
         return pack
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.model.standardiser import Standardiser
+from kit.recipe import Shape
 from kit.schema import SWAP
 
 BESIDE = 256  # width of the features' own layer
@@ -25,12 +26,14 @@ class FusionHead(nn.Module):
     from the encoder drown it, goes to the logits directly as well (Cheng et al. 2016, Wide & Deep Learning).
     """
 
+    BLOCKS = 4  # vectors of the encoder's size that are fused into the classifier's input
+
     def __init__(
         self, hidden: int, width: int, dropout: float, reads: tuple[Sequence[str], Sequence[str]] | None = None
     ):
         super().__init__()
-        self.norm = nn.LayerNorm(4 * hidden)
-        self.dense = nn.Linear(4 * hidden + (BESIDE if reads else 0), width)
+        self.norm = nn.LayerNorm(self.BLOCKS * hidden)
+        self.dense = nn.Linear(self.BLOCKS * hidden + (BESIDE if reads else 0), width)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, len(SWAP))
         if reads:
@@ -42,15 +45,27 @@ class FusionHead(nn.Module):
 
     def forward(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         """(B, 2, H), and of the features (B, 2, F) and (B, P) -> (B, 3)."""
-        a, b = sides.unbind(1)
-        fused = self.norm(torch.cat([a, b, a - b, a * b], -1))
+        fused = self.norm(self._fuse(sides))
         if features is None:
             return self._classify(fused)
         beside = nn.functional.gelu(self.beside(self.dropout(self.features(**features))))  # (B, BESIDE)
         return self._classify(torch.cat([fused, beside], -1)) + GAIN * self.short(self.dropout(beside))
 
+    def _fuse(self, sides: Tensor) -> Tensor:
+        a, b = sides.unbind(1)
+        return torch.cat([a, b, a - b, a * b], -1)
+
     def _classify(self, fused: Tensor) -> Tensor:
         return self.out(self.dropout(nn.functional.gelu(self.dense(self.dropout(fused)))))
+
+
+class CrossHead(FusionHead):
+    """The same classifier where the encoder read the row whole: on the one vector of the answers as they stand."""
+
+    BLOCKS = 1
+
+    def _fuse(self, sides: Tensor) -> Tensor:
+        return sides[:, 0]  # the other is of the answers swapped
 
 
 class SymmetricHead(nn.Module):
@@ -60,11 +75,9 @@ class SymmetricHead(nn.Module):
     trade places under a swap and floating-point addition commutes, so the equality is to the bit.
     """
 
-    def __init__(
-        self, hidden: int, width: int, dropout: float, reads: tuple[Sequence[str], Sequence[str]] | None = None
-    ):
+    def __init__(self, pair: FusionHead):
         super().__init__()
-        self.pair = FusionHead(hidden, width, dropout, reads)
+        self.pair = pair
 
     @property
     def features(self) -> Standardiser:
@@ -77,7 +90,13 @@ class SymmetricHead(nn.Module):
 
 
 def build(
-    kind: str, hidden: int, width: int, dropout: float, reads: tuple[Sequence[str], Sequence[str]] | None = None
+    kind: str,
+    hidden: int,
+    width: int,
+    dropout: float,
+    reads: tuple[Sequence[str], Sequence[str]] | None = None,
+    shape: Shape = "siamese",
 ) -> nn.Module:
     """The head called `kind`: "fusion" or "symmetric"; with features where `reads` names those of a side and a pair."""
-    return {"fusion": FusionHead, "symmetric": SymmetricHead}[kind](hidden, width, dropout, reads)
+    pair = {"siamese": FusionHead, "cross": CrossHead}[shape](hidden, width, dropout, reads)
+    return {"fusion": pair, "symmetric": SymmetricHead(pair)}[kind]

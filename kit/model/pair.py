@@ -1,4 +1,8 @@
-"""The pair model: one shared encoder over (prompt, answer A) and (prompt, answer B), pooled, compared, three logits."""
+"""The pair model: one encoder over both sequences of a row, pooled, compared, three logits.
+
+The sequences are (prompt, A) and (prompt, B), or under the shape "cross" (prompt, A, B) and (prompt, B, A). Swapping
+the answers swaps the sequences either way, so all that follows is the same for both.
+"""
 
 import json
 from collections.abc import Sequence
@@ -27,11 +31,11 @@ _AGAIN = "Train it again, or copy the folder whole."
 
 
 class PairModel(nn.Module):
-    """An encoder shared by both sides, a pooling and a head.
+    """An encoder shared by both sequences of a row, a pooling and a head.
 
     Sequences arrive as packs: all B·S of them sorted by length and cut into a few rectangles, each padded only to
-    its own longest (see `model.batches`). `order` says where in the packs each row's sides are. With `spec.features`
-    the head also reads `features`: raw numbers of the sides (B, 2, F) and of the pair (B, P).
+    its own longest (see `model.batches`). `order` says where in the packs each row's sequences are. With
+    `spec.features` the head also reads `features`: raw numbers of the sides (B, 2, F) and of the pair (B, P).
 
     Attributes:
         reads: the names of these F and P numbers, in order; None where it reads none.
@@ -50,7 +54,7 @@ class PairModel(nn.Module):
         hidden = encoder.config.hidden_size  # which some families call otherwise in their files
         self.encoder = encoder
         self.pooling = pooling.build(spec.pooling, hidden)
-        self.head = heads.build(spec.head, hidden, spec.head_hidden, spec.head_dropout, self.reads)
+        self.head = heads.build(spec.head, hidden, spec.head_hidden, spec.head_dropout, self.reads, spec.shape)
 
     @property
     def symmetric(self) -> bool:

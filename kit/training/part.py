@@ -75,10 +75,11 @@ def train_part(
     transformers.set_seed(recipe.train.seed)
     with ranks.main_process_first():  # the others find its downloads and caches
         model, vocabulary = new_model(recipe, data)
-        encoded = encode_cached(data.train(), data.digest("train"), vocabulary, recipe.encode, data.cache)
-        tabular = tabulate(data.train(), data.digest("train"), encoded, data.cache) if recipe.model.features else None
+        rows, content = data.train(), data.digest("train")
+        encoded = encode_cached(rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape)
+        tabular = tabulate(rows, content, encoded, data.cache) if recipe.model.features else None
     cut = encoded.cut / (len(encoded) * encoded.sides)
-    say(f"{len(encoded):,} rows encoded; {cut:.0%} of sides cut to {recipe.encode.max_tokens} tokens")
+    say(f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens")
     train_rows, valid_rows = data.fold_rows(fold)
     rows = data.train([ID, LABEL])
     padding, labels = Padding(), rows[LABEL].to_numpy()

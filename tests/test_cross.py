@@ -1,0 +1,116 @@
+"""The cross shape through the commands of the Siamese one: it trains, predicts, resumes, and keeps to its symmetry."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from quick_recipe import QUICK
+from safetensors.torch import load_file
+from transformers import TrainerState
+
+from kit import frame
+from kit.cli import main
+from kit.rundir import RunDir
+from kit.schema import CLASSES
+from kit.training.callbacks import Steering
+
+CROSS = (*QUICK, "encode.max_tokens=48", "model.shape=cross", "train.max_steps=8")
+
+
+def kit(*arguments: object) -> None:
+    result = CliRunner().invoke(main, [str(each) for each in arguments])
+    assert result.exit_code == 0, result.output
+
+
+def command(data: Path, runs: Path, *overrides: str, backbone: str = "tiny-electra") -> list[str]:
+    settings = [each for override in overrides for each in ("--set", override)]
+    return ["train", "--backbone", backbone, *settings, "--data", str(data), "--runs", str(runs)]
+
+
+def train(data: Path, runs: Path, *overrides: str, backbone: str = "tiny-electra") -> Path:
+    kit(*command(data, runs, *CROSS, *overrides, backbone=backbone))
+    return next(runs.iterdir())
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The symmetric cross model of the sample's holdout."""
+    return train(data, tmp_path_factory.mktemp("runs"))
+
+
+def predictions(run: Path, file: Path, out: Path, *options: str) -> np.ndarray:
+    kit("predict", run, "--input", file, "-o", out, *options)
+    return frame.read(out)[list(CLASSES)].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def exchanged(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test file with its answers swapped."""
+    rows = pd.read_csv(raw / "test.csv", dtype=str)
+    file = tmp_path_factory.mktemp("swapped") / "test.csv"
+    rows.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(file, index=False)
+    return file
+
+
+def test_it_trains_and_predicts_through_the_same_commands(run: Path, data: Path, raw: Path, tmp_path: Path):
+    kit("predict", run, "--data", data)
+    ours = frame.read(run / "test.csv")
+    assert len(ours) == len(pd.read_csv(raw / "test.csv"))
+    np.testing.assert_allclose(
+        predictions(run, raw / "test.csv", tmp_path / "again.csv"), ours[list(CLASSES)].to_numpy(), atol=1e-6
+    )
+    assert ours[list(CLASSES)].std().min() > 0  # it reads its input
+    assert RunDir.open(run).recipe.model.shape == "cross"
+
+
+@pytest.mark.parametrize("backbone", ["tiny-deberta", "tiny-roberta"])
+def test_every_family_trains(backbone: str, data: Path, tmp_path: Path):
+    metrics = RunDir.open(train(data, tmp_path, backbone=backbone)).parts()["holdout"]
+    assert metrics["steps"] == 8
+    assert metrics["log_loss"] < 1.2
+
+
+def test_swapping_the_answers_permutes_the_symmetric_models_predictions(
+    run: Path, raw: Path, exchanged: Path, tmp_path: Path
+):
+    straight = predictions(run, raw / "test.csv", tmp_path / "straight.csv", "--no-swap")
+    other = predictions(run, exchanged, tmp_path / "other.csv", "--no-swap")
+    np.testing.assert_allclose(other[:, [1, 0, 2]], straight, atol=1e-5)
+
+
+def test_both_orders_make_the_plain_one_symmetric(data: Path, raw: Path, exchanged: Path, tmp_path: Path):
+    run = train(data, tmp_path / "runs", "model.head=fusion")
+    for option, equal in (("--swap", True), ("--no-swap", False)):
+        straight = predictions(run, raw / "test.csv", tmp_path / f"straight{option}.csv", option)
+        other = predictions(run, exchanged, tmp_path / f"other{option}.csv", option)
+        assert np.allclose(other[:, [1, 0, 2]], straight, atol=1e-5) is equal
+
+
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    on_step_end = Steering.on_step_end
+
+    def stop(self: Steering, args: Any, state: TrainerState, control: Any, **named: Any) -> None:
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+        on_step_end(self, args, state, control, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steering, "on_step_end", stop)
+        assert CliRunner().invoke(main, command(data, tmp_path, *CROSS)).exit_code != 0
+    assert (tmp_path / run.name / "holdout" / "checkpoints" / "checkpoint-4").exists()
+    kit(*command(data, tmp_path, *CROSS), "--resume")
+    expected = load_file(run / "holdout" / "model.safetensors")
+    for name, weights in load_file(tmp_path / run.name / "holdout" / "model.safetensors").items():
+        assert torch.equal(weights, expected[name]), name
+
+
+def test_the_two_shapes_share_no_cache(run: Path, data: Path):
+    before = len(list((data / "cache").glob("tokens-*")))
+    kit(*command(data, run.parent, *CROSS, "model.shape=siamese"))
+    assert len(list((data / "cache").glob("tokens-*"))) == before + 1
