@@ -40,6 +40,8 @@ class ModelSpec:
     head: "fusion" is the reference's classifier on [a; b; a-b; a*b], or under "cross" on the row as it stands alone;
     "symmetric" permutes exactly with its inputs.
     features: length, format and language of both answers, and their likeness, join the encoder's vectors in the head.
+    reward: the backbone is a reward model; its reward of each side joins the side's vector, and the difference of the
+    two, as likely as it says, is what the logits begin with.
     """
 
     shape: Shape = "siamese"
@@ -48,6 +50,7 @@ class ModelSpec:
     head_hidden: int = 256
     head_dropout: float = 0.1
     features: bool = False
+    reward: bool = False
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def load_encoder(source: Backbone | Path) -> nn.Module:
     place = source.hub_id if isinstance(source, Backbone) else source
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
         raise BackboneError(f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", _FOLDER_HINT)
-    with _quiet():
+    with quiet():
         try:
             encoder, report = AutoModel.from_pretrained(
                 place,
@@ -77,7 +77,7 @@ def load_encoder(source: Backbone | Path) -> nn.Module:
                 ignore_mismatched_sizes=True,  # they are an error, but one that names the weight
             )
         except Exception as error:  # as above, and safetensors
-            raise _not_loaded(source, error) from error
+            raise not_loaded(source, error) from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     mismatched = sorted(key[0] for key in report["mismatched_keys"] if "pooler" not in key[0])
     if missing or mismatched:
@@ -103,11 +103,11 @@ def load_vocabulary(source: Backbone | Path) -> Vocabulary:
     from transformers import AutoTokenizer
 
     place = source.hub_id if isinstance(source, Backbone) else source
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # as above
-            raise _not_loaded(source, error) from error
+            raise not_loaded(source, error) from error
     ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     if not getattr(tokenizer, "is_fast", False) or None in ids:
         raise BackboneError(f"{place}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", _FOLDER_HINT)
@@ -125,7 +125,8 @@ _FOLDER_HINT = (
 )
 
 
-def _not_loaded(source: Backbone | Path, error: Exception) -> BackboneError:
+def not_loaded(source: Backbone | Path, error: Exception) -> BackboneError:
+    """What to tell when a backbone cannot be loaded: what was wrong, and how to get it."""
     if isinstance(source, Path):
         return BackboneError(f"{source}: cannot be loaded: {_first_line(error)}", _FOLDER_HINT)
     return BackboneError(
@@ -140,7 +141,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers' progress bars and load reports off the terminal; errors still come as exceptions."""
     from transformers.utils import logging as chatter
 

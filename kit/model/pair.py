@@ -21,7 +21,7 @@ from kit.data.encode import Vocabulary
 from kit.data.features import PAIR_FEATURES
 from kit.data.tabular import SIDE_NAMES, Tabular
 from kit.errors import BackboneError, RunError
-from kit.model import heads, pooling
+from kit.model import heads, pooling, reward
 from kit.model.encoder import build, load_vocabulary
 from kit.recipe import ModelSpec
 from kit.schema import SWAP
@@ -31,7 +31,7 @@ _AGAIN = "Train it again, or copy the folder whole."
 
 
 class PairModel(nn.Module):
-    """An encoder shared by both sequences of a row, a pooling and a head.
+    """An encoder shared by both sequences of a row, a pooling, a head, and of a reward model its reward.
 
     Sequences arrive as packs: all B·S of them sorted by length and cut into a few rectangles, each padded only to
     its own longest (see `model.batches`). `order` says where in the packs each row's sequences are. With
@@ -54,7 +54,9 @@ class PairModel(nn.Module):
         hidden = encoder.config.hidden_size  # which some families call otherwise in their files
         self.encoder = encoder
         self.pooling = pooling.build(spec.pooling, hidden)
-        self.head = heads.build(spec.head, hidden, spec.head_hidden, spec.head_dropout, self.reads, spec.shape)
+        self.reward = reward.build(config, hidden) if spec.reward else None
+        width = hidden + spec.reward  # a side's vector is what was pooled, and its reward
+        self.head = heads.build(spec.head, width, spec.head_hidden, spec.head_dropout, self.reads, spec.shape)
 
     @property
     def symmetric(self) -> bool:
@@ -62,12 +64,13 @@ class PairModel(nn.Module):
         return self.spec.head == "symmetric"
 
     def encode(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
-        """Pooled vectors, float32: packs of (n, T) tokens with sum(n) = B·S, order (B, S) -> (B, S, H)."""
+        """Pooled vectors, float32, the reward last: packs of (n, T) tokens, sum(n) = B·S, order (B, S) -> (B, S, H)."""
         pooled = []
         for pack in packs:
             states = self.encoder(**pack).last_hidden_state  # (n, T, H)
             with torch.autocast(states.device.type, enabled=False):
-                pooled.append(self.pooling(states, pack["attention_mask"]))
+                vectors = self.pooling(states, pack["attention_mask"])
+                pooled.append(vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1))
         return torch.cat(pooled)[order]
 
     def fit_features(self, tabular: Tabular, rows: np.ndarray) -> None:
@@ -78,7 +81,8 @@ class PairModel(nn.Module):
     def classify(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         """Logits, float32: (B, S, H) -> (B, 3). The head is too small for half precision to pay."""
         with torch.autocast(sides.device.type, enabled=False):
-            return self.head(sides.float(), features)
+            logits = self.head(sides.float(), features)
+            return logits if self.reward is None else logits + self.reward.prefer(sides[..., -1])
 
     def forward(
         self,

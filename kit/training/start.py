@@ -10,7 +10,7 @@ import pyarrow as pa
 from kit.data.encode import Vocabulary
 from kit.data.processed import Processed
 from kit.errors import BackboneError, RecipeError
-from kit.model import tiny
+from kit.model import reward, tiny
 from kit.model.backbones import Backbone, max_positions
 from kit.model.encoder import build, load_config, load_encoder, load_vocabulary, resolve
 from kit.model.pair import PairModel
@@ -23,10 +23,15 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
 
     Raises:
         BackboneError: the encoder cannot be loaded.
-        RecipeError: the recipe asks for more tokens than the encoder has positions.
+        RecipeError: the recipe asks for more tokens than the encoder has positions, or for the reward of two answers.
     """
     source = resolve(recipe.backbone)
     config = load_config(source)
+    if recipe.model.reward and recipe.model.shape == "cross":
+        raise RecipeError(
+            "model.reward = true, but a reward model reads one answer at a time",
+            "Add --set model.shape=siamese, or --set model.reward=false.",
+        )
     limit = max_positions(config)
     if limit and recipe.encode.max_tokens > limit:
         raise RecipeError(
@@ -48,7 +53,10 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
         # transformers 5.23 renamed it; reentrant checkpoints cannot be run twice in a step, as packs are
         enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return PairModel(encoder, config, _pooled(recipe.model, source)), vocabulary
+    model = PairModel(encoder, config, _pooled(recipe.model, source))
+    if recipe.model.reward:
+        model.reward = reward.load(source, config)
+    return model, vocabulary
 
 
 def tiny_folder(record: Backbone, data: Processed) -> Path:

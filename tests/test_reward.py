@@ -1,0 +1,180 @@
+"""A reward checkpoint gives its encoder and its reward, the reward that transformers computes, on both sides alike."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from quick_recipe import QUICK
+from safetensors.torch import load_file, save_file
+from token_rows import PAD, token_rows
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2ForSequenceClassification,
+    ElectraForSequenceClassification,
+    PreTrainedModel,
+    RobertaForSequenceClassification,
+)
+
+from kit.data.processed import Processed
+from kit.errors import BackboneError, RecipeError
+from kit.model import reward
+from kit.model.backbones import BACKBONES, Backbone
+from kit.model.batches import Collator
+from kit.model.encoder import load_config, load_encoder
+from kit.model.pair import PairModel
+from kit.predict import predict_input
+from kit.recipe import ModelSpec
+from kit.recipes import load
+from kit.schema import CLASSES, SWAP
+from kit.training.start import new_model, tiny_folder
+from kit.training.train import train
+
+BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+ROWS = token_rows(np.array([[9, 30], [12, 12], [40, 5], [3, 3]]))
+KINDS = {
+    "deberta-v2": (DebertaV2ForSequenceClassification, BACKBONES["tiny-deberta"]),
+    "electra": (ElectraForSequenceClassification, BACKBONES["tiny-electra"]),
+    "roberta": (RobertaForSequenceClassification, BACKBONES["tiny-roberta"]),
+    "bert": (BertForSequenceClassification, None),
+}
+
+
+def classifier(family: str, outputs: int = 1) -> PreTrainedModel:
+    torch.manual_seed(3)
+    kind, record = KINDS[family]
+    config = BertConfig(**BERT) if record is None else kind.config_class.from_dict(record.config)
+    config.num_labels = outputs
+    return kind(config).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(processed: Processed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small DeBERTa reward model with the tokenizer of the toy one, in transformers' own files."""
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    shutil.copytree(tiny_folder(BACKBONES["tiny-deberta"], processed), folder)
+    classifier("deberta-v2").save_pretrained(folder)
+    assert {"classifier.weight", "pooler.dense.weight"} <= set(load_file(folder / "model.safetensors"))
+    return folder
+
+
+def test_the_encoder_of_a_reward_model_comes_whole(checkpoint: Path):
+    original = classifier("deberta-v2").deberta.state_dict()
+    loaded = load_encoder(checkpoint).state_dict()
+    assert set(loaded) == set(original)
+    assert all(torch.equal(value, original[name]) for name, value in loaded.items())
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_the_reward_is_the_one_that_transformers_computes(family: str, tmp_path: Path):
+    model = classifier(family)
+    model.save_pretrained(tmp_path)
+    head, encoder = reward.load(tmp_path, load_config(tmp_path)), load_encoder(tmp_path).eval()
+    tokens = torch.randint(4, 40, (5, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = head(encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state)
+        theirs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+    assert ours.std() > 0
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_each_side_has_its_reward_beside_its_pooled_vector(checkpoint: Path):
+    config = load_config(checkpoint)
+    model = PairModel(load_encoder(checkpoint), config, ModelSpec(pooling="mean", reward=True)).eval()
+    model.reward = reward.load(checkpoint, config)
+    original = classifier("deberta-v2")
+    batch = Collator(ROWS, PAD, segments=False, pack_overhead=0)(range(len(ROWS)))
+    with torch.no_grad():
+        vectors = model.encode(batch["packs"], batch["order"])
+        assert vectors.shape == (len(ROWS), 2, config["hidden_size"] + 1)
+        for side in range(2 * len(ROWS)):
+            tokens = torch.from_numpy(ROWS.tokens[ROWS.starts[side] : ROWS.starts[side + 1]].astype(np.int64))[None]
+            alone = original(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, 0]
+            torch.testing.assert_close(vectors[side // 2, side % 2, -1], alone, rtol=1e-4, atol=1e-5)
+        both = model.both_orders(batch["packs"], batch["order"])
+    torch.testing.assert_close(both[:, 0], both[:, 1], rtol=1e-5, atol=1e-5)
+
+
+def test_before_training_the_odds_of_the_answers_are_those_of_the_reward(checkpoint: Path):
+    config = load_config(checkpoint)
+    model = PairModel(load_encoder(checkpoint), config, ModelSpec(pooling="cls", reward=True, features=True)).eval()
+    model.reward = reward.load(checkpoint, config)
+    for parameter in model.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.manual_seed(0)
+    vectors = torch.randn(6, 2, config["hidden_size"] + 1)
+    features = {"sides": torch.randn(6, 2, len(model.reads[0])), "pair": torch.randn(6, len(model.reads[1]))}
+    with torch.no_grad():
+        chances = model.classify(vectors, features).softmax(-1)
+        turned = model.classify(vectors.flip(1), features | {"sides": features["sides"].flip(1)}).softmax(-1)
+    lead = vectors[:, 0, -1] - vectors[:, 1, -1]
+    torch.testing.assert_close((chances[:, 0] / chances[:, 1]).log(), lead)
+    torch.testing.assert_close(turned[:, list(SWAP)], chances)
+
+
+def test_the_reward_stays_in_float32_under_autocast(checkpoint: Path):
+    model = PairModel(load_encoder(checkpoint), load_config(checkpoint), ModelSpec(pooling="cls", reward=True))
+    batch = Collator(ROWS, PAD, segments=False)(range(len(ROWS)))
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = model.encode(batch["packs"], batch["order"])
+    assert vectors.dtype == torch.float32
+    model(batch["packs"], batch["order"]).square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself(
+    checkpoint: Path, data: Path, processed: Processed, raw: Path, tmp_path: Path
+):
+    overrides = (*QUICK, "train.max_steps=3", "model.reward=true", "model.pooling=cls")
+    recipe = load("default", overrides, backbone=str(checkpoint))
+    begun, _ = new_model(recipe, processed)
+    original = classifier("deberta-v2")
+    assert torch.equal(begun.reward.dense.weight, original.pooler.dense.weight)
+    assert torch.equal(begun.reward.out.weight, original.classifier.weight)
+    run = Path(train(recipe, data, tmp_path / "runs")["run"])
+    rows = pd.read_csv(raw / "test.csv", dtype=str)
+    rows.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(tmp_path / "swapped.csv")
+    straight = predict_input(run, raw / "test.csv", swap=False)[list(CLASSES)].to_numpy()
+    other = predict_input(run, tmp_path / "swapped.csv", swap=False)[list(CLASSES)].to_numpy()
+    np.testing.assert_allclose(other[:, list(SWAP)], straight, atol=1e-5)
+    assert "reward.out.weight" in load_file(run / "holdout" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda weights: weights.pop("classifier.weight"), r"lack classifier\.weight"),
+        (lambda weights: [weights.pop(name) for name in list(weights) if "pooler" in name], r"lack pooler\.dense"),
+        (lambda weights: weights.update({"classifier.weight": torch.zeros(1, 5)}), "cannot be loaded"),
+    ],
+)
+def test_what_is_no_reward_model_is_refused(checkpoint: Path, tmp_path: Path, spoil: Callable, said: str):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
+    weights = load_file(folder / "model.safetensors")
+    spoil(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=said):
+        reward.load(folder, load_config(folder))
+
+
+def test_a_classifier_of_three_classes_is_no_reward_model(tmp_path: Path):
+    classifier("roberta", outputs=3).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="3 outputs") as caught:
+        reward.load(tmp_path, load_config(tmp_path))
+    assert "reward-deberta" in caught.value.hint
+
+
+@pytest.mark.parametrize("record", [BACKBONES["tiny-electra"], BACKBONES["modernbert-base"]], ids=lambda r: r.name)
+def test_a_backbone_without_a_reward_says_so(record: Backbone):
+    with pytest.raises(BackboneError, match=f"{record.name} starts from random|no reward head is known"):
+        reward.load(record, record.config)
+
+
+def test_the_reward_of_two_answers_at_once_is_refused(checkpoint: Path, processed: Processed):
+    recipe = load("default", ("model.reward=true", "model.shape=cross"), backbone=str(checkpoint))
+    with pytest.raises(RecipeError, match="one answer at a time"):
+        new_model(recipe, processed)
