@@ -1,6 +1,8 @@
 """Fixtures that several files share: rows made once, and a network that nobody may reach."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")  # before transformers
@@ -13,6 +15,16 @@ from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
 from kit.recipe import Recipe
 from kit.recipes import load
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests, their children and torchrun leave in the temporary folder goes when pytest's own folders go."""
+    folder = tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -154,6 +154,13 @@ def test_validate_exits_with_one_and_lists_every_problem(tmp_path: Path, raw: Pa
     assert any("59 rows" in line for line in problems)
 
 
+def test_of_a_file_that_is_not_there_nothing_else_is_said(tmp_path: Path):
+    result = kit("validate", tmp_path / "none.csv")
+    assert result.exit_code == 1
+    assert "No such file" in result.output
+    assert "warning" not in result.output
+
+
 def test_an_unknown_recipe_key_lists_the_choices():
     result = kit("train", "--backbone", "tiny-electra", "--set", "train.rate=1")
     assert result.exit_code == 1

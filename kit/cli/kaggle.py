@@ -84,8 +84,9 @@ def submit(
     if (file is None) == (kernel is None):
         raise click.UsageError("Give --kernel OWNER/SLUG, or a FILE for competitions that take files.")
     from kit.remote.submissions import wait
-    from kit.remote.submit import submit_file, submit_kernel
+    from kit.remote.submit import check, submit_file, submit_kernel
 
+    check(kernel, file, sample)
     common = {"competition": competition, "local_score": local_score, "book": ledger, "say": show.note}
     with connect() as client:
         if kernel is not None:

@@ -110,6 +110,8 @@ def train(
 @click.argument("more", nargs=-1, metavar="[RUN]...")
 @click.option("--weights", type=options.NUMBERS, help="One number for each run, such as 2,1.")
 @click.option("--method", type=click.Choice(["mean", "geometric", "weights"]), help="How to blend.  [default: mean]")
+@click.option("--blend", type=options.FILE, help="A blend from `kit ensemble --save`; runs are found by name.")
+@click.option("--calibration", type=options.FILE, help="What `kit calibrate --save` wrote, for what comes out.")
 @click.option("--dataset", "as_dataset", is_flag=True, help="Publish run directories as private datasets first.")
 @_gpu
 @_yes
@@ -125,6 +127,8 @@ def infer(
     more: tuple[str, ...],
     weights: list[float] | None,
     method: str | None,
+    blend: Path | None,
+    calibration: Path | None,
     as_dataset: bool,
     gpu: str,
     yes: bool,
@@ -143,21 +147,30 @@ def infer(
 
     \b
     Example:  kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --weights 2,1
+              kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --blend blend.json
     """
     if not runs:
         raise click.UsageError("Name training kernels or run directories with --runs.")
     if more and len(runs) > 1:
         raise click.UsageError("Name all runs after one --runs, or each with a --runs of its own.")
+    if blend and (weights or method or calibration):
+        raise click.UsageError("--blend brings its own weights, method and calibration.")
     method = method or ("weights" if weights else "mean")
     if bool(weights) != (method == "weights"):
         raise click.UsageError("--weights goes with --method weights, and it with --weights.")
-    from kit.remote import sources
+    from kit.remote import matching, sources
     from kit.remote.job import infer_job
+    from kit.scoring import blend as blends
+    from kit.scoring import calibration as calibrations
 
     names, gpu, how = [*runs, *more], _served(gpu, yes), {"weights": weights, "as_dataset": as_dataset}
     settings = {"method": method, "gpu": gpu, "max_hours": max_hours, "local_score": local_score}
+    settings |= {"blend": blend and blends.read(blend), "calibration": calibration and calibrations.read(calibration)}
     with nullcontext() if dry_run else connect() as client:
         found = sources.named(names, client.owner() if client else _owner(), **how)
+        if blend:
+            found = sources.identified(client, found) if client else found
+            found = matching.match(settings["blend"], found, say=show.note)
         job = infer_job(found, **settings, title=title or "kit infer")  # refuses before a dataset is published
         if client:
             sources.resolve(client, names, **how, say=show.note)

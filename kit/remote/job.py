@@ -11,6 +11,10 @@ from kit.model.backbones import find
 from kit.recipe import Recipe
 from kit.rundir import HOLDOUT
 from kit.schema import COMPETITION
+from kit.scoring import blend as blends
+from kit.scoring import calibration as calibrations
+from kit.scoring.blend import Blend
+from kit.scoring.calibration import Calibration
 
 GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
 FOLDS = 5  # what `kit preprocess` makes by itself
@@ -20,11 +24,15 @@ SCORING_HOURS = 9.0  # this competition's limit for a submission
 
 @dataclass(frozen=True)
 class Source:
-    """Something that Kaggle mounts and that holds run directories: owner/slug of a "kernel" or a "dataset"."""
+    """Something that Kaggle mounts and that holds run directories: owner/slug of a "kernel" or a "dataset".
+
+    `runs` are the names of the runs in it, as far as they are known.
+    """
 
     ref: str
     weight: float = 1.0
     kind: str = "kernel"
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,8 @@ def infer_job(
     sources: Sequence[Source],
     *,
     method: str = "mean",
+    blend: Blend | None = None,
+    calibration: Calibration | None = None,
     gpu: str = "t4",
     max_hours: float = SCORING_HOURS - 0.5,
     title: str = "kit infer",
@@ -174,6 +184,8 @@ def infer_job(
 
     Args:
         method: "mean" or "geometric", of equal members, or "weights", which takes the sources' own.
+        blend: a fitted one instead of these; `matching.match` finds its sources.
+        calibration: of what comes out of the method; a blend has one of its own.
         local_score: what the blend scored here; goes with the submission into the ledger.
 
     Raises:
@@ -188,7 +200,11 @@ def infer_job(
     weights = [s.weight for s in sources]
     if not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
         raise KitError(f"the weights {weights} cannot be used", "None may be negative, and one must be above 0.")
-    members = [{"ref": s.ref, "weight": s.weight} for s in sources]
-    settings = {"sources": members, "method": method, "local_score": local_score}
+    members = [{"ref": s.ref, "weight": s.weight} | ({"runs": list(s.runs)} if s.runs else {}) for s in sources]
+    settings: dict[str, Any] = {"sources": members, "method": method, "local_score": local_score}
+    if blend:
+        settings |= {"method": "blend", "blend": blends.content(blend)}
+    if calibration:
+        settings |= {"calibration": calibrations.content(calibration)}
     kernels, datasets = (tuple(s.ref for s in sources if s.kind == kind) for kind in ("kernel", "dataset"))
     return Job("infer", title, settings, gpu, False, max_hours, competition, kernels, datasets)

@@ -1,10 +1,11 @@
 """What a user names with --runs, made into what Kaggle can mount: training kernels, or datasets of run directories."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from kit.errors import KitError
-from kit.remote import dataset, harvest, kernels
+from kit.remote import dataset, harvest, kernels, outputs
 from kit.remote.client import Client
 from kit.remote.faults import RefusedError
 from kit.remote.job import Source
@@ -70,11 +71,33 @@ def named(
         elif as_dataset:
             run_dir = RunDir.open(run)
             run_dir.require_parts()
-            found.append(Source(f"{owner}/{dataset.slug_of(run_dir)}", weight, "dataset"))
+            found.append(Source(f"{owner}/{dataset.slug_of(run_dir)}", weight, "dataset", (run_dir.name,)))
         else:
-            refs = _came_from(Path(run))
-            found += [Source(ref, weight / len(refs)) for ref in refs]
+            refs, name = _came_from(Path(run)), RunDir.open(run).name
+            found += [Source(ref, weight / len(refs), runs=(name,)) for ref in refs]
     return found
+
+
+def identified(client: Client, found: Sequence[Source]) -> list[Source]:
+    """The sources, every kernel with the names of the runs in its output.
+
+    Raises:
+        RefusedError: a kernel has not completed, or left no run.
+        KaggleError: it is not there.
+    """
+    return [
+        replace(source, runs=_runs_of(client, source.ref)) if source.kind == "kernel" and not source.runs else source
+        for source in found
+    ]
+
+
+def _runs_of(client: Client, ref: str) -> tuple[str, ...]:
+    _require_complete(client, ref)
+    files = map(PurePosixPath, outputs.addresses(client, KernelRef.parse(ref)))
+    runs = tuple(sorted({file.parent.name for file in files if file.name == "origin.json"}))
+    if not runs:
+        raise RefusedError(f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why.")
+    return runs
 
 
 def _require_complete(client: Client, ref: str) -> None:

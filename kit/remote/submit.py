@@ -18,9 +18,24 @@ from kit.remote.faults import RefusedError, RulesError
 from kit.remote.kernels import KernelRef
 from kit.remote.ledger import Entry
 from kit.schema import COMPETITION
-from kit.scoring.validate import validate
+from kit.scoring.validate import sample_ids, validate
 
 SUBMISSION = "submission.csv"
+
+
+def check(kernel: str | None, file: str | Path | None, sample: str | Path | None) -> None:
+    """Raises where the arguments themselves are wrong, before a credential is read and anybody is asked.
+
+    Raises:
+        KaggleError: `kernel` names none.
+        DataError: `file` would not be scored, or `sample` cannot be used.
+    """
+    if kernel is not None:
+        KernelRef.parse(kernel, "you")
+    if file is not None:
+        _require_valid(Path(file), sample)
+    elif sample is not None:
+        sample_ids(sample)
 
 
 def submit_kernel(

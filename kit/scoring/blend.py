@@ -1,7 +1,7 @@
 """A fitted blend as it is kept: members by name, their weights, the pool they meet in, the temperature after it."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,8 +10,8 @@ import pandas as pd
 
 from kit import frame as prediction
 from kit.errors import DataError
-from kit.scoring import saved
-from kit.scoring.calibration import Calibration, parse
+from kit.scoring import calibration, saved
+from kit.scoring.calibration import Calibration
 from kit.scoring.ensemble import arithmetic_pool, convex, geometric_pool, stack
 
 Pool = Literal["arithmetic", "geometric"]
@@ -33,6 +33,18 @@ class Blend:
     def used(self) -> tuple[str, ...]:
         """The members with a weight."""
         return tuple(name for name, weight in zip(self.members, self.weights, strict=True) if weight > 0)
+
+    def among(self, names: Collection[str]) -> "Blend":
+        """The blend of those of its members that are in `names`, their weights scaled to sum to 1.
+
+        Pool and calibration stay what they were fitted to be.
+
+        Raises:
+            KitError: none of them has a weight.
+        """
+        weights = {n: w for n, w in zip(self.members, self.weights, strict=True) if w > 0 and n in names}
+        shares = convex(list(weights.values()), list(weights))
+        return replace(self, members=tuple(weights), weights=tuple(shares.tolist()))
 
     def of(self, members: np.ndarray) -> np.ndarray:
         """The blend of probabilities (M, N, 3), in the order of `members`: (N, 3)."""
@@ -69,11 +81,15 @@ def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: list[str]) -> pd.
     )
 
 
+def content(blend: Blend) -> dict[str, Any]:
+    """The blend as plain values that JSON can hold and `parse` takes."""
+    shares = [{"name": n, "weight": w} for n, w in zip(blend.members, blend.weights, strict=True)]
+    return {"pool": blend.pool, "members": shares, "calibration": calibration.content(blend.calibration)}
+
+
 def write(blend: Blend, path: str | Path, fitted: dict[str, Any]) -> None:
     """Writes the blend, and what it was `fitted` to, as JSON that `read` takes."""
-    shares = [{"name": n, "weight": w} for n, w in zip(blend.members, blend.weights, strict=True)]
-    content = {"pool": blend.pool, "members": shares, "calibration": asdict(blend.calibration), "fitted": fitted}
-    saved.write(path, "blend", content)
+    saved.write(path, "blend", content(blend) | {"fitted": fitted})
 
 
 def read(path: str | Path) -> Blend:
@@ -83,10 +99,14 @@ def read(path: str | Path) -> Blend:
         DataError: the file is missing or is not one.
         KitError: all its weights are 0.
     """
-    content = saved.read(path, "blend")
+    return parse(path, saved.read(path, "blend"))
+
+
+def parse(path: str | Path, content: dict[str, Any]) -> Blend:
+    """The blend that a JSON object describes; `path` is for errors, which are those of `read`."""
     by_hand = "The file was changed by hand; fit the blend again."
-    members, calibration = content.get("members"), content.get("calibration")
-    if content.get("pool") not in get_args(Pool) or not isinstance(calibration, dict):
+    members, after = content.get("members"), content.get("calibration")
+    if content.get("pool") not in get_args(Pool) or not isinstance(after, dict):
         raise DataError(f"{path}: pool is {str(content.get('pool'))[:40]!r}", by_hand)
     whole = isinstance(members, list) and members and all(isinstance(m, dict) for m in members)
     names = tuple(m.get("name") for m in members) if whole else ()
@@ -94,4 +114,4 @@ def read(path: str | Path) -> Blend:
         raise DataError(f"{path}: members are not a list of names, each once, with weights", by_hand)
     weights = tuple(saved.number(path, m.get("weight"), "weight", low=0) for m in members)
     convex(weights, names)  # raises where all are 0
-    return Blend(names, weights, content["pool"], parse(path, calibration))
+    return Blend(names, weights, content["pool"], calibration.parse(path, after))

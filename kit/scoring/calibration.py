@@ -1,6 +1,6 @@
 """A calibration as it is kept: one temperature and perhaps a shift for each class, applied to any prediction."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,14 @@ def apply(calibration: Calibration, frame: pd.DataFrame) -> pd.DataFrame:
     return prediction.make(frame[ID].to_numpy(), calibration.of(frame[list(CLASSES)].to_numpy(np.float64)))
 
 
+def content(calibration: Calibration) -> dict[str, Any]:
+    """The calibration as plain values that JSON can hold and `parse` takes."""
+    return {"temperature": calibration.temperature, "bias": list(calibration.bias)}
+
+
 def write(calibration: Calibration, path: str | Path, fitted: dict[str, Any]) -> None:
     """Writes the calibration, and what it was `fitted` to, as JSON that `read` takes."""
-    saved.write(path, KIND, asdict(calibration) | {"fitted": fitted})
+    saved.write(path, KIND, content(calibration) | {"fitted": fitted})
 
 
 def read(path: str | Path) -> Calibration:

@@ -52,7 +52,7 @@ def validate(path: str | Path, sample: str | Path | None = None) -> Report:
     Raises:
         DataError: the sample itself cannot be used.
     """
-    wanted = _sample_ids(Path(sample)) if sample is not None else None
+    wanted = sample_ids(sample) if sample is not None else None
     found = read(Path(path))
     problems, warnings, lines = list(found.problems), list(found.warnings), found.lines
     if found.frame is not None:
@@ -63,7 +63,7 @@ def validate(path: str | Path, sample: str | Path | None = None) -> Report:
             _check_numbers(frame, lines, problems, warnings)
             if ID in frame:
                 _check_ids(frame[ID], lines, wanted, Path(sample or "").name, problems)
-    if wanted is None:
+    if wanted is None and found.frame is not None:
         warnings.append(Problem("no-sample", "no sample submission: missing and unknown ids would not show"))
     return Report(len(lines), tuple(problems), tuple(warnings))
 
@@ -78,7 +78,12 @@ def _sums_to_one(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.sum(axis=1).round(SUM_PLACES) == 1
 
 
-def _sample_ids(path: Path) -> pd.Series:
+def sample_ids(path: str | Path) -> pd.Series:
+    """The ids of a sample submission, or of test.csv: whole numbers, each once.
+
+    Raises:
+        DataError: the file has none.
+    """
     table = read_table(path)
     hint = "Give the competition's sample_submission.csv."
     if ID not in table:

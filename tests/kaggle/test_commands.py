@@ -13,8 +13,13 @@ from heard import Heard
 from test_fleet import RECIPE, output
 
 from kit.cli import main
+from kit.recipes import load
 from kit.remote import ledger, notebook
 from kit.remote.retry import Patience
+from kit.scoring import blend as blends
+from kit.scoring import calibration
+from kit.scoring.blend import Blend
+from kit.scoring.calibration import Calibration
 
 TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
 TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
@@ -140,6 +145,8 @@ def test_a_stale_token_is_named_with_what_it_shadows(kit: Kit, monkeypatch: pyte
         ["kernels", "push", "infer", "--runs", "a", "--weights", "one"],
         ["kernels", "push", "infer", "--runs", "a", "--weights", "1", "--method", "mean"],
         ["kernels", "push", "infer", "--runs", "a", "--method", "weights"],
+        ["kernels", "push", "infer", "--runs", "a", "--blend", "b.json", "--weights", "1"],
+        ["kernels", "push", "infer", "--runs", "a", "--blend", "b.json", "--calibration", "t.json"],
         ["kernels", "push", "infer", "--runs", "a", "--max-hours", "9.5"],
         [*TRAIN, "--backbone", "tiny-roberta"],
         [*TRAIN, "--fan-out", "--title", "mine"],
@@ -236,6 +243,35 @@ class TestPush:
         assert (job["method"], [s["weight"] for s in job["sources"]], job["local_score"]) == ("weights", [2, 1], "1.01")
         assert call.body["kernelDataSources"] == [f"{OWNER}/kit-a", f"{OWNER}/kit-b"]
         assert call.body["enableInternet"] is False
+
+    def test_a_saved_blend_reaches_the_notebook_and_the_ledger(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+        other = load("tiny-roberta")
+        fake.kernel_script = ["COMPLETE"]
+        for slug, recipe in (("kit-train-a", RECIPE), ("kit-train-b", other)):
+            fake.kernel_files = output(recipe, "0")
+            fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
+        fake.kernel_files = {"submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.5\n"}
+        saved = Blend((other.run_name, RECIPE.run_name), (0.75, 0.25), "arithmetic", Calibration(0.9))
+        blends.write(saved, "blend.json", {})
+        push = ("kernels", "push", "infer", "--blend", "blend.json", "--runs")
+        refused = kit(*push, "kit-train-a")
+        assert (refused.exit_code, f"needs {other.run_name}" in refused.stderr) == (1, True)
+        assert len(fake.seen("SaveKernel")) == 0
+        assert kit(*push, "kit-train-a", "kit-train-b").exit_code == 0
+        job = notebook.job_of(fake.seen("SaveKernel")[-1].body["text"])
+        assert blends.parse("job", job["blend"]) == saved
+        assert kit("submit", "--kernel", INFER, "-m", "fitted").exit_code == 0
+        (entry,) = ledger.read(here / "submissions/ledger.csv")
+        assert (entry.runs, entry.weights) == (f"{OWNER}/kit-train-a {OWNER}/kit-train-b", "0.25 0.75")
+
+    def test_a_saved_calibration_reaches_the_notebook(self, nobody: Kit, here: Path) -> None:
+        calibration.write(Calibration(1.25), "t.json", {})
+        dry = nobody("kernels", "push", "infer", "--runs", "kit-train-a", "--calibration", "t.json", "--dry-run")
+        assert dry.exit_code == 0, dry.output
+        job = notebook.job_of((here / "kernels/kit-infer/kit-infer.ipynb").read_text())
+        assert calibration.parse("job", job["calibration"]) == Calibration(1.25)
+        swapped = nobody("kernels", "push", "infer", "--runs", "kit-train-a", "--blend", "t.json", "--dry-run")
+        assert (swapped.exit_code, "not a saved blend" in swapped.stderr) == (1, True)
 
     def test_the_p100_needs_a_yes(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         refused = kit(*TRAIN, "--gpu", "p100")
@@ -401,6 +437,23 @@ class TestSubmit:
         assert (result.exit_code, result.stdout) == (1, "")
         assert "longer than 9 hours" in result.stderr
         assert ledger.read(here / "submissions/ledger.csv")[0].error == "Notebook Timeout"
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["no-such.csv"], "no-such.csv: no such file"),
+            (["bad.csv"], "bad.csv would not be scored"),
+            (["--kernel", "no/such/kernel/here"], "does not name a kernel"),
+            (["--kernel", "kit-infer", "--sample", "no-such.csv"], "no-such.csv: no such file"),
+        ],
+    )
+    def test_wrong_arguments_are_found_before_a_credential_is_read(
+        self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], told: str
+    ) -> None:
+        (here / "bad.csv").write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.9\n")
+        result = nobody("submit", *arguments, "-m", "m")
+        assert (result.exit_code, told in result.stderr, "credentials" in result.stderr) == (1, True, False)
+        assert fake.calls == []
 
     @pytest.mark.usefixtures("ready")
     def test_without_waiting_it_says_where_the_score_will_be(self, kit: Kit) -> None:

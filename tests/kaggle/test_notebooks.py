@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from kit.recipes import load
 from kit.remote import notebook
 from kit.remote.job import Job, Source, infer_job, train_job
 from kit.schema import COMPETITION, TEST_COLUMNS
+from kit.scoring.blend import Blend, apply
+from kit.scoring.calibration import Calibration
 from kit.scoring.validate import validate
 
 RUNNER = """
@@ -120,6 +123,30 @@ def broken(mounted: Path, run: Path) -> Source:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((run / name).read_bytes())
     return Source("me/kit-train-b")
+
+
+def test_a_fitted_blend_is_applied_there_as_it_is_at_home(execute: Callable, run_folder: Path, tmp_path: Path) -> None:
+    from kit.predict import predict_input
+
+    other = Path(shutil.copytree(run_folder, tmp_path / "runs/other-1"))
+    origin = json.loads((other / "origin.json").read_text())
+    (other / "origin.json").write_text(json.dumps(origin | {"text": "ascii"}))  # it sees other texts than the first
+    root = tmp_path / "kaggle"
+    test = root / "input" / COMPETITION / "test.csv"
+    write_test(test, 3)
+    mount(root, f"notebooks/me/kit-train-a/runs/{run_folder.name}", run_folder)
+    mount(root, "datasets/me/kit-run-other", other)  # a dataset's folder does not have the run's name
+    sources = [Source("me/kit-run-other", kind="dataset", runs=(other.name,)), Source("me/kit-train-a")]
+    saved = Blend((run_folder.name, other.name), (0.2, 0.8), "geometric", Calibration(0.5))
+    done = execute(infer_job(sources, blend=saved, gpu="none"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "geometric blend: " in done.stdout
+    members = [predict_input(run, test) for run in (other, run_folder)]
+    assert not members[0].equals(members[1])
+    expected = apply(saved, members, [other.name, run_folder.name])
+    made = frame.read(root / "working/submission.csv")
+    pd.testing.assert_frame_equal(made, expected, check_exact=False, rtol=0, atol=1e-5)
+    assert not list(tmp_path.glob("kit-*")), "the notebook left its scratch folders"
 
 
 @pytest.mark.skipif("max_hours" not in {p.name for p in commands.train.params}, reason="kit train has no --max-hours")

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -15,6 +16,8 @@ from kit.remote.notebooks import infer as infer_cell
 from kit.remote.notebooks import train as train_cell
 from kit.remote.session import OUTPUTS, Session
 from kit.schema import COMPETITION
+from kit.scoring import blend as blends
+from kit.scoring.calibration import Calibration, apply
 from kit.scoring.validate import validate
 
 LAYOUTS = ("old", "by kind")
@@ -70,6 +73,7 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], l
         def kit(_: Session, arguments: list, *__: object, **___: str) -> int:
             commands.append([str(a) for a in arguments])
             answer = answers[Path(arguments[1]).name]
+            answer = next(answer) if isinstance(answer, Iterator) else answer
             if isinstance(answer, int):
                 return answer
             ids = pd.read_csv(arguments[3])["id"].to_numpy()
@@ -115,6 +119,118 @@ def test_weights_count(session: Session, root: Path, predicts: Callable) -> None
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
     infer_cell.infer(dataclasses.replace(session, job={**session.job, "method": "weights"}))
     assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
+
+
+def blended(session: Session, shares: dict[str, float], pool: str = "arithmetic", heat: float = 1.0) -> Session:
+    """The session with a fitted blend as a push writes it, whatever the order of sources and members."""
+    saved = blends.Blend(tuple(shares), tuple(shares.values()), pool, Calibration(heat))
+    job = {**session.job, "method": "blend", "blend": blends.content(saved)}
+    return dataclasses.replace(session, job=json.loads(json.dumps(job)))
+
+
+class TestFittedBlend:
+    SHARES: ClassVar = {"kit-train-b-run": 0.75, "kit-train-a-run": 0.25}  # not in the order of the sources
+
+    @pytest.mark.parametrize(("pool", "heat"), [("arithmetic", 1.0), ("arithmetic", 0.8), ("geometric", 1.25)])
+    def test_it_is_what_kit_ensemble_makes_of_the_same_predictions(
+        self, session: Session, root: Path, predicts: Callable, pool: str, heat: float
+    ) -> None:
+        predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+        infer_cell.infer(blended(session, self.SHARES, pool, heat))
+        members = [frame.make([7], [[a, 1 - a, 0.0]]) for a in (0.6, 0.2)]
+        saved = blends.Blend(tuple(self.SHARES), tuple(self.SHARES.values()), pool, Calibration(heat))
+        expected = blends.apply(saved, members, list(self.SHARES))
+        assert submission(root).to_numpy().tolist() == [pytest.approx(expected.to_numpy()[0].tolist())]
+
+    def test_folds_in_several_sources_are_one_run(self, session: Session, root: Path, predicts: Callable) -> None:
+        extra = place(root, "old", "notebooks", "me", "kit-train-c") / "runs/kit-train-a-run"
+        extra.mkdir(parents=True)
+        for name in ("recipe.toml", "origin.json"):
+            (extra / name).write_text("{}")
+        sources = [*session.job["sources"], {"ref": "me/kit-train-c", "weight": 0.1}]
+        session = dataclasses.replace(session, job={**session.job, "sources": sources})
+        answers = iter((0.1, 0.6, 0.3))  # a's first fold, b, a's second fold
+        predicts({"kit-train-a-run": answers, "kit-train-b-run": answers})
+        infer_cell.infer(blended(session, self.SHARES))
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.75 * 0.6 + 0.25 * 0.2)]
+
+    def test_a_dataset_is_known_by_its_run_and_not_by_its_folder(
+        self, session: Session, root: Path, predicts: Callable
+    ) -> None:
+        first, second = session.job["sources"]
+        sources = [first | {"runs": ["deberta-1"]}, second | {"runs": ["roberta-2"]}]
+        session = dataclasses.replace(session, job={**session.job, "sources": sources})
+        predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+        infer_cell.infer(blended(session, {"roberta-2": 0.75, "deberta-1": 0.25}))
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
+
+    def test_a_dropped_run_is_not_run(self, session: Session, root: Path, predicts: Callable) -> None:
+        commands = predicts({"kit-train-b-run": 0.6})
+        infer_cell.infer(blended(session, {"kit-train-b-run": 1.0, "kit-train-a-run": 0.0}))
+        assert [Path(c[1]).name for c in commands] == ["kit-train-b-run"]
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
+
+    @pytest.mark.parametrize("rerun", ["", "1"])
+    def test_without_a_broken_model_the_others_weights_are_scaled_up_and_said(
+        self,
+        session: Session,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        rerun: str,
+    ) -> None:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", rerun)
+        third = place(root, "old", "notebooks", "me", "kit-train-c") / "runs/third"
+        third.mkdir(parents=True)
+        for name in ("recipe.toml", "origin.json"):
+            (third / name).write_text("{}")
+        sources = [*session.job["sources"], {"ref": "me/kit-train-c", "weight": 0.2}]
+        session = dataclasses.replace(session, job={**session.job, "sources": sources})
+        predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 1, "third": 0.8})
+        infer_cell.infer(blended(session, {"kit-train-b-run": 0.5, "kit-train-a-run": 0.1, "third": 0.4}))
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.2 * 0.2 + 0.8 * 0.8)]
+        said = capfd.readouterr().out
+        assert "the blend goes on without kit-train-b-run" in said
+        assert "kit-train-a-run 0.200, third 0.800" in said
+
+    def test_a_member_that_is_nowhere_is_an_error_before_scoring_and_done_without_then(
+        self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        predicts({"kit-train-b-run": 0.6})
+        session = blended(session, {"kit-train-b-run": 0.5, "elsewhere": 0.5})
+        with pytest.raises(RuntimeError, match="the blend needs elsewhere"):
+            infer_cell.infer(session)
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        infer_cell.infer(session)
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
+
+    def test_a_saved_calibration_is_applied_to_what_comes_out(
+        self, session: Session, root: Path, predicts: Callable
+    ) -> None:
+        predicts({"kit-train-a-run": 0.3, "kit-train-b-run": 0.5})
+        job = {**session.job, "calibration": {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]}}
+        infer_cell.infer(dataclasses.replace(session, job=job))
+        expected = apply(Calibration(2.0), frame.make([7], [[0.4, 0.6, 0.0]])).to_numpy()[0]
+        assert submission(root).to_numpy().tolist() == [pytest.approx(expected.tolist())]
+
+
+def test_nothing_is_left_in_the_temporary_folder(
+    session: Session, predicts: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+    infer_cell.infer(session)
+    predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
+    with pytest.raises(RuntimeError):
+        infer_cell.infer(session)
+    monkeypatch.setattr(Session, "kit", lambda *_: 1)
+    job = {**session.job, "recipe": "", "fold": "0", "preprocess": {}}
+    with pytest.raises(RuntimeError, match="preprocess failed"):
+        train_cell.train(dataclasses.replace(session, job=job))
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("layout", ["old"], indirect=True)

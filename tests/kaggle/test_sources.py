@@ -41,7 +41,8 @@ def test_kernels_are_named_with_or_without_their_owner(client: Client) -> None:
 @pytest.mark.usefixtures("complete")
 def test_a_run_from_kaggle_is_mounted_from_there_with_its_weight_shared(client: Client, run: Path) -> None:
     found = sources.resolve(client, [run], weights=[3.0])
-    assert found == [Source(f"{OWNER}/kit-train-a", 1.5), Source(f"{OWNER}/kit-train-b", 1.5)]
+    assert [(s.ref, s.weight) for s in found] == [(f"{OWNER}/kit-train-a", 1.5), (f"{OWNER}/kit-train-b", 1.5)]
+    assert {s.runs for s in found} == {("tiny-0a1b2c3d",)}
 
 
 def test_a_run_of_this_machine_has_to_be_published(client: Client, fake: FakeKaggle, run: Path) -> None:

@@ -1,7 +1,8 @@
 """The inference job of a Kaggle session: a submission for whatever test set is there, 3 rows or 25,000.
 
-A model that fails is left out, loudly. In Kaggle's scoring run a valid submission comes out even if all of them
-fail, since an exception costs one of the day's submissions and says nothing; in the visible run that is an error.
+A model that fails is left out, loudly, and a fitted blend goes on with the weights of the others, scaled up. In
+Kaggle's scoring run a valid submission comes out even if all of them fail, since an exception costs one of the day's
+submissions and says nothing; in the visible run that is an error.
 """
 
 import tempfile
@@ -15,6 +16,8 @@ from kit import frame
 from kit.errors import KitError
 from kit.remote.session import Session, loud, say
 from kit.schema import ID, TEST_FILE
+from kit.scoring import blend as blends
+from kit.scoring import calibration
 from kit.scoring.ensemble import blend
 from kit.scoring.validate import validate
 
@@ -25,9 +28,10 @@ RESERVE_S = 120.0  # for blending, checking and writing
 
 @dataclass(frozen=True)
 class Member:
-    """One run directory of the ensemble and its weight."""
+    """One run directory of the ensemble, the run's name, which a dataset's folder does not have, and its weight."""
 
     run: Path
+    name: str
     weight: float
 
 
@@ -39,18 +43,20 @@ def infer(session: Session) -> None:
     """
     test = session.competition_file(TEST_FILE)
     processes = _processes(session)
-    scratch = Path(tempfile.mkdtemp(prefix="kit-infer-"))
     members, done = _members(session), []
-    for number, member in enumerate(members):
-        file = scratch / f"{number}.csv"
-        if not _predict(session, member, test, file, processes, len(members) - number):
-            loud(f"{member.run.name} FAILED and is left out of the submission")
-            continue
-        done.append((member, frame.read(file)))
-        frame.write(_blended(session, done), session.working / SUBMISSION)
-        say(f"{member.run.name}: {len(done)} of {len(members)} models are in {SUBMISSION}")
+    with tempfile.TemporaryDirectory(prefix="kit-infer-", ignore_cleanup_errors=True) as scratch:
+        for number, member in enumerate(members):
+            file = Path(scratch) / f"{number}.csv"
+            if not _predict(session, member, test, file, processes, len(members) - number):
+                loud(f"{member.name} FAILED and is left out of the submission")
+                continue
+            done.append((member, frame.read(file)))
+            frame.write(_blended(session, done), session.working / SUBMISSION)
+            say(f"{member.name}: {len(done)} of {len(members)} models are in {SUBMISSION}")
     if not done:
         _without_models(session, test)
+    elif "blend" in session.job:
+        _tell_weights(session, done)
     _check(session, test)
     session.finish()
 
@@ -66,20 +72,35 @@ def _processes(session: Session) -> int:
 
 
 def _members(session: Session) -> list[Member]:
-    """The runs of every source; a source's weight is shared by its runs."""
-    members = []
+    """The runs of every source that count; a source's weight is shared by its runs."""
+    members: list[Member] = []
     for source in session.job["sources"]:
         runs = session.runs(source["ref"])
         if not runs:
-            problem = (
+            _fault(
+                session,
                 f"no run directory from {source['ref']} under {session.inputs}; Kaggle sometimes mounts a new "
-                "source only at the second run: push the notebook again"
+                "source only at the second run: push the notebook again",
             )
-            if not session.rerun:
-                raise RuntimeError(problem)
-            loud(problem)
-        members += [Member(run, source["weight"] / len(runs)) for run in runs]
-    return members
+        names = source.get("runs", [])
+        names = names if len(names) == len(runs) == 1 else [run.name for run in runs]
+        members += [Member(run, name, source["weight"] / len(runs)) for run, name in zip(runs, names, strict=True)]
+    if "blend" not in session.job:
+        return members
+    used, held = _saved(session).used, sorted({member.name for member in members})
+    missing = [name for name in used if name not in held]
+    if missing:
+        _fault(session, f"the blend needs {', '.join(missing)}; the sources hold {', '.join(held) or 'no run'}")
+    for name in (name for name in held if name not in used):
+        say(f"{name} has no weight in the blend and is not run")
+    return [member for member in members if member.name in used]
+
+
+def _fault(session: Session, problem: str) -> None:
+    """Something is missing: an error where the author sees it, a loud line in Kaggle's scoring run."""
+    if not session.rerun:
+        raise RuntimeError(problem)
+    loud(problem)
 
 
 def _predict(session: Session, member: Member, test: Path, file: Path, processes: int, left: int) -> bool:
@@ -99,10 +120,40 @@ def _predict(session: Session, member: Member, test: Path, file: Path, processes
 
 
 def _blended(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
-    names = [member.run.name for member, _ in done]
+    if "blend" in session.job:
+        return _blended_as_saved(session, done)
     method = session.job["method"]
     weights = [member.weight for member, _ in done] if method == "weights" else None
-    return blend([each for _, each in done], names, method, weights)
+    blended = blend([each for _, each in done], [member.name for member, _ in done], method, weights)
+    if "calibration" in session.job:
+        return calibration.apply(calibration.parse("the job", session.job["calibration"]), blended)
+    return blended
+
+
+def _blended_as_saved(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
+    """The saved blend of the runs there are; a run from several sources is the mean of its folds, as at home."""
+    names = list(dict.fromkeys(member.name for member, _ in done))
+    runs = []
+    for name in names:
+        folders = [(str(member.run), each) for member, each in done if member.name == name]
+        runs.append(blend([each for _, each in folders], [folder for folder, _ in folders]))
+    return blends.apply(_saved(session).among(names), runs, names)
+
+
+def _saved(session: Session) -> blends.Blend:
+    return blends.parse("the job", session.job["blend"])
+
+
+def _tell_weights(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> None:
+    """The weights in use, loudly where they are not those that were fitted."""
+    fitted, names = _saved(session), {member.name for member, _ in done}
+    left = fitted.among(names)
+    shares = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(left.members, left.weights, strict=True))
+    gone = [name for name in fitted.used if name not in names]
+    if gone:
+        loud(f"the blend goes on without {', '.join(gone)}; the weights of the others were scaled up: {shares}")
+    else:
+        say(f"{fitted.pool} blend: {shares}; temperature {fitted.calibration.temperature:.4f}")
 
 
 def _without_models(session: Session, test: Path) -> None:

@@ -19,17 +19,9 @@ def train(session: Session) -> None:
     """
     processes = max(1, session.devices())
     raw = session.competition_file(TRAIN_FILE).parent
-    scratch = Path(tempfile.mkdtemp(prefix="kit-train-"))
-    (scratch / "recipe.toml").write_text(session.job["recipe"], encoding="utf-8")
-    options = [f"--{name}={value}" for name, value in session.job["preprocess"].items()]
-    if session.kit(["preprocess", "--raw", raw, "--out", scratch / "data", *options], 1, session.seconds_left()):
-        raise RuntimeError("kit preprocess failed; its message stands above")
     runs = session.working / "runs"
-    budget = session.seconds_left() - RESERVE_S
-    where = ["--data", scratch / "data", "--runs", runs]
-    what = ["--recipe", scratch / "recipe.toml", "--fold", session.job["fold"], "--max-hours", f"{budget / 3600:.3f}"]
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    code = session.kit(["train", *what, *where], processes, budget + RESERVE_S / 2)
+    with tempfile.TemporaryDirectory(prefix="kit-train-", ignore_cleanup_errors=True) as scratch:
+        code = _run(session, raw, Path(scratch), runs, processes)
     finished = sorted(p.parent for p in runs.glob("*/*/metrics.json"))
     for checkpoints in runs.glob("*/*/checkpoints"):
         say(f"{checkpoints.parent} has not finished; its checkpoints are not kept")
@@ -41,6 +33,19 @@ def train(session: Session) -> None:
     session.finish()
     if code:
         raise RuntimeError("not everything was trained; what was is in the output")
+
+
+def _run(session: Session, raw: Path, scratch: Path, runs: Path, processes: int) -> int:
+    """Prepares the rows in `scratch` and trains on them; the exit code of `kit train`."""
+    (scratch / "recipe.toml").write_text(session.job["recipe"], encoding="utf-8")
+    options = [f"--{name}={value}" for name, value in session.job["preprocess"].items()]
+    if session.kit(["preprocess", "--raw", raw, "--out", scratch / "data", *options], 1, session.seconds_left()):
+        raise RuntimeError("kit preprocess failed; its message stands above")
+    budget = session.seconds_left() - RESERVE_S
+    where = ["--data", scratch / "data", "--runs", runs]
+    what = ["--recipe", scratch / "recipe.toml", "--fold", session.job["fold"], "--max-hours", f"{budget / 3600:.3f}"]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return session.kit(["train", *what, *where], processes, budget + RESERVE_S / 2)
 
 
 if __name__ == "__main__":
