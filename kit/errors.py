@@ -37,5 +37,9 @@ class RunError(KitError):
     """A run directory that is missing, unfinished, or does not belong with the data at hand."""
 
 
+class CollapseError(RunError):
+    """A training that has learned nothing or lost its numbers; lower rates or another seed may cure it."""
+
+
 class DeviceError(KitError):
     """The hardware cannot do what was asked: wrong kernels, not enough memory."""

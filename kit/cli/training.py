@@ -78,6 +78,16 @@ def recipes(name: str | None, as_json: bool) -> None:
 @click.option("--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; may repeat.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
+@click.option(
+    "--restart",
+    type=click.IntRange(0, 10),
+    default=0,
+    flag_value=2,
+    is_flag=False,
+    metavar="[N]",
+    help="Where a training collapses try again, N times at most (2 if not said), at half the rates with a new seed.",
+)
+@click.option("--guard/--no-guard", default=True, help="Stop a training that has learned nothing.  [default: guard]")
 @click.option("--max-hours", type=click.FloatRange(0, min_open=True), default=math.inf, help="End within this time.")
 @options.data
 @options.runs
@@ -88,6 +98,8 @@ def train(
     fold: str,
     overrides: tuple[str, ...],
     resume: bool,
+    restart: int,
+    guard: bool,
     max_hours: float,
     data: Path,
     runs: Path,
@@ -104,7 +116,8 @@ def train(
     from kit.training.train import train as run
 
     with show.training(chosen.run_name) as listen:
-        result = run(chosen, data, runs, fold, resume=resume, max_hours=max_hours, listen=listen, say=show.note)
+        options = {"resume": resume, "guard": guard, "restarts": restart, "max_hours": max_hours}
+        result = run(chosen, data, runs, fold, **options, listen=listen, say=show.note)
     if as_json:
         return show.json_out(result)
     show.trained(result)

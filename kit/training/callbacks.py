@@ -40,7 +40,6 @@ class Steering(TrainerCallback):
     ):
         self.schedule, self.sampler, self.steps_per_epoch, self.listen = schedule, sampler, steps_per_epoch, listen
         self.best, self.began, self.first, self.loss = math.inf, 0.0, 0, None
-        self.skipped_steps = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After a resume the best loss so far is in the state; the run may have been moved since, its paths not."""
@@ -53,11 +52,8 @@ class Steering(TrainerCallback):
         """Tells the sampler its epoch; accelerate's loaders lose it under torchrun once a resume has wrapped them."""
         self.sampler.set_epoch(state.global_step // self.steps_per_epoch)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
-    ) -> None:
-        """Evaluates the last step, whatever the interval; counts the steps that the fp16 loss scaler skipped."""
-        self.skipped_steps += bool(getattr(optimizer, "step_was_skipped", False))
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Evaluates the last step, whatever the interval."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
 

@@ -4,11 +4,12 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -28,8 +29,9 @@ from kit.model.pair import PairModel
 from kit.recipe import Recipe
 from kit.rundir import RunDir
 from kit.schema import ID, LABEL
-from kit.scoring.metrics import accuracy, log_loss
+from kit.scoring.metrics import accuracy, log_loss, prior
 from kit.training.callbacks import Progress, TimeBudget
+from kit.training.guard import CollapseGuard
 from kit.training.start import new_model
 from kit.training.trainer import make_trainer
 
@@ -43,6 +45,8 @@ def train_part(
     fold: int | str,
     *,
     resume: bool = False,
+    guard: bool = True,
+    tried: Sequence[dict[str, Any]] = (),
     deadline: float = math.inf,
     listen: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -53,10 +57,15 @@ def train_part(
     ends with the same weights as if it had not been interrupted. At the `deadline` (of `time.monotonic`) training
     ends early, with the best checkpoint so far. Under torchrun every process calls this.
 
+    Args:
+        guard: end a training that has learned nothing.
+        tried: attempts before this one that came to nothing, for the record.
+
     Raises:
         RunError: an interrupted training is there and `resume` was not asked for.
         RecipeError: the recipe does not fit the backbone or the devices.
         DeviceError: the device cannot run this, or its memory is too small.
+        CollapseError: the training has learned nothing, or its numbers are not finite.
     """
     part = run.part(fold)
     if run.done(fold):
@@ -91,6 +100,10 @@ def train_part(
     trainer = make_trainer(recipe.train, model, counted, collate, train_rows, valid_rows, compute, checkpoints, listen)
     budget = TimeBudget(deadline, say)
     trainer.add_callback(budget)
+    if guard:
+        constant = np.tile(prior(labels[train_rows]), (len(valid_rows), 1))
+        reference, settled = log_loss(constant, labels[valid_rows]), trainer.lr_scheduler.warmup
+        trainer.add_callback(CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time))
     with ranks.main_process_first():
         last = last_whole_checkpoint(checkpoints)
     if resume and last:
@@ -113,6 +126,8 @@ def train_part(
         "parameters": sum(p.numel() for p in model.parameters()),
         "skipped_steps": trainer.skipped_steps,
         "out_of_time": budget.out_of_time,
+        "restarts": list(tried),
+        **{name: getattr(recipe.train, name) for name in ("lr", "head_lr", "seed")},
         "minutes": (time.monotonic() - started) / 60,
         "device": compute.reason,
         "versions": {"kit": kit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},

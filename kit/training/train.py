@@ -16,7 +16,7 @@ from kit.model.encoder import resolve
 from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
 from kit.training.callbacks import Progress, agreed
-from kit.training.part import train_part
+from kit.training.restart import train_again
 
 
 def train(
@@ -26,6 +26,8 @@ def train(
     fold: str = HOLDOUT,
     *,
     resume: bool = False,
+    guard: bool = True,
+    restarts: int = 0,
     max_hours: float = math.inf,
     listen: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -34,7 +36,9 @@ def train(
 
     Finished parts are left alone, so "all" goes on where it stopped. When every fold is done the out-of-fold
     predictions of all rows are written to the run's oof.csv. After `max_hours` the part in hand ends with its best
-    checkpoint; a fold that would not finish in the time that is left is not begun.
+    checkpoint; a fold that would not finish in the time that is left is not begun. With `guard` a training that has
+    learned nothing is an error; with `restarts` it is tried again that often, from fresh weights with half the rates
+    and another seed.
 
     Returns:
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
@@ -54,7 +58,8 @@ def train(
             say(f"no time for another fold; left: {left}. The same command goes on with them")
             break
         start = time.monotonic()
-        train_part(recipe, processed, run, each, resume=resume, deadline=deadline, listen=listen, say=say)
+        options = {"resume": resume, "guard": guard, "deadline": deadline, "listen": listen, "say": say}
+        train_again(recipe, processed, run, each, restarts, **options)
         longest = max(longest, time.monotonic() - start)
         gc.collect()  # Trainer's model and optimizer hang in a reference cycle, and the next fold needs their memory
         torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from kit.errors import RecipeError, RunError
+from kit.errors import RecipeError
 from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.inference import predict_logits, probabilities
@@ -26,6 +26,7 @@ from kit.model.pair import PairModel
 from kit.recipe import TrainSpec
 from kit.scoring.metrics import accuracy, log_loss
 from kit.training.callbacks import Progress, Steering
+from kit.training.guard import GradientGuard, diverged
 from kit.training.optim import Schedule, optimizer
 from kit.training.sampler import LengthBuckets
 
@@ -92,22 +93,23 @@ class PairTrainer(Trainer):
 
     @property
     def skipped_steps(self) -> int:
-        """Optimizer steps that the fp16 loss scaler left out because a gradient was not finite."""
-        return next(c.skipped_steps for c in self.callback_handler.callbacks if isinstance(c, Steering))
+        """Optimizer steps that were left out because a gradient was not finite."""
+        return next(c.skipped for c in self.callback_handler.callbacks if isinstance(c, GradientGuard))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Log loss and accuracy of the validation rows; every process gets them."""
+        """Log loss and accuracy of the validation rows, and how much predictions vary; every process gets them."""
         logits = predict_logits(self.accelerator.unwrap_model(self.model), self.eval_collate, self.valid, self.compute)
         labels = self.eval_collate.labels[self.valid]
         if not np.isfinite(logits).all():
-            raise RunError(
-                f"the training diverged: at step {self.state.global_step} the logits are not finite",
-                f"Lower the rate, for example --set train.lr={self.spec.lr / 2:g}, and see that train.warmup is not 0.",
-            )
+            raise diverged(f"at step {self.state.global_step} the logits are not finite", self.spec.lr)
         each = probabilities(logits)
-        metrics = {"eval_log_loss": log_loss(each, labels), "eval_accuracy": accuracy(each, labels)}
+        metrics = {
+            "eval_log_loss": log_loss(each, labels),
+            "eval_accuracy": accuracy(each, labels),
+            "eval_spread": float(each.std(0).max()),
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -172,7 +174,7 @@ def make_trainer(
     optim = optimizer(model, spec)
     schedule = Schedule(optim, spec, steps)
     sampler = LengthBuckets(collate.lengths[train_rows], spec.batch_size, spec.seed)
-    callbacks: list[TrainerCallback] = [Steering(schedule, sampler, per_epoch, listen)]
+    callbacks: list[TrainerCallback] = [Steering(schedule, sampler, per_epoch, listen), GradientGuard(spec.lr)]
     if spec.patience:
         callbacks.append(EarlyStoppingCallback(spec.patience))
     trainer = PairTrainer(

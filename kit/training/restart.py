@@ -1,0 +1,85 @@
+"""Another try for a training that collapsed: fresh weights, half the rates, a new seed, and a record."""
+
+import dataclasses
+import gc
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from kit.atomic import write_json
+from kit.data.processed import Processed
+from kit.errors import CollapseError
+from kit.recipe import Recipe
+from kit.rundir import RunDir
+from kit.training.part import CHECKPOINTS, train_part
+
+TRIED = "tried.json"  # in an unfinished part; a finished one has it in its metrics
+SEEDS_APART = 1000  # so that no attempt has the seed of another run of the same recipe
+
+
+def train_again(
+    recipe: Recipe, data: Processed, run: RunDir, fold: int | str, restarts: int, **options: Any
+) -> dict[str, Any]:
+    """`train_part`, and again up to `restarts` times in all where it collapses or diverges.
+
+    What was tried stands in the part's tried.json, so a resumed part goes on with the attempt that was under way.
+
+    Raises:
+        CollapseError: the last attempt, too, came to nothing; its checkpoints are still there.
+    """
+    part, say = run.part(fold), options.get("say", lambda _: None)
+    tried = _read(part / TRIED)
+    while True:
+        now = attempt(recipe, len(tried))
+        try:
+            metrics = train_part(now, data, run, fold, tried=tried, **options)
+            break
+        except CollapseError as error:
+            if len(tried) >= restarts:
+                raise
+            tried = [*tried, rates(now) | {"why": error.problem}]
+        gc.collect()  # the model that failed hangs in a reference cycle
+        torch.cuda.empty_cache()
+        say(f"{tried[-1]['why']}; attempt {len(tried) + 1} with {_words(rates(attempt(recipe, len(tried))))}")
+        _begin_again(part, tried)
+    (part / TRIED).unlink(missing_ok=True)
+    return metrics
+
+
+def attempt(recipe: Recipe, number: int) -> Recipe:
+    """The recipe of attempt `number`, from 0: rates halved that many times, and a seed of its own."""
+    train = recipe.train
+    half = 0.5**number
+    seed = (train.seed + SEEDS_APART * number) % 2**32
+    return dataclasses.replace(
+        recipe, train=dataclasses.replace(train, lr=train.lr * half, head_lr=train.head_lr * half, seed=seed)
+    )
+
+
+def rates(recipe: Recipe) -> dict[str, Any]:
+    """What attempts differ in."""
+    return {"lr": recipe.train.lr, "head_lr": recipe.train.head_lr, "seed": recipe.train.seed}
+
+
+def _begin_again(part: Path, tried: list[dict[str, Any]]) -> None:
+    """Records what was tried and removes its checkpoints: first out of the way, for a kill may come at any time."""
+    ranks = PartialState()
+    ranks.wait_for_everyone()
+    if ranks.is_main_process:
+        old = part / f"{CHECKPOINTS}-of-{len(tried)}"
+        (part / CHECKPOINTS).rename(old)
+        write_json(part / TRIED, tried)
+        shutil.rmtree(old)
+    ranks.wait_for_everyone()
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
