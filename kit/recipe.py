@@ -61,7 +61,11 @@ class TrainSpec:
     batch_size: rows per optimizer step, over all devices; micro_batch_size: rows per device and forward pass
     (0 = as many as batch_size asks for), the rest by gradient accumulation.
     schedule: "plateau" multiplies by plateau_factor after plateau_patience evaluations without a better loss.
+    head_only: share of all steps at the beginning in which only pooling and head learn, at their own warm-up's rates;
+    then the encoder's warm-up begins, and the schedule's curve after that.
     warmup: share of all steps over which the rate climbs linearly from 0.
+    reinit_layers: top layers of the encoder that start from fresh weights (Zhang et al. 2021: 1 to 6 steady the
+    fine-tuning of large encoders on few rows).
     evals_per_epoch: validations (and checkpoints) per epoch; patience: of them without gain before stopping, 0 = never.
     max_steps: optimizer steps in all; 0 = as many as the epochs ask for.
     swap_augmentation: each step learns from its rows and from their copies with the answers swapped, at no second pass
@@ -79,7 +83,9 @@ class TrainSpec:
     adam_epsilon: float = 1e-6
     max_grad_norm: float = 1.0
     schedule: Literal["linear", "cosine", "constant", "plateau"] = "linear"
+    head_only: float = 0.0
     warmup: float = 0.1
+    reinit_layers: int = 0
     plateau_factor: float = 0.5
     plateau_patience: int = 1
     label_smoothing: float = 0.0
@@ -142,7 +148,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.weight_decay": (0, 10),
     "train.adam_epsilon": (1e-12, 1),
     "train.max_grad_norm": (1e-6, 1e6),
+    "train.head_only": (0, 0.9),
     "train.warmup": (0, 1),
+    "train.reinit_layers": (0, 1000),
     "train.plateau_factor": (0.01, 1),
     "train.plateau_patience": (0, 1000),
     "train.label_smoothing": (0, 0.9),

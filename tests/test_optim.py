@@ -129,7 +129,9 @@ def test_the_first_step_is_a_full_one_at_each_groups_rate():
 
 
 def schedule(spec: TrainSpec, total: int, rates: tuple[float, ...] = (1.0, 0.25)) -> Schedule:
+    """Of two groups, the second of which waits where there is a head-only phase."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    groups[-1] |= {"waits": True} if spec.head_only else {}
     return Schedule(torch.optim.SGD(groups), spec, total)
 
 
@@ -228,10 +230,59 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     return torch.load(file, weights_only=True)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    kind=st.sampled_from(["linear", "cosine", "constant", "plateau"]),
+    total=st.integers(4, 60),
+    alone=st.floats(0.01, 0.5),
+    share=st.floats(0, 0.4),
+)
+def test_in_the_head_only_phase_the_encoder_rests_and_then_follows_the_curve(
+    kind: str, total: int, alone: float, share: float
+):
+    used = run(schedule(TrainSpec(schedule=kind, warmup=share, head_only=alone), total), total)
+    phase, warmup = math.ceil(alone * total), math.ceil(share * total)
+    for update, (head, encoder) in enumerate(used):
+        later = update - phase
+        curve = 0.0 if later < 0 else closed_form(kind, warmup, total - phase, later)
+        assert encoder == pytest.approx(curve / 4, abs=1e-12)
+        ramp = min(1.0, (update + 1) / warmup) if warmup else 1.0
+        assert head == pytest.approx(ramp if later < warmup else curve, abs=1e-12)
+
+
+def test_only_the_encoder_rests_and_only_where_it_is_asked_to():
+    pair = model("roberta")
+    groups = parameter_groups(pair, replace(SPEC, head_only=0.1))
+    encoder = {id(p) for p in pair.encoder.parameters()}
+    for group in groups:
+        assert {id(p) in encoder for p in group["params"]} == {group.get("waits", False)}
+    assert not any("waits" in group for group in parameter_groups(pair, SPEC))
+    assert len(parameter_groups(pair, replace(SPEC, layer_decay=1.0, head_lr=1e-4, head_only=0.1))) == 4
+
+
+def test_a_rate_of_0_leaves_the_encoder_as_it_is_while_its_moments_build_up():
+    torch.manual_seed(0)
+    pair = nn.ModuleDict({"encoder": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
+    before = {name: p.detach().clone() for name, p in pair.named_parameters()}
+    spec = replace(SPEC, head_only=0.5, warmup=0.0, weight_decay=0.1)
+    optim = optimizer(pair, spec)
+    curve = Schedule(optim, spec, 6)
+    for update in range(4):
+        for parameter in pair.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optim.step()
+        curve.step()
+        for name, parameter in pair.named_parameters():
+            moved = not torch.equal(parameter, before[name])
+            assert moved == (name.startswith("head") or update >= 3)
+    assert optim.state[pair["encoder"].weight]["step"] == 4
+
+
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "plateau"])
 @pytest.mark.parametrize("stop", [1, 3, 7, 10])
-def test_a_resumed_schedule_goes_on_as_if_nothing_had_happened(kind: str, stop: int):
-    spec = TrainSpec(schedule=kind, warmup=0.25, plateau_patience=1)
+@pytest.mark.parametrize("alone", [0.0, 0.2])
+def test_a_resumed_schedule_goes_on_as_if_nothing_had_happened(kind: str, stop: int, alone: float):
+    spec = TrainSpec(schedule=kind, warmup=0.25, plateau_patience=1, head_only=alone)
     losses = dict(enumerate(itertools.chain([1.0, 0.9], itertools.repeat(0.95, 12))))
     whole = run(schedule(spec, 14), 14, losses)
     first = schedule(spec, 14)
@@ -241,4 +292,4 @@ def test_a_resumed_schedule_goes_on_as_if_nothing_had_happened(kind: str, stop: 
     second.load_state_dict(through_a_file(first.state_dict()))
     rest = run(second, 14 - stop, {number - stop: loss for number, loss in losses.items()})
     assert used + rest == whole
-    assert kind != "plateau" or whole[-1][0] < whole[4][0]
+    assert kind != "plateau" or whole[-1][0] < whole[6][0]

@@ -124,6 +124,8 @@ def advice(spec: TrainSpec) -> str:
         f"train.lr={spec.lr / 2:g}": True,
         "train.warmup=0.15": spec.warmup < 0.1,
         "train.layer_decay=0.9": spec.layer_decay > 0.95,
+        "train.head_only=0.1": not spec.head_only,
+        "train.reinit_layers=1": not spec.reinit_layers,
     }
     named = " ".join(f"--set {cure}" for cure, missing in cures.items() if missing)
     return (

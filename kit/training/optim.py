@@ -16,14 +16,18 @@ def parameter_groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
 
     The top layer has `lr`; each one below `layer_decay` times that (Howard & Ruder 2018; ELECTRA's fine-tuning);
     embeddings, DeBERTa's relative positions included, count as the layer below the first. Pooling and head have
-    `head_lr`. Norms and biases, that is every vector, have no weight decay.
+    `head_lr`. Norms and biases, that is every vector, have no weight decay. With a head-only phase the encoder's
+    groups are marked `waits`.
     """
     layers = 1 + max((layer_of(name) or 0 for name, _ in model.named_parameters()), default=0)
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        lr = spec.lr * spec.layer_decay ** _depth(name, layers) if name.startswith("encoder.") else spec.head_lr
-        decay = spec.weight_decay if parameter.ndim > 1 else 0.0
-        group = groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})
+        inside = name.startswith("encoder.")
+        lr = spec.lr * spec.layer_decay ** _depth(name, layers) if inside else spec.head_lr
+        decay, waits = spec.weight_decay if parameter.ndim > 1 else 0.0, inside and spec.head_only > 0
+        group = groups.setdefault(
+            (lr, decay, waits), {"params": [], "lr": lr, "weight_decay": decay} | ({"waits": True} if waits else {})
+        )
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -51,22 +55,37 @@ def optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.AdamW:
 class Schedule(LRScheduler):
     """Linear warm-up, then a linear or cosine fall to 0, a constant, or reductions on plateau.
 
+    A head-only phase comes before the encoder's warm-up: pooling and head warm up at once and stay at their peak until
+    the encoder has reached its own; from there on all follow one curve (as Kumar et al. 2022, "Fine-Tuning can
+    Distort Pretrained Features", train the head first). The encoder's rate of 0 freezes it, weight decay included,
+    while AdamW's second moments of it build up, which is what makes the first real steps small and steady (Liu et al.
+    2020, "On the Variance of the Adaptive Learning Rate", section 3: Adam-2k).
+
     The plateau factor multiplies the curve, so it composes with warm-up; it is part of the state, so it survives a
     resume, which torch's ReduceLROnPlateau in Trainer does not do: it replaces the schedule.
     """
 
     def __init__(self, optim: torch.optim.Optimizer, spec: TrainSpec, total_steps: int):
         self.kind, self.total = spec.schedule, total_steps
-        self.warmup = math.ceil(spec.warmup * total_steps)
+        self.warmup, self.head_only = math.ceil(spec.warmup * total_steps), math.ceil(spec.head_only * total_steps)
+        self.waits = [group.get("waits", False) for group in optim.param_groups]
         self.factor, self.patience = spec.plateau_factor, spec.plateau_patience
         self.scale, self.best, self.bad = 1.0, math.inf, 0
         super().__init__(optim)
 
-    def shape(self, step: int) -> float:
-        """The multiplier of every rate for update number `step` (from 0), before plateau reductions."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+    @property
+    def settled(self) -> int:
+        """The first update at which every rate has been at its peak."""
+        return self.head_only + self.warmup
+
+    def shape(self, step: int, waits: bool = False) -> float:
+        """The multiplier of a group's rate for update number `step` (from 0), before plateau reductions."""
+        begun = step - (self.head_only if waits else 0)
+        if begun < 0:
+            return 0.0
+        if begun < self.warmup:
+            return (begun + 1) / self.warmup
+        progress = max(0.0, min(1.0, (step - self.settled) / max(1, self.total - self.settled)))
         if self.kind == "linear":
             return 1 - progress
         if self.kind == "cosine":
@@ -75,7 +94,10 @@ class Schedule(LRScheduler):
 
     def get_lr(self) -> list[float]:
         """Rates of the groups at the current step."""
-        return [base * self.shape(self.last_epoch) * self.scale for base in self.base_lrs]
+        return [
+            base * self.shape(self.last_epoch, waits) * self.scale
+            for base, waits in zip(self.base_lrs, self.waits, strict=True)
+        ]
 
     def observe(self, loss: float) -> bool:
         """Takes a validation loss; on a plateau reduces the rates from the next step on and says so."""

@@ -102,7 +102,7 @@ def train_part(
     trainer.add_callback(budget)
     if guard:
         constant = np.tile(prior(labels[train_rows]), (len(valid_rows), 1))
-        reference, settled = log_loss(constant, labels[valid_rows]), trainer.lr_scheduler.warmup
+        reference, settled = log_loss(constant, labels[valid_rows]), trainer.lr_scheduler.settled
         trainer.add_callback(CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time))
     with ranks.main_process_first():
         last = last_whole_checkpoint(checkpoints)

@@ -16,6 +16,7 @@ from kit.model.encoder import build, load_config, load_encoder, load_vocabulary,
 from kit.model.pair import PairModel
 from kit.recipe import ModelSpec, Recipe
 from kit.schema import TEXTS
+from kit.training.reinit import reinitialise
 
 
 def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
@@ -43,6 +44,7 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
         encoder = build(config)
     else:
         encoder, vocabulary = load_encoder(source), load_vocabulary(source)
+    reinitialise(encoder, recipe.train.reinit_layers)
     if len(vocabulary.pretrained) > config["vocab_size"]:
         raise BackboneError(
             f"{recipe.backbone}: its tokenizer has {len(vocabulary.pretrained):,} tokens, its encoder embeddings for "
