@@ -19,3 +19,5 @@ TRAIN_COLUMNS = (ID, *MODELS, *TEXTS, *CLASSES)
 TEST_COLUMNS = (ID, *TEXTS)
 PREDICTION_COLUMNS = (ID, *CLASSES)
 LABEL = "label"  # 0, 1 or 2: the index into CLASSES
+SOFT_LABELS = tuple(f"soft_label_{name}" for name in CLASSES)  # optional: probabilities to train on, not on the label
+WEIGHT = "weight"  # optional: how much a row counts in training

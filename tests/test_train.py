@@ -136,8 +136,16 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
     assert not (tmp_path / "checkpoint-16").exists()
 
 
-def test_accumulated_batches_take_the_same_steps(data: Path, tmp_path: Path):
-    """Without dropout, 16 rows at once and 4 x 4 rows are one and the same step."""
+@pytest.mark.parametrize("weighted", [False, True])
+def test_accumulated_batches_take_the_same_steps(
+    weighted: bool, data: Path, processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Without dropout, 16 rows at once and 4 x 4 rows are one and the same step, whatever each row weighs."""
+    if weighted:
+        rng = np.random.default_rng(0)
+        rows = processed.train().num_rows
+        targets = (rng.dirichlet([1, 1, 1], rows) * rng.exponential(1, (rows, 1))).astype(np.float32)
+        monkeypatch.setattr(Processed, "targets", lambda _: targets)
     overrides = (*QUICK, "train.max_steps=6", "model.head_dropout=0.0")
     finals = []
     for micro in (0, 4):

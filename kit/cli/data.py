@@ -37,6 +37,12 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
 @click.option(
     "--extra", type=options.FILE, multiple=True, help="Another training file with the same columns; may repeat."
 )
+@click.option(
+    "--soft-labels",
+    type=options.FILE,
+    multiple=True,
+    help="A prediction frame to learn from, by id: of train.csv, or of --extra rows without labels; may repeat.",
+)
 @options.preparing
 @click.option("--allow-test-prompts", is_flag=True, help="Keep --extra rows whose prompt is in test.csv.")
 @click.option("--out", type=options.FILE, default=Path("data/processed"), show_default=True, help="Folder to write to.")
@@ -44,6 +50,7 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
 def preprocess(
     raw: Path,
     extra: tuple[Path, ...],
+    soft_labels: tuple[Path, ...],
     text: str,
     split: str,
     folds: int,
@@ -64,6 +71,7 @@ def preprocess(
         raw,
         out,
         extra=extra,
+        soft_labels=soft_labels,
         text=text,
         split=split,
         folds=folds,

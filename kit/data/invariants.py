@@ -9,16 +9,18 @@ from pyarrow import parquet as pq
 
 from kit.data.merge import numbers
 from kit.data.processed import TEST_SCHEMA, TEST_TABLE, TRAIN_SCHEMA, TRAIN_TABLE
-from kit.schema import CLASSES, ID, LABEL, PROMPT, RESPONSES, TEXTS
+from kit.schema import CLASSES, ID, LABEL, PROMPT, RESPONSES, SOFT_LABELS, TEXTS, WEIGHT
 
 
-def check(folder: Path, manifest: dict, train_ids: np.ndarray, test_ids: np.ndarray) -> None:
+def check(
+    folder: Path, manifest: dict, train_ids: np.ndarray, test_ids: np.ndarray, schema: pa.Schema = TRAIN_SCHEMA
+) -> None:
     """Checks the Parquet files in `folder` against the manifest to be written and the input's ids, in order.
 
     Raises:
         AssertionError: a promise is broken, which no input should be able to do.
     """
-    train, prompts, whole = _scan(folder / TRAIN_TABLE, TRAIN_SCHEMA)
+    train, prompts, whole = _scan(folder / TRAIN_TABLE, schema)
     test, _, whole_test = _scan(folder / TEST_TABLE, TEST_SCHEMA)
     promises = {
         "columns are those of the schema, every text has a turn, and nothing is null": whole and whole_test,
@@ -55,8 +57,15 @@ def _rows(train: dict[str, np.ndarray], manifest: dict, train_ids: np.ndarray) -
         "training ids are unique": len(np.unique(train[ID])) == len(train[ID]),
         "competition rows are the input's, in order": np.array_equal(ids, train_ids[np.isin(train_ids, ids)]),
         "every competition row has a fold": set(np.unique(train["fold"][own])) == set(range(number)),
+        "soft labels are probabilities and weights no less than 0": _taught(train),
         "an extra row has a fold or none": bool(np.isin(train["fold"], range(-1, number)).all()),
     }
+
+
+def _taught(train: dict[str, np.ndarray]) -> bool:
+    numbers = [train[name] for name in (*SOFT_LABELS, WEIGHT) if name in train]
+    sound = all(np.isfinite(each).all() and (each >= 0).all() for each in numbers)
+    return sound and (SOFT_LABELS[0] not in train or np.allclose(sum(numbers[:3]), 1, rtol=0, atol=1e-9))
 
 
 def _counts(train: dict[str, np.ndarray], test_rows: int, manifest: dict) -> dict[str, bool]:

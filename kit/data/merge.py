@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kit.data import clean
+from kit.data import clean, targets
 from kit.data.rows import Rows
+from kit.data.targets import Targets
 from kit.schema import PROMPT, RESPONSES, SWAP
 
 
@@ -18,6 +19,7 @@ class Merged:
 
     Attributes:
         ids, labels, groups, extra: (N,) each; `extra` is True for rows of extra files.
+        soft, weights: (N, 3) and (N,), or None (see `kit.data.targets`).
         texts, keep: the three texts in unicode form of all rows read, and which of these (True, N times) stay.
         test_groups: (M,) the groups of the test rows, numbered together with `groups`.
         counts: what was read, dropped and kept.
@@ -27,6 +29,8 @@ class Merged:
     labels: np.ndarray
     groups: np.ndarray
     extra: np.ndarray
+    soft: np.ndarray | None
+    weights: np.ndarray | None
     texts: pa.Table
     keep: np.ndarray
     test_groups: np.ndarray
@@ -36,18 +40,20 @@ class Merged:
 def merge(train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: bool) -> Merged:
     """Puts the competition's rows and the extra ones together.
 
-    Dropped are exact duplicates (prompt, responses and label) after the first; and of the extra rows also those that
-    say what an earlier row says with the answers swapped, and, unless allowed, those whose prompt is in the test file.
-    Swapped copies and conflicting labels among the competition's own rows are data, and stay.
+    Dropped are exact duplicates (prompt, responses, label and soft labels) after the first; and of the extra rows also
+    those that say what an earlier row says with the answers swapped, and, unless allowed, those whose prompt is in the
+    test file. Swapped copies and conflicting labels among the competition's own rows are data, and stay: several votes
+    on one pair are as many rows, which teach what one row with their shares as soft labels would.
     """
     own = len(train.ids)
     texts = pa.concat_tables([train.texts, *(e.texts for e in extras)])
     rows, asked = keys(texts, test.texts)
-    labels = np.concatenate([train.labels, *(e.labels for e in extras)])
+    taught = targets.concatenate([Targets(each.labels, each.soft, each.weights) for each in (train, *extras)])
+    labels, soft, weights = taught.labels, taught.soft, taught.weights
     extra = np.arange(len(labels)) >= own
     in_test = np.isin(rows.group, asked.group)
     leaks = extra & in_test & (not allow_test_prompts)
-    repeats = np.where(extra, copies(rows, labels), duplicates(rows, labels)) & ~leaks
+    repeats = np.where(extra, copies(rows, labels, soft), duplicates(rows, labels, soft)) & ~leaks
     keep = ~leaks & ~repeats
     kept = rows.only(keep)
     fresh, renumbered = fresh_ids(
@@ -75,6 +81,8 @@ def merge(train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: b
         labels[keep],
         kept.group,
         extra[keep],
+        None if soft is None else soft[keep],
+        None if weights is None else weights[keep],
         texts,
         keep,
         asked.group,
@@ -148,16 +156,26 @@ def _seen(numbers: np.ndarray) -> np.ndarray:
     return seen
 
 
-def duplicates(rows: Keys, labels: np.ndarray) -> np.ndarray:
-    """True where prompt, both responses and label equal those of an earlier row (N,)."""
-    return _seen(_tuples(rows.prompt, rows.a, rows.b, labels))
+def duplicates(rows: Keys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
+    """True where prompt, both responses, label and soft labels (N, 3) equal those of an earlier row (N,)."""
+    return _seen(_tuples(rows.prompt, rows.a, rows.b, labels, _kinds(soft, len(labels))))
 
 
-def copies(rows: Keys, labels: np.ndarray) -> np.ndarray:
+def copies(rows: Keys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
     """True where a row says what an earlier one says, as it stands or with the answers swapped (N,)."""
     mirrored = np.asarray(SWAP)[labels]
     turned = np.where(rows.a < rows.b, labels, np.where(rows.a > rows.b, mirrored, np.minimum(labels, mirrored)))
-    return _seen(_tuples(rows.prompt, np.minimum(rows.a, rows.b), np.maximum(rows.a, rows.b), turned))
+    if soft is not None:
+        back, alike = (rows.a > rows.b)[:, None], (rows.a == rows.b)[:, None]
+        ordered = np.sort(soft[:, :2], 1)  # of two answers that are the same, either may have been the first
+        soft = np.where(back, soft[:, SWAP], np.where(alike, np.column_stack([ordered, soft[:, 2]]), soft))
+    answers = np.minimum(rows.a, rows.b), np.maximum(rows.a, rows.b)
+    return _seen(_tuples(rows.prompt, *answers, turned, _kinds(soft, len(labels))))
+
+
+def _kinds(soft: np.ndarray | None, rows: int) -> np.ndarray:
+    """The same number (N,) for the same soft labels."""
+    return np.zeros(rows, np.int64) if soft is None else np.unique(soft, axis=0, return_inverse=True)[1].ravel()
 
 
 def conflicts(rows: Keys) -> int:

@@ -17,15 +17,18 @@ from kit.atomic import sha256, write_json, writing
 from kit.data import clean
 from kit.data import raw as raw_files
 from kit.data import split as splits
+from kit.data.distil import join
 from kit.data.invariants import check
 from kit.data.merge import Merged, inherit, merge
 from kit.data.processed import (
     FLOOR_FILE,
     MANIFEST,
+    SOFT_FIELDS,
     TEST_SCHEMA,
     TEST_TABLE,
     TRAIN_SCHEMA,
     TRAIN_TABLE,
+    WEIGHT_FIELD,
     changed_file,
     read_manifest,
 )
@@ -87,6 +90,7 @@ def preprocess(
     out: str | Path,
     *,
     extra: Sequence[str | Path] = (),
+    soft_labels: Sequence[str | Path] = (),
     text: str = "unicode",
     split: str = "grouped",
     folds: int = 5,
@@ -101,7 +105,9 @@ def preprocess(
     Args:
         raw: the folder of train.csv and test.csv; sample_submission.csv is held against test.csv if it is there.
         extra: further training files with the columns of train.csv (model names optional), merged and de-duplicated:
-            trained on, never scored.
+            trained on, never scored. Any training file may have soft labels and weights (`kit.data.targets`); here
+            soft labels are enough.
+        soft_labels: prediction frames whose rows are taken as soft labels, by id (`kit.data.distil`).
         text: "unicode" or "ascii" (see `kit.data.clean`).
         split: "grouped" or "stratified" (see `kit.data.split`).
         valid: the share of the holdout, above 0 and up to 0.5.
@@ -119,6 +125,7 @@ def preprocess(
     optional = {"sample": raw / SAMPLE_FILE, "floor": raw / FLOOR_FILE}
     inputs = {"train": raw / TRAIN_FILE, "test": raw / TEST_FILE} | {r: p for r, p in optional.items() if p.exists()}
     files = [*inputs.items(), *(("extra", Path(path)) for path in extra)]
+    files += [("soft_labels", Path(path)) for path in soft_labels]
     described = {
         "kit": __version__,
         "format": FORMAT,
@@ -130,15 +137,23 @@ def preprocess(
         return {**before, "reused": True}
 
     train, test = read_rows(inputs["train"], labelled=True), read_rows(inputs["test"], labelled=False)
-    extras = [read_rows(path, labelled=True, unique_ids=False) for path in extra]
+    sources = [Path(path) for path in extra]
+    anonymous = {"unique_ids": False, "pseudo": True, "unlabelled": bool(soft_labels)}
+    extras = [read_rows(path, labelled=True, **anonymous) for path in sources]
+    if soft_labels:
+        train, extras = join(train, extras, sources, [Path(path) for path in soft_labels])
     if "sample" in inputs:
         _check_sample(inputs["sample"], inputs["test"], test.ids)
     merged = merge(train, test, extras, allow_test_prompts)
     valid_rows, fold = _cut(merged, options)
     manifest = described | _counts(merged, valid_rows, fold, options, [train, test, *extras])
-    columns = [merged.ids, merged.labels, merged.groups, valid_rows, fold, merged.extra]
+    columns, schema = [merged.ids, merged.labels, merged.groups, valid_rows, fold, merged.extra], TRAIN_SCHEMA
+    if merged.soft is not None:
+        columns, schema = [*columns, *merged.soft.T], pa.schema([*schema, *SOFT_FIELDS])
+    if merged.weights is not None:
+        columns, schema = [*columns, merged.weights], schema.append(WEIGHT_FIELD)
     (out / MANIFEST).unlink(missing_ok=True)
-    _write(out / TRAIN_TABLE, TRAIN_SCHEMA, text, merged.texts, merged.keep, columns)
+    _write(out / TRAIN_TABLE, schema, text, merged.texts, merged.keep, columns)
     every = np.ones(len(test.ids), bool)
     _write(out / TEST_TABLE, TEST_SCHEMA, text, test.texts, every, [test.ids, merged.test_groups])
     outputs = [TRAIN_TABLE, TEST_TABLE]
@@ -148,7 +163,7 @@ def preprocess(
         with writing(out / FLOOR_FILE) as temporary:
             shutil.copyfile(inputs["floor"], temporary)
     manifest["outputs"] = {name: sha256(out / name) for name in outputs}
-    check(out, manifest, train.ids, test.ids)
+    check(out, manifest, train.ids, test.ids, schema)
     write_json(out / MANIFEST, manifest)
     return {**manifest, "reused": False}
 
@@ -180,6 +195,10 @@ def _cut(merged: Merged, options: Options) -> tuple[np.ndarray, np.ndarray]:
 
 def _counts(merged: Merged, valid: np.ndarray, fold: np.ndarray, options: Options, sources: list[Rows]) -> dict:
     own = ~merged.extra
+    taught = {} if merged.soft is None else {"rows_with_soft_labels": int((merged.soft.max(1) < 1).sum())}
+    if merged.weights is not None:
+        taught["rows_of_weight_0"] = int((merged.weights == 0).sum())
+    uneven = int(clean.uneven_turns(merged.texts)[merged.keep].sum())
     classes = np.bincount(merged.labels[own], minlength=len(CLASSES))
 
     def part(chosen: np.ndarray) -> dict:
@@ -187,7 +206,7 @@ def _counts(merged: Merged, valid: np.ndarray, fold: np.ndarray, options: Option
         return {"rows": int(counts.sum()), "classes": counts.tolist()}
 
     return {
-        "counts": merged.counts | {"rows_with_uneven_turns": int(clean.uneven_turns(merged.texts)[merged.keep].sum())},
+        "counts": merged.counts | {"rows_with_uneven_turns": uneven} | taught,
         "classes": dict(zip(CLASSES, classes.tolist(), strict=True)),
         "frequencies": dict(zip(CLASSES, (classes / classes.sum()).tolist(), strict=True)),
         "holdout": part(valid),

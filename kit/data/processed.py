@@ -15,7 +15,7 @@ from pyarrow import parquet as pq
 from kit.atomic import sha256
 from kit.errors import DataError
 from kit.rundir import HOLDOUT
-from kit.schema import ID, LABEL, TEXTS
+from kit.schema import ID, LABEL, SOFT_LABELS, TEXTS, WEIGHT
 
 TRAIN_TABLE, TEST_TABLE, MANIFEST = "train.parquet", "test.parquet", "manifest.json"
 FLOOR_FILE = "bayes.csv"  # true probabilities of a made-up data set: the loss that no model can beat
@@ -33,6 +33,8 @@ TRAIN_SCHEMA = pa.schema(
         pa.field("extra", pa.bool_()),  # from an extra file: trained on, never scored
     ]
 )
+SOFT_FIELDS = [pa.field(name, pa.float64()) for name in SOFT_LABELS]  # where the raw files have soft labels
+WEIGHT_FIELD = pa.field(WEIGHT, pa.float64())  # where they have weights
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,25 @@ class Processed:
         return self.manifest["outputs"][{"train": TRAIN_TABLE, "test": TEST_TABLE}[split]]
 
     def train(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The training rows, `TRAIN_SCHEMA` or some of its columns."""
+        """The training rows, `TRAIN_SCHEMA` and perhaps `SOFT_FIELDS` and `WEIGHT_FIELD`, or some of their columns."""
         return pq.read_table(self.folder / TRAIN_TABLE, columns=columns)
+
+    def targets(self) -> np.ndarray:
+        """What each training row teaches: its label (N,); where there are soft labels or weights, (N, 3) float32.
+
+        These are probabilities times the row's weight, so that a row sums to its weight.
+        """
+        names = pq.read_schema(self.folder / TRAIN_TABLE).names
+        labels = self.train([LABEL])[LABEL].to_numpy()
+        if SOFT_LABELS[0] not in names and WEIGHT not in names:
+            return labels
+        table = self.train([name for name in (*SOFT_LABELS, WEIGHT) if name in names])
+        each = np.eye(len(SOFT_LABELS))[labels]
+        if SOFT_LABELS[0] in names:
+            each = np.column_stack([table[name] for name in SOFT_LABELS])
+        if WEIGHT in names:
+            each = each * table[WEIGHT].to_numpy()[:, None]
+        return each.astype(np.float32)
 
     def test(self) -> pa.Table:
         """The test rows, `TEST_SCHEMA`, in the order of test.csv."""
@@ -68,7 +87,8 @@ class Processed:
         """Row numbers into `train()`: those to train on (T,) and those to validate on (V,).
 
         Args:
-            fold: a fold's number, or "holdout" for the validation share. Extra rows are never validated on.
+            fold: a fold's number, or "holdout" for the validation share. Extra rows are never validated on, rows of
+                weight 0 never trained on.
         Raises:
             DataError: no such fold.
         """
@@ -77,9 +97,11 @@ class Processed:
                 f"{self.folder} has no fold {fold!r}: it has 0 to {self.folds - 1} and {HOLDOUT!r}",
                 "Choose one of these, or run `kit preprocess --folds K` again.",
             )
-        table = pq.read_table(self.folder / TRAIN_TABLE, columns=["valid", "fold", "extra"])
+        weight = [WEIGHT] if WEIGHT in pq.read_schema(self.folder / TRAIN_TABLE).names else []
+        table = self.train(["valid", "fold", "extra", *weight])
         held = table["valid"].to_numpy() if fold == HOLDOUT else table["fold"].to_numpy() == fold
-        return np.flatnonzero(~held), np.flatnonzero(held & ~table["extra"].to_numpy())
+        taught = ~held & (table[WEIGHT].to_numpy() > 0) if weight else ~held
+        return np.flatnonzero(taught), np.flatnonzero(held & ~table["extra"].to_numpy())
 
     def floor(self) -> Path | None:
         """The true probabilities of the rows, where the raw folder has them (a sample has, a competition has not)."""

@@ -1,6 +1,6 @@
 """The competition's CSV files as columns of text: read by schema at C speed, refused with the row and id of a fault."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +69,11 @@ def fault(
     return DataError(f"{where}: {problem}", hint)
 
 
-def read(path: str | Path, columns: Sequence[str]) -> RawFile:
+def read(path: str | Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]]) -> RawFile:
     """Opens the named columns of a CSV file as text; column order and further columns are free.
 
+    Args:
+        columns: their names, or what chooses them from all the names in the header.
     Raises:
         DataError: the file cannot be used (here, or while its batches are read); names the file and, where there is
             one, the row and the id.
@@ -79,6 +81,7 @@ def read(path: str | Path, columns: Sequence[str]) -> RawFile:
     path = Path(path)
     repairs = source.survey(path)
     names = diagnose.header(source.head(path))
+    columns = columns(names) if callable(columns) else columns
     _check_header(path, names, columns)
     batches = _batches(path, repairs["nul_bytes"] > 0, columns)
     return RawFile(batches, tuple(n for n in names if n not in columns), repairs)
@@ -165,9 +168,11 @@ def check_unique(path: Path, ids: np.ndarray) -> None:
         raise fault(path, record, str(ids[record]), problem, "Every row needs an id of its own.")
 
 
-def labels(batch: Batch) -> np.ndarray:
+def labels(batch: Batch, exempt: np.ndarray | None = None) -> np.ndarray:
     """The labels (N,) as int8, 0, 1 or 2: which of the three class columns is 1.
 
+    Args:
+        exempt: True for rows (N,) that need none; what stands for them means nothing.
     Raises:
         DataError: a row's class columns are not one 1 and two 0.
     """
@@ -175,6 +180,7 @@ def labels(batch: Batch) -> np.ndarray:
     found = np.stack(flags, axis=1)  # (N, 3): -1 for anything else, odd for yes
     one_hot = found % 2
     bad = (found < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)
+    bad = bad if exempt is None else bad & ~exempt
     if bad.any():
         record = int(bad.argmax())
         cells = [batch.cells[c][record].as_py() for c in CLASSES]

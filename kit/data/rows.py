@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kit.data import clean, raw
-from kit.schema import CLASSES, TEST_COLUMNS, TEXTS
+from kit.data import clean, raw, targets
+from kit.schema import TEST_COLUMNS, TEXTS
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Rows:
     Attributes:
         ids: (N,) int64.
         texts: the three texts in unicode form, list<string>.
-        labels: (N,) int8, or (0,) of a file without labels.
+        labels, soft, weights: what they teach (`targets.Targets`).
         ignored: columns of the file that nobody reads.
         repairs: how often each of the documented repairs was made (`raw.RawFile`, `clean.REPAIRS`).
     """
@@ -28,24 +28,37 @@ class Rows:
     labels: np.ndarray
     ignored: tuple[str, ...]
     repairs: Counter
+    soft: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
-def read_rows(path: str | Path, labelled: bool, unique_ids: bool = True) -> Rows:
+def read_rows(
+    path: str | Path, labelled: bool, unique_ids: bool = True, *, pseudo: bool = False, unlabelled: bool = False
+) -> Rows:
     """Reads a file with the columns of train.csv (`labelled`; model names are not needed) or of test.csv.
 
+    Args:
+        pseudo: rows may have soft labels alone.
+        unlabelled: the file may have neither labels nor soft ones.
     Raises:
         DataError: the file cannot be used; names the file, row and id.
     """
     path = Path(path)
-    file = raw.read(path, (*TEST_COLUMNS, *CLASSES) if labelled else TEST_COLUMNS)
+
+    def columns(names: list[str]) -> tuple[str, ...]:
+        taught = targets.columns(path, names, not pseudo, unlabelled) if labelled else ()
+        return (*TEST_COLUMNS, *taught)
+
+    file = raw.read(path, columns)
     repairs = Counter({**file.repairs, **dict.fromkeys(clean.REPAIRS, 0)})
-    ids, labels, texts = [], [np.empty(0, np.int8)], []
+    ids, taught, texts = [], [], []
     for batch in file.batches:
         ids.append(raw.ids(batch))
         if labelled:
-            labels.append(raw.labels(batch))
+            taught.append(targets.read(batch, labelled=not pseudo))
         texts.append(pa.record_batch({column: clean.decode(batch, column, repairs) for column in TEXTS}))
-    rows = Rows(np.concatenate(ids), pa.Table.from_batches(texts), np.concatenate(labels), file.ignored, repairs)
+    all_ids, each = np.concatenate(ids), targets.concatenate(taught)
+    rows = Rows(all_ids, pa.Table.from_batches(texts), each.labels, file.ignored, repairs, each.soft, each.weights)
     if unique_ids:
         raw.check_unique(path, rows.ids)
     return rows

@@ -30,7 +30,7 @@ class Padding:
 
 
 class Collator:
-    """Turns row numbers into a batch: `packs`, `order` (B, S) and, where labels are known, `labels` (B,).
+    """Turns row numbers into a batch: `packs`, `order` (B, S) and, where labels are known, `labels` (B,) or (B, 3).
 
     Each pack has input_ids and attention_mask (n, T), and token_type_ids where the encoder was pretrained with two
     segments: 0 for the first (the prompt), 1 for the second (the response). With a `tabular`, `features` are its raw
@@ -69,7 +69,8 @@ class Collator:
             numbers = {"sides": self.tabular.sides[rows], "pair": self.tabular.pair[rows]}
             batch["features"] = {name: torch.from_numpy(each) for name, each in numbers.items()}
         if self.labels is not None:
-            batch["labels"] = torch.from_numpy(self.labels[rows].astype(np.int64))
+            kind = np.int64 if self.labels.ndim == 1 else np.float32
+            batch["labels"] = torch.from_numpy(self.labels[rows].astype(kind))
         return batch
 
     def _pack(self, sequences: np.ndarray) -> dict[str, torch.Tensor]:

@@ -96,7 +96,7 @@ def train_part(
         model.fit_features(tabular, train_rows)
     model.to(compute.device)  # before the collators look where it is
     collate = collator(model, encoded, vocabulary, labels, tabular=tabular)
-    counted = collator(model, encoded, vocabulary, labels, padding, tabular)
+    counted = collator(model, encoded, vocabulary, data.targets(), padding, tabular)
     trainer = make_trainer(recipe.train, model, counted, collate, train_rows, valid_rows, compute, checkpoints, listen)
     budget = TimeBudget(deadline, say)
     trainer.add_callback(budget)

@@ -36,11 +36,15 @@ def summed_cross_entropy(
 ) -> Tensor:  # (B, 3), (B,)
     """Cross-entropy over the rows of the whole optimizer step, so that accumulation equals one large batch.
 
-    Logits of both orders, (B, 2, 3) with the classes permuted back, count as two rows of half the weight.
+    Labels (B, 3) are probabilities times the weight of their row; then the divisor is the weights' sum, and a row of
+    weight 2 counts as two. Logits of both orders, (B, 2, 3) with the classes permuted back, count half each.
     """
     if logits.ndim == 3:
         orders = (summed_cross_entropy(each, labels, num_items_in_batch, smoothing) for each in logits.unbind(1))
         return sum(orders) / 2
+    if labels.ndim == 2:
+        target = (1 - smoothing) * labels + smoothing * labels.mean(1, keepdim=True)
+        return -(target * logits.float().log_softmax(1)).sum() / num_items_in_batch
     return (
         functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         / num_items_in_batch
@@ -90,6 +94,13 @@ class PairTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Rows | None = None) -> LengthBuckets:
         return self.sampler
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
+        """The rows of the whole optimizer step, or where rows have weights their sum."""
+        if not batch_samples or batch_samples[0]["labels"].ndim == 1:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        weights = sum(batch["labels"].sum() for batch in batch_samples).to(device)
+        return self.accelerator.gather(weights).sum()
 
     @property
     def skipped_steps(self) -> int:

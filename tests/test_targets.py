@@ -1,0 +1,254 @@
+"""Soft labels and weights: read from any file, refused with row and id, joined from predictions, trained on."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quick_recipe import QUICK
+
+from kit import frame
+from kit.data.merge import copies, duplicates, keys
+from kit.data.preprocess import preprocess
+from kit.data.processed import TRAIN_SCHEMA, Processed, open_processed
+from kit.data.rows import read_rows
+from kit.errors import DataError
+from kit.recipes import load
+from kit.schema import CLASSES, SOFT_LABELS, SWAP, TEXTS, WEIGHT
+from kit.training.train import train
+from kit.training.trainer import summed_cross_entropy
+
+HARD = ("1", "0", "0")
+
+
+def write(path: Path, rows: Iterable[dict[str, object]], columns: Iterable[str]) -> Path:
+    """A file with these columns; texts and ids of a row are made up where it does not give them."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", *TEXTS, *columns], restval="", lineterminator="\n")
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            texts = {name: json.dumps([f"{path.stem} {name} {number}"]) for name in TEXTS}
+            writer.writerow({"id": 9000 + number, **texts, **row})
+    return path
+
+
+def soft(*each: object) -> dict[str, object]:
+    return dict(zip(SOFT_LABELS, each, strict=True))
+
+
+def hard(label: int) -> dict[str, object]:
+    return {name: int(label == k) for k, name in enumerate(CLASSES)}
+
+
+EVERY = (*CLASSES, *SOFT_LABELS, WEIGHT)
+
+
+def test_soft_labels_and_weights_are_read_beside_the_label(tmp_path: Path):
+    rows = [
+        hard(1) | soft(0.5, 0.25, 0.25) | {WEIGHT: "2.5"},
+        hard(2),  # neither: the label for sure, and 1
+        soft("1e-1", 0.2, 0.7) | {WEIGHT: 0},  # no label: the likeliest class
+        soft(0.4, 0.4, 0.2),
+    ]
+    read = read_rows(write(tmp_path / "votes.csv", rows, EVERY), labelled=True, pseudo=True)
+    assert read.labels.tolist() == [1, 2, 2, 0]
+    np.testing.assert_allclose(read.soft, [[0.5, 0.25, 0.25], [0, 0, 1], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2]])
+    assert read.weights.tolist() == [2.5, 1, 0, 1]
+    assert not set(EVERY) & set(read.ignored)
+
+
+def test_a_file_of_soft_labels_alone_needs_no_class_columns(tmp_path: Path):
+    path = write(tmp_path / "pseudo.csv", [soft(0.2, 0.7, 0.1), soft(0, 0, 1)], SOFT_LABELS)
+    assert read_rows(path, labelled=True, pseudo=True).labels.tolist() == [1, 2]
+    with pytest.raises(DataError, match="no column winner_model_a"):
+        read_rows(path, labelled=True)
+
+
+def test_rounded_probabilities_are_divided_by_their_sum(tmp_path: Path):
+    path = write(tmp_path / "rounded.csv", [soft(0.333, 0.333, 0.333)], SOFT_LABELS)
+    np.testing.assert_allclose(read_rows(path, labelled=True, pseudo=True).soft, [[1 / 3] * 3], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("bad", "part"),
+    [
+        (soft(0.5, 0.6, 0.1), "add up to 1.2, not 1"),
+        (soft(0, 0, 0), "add up to 0, not 1"),
+        (soft(-0.5, 1, 0.5), "soft_label_winner_model_a is '-0.5', not a number from 0 on"),
+        (soft(0.5, "nan", 0.5), "soft_label_winner_model_b is 'nan', not a number"),
+        (soft(0.5, "inf", 0.5), "soft_label_winner_model_b is 'inf', not a number"),
+        (soft(0.5, "", 0.5), "soft_label_winner_model_b is '', not a number"),
+        (soft(0.5, "half", 0.5), "is 'half', not a number"),
+        (soft("", "", ""), "not one-hot"),
+        (hard(0) | {WEIGHT: "-1"}, "weight is '-1', not a number from 0 on"),
+        (hard(0) | {WEIGHT: "heavy"}, "weight is 'heavy', not a number"),
+        (hard(0) | {WEIGHT: "inf"}, "weight is 'inf', not a number"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_row_and_id(tmp_path: Path, bad: dict[str, object], part: str):
+    path = write(tmp_path / "bad.csv", [hard(0) | soft(1, 0, 0), bad, hard(1)], EVERY)
+    with pytest.raises(DataError, match=part) as caught:
+        read_rows(path, labelled=True, pseudo=True)
+    assert "bad.csv: row 3, id 9001: " in caught.value.problem
+    assert caught.value.hint
+
+
+def test_the_competitions_rows_need_their_label(tmp_path: Path):
+    path = write(tmp_path / "train.csv", [hard(0), soft(1, 0, 0)], EVERY)
+    with pytest.raises(DataError, match="row 3, id 9001: not one-hot"):
+        read_rows(path, labelled=True)
+
+
+def test_two_columns_of_three_are_refused(tmp_path: Path):
+    path = write(tmp_path / "two.csv", [hard(0)], (*CLASSES, *SOFT_LABELS[:2]))
+    with pytest.raises(DataError, match="no column soft_label_winner_tie"):
+        read_rows(path, labelled=True)
+
+
+def test_rows_that_differ_in_their_soft_labels_are_no_duplicates():
+    import pyarrow as pa
+
+    a, b = ["x"], ["y"]
+    texts = [("p", a, b), ("p", a, b), ("p", a, b), ("p", b, a), ("p", b, a), ("q", a, a), ("q", a, a)]
+    values = [[[prompt] for prompt, _, _ in texts], [one for _, one, _ in texts], [other for _, _, other in texts]]
+    table = pa.table({n: pa.array(v, pa.list_(pa.string())) for n, v in zip(TEXTS, values, strict=True)})
+    rows, _ = keys(table, table.slice(0, 0))
+    labels = np.array([0, 0, 0, 1, 1, 0, 1])
+    probabilities = np.array([[6, 3, 1], [6, 3, 1], [5, 4, 1], [3, 6, 1], [4, 6, 0], [6, 3, 1], [3, 6, 1]]) / 10
+    assert duplicates(rows, labels).tolist() == [False, True, True, False, True, False, False]
+    assert duplicates(rows, labels, probabilities).tolist() == [False, True, False, False, False, False, False]
+    assert copies(rows, labels, probabilities).tolist() == [False, True, False, True, False, False, True]
+
+
+@pytest.fixture(scope="module")
+def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's rows, with soft labels and weights for some, and pseudo-labelled rows beside them."""
+    import pandas as pd
+
+    base = tmp_path_factory.mktemp("soft")
+    table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
+    for k, name in enumerate(SOFT_LABELS):
+        table[name] = ["", "0.2", "0.5"] * (len(table) // 3) if k else ["", "0.6", "0"] * (len(table) // 3)
+    table[WEIGHT] = ["1", "0", "3"] * (len(table) // 3)
+    table.to_csv(base / "train.csv", index=False)
+    (base / "test.csv").write_bytes((raw / "test.csv").read_bytes())
+    extra = write(base / "pseudo.csv", [soft(0.2, 0.7, 0.1), soft(0, 0, 1)], SOFT_LABELS)
+    preprocess(base, base / "out", extra=[extra], folds=3, valid=0.2)
+    return base
+
+
+def test_soft_labels_and_weights_reach_the_processed_rows(folder: Path, processed: Processed):
+    opened = open_processed(folder / "out")
+    table = opened.train()
+    assert table.schema.names == [*TRAIN_SCHEMA.names, *SOFT_LABELS, WEIGHT]
+    targets = opened.targets()
+    assert targets.dtype == np.float32
+    np.testing.assert_allclose(targets.sum(1), table[WEIGHT].to_numpy(), rtol=1e-6)
+    np.testing.assert_allclose(targets[-2:], [[0.2, 0.7, 0.1], [0, 0, 1]], rtol=1e-6)
+    assert table["extra"].to_pylist()[-2:] == [True, True]
+    assert opened.manifest["counts"]["rows_with_soft_labels"] > 100
+    labels = dict(zip(*(table[name].to_pylist() for name in ("id", "label")), strict=True))
+    before = dict(zip(*(processed.train()[name].to_pylist() for name in ("id", "label")), strict=True))
+    assert {number: labels[number] for number in before} == before  # scoring is by the label, as ever
+
+
+def test_without_such_columns_nothing_changes(processed: Processed):
+    assert processed.train().schema.equals(TRAIN_SCHEMA)
+    assert processed.targets().tolist() == processed.train()["label"].to_pylist()
+
+
+def test_rows_of_weight_0_are_validated_on_and_not_trained_on(folder: Path):
+    opened = open_processed(folder / "out")
+    weights = opened.train()[WEIGHT].to_numpy()
+    fit, valid = opened.fold_rows(0)
+    assert weights[fit].min() > 0
+    assert (weights[valid] == 0).any()
+
+
+def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
+    overrides = (*QUICK, "train.max_steps=3", "train.micro_batch_size=8", "train.swap_augmentation=true")
+    result = train(load("tiny-electra", (*overrides, "model.head=fusion")), folder / "out", tmp_path)
+    part = result["parts"]["holdout"]
+    assert np.isfinite(part["log_loss"])
+    assert part["train_rows"] == len(open_processed(folder / "out").fold_rows("holdout")[0])
+
+
+def test_predictions_become_the_soft_labels_of_their_rows(raw: Path, tmp_path: Path):
+    ids = read_rows(raw / "train.csv", labelled=True).ids
+    extra = write(tmp_path / "unlabelled.csv", [{}, {}], ())
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([1, 1, 1], len(ids))
+    frame.write(frame.make(ids[10:], probabilities[10:]), tmp_path / "oof.csv")
+    frame.write(frame.make(np.array([9001, 9000]), [[0.1, 0.1, 0.8], [0.3, 0.6, 0.1]]), tmp_path / "pseudo.csv")
+    frames = [tmp_path / "oof.csv", tmp_path / "pseudo.csv"]
+    preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=frames)
+    table = open_processed(tmp_path / "out").train().to_pandas().set_index("id")
+    kept = [number for number in ids if number in table.index]
+    sure = np.eye(3)[read_rows(raw / "train.csv", labelled=True).labels]
+    expected = dict(zip(ids, np.concatenate([sure[:10], probabilities[10:]]), strict=True))
+    np.testing.assert_allclose(table.loc[kept, list(SOFT_LABELS)], [expected[number] for number in kept], atol=1e-12)
+    assert table.loc[[9000, 9001], "label"].tolist() == [1, 2]
+    assert preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=frames)["reused"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "part"),
+    [
+        ([9000], r"unlabelled.csv: row 3, id 9001: no label, and no prediction"),
+        ([9000, 9001, 123456789], "predictions.csv: row 4, id 123456789: this id is neither in train.csv nor"),
+    ],
+)
+def test_predictions_that_do_not_fit_the_rows_are_refused(raw: Path, tmp_path: Path, ids: list[int], part: str):
+    extra = write(tmp_path / "unlabelled.csv", [{}, {}], ())
+    frame.write(frame.make(np.array(ids), np.full((len(ids), 3), 1 / 3)), tmp_path / "predictions.csv")
+    with pytest.raises(DataError, match=part):
+        preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
+
+
+def test_an_id_that_could_mean_either_of_two_rows_is_refused(raw: Path, tmp_path: Path):
+    number = int(read_rows(raw / "train.csv", labelled=True).ids[0])
+    extra = write(tmp_path / "unlabelled.csv", [{"id": number}], ())
+    frame.write(frame.make(np.array([number]), [[1, 0, 0]]), tmp_path / "predictions.csv")
+    with pytest.raises(DataError, match=f"id {number}: this id is in train.csv and in an extra file"):
+        preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
+
+
+def test_rows_without_labels_need_predictions(raw: Path, tmp_path: Path):
+    extra = write(tmp_path / "unlabelled.csv", [{}], ())
+    with pytest.raises(DataError, match="no column winner_model_a"):
+        preprocess(raw, tmp_path / "out", extra=[extra])
+
+
+LOGITS = st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(LOGITS, st.floats(0, 0.5), st.data())
+def test_a_row_of_weight_2_counts_as_two(values: list, smoothing: float, data: st.DataObject):
+    logits = torch.tensor(values)
+    weights = torch.tensor(data.draw(st.lists(st.integers(1, 4), min_size=len(values), max_size=len(values))))
+    soft = torch.from_numpy(np.random.default_rng(len(values)).dirichlet([1, 1, 1], len(values)).astype(np.float32))
+    weighted = summed_cross_entropy(logits, soft * weights[:, None], weights.sum(), smoothing)
+    repeated = summed_cross_entropy(
+        logits.repeat_interleave(weights, 0), soft.repeat_interleave(weights, 0), weights.sum(), smoothing
+    )
+    assert weighted.item() == pytest.approx(repeated.item(), rel=1e-5, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(LOGITS, st.floats(0, 0.5))
+def test_a_soft_label_that_is_sure_is_the_label(values: list, smoothing: float):
+    logits = torch.tensor(values)
+    labels = torch.arange(len(values)) % 3
+    sure = torch.eye(3)[labels]
+    expected = summed_cross_entropy(logits, labels, len(values), smoothing)
+    assert summed_cross_entropy(logits, sure, len(values), smoothing).item() == pytest.approx(expected.item(), rel=1e-5)
+    both = torch.stack([logits, logits[:, list(SWAP)]], 1)
+    straight, turned = (summed_cross_entropy(each, sure, len(values), smoothing) for each in both.unbind(1))
+    found = summed_cross_entropy(both, sure, len(values), smoothing)
+    assert found.item() == pytest.approx((straight + turned).item() / 2, rel=1e-5)
