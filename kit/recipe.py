@@ -66,6 +66,10 @@ class TrainSpec:
     warmup: share of all steps over which the rate climbs linearly from 0.
     reinit_layers: top layers of the encoder that start from fresh weights (Zhang et al. 2021: 1 to 6 steady the
     fine-tuning of large encoders on few rows).
+    ema: decay of a running mean of the weights, which is what is then evaluated and kept; 0 = off, 0.999 is usual.
+    awp: adversarial weight perturbation of this size relative to the weights (0 = off, 0.001 to 0.01 are usual), from
+    awp_start on, a share of all steps; twice the time. r_drop: weight of the divergence between two dropout passes
+    (0 = off, Liang et al. 2021 use 1 to 5); nearly twice the time.
     evals_per_epoch: validations (and checkpoints) per epoch; patience: of them without gain before stopping, 0 = never.
     max_steps: optimizer steps in all; 0 = as many as the epochs ask for.
     swap_augmentation: each step learns from its rows and from their copies with the answers swapped, at no second pass
@@ -90,6 +94,10 @@ class TrainSpec:
     plateau_patience: int = 1
     label_smoothing: float = 0.0
     swap_augmentation: bool = False
+    ema: float = 0.0
+    awp: float = 0.0
+    awp_start: float = 0.2
+    r_drop: float = 0.0
     evals_per_epoch: int = 4
     patience: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -154,6 +162,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.plateau_factor": (0.01, 1),
     "train.plateau_patience": (0, 1000),
     "train.label_smoothing": (0, 0.9),
+    "train.ema": (0, 0.999999),
+    "train.awp": (0, 1),
+    "train.awp_start": (0, 1),
+    "train.r_drop": (0, 100),
     "train.evals_per_epoch": (1, 1000),
     "train.patience": (0, 1000),
     "train.seed": (0, 2**32 - 1),

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     EarlyStoppingCallback,
@@ -25,7 +26,9 @@ from kit.model.inference import predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.recipe import TrainSpec
 from kit.scoring.metrics import accuracy, log_loss
+from kit.training.adversarial import WorstNearby, of_two_passes, twice
 from kit.training.callbacks import Progress, Steering
+from kit.training.ema import Averaging
 from kit.training.guard import GradientGuard, diverged
 from kit.training.optim import Schedule, optimizer
 from kit.training.sampler import LengthBuckets
@@ -85,12 +88,14 @@ class PairTrainer(Trainer):
         self.spec, self.sampler, self.valid, self.compute = spec, sampler, valid, compute
         self.eval_collate = eval_collate
         loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
+        if spec.r_drop:
+            loss = of_two_passes(loss, spec.r_drop)
         super().__init__(data_collator=collate, compute_loss_func=loss, **kwargs)
         self.augment = spec.swap_augmentation and not self.model.symmetric
-
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, of both orders of the answers where the recipe asks for it."""
-        return super().compute_loss(model, inputs | {"augment": True} if self.augment else inputs, *args, **kwargs)
+        self.averaging = Averaging(self.model, spec.ema) if spec.ema else None
+        if self.averaging:
+            self.add_callback(self.averaging)
+        self.nearby = WorstNearby(self.model, spec.awp) if spec.awp else None
 
     def _get_train_sampler(self, train_dataset: Rows | None = None) -> LengthBuckets:
         return self.sampler
@@ -102,6 +107,36 @@ class PairTrainer(Trainer):
         weights = sum(batch["labels"].sum() for batch in batch_samples).to(device)
         return self.accelerator.gather(weights).sum()
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss of a batch: of both orders of the answers, and of two passes, where the recipe asks for it."""
+        inputs = inputs | {"augment": True} if self.augment else inputs
+        model = twice(model) if self.spec.r_drop else model
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward pass of a batch, from `awp_start` on at perturbed weights."""
+        if not self.nearby or self.state.global_step < self.spec.awp_start * self.state.max_steps:
+            return super().training_step(model, inputs, num_items_in_batch)
+        bare = self.accelerator.unwrap_model(model)  # DDP counts the gradients it reduces, and not these
+        bare.train()
+        batch = self._prepare_inputs(dict(inputs))
+        with self.nearby.around(self._scaled(self.compute_loss(bare, batch, num_items_in_batch=num_items_in_batch))):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        """As fp16 needs it, so that small gradients do not become 0 on their way."""
+        return loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint holds the weights that training goes on from, and their average beside them."""
+        super().save_model(output_dir, _internal_call)
+        if self.averaging and self.args.should_save:
+            self.averaging.save(Path(output_dir or self.args.output_dir))
+
     @property
     def skipped_steps(self) -> int:
         """Optimizer steps that were left out because a gradient was not finite."""
@@ -111,7 +146,9 @@ class PairTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Log loss and accuracy of the validation rows, and how much predictions vary; every process gets them."""
-        logits = predict_logits(self.accelerator.unwrap_model(self.model), self.eval_collate, self.valid, self.compute)
+        with self.averaging.in_place() if self.averaging else nullcontext():
+            bare = self.accelerator.unwrap_model(self.model)
+            logits = predict_logits(bare, self.eval_collate, self.valid, self.compute)
         labels = self.eval_collate.labels[self.valid]
         if not np.isfinite(logits).all():
             raise diverged(f"at step {self.state.global_step} the logits are not finite", self.spec.lr)

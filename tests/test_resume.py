@@ -1,0 +1,74 @@
+"""Every schedule and every extra resumes to the very weights of an undisturbed training, and does something at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from quick_recipe import QUICK
+from safetensors.torch import load_file
+
+from kit.recipes import load
+from kit.training.callbacks import Progress
+from kit.training.train import train
+
+SHORT = (*QUICK, "train.max_steps=6", "train.evals_per_epoch=3")
+CASES = {
+    "linear": ("train.head_only=0.3", "train.ema=0.8"),
+    "cosine": ("train.awp=0.01", "train.awp_start=0.3"),
+    "constant": ("train.r_drop=2.0", "train.ema=0.999", "train.head_only=0.2"),
+    "plateau": ("train.plateau_patience=0", "train.lr=0.05", "train.patience=2", "train.head_only=0.2"),
+}
+
+
+def weights(result: dict[str, Any]) -> dict[str, bytes]:
+    tensors = load_file(Path(result["run"]) / "holdout/model.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("schedule", CASES)
+def test_an_interrupted_training_ends_with_the_same_weights(schedule: str, data: Path, tmp_path: Path):
+    recipe = load("tiny-electra", (*SHORT, f"train.schedule={schedule}", *CASES[schedule]))
+    losses: list[float] = []
+
+    def note(event: Progress) -> None:
+        losses.extend([event.log_loss] if event.log_loss is not None else [])
+
+    def interrupt(event: Progress) -> None:
+        if event.log_loss is not None and event.step == 4:
+            raise KeyboardInterrupt
+
+    whole = train(recipe, data, tmp_path / "whole", listen=note)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path / "cut", listen=interrupt)
+    resumed = train(recipe, data, tmp_path / "cut", resume=True)
+    assert weights(resumed) == weights(whole)
+    one, other = resumed["parts"]["holdout"], whole["parts"]["holdout"]
+    for name in ("log_loss", "accuracy", "best_step", "steps", "skipped_steps"):
+        assert one[name] == other[name], name
+    assert other["log_loss"] == pytest.approx(min(losses), abs=1e-6)  # what was kept is what was evaluated
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (("train.ema=0.5",), False),
+        (("train.awp=0.05", "train.awp_start=0.5"), False),
+        (("train.awp=0.05", "train.awp_start=1.0"), True),
+        (("train.r_drop=3.0",), False),
+        (("train.head_only=0.5",), False),
+        (("train.reinit_layers=1",), False),
+    ],
+)
+def test_an_extra_changes_the_weights_and_before_its_time_not_one_bit(
+    overrides: tuple[str, ...], same: bool, plain: dict[str, bytes], data: Path, tmp_path: Path
+):
+    recipe = load("tiny-electra", (*SHORT, "train.max_steps=2", *overrides))
+    assert (weights(train(recipe, data, tmp_path)) == plain) == same
+
+
+@pytest.fixture(scope="module")
+def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The weights of two steps with nothing extra."""
+    recipe = load("tiny-electra", (*SHORT, "train.max_steps=2"))
+    return weights(train(recipe, data, tmp_path_factory.mktemp("plain")))
