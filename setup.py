@@ -46,6 +46,7 @@ setup(
         "transformers>=5.0,<6",
     ],
     extras_require={
+        "tensorboard": ["tensorboard>=2.17"],
         "test": ["build>=1.2", "hypothesis>=6.100", "pytest>=8", "ruff>=0.9", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["kit=kit.cli:main"]},

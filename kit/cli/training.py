@@ -88,6 +88,7 @@ def recipes(name: str | None, as_json: bool) -> None:
     help="Where a training collapses try again, N times at most (2 if not said), at half the rates with a new seed.",
 )
 @click.option("--guard/--no-guard", default=True, help="Stop a training that has learned nothing.  [default: guard]")
+@click.option("--report-to", type=click.Choice(["tensorboard"]), help="Curves for it in RUN/<part>/tensorboard, too.")
 @click.option("--max-hours", type=click.FloatRange(0, min_open=True), default=math.inf, help="End within this time.")
 @options.data
 @options.runs
@@ -100,6 +101,7 @@ def train(
     resume: bool,
     restart: int,
     guard: bool,
+    report_to: str | None,
     max_hours: float,
     data: Path,
     runs: Path,
@@ -116,8 +118,8 @@ def train(
     from kit.training.train import train as run
 
     with show.training(chosen.run_name) as listen:
-        options = {"resume": resume, "guard": guard, "restarts": restart, "max_hours": max_hours}
-        result = run(chosen, data, runs, fold, **options, listen=listen, say=show.note)
+        options = {"resume": resume, "guard": guard, "restarts": restart, "report_to": report_to}
+        result = run(chosen, data, runs, fold, **options, max_hours=max_hours, listen=listen, say=show.note)
     if as_json:
         return show.json_out(result)
     show.trained(result)

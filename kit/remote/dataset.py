@@ -14,7 +14,7 @@ from kit.remote.client import Client
 from kit.remote.faults import KaggleError, NotFoundError, RefusedError, UnreachableError
 from kit.rundir import RunDir
 
-LEFT_OUT = ("checkpoints",)
+LEFT_OUT = ("checkpoints", "tensorboard")
 _FAILED = ("FAILED", "DELETED")
 
 

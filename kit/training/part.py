@@ -33,6 +33,7 @@ from kit.scoring.metrics import accuracy, log_loss, prior
 from kit.training.callbacks import Progress, TimeBudget
 from kit.training.guard import CollapseGuard
 from kit.training.start import new_model
+from kit.training.tracking import tensorboard
 from kit.training.trainer import make_trainer
 
 CHECKPOINTS = "checkpoints"
@@ -47,6 +48,7 @@ def train_part(
     resume: bool = False,
     guard: bool = True,
     tried: Sequence[dict[str, Any]] = (),
+    report_to: str | None = None,
     deadline: float = math.inf,
     listen: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -60,6 +62,7 @@ def train_part(
     Args:
         guard: end a training that has learned nothing.
         tried: attempts before this one that came to nothing, for the record.
+        report_to: "tensorboard" for curves in the part's folder of that name.
 
     Raises:
         RunError: an interrupted training is there and `resume` was not asked for.
@@ -104,6 +107,8 @@ def train_part(
         constant = np.tile(prior(labels[train_rows]), (len(valid_rows), 1))
         reference, settled = log_loss(constant, labels[valid_rows]), trainer.lr_scheduler.settled
         trainer.add_callback(CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time))
+    if report_to:
+        trainer.add_callback(tensorboard(part / "tensorboard" / f"attempt{len(tried) + 1}"))
     with ranks.main_process_first():
         last = last_whole_checkpoint(checkpoints)
     if resume and last:

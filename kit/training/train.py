@@ -15,6 +15,7 @@ from kit.data.processed import open_processed
 from kit.model.encoder import resolve
 from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
+from kit.training import tracking
 from kit.training.callbacks import Progress, agreed
 from kit.training.restart import train_again
 
@@ -28,6 +29,7 @@ def train(
     resume: bool = False,
     guard: bool = True,
     restarts: int = 0,
+    report_to: str | None = None,
     max_hours: float = math.inf,
     listen: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -38,11 +40,12 @@ def train(
     predictions of all rows are written to the run's oof.csv. After `max_hours` the part in hand ends with its best
     checkpoint; a fold that would not finish in the time that is left is not begun. With `guard` a training that has
     learned nothing is an error; with `restarts` it is tried again that often, from fresh weights with half the rates
-    and another seed.
+    and another seed. `report_to` "tensorboard" leaves curves in the parts' folders.
 
     Returns:
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
     """
+    tracking.require(report_to)
     began = time.monotonic()
     deadline = began + max_hours * 3600
     processed = open_processed(data)
@@ -58,8 +61,8 @@ def train(
             say(f"no time for another fold; left: {left}. The same command goes on with them")
             break
         start = time.monotonic()
-        options = {"resume": resume, "guard": guard, "deadline": deadline, "listen": listen, "say": say}
-        train_again(recipe, processed, run, each, restarts, **options)
+        options = {"resume": resume, "guard": guard, "report_to": report_to, "deadline": deadline}
+        train_again(recipe, processed, run, each, restarts, **options, listen=listen, say=say)
         longest = max(longest, time.monotonic() - start)
         gc.collect()  # Trainer's model and optimizer hang in a reference cycle, and the next fold needs their memory
         torch.cuda.empty_cache()
