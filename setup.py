@@ -46,8 +46,9 @@ setup(
         "transformers>=5.0,<6",
     ],
     extras_require={
+        "lora": ["peft>=0.18"],
         "tensorboard": ["tensorboard>=2.17"],
-        "test": ["build>=1.2", "hypothesis>=6.100", "pytest>=8", "ruff>=0.9", "setuptools>=77"],
+        "test": ["build>=1.2", "hypothesis>=6.100", "peft>=0.18", "pytest>=8", "ruff>=0.9", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["kit=kit.cli:main"]},
     classifiers=[

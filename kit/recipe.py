@@ -74,6 +74,9 @@ class TrainSpec:
     max_steps: optimizer steps in all; 0 = as many as the epochs ask for.
     swap_augmentation: each step learns from its rows and from their copies with the answers swapped, at no second pass
     through the encoder. A symmetric head needs none: both orders are one to it.
+    lora_rank: 0 trains the encoder's own weights; otherwise adapters of this rank on all its attention and feed-forward
+    layers, at the encoder's rates, which then want ten times the height (Schulman et al. 2025, LoRA Without Regret).
+    lora_alpha: an adapter's output counts lora_alpha / lora_rank times; lora_dropout: share of its inputs left out.
     """
 
     epochs: float = 3.0
@@ -102,6 +105,9 @@ class TrainSpec:
     patience: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
     seed: int = 0
 
 
@@ -168,5 +174,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.r_drop": (0, 100),
     "train.evals_per_epoch": (1, 1000),
     "train.patience": (0, 1000),
+    "train.lora_rank": (0, 1024),
+    "train.lora_alpha": (0.01, 10_000),
+    "train.lora_dropout": (0, 0.9),
     "train.seed": (0, 2**32 - 1),
 }

@@ -27,6 +27,7 @@ ONLY_IN = {
     "torch": {"model", "predict", "training"},
     "transformers": {"model", "training"},
     "accelerate": {"predict", "training"},
+    "peft": {"training"},
     "kaggle": set(),  # whose import logs in, prints and exits; kagglesdk is the same transport without that
     "kagglesdk": {"remote"},
     "requests": {"remote"},

@@ -1,22 +1,20 @@
 """The cross shape through the commands of the Siamese one: it trains, predicts, resumes, and keeps to its symmetry."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from interruption import interrupt_at
 from quick_recipe import QUICK
 from safetensors.torch import load_file
-from transformers import TrainerState
 
 from kit import frame
 from kit.cli import main
 from kit.rundir import RunDir
 from kit.schema import CLASSES
-from kit.training.callbacks import Steering
 
 CROSS = (*QUICK, "encode.max_tokens=48", "model.shape=cross", "train.max_steps=8")
 
@@ -93,15 +91,8 @@ def test_both_orders_make_the_plain_one_symmetric(data: Path, raw: Path, exchang
 def test_an_interrupted_training_resumes_to_the_same_weights(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    on_step_end = Steering.on_step_end
-
-    def stop(self: Steering, args: Any, state: TrainerState, control: Any, **named: Any) -> None:
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-        on_step_end(self, args, state, control, **named)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Steering, "on_step_end", stop)
+        interrupt_at(5, patch)
         assert CliRunner().invoke(main, command(data, tmp_path, *CROSS)).exit_code != 0
     assert (tmp_path / run.name / "holdout" / "checkpoints" / "checkpoint-4").exists()
     kit(*command(data, tmp_path, *CROSS), "--resume")

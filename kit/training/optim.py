@@ -22,6 +22,8 @@ def parameter_groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
     layers = 1 + max((layer_of(name) or 0 for name, _ in model.named_parameters()), default=0)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue  # an adapter learns in its place
         inside = name.startswith("encoder.")
         lr = spec.lr * spec.layer_decay ** _depth(name, layers) if inside else spec.head_lr
         decay, waits = spec.weight_decay if parameter.ndim > 1 else 0.0, inside and spec.head_only > 0

@@ -30,6 +30,7 @@ from kit.recipe import Recipe
 from kit.rundir import RunDir
 from kit.schema import ID, LABEL
 from kit.scoring.metrics import accuracy, log_loss, prior
+from kit.training import lora
 from kit.training.callbacks import Progress, TimeBudget
 from kit.training.guard import CollapseGuard
 from kit.training.start import new_model
@@ -115,6 +116,8 @@ def train_part(
         say(f"going on from step {last.name.rpartition('-')[2]}")
     with _advice_on_memory(recipe, trainer.args.per_device_train_batch_size):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if recipe.train.lora_rank:
+            lora.merge(model.encoder)
         logits = predict_logits(model, collate, valid_rows, compute, both_orders=recipe.predict.swap)
     each, state = probabilities(logits), trainer.state
     metrics = {

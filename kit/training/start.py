@@ -16,6 +16,7 @@ from kit.model.encoder import build, load_config, load_encoder, load_vocabulary,
 from kit.model.pair import PairModel
 from kit.recipe import ModelSpec, Recipe
 from kit.schema import TEXTS
+from kit.training import lora
 from kit.training.reinit import reinitialise
 
 
@@ -58,6 +59,8 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
     model = PairModel(encoder, config, _pooled(recipe.model, source))
     if recipe.model.reward:
         model.reward = reward.load(source, config)
+    if recipe.train.lora_rank:
+        lora.adapt(model.encoder, recipe.train)
     return model, vocabulary
 
 

@@ -1,0 +1,54 @@
+"""Low-rank adapters (Hu et al. 2022) in place of an encoder's own weights: a large one trains in a third of the memory.
+
+They are peft's, put into the encoder where it stands and merged into its weights at the end, so that a run directory
+holds ordinary weights and prediction needs no peft.
+"""
+
+from torch import nn
+
+from kit.errors import RecipeError
+from kit.recipe import TrainSpec
+from kit.training.optim import layer_of
+
+
+def adapt(encoder: nn.Module, spec: TrainSpec) -> None:
+    """Freezes the encoder and puts an adapter on every linear layer of its attention and feed-forward blocks.
+
+    Raises:
+        RecipeError: peft is not installed, or layers are to start from fresh weights, which frozen ones never can.
+    """
+    if spec.reinit_layers:
+        raise RecipeError(
+            f"train.reinit_layers = {spec.reinit_layers} with train.lora_rank = {spec.lora_rank}: fresh weights would "
+            "stay as they were drawn, since adapters alone learn",
+            "Set one of them to 0.",
+        )
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise RecipeError(
+            f"train.lora_rank = {spec.lora_rank} needs peft, which cannot be imported: {error}",
+            "Run `pip install 'kit-llm-preference[lora]'`, or set train.lora_rank=0.",
+        ) from error
+    config = LoraConfig(
+        r=spec.lora_rank,
+        lora_alpha=spec.lora_alpha,
+        lora_dropout=spec.lora_dropout,
+        target_modules=[
+            name
+            for name, module in encoder.named_modules()
+            if isinstance(module, nn.Linear) and layer_of(f"encoder.{name}.") is not None
+        ],
+    )
+    inject_adapter_in_model(config, encoder)
+
+
+def merge(encoder: nn.Module) -> None:
+    """Adds every adapter to the weight it stands on and takes it away; the encoder computes the same as before."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in adapted:
+        module.merge(safe_merge=True)
+        encoder.set_submodule(name, module.get_base_layer())
+    encoder.requires_grad_(True)
