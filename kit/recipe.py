@@ -32,10 +32,12 @@ class EncodeSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What stands on the encoder.
+    """How the encoder computes its attention, and what stands on it.
 
     shape: "siamese" reads (prompt, answer) once for each answer; "cross" reads prompt and both answers in one
     sequence, so that each answer is read in view of the other, and does so in both orders of the answers.
+    fast_attention: kit's own code for DeBERTa's attention instead of transformers'; the same numbers to rounding. Other
+    families have a fast one already.
     pooling: "auto" is the registry's choice for the backbone.
     head: "fusion" is the reference's classifier on [a; b; a-b; a*b], or under "cross" on the row as it stands alone;
     "symmetric" permutes exactly with its inputs.
@@ -51,6 +53,7 @@ class ModelSpec:
     head_dropout: float = 0.1
     features: bool = False
     reward: bool = False
+    fast_attention: bool = True
 
 
 @dataclass(frozen=True)

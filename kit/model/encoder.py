@@ -16,9 +16,15 @@ from kit.model.backbones import BACKBONES, Backbone, find
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def build(config: dict[str, Any]) -> nn.Module:
-    """The architecture of a configuration, with random weights, in float32, without a pooler."""
+def build(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
+    """The architecture of a configuration, with random weights, in float32, without a pooler.
+
+    fast_attention: whether DeBERTa's attention is kit's own (`model.attention`) or transformers'; names and weights of
+    the two are the same.
+    """
     from transformers import AutoConfig, AutoModel
+
+    from kit.model.attention import quicken
 
     values = dict(config)
     settings = AutoConfig.for_model(values.pop("model_type"), **values)
@@ -26,7 +32,7 @@ def build(config: dict[str, Any]) -> nn.Module:
     encoder = AutoModel.from_config(settings, dtype=torch.float32)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # kit pools by itself; an unused layer would break distributed training
-    return encoder
+    return quicken(encoder) if fast_attention else encoder
 
 
 def count_parameters(config: dict[str, Any]) -> dict[str, int]:
@@ -52,8 +58,8 @@ def load_config(source: Backbone | Path) -> dict[str, Any]:
     return config
 
 
-def load_encoder(source: Backbone | Path) -> nn.Module:
-    """The pretrained encoder in float32, without a pooler.
+def load_encoder(source: Backbone | Path, fast_attention: bool = True) -> nn.Module:
+    """The pretrained encoder in float32, without a pooler; `fast_attention` as in `build`.
 
     transformers 5 would keep a checkpoint's half precision, in which training goes to NaN or rounds its updates
     away; so float32 is asked for and checked. A checkpoint that lacks encoder weights is an error: silently random
@@ -63,6 +69,8 @@ def load_encoder(source: Backbone | Path) -> nn.Module:
         BackboneError: not found, not downloaded while offline, not loadable, or incomplete.
     """
     from transformers import AutoModel
+
+    from kit.model.attention import quicken
 
     place = source.hub_id if isinstance(source, Backbone) else source
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
@@ -91,7 +99,7 @@ def load_encoder(source: Backbone | Path) -> nn.Module:
     wrong = {p.dtype for p in encoder.parameters()} - {torch.float32}
     if wrong:
         raise BackboneError(f"{place}: weights came as {wrong}, not float32", "This is a bug in kit; please report it.")
-    return encoder
+    return quicken(encoder) if fast_attention else encoder
 
 
 def load_vocabulary(source: Backbone | Path) -> Vocabulary:

@@ -26,7 +26,7 @@ from kit.model.encoder import build, load_vocabulary
 from kit.recipe import ModelSpec
 from kit.schema import SWAP
 
-FORMAT = 1  # of config.json; raised when an older kit could not read it any more
+FORMAT = 2  # of config.json; raised when an older kit could not read it any more
 _AGAIN = "Train it again, or copy the folder whole."
 
 
@@ -129,7 +129,7 @@ class PairModel(nn.Module):
                 raise RunError(f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit.")
             spec = ModelSpec(**config["model"])
             reads = (config["features"]["sides"], config["features"]["pair"]) if spec.features else ((), ())
-            model = cls(build(config["encoder"]), config["encoder"], spec, reads)
+            model = cls(build(config["encoder"], spec.fast_attention), config["encoder"], spec, reads)
             weights = load_file(folder / "model.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
             raise RunError(f"{folder}: not a trained model of kit: {error}", _AGAIN) from error

@@ -42,9 +42,9 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
         )
     if isinstance(source, Backbone) and source.hub_id is None:
         vocabulary = load_vocabulary(tiny_folder(source, data))
-        encoder = build(config)
+        encoder = build(config, recipe.model.fast_attention)
     else:
-        encoder, vocabulary = load_encoder(source), load_vocabulary(source)
+        encoder, vocabulary = load_encoder(source, recipe.model.fast_attention), load_vocabulary(source)
     reinitialise(encoder, recipe.train.reinit_layers)
     if len(vocabulary.pretrained) > config["vocab_size"]:
         raise BackboneError(

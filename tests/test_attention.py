@@ -1,0 +1,325 @@
+"""kit's DeBERTa attention is transformers' to rounding, in values and gradients, and drops what it should as often."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import DebertaV2Model
+from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
+
+from kit.model import attention, disentangled
+from kit.model.attention import FastAttention, attend_with_bias, table_rows
+from kit.model.backbones import BACKBONES
+from kit.model.disentangled import Attend
+from kit.model.encoder import build, load_encoder
+from kit.model.pair import PairModel
+from kit.recipe import ModelSpec
+
+REGISTRY = [name for name, record in BACKBONES.items() if record.config["model_type"] == "deberta-v2"]
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 16, "vocab_size": 50}
+VARIANTS = {
+    "only c2p": {"pos_att_type": ["c2p"]},
+    "only p2c": {"pos_att_type": ["p2c"]},
+    "neither": {"pos_att_type": []},
+    "as one string": {"pos_att_type": "c2p|p2c"},
+    "own projections": {"share_att_key": False},
+    "own projections, only p2c": {"share_att_key": False, "pos_att_type": ["p2c"]},
+    "no buckets": {"position_buckets": -1, "max_relative_positions": 24},
+    "few buckets": {"position_buckets": 6, "max_position_embeddings": 32},
+    "distances plain": {"norm_rel_ebd": "none"},
+    "absolute positions": {"position_biased_input": True},
+    "no relative positions": {"relative_attention": False, "position_biased_input": True},
+    "a convolution": {"conv_kernel_size": 3},
+}
+
+
+def shrunk(name: str = "deberta", **changes: Any) -> dict[str, Any]:
+    return BACKBONES[name].config | SMALL | changes
+
+
+def both(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """kit's encoder and transformers', with the same weights, large enough for attention to look somewhere."""
+    torch.manual_seed(0)
+    own = build(config, fast_attention=False).eval()
+    with torch.no_grad():
+        for name, parameter in own.named_parameters():
+            if "LayerNorm" not in name:
+                parameter.normal_(std=0.3)
+    fast = build(config).eval()
+    fast.load_state_dict(own.state_dict())
+    return fast, own
+
+
+def batch(lengths: list[int]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": torch.randint(1, 50, mask.shape, generator=generator) * mask, "attention_mask": mask}
+
+
+def states(encoder: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The hidden states of real tokens, one after the other; what padding gets is nobody's business."""
+    return encoder(**inputs).last_hidden_state[inputs["attention_mask"].bool()]
+
+
+def gradients(encoder: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    encoder.zero_grad()
+    found = states(encoder, inputs)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    (found.float() * weights).mean().backward()
+    return found.detach(), {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+
+
+def agree(config: dict[str, Any], lengths: list[int]) -> None:
+    fast, own = both(config)
+    assert isinstance(fast.encoder.layer[0].attention.self, FastAttention)
+    (values, slopes), (own_values, own_slopes) = (gradients(encoder, batch(lengths)) for encoder in (fast, own))
+    torch.testing.assert_close(values, own_values, rtol=1e-5, atol=1e-5)
+    assert slopes.keys() == own_slopes.keys()
+    for name, slope in slopes.items():
+        largest = float(own_slopes[name].abs().max())
+        torch.testing.assert_close(slope, own_slopes[name], rtol=0, atol=1e-4 * largest + 1e-8, msg=name)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_deberta_of_the_registry_agrees_with_transformers(name: str):
+    agree(shrunk(name), [37, 5, 21, 37])
+    agree(shrunk(name, num_hidden_layers=1), [177, 9])  # where distances share buckets
+
+
+@pytest.mark.parametrize("lengths", [[1], [2, 1], [128], [601, 530]], ids=str)
+def test_a_length_at_or_beyond_every_border_agrees_too(lengths: list[int]):
+    agree(shrunk(num_hidden_layers=1), lengths)
+
+
+@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
+def test_every_kind_of_relative_position_agrees_with_transformers(change: dict[str, Any]):
+    agree(shrunk(**change), [41, 1, 33])
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    chunk=st.sampled_from([1, 5000, 20000, 1 << 20]),
+    block=st.sampled_from([1, 7, 16, 128]),
+    buckets=st.sampled_from([-1, 2, 8, 32]),
+)
+def test_neither_lengths_nor_chunks_nor_blocks_change_it(lengths: list[int], chunk: int, block: int, buckets: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(disentangled.CHUNK, "cpu", chunk)
+        patch.setitem(disentangled.BLOCK, "cpu", block)
+        agree(shrunk(position_buckets=buckets, max_position_embeddings=40, num_hidden_layers=1), lengths)
+
+
+def parts(size: int = 3, length: int = 21, width: int = 8, seed: int = 0) -> list[Tensor]:
+    """q, k, v (B, T, H, D) and the two tables (H, 2T-1, D) for two heads."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(size, length, 2, width)] * 3 + [(2, 2 * length - 1, width)] * 2
+    return [(torch.randn(shape, generator=generator) / 2).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("tables", ["both", "c2p", "p2c", "none"])
+@pytest.mark.parametrize("length", [1, 8, 21])
+def test_the_bias_for_fused_kernels_gives_the_same_values_and_gradients(length: int, tables: str):
+    inputs = parts(length=length)
+    if tables in ("p2c", "none"):
+        inputs[3] = None
+    if tables in ("c2p", "none"):
+        inputs[4] = None
+    real = torch.arange(length) < torch.tensor([[length], [length // 2 + 1], [1]])
+    weights = torch.randn(3, length, 2, 8)
+    found = []
+    for way in (Attend.apply, attend_with_bias):
+        mixed = way(*inputs, real, 0.0)
+        found.append([mixed, *torch.autograd.grad((mixed * weights).sum(), [x for x in inputs if x is not None])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("length", [40, 150])
+def test_in_half_precision_it_is_as_close_to_float32_as_transformers(kind: torch.dtype, length: int):
+    fast, own = both(shrunk())
+    inputs = batch([length, length // 2])
+    exact, slopes = gradients(own, inputs)
+    errors = []
+    for encoder in (fast, own):
+        with torch.autocast("cpu", dtype=kind):
+            found, half = gradients(encoder, inputs)
+        errors.append([(found - exact).norm(), *((half[name] - slopes[name]).norm() for name in slopes)])
+    assert errors[0][0] < 1.1 * errors[1][0]
+    assert sum(errors[0][1:]) < 1.1 * sum(errors[1][1:])
+
+
+def test_scores_that_fp16_could_not_hold_before_the_scale_stay_finite():
+    fast, own = both(shrunk())
+    with torch.no_grad():
+        for encoder in (fast, own):
+            for layer in encoder.encoder.layer:
+                layer.attention.self.query_proj.weight.mul_(60)
+                layer.attention.self.key_proj.weight.mul_(60)
+    with torch.autocast("cpu", dtype=torch.float16), torch.no_grad():
+        assert states(fast, batch([30, 12])).isfinite().all()
+
+
+def dropped(inputs: list[Tensor], dropout: float, way: Callable = Attend.apply, times: int = 1) -> Tensor:
+    return torch.stack([way(*inputs, None, dropout).detach() for _ in range(times)])
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_dropout_removes_the_share_asked_for_and_keeps_the_mean(dropout: float):
+    inputs = parts(size=4, length=64, width=64)
+    inputs[2] = torch.eye(64)[None, :, None].expand(4, 64, 2, 64)  # the output is the probabilities then
+    torch.manual_seed(0)
+    plain, found = dropped(inputs, 0.0)[0], dropped(inputs, dropout, times=30)
+    gone = found == 0
+    spread = (dropout * (1 - dropout) / gone.numel()) ** 0.5
+    assert abs(float(gone.float().mean()) - dropout) < 5 * spread
+    for axis in range(1, gone.dim()):  # no row, column or head is dropped more often than another
+        others = [i for i in range(gone.dim()) if i != axis]
+        each, count = gone.float().mean(others), gone.numel() / gone.shape[axis]
+        assert float((each - dropout).abs().max()) < 5 * (dropout * (1 - dropout) / count) ** 0.5
+    one, next_one = gone[..., :-1].float() - dropout, gone[..., 1:].float() - dropout
+    assert abs(float((one * next_one).mean())) < 5 * spread  # neighbours in memory are independent
+    torch.testing.assert_close(found[~gone], (plain / (1 - dropout)).expand_as(found)[~gone], rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_has_the_gradients_of_the_mask_it_drew():
+    inputs = parts(length=16, width=16)
+    identity = torch.eye(16)[None, :, None].expand(3, 16, 2, 16)
+    torch.manual_seed(0)
+    mask = (Attend.apply(*inputs[:2], identity, *inputs[3:], None, 0.25) > 0).permute(0, 2, 1, 3) / 0.75
+    torch.manual_seed(0)
+    mixed = Attend.apply(*inputs, None, 0.25)
+
+    q, k, v = (x.transpose(1, 2) for x in inputs[:3])
+    distance = (torch.arange(16) - torch.arange(16)[:, None] + 15).expand(3, 2, 16, 16)
+    scores = q @ k.mT + (q @ inputs[3].mT).gather(-1, distance) + (k @ inputs[4].mT).gather(-1, distance).mT
+    expected = ((scores.softmax(-1) * mask) @ v).transpose(1, 2)
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(mixed)
+    slopes = [torch.autograd.grad((way * weights).sum(), inputs) for way in (mixed, expected)]
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_decides_what_is_dropped():
+    inputs = parts()
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(dropped(inputs, 0.3))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_gradient_checkpointing_changes_nothing_under_dropout(kind: torch.dtype):
+    plain = both(shrunk())[0].train()
+    checkpointed = copy.deepcopy(plain)
+    enable = getattr(checkpointed, "activation_checkpointing_enable", None)  # its name since transformers 5.23
+    (enable or checkpointed.gradient_checkpointing_enable)({"use_reentrant": False})
+    found = []
+    for encoder in (plain, checkpointed, plain):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype=kind, enabled=kind != torch.float32):
+            found.append(gradients(encoder, batch([20, 33])))
+    for values, slopes in found[1:]:
+        assert torch.equal(values, found[0][0])
+        assert all(torch.equal(slopes[name], slope) for name, slope in found[0][1].items())
+        assert len(slopes) == len(dict(plain.named_parameters()))  # none is unused, which distributed training forbids
+
+
+def test_weights_have_the_same_names_and_draws_with_either_attention():
+    states_after, weights = [], []
+    for fast in (True, False):
+        torch.manual_seed(5)
+        encoder = build(shrunk(), fast_attention=fast)
+        states_after.append(torch.get_rng_state())
+        weights.append(encoder.state_dict())
+    assert torch.equal(*states_after)
+    assert list(weights[0]) == list(weights[1])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not any(value.is_meta for value in weights[0].values())
+
+
+def test_the_switch_leaves_transformers_own_modules(tmp_path: Path):
+    DebertaV2Model(build(shrunk()).config).save_pretrained(tmp_path)
+    for encoder in (build(shrunk(), fast_attention=False), load_encoder(tmp_path, fast_attention=False)):
+        assert type(encoder.encoder) is DebertaV2Encoder
+        assert all(type(layer.attention.self) is DisentangledSelfAttention for layer in encoder.encoder.layer)
+    assert isinstance(load_encoder(tmp_path).encoder.layer[1].attention.self, FastAttention)
+
+
+def test_a_family_without_it_is_left_alone():
+    encoder = build(BACKBONES["tiny-electra"].config)
+    assert attention.quicken(encoder) is encoder
+
+
+@pytest.mark.parametrize(("spec", "fast"), [({}, True), ({"fast_attention": False}, False)])
+def test_a_trained_model_says_which_attention_it_has_and_an_old_one_has_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: dict[str, bool], fast: bool
+):
+    config = shrunk()
+    model = PairModel(build(config), config, ModelSpec(pooling="mean", head_hidden=8))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    old = {"pooling": "mean", "head": "symmetric", "head_hidden": 8, "head_dropout": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, "model": old | spec, "encoder": config}))
+    monkeypatch.setattr("kit.model.pair.load_vocabulary", lambda folder: None)
+    loaded = PairModel.from_pretrained(tmp_path)[0]
+    assert isinstance(loaded.encoder.encoder.layer[0].attention.self, FastAttention) == fast
+    assert loaded.spec.fast_attention == fast
+
+
+def test_a_prediction_before_a_training_does_not_spoil_its_tables():
+    table_rows.cache_clear()
+    fast = both(shrunk())[0]
+    with torch.inference_mode():
+        states(fast, batch([19]))
+    assert gradients(fast, batch([19]))[1]
+
+
+def test_what_it_does_not_cover_runs_in_transformers_own_code():
+    fast, own = both(shrunk())
+    inputs = batch([12, 7])
+    maps = [encoder(**inputs, output_attentions=True).attentions[1] for encoder in (fast, own)]
+    torch.testing.assert_close(maps[0][1, :, :7], maps[1][1, :, :7], rtol=1e-5, atol=1e-6)
+    blocks = torch.ones(2, 12, 12, dtype=torch.long).tril()
+    embedded = own.embeddings(inputs["input_ids"])
+    found = [encoder.encoder(embedded, blocks).last_hidden_state for encoder in (fast, own)]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_of_padding_alone_makes_no_nan():
+    fast, own = both(shrunk())
+    inputs = batch([9, 6])
+    inputs["attention_mask"][1] = 0
+    found, expected = (encoder(**inputs).last_hidden_state for encoder in (fast, own))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_keeps_less_than_six_tenths_for_the_backward_pass():
+    kept = []
+    for encoder in both(shrunk(attention_probs_dropout_prob=0.1, num_hidden_layers=1)):
+        module, seen = encoder.encoder.layer[0].attention.self.train(), {}
+        length = 96
+        mask = torch.ones(2, 1, 1, length) if isinstance(module, FastAttention) else torch.ones(2, 1, length, length)
+
+        def keep(x: Tensor, seen: dict[int, int] = seen) -> Tensor:
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with saved_tensors_hooks(keep, lambda x: x):
+            hidden = torch.randn(2, length, 24, requires_grad=True)
+            result = module(hidden, mask, rel_embeddings=torch.randn(512, 24, requires_grad=True))
+        kept.append(sum(seen.values()))
+        assert result[0].shape == (2, length, 24)
+    assert kept[0] < 0.6 * kept[1]
