@@ -20,13 +20,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["kit", "kit.*"]),
-    package_data={"kit": ["recipes/*.toml", "model/configs/*.json"]},
+    package_data={"kit": ["recipes/*.toml", "model/configs/*.json", "report/page.*"]},
     install_requires=[
         "accelerate>=1.1",  # transformers' Trainer runs on it
         "click>=8.1",
         "kaggle>=2.2.4,<3",
         "kagglesdk>=0.1.37,<1",  # the part of it that kit talks through
         "huggingface_hub>=0.34",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
         "numpy>=2.0",
         "packaging>=24",
         "pandas>=2.2",

@@ -16,12 +16,10 @@ from kit.data.features import FEATURES, features
 from kit.data.processed import Processed, open_processed
 from kit.errors import KitError
 from kit.rundir import HOLDOUT, RunDir
-from kit.schema import CLASSES, ID, LABEL, RESPONSES
+from kit.schema import CLASSES, GROUP, ID, LABEL, RESPONSES, SWAP, TEST_FILE
 from kit.scoring.baselines import FITS, READS_NGRAMS, Pairs
-from kit.scoring.metrics import accuracy, log_loss
+from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.scoring.ngrams import count
-
-TEST_FILE = "test.csv"
 
 
 def run(
@@ -69,7 +67,7 @@ def pairs(table: pa.Table, ngrams: bool) -> Pairs:
     a, b, pair = features(table)
     column = FEATURES.index("characters")
     counts = tuple(count(pc.binary_join(table[c], "\n").to_pylist()) for c in RESPONSES) if ngrams else None
-    return Pairs(a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table["group"].to_numpy(), counts)
+    return Pairs(a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table[GROUP].to_numpy(), counts)
 
 
 def _fit_part(
@@ -80,13 +78,15 @@ def _fit_part(
     ids, labels = table[ID].to_numpy(), table[LABEL].to_numpy().astype(np.int64)
     train_rows, valid_rows = data.fold_rows(fold)
     model = FITS[name](train.take(train_rows), labels[train_rows])
-    valid = model.predict(train.take(valid_rows))
+    held = train.take(valid_rows)
+    valid = model.predict(held)
     part = run_dir.part(fold)
     frame.write(frame.make(ids[valid_rows], valid), part / "valid.csv")
     frame.write(frame.make(data.test()[ID].to_numpy(), model.predict(test)), part / TEST_FILE)
     metrics = {
         "log_loss": log_loss(valid, labels[valid_rows]),
         "accuracy": accuracy(valid, labels[valid_rows]),
+        "swap_gap": swap_gap(valid, model.predict(held.swapped)[:, SWAP]),
         "best_epoch": None,
         "train_rows": len(train_rows),
         "valid_rows": len(valid_rows),

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kit import frame
-from kit.atomic import write_text
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.errors import DataError, KitError
 from kit.predict import predict_split
 from kit.recipes import load
-from kit.report.comparison import Comparison, compare, markdown
+from kit.report.report import Report, report
+from kit.report.written import write
 from kit.scoring.ensemble import blend
 from kit.scoring.validate import validate
 from kit.training.train import train
@@ -23,7 +23,7 @@ BACKBONES = ("tiny-deberta", "tiny-roberta", "tiny-electra")
 
 def run(
     out: Path, rows: int, *, say: Callable[[str], None], training: Callable[[str], AbstractContextManager[Any]]
-) -> Comparison:
+) -> Report:
     """Sample, preprocess, train three toy backbones, predict, blend, validate, compare; everything under `out`.
 
     What is there from an earlier demo of the same size is used again.
@@ -58,17 +58,18 @@ def run(
         frame.write(blend([frame.read(file) for file in files], [str(file) for file in files]), target)
         blends.append(("ensemble (mean)", target))
     say(f"$ kit validate {blends[-1][1]} --sample {raw / 'sample_submission.csv'}")
-    report = validate(blends[-1][1], raw / "sample_submission.csv")
-    if not report.ok:
-        raise DataError(f"{blends[-1][1]}: {report.problems[0]}", "This is a bug in kit; please report it.")
+    valid = validate(blends[-1][1], raw / "sample_submission.csv")
+    if not valid.ok:
+        raise DataError(f"{blends[-1][1]}: {valid.problems[0]}", "This is a bug in kit; please report it.")
     frames = " ".join(f"--frame '{name}={file}'" for name, file in blends)
     say(
         f"$ kit report {' '.join(map(str, folders))} --data {data} --truth {raw / 'truth.csv'} {frames} "
-        f"-o {out / 'report.md'}"
+        f"-o {out / 'report.html'} -o {out / 'report.md'}"
     )
-    comparison = compare(folders, data, frames=blends, truth=raw / "truth.csv")
-    write_text(out / "report.md", markdown(comparison))
-    return comparison
+    compared = report(folders, data, frames=blends, truth=raw / "truth.csv")
+    for name in ("report.html", "report.md"):
+        write(compared, out / name)
+    return compared
 
 
 def _sample(raw: Path, rows: int) -> None:

@@ -12,46 +12,46 @@ import pytest
 
 from kit import demo
 from kit.cli import show
-from kit.report.comparison import Comparison
+from kit.report.report import Report
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     """The demo, on fewer rows than `make demo` takes."""
     out = tmp_path_factory.mktemp("demo")
     return demo.run(out, 2400, say=lambda _: None, training=show.training), out
 
 
-def test_each_toy_backbone_closes_half_of_the_gap_to_the_floor(compared: tuple[Comparison, Path]):
-    lines = {line.name.rpartition("-")[0] or line.name: line.test.log_loss for line in compared[0].lines}
+def test_each_toy_backbone_closes_half_of_the_gap_to_the_floor(compared: tuple[Report, Path]):
+    lines = {line.name.rpartition("-")[0] or line.name: line.test.log_loss for line in compared[0].comparison.lines}
     prior, floor = lines["class prior"], lines["Bayes floor"]
     for backbone in demo.BACKBONES:
         assert (prior - lines[backbone]) / (prior - floor) > 0.5, backbone
 
 
-def test_the_ensemble_beats_the_best_of_its_members(compared: tuple[Comparison, Path]):
-    members = [line.test.log_loss for line in compared[0].lines if line.parameters]
+def test_the_ensemble_beats_the_best_of_its_members(compared: tuple[Report, Path]):
+    members = [line.test.log_loss for line in compared[0].comparison.lines if line.parameters]
     assert len(members) == 3
-    assert compared[0].lines[-1].test.log_loss < min(members)
+    assert compared[0].comparison.lines[-1].test.log_loss < min(members)
 
 
-def test_the_demo_leaves_a_valid_submission_and_the_table(compared: tuple[Comparison, Path]):
+def test_the_demo_leaves_a_valid_submission_and_the_table(compared: tuple[Report, Path]):
     out = compared[1]
     submission = pd.read_csv(out / "ensemble-test.csv")
     assert submission["id"].tolist() == pd.read_csv(out / "raw" / "test.csv")["id"].tolist()
-    table = (out / "report.md").read_text()
-    for line in compared[0].lines:
-        assert line.name in table
+    written = [(out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md")]
+    for line in compared[0].comparison.lines:
+        assert all(line.name in text for text in written)
 
 
-def test_a_second_demo_trains_nothing_again(compared: tuple[Comparison, Path]):
-    comparison, out = compared
+def test_a_second_demo_trains_nothing_again(compared: tuple[Report, Path]):
+    report, out = compared
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/holdout/*")}
     again = demo.run(out, 2400, say=lambda _: None, training=show.training)
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/holdout/*")} == before
-    assert again == comparison
+    assert again.as_dict() == report.as_dict()
 
 
 def test_the_wheel_works_outside_the_checkout(tmp_path: Path):

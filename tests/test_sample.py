@@ -56,7 +56,7 @@ def judged(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]) -> tuple[np.
 
 
 def _bayes(folder: Path, table: pd.DataFrame) -> np.ndarray:
-    return frame.read(folder / sample.BAYES_FILE).set_index(schema.ID).loc[table[schema.ID], CLASSES].to_numpy()
+    return frame.read(folder / schema.BAYES_FILE).set_index(schema.ID).loc[table[schema.ID], CLASSES].to_numpy()
 
 
 def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def test_ids_are_unique_over_both_files_and_in_no_order(folder: Path, tables: tu
     assert ids.is_unique
     assert ids.between(0, 2**32 - 1).all()
     assert abs(np.corrcoef(ids.rank(), np.arange(len(ids)))[0, 1]) < 0.1
-    assert frame.read(folder / sample.BAYES_FILE)[schema.ID].tolist() == ids.tolist()
+    assert frame.read(folder / schema.BAYES_FILE)[schema.ID].tolist() == ids.tolist()
 
 
 def test_every_label_is_one_hot_and_the_two_models_differ(tables: tuple[pd.DataFrame, pd.DataFrame]):

@@ -55,9 +55,13 @@ def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
 @options.data
 @click.option("--truth", type=options.FILE, help="Labels of the test rows, where known.")
 @click.option(
-    "--frame", "frames", multiple=True, metavar="NAME=FILE", help="Further predictions, such as a blend; may repeat."
+    "--frame", "frames", multiple=True, metavar="NAME=FILE", help="Further predictions, such as a mean; may repeat."
 )
-@click.option("-o", "--out", type=options.FILE, help="Write the table as Markdown.")
+@click.option("--blend", "blends", multiple=True, type=options.FILE, help="A saved blend of them; may repeat.")
+@click.option(
+    "-o", "--out", multiple=True, type=options.FILE, help="Write a page (.html) or Markdown (.md); may repeat."
+)
+@click.option("--markdown", is_flag=True, help="Print the whole report as Markdown.")
 @options.force
 @options.as_json
 def report(
@@ -65,27 +69,37 @@ def report(
     data: Path,
     truth: Path | None,
     frames: tuple[str, ...],
-    out: Path | None,
+    blends: tuple[Path, ...],
+    out: tuple[Path, ...],
+    markdown: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Compare runs with each other and with the references, on the same rows.
 
     \b
-    Example:  kit report runs/* --truth data/raw/truth.csv --frame blend=blend.csv -o report.md
+    Example:  kit report runs/* --truth data/raw/truth.csv --blend blend.json -o report.html
     """
-    from kit.atomic import refuse_overwrite, write_text
-    from kit.report.comparison import compare, markdown
-
     named = [(name, Path(file)) for name, _, file in (each.partition("=") for each in frames)]
     if any(not name or not str(file).strip(".") for name, file in named):
         raise click.UsageError("--frame takes NAME=FILE.")
-    if out:
-        refuse_overwrite(out, force)
-    comparison = compare(runs, data, frames=named, truth=truth)
-    if out:
-        write_text(out, markdown(comparison))
-    show.json_out(comparison.as_dict()) if as_json else show.compared(comparison)
+    if markdown and as_json:
+        raise click.UsageError("Choose --markdown or --json.")
+    from kit.report.markdown import markdown as text
+    from kit.report.report import report as compare
+    from kit.report.written import check, write
+
+    check(out)
+    options.refuse_overwrites(out, force)
+    found = compare(runs, data, frames=named, blends=blends, truth=truth)
+    for path in out:
+        write(found, path)
+    if as_json:
+        show.json_out(found.as_dict())
+    elif markdown:
+        click.echo(text(found), nl=False)
+    else:
+        show.compared(found)
 
 
 @click.command()
@@ -102,8 +116,8 @@ def demo(out: Path, rows: int, as_json: bool) -> None:
     """
     from kit.demo import run
 
-    comparison = run(out, rows, say=show.note, training=show.training)
-    show.json_out(comparison.as_dict()) if as_json else show.compared(comparison)
+    report = run(out, rows, say=show.note, training=show.training)
+    show.json_out(report.as_dict()) if as_json else show.compared(report)
 
 
 COMMANDS = (validate, score, report)

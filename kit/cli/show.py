@@ -203,10 +203,15 @@ def examined(findings: Sequence[Any]) -> None:
     click.echo(f"Broken: {', '.join(dict.fromkeys(broken))}" if broken else "Nothing is broken")
 
 
-def compared(comparison: Any) -> None:
-    """The comparison table."""
+def compared(report: Any) -> None:
+    """The comparison table, and what may be said of each model against the best one."""
     from kit.report.comparison import columns, rows
 
+    comparison = report.comparison
     table("", columns(comparison), rows(comparison))
+    for each in report.significance:
+        pairs = [each.pair(name, each.best) for name in each.models if name != each.best]
+        found = [[pair.model, f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", pair.verdict] for pair in pairs]
+        table(f"{each.rows} rows", ["model", f"log loss less that of {each.best} [95%]", "verdict"], found)
     for name in comparison.unfinished:
         note(f"{name} has no finished part and is left out")

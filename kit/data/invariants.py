@@ -9,7 +9,7 @@ from pyarrow import parquet as pq
 
 from kit.data.merge import numbers
 from kit.data.processed import TEST_SCHEMA, TEST_TABLE, TRAIN_SCHEMA, TRAIN_TABLE
-from kit.schema import CLASSES, ID, LABEL, PROMPT, RESPONSES, SOFT_LABELS, TEXTS, WEIGHT
+from kit.schema import CLASSES, EXTRA, GROUP, ID, LABEL, PROMPT, RESPONSES, SOFT_LABELS, TEXTS, WEIGHT
 
 
 def check(
@@ -29,7 +29,7 @@ def check(
         **_counts(train, len(test[ID]), manifest),
     }
     if manifest["options"]["split"] == "grouped":
-        promises["no prompt group crosses a fold or the holdout"] = _together(train, train["group"])
+        promises["no prompt group crosses a fold or the holdout"] = _together(train, train[GROUP])
         if manifest["options"]["text"] == "unicode":  # in the ascii form different prompts can look alike
             promises["no prompt crosses a fold or the holdout"] = _together(train, prompts)
     broken = [promise for promise, kept in promises.items() if not kept]
@@ -50,7 +50,7 @@ def _scan(path: Path, schema: pa.Schema) -> tuple[dict[str, np.ndarray], np.ndar
 
 
 def _rows(train: dict[str, np.ndarray], manifest: dict, train_ids: np.ndarray) -> dict[str, bool]:
-    number, own = manifest["options"]["folds"], ~train["extra"]
+    number, own = manifest["options"]["folds"], ~train[EXTRA]
     ids = train[ID][own]
     return {
         "labels are 0, 1 or 2": bool(np.isin(train[LABEL], range(len(CLASSES))).all()),
@@ -69,7 +69,7 @@ def _taught(train: dict[str, np.ndarray]) -> bool:
 
 
 def _counts(train: dict[str, np.ndarray], test_rows: int, manifest: dict) -> dict[str, bool]:
-    counts, extra = manifest["counts"], train["extra"]
+    counts, extra = manifest["counts"], train[EXTRA]
     own = np.bincount(train[LABEL][~extra], minlength=len(CLASSES)).tolist()
     dropped = counts["extra_test_prompts_dropped"] + counts["extra_duplicates_dropped"]
     return {

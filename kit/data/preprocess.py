@@ -21,7 +21,6 @@ from kit.data.distil import join
 from kit.data.invariants import check
 from kit.data.merge import Merged, inherit, merge
 from kit.data.processed import (
-    FLOOR_FILE,
     MANIFEST,
     SOFT_FIELDS,
     TEST_SCHEMA,
@@ -35,7 +34,7 @@ from kit.data.processed import (
 from kit.data.rows import Rows, read_rows
 from kit.data.source import require
 from kit.errors import KitError
-from kit.schema import CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
+from kit.schema import BAYES_FILE, CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
 FORMAT = 1  # of the processed folder: raised when the same inputs and options come to mean other bytes
 ROW_GROUP = 4096  # rows; fixed, so that the bytes are
@@ -122,7 +121,7 @@ def preprocess(
     raw, out = Path(raw), Path(out)
     if out.exists() and (not out.is_dir() or out.resolve() == raw.resolve()):
         raise KitError(f"{out} is {'the raw folder' if out.is_dir() else 'a file'}", "Name another folder with --out.")
-    optional = {"sample": raw / SAMPLE_FILE, "floor": raw / FLOOR_FILE}
+    optional = {"sample": raw / SAMPLE_FILE, "floor": raw / BAYES_FILE}
     inputs = {"train": raw / TRAIN_FILE, "test": raw / TEST_FILE} | {r: p for r, p in optional.items() if p.exists()}
     files = [*inputs.items(), *(("extra", Path(path)) for path in extra)]
     files += [("soft_labels", Path(path)) for path in soft_labels]
@@ -157,10 +156,10 @@ def preprocess(
     every = np.ones(len(test.ids), bool)
     _write(out / TEST_TABLE, TEST_SCHEMA, text, test.texts, every, [test.ids, merged.test_groups])
     outputs = [TRAIN_TABLE, TEST_TABLE]
-    (out / FLOOR_FILE).unlink(missing_ok=True)
+    (out / BAYES_FILE).unlink(missing_ok=True)
     if "floor" in inputs:
-        outputs.append(FLOOR_FILE)
-        with writing(out / FLOOR_FILE) as temporary:
+        outputs.append(BAYES_FILE)
+        with writing(out / BAYES_FILE) as temporary:
             shutil.copyfile(inputs["floor"], temporary)
     manifest["outputs"] = {name: sha256(out / name) for name in outputs}
     check(out, manifest, train.ids, test.ids, schema)

@@ -15,22 +15,21 @@ from pyarrow import parquet as pq
 from kit.atomic import sha256
 from kit.errors import DataError
 from kit.rundir import HOLDOUT
-from kit.schema import ID, LABEL, SOFT_LABELS, TEXTS, WEIGHT
+from kit.schema import BAYES_FILE, EXTRA, GROUP, ID, LABEL, SOFT_LABELS, TEXTS, WEIGHT
 
 TRAIN_TABLE, TEST_TABLE, MANIFEST = "train.parquet", "test.parquet", "manifest.json"
-FLOOR_FILE = "bayes.csv"  # true probabilities of a made-up data set: the loss that no model can beat
 
 _TEXTS = [pa.field(c, pa.list_(pa.string())) for c in TEXTS]
-TEST_SCHEMA = pa.schema([pa.field(ID, pa.int64()), *_TEXTS, pa.field("group", pa.int64())])
+TEST_SCHEMA = pa.schema([pa.field(ID, pa.int64()), *_TEXTS, pa.field(GROUP, pa.int64())])
 TRAIN_SCHEMA = pa.schema(
     [
         pa.field(ID, pa.int64()),
         *_TEXTS,
         pa.field(LABEL, pa.int8()),
-        pa.field("group", pa.int64()),  # rows of one normalised prompt; numbered together with the test rows
+        pa.field(GROUP, pa.int64()),  # rows of one normalised prompt; numbered together with the test rows
         pa.field("valid", pa.bool_()),  # the holdout
         pa.field("fold", pa.int16()),  # 0 to K-1; -1: always trained on
-        pa.field("extra", pa.bool_()),  # from an extra file: trained on, never scored
+        pa.field(EXTRA, pa.bool_()),  # from an extra file: trained on, never scored
     ]
 )
 SOFT_FIELDS = [pa.field(name, pa.float64()) for name in SOFT_LABELS]  # where the raw files have soft labels
@@ -98,15 +97,15 @@ class Processed:
                 "Choose one of these, or run `kit preprocess --folds K` again.",
             )
         weight = [WEIGHT] if WEIGHT in pq.read_schema(self.folder / TRAIN_TABLE).names else []
-        table = self.train(["valid", "fold", "extra", *weight])
+        table = self.train(["valid", "fold", EXTRA, *weight])
         held = table["valid"].to_numpy() if fold == HOLDOUT else table["fold"].to_numpy() == fold
         taught = ~held & (table[WEIGHT].to_numpy() > 0) if weight else ~held
-        return np.flatnonzero(taught), np.flatnonzero(held & ~table["extra"].to_numpy())
+        return np.flatnonzero(taught), np.flatnonzero(held & ~table[EXTRA].to_numpy())
 
     def floor(self) -> Path | None:
         """The true probabilities of the rows, where the raw folder has them (a sample has, a competition has not)."""
-        path = self.folder / FLOOR_FILE
-        return path if FLOOR_FILE in self.manifest["outputs"] else None
+        path = self.folder / BAYES_FILE
+        return path if BAYES_FILE in self.manifest["outputs"] else None
 
 
 def open_processed(folder: str | Path) -> Processed:
@@ -137,7 +136,7 @@ def read_manifest(folder: Path) -> dict | None:
     """The manifest, or None if there is none of this form."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        whole = {TRAIN_TABLE, TEST_TABLE} <= set(manifest["outputs"]) <= {TRAIN_TABLE, TEST_TABLE, FLOOR_FILE}
+        whole = {TRAIN_TABLE, TEST_TABLE} <= set(manifest["outputs"]) <= {TRAIN_TABLE, TEST_TABLE, BAYES_FILE}
         whole = whole and isinstance(manifest["options"]["folds"], int)
     except (OSError, ValueError, KeyError, TypeError):
         return None

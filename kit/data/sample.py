@@ -18,9 +18,8 @@ from kit.data import sample_text as text
 from kit.data.judge import LENGTH, QUALITY, RULE, TIES, Turns, davidson, difference
 from kit.errors import DataError
 
-BAYES_FILE = "bayes.csv"  # a prediction frame: the judge's own probabilities for every id of train and test
 SUMMARY_FILE = "sample.json"
-FILES = (schema.TRAIN_FILE, schema.TEST_FILE, schema.SAMPLE_FILE, schema.TRUTH_FILE, BAYES_FILE, SUMMARY_FILE)
+FILES = (schema.TRAIN_FILE, schema.TEST_FILE, schema.SAMPLE_FILE, schema.TRUTH_FILE, schema.BAYES_FILE, SUMMARY_FILE)
 
 # --- the rows
 
@@ -216,7 +215,7 @@ def write(out: Path, rows: int = 2400, seed: int = 0, force: bool = False) -> di
         with atomic.writing(out / schema.TRUTH_FILE) as file:
             winners = pd.DataFrame(np.eye(3, dtype=np.int64)[judged[1][1]], ids[rows:], schema.CLASSES)
             winners.to_csv(file, index_label=schema.ID, lineterminator="\n")
-        frame.write(frame.make(ids, np.concatenate([p for p, _ in judged])), out / BAYES_FILE)
+        frame.write(frame.make(ids, np.concatenate([p for p, _ in judged])), out / schema.BAYES_FILE)
         summary = {"seed": seed, "rule": RULE, "constants": {"quality": QUALITY, "length": LENGTH, "ties": TIES}}
         summary |= {part: _summary(*found) for part, found in zip(("train", "test"), judged, strict=True)}
         atomic.write_json(out / SUMMARY_FILE, summary)

@@ -47,6 +47,11 @@ class Pairs:
         counts = self.counts and tuple(tuple(kind[rows] for kind in side) for side in self.counts)
         return Pairs(self.a[rows], self.b[rows], self.pair[rows], self.lengths[rows], self.groups[rows], counts)
 
+    @property
+    def swapped(self) -> "Pairs":
+        """The rows with their answers swapped."""
+        return Pairs(self.b, self.a, self.pair, self.lengths[:, ::-1], self.groups, self.counts and self.counts[::-1])
+
 
 @dataclass(frozen=True)
 class Model:

@@ -22,38 +22,57 @@ class Difference(NamedTuple):
 def interval(
     row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile interval (low, high) of the mean of `row_values`, over resampled groups.
+    """The percentile interval (low, high) of the mean of `row_values` (N,), over resampled groups.
+
+    Args:
+        level: the share of draws inside; the others as `means`.
+
+    Raises:
+        ValueError: no rows, lengths that differ, or values that are not finite.
+    """
+    return intervals(np.asarray(row_values, np.float64)[None], groups, draws, seed, level)[0]
+
+
+def intervals(
+    row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> list[tuple[float, float]]:
+    """`interval` of each of M values of the same rows, (M, N), from one set of draws."""
+    return [_percentiles(each, level) for each in means(row_values, groups, draws, seed)]
+
+
+def means(row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """The means of M values of each row over resampled groups, (M, draws): every value sees the same draws.
 
     As many groups are drawn with replacement as there are; a draw's mean is the sum of its groups' values over
     the sum of their sizes. The same seed draws the same groups, in whatever order the rows come within a group.
 
     Args:
-        row_values: (N,) finite values, such as `metrics.row_losses`.
+        row_values: (M, N) finite values, such as `metrics.row_losses` of M models.
         groups: (N,) what row belongs to which group, any sortable values; `np.arange(N)` when rows are independent.
         draws: number of resamplings.
         seed: of the random generator.
-        level: the share of draws inside.
 
     Raises:
         ValueError: no rows, lengths that differ, or values that are not finite.
     """
     row_values = np.asarray(row_values, np.float64)
-    if row_values.ndim != 1 or not len(row_values) or row_values.shape != np.shape(groups):
-        raise ValueError(f"one value and one group for each row, not {row_values.shape} and {np.shape(groups)}")
+    if row_values.ndim != 2 or not row_values.shape[1] or row_values.shape[1:] != np.shape(groups):
+        raise ValueError(f"one value and one group for each row, not {row_values.shape[1:]} and {np.shape(groups)}")
     if not np.isfinite(row_values).all():
         raise ValueError("values must be finite")
     member = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(member).astype(np.float64)
-    sums = np.bincount(member, weights=row_values)
+    sums = [np.bincount(member, weights=each) for each in row_values]
     count, generator = len(sizes), np.random.default_rng(seed)
-    means = np.empty(draws)
+    found = np.empty((len(sums), draws))
     step = max(1, CHUNK // count)
     for start in range(0, draws, step):
-        part = means[start : start + step]
-        drawn = generator.integers(0, count, size=(len(part), count), dtype=np.int32)
-        part[:] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        part = found[:, start : start + step]
+        drawn = generator.integers(0, count, size=(part.shape[1], count), dtype=np.int32)
+        rows = sizes[drawn].sum(axis=1)
+        for each, into in zip(sums, part, strict=True):
+            into[:] = each[drawn].sum(axis=1) / rows
+    return found
 
 
 def difference(
@@ -74,8 +93,29 @@ def difference(
     """
     row_values = np.asarray(row_values_x, np.float64) - np.asarray(row_values_y, np.float64)
     low, high = interval(row_values, groups, draws, seed, level)
-    if 2.0 ** (1 - len(np.unique(groups))) > 1 - level or low <= 0 <= high:
-        verdict = "can't tell"
-    else:
-        verdict = "better" if high < 0 else "worse"
-    return Difference(float(row_values.mean()), low, high, verdict)
+    return _difference(float(row_values.mean()), low, high, len(np.unique(groups)), level)
+
+
+def differences(
+    row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> list[list[Difference]]:
+    """`difference` of every one of M losses of the same rows, (M, N), to every one, from one set of draws."""
+    drawn, whole = means(row_values, groups, draws, seed), np.mean(row_values, axis=1)
+    count = len(np.unique(groups))
+    return [
+        [
+            _difference(float(whole[x] - whole[y]), *_percentiles(drawn[x] - drawn[y], level), count, level)
+            for y in range(len(drawn))
+        ]
+        for x in range(len(drawn))
+    ]
+
+
+def _difference(mean: float, low: float, high: float, groups: int, level: float) -> Difference:
+    told = 2.0 ** (1 - groups) <= 1 - level and not low <= 0 <= high
+    return Difference(mean, low, high, ("better" if high < 0 else "worse") if told else "can't tell")
+
+
+def _percentiles(drawn: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

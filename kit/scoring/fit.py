@@ -12,7 +12,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from kit.errors import DataError, KitError
-from kit.schema import ID, LABEL
+from kit.schema import GROUP, ID, LABEL
 from kit.scoring.blend import Blend
 from kit.scoring.bootstrap import Difference, difference
 from kit.scoring.calibrate import HOTTEST, Trial, too_few
@@ -20,7 +20,7 @@ from kit.scoring.candidate import Candidate, Method, Rows, as_blend, candidate, 
 from kit.scoring.crossfit import folds
 from kit.scoring.ensemble import stack
 from kit.scoring.metrics import EPS, log_loss, row_losses
-from kit.scoring.truth import GROUP, positions
+from kit.scoring.truth import positions
 from kit.scoring.weights import spread
 
 MANY = 8  # members from which the greedy choice is tried without being asked for

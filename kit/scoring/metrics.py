@@ -98,6 +98,16 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     return float((count * np.abs(confidence - correct)).sum() / len(labels))
 
 
+def swap_gap(as_given: np.ndarray, swapped: np.ndarray) -> float:
+    """How much a model minds which answer comes first: the mean absolute difference of its probabilities.
+
+    Args:
+        as_given: probabilities (N, 3).
+        swapped: those of the same rows with answers A and B swapped, classes already put back in place.
+    """
+    return float(np.abs(as_given - swapped).mean())
+
+
 def per_class(probabilities: np.ndarray, labels: np.ndarray) -> tuple[ClassScore, ...]:
     """For each class its rows, the share predicted and true, the log loss of its rows, precision and recall."""
     losses, predicted = row_losses(probabilities, labels), probabilities.argmax(axis=1)

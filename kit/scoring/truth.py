@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import DataError
-from kit.schema import CLASSES, ID, LABEL, PREDICTION_COLUMNS
+from kit.schema import CLASSES, EXTRA, GROUP, ID, LABEL, PREDICTION_COLUMNS
 from kit.scoring.validate import gradable
 
-GROUP, EXTRA = "group", "extra"  # of a processed parquet file: the prompt group, and rows that are never scored
 FIRST = 5  # ids named in an error
 
 

@@ -24,12 +24,12 @@ from kit.data.tabular import tabulate
 from kit.errors import DeviceError, RunError
 from kit.model.batches import Padding
 from kit.model.device import choose, out_of_memory
-from kit.model.inference import collator, predict_logits, probabilities
+from kit.model.inference import collator, predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
 from kit.rundir import RunDir
 from kit.schema import ID, LABEL
-from kit.scoring.metrics import accuracy, log_loss, prior
+from kit.scoring.metrics import accuracy, log_loss, prior, swap_gap
 from kit.training import lora
 from kit.training.callbacks import Progress, TimeBudget
 from kit.training.guard import CollapseGuard
@@ -123,6 +123,7 @@ def train_part(
     metrics = {
         "log_loss": log_loss(each, labels[valid_rows]),
         "accuracy": accuracy(each, labels[valid_rows]),
+        "swap_gap": swap_gap(*softmax(logits).swapaxes(0, 1)) if recipe.predict.swap else None,
         "best_epoch": state.best_global_step / state.global_step * state.epoch,
         "best_step": state.best_global_step,
         "steps": state.global_step,

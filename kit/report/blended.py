@@ -1,0 +1,64 @@
+"""A saved blend among the models: what it gives on test rows, and honestly on the rows its weights were fitted to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit.errors import DataError
+from kit.report.model import Model, Saved
+from kit.scoring import saved as files
+from kit.scoring.blend import Blend, read
+from kit.scoring.candidate import Rows, candidate
+from kit.scoring.crossfit import folds
+from kit.scoring.metrics import EPS
+
+CROSS_FITTED = ("arithmetic", "geometric", "greedy")
+
+
+def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.ndarray) -> Model:
+    """The blend as a model, called by its file's name.
+
+    Its validation predictions are cross-fitted: weights and temperature of the same members, fitted in the same way to
+    other prompts, as `kit ensemble` does for its estimate. The saved weights have seen these rows' labels.
+
+    Args:
+        path: what `kit ensemble --save` wrote.
+        models: the others; members are found among them by name.
+        labels: of the validation rows, (N,).
+        groups: of the validation rows, (N,).
+
+    Raises:
+        DataError: not a saved blend, or a member is not among the models.
+    """
+    blend, content = read(path), files.read(path, "blend")
+    by_name = {model.run.name if model.run else model.name: model for model in models if not model.reference}
+    missing = [name for name in blend.used if name not in by_name]
+    if missing:
+        raise DataError(
+            f"{path}: blends {', '.join(missing)}, of which the report has no predictions",
+            "Name all its members: runs by their folders, other files as --frame NAME=FILE.",
+        )
+    used = [by_name[name] for name in blend.used]
+    shares = tuple(weight for weight in blend.weights if weight > 0)
+    small, predictions = replace(blend, members=blend.used, weights=shares), {}
+    fitted = content.get("fitted") if isinstance(content.get("fitted"), dict) else {}
+    if all("test" in model.predictions for model in used):
+        predictions["test"] = small.of(np.stack([model.predictions["test"] for model in used]))
+    if all("valid" in model.predictions for model in used):
+        members = np.stack([model.predictions["valid"] for model in used])
+        predictions["valid"] = _crossed(small, fitted, members, labels, groups)
+    return Model(path.name.removesuffix(".json"), predictions, saved=Saved(path.name, blend, fitted))
+
+
+def _crossed(
+    blend: Blend, fitted: Mapping[str, Any], members: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Predictions (N, 3) of members (M, N, 3) by fits to other prompts; a blend that was not fitted, as it is."""
+    method = fitted.get("method", blend.pool)
+    if method not in CROSS_FITTED:
+        return blend.of(members)
+    rows = Rows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, folds(groups))
+    return candidate(method, rows).crossed

@@ -1,0 +1,210 @@
+"""What is compared: every model's predictions of the same rows, matched by id, so that row i is row i everywhere."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from kit import frame as prediction
+from kit.data.processed import Processed, open_processed
+from kit.errors import DataError, RunError
+from kit.report.blended import blended
+from kit.report.model import Model
+from kit.rundir import HOLDOUT, RunDir
+from kit.schema import GROUP, ID, LABEL, TEST_FILE, TEXTS
+from kit.scoring.ensemble import stack
+from kit.scoring.metrics import prior
+from kit.scoring.truth import align, positions, read_truth, restrict
+
+OOF = "out-of-fold"
+UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
+Split = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N rows that models are compared on.
+
+    Attributes:
+        name: "holdout", "out-of-fold" or "test".
+        ids: int64 (N,).
+        groups: prompt groups, int64 (N,).
+        labels: int64 (N,), None where nobody knows them.
+    """
+
+    name: str
+    ids: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The models with their predictions of `rows` by split, and the runs left out as unfinished."""
+
+    processed: Processed
+    rows: Mapping[str, Rows]
+    models: tuple[Model, ...]
+    unfinished: tuple[str, ...]
+
+    @property
+    def validation(self) -> str:
+        """Which rows "validation" means: "holdout" or "out-of-fold"."""
+        return self.rows["valid"].name
+
+    @property
+    def scored(self) -> tuple[Split, ...]:
+        """The splits whose labels are known."""
+        return tuple(split for split in ("valid", "test") if self.rows[split].labels is not None)
+
+    def having(self, split: str, references: bool = False) -> list[Model]:
+        """The models with predictions of that split, in the order of the table; with or without the references."""
+        return [model for model in self.models if split in model.predictions and (references or not model.reference)]
+
+    @property
+    def main(self) -> Split:
+        """The split to look at closely: with labels, and of most models; of equals test, where no epoch was chosen."""
+        return max(self.scored, key=lambda split: (len(self.having(split)), split == "test"))
+
+    def texts(self, split: str, places: np.ndarray | None = None) -> pa.Table:
+        """The prompt and the answers of the rows of a split, or of those at `places` in it."""
+        table = self.processed.train([ID, *TEXTS]) if split == "valid" else self.processed.test().select([ID, *TEXTS])
+        ids = self.rows[split].ids if places is None else self.rows[split].ids[places]
+        return table.take(pd.Index(table[ID].to_numpy()).get_indexer(ids)).combine_chunks()
+
+
+def gather(
+    runs: Sequence[str | Path],
+    data: Path,
+    *,
+    frames: Sequence[tuple[str, Path]] = (),
+    blends: Sequence[Path] = (),
+    truth: Path | None = None,
+) -> Evidence:
+    """Reads runs, further prediction frames and saved blends, and adds uniform, the class prior and the Bayes floor.
+
+    Args:
+        runs: run directories. Their validation predictions are from training; of the test rows, their test.csv.
+        data: the processed folder the runs were trained on.
+        frames: (name, file) of further predictions; the ids decide whether they are of validation or of test rows,
+            and files of one name are one model.
+        blends: saved blends of the runs and frames.
+        truth: labels of the test rows, where known.
+
+    Raises:
+        RunError: no run has a finished part; runs that have no validation rows in common; a run of other data.
+        DataError: a frame whose ids are neither the validation nor the test rows; two models of one name; a blend
+            of models that are not there.
+    """
+    processed = open_processed(data)
+    every = list({RunDir.open(run).path.resolve(): RunDir.open(run) for run in runs}.values())
+    opened = [run for run in every if run.parts()]
+    if not opened:
+        every[0].require_parts()  # says what to do about it
+    for run in opened:
+        run.check_data(processed.digest("train"))
+    kind = _validation(opened)
+    rows, trained_on = _rows(processed, kind, truth)
+    names = Counter(run.name for run in opened)
+    models = _references(processed, trained_on, rows)
+    for run in opened:
+        files = [run.part(HOLDOUT) / "valid.csv" if kind == HOLDOUT else run.path / "oof.csv", run.path / TEST_FILE]
+        name = run.name if names[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}"
+        models.append(Model(name, _predictions([f for f in files if f.is_file()], rows), run=run))
+    for name in dict.fromkeys(name for name, _ in frames):
+        models.append(Model(name, _predictions([file for other, file in frames if other == name], rows)))
+    valid = rows["valid"]
+    models += [blended(path, models, valid.labels, valid.groups) for path in blends]
+    twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
+    if twice:
+        raise DataError(f"two models are called {twice[0]!r}", "Name them apart with --frame NAME=FILE.")
+    return Evidence(processed, rows, tuple(models), tuple(run.name for run in every if run not in opened))
+
+
+def _validation(runs: Sequence[RunDir]) -> str:
+    """The rows that all runs have validation predictions of."""
+    if all(run.done(HOLDOUT) for run in runs):
+        return HOLDOUT
+    if all((run.path / "oof.csv").is_file() for run in runs):
+        return OOF
+    lacking = next(run for run in runs if not run.done(HOLDOUT))
+    again = f"train --recipe {lacking.path / 'recipe.toml'}"
+    if lacking.baseline:
+        again = f"baseline {lacking.baseline}"
+    raise RunError(
+        f"{lacking.path}: the runs have no validation rows in common; this one has no finished holdout",
+        f"Run `kit {again} --fold holdout`, or every fold of each run.",
+    )
+
+
+def _rows(processed: Processed, kind: str, truth: Path | None) -> tuple[dict[str, Rows], np.ndarray]:
+    """The rows by split, and the labels of the rows that the class prior is taken from."""
+    train = read_truth(processed.folder / "train.parquet")
+    valid = train
+    if kind == HOLDOUT:
+        valid = restrict(train, processed.train([ID]).take(processed.fold_rows(HOLDOUT)[1]).to_pandas())
+    trained_on = train if kind == OOF else train[~train[ID].isin(valid[ID])]
+    test = processed.test().select([ID, GROUP]).to_pandas()
+    known = test
+    if truth:
+        known = read_truth(truth)
+        unknown = known[~known[ID].isin(test[ID])]
+        if len(unknown):
+            raise DataError(
+                f"{truth}: id {unknown[ID].iloc[0]} is not in test.csv", "Give the truth of this very test.csv."
+            )
+        known = known[[ID, LABEL]].merge(test, on=ID, how="left")
+    rows = {"valid": _of(kind, valid), "test": _of("test", known)}
+    return rows, trained_on[LABEL].to_numpy(np.int64)
+
+
+def _of(name: str, table: pd.DataFrame) -> Rows:
+    labels = table[LABEL].to_numpy(np.int64) if LABEL in table else None
+    return Rows(name, table[ID].to_numpy(np.int64), table[GROUP].to_numpy(np.int64), labels)
+
+
+def _references(processed: Processed, labels: np.ndarray, rows: Mapping[str, Rows]) -> list[Model]:
+    """Uniform, the class prior of the rows trained on, and the Bayes floor if the rows are a sample's."""
+    constants = {UNIFORM: np.full(3, 1 / 3), PRIOR: prior(labels)}
+    scored = {split: some for split, some in rows.items() if some.labels is not None}
+    models = [
+        Model(name, {split: np.tile(row, (len(some.ids), 1)) for split, some in scored.items()}, reference=True)
+        for name, row in constants.items()
+    ]
+    if floor := processed.floor():
+        bayes = prediction.read(floor)
+        known = {split: _aligned(bayes[bayes[ID].isin(some.ids)], some, str(floor)) for split, some in scored.items()}
+        models.append(Model(FLOOR, known, reference=True))
+    return models
+
+
+def _predictions(files: Sequence[Path], rows: Mapping[str, Rows]) -> dict[str, np.ndarray]:
+    """Probabilities (N, 3) by split from prediction files; the ids of each say which rows it is of."""
+    found: dict[str, np.ndarray] = {}
+    for file in files:
+        frame = prediction.read(file)
+        ids = set(frame[ID])
+        split = next((split for split, some in rows.items() if ids == set(some.ids.tolist())), None)
+        if split is None:
+            sizes = f"the {len(rows['valid'].ids)} validation rows nor the {len(rows['test'].ids)} test rows"
+            raise DataError(
+                f"{file}: its {len(ids)} ids are neither {sizes}",
+                "Compare predictions of the same rows: `kit predict RUN --split valid` or `--split test`.",
+            )
+        if split in found:
+            raise DataError(f"{file}: of the same rows as another file of this name", "Name the two apart.")
+        found[split] = _aligned(frame, rows[split], str(file))
+    return found
+
+
+def _aligned(frame: pd.DataFrame, rows: Rows, name: str) -> np.ndarray:
+    """Probabilities (N, 3) in the order of `rows`; those that are scored must be as graders take them."""
+    if rows.labels is not None:
+        return align(frame, pd.DataFrame({ID: rows.ids, LABEL: rows.labels}), name)[0]
+    ids, members = stack([frame], [name])
+    return members[0][positions(ids, rows.ids, name, "the test rows")]

@@ -1,0 +1,43 @@
+"""One model of a comparison, whatever its kind: a name, and predictions of the rows that it has some of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kit.rundir import HOLDOUT, RunDir
+from kit.scoring.blend import Blend
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved blend: where it is from, what it is, and what its file tells of the fit."""
+
+    file: str
+    blend: Blend
+    fitted: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the comparison.
+
+    Attributes:
+        name: no other model's.
+        predictions: probabilities (N, 3) by split, "valid" and "test", in the order of the evidence's rows.
+        reference: it needs no training and no model: uniform, the class prior, the Bayes floor.
+        run: the run directory, of a run or baseline.
+        saved: the blend, of a saved one.
+    """
+
+    name: str
+    predictions: Mapping[str, np.ndarray]
+    reference: bool = False
+    run: RunDir | None = None
+    saved: Saved | None = None
+
+    def parts(self, validation: str) -> dict[str, dict[str, Any]]:
+        """The metrics of the run's parts that its validation predictions are from, by their folders' names."""
+        found = self.run.parts() if self.run else {}
+        return {name: part for name, part in found.items() if (name == HOLDOUT) == (validation == HOLDOUT)}

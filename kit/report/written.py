@@ -1,0 +1,29 @@
+"""The report as a file, its form told by the file's suffix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kit.atomic import write_text
+from kit.errors import KitError
+from kit.report.markdown import markdown
+from kit.report.report import Report
+
+FORMS = (".html", ".md")
+
+
+def check(paths: Sequence[Path]) -> None:
+    """Raises `KitError` unless each has a suffix that says what to write."""
+    for path in paths:
+        if path.suffix.lower() not in FORMS:
+            raise KitError(f"{path}: a report is a page or Markdown", f"Call it {path.stem}.html or {path.stem}.md.")
+
+
+def write(report: Report, path: Path) -> None:
+    """Writes the page or the Markdown, whole or not at all."""
+    check([path])
+    if path.suffix.lower() == ".md":
+        write_text(path, markdown(report))
+    else:
+        from kit.report.page import html  # with matplotlib, which the rest does without
+
+        write_text(path, html(report))
