@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from kit.scoring import bootstrap
-from kit.scoring.bootstrap import difference, interval
+from kit.scoring.bootstrap import difference, differences, interval, intervals, means
 
 
 def grouped(groups=400, size=1, seed=0):
@@ -50,13 +49,11 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says():
     assert 0.68 < covered / 200 < 0.9
 
 
-def test_the_same_seed_repeats_and_chunks_do_not_matter(monkeypatch):
+def test_the_same_seed_repeats_and_another_does_not():
     values, groups = grouped()
     once = interval(values, groups)
     assert interval(values, groups) == once
     assert interval(values, groups, seed=1) != once
-    monkeypatch.setattr(bootstrap, "CHUNK", 1)
-    assert interval(values, groups) == once
 
 
 def test_neither_the_order_of_rows_nor_the_names_of_groups_matter():
@@ -103,3 +100,17 @@ def test_equal_losses_cannot_be_told_apart():
 def test_a_handful_of_groups_proves_nothing(groups, verdict):
     values, names = grouped(groups, size=50)
     assert difference(values - 0.5, values, names).verdict == verdict
+
+
+def test_several_losses_see_the_same_draws():
+    generator = np.random.default_rng(2)
+    groups = generator.integers(0, 80, 300)
+    losses = generator.gamma(2, 0.5, (3, 300))
+    drawn = means(losses, groups, draws=50)
+    assert drawn.shape == (3, 50)
+    np.testing.assert_allclose(drawn[0] - drawn[2], means((losses[0] - losses[2])[None], groups, draws=50)[0])
+    assert intervals(losses, groups)[1] == pytest.approx(interval(losses[1], groups))
+    pair, alone = differences(losses, groups)[0][2], difference(losses[0], losses[2], groups)
+    assert pair[:3] == pytest.approx(alone[:3])
+    assert pair.verdict == alone.verdict
+    assert differences(losses, groups)[2][0].mean == pytest.approx(-pair.mean)

@@ -18,7 +18,7 @@ class Published:
 
 
 STUDY = (
-    Published("DeBERTa-v3-xsmall", 1.0597, 0.454, "8", "about 70 million"),
-    Published("RoBERTa-base", 1.0492, 0.464, "2", "about 125 million"),
-    Published("ELECTRA-large", 1.0974, 0.349, "never converged", "about 335 million"),
+    Published("DeBERTa-v3-xsmall", 1.0597, 0.454, "8", "≈ 70 million"),
+    Published("RoBERTa-base", 1.0492, 0.464, "2", "≈ 125 million"),
+    Published("ELECTRA-large", 1.0974, 0.349, "never converged", "≈ 335 million"),
 )

@@ -7,7 +7,7 @@ from kit.report.disagreement import Case
 from kit.report.report import Report
 from kit.report.slices import Slice
 from kit.report.standings import significance, standing
-from kit.report.table import NAMES, Cell, Section, Table, cells
+from kit.report.table import MINUS, NAMES, Cell, Section, Table, cells
 
 
 def sections(report: Report) -> tuple[Section, ...]:
@@ -94,7 +94,8 @@ def _slices(report: Report) -> Section:
     ]
     text = (
         f"Log loss on parts of the {report.main} rows, with 95% intervals; the lowest of each part is bold. A part of "
-        "fewer than 6 prompts has no interval. The script, that of most letters, stands for the language.",
+        "fewer than 6 prompts has no interval. The answer length is the mean of the two, in characters; the script is "
+        "that of most letters in prompt and answers, and stands for the language.",
     )
     return Section("slices", "By length, turns and language", text, tables=tuple(tables))
 
@@ -105,7 +106,9 @@ def _correlation(report: Report) -> Section | None:
         return None
 
     def cell(value: float | None) -> Cell:
-        return Cell("constant", tone="quiet") if value is None else Cell(f"{value:.3f}", shade=max(value, 0.0))
+        if value is None:
+            return Cell("constant", tone="quiet")
+        return Cell(f"{value:.3f}".replace("-", MINUS), shade=max(value, 0.0))
 
     body = tuple((Cell(name), *map(cell, row)) for name, row in zip(names, values, strict=True))
     text = (

@@ -64,9 +64,9 @@ def _kinds(texts: pa.Table) -> dict[str, tuple[list[str], np.ndarray]]:
     length = sum(characters(bytes_of[name]) for name in RESPONSES) / len(RESPONSES)
     turns = pc.list_value_length(texts[PROMPT]).to_numpy()
     return {
-        "mean length of the two answers, in characters": (_ranges(LENGTHS), np.searchsorted(LENGTHS, length, "right")),
+        "answer length": (_ranges(LENGTHS), np.searchsorted(LENGTHS, length, "right")),
         "turns": (["1", "2", "3 to 4", "5 or more"], np.searchsorted(TURNS, turns, "left")),
-        "script of prompt and answers": _scripts(sum(bytes_of.values())),
+        "script": _scripts(sum(bytes_of.values())),
     }
 
 

@@ -4,9 +4,8 @@ from kit.report.comparison import Figures, Line, loss, number
 from kit.report.published import STUDY, Published
 from kit.report.report import Report
 from kit.report.significance import Significance
-from kit.report.table import Cell, Section, Table, cells
+from kit.report.table import MINUS, Cell, Section, Table, cells
 
-MINUS = "\N{MINUS SIGN}"
 TONES = {"better": "good", "worse": "bad", "can't tell": "quiet"}
 
 
@@ -70,7 +69,8 @@ def significance(report: Report) -> Section:
         "The difference of two models' log losses on the same rows, with the interval of a paired bootstrap over "
         "prompt groups. A model is “better” or “worse” where the whole interval is on one side of 0; else one "
         "can't tell. Each pair is judged by itself, at 95%: of pairs that are equal in truth, one in twenty is "
-        "called different. Seeds differ as well, by about 0.0075: a gain of one run below 0.01 is little evidence for a recipe.",
+        "called different. Seeds differ as well, by about 0.0075: a gain of one run below 0.01 is little evidence "
+        "for a recipe.",
     )
     return Section("significance", "Significance", text, tables=tuple(tables))
 

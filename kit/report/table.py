@@ -7,6 +7,7 @@ from kit.report.disagreement import Case
 
 NAMES = ("A", "B", "tie")  # of the classes
 TITLES = ("Prompt", "Answer A", "Answer B")  # of the texts
+MINUS = "\N{MINUS SIGN}"
 Tone = Literal["", "good", "bad", "quiet"]
 
 

@@ -7,8 +7,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-CHUNK = 1 << 18  # groups drawn at once: a few MB of temporaries, which the cache can hold
-
 
 class Difference(NamedTuple):
     """A paired difference of mean losses, x minus y, its interval, and what may be said of x against y."""
@@ -61,18 +59,13 @@ def means(row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: i
     if not np.isfinite(row_values).all():
         raise ValueError("values must be finite")
     member = np.unique(groups, return_inverse=True)[1]
-    sizes = np.bincount(member).astype(np.float64)
-    sums = [np.bincount(member, weights=each) for each in row_values]
-    count, generator = len(sizes), np.random.default_rng(seed)
+    sums = np.stack([np.bincount(member, weights=each) for each in (*row_values, np.ones(len(member)))])
+    count, generator = sums.shape[1], np.random.default_rng(seed)
     found = np.empty((len(sums), draws))
-    step = max(1, CHUNK // count)
-    for start in range(0, draws, step):
-        part = found[:, start : start + step]
-        drawn = generator.integers(0, count, size=(part.shape[1], count), dtype=np.int32)
-        rows = sizes[drawn].sum(axis=1)
-        for each, into in zip(sums, part, strict=True):
-            into[:] = each[drawn].sum(axis=1) / rows
-    return found
+    for draw in range(draws):
+        drawn = generator.integers(0, count, size=count, dtype=np.int32)
+        found[:, draw] = sums @ np.bincount(drawn, minlength=count).astype(np.float64)
+    return found[:-1] / found[-1]
 
 
 def difference(

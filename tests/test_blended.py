@@ -1,0 +1,85 @@
+"""A saved blend beside its members: as it is on test rows, cross-fitted on the rows its weights have seen."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import predictions
+
+from kit import frame
+from kit.errors import DataError
+from kit.report.blended import blended
+from kit.report.model import Model
+from kit.schema import GROUP, ID, LABEL
+from kit.scoring import blend as blends
+from kit.scoring.fit import Fit, fit
+from kit.scoring.metrics import log_loss
+
+ROWS = 1500
+
+
+@pytest.fixture(scope="module")
+def truth() -> pd.DataFrame:
+    labels = np.random.default_rng(0).integers(0, 3, ROWS)
+    return pd.DataFrame({ID: np.arange(ROWS), LABEL: labels, GROUP: np.arange(ROWS) // 2})
+
+
+@pytest.fixture(scope="module")
+def models(truth: pd.DataFrame) -> list[Model]:
+    """Two that know something, and a third that knows nothing."""
+    generator = np.random.default_rng(1)
+    found = []
+    for name, skill in (("a", 1.0), ("b", 0.8), ("none", 0.0)):
+        valid = predictions(generator, truth[LABEL].to_numpy(), skill)
+        found.append(Model(name, {"valid": valid, "test": valid[:10]}))
+    return found
+
+
+@pytest.fixture(scope="module", params=["arithmetic", "geometric"])
+def fitted(request: pytest.FixtureRequest, models: list[Model], truth: pd.DataFrame) -> Fit:
+    frames = [frame.make(truth[ID].to_numpy(), model.predictions["valid"]) for model in models]
+    return fit(frames, [model.name for model in models], truth, request.param, draws=2)
+
+
+def of(fitted: Fit, models: list[Model], truth: pd.DataFrame, path: Path) -> Model:
+    blends.write(fitted.blend, path, fitted.fitted)
+    return blended(path, models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
+
+
+def test_its_validation_loss_is_the_cross_fitted_one(
+    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+):
+    model = of(fitted, models, truth, tmp_path / "my.blend.json")
+    assert model.name == "my.blend"
+    assert fitted.blend.weights[2] == 0
+    found = log_loss(model.predictions["valid"], truth[LABEL].to_numpy())
+    assert found == pytest.approx(fitted.cross_fitted, abs=1e-5)
+    assert found > fitted.in_sample
+
+
+def test_its_test_predictions_are_what_applying_it_gives(
+    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+):
+    model = of(fitted, models[::-1], truth, tmp_path / "blend.json")
+    frames = [frame.make(np.arange(10), each.predictions["test"]) for each in models[:2]]
+    applied = blends.apply(fitted.blend, frames, ["a", "b"])
+    np.testing.assert_allclose(model.predictions["test"], applied.iloc[:, 1:].to_numpy(), rtol=1e-12)
+
+
+def test_rows_that_a_member_lacks_are_left_out(fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path):
+    lacking = [Model("a", {"valid": models[0].predictions["valid"]}), *models[1:]]
+    assert set(of(fitted, lacking, truth, tmp_path / "blend.json").predictions) == {"valid"}
+
+
+def test_a_missing_member_is_named(fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path):
+    with pytest.raises(DataError, match=r"blend\.json: blends a, of which"):
+        of(fitted, models[1:], truth, tmp_path / "blend.json")
+
+
+def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[Model], truth: pd.DataFrame, tmp_path: Path):
+    plain = blends.Blend(("a", "b"), (0.5, 0.5), "arithmetic")
+    blends.write(plain, tmp_path / "mean.json", {"method": "mean"})
+    model = blended(tmp_path / "mean.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
+    expected = (models[0].predictions["valid"] + models[1].predictions["valid"]) / 2
+    np.testing.assert_allclose(model.predictions["valid"], expected, rtol=1e-12)

@@ -1,0 +1,191 @@
+"""Whatever a user brings together: one run or ten, folds or a holdout, with truth or without, the report is whole."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from made_runs import make_run
+from page_tables import Page
+
+from kit import baseline, frame
+from kit.cli import main
+from kit.data.processed import Processed
+from kit.errors import DataError, KitError, RunError
+from kit.report.markdown import markdown
+from kit.report.page import html
+from kit.report.report import report
+from kit.report.written import write
+from kit.scoring.metrics import row_losses
+
+
+def written(found) -> Page:
+    """The page, which must parse; the JSON and the Markdown must be possible too."""
+    json.dumps(found.as_dict(), allow_nan=False)
+    assert markdown(found)
+    return Page(html(found))
+
+
+def test_one_run_without_test_predictions(processed: Processed, tmp_path: Path):
+    run = make_run(tmp_path, processed, test=False)
+    page = written(report([run], processed.folder))
+    assert "Correlation between models" not in page.text
+    assert "Where models disagree most" not in page.text
+    table = page.tables["All models"]
+    assert not any("test" in title for title in table.rows[0])
+    assert len(page.tables[f"Against the best on holdout rows, {run.name}"].rows) == 2  # the class prior
+
+
+def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Processed, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed, parts=(0, 1, 2)) for seed in range(2)]
+    found = report(runs, processed.folder)
+    assert found.main == "out-of-fold"
+    page = written(found)
+    assert [row[1] for row in page.tables["Trained parts"].rows[1:]] == ["fold0", "fold1", "fold2"] * 2
+    line = found.comparison.lines[-1]
+    sizes = [len(processed.fold_rows(fold)[1]) for fold in range(3)]
+    assert line.swap_gap == pytest.approx(np.average([0.01, 0.02, 0.03], weights=sizes))
+    assert line.minutes == pytest.approx(4.5)
+
+
+def test_baselines_alone_have_no_learning_curves(processed: Processed, tmp_path: Path):
+    runs = [baseline.run(name, processed.folder, tmp_path)["run"] for name in ("length", "prior")]
+    found = report(runs, processed.folder)
+    page = written(found)
+    assert "Learning curves" not in page.text
+    assert found.comparison.lines[-2].swap_gap == pytest.approx(0, abs=1e-6)
+    prior = found.evidence.models[-1].predictions["valid"][0]
+    assert found.comparison.lines[-1].swap_gap == pytest.approx(2 * abs(prior[0] - prior[1]) / 3)
+    row = next(row for row in page.tables["Correlation of predictions on the holdout rows"].rows if "prior" in row[0])
+    assert set(row[1:]) == {"constant"}
+
+
+def test_test_rows_without_labels_are_shown_but_not_scored(processed: Processed, tmp_path: Path):
+    found = report([make_run(tmp_path, processed, seed) for seed in range(2)], processed.folder)
+    assert [case.rows for case in found.cases] == ["holdout"] * 8 + ["test"] * 3
+    assert {case.label for case in found.cases[8:]} == {None}
+    page = written(found)
+    assert f"test row {found.cases[-1].id}" in page.text
+    assert page.text.count("True class:") == 8
+
+
+def test_ten_runs_and_their_ninety_pairs(processed: Processed, raw: Path, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed, skill=seed / 3) for seed in range(10)]
+    found = report(runs, processed.folder, truth=raw / "truth.csv")
+    for each in found.significance:
+        assert len(each.pairs) == 11 * 10
+        losses = [line for line in found.comparison.lines if line.name in each.models]
+        split = "valid" if each.rows == "holdout" else "test"
+        assert list(each.models) == [x.name for x in sorted(losses, key=lambda line: getattr(line, split).log_loss)]
+    text = html(found)
+    Page(text)
+    assert len(text) < 1_500_000
+
+
+def test_the_main_rows_are_those_of_most_models(processed: Processed, raw: Path, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed, test=seed == 0) for seed in range(2)]
+    assert report(runs, processed.folder, truth=raw / "truth.csv").main == "holdout"
+    assert report(runs[:1], processed.folder, truth=raw / "truth.csv").main == "test"
+
+
+def test_a_run_named_twice_counts_once_and_namesakes_are_told_apart(processed: Processed, tmp_path: Path):
+    one, other = (make_run(tmp_path / place, processed) for place in ("first", "second"))
+    names = [line.name for line in report([one, one, other], processed.folder).comparison.lines]
+    assert names[-2:] == [f"first/{one.name}", f"second/{one.name}"]
+
+
+def test_two_models_of_one_name_are_refused(processed: Processed, tmp_path: Path):
+    run = make_run(tmp_path, processed)
+    with pytest.raises(DataError, match="two models are called 'uniform'"):
+        report([run], processed.folder, frames=[("uniform", run / "test.csv")])
+    with pytest.raises(DataError, match="of the same rows as another file"):
+        report([run], processed.folder, frames=[("x", run / "test.csv"), ("x", run / "test.csv")])
+
+
+def test_a_pair_is_the_difference_of_the_two_losses(processed: Processed, tmp_path: Path):
+    found = report([make_run(tmp_path, processed, seed, skill=seed) for seed in range(2)], processed.folder)
+    rows, (bad, good) = found.evidence.rows["valid"], found.evidence.models[-2:]
+    gap = row_losses(bad.predictions["valid"], rows.labels) - row_losses(good.predictions["valid"], rows.labels)
+    pair = found.significance[0].pair(bad.name, good.name)
+    assert pair.mean == pytest.approx(gap.mean())
+    assert pair.low < pair.mean < pair.high
+    back = found.significance[0].pair(good.name, bad.name)
+    assert (back.mean, back.low, back.high) == pytest.approx((-pair.mean, -pair.high, -pair.low))
+    assert {pair.verdict, back.verdict} in ({"worse", "better"}, {"can't tell"})
+
+
+def test_slices_hold_every_row_once(processed: Processed, tmp_path: Path):
+    found = report([make_run(tmp_path, processed)], processed.folder)
+    name, rows = found.evidence.models[-1].name, len(found.evidence.rows["valid"].ids)
+    for by in ("answer length", "turns", "script"):
+        some = [each for each in found.slices if each.by == by]
+        assert sum(each.rows for each in some) == rows
+        mean = sum(each.rows * each.losses[name].log_loss for each in some) / rows
+        assert mean == pytest.approx(found.comparison.lines[-1].valid.log_loss)
+        assert all(each.losses[name].low is None for each in some if each.prompts < 6)
+
+
+def test_confusion_and_bins_hold_every_row_once(processed: Processed, tmp_path: Path):
+    found = report([make_run(tmp_path, processed)], processed.folder)
+    diagnosis, line = found.diagnosis[0], found.comparison.lines[-1].valid
+    assert sum(map(sum, diagnosis.confusion)) == sum(each.rows for each in diagnosis.bins) == line.rows
+    assert sum(diagnosis.confusion[k][k] for k in range(3)) / line.rows == pytest.approx(line.accuracy)
+    gap = sum(each.rows * abs(each.confidence - each.accuracy) for each in diagnosis.bins) / line.rows
+    assert gap == pytest.approx(line.calibration_error)
+
+
+def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Processed, tmp_path: Path):
+    found = report([make_run(tmp_path, processed, seed) for seed in range(3)], processed.folder)
+    cases = [case for case in found.cases if case.rows == "holdout"]
+    groups = dict(zip(found.evidence.rows["valid"].ids, found.evidence.rows["valid"].groups, strict=True))
+    assert len({groups[case.id] for case in cases}) == len(cases)
+    assert [case.divergence for case in cases] == sorted((case.divergence for case in cases), reverse=True)
+    table = processed.train().to_pandas().set_index("id")
+    for case in cases:
+        assert case.texts[1] == tuple(table.loc[case.id, "response_a"])
+        assert case.label == table.loc[case.id, "label"]
+
+
+def test_a_damaged_log_of_a_training_is_named(processed: Processed, tmp_path: Path):
+    run = make_run(tmp_path, processed)
+    (run / "holdout" / "trainer_state.json").write_text('{"log_history": [1]}')
+    with pytest.raises(RunError, match=r"trainer_state\.json: not a log of a training"):
+        html(report([run], processed.folder))
+
+
+def test_a_report_is_a_page_or_markdown(processed: Processed, tmp_path: Path):
+    found = report([make_run(tmp_path, processed)], processed.folder)
+    write(found, tmp_path / "r.MD")
+    assert (tmp_path / "r.MD").read_text(encoding="utf-8") == markdown(found)
+    with pytest.raises(KitError, match=r"report\.html or report\.md") as caught:
+        write(found, tmp_path / "report.pdf")
+    assert not (tmp_path / "report.pdf").exists()
+    assert caught.value.hint
+
+
+def test_the_command_writes_prints_and_refuses(processed: Processed, tmp_path: Path):
+    run, runner = make_run(tmp_path / "runs", processed), CliRunner()
+    command = ["report", str(run), "--data", str(processed.folder)]
+    page = tmp_path / "report.html"
+    shown = runner.invoke(main, [*command, "-o", str(page), "-o", str(tmp_path / "report.md")])
+    assert shown.exit_code == 0, shown.output
+    assert "can't tell" in shown.stdout or "worse" in shown.stdout
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    printed = runner.invoke(main, [*command, "--markdown"])
+    assert printed.stdout == (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert runner.invoke(main, [*command, "-o", str(page)]).exit_code == 1
+    assert json.loads(runner.invoke(main, [*command, "--json"]).stdout)["validation"] == "holdout"
+    assert runner.invoke(main, [*command, "--json", "--markdown"]).exit_code == 2
+    wrong = runner.invoke(main, [*command, "-o", str(tmp_path / "report.pdf")])
+    assert (wrong.exit_code, "report.html" in wrong.stderr) == (1, True)
+
+
+def test_a_frame_needs_no_training_to_be_compared(processed: Processed, tmp_path: Path):
+    run = make_run(tmp_path, processed)
+    mean = frame.read(run / "holdout" / "valid.csv")
+    frame.write(mean.iloc[::-1], tmp_path / "reversed.csv")
+    found = report([run], processed.folder, frames=[("reversed", tmp_path / "reversed.csv")])
+    assert found.comparison.lines[-1].valid == found.comparison.lines[-2].valid
+    assert found.significance[0].pair("reversed", run.name).verdict == "can't tell"
+    assert found.correlation.values[0][1] == pytest.approx(1)
