@@ -33,6 +33,8 @@ ONLY_IN = {
     "requests": {"remote"},
     "click": {"cli"},
     "rich": {"cli"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
 }
 
 
@@ -120,7 +122,18 @@ def test_nothing_is_pickled_or_evaluated(module: Path):
 def test_the_command_line_loads_nothing_heavy():
     code = "import sys, kit.cli; print(sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for package in ("torch", "transformers", "pandas", "numpy", "sklearn", "rich", "kagglesdk", "requests", "pyarrow"):
+    for package in (
+        "torch",
+        "transformers",
+        "pandas",
+        "numpy",
+        "sklearn",
+        "rich",
+        "kagglesdk",
+        "requests",
+        "pyarrow",
+        "matplotlib",
+    ):
         assert f"'{package}'" not in loaded
 
 

@@ -66,12 +66,14 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import json, kit, kit.recipes as r, kit.model.backbones as b;"
-        "print(json.dumps([kit.__file__, list(r.shipped()), b.BACKBONES['electra'].sizes]))"
+        "import json, kit, kit.recipes as r, kit.model.backbones as b, kit.report as p, pathlib;"
+        "page = sorted(f.name for f in pathlib.Path(p.__file__).parent.glob('page.*'));"
+        "print(json.dumps([kit.__file__, list(r.shipped()), b.BACKBONES['electra'].sizes, page]))"
     )
     environment = {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    file, recipes, sizes = json.loads(done.stdout)
+    file, recipes, sizes, page = json.loads(done.stdout)
     assert Path(file).is_relative_to(tmp_path / "site")
     assert {"electra", "default", "tiny-roberta"} <= set(recipes)
     assert sizes["layers"] == 24
+    assert page == ["page.css", "page.html.jinja", "page.py"]

@@ -134,3 +134,9 @@ def test_the_order_of_rows_does_not_matter(order):
     assert one.log_loss == pytest.approx(other.log_loss)
     assert one.calibration_error == pytest.approx(other.calibration_error)
     assert one.accuracy == other.accuracy
+
+
+def test_the_swap_gap_is_the_mean_distance_of_a_probability():
+    as_given = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
+    assert metrics.swap_gap(as_given, as_given) == 0
+    assert metrics.swap_gap(as_given, np.array([[0.4, 0.4, 0.2], [0.2, 0.2, 0.6]])) == pytest.approx(0.2 / 6)

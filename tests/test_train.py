@@ -24,10 +24,11 @@ from kit.model.backbones import BACKBONES
 from kit.model.batches import Collator
 from kit.model.encoder import build
 from kit.model.pair import PairModel
+from kit.predict import predict_split
 from kit.recipe import ModelSpec, Recipe
 from kit.recipes import load
 from kit.rundir import RunDir
-from kit.schema import ID, LABEL, SWAP
+from kit.schema import CLASSES, ID, LABEL, SWAP
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
 from kit.training import part as training
@@ -58,6 +59,16 @@ def test_a_run_directory_holds_what_it_promises(run: RunDir, quick: Recipe, proc
     assert not (part / "checkpoints").exists()
     assert run.recipe == quick
     assert run.origin["data"] == processed.digest("train")
+
+
+def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: RunDir, processed: Processed, tmp_path: Path):
+    fusion = load("tiny-electra", (*QUICK, "train.max_steps=2", "model.head=fusion"))
+    result = train(fusion, processed.folder, tmp_path)
+    both, one = (predict_split(result["run"], "valid", processed.folder, swap=swap) for swap in (True, False))
+    classes, recorded = list(CLASSES), result["parts"]["holdout"]["swap_gap"]
+    assert recorded == pytest.approx(2 * np.abs(both[classes] - one[classes]).to_numpy().mean(), rel=1e-3)
+    assert recorded > 0
+    assert run.parts()["holdout"]["swap_gap"] == pytest.approx(0, abs=1e-7)
 
 
 def test_the_metrics_are_those_of_the_validation_predictions(run: RunDir, data: Path, processed: Processed):
