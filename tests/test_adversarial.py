@@ -63,6 +63,16 @@ def test_the_gradient_is_that_of_the_perturbed_weights_and_adds_to_what_was_accu
             torch.testing.assert_close(parameter.grad, first + second)
 
 
+def test_what_does_not_learn_does_not_move(pair: PairModel):
+    pair.encoder.encoder.layer[0].requires_grad_(False)
+    frozen = [p.detach().clone() for p in pair.encoder.encoder.layer[0].parameters()]
+    before = pair.encoder.encoder.layer[1].output.dense.weight.detach().clone()
+    with WorstNearby(pair, 0.01).around(loss(pair)):
+        kept = zip(pair.encoder.encoder.layer[0].parameters(), frozen, strict=True)
+        assert all(torch.equal(p, b) for p, b in kept)
+        assert not torch.equal(pair.encoder.encoder.layer[1].output.dense.weight, before)
+
+
 @pytest.mark.parametrize("factor", [0.0, float("inf"), float("nan")])
 def test_without_a_usable_gradient_nothing_moves(pair: PairModel, factor: float):
     before = {name: p.detach().clone() for name, p in pair.named_parameters()}
@@ -98,6 +108,16 @@ def test_r_drop_is_the_mean_loss_and_the_symmetric_divergence():
     mean = (SMOOTHED(first, LABELS, 4) + SMOOTHED(second, LABELS, 4)) / 2
     found = of_two_passes(SMOOTHED, 0.7)((first, second), LABELS, 4)
     assert found.item() == pytest.approx((mean + 0.7 * (forth + back) / 2 / 4).item(), rel=1e-6)
+
+
+def test_r_drop_counts_rows_by_their_weight_and_orders_by_half():
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 4, 3)
+    soft = functional.one_hot(LABELS, 3).float()
+    plain = of_two_passes(SMOOTHED, 0.7)((first, second), LABELS, 4)
+    assert of_two_passes(SMOOTHED, 0.7)((first, second), 2 * soft, 8).item() == pytest.approx(plain.item(), rel=1e-6)
+    orders = tuple(torch.stack([each, each], 1) for each in (first, second))
+    assert of_two_passes(SMOOTHED, 0.7)(orders, LABELS, 4).item() == pytest.approx(plain.item(), rel=1e-6)
 
 
 def test_r_drop_of_accumulated_batches_is_that_of_the_whole():

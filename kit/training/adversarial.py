@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,8 @@ class WorstNearby:
 
     def __init__(self, model: nn.Module, size: float):
         self.size = size
-        self.weights = [p for name, p in model.named_parameters() if layer_of(name) is not None and p.ndim > 1]
+        inside = [p for name, p in model.named_parameters() if layer_of(name) is not None]
+        self.weights = [weight for weight in inside if weight.ndim > 1 and weight.requires_grad]
 
     @contextmanager
     def around(self, loss: Tensor) -> Iterator[None]:
@@ -53,16 +53,19 @@ class WorstNearby:
 def of_two_passes(loss: Loss, weight: float) -> Loss:
     """R-Drop (Liang et al. 2021): the mean loss of two passes, and `weight` times how far apart dropout sets them.
 
-    That distance is half the sum of the two Kullback-Leibler divergences, summed over the rows and divided by
-    `num_items_in_batch`, as `loss` is. Takes the logits of both passes, two of (B, 3), or of both orders (B, 2, 3).
+    That distance is half the sum of the two Kullback-Leibler divergences, summed over the rows by their weights and
+    divided by `num_items_in_batch`, as `loss` is. Takes the logits of both passes, two of (B, 3), or of both orders
+    (B, 2, 3).
     """
 
-    def of_two(logits: tuple[Tensor, Tensor], labels: Any, num_items_in_batch: Tensor | int) -> Tensor:
+    def of_two(logits: tuple[Tensor, Tensor], labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
         both = [loss(each, labels, num_items_in_batch=num_items_in_batch) for each in logits]
         first, second = (functional.log_softmax(each.float(), -1) for each in logits)
         apart = ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2  # KL(p|q) + KL(q|p), halved
-        apart = apart.reshape(len(apart), -1).mean(1).sum()  # orders count half each
-        return sum(both) / 2 + weight * apart / num_items_in_batch
+        rows = apart.reshape(len(apart), -1).mean(1)  # (B): orders count half each
+        if labels.ndim == 2:
+            rows = rows * labels.sum(1)
+        return sum(both) / 2 + weight * rows.sum() / num_items_in_batch
 
     return of_two
 

@@ -27,8 +27,8 @@ class Averaging(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.names = decay, [name for name, _ in model.named_parameters()]
-        self.weights = list(model.parameters())
+        learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.decay, self.names, self.weights = decay, list(learning), list(learning.values())
         self.average = [weight.detach().clone() for weight in self.weights]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
