@@ -94,11 +94,12 @@ def test_early_stopping_at_the_class_shares_is_a_collapse_and_the_end_of_the_tim
 
 
 def test_what_the_recipe_has_already_is_no_advice():
-    flat = advice(TrainSpec(lr=5e-5, warmup=0.0, layer_decay=1.0))
-    assert all(cure in flat for cure in ("train.lr=2.5e-05", "train.warmup=", "train.layer_decay="))
-    cured = advice(TrainSpec(warmup=0.15, layer_decay=0.9))
-    assert "warmup" not in cured
-    assert "layer_decay" not in cured
+    flat = advice(TrainSpec(lr=5e-5, head_lr=5e-5, warmup=0.0))
+    cures = ("train.lr=2.5e-05", "train.head_lr=0.00025", "train.warmup=", "train.layer_decay=", "train.head_only=")
+    assert all(cure in flat for cure in cures)
+    assert "train.reinit_layers=" in flat
+    cured = advice(TrainSpec(lr=1e-5, warmup=0.15, layer_decay=0.9, head_only=0.1, reinit_layers=1))
+    assert "train." not in cured
 
 
 @settings(deadline=None, max_examples=10)

@@ -121,14 +121,16 @@ def advice(spec: TrainSpec) -> str:
     What the recipe has already is not named again.
     """
     cures = {
-        f"train.lr={spec.lr / 2:g}": True,
+        f"train.lr={spec.lr / 2:g}": spec.lr > 1e-5,  # below that it is not the rate
+        f"train.head_lr={max(1e-4, 5 * spec.lr):g}": spec.head_lr < 2 * spec.lr,
         "train.warmup=0.15": spec.warmup < 0.1,
         "train.layer_decay=0.9": spec.layer_decay > 0.95,
         "train.head_only=0.1": not spec.head_only,
         "train.reinit_layers=1": not spec.reinit_layers,
     }
     named = " ".join(f"--set {cure}" for cure, missing in cures.items() if missing)
+    begin = f"Change the recipe: {named}; or add" if named else "The recipe has the usual cures already; add"
     return (
-        f"Change the recipe: {named}; or add --resume --restart to try again with half the rates and another seed. "
+        f"{begin} --resume --restart to try again with half the rates and another seed. "
         "With --no-guard a training goes on all the same."
     )
