@@ -1,0 +1,84 @@
+"""Every shipped recipe builds what it describes, and the defaults keep to the regime that is known to converge."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from kit.cli import main
+from kit.model.backbones import BACKBONES, max_positions
+from kit.model.encoder import build
+from kit.model.pair import PairModel
+from kit.recipe import Recipe
+from kit.recipes import load, shipped
+from kit.training.optim import Schedule, optimizer
+
+ALL = {name: load(name, backbone="roberta" if name == "default" else None) for name in shipped()}
+PRETRAINED = {
+    name: recipe
+    for name, recipe in ALL.items()
+    if BACKBONES[recipe.backbone].hub_id and not name.endswith("-reference")
+}
+
+
+@pytest.mark.parametrize("recipe", ALL.values(), ids=ALL)
+def test_every_recipe_builds_at_full_size_on_the_meta_device(recipe: Recipe):
+    record = BACKBONES[recipe.backbone]
+    pooling = record.pooling if recipe.model.pooling == "auto" else recipe.model.pooling
+    with torch.device("meta"):
+        model = PairModel(build(record.config), record.config, dataclasses.replace(recipe.model, pooling=pooling))
+        vectors = torch.zeros(2, 2, record.sizes["hidden"] + recipe.model.reward)
+        features = None
+        if model.reads:
+            side_names, pair_names = model.reads
+            features = {"sides": torch.zeros(2, 2, len(side_names)), "pair": torch.zeros(2, len(pair_names))}
+        logits = model.head(vectors, features)
+    assert logits.shape == (2, 3)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    Schedule(optimizer(model, recipe.train), recipe.train, 1000)
+
+
+@pytest.mark.parametrize("recipe", PRETRAINED.values(), ids=PRETRAINED)
+def test_the_defaults_keep_to_what_converges(recipe: Recipe):
+    train, limit = recipe.train, max_positions(BACKBONES[recipe.backbone].config)
+    if limit == 512:  # absolute positions
+        assert recipe.encode.max_tokens == 512
+    else:
+        assert 256 <= recipe.encode.max_tokens <= 1024
+    assert 0.15 <= recipe.encode.prompt_share <= 0.25
+    assert recipe.model.head == "symmetric" or train.swap_augmentation
+    assert train.warmup >= 0.1
+    assert train.schedule in ("linear", "cosine")
+    assert train.layer_decay <= 0.95 or train.lora_rank
+    assert train.head_lr >= train.lr
+    assert 2 <= train.epochs <= 3
+    assert 32 <= train.batch_size <= 64
+    assert train.evals_per_epoch >= 4
+    assert train.label_smoothing <= 0.05
+    assert recipe.predict.swap
+
+
+def test_the_larger_the_encoder_of_a_family_the_lower_its_rate():
+    for family in (("deberta", "deberta-base", "deberta-large"), ("electra-small", "electra-base", "electra")):
+        rates = [ALL[name].train.lr for name in family]
+        assert rates == sorted(rates, reverse=True)
+
+
+def test_each_recipe_is_one_line_of_purpose_of_its_own():
+    result = CliRunner().invoke(main, ["recipes", "--json"])
+    purposes = {each["name"]: each["purpose"] for each in json.loads(result.output)}
+    assert set(purposes) == set(shipped())
+    assert len(set(purposes.values())) == len(purposes)
+    assert all(30 <= len(purpose) <= 125 and "\n" not in purpose for purpose in purposes.values())
+
+
+def test_a_cross_encoder_is_among_them():
+    cross = ALL["deberta-cross"]
+    assert cross.model.shape == "cross"
+    assert cross.encode.max_tokens > ALL["deberta"].encode.max_tokens  # one budget for both answers
+
+
+def test_a_reward_model_brings_its_reward():
+    assert ALL["reward-deberta"].model.reward
