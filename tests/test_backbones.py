@@ -58,6 +58,12 @@ def test_every_record_is_complete(record: Backbone):
     assert json.loads(json.dumps(record.config)) == record.config
 
 
+def test_what_reads_a_hundred_languages_has_a_vocabulary_for_them():
+    multilingual = [record for record in BACKBONES.values() if record.multilingual]
+    assert {record.name for record in multilingual} == {"mdeberta", "xlm-roberta"}
+    assert all(record.sizes["vocabulary"] >= 250_000 for record in multilingual)
+
+
 def test_the_hub_ids_are_all_different():
     ids = [record.hub_id for record in BACKBONES.values() if record.hub_id]
     assert len(set(ids)) == len(ids)

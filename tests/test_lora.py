@@ -147,6 +147,14 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
         assert torch.equal(weights, expected[name]), name
 
 
+def test_they_go_together_with_averaging_perturbation_and_two_passes(data: Path, tmp_path: Path):
+    extras = ("train.ema=0.9", "train.awp=0.01", "train.awp_start=0.0", "train.r_drop=0.5", "train.max_steps=4")
+    result = train(load("tiny-electra", (*LORA, *extras)), data, tmp_path)
+    weights = load_file(Path(result["run"]) / "holdout" / "model.safetensors")
+    assert not [name for name in weights if "lora" in name]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
 def test_fresh_layers_that_could_not_learn_are_refused():
     with pytest.raises(RecipeError, match="adapters alone learn"):
         adapt(small("tiny-electra"), TrainSpec(lora_rank=4, reinit_layers=1))

@@ -393,6 +393,20 @@ def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("text", "warned"), [("ascii", True), ("unicode", False)])
+def test_a_multilingual_backbone_is_not_fed_ascii_unawares(
+    text: str, warned: bool, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from kit.data.preprocess import preprocess
+
+    preprocess(raw, tmp_path / "data", text=text)
+    monkeypatch.setitem(BACKBONES, "tiny-electra", dataclasses.replace(BACKBONES["tiny-electra"], multilingual=True))
+    said: list[str] = []
+    with pytest.raises(RecipeError, match="positions"):  # it need not train to say so
+        train(load("tiny-electra", ("encode.max_tokens=2048",)), tmp_path / "data", tmp_path / "runs", say=said.append)
+    assert any("--text unicode" in line for line in said) is warned
+
+
 def test_an_unknown_fold_lists_the_folds(quick: Recipe, data: Path, tmp_path: Path):
     with pytest.raises(RecipeError, match="folds 0 to 2"):
         train(quick, data, tmp_path, "7")

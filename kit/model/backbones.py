@@ -22,6 +22,7 @@ class Backbone:
     pooling: what `model.pooling = "auto"` means for it.
     pretraining: the objective its weights come from.
     precision: what is known about half precision.
+    multilingual: whether its pretraining and its vocabulary cover a hundred languages.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Backbone:
     pretraining: str
     licence: str
     precision: str = "fp16 and bf16 autocast"
+    multilingual: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -74,8 +76,10 @@ BACKBONES: dict[str, Backbone] = {
         Backbone("electra-small", "google/electra-small-discriminator", "mean", RTD, "Apache-2.0"),
         Backbone("electra-base", "google/electra-base-discriminator", "mean", RTD, "Apache-2.0"),
         Backbone("electra", "google/electra-large-discriminator", "mean", RTD, "Apache-2.0"),
-        Backbone("mdeberta", "microsoft/mdeberta-v3-base", "mean", RTD + ", 100 languages", "MIT", FP16_DEBERTA),
-        Backbone("xlm-roberta", "FacebookAI/xlm-roberta-base", "mean", MLM + ", 100 languages", "MIT"),
+        Backbone("mdeberta", "microsoft/mdeberta-v3-base", "mean", RTD + ", 100 languages", "MIT", FP16_DEBERTA, True),
+        Backbone(
+            "xlm-roberta", "FacebookAI/xlm-roberta-base", "mean", MLM + ", 100 languages", "MIT", multilingual=True
+        ),
         Backbone("modernbert-base", "answerdotai/ModernBERT-base", "mean", MLM, "Apache-2.0"),
         Backbone("modernbert-large", "answerdotai/ModernBERT-large", "mean", MLM, "Apache-2.0"),
         Backbone(

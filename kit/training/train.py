@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from kit import parts
 from kit.data.processed import open_processed
+from kit.model.backbones import BACKBONES
 from kit.model.encoder import resolve
 from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
@@ -51,6 +52,12 @@ def train(
     processed = open_processed(data)
     folds = parts.chosen(fold, processed.folds)
     resolve(recipe.backbone)  # one that does not exist leaves no run behind
+    known = BACKBONES.get(recipe.backbone)
+    if known and known.multilingual and processed.manifest["options"]["text"] == "ascii":
+        say(
+            f"{known.name} reads a hundred languages, but these rows were stripped to ASCII; "
+            "`kit preprocess --text unicode` keeps them"
+        )
     ranks = PartialState(cpu=not torch.cuda.is_available())
     with ranks.main_process_first():
         run = RunDir.create(runs, recipe, parts.origin(processed))
