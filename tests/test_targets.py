@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from kit.data.rows import read_rows
 from kit.errors import DataError
 from kit.recipes import load
 from kit.schema import CLASSES, SOFT_LABELS, SWAP, TEXTS, WEIGHT
+from kit.training.adversarial import of_two_passes
 from kit.training.train import train
 from kit.training.trainer import summed_cross_entropy
 
@@ -237,6 +239,12 @@ def test_a_row_of_weight_2_counts_as_two(values: list, smoothing: float, data: s
     repeated = summed_cross_entropy(
         logits.repeat_interleave(weights, 0), soft.repeat_interleave(weights, 0), weights.sum(), smoothing
     )
+    assert weighted.item() == pytest.approx(repeated.item(), rel=1e-5, abs=1e-6)
+    two = of_two_passes(partial(summed_cross_entropy, smoothing=smoothing), 0.5)
+    passes = (logits, logits.flip(1))
+    weighted = two(passes, soft * weights[:, None], num_items_in_batch=weights.sum())
+    passes = [each.repeat_interleave(weights, 0) for each in passes]
+    repeated = two(passes, soft.repeat_interleave(weights, 0), num_items_in_batch=weights.sum())
     assert weighted.item() == pytest.approx(repeated.item(), rel=1e-5, abs=1e-6)
 
 
