@@ -1,4 +1,4 @@
-"""DeBERTa's attention made fast: the modules of a loaded encoder are exchanged for ours, with the same weights and names.
+"""DeBERTa's attention made fast: modules of a loaded encoder are exchanged for ours, with the same weights and names.
 
 transformers computes the position terms with gathers over batch-sized tensors and has no fused kernel for them; on
 CUDA and CPU ours takes its place, elsewhere and for what kit never asks of it (attention maps, other queries than the
@@ -65,10 +65,11 @@ class FastAttention(DisentangledSelfAttention):
         c2p = p2c = None
         if "c2p" in self.pos_att_type:
             project = self.key_proj if self.share_att_key else self.pos_key_proj
-            c2p = self._heads(project(embeddings).index_select(0, rows)).transpose(0, 1)
+            c2p = self._heads(project(embeddings).index_select(0, rows)).transpose(0, 1).contiguous()
         if "p2c" in self.pos_att_type:
             project = self.query_proj if self.share_att_key else self.pos_query_proj
-            p2c = self._heads((project(embeddings) * scale).index_select(0, rows.flip(0))).transpose(0, 1)
+            scaled = (project(embeddings) * scale).index_select(0, rows.flip(0))
+            p2c = self._heads(scaled).transpose(0, 1).contiguous()
         return c2p, p2c
 
 
@@ -80,9 +81,9 @@ class KeyMaskEncoder(DebertaV2Encoder):
 
     def get_attention_mask(self, attention_mask: Tensor) -> Tensor:
         """(B, T) -> (B, 1, 1, T); another mask as the base class has it."""
-        return (
-            attention_mask[:, None, None] if attention_mask.dim() == 2 else super().get_attention_mask(attention_mask)
-        )
+        if attention_mask.dim() == 2:
+            return attention_mask[:, None, None]
+        return super().get_attention_mask(attention_mask)
 
     def get_rel_pos(
         self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None
@@ -93,9 +94,8 @@ class KeyMaskEncoder(DebertaV2Encoder):
 
 def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, c2p: Table, p2c: Table, real: Tensor, dropout: float) -> Tensor:
     """As `Attend`, by torch's fused kernels, which take a bias and its gradient: (B, T, H, D) in and out."""
-    if c2p is None and p2c is None:
-        bias = real[:, None, None]
-    else:
+    bias = real[:, None, None]
+    if c2p is not None or p2c is not None:
         bias = PositionBias.apply(q, k, c2p, p2c, real)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0).transpose(1, 2)
@@ -117,7 +117,7 @@ def table_rows(length: int, buckets: int, most: int, span: int, device: torch.de
 
 
 def quicken(encoder: nn.Module) -> nn.Module:
-    """The encoder with its attention exchanged where it is DeBERTa's; any other as it came. Weights are moved, not copied."""
+    """The encoder with its attention exchanged, if it is a DeBERTa; any other as it came. Weights move, uncopied."""
     if type(encoder) is not DebertaV2Model:
         return encoder
     encoder.encoder = _exchanged(KeyMaskEncoder, encoder.encoder, encoder.config)

@@ -4,8 +4,8 @@ A score is q_i·k_j + q_i·a[i-j] + k_j·b[i-j] (He et al. 2021, eq. 4): content
 With one row per distance in the tables a and b, a position term is a strided view of a matrix product, as in
 Transformer-XL's shift (Dai et al. 2019, appendix B); nothing is gathered, and nothing scattered in the backward pass.
 
-Shapes: q, k, v (B, T, H, D) with the softmax scale already in q; tables (H, 2T-1, D), whose row r is for the column that
-stands r-(T-1) places after its row: in `c2p` queries are rows, in `p2c`, which has the scale in it too, keys are.
+Shapes: q, k, v (B, T, H, D) with the softmax scale already in q; tables (H, 2T-1, D), whose row r is for the column
+that stands r-(T-1) places after its row: in `c2p` queries are rows; in `p2c`, which has the scale in it too, keys are.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = {
-    "cpu": 3 << 19,
-    "cuda": 1 << 28,
-}  # bytes of float32 scores at a time (per thread): on a CPU the cache holds them
+CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # bytes of float32 scores at a time; per thread on a CPU, for its cache
 BLOCK = {"cpu": 128, "cuda": 512}  # rows of a position term at a time: T + BLOCK - 1 distances instead of 2T - 1
 Table = Tensor | None  # None where the attention has no such term
 
@@ -82,7 +79,7 @@ class Attend(torch.autograd.Function):
                 low = grad.to(q.dtype)
                 dqs, dks = _product(low, ks), _product(low.mT, qs)
                 _position_grads(
-                    grad, qs, ks, _of(c2p, heads), _of(p2c, heads), dqs, dks, _of(dc2p, heads), _of(dp2c, heads)
+                    low, qs, ks, _of(c2p, heads), _of(p2c, heads), dqs, dks, _of(dc2p, heads), _of(dp2c, heads)
                 )
                 _part(dq, rows, heads).copy_(dqs)
                 _part(dk, rows, heads).copy_(dks)
@@ -154,9 +151,8 @@ def _position_grads(
                 if spread.shape != shape:
                     spread = grad.new_zeros(shape)  # all blocks of this shape write to the same places of it
                 _shifted(spread).copy_(of[:, :, block])
-                low = spread.to(q.dtype)
-                drows[:, :, block].add_(_product_with(low, near))
-                flat = low.flatten(1, 2).mT  # (h, T + R - 1, b * R)
+                drows[:, :, block].add_(_product_with(spread, near))
+                flat = spread.flatten(1, 2).mT  # (h, T + R - 1, b * R)
                 dtable[:, distances].add_(torch.bmm(flat, part.flatten(1, 2)))
 
 

@@ -1,0 +1,149 @@
+"""DeBERTa's attention: kit's against transformers' own module, one training step of one attention, in one process.
+
+    python benchmarks/attention.py [--tokens 256 512] [--batch 8] [--hidden 384 --heads 6] [--repeats 5] [--json]
+
+Weights are random, of DeBERTa-v3-xsmall's size by default, with dropout as it is trained. Steps of the two alternate,
+each timed by the processor time that it took, which other programs on the machine disturb less than the clock.
+
+Memory is of one step: `kept` is what autograd holds at the end of the forward pass, each storage counted once, without
+the weights and the input, which are there anyway; `peak` is the most that was allocated at a time over forward and
+backward beyond what stood before, by the profiler's record of every allocation. Targets: 1.3 times the speed, and 0.6
+of the peak.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+
+from kit.model.backbones import BACKBONES
+from kit.model.encoder import build
+
+SPEED, MEMORY = 1.3, 0.6
+SIDES = ("transformers", "kit")
+
+
+class Step:
+    """One forward and backward pass of an encoder's first attention."""
+
+    def __init__(self, encoder: nn.Module, batch: int, tokens: int, kind: torch.dtype):
+        self.attention, self.kind = encoder.encoder.layer[0].attention.self.train(), kind
+        generator = torch.Generator().manual_seed(0)
+        self.hidden = torch.randn(batch, tokens, encoder.config.hidden_size, generator=generator).requires_grad_()
+        lengths = torch.linspace(tokens, tokens * 0.9, batch).long()  # what length buckets leave of padding
+        mask = (torch.arange(tokens) < lengths[:, None]).long()
+        self.mask = encoder.encoder.get_attention_mask(mask)
+        self.distances = encoder.encoder.get_rel_pos(self.hidden)
+        self.embeddings = encoder.encoder.get_rel_embedding().detach().requires_grad_()
+
+    def forward(self) -> Tensor:
+        """Mixed values; gradients of an earlier step are gone."""
+        self.attention.zero_grad()
+        self.hidden.grad = self.embeddings.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.kind == torch.bfloat16):
+            return self.attention(self.hidden, self.mask, relative_pos=self.distances, rel_embeddings=self.embeddings)[
+                0
+            ]
+
+    def __call__(self) -> None:
+        self.forward().sum().backward()
+
+    def seconds(self) -> float:
+        """Processor time of a step, over all threads."""
+        start = time.process_time()
+        self()
+        return time.process_time() - start
+
+    def kept(self) -> int:
+        """Bytes that autograd holds between the passes."""
+        known = {x.untyped_storage().data_ptr() for x in (*self.attention.parameters(), self.hidden, self.embeddings)}
+        seen: dict[int, int] = {}
+
+        def keep(x: Tensor) -> Tensor:
+            if x.untyped_storage().data_ptr() not in known:
+                seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with saved_tensors_hooks(keep, lambda x: x):
+            result = self.forward()
+        del result
+        return sum(seen.values())
+
+    def peak(self) -> int:
+        """The most bytes allocated at a time in a step, beyond what was there before it."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            self()
+        now = most = 0
+        for event in sorted(record.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+        return most
+
+
+def measure(options: argparse.Namespace, tokens: int, kind: torch.dtype) -> dict[str, object]:
+    """One line of the table."""
+    size = {"hidden_size": options.hidden, "num_attention_heads": options.heads, "num_hidden_layers": 1}
+    config = BACKBONES["deberta"].config | size | {"vocab_size": 10}
+    batch = max(1, options.batch * 256 // tokens)
+    torch.manual_seed(0)
+    steps = {side: Step(build(config, fast_attention=side == "kit"), batch, tokens, kind) for side in SIDES}
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for counted in [False] + [True] * options.repeats:
+        for side, step in steps.items():
+            elapsed = step.seconds()
+            if counted:
+                times[side].append(elapsed)
+    medians = {side: statistics.median(several) for side, several in times.items()}
+    kept, peak = ({side: how(step) for side, step in steps.items()} for how in (Step.kept, Step.peak))
+    line = {"precision": str(kind).removeprefix("torch."), "tokens": tokens, "batch": batch}
+    line |= {f"{side} s": medians[side] for side in SIDES}
+    line |= {f"{side} kept MiB": kept[side] / 2**20 for side in SIDES}
+    line |= {f"{side} peak MiB": peak[side] / 2**20 for side in SIDES}
+    line |= {"speed": medians["transformers"] / medians["kit"], "kept": kept["kit"] / kept["transformers"]}
+    line |= {"peak": peak["kit"] / peak["transformers"]}
+    return line | {"met": line["speed"] >= SPEED and line["peak"] <= MEMORY}
+
+
+def main() -> int:
+    """Prints a table, or JSON; exits with 1 when a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 512])
+    parser.add_argument(
+        "--batch", type=int, default=16, help="sequences of 256 tokens; as many tokens at other lengths"
+    )
+    parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=5, help="counted steps of each (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    lines = [measure(options, tokens, kind) for kind in (torch.float32, torch.bfloat16) for tokens in options.tokens]
+    setting = {"torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version()}
+    if options.json:
+        print(json.dumps(setting | {"target speed": SPEED, "target peak": MEMORY, "results": lines}, indent=1))
+    else:
+        print(", ".join(f"{name} {value}" for name, value in setting.items()))
+        print(f"{'':22}{'seconds a step':>22}{'peak MiB':>22}{'speed':>8}{'peak':>7}{'kept':>7}")
+        for line in lines:
+            where = f"{line['precision']} {line['batch']} x {line['tokens']}"
+            pairs = [
+                [f"{line[f'{side} {what}']:.{digits}f}" for side in SIDES]
+                for what, digits in (("s", 3), ("peak MiB", 0))
+            ]
+            print(
+                f"{where:22}{' / '.join(pairs[0]):>22}{' / '.join(pairs[1]):>22}"
+                f"{line['speed']:>8.2f}{line['peak']:>7.2f}{line['kept']:>7.2f}  {'met' if line['met'] else 'missed'}"
+            )
+        print(f"transformers / kit; targets: speed at least {SPEED:g}, peak at most {MEMORY:g}")
+    return 0 if all(line["met"] for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
