@@ -187,8 +187,8 @@ def _part(x: Tensor, rows: slice, heads: slice) -> Tensor:
 
 
 def _signs(shape: torch.Size, threshold: int) -> Tensor:
-    """-1 with a chance of threshold/65536, else 1, from torch's generator; 16 random bits each, where `bernoulli_`
-    draws more than it needs and takes twenty times as long."""
+    """-1 with a chance of threshold/65536, else 1, by torch's generator: 16 bits each, several to a draw of it, which
+    takes a third of the time of `bernoulli_`."""
     bits = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     return (bits[: shape.numel()].view(shape) < threshold - 32768).view(torch.int8).mul_(-2).add_(1)
 
