@@ -159,6 +159,13 @@ def test_the_count_of_skipped_steps_survives_a_checkpoint():
     assert vars(again) == vars(guard)
 
 
+def test_a_checkpoint_of_an_older_kit_is_taken_up():
+    guard, state = GradientGuard(1e-3), TrainerState()
+    state.stateful_callbacks = {"TrainerControl": {}}
+    guard.on_train_begin(None, state, TrainerControl())
+    assert state.stateful_callbacks["GradientGuard"] == guard.state()
+
+
 def test_attempts_halve_the_rates_and_change_the_seed():
     recipe = load("tiny-electra", ["train.seed=4294967295"])
     assert attempt(recipe, 0) == recipe

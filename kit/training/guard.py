@@ -91,6 +91,10 @@ class GradientGuard(TrainerCallback, ExportableState):
         """What a checkpoint keeps of it."""
         return {"args": {"lr": self.lr}, "attributes": {"row": self.row, "skipped": self.skipped}}
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Trainer saves the state of those only that the checkpoint names; one of an older kit does not name this."""
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: Any
     ) -> None:
