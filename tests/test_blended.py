@@ -72,9 +72,13 @@ def test_rows_that_a_member_lacks_are_left_out(fitted: Fit, models: list[Model],
     assert set(of(fitted, lacking, truth, tmp_path / "blend.json").predictions) == {"valid"}
 
 
-def test_a_missing_member_is_named(fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path):
+def test_a_missing_member_and_namesakes_are_named(
+    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+):
     with pytest.raises(DataError, match=r"blend\.json: blends a, of which"):
         of(fitted, models[1:], truth, tmp_path / "blend.json")
+    with pytest.raises(DataError, match=r"blend\.json: blends b, of which the report has 2 predictions"):
+        of(fitted, [*models, models[1]], truth, tmp_path / "blend.json")
 
 
 def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[Model], truth: pd.DataFrame, tmp_path: Path):

@@ -1,5 +1,6 @@
 """A saved blend among the models: what it gives on test rows, and honestly on the rows its weights were fitted to."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,17 +32,18 @@ def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.
         groups: of the validation rows, (N,).
 
     Raises:
-        DataError: not a saved blend, or a member is not among the models.
+        DataError: not a saved blend, or a member is not among the models, or two models are called as it is.
     """
     blend, content = read(path), files.read(path, "blend")
-    by_name = {model.run.name if model.run else model.name: model for model in models if not model.reference}
-    missing = [name for name in blend.used if name not in by_name]
-    if missing:
+    named = [(model.run.name if model.run else model.name, model) for model in models if not model.reference]
+    found = Counter(name for name, _ in named)
+    wrong = [name for name in blend.used if found[name] != 1]
+    if wrong:
         raise DataError(
-            f"{path}: blends {', '.join(missing)}, of which the report has no predictions",
-            "Name all its members: runs by their folders, other files as --frame NAME=FILE.",
+            f"{path}: blends {', '.join(wrong)}, of which the report has {found[wrong[0]] or 'no'} predictions",
+            "Name each of its members once: runs by their folders, other files as --frame NAME=FILE.",
         )
-    used = [by_name[name] for name in blend.used]
+    used = [dict(named)[name] for name in blend.used]
     shares = tuple(weight for weight in blend.weights if weight > 0)
     small, predictions = replace(blend, members=blend.used, weights=shares), {}
     fitted = content.get("fitted") if isinstance(content.get("fitted"), dict) else {}

@@ -81,8 +81,8 @@ def _against_best(each: Significance) -> Table:
         if name != each.best:
             pair = each.pair(name, each.best)
             interval = f"{_signed(pair.mean)} [{_signed(pair.low)}, {_signed(pair.high)}]"
-            body.append((*cells(name, interval), Cell(pair.verdict, tone=TONES[pair.verdict])))
-    head = ("model", f"log loss less that of {each.best} [95%]", "verdict")
+            body.append((Cell(name), Cell(pair.verdict, tone=TONES[pair.verdict]), Cell(interval)))
+    head = ("model", "verdict", f"log loss less that of {each.best} [95%]")
     return Table(f"Against the best on {each.rows} rows, {each.best}", head, tuple(body))
 
 
