@@ -17,6 +17,11 @@ from kit.recipe import Recipe
 from kit.recipes import load
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update`: what the documentation shows is written anew where it is no longer true."""
+    parser.addoption("--update", action="store_true", help="Write the documentation's outputs and tables anew.")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests, their children and torchrun leave in the temporary folder goes when pytest's own folders go."""

@@ -1,0 +1,94 @@
+"""The walk-through of docs/kaggle.md, typed as it stands there, against a Kaggle on this machine."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import snippets
+from click.testing import CliRunner
+from fake_kaggle import FakeKaggle
+from heard import Heard
+
+from kit import frame
+from kit.cli import main
+from kit.data import sample
+from kit.data.preprocess import preprocess
+from kit.data.processed import open_processed
+from kit.recipe import Recipe
+from kit.recipes import load
+from kit.remote import ledger
+from kit.remote.retry import Patience
+from kit.remote.session import OUTPUTS
+from kit.schema import ID, LABEL
+
+PAGE = snippets.ROOT / "docs/kaggle.md"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeKaggle]:
+    """A Kaggle on which a training kernel leaves all folds of its run, as well as a toy could have trained them."""
+    with FakeKaggle(owner="ada") as server:
+        real, scored = server.save_kernel, dict(server.kernel_files)
+
+        def save(body: dict) -> dict:
+            backbone = body["newTitle"].split()[2] if body["newTitle"].startswith("kit train") else ""
+            server.kernel_files = trained(load(backbone), Path("data/processed")) if backbone else scored
+            return real(body)
+
+        server.save_kernel = save
+        yield server
+
+
+def trained(recipe: Recipe, data: Path) -> dict[str, bytes]:
+    """A run directory with all folds as a training kernel leaves it, its predictions better than the class prior."""
+    processed = open_processed(data)
+    rows = processed.train([ID, LABEL])
+    noise = np.random.default_rng(ord(recipe.name[0])).dirichlet([1, 1, 1], len(rows))
+    probabilities = 0.6 * noise + 0.4 * (0.6 * np.eye(3)[rows[LABEL].to_numpy()] + 0.4 / 3)
+    run = f"runs/{recipe.run_name}"
+    origin = {"data": processed.digest("train"), "folds": processed.folds, "text": "unicode"}
+    files = {f"{run}/recipe.toml": recipe.to_toml().encode(), f"{run}/origin.json": json.dumps(origin).encode()}
+    for fold in range(processed.folds):
+        places = processed.fold_rows(fold)[1]
+        made = frame.make(rows[ID].to_numpy()[places], probabilities[places])
+        files[f"{run}/fold{fold}/valid.csv"] = made.to_csv(index=False).encode()
+        metrics = {"log_loss": 1.0, "accuracy": 0.5, "valid_rows": len(places)}
+        files[f"{run}/fold{fold}/metrics.json"] = json.dumps(metrics).encode()
+    written = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    return files | {OUTPUTS: json.dumps({"push": "", "files": written}).encode()}
+
+
+def test_the_walk_through_is_what_comes_out(
+    fake: FakeKaggle,
+    home: Path,
+    heard: Heard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    sample.write(Path("data/raw"), rows=700)
+    preprocess(Path("data/raw"), Path("data/processed"))
+    for where in ("kit.remote.retry", "kit.doctor"):
+        monkeypatch.setattr(f"{where}.Patience", functools.partial(Patience, sleep=heard.pauses.append))
+
+    def kit(words: list[str]) -> tuple[int, str]:
+        result = CliRunner().invoke(main, words)
+        return result.exit_code, result.output
+
+    with fake.patched(home):
+        outcomes = snippets.run(PAGE, kit)
+    assert len(outcomes) > 8
+    if request.config.getoption("--update"):
+        snippets.rewrite(PAGE, outcomes)
+    else:
+        assert [each.problem for each in outcomes if each.problem] == []
+    (entry,) = ledger.read("submissions/ledger.csv")
+    assert len(entry.runs.split()) == 2
+    assert sum(map(float, entry.weights.split())) == pytest.approx(1)
