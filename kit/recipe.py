@@ -38,7 +38,7 @@ class ModelSpec:
     sequence, so that each answer is read in view of the other, and does so in both orders of the answers.
     fast_attention: kit's own code for DeBERTa's attention instead of transformers'; the same numbers to rounding. Other
     families have a fast one already.
-    pooling: "auto" is the registry's choice for the backbone.
+    pooling: "auto" is the registry's choice for the backbone, and "cls" under "cross".
     head: "fusion" is the reference's classifier on [a; b; a-b; a*b], or under "cross" on the row as it stands alone;
     "symmetric" permutes exactly with its inputs.
     features: length, format and language of both answers, and their likeness, join the encoder's vectors in the head.

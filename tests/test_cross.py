@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 
 from kit import frame
 from kit.cli import main
+from kit.data.processed import Processed
+from kit.recipes import load
 from kit.rundir import RunDir
 from kit.schema import CLASSES
+from kit.training.start import new_model
 
 CROSS = (*QUICK, "encode.max_tokens=48", "model.shape=cross", "train.max_steps=8")
 
@@ -99,6 +102,14 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
     expected = load_file(run / "holdout" / "model.safetensors")
     for name, weights in load_file(tmp_path / run.name / "holdout" / "model.safetensors").items():
         assert torch.equal(weights, expected[name]), name
+
+
+@pytest.mark.parametrize(("shape", "pooling"), [("cross", "cls"), ("siamese", "mean")])
+def test_a_row_read_whole_is_pooled_by_its_first_token(shape: str, pooling: str, processed: Processed):
+    automatic, _ = new_model(load("tiny-electra", (*CROSS, f"model.shape={shape}")), processed)
+    assert automatic.spec.pooling == pooling
+    chosen, _ = new_model(load("tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")), processed)
+    assert chosen.spec.pooling == "attention"
 
 
 def test_the_two_shapes_share_no_cache(run: Path, data: Path):

@@ -1,5 +1,6 @@
 """The model a training begins from: pretrained weights under a fresh head, or a toy backbone made for these rows."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -82,6 +83,8 @@ def _texts(table: pa.Table) -> Iterator[str]:
 
 
 def _pooled(spec: ModelSpec, source: Backbone | Path) -> ModelSpec:
+    """The spec with "auto" resolved; a mean over both answers would blur which of them said what."""
     if spec.pooling != "auto":
         return spec
-    return ModelSpec(**{**vars(spec), "pooling": source.pooling if isinstance(source, Backbone) else "mean"})
+    registry = source.pooling if isinstance(source, Backbone) else "mean"
+    return dataclasses.replace(spec, pooling="cls" if spec.shape == "cross" else registry)
