@@ -164,7 +164,7 @@ TABLE = tabular_rows(len(ROWS))
 def pair_with_features(head: str = "symmetric", shape: str = "siamese") -> PairModel:
     torch.manual_seed(1)
     config = CONFIGS["electra"]
-    model = PairModel(build(config), config, ModelSpec(shape, "mean", head, 8, features=True))
+    model = PairModel(build(config), config, ModelSpec(shape, pooling="mean", head=head, head_hidden=8, features=True))
     model.fit_features(TABLE, np.arange(4))
     for parameter in model.head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # as if it had been trained: the short way begins at zero

@@ -292,7 +292,9 @@ def test_both_orders_in_one_step_are_a_batch_with_swapped_copies(smoothing: floa
     tabular, labels = tabular_rows(len(rows)), torch.tensor([0, 1, 2, 0])
     torch.manual_seed(1)
     config = BACKBONES["tiny-electra"].config
-    model = PairModel(build(config), config, ModelSpec("mean", "fusion", head_hidden=8, features=True)).eval()
+    model = PairModel(
+        build(config), config, ModelSpec(pooling="mean", head="fusion", head_hidden=8, features=True)
+    ).eval()
     model.fit_features(tabular, np.arange(len(rows)))
     batches = [
         Collator(rows, PAD, segments=True, tabular=tabular)(range(len(rows))),
