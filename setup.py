@@ -50,7 +50,15 @@ setup(
     extras_require={
         "lora": ["peft>=0.18"],
         "tensorboard": ["tensorboard>=2.17"],
-        "test": ["build>=1.2", "hypothesis>=6.100", "peft>=0.18", "pytest>=8", "ruff>=0.9", "setuptools>=77"],
+        "test": [
+            "build>=1.2",
+            "hypothesis>=6.100",
+            "peft>=0.18",
+            "pytest>=8",
+            "ruff>=0.9",
+            "setuptools>=77",
+            "tensorboard>=2.17",
+        ],
     },
     entry_points={"console_scripts": ["kit=kit.cli:main"]},
     classifiers=[

@@ -57,7 +57,6 @@ def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
 
 
 def test_the_files_are_tensorboards(data: Path, tmp_path: Path):
-    pytest.importorskip("tensorboard")
     run = Path(train(load("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
