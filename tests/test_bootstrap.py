@@ -114,3 +114,10 @@ def test_several_losses_see_the_same_draws():
     assert pair[:3] == pytest.approx(alone[:3])
     assert pair.verdict == alone.verdict
     assert differences(losses, groups)[2][0].mean == pytest.approx(-pair.mean)
+
+
+@pytest.mark.parametrize("groups", [7, 61, 1003])
+def test_equal_losses_have_equal_intervals_wherever_they_stand(groups: int):
+    losses = np.random.default_rng(groups).gamma(2, 0.5, (1, groups)).repeat(6, axis=0)
+    assert len(set(intervals(losses, np.arange(groups)))) == 1
+    assert {each for row in differences(losses, np.arange(groups)) for each in row} == {(0.0, 0.0, 0.0, "can't tell")}

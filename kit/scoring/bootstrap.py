@@ -64,7 +64,8 @@ def means(row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: i
     found = np.empty((len(sums), draws))
     for draw in range(draws):
         drawn = generator.integers(0, count, size=count, dtype=np.int32)
-        found[:, draw] = sums @ np.bincount(drawn, minlength=count).astype(np.float64)
+        times = np.bincount(drawn, minlength=count).astype(np.float64)
+        found[:, draw] = [each @ times for each in sums]  # one by one: equal rows have equal means, to the bit
     return found[:-1] / found[-1]
 
 
