@@ -50,7 +50,7 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, flo
     """Trains and predicts one run, unless it is there, and returns its log losses."""
     tokens = options.tokens * (2 if "cross" in variant else 1)
     budget = {"encode.max_tokens": tokens, "train.batch_size": options.batch, "train.max_steps": options.steps}
-    keys = RATES | {"train.evals_per_epoch": "2", "train.precision": options.precision} | VARIANTS[variant]
+    keys = RATES | {"train.evals_per_epoch": "1", "train.precision": options.precision} | VARIANTS[variant]
     sets = [f"{key}={value}" for key, value in (keys | budget | {"train.seed": seed}).items()]
     recipe = load("default", sets, backbone=str(options.backbone))
     runs = options.runs / variant.replace(" ", "-").replace(",", "")
