@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import kit
-from kit import frame, parts
+from kit import frame, lock, parts
 from kit.atomic import write_json
 from kit.data.features import FEATURES, features
 from kit.data.processed import Processed, open_processed
@@ -40,12 +40,20 @@ def run(
 
     Raises:
         KitError: no such baseline or fold, or `runs` has this baseline of other data.
+        HeldError: another process is fitting this baseline.
     """
     if name not in FITS:
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
     processed = open_processed(data)
     chosen = parts.chosen(fold, processed.folds)
     run_dir = RunDir.create_baseline(runs, name, parts.origin(processed))
+    with lock.held(run_dir.path):
+        return _run(name, processed, run_dir, chosen, say)
+
+
+def _run(
+    name: str, processed: Processed, run_dir: RunDir, chosen: list[int | str], say: Callable[[str], None]
+) -> dict[str, Any]:
     missing = [each for each in chosen if not run_dir.done(each)]
     for each in chosen:
         if each not in missing:

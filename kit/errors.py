@@ -43,3 +43,7 @@ class CollapseError(RunError):
 
 class DeviceError(KitError):
     """The hardware cannot do what was asked: wrong kernels, not enough memory."""
+
+
+class HeldError(KitError):
+    """Another process is at work where this one would write."""

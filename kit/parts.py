@@ -1,12 +1,13 @@
 """The parts of a run, for networks and baselines alike: which folds are meant, and what the finished ones amount to."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import kit
-from kit import frame
+from kit import frame, lock
 from kit.atomic import write_json
 from kit.data.processed import Processed
 from kit.errors import RecipeError
@@ -45,6 +46,11 @@ def summarise(run: RunDir, processed: Processed, write: bool = True) -> dict[str
     Returns:
         `run` (its folder), `parts` (their metrics), and `oof` (log_loss, accuracy, rows) once every fold is done.
     """
+    with lock.held(run.path, "metrics", wait=True) if write else nullcontext():  # folds may be trained side by side
+        return _summarise(run, processed, write)
+
+
+def _summarise(run: RunDir, processed: Processed, write: bool) -> dict[str, Any]:
     summary: dict[str, Any] = {"run": str(run.path), "parts": run.parts()}
     if all(run.done(fold) for fold in range(processed.folds)):
         oof = pd.concat([frame.read(run.part(fold) / "valid.csv") for fold in range(processed.folds)])

@@ -12,7 +12,7 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 
 # Each room may import those before it, and itself.
 ROOMS = (
-    ("errors", "schema", "atomic", "memory", "__init__"),
+    ("errors", "schema", "lock", "atomic", "memory", "__init__"),
     ("frame", "recipe", "recipes", "rundir"),
     ("data", "scoring"),
     ("model", "parts"),

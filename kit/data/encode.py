@@ -3,6 +3,7 @@
 import array
 import dataclasses
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kit.atomic import writing_folder
+from kit import lock
+from kit.atomic import writing_files, writing_folder
 from kit.data.layout import LAYOUTS
 from kit.errors import DataError
 from kit.recipe import EncodeSpec, Shape
@@ -48,7 +50,8 @@ class Vocabulary:
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files in Hugging Face layout."""
-        self.pretrained.save_pretrained(folder)
+        with writing_files(folder) as temporary:
+            self.pretrained.save_pretrained(temporary)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def encode_cached(
     identity = [FORMAT, content, vocabulary.digest, dataclasses.asdict(spec), shape]
     folder = cache / f"tokens-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     if not (folder / "meta.json").exists():
-        encode(table, vocabulary, spec, folder, shape)
+        with lock.held(cache, folder.name, wait=True):
+            if not (folder / "meta.json").exists():  # else another process has just encoded them
+                encode(table, vocabulary, spec, folder, shape)
     return Encoded.open(folder)
 
 
@@ -132,13 +137,19 @@ def encode(table: pa.Table, vocabulary: Vocabulary, spec: EncodeSpec, folder: Pa
                         lengths.append(len(first) + len(second))
                         cut += lost
                 total += len(tokens)
-                np.frombuffer(tokens, np.int32).tofile(file)
+                file.write(tokens)  # numpy's tofile says nothing where the disk is full at its very end
         starts = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, np.int64))])
-        np.save(temporary / "starts.npy", starts)
-        np.save(temporary / "first_lengths.npy", np.frombuffer(first_lengths, np.int32))
-        np.save(temporary / "whole_lengths.npy", np.frombuffer(whole_lengths, np.int32))
+        _save(temporary / "starts.npy", starts)
+        _save(temporary / "first_lengths.npy", np.frombuffer(first_lengths, np.int32))
+        _save(temporary / "whole_lengths.npy", np.frombuffer(whole_lengths, np.int32))
         meta = {"format": FORMAT, "rows": table.num_rows, "sides": sides, "cut": cut, "tokens": total}
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, values)
+    path.write_bytes(content.getbuffer())
 
 
 def _tokenise(column: pa.ChunkedArray, backend: Any) -> list[list[list[int]]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from kit import __version__
+from kit import __version__, lock
 from kit.atomic import sha256, write_json, writing
 from kit.data import clean
 from kit.data import raw as raw_files
@@ -116,11 +116,19 @@ def preprocess(
     Raises:
         DataError: an input file cannot be used; names the file, row and id.
         KitError: an option is out of range, or `out` cannot be the processed folder.
+        HeldError: another process is writing `out`.
     """
     options = Options(text, split, folds, valid, seed, allow_test_prompts)
     raw, out = Path(raw), Path(out)
     if out.exists() and (not out.is_dir() or out.resolve() == raw.resolve()):
         raise KitError(f"{out} is {'the raw folder' if out.is_dir() else 'a file'}", "Name another folder with --out.")
+    with lock.held(out):
+        return _preprocess(raw, out, extra, soft_labels, options)
+
+
+def _preprocess(
+    raw: Path, out: Path, extra: Sequence[str | Path], soft_labels: Sequence[str | Path], options: Options
+) -> dict:
     optional = {"sample": raw / SAMPLE_FILE, "floor": raw / BAYES_FILE}
     inputs = {"train": raw / TRAIN_FILE, "test": raw / TEST_FILE} | {r: p for r, p in optional.items() if p.exists()}
     files = [*inputs.items(), *(("extra", Path(path)) for path in extra)]
@@ -143,7 +151,7 @@ def preprocess(
         train, extras = join(train, extras, sources, [Path(path) for path in soft_labels])
     if "sample" in inputs:
         _check_sample(inputs["sample"], inputs["test"], test.ids)
-    merged = merge(train, test, extras, allow_test_prompts)
+    merged = merge(train, test, extras, options.allow_test_prompts)
     valid_rows, fold = _cut(merged, options)
     manifest = described | _counts(merged, valid_rows, fold, options, [train, test, *extras])
     columns, schema = [merged.ids, merged.labels, merged.groups, valid_rows, fold, merged.extra], TRAIN_SCHEMA
@@ -152,9 +160,9 @@ def preprocess(
     if merged.weights is not None:
         columns, schema = [*columns, merged.weights], schema.append(WEIGHT_FIELD)
     (out / MANIFEST).unlink(missing_ok=True)
-    _write(out / TRAIN_TABLE, schema, text, merged.texts, merged.keep, columns)
+    _write(out / TRAIN_TABLE, schema, options.text, merged.texts, merged.keep, columns)
     every = np.ones(len(test.ids), bool)
-    _write(out / TEST_TABLE, TEST_SCHEMA, text, test.texts, every, [test.ids, merged.test_groups])
+    _write(out / TEST_TABLE, TEST_SCHEMA, options.text, test.texts, every, [test.ids, merged.test_groups])
     outputs = [TRAIN_TABLE, TEST_TABLE]
     (out / BAYES_FILE).unlink(missing_ok=True)
     if "floor" in inputs:

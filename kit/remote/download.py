@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kit import atomic
+from kit import atomic, lock
 from kit.errors import KitError
 from kit.remote import transfer
 from kit.remote.client import Client
@@ -48,11 +48,25 @@ def download(
     Raises:
         KaggleError: rules not accepted, no such competition, no answer, a damaged archive.
         KitError: a file would be overwritten, the disk is full.
+        HeldError: another process is downloading to `out`.
     """
-    out = Path(out)
+    with lock.held(Path(out)):
+        return _download(client, Path(out), competition, force, say, progress)
+
+
+def _download(
+    client: Client,
+    out: Path,
+    competition: str,
+    force: bool,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> Downloaded:
     sizes = files(client, competition)
     here = {name: (out / name).stat().st_size for name in sizes if (out / name).is_file()}
+    target = out / f"{competition}.zip"
     if here == sizes:
+        transfer.discard(target)  # a process that was killed had unpacked it
         say(f"{out}: all {len(sizes)} files are there already")
         return _report(out, sizes, competition, already=True)
     for name, size in here.items():
@@ -64,7 +78,6 @@ def download(
     _check_space(out, sum(sizes.values()))
     doing = f"downloading {competition}"
     say(f"{doing}: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB unpacked")
-    target = out / f"{competition}.zip"
     archive = transfer.fetch(client, lambda: _address(client, competition), target, doing, say, progress)
     try:
         unpack(archive, out, sizes)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kit import atomic
+from kit import atomic, lock
 from kit.errors import KitError
 from kit.remote import logs, transfer
 from kit.remote.client import Client
@@ -64,9 +64,22 @@ def download(
     Raises:
         KaggleError: there are none, an address answers with an error, a file differs from what the notebook wrote.
         KitError: `out` exists and `force` was not given.
+        HeldError: another process is downloading there.
     """
     out = Path(out)
     atomic.refuse_overwrite(out, force)
+    with lock.held(out.parent, out.name):
+        return _download(client, ref, out, only, say, progress)
+
+
+def _download(
+    client: Client,
+    ref: KernelRef,
+    out: Path,
+    only: Callable[[str], bool],
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> Output:
     listed = addresses(client, ref)
     wanted = [name for name in listed if only(name) or name == OUTPUTS]
     if not wanted:

@@ -115,6 +115,12 @@ def _attempt(client: Client, url: str, target: Path, doing: str, say: Say, progr
     return part
 
 
+def discard(target: Path) -> None:
+    """Removes what an interrupted download of `target` left, once it is of no more use."""
+    for part in _parts(target):
+        part.unlink()
+
+
 def upload(client: Client, url: str, path: Path, doing: str) -> None:
     """Sends a file to a signed address, continuing after a drop where the receiver says it stopped.
 

@@ -32,6 +32,7 @@ from kit.schema import ID, LABEL
 from kit.scoring.metrics import accuracy, log_loss, prior, swap_gap
 from kit.training import lora
 from kit.training.callbacks import Progress, TimeBudget
+from kit.training.disk import advice_on_disk
 from kit.training.guard import CollapseGuard
 from kit.training.start import new_model
 from kit.training.tracking import tensorboard
@@ -74,6 +75,7 @@ def train_part(
     part = run.part(fold)
     if run.done(fold):
         say(f"{part} is done already")
+        shutil.rmtree(part / CHECKPOINTS, ignore_errors=True)  # left by a process that was killed at its very end
         return run.parts()[part.name]
     checkpoints = part / CHECKPOINTS
     if checkpoints.exists() and not resume:
@@ -114,7 +116,7 @@ def train_part(
         last = last_whole_checkpoint(checkpoints)
     if resume and last:
         say(f"going on from step {last.name.rpartition('-')[2]}")
-    with _advice_on_memory(recipe, trainer.args.per_device_train_batch_size):
+    with _advice_on_memory(recipe, trainer.args.per_device_train_batch_size), advice_on_disk(part):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if recipe.train.lora_rank:
             lora.merge(model.encoder)

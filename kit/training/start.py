@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from kit import lock
 from kit.data.encode import Vocabulary
 from kit.data.processed import Processed
 from kit.errors import BackboneError, RecipeError
@@ -70,7 +71,9 @@ def tiny_folder(record: Backbone, data: Processed) -> Path:
     key = hashlib.sha256(json.dumps([data.digest("train"), record.config], sort_keys=True).encode()).hexdigest()[:16]
     folder = data.cache / f"{record.name}-{key}"
     if not (folder / "config.json").exists():
-        tiny.write(record, _texts(data.train()), folder)
+        with lock.held(data.cache, folder.name, wait=True):
+            if not (folder / "config.json").exists():
+                tiny.write(record, _texts(data.train()), folder)
     return folder
 
 

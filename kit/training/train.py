@@ -4,13 +4,14 @@ import gc
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from kit import parts
+from kit import lock, parts
 from kit.data.processed import open_processed
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import resolve
@@ -69,7 +70,8 @@ def train(
             break
         start = time.monotonic()
         options = {"resume": resume, "guard": guard, "report_to": report_to, "deadline": deadline}
-        train_again(recipe, processed, run, each, restarts, **options, listen=listen, say=say)
+        with lock.held(run.path, run.part(each).name) if ranks.is_main_process else nullcontext():
+            train_again(recipe, processed, run, each, restarts, **options, listen=listen, say=say)
         longest = max(longest, time.monotonic() - start)
         gc.collect()  # Trainer's model and optimizer hang in a reference cycle, and the next fold needs their memory
         torch.cuda.empty_cache()
