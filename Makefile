@@ -13,9 +13,10 @@ RUNS     ?= $(wildcard runs/*)
 FILE     ?= submissions/submission.csv
 TRUTH    ?= $(wildcard $(RAW)/truth.csv)
 ARGS     ?=
+SOAK_MINUTES ?= 60  # of `make soak`
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check download preprocess train predict ensemble validate score report kernel \
+.PHONY: help setup demo test soak check download preprocess train predict ensemble validate score report kernel \
         kernel-status submit bench clean
 
 help: ## list the targets
@@ -34,6 +35,9 @@ demo: setup ## run the whole pipeline on the embedded sample
 
 test: check ## lint, then run every test, offline
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(ARGS)
+
+soak: setup ## kill, starve and feed rubbish to every command for SOAK_MINUTES
+	OMP_NUM_THREADS=1 SOAK_MINUTES=$(strip $(SOAK_MINUTES)) $(VENV)/bin/python -m pytest tests/faults $(ARGS)
 
 check: setup ## lint and check the formatting
 	$(VENV)/bin/ruff check .
