@@ -10,16 +10,17 @@ import kit
 from kit import frame, lock
 from kit.atomic import write_json
 from kit.data.processed import Processed
-from kit.errors import RecipeError
+from kit.errors import RecipeError, RunError
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import CLASSES, ID, LABEL
 from kit.scoring.metrics import accuracy, log_loss
 
 
-def origin(processed: Processed) -> dict[str, Any]:
-    """What a run remembers of the data it is made from, and of the kit that made it."""
+def origin(processed: Processed, backbone: str | None = None) -> dict[str, Any]:
+    """What a run remembers of the data it is made from, of its backbone's folder, and of the kit that made it."""
     options = {name: processed.manifest["options"][name] for name in ("text", "split", "folds")}
-    return {"data": processed.digest("train"), "kit": kit.__version__} | options
+    folder = {"backbone": backbone} if backbone else {}
+    return {"data": processed.digest("train"), "kit": kit.__version__} | options | folder
 
 
 def chosen(fold: str, folds: int) -> list[int | str]:
@@ -53,7 +54,7 @@ def summarise(run: RunDir, processed: Processed, write: bool = True) -> dict[str
 def _summarise(run: RunDir, processed: Processed, write: bool) -> dict[str, Any]:
     summary: dict[str, Any] = {"run": str(run.path), "parts": run.parts()}
     if all(run.done(fold) for fold in range(processed.folds)):
-        oof = pd.concat([frame.read(run.part(fold) / "valid.csv") for fold in range(processed.folds)])
+        oof = pd.concat([_valid(run, processed, fold) for fold in range(processed.folds)])
         truth = processed.train([ID, LABEL]).to_pandas().set_index(ID)[LABEL]
         labels, each = truth[oof[ID]].to_numpy(np.int64), oof[list(CLASSES)].to_numpy()
         summary["oof"] = {"log_loss": log_loss(each, labels), "accuracy": accuracy(each, labels), "rows": len(oof)}
@@ -62,3 +63,20 @@ def _summarise(run: RunDir, processed: Processed, write: bool) -> dict[str, Any]
     if write:
         write_json(run.path / "metrics.json", summary)
     return summary
+
+
+def _valid(run: RunDir, processed: Processed, fold: int) -> pd.DataFrame:
+    """A fold's predictions of the rows that it did not train on.
+
+    Raises:
+        RunError: they are of other rows, as those of another split are.
+    """
+    path = run.part(fold) / "valid.csv"
+    found = frame.read(path)
+    ids = processed.train([ID])[ID].to_numpy()[processed.fold_rows(fold)[1]]
+    if not np.array_equal(np.sort(found[ID].to_numpy()), np.sort(ids)):
+        raise RunError(
+            f"{path}: its ids are not those of fold {fold} in {processed.folder}: it is of another split or other data",
+            f"Delete {path.parent} and train that fold again.",
+        )
+    return found

@@ -82,7 +82,7 @@ def predict_input(
     """The run's predictions on any CSV with test.csv's columns, cleaned as the run's training rows were."""
     run = RunDir.open(run)
     parts = run.require_parts()
-    table = prepare_input(file, run.origin["text"])
+    table = prepare_input(file, run.noted("text", str))
     ranks = PartialState(cpu=not torch.cuda.is_available())
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
         shared = broadcast_object_list([scratch])[0]  # the first process encodes for all of this machine
@@ -109,6 +109,7 @@ def _average(
     ranks = PartialState(cpu=compute.device.type == "cpu")
     total = 0.0
     for number, part in enumerate(parts):
+        run.check_files(part)
         model, vocabulary = PairModel.from_pretrained(part)
         model.to(compute.device)
         with ranks.main_process_first():

@@ -1,26 +1,33 @@
 """A run directory: the only memory between commands.
 
     runs/<name>/recipe.toml            the experiment, defaults included; a baseline has none, nor any model
-                origin.json            the data it was made from, and by which kit; the name of a baseline
+                origin.json            the data, recipe and backbone folder it was made from, by their hashes, and by
+                                       which kit; the name of a baseline
                 holdout/ or fold<k>/   model.safetensors, config.json, tokenizer, trainer_state.json, valid.csv,
                                        metrics.json
                 oof.csv, metrics.json  once every fold asked for is done
 
-`metrics.json` is written last, so its presence means done.
+`metrics.json` is written last, so its presence means done; a part's has the hashes of the files that make its model.
 """
 
+import hashlib
 import json
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kit.atomic import write_json, write_text
-from kit.errors import RunError
+from kit import __version__
+from kit.atomic import sha256, write_json, write_text
+from kit.errors import RecipeError, RunError
 from kit.recipe import Recipe
 from kit.recipes import load
 
+T = TypeVar("T")
 HOLDOUT = "holdout"
+FORMAT = 1  # of origin.json; raised when an older kit could not use the run any more
+MODEL_FILES = (".safetensors", ".json", ".model", ".txt")  # of a part, by suffix
 
 
 @dataclass(frozen=True)
@@ -34,16 +41,24 @@ class RunDir:
         """The folder for `recipe` under `runs`, made if new.
 
         Raises:
-            RunError: it is there already and holds another recipe, or was trained on other data.
+            RunError: it is there already and holds another recipe, or was trained on other data, or from a backbone
+                folder with other content.
         """
         run = cls(runs / recipe.run_name)
         if not (run.path / "recipe.toml").exists():
-            write_json(run.path / "origin.json", origin)
-            write_text(run.path / "recipe.toml", recipe.to_toml())
+            text = recipe.to_toml()
+            write_json(run.path / "origin.json", {"format": FORMAT, **origin, "recipe": _digest_of_toml(text)})
+            write_text(run.path / "recipe.toml", text)
             return run
         if run.recipe.hash != recipe.hash:
             raise RunError(f"{run.path}: its recipe.toml was edited since", "Restore it, or train into another --runs.")
         run.check_data(origin["data"])
+        before, now = run.origin.get("backbone"), origin.get("backbone")
+        if before and now and before != now:
+            raise RunError(
+                f"{run.path}: the files in the backbone folder {recipe.backbone} have changed since it was begun",
+                "Restore them, or train into another --runs folder.",
+            )
         return run
 
     @classmethod
@@ -66,6 +81,11 @@ class RunDir:
         path = Path(path)
         run = cls(path)
         if (path / "origin.json").is_file() and ((path / "recipe.toml").is_file() or run.baseline):
+            made = run.origin.get("format", FORMAT)
+            if not isinstance(made, int) or made > FORMAT:
+                raise RunError(
+                    f"{path} was made by kit {run.origin.get('kit')}, newer than this {__version__}", "Upgrade kit."
+                )
             return run
         near = sorted(p.parent.name for p in path.parent.glob("*/origin.json")) if path.parent.is_dir() else []
         known = f"Runs in {path.parent}: {', '.join(near)}." if near else "`kit train` makes one."
@@ -86,19 +106,54 @@ class RunDir:
         """The experiment.
 
         Raises:
-            RunError: a baseline has none.
+            RunError: a baseline has none; it was edited since, or is of a kit that knows other keys.
         """
         self._require_model()
-        return load(self.path / "recipe.toml")
+        path, origin = self.path / "recipe.toml", self.origin
+        if "recipe" in origin and _digest_of_toml(path.read_text(encoding="utf-8")) != origin["recipe"]:
+            raise RunError(
+                f"{path} was edited since the run was begun: its hash is not the one in origin.json",
+                "Restore it: a run's recipe says how its model was made. For another experiment copy it and train.",
+            )
+        try:
+            return load(path)
+        except RecipeError as error:
+            made = origin.get("kit")
+            if made == __version__:
+                raise
+            raise RunError(
+                f"{path} was written by kit {made}, and this is kit {__version__}: {error.problem}",
+                f"Use kit {made} for this run, or train it again.",
+            ) from error
 
     @property
     def origin(self) -> dict[str, Any]:
-        """`data` (hash of the training rows), `text`, `split`, `folds`, `kit` (version)."""
+        """`data` (hash of the training rows), `text`, `split`, `folds`, `kit` (version).
+
+        And since format 1 `recipe` (hash of what recipe.toml says) and, of a folder, `backbone` (hash of its files).
+        """
         return _read(self.path / "origin.json")
+
+    def noted(self, name: str, kind: type[T]) -> T:
+        """One of the origin's values.
+
+        Raises:
+            RunError: it is not there, or no such thing: the file was changed.
+        """
+        value = self.origin.get(name)
+        if type(value) is not kind:
+            raise RunError(f"{self.path / 'origin.json'}: {name} is {str(value)[:40]!r}", _AGAIN)
+        return value
+
+    def check_files(self, part: Path) -> None:
+        """Raises unless the files that make a part's model are those that its training left, by their hashes."""
+        for name, digest in _read(part / "metrics.json").get("files", {}).items():  # an older kit noted none
+            if (part / name).is_file() and sha256(part / name) != digest:
+                raise RunError(f"{part / name}: its SHA-256 is not the one in metrics.json: it was changed", _AGAIN)
 
     def check_data(self, data: str) -> None:
         """Raises unless the training rows, by their hash, are those that the run was made from."""
-        if self.origin["data"] != data:
+        if self.noted("data", str) != data:
             raise RunError(
                 f"{self.path} was trained on other rows than are in the data folder now",
                 "Preprocess with the options in its origin.json, or train into another --runs folder.",
@@ -133,7 +188,7 @@ class RunDir:
                 f"{self.path}: no part of it has finished training",
                 f"Go on with `kit train --recipe {self.path / 'recipe.toml'} --resume`.",
             )
-        if HOLDOUT in finished and len(folds) < self.origin["folds"]:
+        if HOLDOUT in finished and len(folds) < self.noted("folds", int):
             folds = [HOLDOUT]  # what the report shows beside it
         return [self.path / name for name in folds]
 
@@ -145,10 +200,28 @@ class RunDir:
             )
 
 
+_AGAIN = "Copy the run directory again, or train it again."
+
+
+def digests(part: Path) -> dict[str, str]:
+    """The SHA-256 of each file that makes a part's model."""
+    return {path.name: sha256(path) for path in sorted(part.iterdir()) if path.suffix in MODEL_FILES}
+
+
+def _digest_of_toml(text: str) -> str:
+    """A hash of what TOML says, whatever its order, comments and line ends; None of it needs to be a recipe."""
+    try:
+        said = json.dumps(tomllib.loads(text), sort_keys=True, default=str)
+    except ValueError:
+        said = text
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path}: cannot be read: {error}", "Copy the run directory again, or train it again."
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read: {error}", _AGAIN) from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: not the JSON object that kit writes there", _AGAIN)
+    return content

@@ -31,7 +31,7 @@ def finish(run: RunDir, *folds: int | str) -> None:
 def test_a_new_run_explains_itself(run: RunDir, recipe: Recipe):
     assert run.name == recipe.run_name
     assert run.recipe == recipe
-    assert run.origin == ORIGIN
+    assert run.origin.items() >= ORIGIN.items()
     assert sorted(p.name for p in run.path.iterdir()) == ["origin.json", "recipe.toml"]
 
 
@@ -39,7 +39,7 @@ def test_the_same_recipe_on_the_same_data_is_the_same_run(run: RunDir, recipe: R
     finish(run, 0)
     again = RunDir.create(run.path.parent, recipe, ORIGIN | {"kit": "0.2"})
     assert again == run
-    assert again.origin == ORIGIN
+    assert again.origin == run.origin
     assert again.done(0)
 
 

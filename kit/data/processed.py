@@ -5,7 +5,7 @@ train.parquet, test.parquet, perhaps the raw folder's bayes.csv, and manifest.js
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class Processed:
 
     folder: Path
     manifest: dict
+    stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict, compare=False)  # of the tables as opened
 
     @property
     def folds(self) -> int:
@@ -59,7 +60,7 @@ class Processed:
 
     def train(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The training rows, `TRAIN_SCHEMA` and perhaps `SOFT_FIELDS` and `WEIGHT_FIELD`, or some of their columns."""
-        return pq.read_table(self.folder / TRAIN_TABLE, columns=columns)
+        return self._read(TRAIN_TABLE, columns)
 
     def targets(self) -> np.ndarray:
         """What each training row teaches: its label (N,); where there are soft labels or weights, (N, 3) float32.
@@ -80,7 +81,14 @@ class Processed:
 
     def test(self) -> pa.Table:
         """The test rows, `TEST_SCHEMA`, in the order of test.csv."""
-        return pq.read_table(self.folder / TEST_TABLE)
+        return self._read(TEST_TABLE)
+
+    def _read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A table, which must still be the one that was opened: rows and folds of two splits would not show."""
+        table = pq.read_table(self.folder / name, columns=columns)
+        if self.stamps and _stamp(self.folder / name) != self.stamps[name]:
+            raise DataError(f"{self.folder / name} was replaced while it was in use", "Run the command again.")
+        return table
 
     def fold_rows(self, fold: int | str) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers into `train()`: those to train on (T,) and those to validate on (V,).
@@ -120,10 +128,20 @@ def open_processed(folder: str | Path) -> Processed:
     if manifest is None:
         what = "no such folder" if not folder.exists() else f"no {MANIFEST} that can be read, so it is not finished"
         raise DataError(f"{folder}: {what}", f"Run `kit preprocess --out {folder}` first.")
+    try:
+        stamps = {name: _stamp(folder / name) for name in (TRAIN_TABLE, TEST_TABLE)}
+    except OSError:
+        stamps = {}  # one is missing: said next
     changed = changed_file(folder, manifest)
     if changed:
         raise DataError(f"{changed}: its SHA-256 is not the one in {MANIFEST}: the file was changed or removed", again)
-    return Processed(folder, manifest)
+    return Processed(folder, manifest, stamps)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Tells a file from another one that has taken its name."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def changed_file(folder: Path, manifest: dict) -> Path | None:

@@ -1,6 +1,7 @@
 """Pretrained encoders and their tokenizers: loaded in float32 and complete, or not at all."""
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kit.atomic import sha256
 from kit.data.encode import Vocabulary
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, Backbone, find
@@ -126,6 +128,20 @@ def resolve(name: str) -> Backbone | Path:
     """As `find`; a registry backbone downloaded to `models/<name>` is used from there."""
     local = Path("models") / name
     return local if name in BACKBONES and (local / "config.json").is_file() else find(name)
+
+
+def folder_digest(source: Backbone | Path) -> str | None:
+    """A hash over the files of a backbone folder that are read: configuration, tokenizer, weights; None of the hub's.
+
+    A folder may stay where it is and change; its path in the recipe would not tell.
+    """
+    if isinstance(source, Backbone):
+        return None
+    weights = next((name for name in WEIGHTS if (source / name).is_file()), "")
+    kinds = {".json", ".txt", ".model", Path(weights.removesuffix(".index.json")).suffix}
+    files = [p for p in sorted(source.iterdir()) if p.suffix in kinds and p.is_file()]
+    content = "".join(f"{path.name} {sha256(path)}\n" for path in files)
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 _FOLDER_HINT = (

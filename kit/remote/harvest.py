@@ -49,7 +49,7 @@ def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
         (run / "origin.json").replace(home / "origin.json")
         (run / "recipe.toml").replace(home / "recipe.toml")
     else:
-        RunDir.open(home).check_data(new.origin["data"])
+        RunDir.open(home).check_data(new.noted("data", str))
     moved = []
     for name in new.parts():
         if (home / name / "metrics.json").exists():
@@ -71,7 +71,7 @@ def _summarise(run: RunDir) -> None:
     """
     parts = run.parts()
     summary: dict[str, Any] = {"run": str(run.path), "parts": parts}
-    folds = [f"fold{k}" for k in range(run.origin["folds"])]
+    folds = [f"fold{k}" for k in range(run.noted("folds", int))]
     if set(folds) <= set(parts):
         rows = [parts[fold]["valid_rows"] for fold in folds]
         each = {

@@ -27,7 +27,7 @@ from kit.model.device import choose, out_of_memory
 from kit.model.inference import collator, predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
-from kit.rundir import RunDir
+from kit.rundir import RunDir, digests
 from kit.schema import ID, LABEL
 from kit.scoring.metrics import accuracy, log_loss, prior, swap_gap
 from kit.training import lora
@@ -175,7 +175,7 @@ def _finish(
     model.save_pretrained(part, vocabulary)
     frame.write(valid, part / "valid.csv")
     write_json(part / "trainer_state.json", {"log_history": [_finite(entry) for entry in history]})
-    write_json(part / "metrics.json", metrics)
+    write_json(part / "metrics.json", metrics | {"files": digests(part)})
     shutil.rmtree(part / CHECKPOINTS)
 
 

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from kit import lock, parts
 from kit.data.processed import open_processed
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import resolve
+from kit.model.encoder import folder_digest, resolve
 from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
 from kit.training import tracking
@@ -52,7 +52,7 @@ def train(
     deadline = began + max_hours * 3600
     processed = open_processed(data)
     folds = parts.chosen(fold, processed.folds)
-    resolve(recipe.backbone)  # one that does not exist leaves no run behind
+    backbone = folder_digest(resolve(recipe.backbone))  # one that does not exist leaves no run behind
     known = BACKBONES.get(recipe.backbone)
     if known and known.multilingual and processed.manifest["options"]["text"] == "ascii":
         say(
@@ -61,7 +61,7 @@ def train(
         )
     ranks = PartialState(cpu=not torch.cuda.is_available())
     with ranks.main_process_first():
-        run = RunDir.create(runs, recipe, parts.origin(processed))
+        run = RunDir.create(runs, recipe, parts.origin(processed, backbone))
     longest = 0.0
     for number, each in enumerate(folds):
         if not run.done(each) and agreed(time.monotonic() + longest > deadline):
