@@ -12,6 +12,8 @@ from kit.atomic import writing
 from kit.errors import DataError
 from kit.schema import CLASSES, ID, PREDICTION_COLUMNS
 
+DIGITS = 300  # the largest float has 309
+
 
 def make(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """A frame from ids (N,) and probabilities (N, 3); rows are normalised in float64.
@@ -51,7 +53,7 @@ def read(path: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path}: no rows", "Make it again; `kit validate` shows what a submission needs.")
     for column in PREDICTION_COLUMNS:
-        numbers = pd.to_numeric(frame[column], errors="coerce")
+        numbers = numbers_of(frame[column])
         bad = ~np.isfinite(numbers.astype("float64").to_numpy())
         if column == ID:
             bad |= ~_whole(numbers)
@@ -70,6 +72,14 @@ def read(path: str | Path) -> pd.DataFrame:
             f"Run `kit validate {path}` for every problem at once.",
         )
     return frame
+
+
+def numbers_of(column: pd.Series) -> pd.Series:
+    """Cells as numbers, NaN where they are none; a whole number of hundreds of digits is none either."""
+    try:
+        return pd.to_numeric(column, errors="coerce")
+    except OverflowError:
+        return pd.to_numeric(column.where(column.astype(str).str.len() < DIGITS), errors="coerce")
 
 
 def _whole(numbers: pd.Series) -> np.ndarray:

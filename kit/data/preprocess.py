@@ -29,6 +29,7 @@ from kit.data.processed import (
     TRAIN_TABLE,
     WEIGHT_FIELD,
     changed_file,
+    manifest_digest,
     read_manifest,
 )
 from kit.data.rows import Rows, read_rows
@@ -171,6 +172,7 @@ def _preprocess(
             shutil.copyfile(inputs["floor"], temporary)
     manifest["outputs"] = {name: sha256(out / name) for name in outputs}
     check(out, manifest, train.ids, test.ids, schema)
+    manifest["sha256"] = manifest_digest(manifest)
     write_json(out / MANIFEST, manifest)
     return {**manifest, "reused": False}
 

@@ -3,6 +3,7 @@
 train.parquet, test.parquet, perhaps the raw folder's bayes.csv, and manifest.json, which is written last.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -151,11 +152,17 @@ def changed_file(folder: Path, manifest: dict) -> Path | None:
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest, or None if there is none of this form."""
+    """The manifest, or None if there is none of this form, or it was changed."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         whole = {TRAIN_TABLE, TEST_TABLE} <= set(manifest["outputs"]) <= {TRAIN_TABLE, TEST_TABLE, BAYES_FILE}
-        whole = whole and isinstance(manifest["options"]["folds"], int)
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = whole and manifest["sha256"] == manifest_digest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return manifest if whole else None
+
+
+def manifest_digest(manifest: dict) -> str:
+    """A hash over everything else that a manifest says, so that not even its own counts and options can change."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -29,7 +29,7 @@ def load(name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str 
         raise RecipeError(f"no recipe {str(name_or_file)!r}", f"Shipped: {', '.join(shipped())}; or name a TOML file.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not TOML, not UTF-8, or a number beyond all bounds
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number or nesting beyond all bounds
         raise RecipeError(f"{path}: not valid TOML: {error}", "Compare with `kit recipes NAME`.") from error
     values.setdefault("name", path.stem)
     if backbone and backbone != values.get("backbone"):
@@ -65,7 +65,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     for line in (text, f"{key}={json.dumps(value.strip())}"):
         try:
             return tomllib.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             failure = error
             if not re.fullmatch(r"\s*[A-Za-z./][\w.\-/]*\s*", value):
                 break

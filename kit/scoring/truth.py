@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import DataError
+from kit.frame import numbers_of
 from kit.schema import CLASSES, EXTRA, GROUP, ID, LABEL, PREDICTION_COLUMNS
 from kit.scoring.validate import gradable
 
@@ -61,9 +62,9 @@ def _from_csv(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: not a CSV file: {error}", "Make it again, as UTF-8 with commas.") from error
     table.index += 2
     table = table.dropna(how="all")
-    ids = pd.to_numeric(table[ID], errors="coerce").to_numpy(np.float64)
+    ids = numbers_of(table[ID]).to_numpy(np.float64)
     _first_bad(path, table, ~np.isfinite(ids) | (ids != np.floor(ids)), [ID], "the id is not a whole number")
-    classes = np.column_stack([pd.to_numeric(table[c], errors="coerce").to_numpy(np.float64) for c in CLASSES])
+    classes = np.column_stack([numbers_of(table[c]).to_numpy(np.float64) for c in CLASSES])
     one_hot = np.isin(classes, (0, 1)).all(axis=1) & (classes.sum(axis=1) == 1)
     _first_bad(path, table, ~one_hot, [ID, *CLASSES], "exactly one class must be 1 and the others 0")
     return pd.DataFrame({ID: table[ID].astype(np.int64), LABEL: classes.argmax(axis=1).astype(np.int8)}, table.index)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import DataError
-from kit.frame import read_table
+from kit.frame import numbers_of, read_table
 from kit.schema import CLASSES, ID, PREDICTION_COLUMNS
 from kit.scoring.metrics import EPS
 from kit.scoring.submission import LISTED, Problem, at, listed, read
@@ -114,7 +114,7 @@ def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Values, and which cells are text; where any are, pandas reads the whole column as text and a grader stops."""
     if pd.api.types.is_integer_dtype(column):
         return column.to_numpy(), np.zeros(len(column), bool)
-    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    values = numbers_of(column).to_numpy(np.float64)
     return values, np.isnan(values) & column.notna().to_numpy()
 
 
