@@ -47,7 +47,7 @@ def read(path: str | Path) -> pd.DataFrame:
     missing = [c for c in PREDICTION_COLUMNS if c not in frame.columns]
     if missing:
         raise DataError(
-            f"{path}: no column {', '.join(missing)} (it has {', '.join(map(str, frame.columns[:12]))})",
+            f"{path}: no column {', '.join(missing)} (it has {', '.join(repr(c[:60]) for c in frame.columns[:12])})",
             "A prediction file has the columns " + ", ".join(PREDICTION_COLUMNS) + ".",
         )
     if frame.empty:

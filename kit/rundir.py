@@ -209,7 +209,7 @@ def digests(part: Path) -> dict[str, str]:
 
 
 def _digest_of_toml(text: str) -> str:
-    """A hash of what TOML says, whatever its order, comments and line ends; None of it needs to be a recipe."""
+    """A hash of what TOML says, whatever its order, comments and line ends."""
     try:
         said = json.dumps(tomllib.loads(text), sort_keys=True, default=str)
     except ValueError:
@@ -217,9 +217,13 @@ def _digest_of_toml(text: str) -> str:
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read: {error}", _AGAIN) from error
     if not isinstance(content, dict):

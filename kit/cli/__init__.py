@@ -8,7 +8,7 @@ import sys
 import click
 
 from kit import __version__
-from kit.cli import blending, data, doctor, kaggle, kernels, scoring, training
+from kit.cli import blending, data, doctor, kaggle, kernels, scoring, show, training
 from kit.errors import KitError
 
 
@@ -34,7 +34,7 @@ class Cli(click.Group):
                 if isinstance(error, KitError)
                 else f"{error.filename or 'the system'}: {error.strerror or error}"
             )
-            click.secho(f"Error: {text}", fg="red", err=True)
+            click.secho(f"Error: {show.printable(text)}", fg="red", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)

@@ -44,13 +44,18 @@ def cell(value: Any) -> str:
         return f"{value:.4f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+    return printable(str(value), "")
+
+
+def printable(text: str, allowed: str = "\n") -> str:
+    """The text without control characters, which names in the data may hold, and a terminal would obey."""
+    return "".join(c if c.isprintable() or c in allowed else repr(c)[1:-1] for c in text)
 
 
 def note(text: str) -> None:
     """A line about what is going on, on stderr so that it never mixes with results."""
     if LEADER:
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kit.errors import RunError
 from kit.report.evidence import Evidence, Rows, gather
 from kit.report.model import Model
 from kit.scoring.bootstrap import intervals
@@ -137,12 +138,18 @@ def _training(model: Model, validation: str) -> dict[str, Any]:
     parts = list(model.parts(validation).values())
     if not parts:
         return {}
-    epochs = [part["best_epoch"] for part in parts if part["best_epoch"] is not None]  # a baseline has no epochs
-    gaps = [part.get("swap_gap") for part in parts]
-    known = None not in gaps
-    return {
-        "swap_gap": float(np.average(gaps, weights=[part["valid_rows"] for part in parts])) if known else None,
-        "best_epoch": float(np.mean(epochs)) if epochs else None,
-        "parameters": parts[0]["parameters"],
-        "minutes": sum(part["minutes"] for part in parts),
-    }
+    try:
+        epochs = [part["best_epoch"] for part in parts if part["best_epoch"] is not None]  # a baseline has no epochs
+        gaps = [part.get("swap_gap") for part in parts]
+        known = None not in gaps
+        return {
+            "swap_gap": float(np.average(gaps, weights=[part["valid_rows"] for part in parts])) if known else None,
+            "best_epoch": float(np.mean(epochs)) if epochs else None,
+            "parameters": parts[0]["parameters"],
+            "minutes": float(sum(part["minutes"] for part in parts)),
+        }
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RunError(
+            f"{model.name}: the metrics.json of a part lacks a figure, or holds none in its place: {error!r}",
+            "Copy the run directory again, or train that part again.",
+        ) from error

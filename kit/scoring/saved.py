@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
 
 def number(path: str | Path, value: Any, what: str, low: float = -math.inf) -> float:
     """The value as a finite float of at least `low`; raises DataError that names the file and what it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < low:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or not abs(value) <= sys.float_info.max or value < low:  # NaN is within no bounds
         raise DataError(f"{path}: {what} is {str(value)[:40]!r}", "The file was changed by hand; make it again.")
     return float(value)

@@ -63,7 +63,7 @@ def _from_csv(path: Path) -> pd.DataFrame:
     table.index += 2
     table = table.dropna(how="all")
     ids = numbers_of(table[ID]).to_numpy(np.float64)
-    _first_bad(path, table, ~np.isfinite(ids) | (ids != np.floor(ids)), [ID], "the id is not a whole number")
+    _first_bad(path, table, ~(np.abs(ids) < 2**63) | (ids != np.floor(ids)), [ID], "the id is not a whole number")
     classes = np.column_stack([numbers_of(table[c]).to_numpy(np.float64) for c in CLASSES])
     one_hot = np.isin(classes, (0, 1)).all(axis=1) & (classes.sum(axis=1) == 1)
     _first_bad(path, table, ~one_hot, [ID, *CLASSES], "exactly one class must be 1 and the others 0")
