@@ -17,7 +17,7 @@ SOAK_MINUTES ?= 60  # of `make soak`
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak check download preprocess train predict ensemble validate score report kernel \
-        kernel-status submit bench clean
+        kernel-status submit bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,12 @@ bench: setup ## the speed benchmarks, each against its target
 	$(VENV)/bin/python benchmarks/preprocess.py
 	$(VENV)/bin/python benchmarks/padding.py
 	$(VENV)/bin/python benchmarks/blending.py
+
+lock: setup ## requirements.lock: the pinned set with hashes, for this machine
+	@mkdir -p build
+	$(VENV)/bin/python -m pip install --quiet --dry-run --ignore-installed --report build/lock.json \
+		-c constraints.txt '.[test]'
+	$(VENV)/bin/python supply/lock.py build/lock.json requirements.lock
 
 clean: ## remove what make and the demo made; data, runs and submissions stay
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
