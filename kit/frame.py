@@ -29,7 +29,13 @@ def make(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> None:
-    """Writes the CSV with full float precision (rounding to 6 places breaks row sums), whole or not at all."""
+    """Writes the CSV with full float precision (rounding to 6 places breaks row sums), whole or not at all.
+
+    Raises:
+        DataError: a probability is not a finite number.
+    """
+    if not np.isfinite(frame[list(CLASSES)].to_numpy(np.float64)).all():
+        raise DataError(f"{path}: not written: its probabilities are not finite numbers", "Make them again.")
     with writing(path) as temporary:
         frame.to_csv(temporary, columns=list(PREDICTION_COLUMNS), index=False, lineterminator="\n")
 

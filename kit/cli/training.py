@@ -65,7 +65,11 @@ def recipes(name: str | None, as_json: bool) -> None:
 
     if name:
         recipe = load(name)
-        return show.json_out(dataclasses.asdict(recipe)) if as_json else click.echo(recipe.to_toml(), nl=False)
+        return (
+            show.json_out(dataclasses.asdict(recipe))
+            if as_json
+            else click.echo(show.printable(recipe.to_toml()), nl=False)
+        )
     all_of_them = [load(each) for each in shipped()]
     if as_json:
         return show.json_out([dataclasses.asdict(recipe) for recipe in all_of_them])

@@ -1,0 +1,71 @@
+"""The same numbers every time: in a fresh process, in any batch, and as scikit-learn has them; never NaN in a file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from quick_recipe import QUICK
+from sklearn import metrics as sklearn
+
+from kit import frame
+from kit.errors import DataError
+from kit.model import inference
+from kit.predict import predict_split
+from kit.recipes import load
+from kit.schema import CLASSES, ID
+from kit.scoring.metrics import EPS, log_loss
+from kit.training.train import train
+
+SHORT = (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1")
+EXTREME = st.sampled_from([0.0, 1.0, EPS, EPS / 2, 1 - EPS, 1e-300, 5e-324, 0.5, 1 / 3, 1e-7, 1 - 1e-9])
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(train(load("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
+
+
+def test_a_fresh_process_with_other_hashes_trains_the_same_bits(trained: Path, data: Path, tmp_path: Path):
+    settings_of = [each for override in SHORT for each in ("--set", override)]
+    command = [sys.executable, "-m", "kit", "train", "--backbone", "tiny-electra", "--data", str(data), *settings_of]
+    environment = os.environ | {"PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--runs", str(tmp_path)], check=True, capture_output=True, env=environment)
+    for name in ("model.safetensors", "valid.csv", "tokenizer.json", "config.json"):
+        ours, theirs = (runs / trained.name / "holdout" / name for runs in (trained.parent, tmp_path))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 1_000, 10**6])
+def test_any_batch_size_predicts_the_same(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tokens: int):
+    expected = predict_split(trained, "test", data)
+    monkeypatch.setitem(inference.TOKENS, "cpu", tokens)
+    found = predict_split(trained, "test", data)
+    assert found[ID].equals(expected[ID])
+    assert np.abs(found[list(CLASSES)].to_numpy() - expected[list(CLASSES)].to_numpy()).max() < 1e-5
+
+
+@settings(max_examples=200, deadline=None)
+@given(arrays.arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=EXTREME), st.randoms())
+def test_log_loss_is_scikit_learns_on_extreme_probabilities(weights: np.ndarray, chance):
+    probabilities = np.where(weights.sum(axis=1, keepdims=True) > 0, weights, 1.0)
+    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+    labels = np.array([chance.randrange(3) for _ in probabilities])
+    expected = sklearn.log_loss(labels, probabilities, labels=[0, 1, 2])
+    assert log_loss(probabilities, labels) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_prediction_that_is_no_number_reaches_no_file(tmp_path: Path, value: float):
+    table = pd.DataFrame([[1, value, 0.5, 0.5]], columns=[ID, *CLASSES])
+    with pytest.raises(DataError, match="not finite"):
+        frame.write(table, tmp_path / "x.csv")
+    with pytest.raises(DataError, match="not finite"):
+        frame.make(np.array([1]), np.array([[value, 0.5, 0.5]]))
+    assert list(tmp_path.iterdir()) == []
