@@ -26,12 +26,12 @@ setup(
         "click>=8.1",
         "kaggle>=2.2.4,<3",
         "kagglesdk>=0.1.37,<1",  # the part of it that kit talks through
-        "huggingface_hub>=0.34",
+        "huggingface_hub>=1.3",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "packaging>=24",
-        "pandas>=2.2",
+        "pandas>=2.2.2",
         "protobuf>=5",  # SentencePiece models of the hub's DeBERTa folders are protobuf files
         "pyarrow>=17",
         "requests>=2.31",
@@ -42,7 +42,7 @@ setup(
         "sentencepiece>=0.2",
         "six>=1.16",  # kaggle imports it without declaring it
         "threadpoolctl>=3.5",
-        "tokenizers>=0.21",
+        "tokenizers>=0.22.2",
         "tomli-w>=1.1",
         "torch>=2.10",
         "transformers>=5.0,<6",

@@ -205,7 +205,8 @@ _AGAIN = "Copy the run directory again, or train it again."
 
 def digests(part: Path) -> dict[str, str]:
     """The SHA-256 of each file that makes a part's model."""
-    return {path.name: sha256(path) for path in sorted(part.iterdir()) if path.suffix in MODEL_FILES}
+    files = (path for path in sorted(part.iterdir()) if path.suffix in MODEL_FILES)
+    return {path.name: sha256(path) for path in files if path.name not in ("trainer_state.json", "metrics.json")}
 
 
 def _digest_of_toml(text: str) -> str:
