@@ -11,9 +11,9 @@ from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
 from kit.model.pair import PairModel
 from kit.recipe import ModelSpec
-from kit.training.adversarial import WorstNearby, of_two_passes
+from kit.training.adversarial import WorstNearby
+from kit.training.loss import of_two_passes, summed_cross_entropy
 from kit.training.optim import layer_of
-from kit.training.trainer import summed_cross_entropy
 
 LABELS = torch.tensor([0, 1, 2, 1])
 SMOOTHED = partial(summed_cross_entropy, smoothing=0.1)

@@ -21,9 +21,8 @@ from kit.data.rows import read_rows
 from kit.errors import DataError
 from kit.recipes import load
 from kit.schema import CLASSES, SOFT_LABELS, SWAP, TEXTS, WEIGHT
-from kit.training.adversarial import of_two_passes
+from kit.training.loss import of_two_passes, summed_cross_entropy
 from kit.training.train import train
-from kit.training.trainer import summed_cross_entropy
 
 HARD = ("1", "0", "0")
 

@@ -34,9 +34,9 @@ from kit.scoring.truth import align, read_truth, restrict
 from kit.training import part as training
 from kit.training import trainer
 from kit.training.callbacks import Progress
+from kit.training.loss import summed_cross_entropy
 from kit.training.start import new_model
 from kit.training.train import train
-from kit.training.trainer import summed_cross_entropy
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,12 @@
-"""Losses beyond cross-entropy on the batch as it is: at the worst weights nearby, and between two dropout passes."""
+"""A loss taken not at the weights as they are but at the worst ones nearby, which makes for flatter minima."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kit.training.optim import layer_of
-
-Loss = Callable[..., Tensor]
 
 
 class WorstNearby:
@@ -48,28 +45,3 @@ class WorstNearby:
         finally:
             for weight, before in zip(self.weights, kept, strict=True):
                 weight.data = before
-
-
-def of_two_passes(loss: Loss, weight: float) -> Loss:
-    """R-Drop (Liang et al. 2021): the mean loss of two passes, and `weight` times how far apart dropout sets them.
-
-    That distance is half the sum of the two Kullback-Leibler divergences, summed over the rows by their weights and
-    divided by `num_items_in_batch`, as `loss` is. Takes the logits of both passes, two of (B, 3), or of both orders
-    (B, 2, 3).
-    """
-
-    def of_two(logits: tuple[Tensor, Tensor], labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-        both = [loss(each, labels, num_items_in_batch=num_items_in_batch) for each in logits]
-        first, second = (functional.log_softmax(each.float(), -1) for each in logits)
-        apart = ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2  # KL(p|q) + KL(q|p), halved
-        rows = apart.reshape(len(apart), -1).mean(1)  # (B): orders count half each
-        if labels.ndim == 2:
-            rows = rows * labels.sum(1)
-        return sum(both) / 2 + weight * rows.sum() / num_items_in_batch
-
-    return of_two
-
-
-def twice(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The model called two times on the same batch, each time with dropout of its own."""
-    return lambda **inputs: (model(**inputs), model(**inputs))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -26,32 +25,13 @@ from kit.model.inference import predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.recipe import TrainSpec
 from kit.scoring.metrics import accuracy, log_loss
-from kit.training.adversarial import WorstNearby, of_two_passes, twice
+from kit.training.adversarial import WorstNearby
 from kit.training.callbacks import Progress, Steering
 from kit.training.ema import Averaging
 from kit.training.guard import GradientGuard, diverged
+from kit.training.loss import of_two_passes, summed_cross_entropy, twice
 from kit.training.optim import Schedule, optimizer
 from kit.training.sampler import LengthBuckets
-
-
-def summed_cross_entropy(
-    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int, smoothing: float
-) -> Tensor:  # (B, 3), (B,)
-    """Cross-entropy over the rows of the whole optimizer step, so that accumulation equals one large batch.
-
-    Labels (B, 3) are probabilities times the weight of their row; then the divisor is the weights' sum, and a row of
-    weight 2 counts as two. Logits of both orders, (B, 2, 3) with the classes permuted back, count half each.
-    """
-    if logits.ndim == 3:
-        orders = (summed_cross_entropy(each, labels, num_items_in_batch, smoothing) for each in logits.unbind(1))
-        return sum(orders) / 2
-    if labels.ndim == 2:
-        target = (1 - smoothing) * labels + smoothing * labels.mean(1, keepdim=True)
-        return -(target * logits.float().log_softmax(1)).sum() / num_items_in_batch
-    return (
-        functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-        / num_items_in_batch
-    )
 
 
 class Rows(torch.utils.data.Dataset):
