@@ -187,6 +187,8 @@ def fitted(result: Any) -> None:
     rows = [[m.name, m.log_loss, m.weight, f"{m.low:.3f} to {m.high:.3f}"] for m in result.members]
     table(f"{result.rows:,} rows, {result.method}", ["member", "log loss alone", "weight", "95% of draws"], rows)
     tried = [[trial.method, trial.in_sample, trial.cross_fitted] for trial in result.tried]
+    kept = sum(member.weight > 0 for member in result.members)
+    tried.append([f"{result.method}, the {kept} kept", result.in_sample, result.cross_fitted])
     table("", ["blend", "in-sample log loss", "cross-fitted"], tried)
     temperature = result.blend.calibration.temperature
     note(f"temperature {temperature:.4f} ({result.temperature[0]:.3f} to {result.temperature[1]:.3f})")
