@@ -3,6 +3,7 @@
 
 PYTHON   ?= python3
 VENV     := .venv
+CONSTRAINTS ?= constraints.txt
 KIT      := $(VENV)/bin/kit
 BACKBONE ?= deberta
 GPU      ?= t4
@@ -24,10 +25,10 @@ help: ## list the targets
 
 setup: $(VENV)/installed ## make .venv and install kit in it, pinned by constraints.txt
 
-$(VENV)/installed: setup.py constraints.txt
+$(VENV)/installed: setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kit needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(VENV)/bin/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[test]'
 	@touch $@
 
 demo: setup ## run the whole pipeline on the embedded sample
