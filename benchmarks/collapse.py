@@ -15,7 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kit.data import sample
@@ -26,9 +25,8 @@ from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
 from kit.recipes import load
 from kit.schema import LABEL
-from kit.scoring.metrics import log_loss, prior
 from kit.training.callbacks import Progress
-from kit.training.guard import CollapseGuard
+from kit.training.guard import CollapseGuard, constant_loss
 from kit.training.start import tiny_folder
 from kit.training.train import train
 
@@ -64,8 +62,7 @@ def main() -> int:
         folder = backbone(root / "deep", processed, options.layers, options.hidden)
         train_rows, valid_rows = processed.fold_rows("holdout")
         labels = processed.train([LABEL])[LABEL].to_numpy()
-        shares = np.tile(prior(labels[train_rows]), (len(valid_rows), 1))
-        result = {"class shares": log_loss(shares, labels[valid_rows])}
+        result = {"class shares": constant_loss(labels[train_rows], labels[valid_rows])}
         for name in ("electra-reference", "electra"):
             overrides = [f"encode.max_tokens={options.tokens}", f"train.epochs={options.epochs}"]
             overrides += [f"train.lr={options.lr}", f"train.head_lr={options.lr}"] if options.lr else []

@@ -4,12 +4,14 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kit.errors import KitError
 from kit.lock import sole
@@ -89,6 +91,15 @@ def writing_files(folder: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(handle)
+
+
+def save_array(path: Path, values: Any) -> None:
+    """As numpy's own save, which says nothing where the disk is full at the very end of the file."""
+    import numpy as np  # a command that writes no array does not wait for it
+
+    content = io.BytesIO()
+    np.save(content, values)
+    path.write_bytes(content.getbuffer())
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -27,6 +27,7 @@ from kit.recipes import load
 T = TypeVar("T")
 HOLDOUT = "holdout"
 FORMAT = 1  # of origin.json; raised when an older kit could not use the run any more
+LOGS = ("trainer_state.json", "tried.json", "metrics.json")  # of a part, which no prediction reads
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt")  # of a part, by suffix
 
 
@@ -147,7 +148,10 @@ class RunDir:
 
     def check_files(self, part: Path) -> None:
         """Raises unless the files that make a part's model are those that its training left, by their hashes."""
-        for name, digest in _read(part / "metrics.json").get("files", {}).items():  # an older kit noted none
+        files = _read(part / "metrics.json").get("files", {})  # an older kit noted none
+        if not isinstance(files, dict):
+            raise RunError(f"{part / 'metrics.json'}: files is no JSON object", _AGAIN)
+        for name, digest in files.items():
             if (part / name).is_file() and sha256(part / name) != digest:
                 raise RunError(f"{part / name}: its SHA-256 is not the one in metrics.json: it was changed", _AGAIN)
 
@@ -205,8 +209,8 @@ _AGAIN = "Copy the run directory again, or train it again."
 
 def digests(part: Path) -> dict[str, str]:
     """The SHA-256 of each file that makes a part's model."""
-    files = (path for path in sorted(part.iterdir()) if path.suffix in MODEL_FILES)
-    return {path.name: sha256(path) for path in files if path.name not in ("trainer_state.json", "metrics.json")}
+    files = sorted(path for path in part.iterdir() if path.suffix in MODEL_FILES and path.name not in LOGS)
+    return {path.name: sha256(path) for path in files}
 
 
 def _digest_of_toml(text: str) -> str:

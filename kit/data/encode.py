@@ -3,7 +3,6 @@
 import array
 import dataclasses
 import hashlib
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from kit import lock
-from kit.atomic import writing_files, writing_folder
+from kit.atomic import save_array, writing_files, writing_folder
 from kit.data.layout import LAYOUTS
 from kit.errors import DataError
 from kit.recipe import EncodeSpec, Shape
@@ -139,17 +138,11 @@ def encode(table: pa.Table, vocabulary: Vocabulary, spec: EncodeSpec, folder: Pa
                 total += len(tokens)
                 file.write(tokens)  # numpy's tofile says nothing where the disk is full at its very end
         starts = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, np.int64))])
-        _save(temporary / "starts.npy", starts)
-        _save(temporary / "first_lengths.npy", np.frombuffer(first_lengths, np.int32))
-        _save(temporary / "whole_lengths.npy", np.frombuffer(whole_lengths, np.int32))
+        save_array(temporary / "starts.npy", starts)
+        save_array(temporary / "first_lengths.npy", np.frombuffer(first_lengths, np.int32))
+        save_array(temporary / "whole_lengths.npy", np.frombuffer(whole_lengths, np.int32))
         meta = {"format": FORMAT, "rows": table.num_rows, "sides": sides, "cut": cut, "tokens": total}
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.save(content, values)
-    path.write_bytes(content.getbuffer())
 
 
 def _tokenise(column: pa.ChunkedArray, backend: Any) -> list[list[list[int]]]:

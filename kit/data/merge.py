@@ -42,8 +42,8 @@ def merge(train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: b
 
     Dropped are exact duplicates (prompt, responses, label and soft labels) after the first; and of the extra rows also
     those that say what an earlier row says with the answers swapped, and, unless allowed, those whose prompt is in the
-    test file. Swapped copies and conflicting labels among the competition's own rows are data, and stay: several votes
-    on one pair are as many rows, which teach what one row with their shares as soft labels would.
+    test file. Swapped copies and conflicting labels among the competition's own rows are data, and stay. Equal votes
+    on one pair are such duplicates and count once: to keep their numbers give the pair soft labels or a weight.
     """
     own = len(train.ids)
     texts = pa.concat_tables([train.texts, *(e.texts for e in extras)])
@@ -73,7 +73,7 @@ def merge(train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: b
         "test_rows": len(asked.group),
         "prompt_groups": len(np.unique(kept.group)),
         "competition_rows_with_a_test_prompt": int((keep & in_test & ~extra).sum()),
-        "rows_with_conflicting_labels": conflicts(kept),
+        "rows_with_conflicting_labels": conflicts(kept, labels[keep]),
         "rows_with_a_swapped_copy": swapped(kept),
     }
     return Merged(
@@ -178,10 +178,10 @@ def _kinds(soft: np.ndarray | None, rows: int) -> np.ndarray:
     return np.zeros(rows, np.int64) if soft is None else np.unique(soft, axis=0, return_inverse=True)[1].ravel()
 
 
-def conflicts(rows: Keys) -> int:
-    """How many rows share prompt and both responses with a row of another label; duplicates are gone already."""
+def conflicts(rows: Keys, labels: np.ndarray) -> int:
+    """How many rows share prompt and both responses with a row of another label (N,)."""
     number = _tuples(rows.prompt, rows.a, rows.b)
-    return int((np.bincount(number)[number] > 1).sum())
+    return int((np.bincount(number)[number] > np.bincount(_tuples(number, labels))[_tuples(number, labels)]).sum())
 
 
 def swapped(rows: Keys) -> int:

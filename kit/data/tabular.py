@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kit.atomic import writing_folder
+from kit import lock
+from kit.atomic import save_array, writing_folder
 from kit.data.encode import Encoded
 from kit.data.features import FEATURES, PAIR_FEATURES, features
 from kit.errors import DataError, RunError
@@ -60,6 +61,13 @@ class Tabular:
         return Tabular(tuple(side_names), tuple(pair_names), self.sides[:, :, sides], self.pair[:, pair])
 
 
+def _compute(table: pa.Table, folder: Path) -> None:
+    a, b, pair = features(table)
+    with writing_folder(folder) as temporary:
+        save_array(temporary / "sides.npy", np.stack([a, b], 1))
+        save_array(temporary / "pair.npy", pair)
+
+
 def tabulate(table: pa.Table, content: str, encoded: Encoded, cache: Path) -> Tabular:
     """The numbers of processed rows; those of `content` (a hash of the table) are computed once and kept in `cache`.
 
@@ -69,10 +77,9 @@ def tabulate(table: pa.Table, content: str, encoded: Encoded, cache: Path) -> Ta
     identity = json.dumps([FORMAT, content, FEATURES, PAIR_FEATURES]).encode()
     folder = cache / f"features-{hashlib.sha256(identity).hexdigest()[:16]}"
     if not folder.exists():
-        a, b, pair = features(table)
-        with writing_folder(folder) as temporary:
-            np.save(temporary / "sides.npy", np.stack([a, b], 1))
-            np.save(temporary / "pair.npy", pair)
+        with lock.held(cache, folder.name, wait=True):
+            if not folder.exists():  # else another process has just computed them
+                _compute(table, folder)
     try:
         sides, pair = np.load(folder / "sides.npy"), np.load(folder / "pair.npy")
     except (OSError, ValueError, EOFError) as error:

@@ -24,5 +24,5 @@ def advice_on_disk(part: Path) -> Iterator[None]:
             raise
         raise RunError(
             f"{part}: a checkpoint cannot be written: {getattr(error, 'strerror', None) or error}",
-            "Free some space (a checkpoint is three times the model, and there are two), then add --resume.",
+            "Free some space (a checkpoint holds the model and its optimizer, and there are two), then add --resume.",
         ) from error

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from kit.errors import CollapseError
 from kit.recipe import TrainSpec
+from kit.scoring.metrics import log_loss, prior
 from kit.training.callbacks import agreed
 
 
@@ -61,7 +63,7 @@ class CollapseGuard(TrainerCallback):
         )
         learned = state.best_metric is not None and state.best_metric < self.reference - self.MARGIN
         late = state.global_step >= state.max_steps / 2
-        if late and not learned:
+        if late and not learned and not self.expired():
             raise CollapseError(verdict, advice(self.spec))
         if late:
             control.should_training_stop = True
@@ -110,6 +112,17 @@ class GradientGuard(TrainerCallback, ExportableState):
             model.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient, its moments too
 
 
+def constant_loss(targets: np.ndarray, labels: np.ndarray) -> float:
+    """Log loss, on the validation rows' labels (M,), of the one prediction that fits the training rows best.
+
+    Args:
+        targets: of the training rows, labels (N,), or probabilities times weights (N, 3): `Processed.targets`.
+    """
+    hard = targets.ndim == 1
+    shares = prior(targets) if hard else targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
+    return log_loss(np.tile(shares, (len(labels), 1)), labels)
+
+
 def diverged(how: str, lr: float) -> CollapseError:
     """The error of a training whose numbers are none any more."""
     return CollapseError(
@@ -128,9 +141,9 @@ def advice(spec: TrainSpec) -> str:
         f"train.lr={spec.lr / 2:g}": spec.lr > 1e-5,  # below that it is not the rate
         f"train.head_lr={max(1e-4, 5 * spec.lr):g}": spec.head_lr < 2 * spec.lr,
         "train.warmup=0.15": spec.warmup < 0.1,
-        "train.layer_decay=0.9": spec.layer_decay > 0.95,
+        "train.layer_decay=0.9": spec.layer_decay > 0.95 and not spec.lora_rank,
         "train.head_only=0.1": not spec.head_only,
-        "train.reinit_layers=1": not spec.reinit_layers,
+        "train.reinit_layers=1": not spec.reinit_layers and not spec.lora_rank,  # which go together badly
     }
     named = " ".join(f"--set {cure}" for cure, missing in cures.items() if missing)
     begin = f"Change the recipe: {named}; or add" if named else "The recipe has the usual cures already; add"

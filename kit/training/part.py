@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -29,11 +28,11 @@ from kit.model.pair import PairModel
 from kit.recipe import Recipe
 from kit.rundir import RunDir, digests
 from kit.schema import ID, LABEL
-from kit.scoring.metrics import accuracy, log_loss, prior, swap_gap
+from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.training import lora
 from kit.training.callbacks import Progress, TimeBudget
 from kit.training.disk import advice_on_disk
-from kit.training.guard import CollapseGuard
+from kit.training.guard import CollapseGuard, constant_loss
 from kit.training.start import new_model
 from kit.training.tracking import tensorboard
 from kit.training.trainer import make_trainer
@@ -97,18 +96,17 @@ def train_part(
     say(f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens")
     train_rows, valid_rows = data.fold_rows(fold)
     rows = data.train([ID, LABEL])
-    padding, labels = Padding(), rows[LABEL].to_numpy()
+    padding, labels, targets = Padding(), rows[LABEL].to_numpy(), data.targets()
     if tabular is not None:
         model.fit_features(tabular, train_rows)
     model.to(compute.device)  # before the collators look where it is
     collate = collator(model, encoded, vocabulary, labels, tabular=tabular)
-    counted = collator(model, encoded, vocabulary, data.targets(), padding, tabular)
+    counted = collator(model, encoded, vocabulary, targets, padding, tabular)
     trainer = make_trainer(recipe.train, model, counted, collate, train_rows, valid_rows, compute, checkpoints, listen)
     budget = TimeBudget(deadline, say)
     trainer.add_callback(budget)
     if guard:
-        constant = np.tile(prior(labels[train_rows]), (len(valid_rows), 1))
-        reference, settled = log_loss(constant, labels[valid_rows]), trainer.lr_scheduler.settled
+        reference, settled = constant_loss(targets[train_rows], labels[valid_rows]), trainer.lr_scheduler.settled
         trainer.add_callback(CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time))
     if report_to:
         trainer.add_callback(tensorboard(part / "tensorboard" / f"attempt{len(tried) + 1}"))

@@ -3,7 +3,9 @@
 import dataclasses
 import gc
 import json
+import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from kit.data.processed import Processed
 from kit.errors import CollapseError
 from kit.recipe import Recipe
 from kit.rundir import RunDir
+from kit.training.callbacks import agreed
 from kit.training.part import CHECKPOINTS, train_part
 
 TRIED = "tried.json"  # in an unfinished part; a finished one has it in its metrics
+ASIDE = f"{CHECKPOINTS}-of-"
 SEEDS_APART = 1000  # so that no attempt has the seed of another run of the same recipe
 
 
@@ -32,6 +36,7 @@ def train_again(
         CollapseError: the last attempt, too, came to nothing; its checkpoints are still there.
     """
     part, say = run.part(fold), options.get("say", lambda _: None)
+    _sweep(part)
     tried = _read(part / TRIED)
     while True:
         now = attempt(recipe, len(tried))
@@ -39,7 +44,8 @@ def train_again(
             metrics = train_part(now, data, run, fold, tried=tried, **options)
             break
         except CollapseError as error:
-            if len(tried) >= restarts:
+            late = time.monotonic() > options.get("deadline", math.inf)
+            if agreed(len(tried) >= restarts or late):
                 raise
             tried = [*tried, rates(now) | {"why": error.problem}]
         gc.collect()  # the model that failed hangs in a reference cycle
@@ -70,15 +76,21 @@ def _begin_again(part: Path, tried: list[dict[str, Any]]) -> None:
     ranks = PartialState()
     ranks.wait_for_everyone()
     if ranks.is_main_process:
-        old = part / f"{CHECKPOINTS}-of-{len(tried)}"
-        (part / CHECKPOINTS).rename(old)
+        (part / CHECKPOINTS).rename(part / f"{ASIDE}{len(tried)}")
         write_json(part / TRIED, tried)
-        shutil.rmtree(old)
+        _sweep(part)
     ranks.wait_for_everyone()
 
 
+def _sweep(part: Path) -> None:
+    """Removes the checkpoints of attempts before; those that a killed process had put aside, too."""
+    if PartialState().is_main_process:
+        for aside in part.glob(f"{ASIDE}*"):
+            shutil.rmtree(aside, ignore_errors=True)
+
+
 def _words(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
