@@ -53,7 +53,10 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder: filled under a temporary name, then renamed over what was at `path`."""
+    """The same for a folder: filled under a temporary name, then renamed over what was at `path`.
+
+    Where a folder is replaced there is a moment without either, so only what can be made again is written like this.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _telling(path):

@@ -103,7 +103,7 @@ class Schedule(LRScheduler):
 
     def observe(self, loss: float) -> bool:
         """Takes a validation loss; on a plateau reduces the rates from the next step on and says so."""
-        if self.kind != "plateau":
+        if self.kind != "plateau" or self.last_epoch < self.head_only:  # the encoder has not begun
             return False
         if loss < self.best:
             self.best, self.bad = loss, 0

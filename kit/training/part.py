@@ -102,7 +102,10 @@ def train_part(
     model.to(compute.device)  # before the collators look where it is
     collate = collator(model, encoded, vocabulary, labels, tabular=tabular)
     counted = collator(model, encoded, vocabulary, targets, padding, tabular)
-    trainer = make_trainer(recipe.train, model, counted, collate, train_rows, valid_rows, compute, checkpoints, listen)
+    both = recipe.predict.swap and not model.symmetric  # else one order says what both say
+    trainer = make_trainer(
+        recipe.train, model, counted, collate, train_rows, valid_rows, both, compute, checkpoints, listen
+    )
     budget = TimeBudget(deadline, say)
     trainer.add_callback(budget)
     if guard:

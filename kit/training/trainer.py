@@ -62,11 +62,12 @@ class PairTrainer(Trainer):
         collate: Collator,
         eval_collate: Collator,
         valid: np.ndarray,
+        both_orders: bool,
         compute: Compute,
         **kwargs: Any,
     ):
         self.spec, self.sampler, self.valid, self.compute = spec, sampler, valid, compute
-        self.eval_collate = eval_collate
+        self.eval_collate, self.both_orders = eval_collate, both_orders
         loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
         if spec.r_drop:
             loss = of_two_passes(loss, spec.r_drop)
@@ -128,7 +129,7 @@ class PairTrainer(Trainer):
         """Log loss and accuracy of the validation rows, and how much predictions vary; every process gets them."""
         with self.averaging.in_place() if self.averaging else nullcontext():
             bare = self.accelerator.unwrap_model(self.model)
-            logits = predict_logits(bare, self.eval_collate, self.valid, self.compute)
+            logits = predict_logits(bare, self.eval_collate, self.valid, self.compute, both_orders=self.both_orders)
         labels = self.eval_collate.labels[self.valid]
         if not np.isfinite(logits).all():
             raise diverged(f"at step {self.state.global_step} the logits are not finite", self.spec.lr)
@@ -150,15 +151,25 @@ def make_trainer(
     eval_collate: Collator,
     train_rows: np.ndarray,
     valid_rows: np.ndarray,
+    both_orders: bool,
     compute: Compute,
     checkpoints: Path,
     listen: Callable[[Progress], None],
 ) -> PairTrainer:
     """The trainer of one part. `batch_size` is over all processes; what a device cannot hold at once accumulates.
 
+    Args:
+        both_orders: validate by the average over both orders of the answers, as predictions will be made.
+
     Raises:
-        RecipeError: batch_size is not a multiple of what the devices take per forward pass.
+        RecipeError: batch_size is not a multiple of what the devices take per forward pass; the rates never reach
+            their peak.
     """
+    if spec.head_only + spec.warmup > 1:
+        raise RecipeError(
+            f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more than all steps",
+            "They are shares of the steps, one after the other: set them so that their sum is well below 1.",
+        )
     on_gpu = compute.device.type == "cuda"
     args = TrainingArguments(
         output_dir=str(checkpoints),
@@ -211,6 +222,7 @@ def make_trainer(
         collate=collate,
         eval_collate=eval_collate,
         valid=valid_rows,
+        both_orders=both_orders,
         compute=compute,
         model=model,
         args=args,
