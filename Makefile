@@ -82,6 +82,7 @@ bench: setup ## the speed benchmarks, each against its target
 	$(VENV)/bin/python benchmarks/preprocess.py
 	$(VENV)/bin/python benchmarks/padding.py
 	$(VENV)/bin/python benchmarks/blending.py
+	$(VENV)/bin/python benchmarks/attention.py
 
 lock: setup ## requirements.lock: the pinned set with hashes, for this machine
 	@mkdir -p build
