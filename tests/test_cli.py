@@ -246,6 +246,18 @@ def test_half_a_request_is_wrong_usage(arguments: list[str]):
     assert kit(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["calibrate", "a.csv", "--truth", "b.csv"], ["ensemble", "a.csv", "--fit", "a.csv", "--truth", "b.csv"]],
+    ids=["calibrate", "ensemble"],
+)
+def test_the_fit_and_the_predictions_are_not_written_to_one_file(arguments: list[str], tmp_path: Path):
+    (tmp_path / "sub").mkdir()
+    refused = kit(*arguments, "--save", tmp_path / "x.json", "-o", tmp_path / "sub" / ".." / "x.json", "--force")
+    assert refused.exit_code == 2
+    assert "--save and -o name the same file" in refused.stderr
+
+
 def test_the_baselines_offered_are_those_there_are():
     """The list is written again in the command line, which must not import scikit-learn to print its help."""
     assert set(BASELINES) == set(FITS)

@@ -58,6 +58,7 @@ def calibrate(
     """
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
+    options.refuse_one_file("--save", save, "-o", out)
     from kit import frame
     from kit.scoring import calibration
     from kit.scoring.calibrate import calibrate as fit
@@ -119,6 +120,7 @@ def ensemble(
                   --truth data/processed/train.parquet -o submissions/blend.csv
     """
     _check_usage(files, method, oof, truth, saved, out)
+    options.refuse_one_file("--save", save, "-o", out)
     from kit import frame
     from kit.scoring import blend as blends
     from kit.scoring.ensemble import blend

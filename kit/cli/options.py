@@ -59,6 +59,12 @@ def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
             refuse_overwrite(path, force)
 
 
+def refuse_one_file(first: str, one: Path | None, second: str, other: Path | None) -> None:
+    """Wrong usage where both options name the same file to write: what is written last would be all that is left."""
+    if one and other and one.resolve() == other.resolve():
+        raise click.UsageError(f"{first} and {second} name the same file: {one}")
+
+
 class Numbers(click.ParamType):
     """Numbers in one word, such as 2,1,1."""
 
