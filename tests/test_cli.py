@@ -21,6 +21,16 @@ from kit.scoring.baselines import FITS
 ROOT = Path(__file__).parent.parent
 
 
+OTHERS = (  # options of fitting, with the weights that a person gives instead
+    ("--fit", "x.csv"),
+    ("--weights", "1"),
+    ("--method", "mean"),
+    ("--truth", "t.csv"),
+    ("--subset",),
+    ("--save", "s.json"),
+)
+
+
 def paths(group: click.Group, before: str = "") -> dict[str, click.Command]:
     """Every command by what a user types after `kit`, groups too."""
     found: dict[str, click.Command] = {}
@@ -244,6 +254,29 @@ def test_a_calibration_is_saved_and_applied(baselines: list[Path], data: Path, r
 )
 def test_half_a_request_is_wrong_usage(arguments: list[str]):
     assert kit(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first", "second"),
+    [
+        *((["ensemble", "a.csv", "--apply", "b.json", *more, "-o", "c.csv"], "--apply", more[0]) for more in OTHERS),
+        *((["ensemble", "a.csv", *more, "-o", "c.csv"], "--fit", more[0]) for more in OTHERS[3:]),
+        *(
+            (["calibrate", "a.csv", "--apply", "b.json", *more, "-o", "c.csv"], "--apply", more[0])
+            for more in OTHERS[3:]
+        ),
+        (["calibrate", "a.csv", "--apply", "b.json", "--method", "bias", "-o", "c.csv"], "--apply", "--method"),
+        *((["ensemble", "--fit", "a.csv", "--truth", "t.csv", *more], "--fit", more[0]) for more in OTHERS[1:3]),
+        (["ensemble", "a.csv", "--method", "mean", "--weights", "1", "-o", "c.csv"], "--method mean", "--weights"),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_do_nothing_is_wrong_usage_and_both_are_named(arguments, first, second):
+    refused = kit(*arguments)
+    assert refused.exit_code == 2
+    said = refused.stderr.partition("Error: ")[2]
+    assert first in said
+    assert second in said
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,9 @@ def calibrate(
     Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv --truth data/processed/train.parquet --save t.json
               kit calibrate runs/deberta-1a2b3c4d/test.csv --apply t.json -o calibrated.csv
     """
+    if saved:
+        why = "it applies what was fitted before."
+        options.refuse_beside("--apply", why, truth=truth, subset=subset, method=method, save=save)
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
@@ -119,7 +122,7 @@ def ensemble(
               kit ensemble runs/*/test.csv --fit runs/a/oof.csv --fit runs/b/oof.csv \\
                   --truth data/processed/train.parquet -o submissions/blend.csv
     """
-    _check_usage(files, method, oof, truth, saved, out)
+    _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
     from kit import frame
     from kit.scoring import blend as blends
@@ -148,17 +151,28 @@ def ensemble(
 def _check_usage(
     files: tuple[Path, ...],
     method: str | None,
+    weights: list[float] | None,
     oof: tuple[Path, ...],
     truth: Path | None,
+    subset: bool,
+    save: Path | None,
     saved: Path | None,
     out: Path | None,
 ) -> None:
+    other = None if method == "fit" else method
+    if saved:
+        why = "it blends as was fitted before."
+        options.refuse_beside("--apply", why, fit=oof, truth=truth, subset=subset, save=save)
+        options.refuse_beside("--apply", why, weights=weights, method=method)
+    elif oof:
+        options.refuse_beside("--fit", "it finds its own weights.", weights=weights, method=other)
+    else:
+        why = "these are for a blend that --fit FILE fits, for every member."
+        options.refuse_beside("A blend without --fit", why, truth=truth, subset=subset, save=save)
     if bool(oof) != bool(truth) or (method == "fit") > bool(oof):
         raise click.UsageError("Fitting takes --fit FILE for every member, and --truth FILE.")
-    if (oof or saved) and method not in (None, "fit"):
-        raise click.UsageError("--fit and --apply bring their own weights.")
-    if saved and oof:
-        raise click.UsageError("--fit and --apply exclude each other.")
+    if method not in (None, "weights"):
+        options.refuse_beside(f"--method {method}", "they are of --method weights.", weights=weights)
     if bool(files) != bool(out) or not (files or oof):
         raise click.UsageError("Name prediction files and -o FILE.")
 

@@ -65,6 +65,13 @@ def refuse_one_file(first: str, one: Path | None, second: str, other: Path | Non
         raise click.UsageError(f"{first} and {second} name the same file: {one}")
 
 
+def refuse_beside(option: str, why: str, **others: object) -> None:
+    """Wrong usage that names those of the `others` that were given beside `option`, where they would do nothing."""
+    given = [f"--{name}" for name, value in others.items() if value not in (None, False, ())]
+    if given:
+        raise click.UsageError(f"{option} takes no {' and no '.join(given)}: {why}")
+
+
 class Numbers(click.ParamType):
     """Numbers in one word, such as 2,1,1."""
 
