@@ -225,6 +225,24 @@ def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, 
     pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-12)
 
 
+def test_a_fit_whose_predictions_cannot_be_made_is_not_saved_either(baselines: list[Path], data: Path, tmp_path: Path):
+    truth, save = ("--truth", data / "train.parquet"), tmp_path / "saved.json"
+    fit = [each for run in baselines for each in ("--fit", run / "oof.csv")]
+    for arguments in (
+        ["ensemble", *fit, tmp_path / "missing.csv", "-o", tmp_path / "o.csv"],
+        ["ensemble", *fit, baselines[0] / "oof.csv", "-o", tmp_path],
+        ["calibrate", baselines[0] / "oof.csv", "-o", tmp_path],
+    ):
+        assert kit(*arguments, *truth, "--save", save).exit_code == 1
+        assert not save.exists()
+    stranger = tmp_path / "stranger.csv"
+    stranger.write_bytes((baselines[0] / "test.csv").read_bytes())
+    refused = kit("ensemble", *fit, *truth, stranger, "-o", tmp_path / "o.csv", "--save", save)
+    assert refused.exit_code == 1
+    assert "does not know stranger" in refused.stderr
+    assert not save.exists()
+
+
 def test_a_calibration_is_saved_and_applied(baselines: list[Path], data: Path, raw: Path, tmp_path: Path):
     oof, truth = baselines[0] / "oof.csv", ("--truth", data / "train.parquet")
     done = kit(

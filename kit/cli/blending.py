@@ -75,10 +75,11 @@ def calibrate(
     labels = read_truth(truth)
     labels = restrict(labels, predictions) if subset else labels
     result = fit(predictions, labels, str(file), method)
+    calibrated = frame.make(labels["id"].to_numpy(), result.crossed)
     if save:
         calibration.write(result.calibration, save, result.fitted)
     if out:
-        frame.write(frame.make(labels["id"].to_numpy(), result.crossed), out)
+        frame.write(calibrated, out)
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
 
 
@@ -130,15 +131,19 @@ def ensemble(
     from kit.scoring.members import read_members
 
     options.refuse_overwrites((save, out), force)
-    fitted = _fit(oof, truth, subset) if oof else None
-    if save and fitted:
-        blends.write(fitted.blend, save, fitted.fitted)
-    if out and (fitted or saved):
+    fitted = blended = None
+    if oof or saved:  # all is read and worked out before anything is written: an error leaves no half of the results
         names, frames = read_members(files)
-        frame.write(blends.apply(fitted.blend if fitted else blends.read(saved), frames, names), out)
-    elif out:
+        fitted = _fit(oof, truth, subset) if oof else None
+        if out:
+            blended = blends.apply(fitted.blend if fitted else blends.read(saved), frames, names)
+    else:
         method = method or ("weights" if weights else "mean")
-        frame.write(blend([frame.read(file) for file in files], [str(file) for file in files], method, weights), out)
+        blended = blend([frame.read(file) for file in files], [str(file) for file in files], method, weights)
+    if save:
+        blends.write(fitted.blend, save, fitted.fitted)
+    if out:
+        frame.write(blended, out)
     result = {"file": str(out) if out else None, "members": [str(file) for file in files]}
     if as_json:
         return show.json_out(result | ({"fit": fitted.as_dict()} if fitted else {"method": method}))

@@ -51,12 +51,14 @@ def preparing(command: Callable[..., object]) -> Callable[..., object]:
 
 
 def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
-    """Raises where one of the files to write is there already and --force was not given."""
+    """Raises where one of the files to write is there already and --force was not given, or is a directory."""
     from kit.atomic import refuse_overwrite
+    from kit.errors import KitError
 
-    for path in paths:
-        if path:
-            refuse_overwrite(path, force)
+    for path in filter(None, paths):
+        if path.is_dir():  # told before the others are written, not when its turn comes
+            raise KitError(f"{path} is a directory; a file is to be written there", "Choose another name.")
+        refuse_overwrite(path, force)
 
 
 def refuse_one_file(first: str, one: Path | None, second: str, other: Path | None) -> None:
