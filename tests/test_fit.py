@@ -190,7 +190,7 @@ def test_members_that_are_all_harmful_make_a_flat_blend(method):
     assert found.cross_fitted < log_loss(made.mean(axis=0), labels)
     assert found.cross_fitted == pytest.approx(np.log(3), abs=0.2)
     assert np.isfinite(found.crossed).all()
-    assert np.isfinite([(member.low, member.high) for member in found.members]).all()
+    assert np.isfinite([(m.low, m.high) for m in found.members if m.low is not None]).all()
 
 
 def test_frames_of_other_rows_are_refused():
@@ -214,6 +214,34 @@ def test_a_blend_takes_each_of_its_members_once_by_name():
         blend.apply(known, [one], ["a"])
     with pytest.raises(DataError, match="each member once"):
         blend.apply(known, [one, other, other], ["a", "b", "b"])
+
+
+def test_a_weight_that_no_draw_could_move_has_no_interval():
+    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 3000, extra=1)
+    found = fit.fit(frames, names, table, "arithmetic", draws=20)
+    assert [m.low is None for m in found.members] == [False, False, True]
+    assert set(found.blend.spread) == {"a", "b"}
+    sole = fit.fit([frames[2], frames[0]], ["useless", "a"], table.assign(label=numbers(frames[0]).argmax(axis=1)))
+    assert (sole.blend.used, {m.low for m in sole.members}, sole.blend.spread) == (("a",), {None}, {})
+    few = fit.fit([each[:100] for each in frames[:2]], names[:2], table[:100])
+    assert ({m.low for m in few.members}, few.temperature, few.blend.spread) == ({None}, None, {})
+
+
+def test_an_older_saved_blend_has_no_spread_and_a_spread_changed_by_hand_is_refused(tmp_path):
+    known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric", spread={"a": (0.4, 0.6), "b": (0.4, 0.6)})
+    blend.write(known, tmp_path / "new.json", {})
+    assert blend.read(tmp_path / "new.json") == known
+    content = json.loads((tmp_path / "new.json").read_text())
+    assert [sorted(each) for each in content["members"]] == [["high", "low", "name", "weight"]] * 2 + [
+        ["name", "weight"]
+    ]
+    content["members"][0] |= {"low": 0.7}
+    write_json(tmp_path / "changed.json", content)
+    with pytest.raises(DataError, match=r"changed.json: high is '0.6'"):
+        blend.read(tmp_path / "changed.json")
+    content["members"] = [{"name": each["name"], "weight": each["weight"]} for each in content["members"]]
+    write_json(tmp_path / "old.json", content)
+    assert blend.read(tmp_path / "old.json").spread == {}
 
 
 def test_a_dropped_member_may_be_named_or_left_out():

@@ -184,18 +184,25 @@ def calibrated(result: Any) -> None:
 
 def fitted(result: Any) -> None:
     """The fitted blend: members with their weights, and what it is worth beside simpler ways."""
-    rows = [[m.name, m.log_loss, m.weight, f"{m.low:.3f} to {m.high:.3f}"] for m in result.members]
+    rows = [[m.name, m.log_loss, m.weight, _spread(m)] for m in result.members]
     table(f"{result.rows:,} rows, {result.method}", ["member", "log loss alone", "weight", "95% of draws"], rows)
     tried = [[trial.method, trial.in_sample, trial.cross_fitted] for trial in result.tried]
     kept = sum(member.weight > 0 for member in result.members)
     tried.append([f"{result.method}, the {kept} kept", result.in_sample, result.cross_fitted])
     table("", ["blend", "in-sample log loss", "cross-fitted"], tried)
-    temperature = result.blend.calibration.temperature
-    note(f"temperature {temperature:.4f} ({result.temperature[0]:.3f} to {result.temperature[1]:.3f})")
+    between = "" if result.temperature is None else " ({:.3f} to {:.3f})".format(*result.temperature)
+    note(f"temperature {result.blend.calibration.temperature:.4f}{between}")
     gain = result.gain
     note(f"against the best member: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {gain.verdict}")
     for line in result.notes:
         note(line)
+
+
+def _spread(member: Any) -> str:
+    """The interval of a member's weight; a dropped one has none, nor has the only one that is left."""
+    if member.low is None:
+        return "dropped" * (member.weight == 0)
+    return f"{member.low:.3f} to {member.high:.3f}"
 
 
 def examined(findings: Sequence[Any]) -> None:

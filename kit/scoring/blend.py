@@ -1,6 +1,6 @@
 """A fitted blend as it is kept: members by name, their weights, the pool they meet in, the temperature after it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,13 +21,15 @@ Pool = Literal["arithmetic", "geometric"]
 class Blend:
     """Members' names, their convex weights in the same order, the pool, and the calibration of what comes out.
 
-    A member that was tried and dropped has weight 0: its predictions are not needed.
+    A member that was tried and dropped has weight 0: its predictions are not needed. `spread` holds, by name, the
+    interval of each weight that a fit left free: 95% of its bootstrap draws.
     """
 
     members: tuple[str, ...]
     weights: tuple[float, ...]
     pool: Pool
     calibration: Calibration = field(default_factory=Calibration)
+    spread: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -37,14 +39,14 @@ class Blend:
     def among(self, names: Collection[str]) -> "Blend":
         """The blend of those of its members that are in `names`, their weights scaled to sum to 1.
 
-        Pool and calibration stay what they were fitted to be.
+        Pool and calibration stay what they were fitted to be; the spread was that of all members, and goes.
 
         Raises:
             KitError: none of them has a weight.
         """
         weights = {n: w for n, w in zip(self.members, self.weights, strict=True) if w > 0 and n in names}
         shares = convex(list(weights.values()), list(weights))
-        return replace(self, members=tuple(weights), weights=tuple(shares.tolist()))
+        return replace(self, members=tuple(weights), weights=tuple(shares.tolist()), spread={})
 
     def of(self, members: np.ndarray) -> np.ndarray:
         """The blend of probabilities (M, N, 3), in the order of `members`: (N, 3)."""
@@ -83,7 +85,11 @@ def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: list[str]) -> pd.
 
 def content(blend: Blend) -> dict[str, Any]:
     """The blend as plain values that JSON can hold and `parse` takes."""
-    shares = [{"name": n, "weight": w} for n, w in zip(blend.members, blend.weights, strict=True)]
+    shares = [
+        {"name": n, "weight": w}
+        | (dict(zip(("low", "high"), blend.spread[n], strict=True)) if n in blend.spread else {})
+        for n, w in zip(blend.members, blend.weights, strict=True)
+    ]
     return {"pool": blend.pool, "members": shares, "calibration": calibration.content(blend.calibration)}
 
 
@@ -114,4 +120,6 @@ def parse(path: str | Path, content: dict[str, Any]) -> Blend:
         raise DataError(f"{path}: members are not a list of names, each once, with weights", by_hand)
     weights = tuple(saved.number(path, m.get("weight"), "weight", low=0) for m in members)
     convex(weights, names)  # raises where all are 0
-    return Blend(names, weights, content["pool"], calibration.parse(path, after))
+    intervals = {m["name"]: saved.interval(path, m) for m in members}
+    spread = {name: interval for name, interval in intervals.items() if interval}
+    return Blend(names, weights, content["pool"], calibration.parse(path, after), spread)

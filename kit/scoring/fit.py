@@ -4,7 +4,7 @@ Cross-fitted losses, the spread of the weights, and the members that are not wor
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -29,13 +29,17 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Member:
-    """A member by itself and in the blend; the interval of its weight holds 95% of the bootstrap draws."""
+    """A member by itself and in the blend; the interval of its weight holds 95% of the bootstrap draws.
+
+    There is none, but None, where no draw could have moved the weight: of a dropped member, of the only one that is
+    left, and where nothing was fitted.
+    """
 
     name: str
     log_loss: float
     weight: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Fit:
         cross_fitted: log loss of a fit to other prompts. Method and members were chosen by such figures, which
             flatters a little: less than the figures differ among each other.
         members: every member in the order given, the dropped ones with weight 0.
-        temperature: its interval, (low, high), over the bootstrap draws.
+        temperature: its interval, (low, high), over the bootstrap draws; None where nothing was fitted.
         tried: the methods, with all members; before them the best member and the plain mean.
         gain: the cross-fitted blend less the best member by itself, paired, resampling prompts.
         notes: what was dropped, and why.
@@ -63,7 +67,7 @@ class Fit:
     in_sample: float
     cross_fitted: float
     members: tuple[Member, ...]
-    temperature: tuple[float, float]
+    temperature: tuple[float, float] | None
     tried: tuple[Trial, ...]
     gain: Difference
     notes: tuple[str, ...]
@@ -124,7 +128,7 @@ def fit(
     if reason:
         kept, notes = list(range(len(names))), [f"nothing is fitted, the plain mean is taken: {reason}"]
         used, found = "mean", Candidate(np.full(len(names), 1 / len(names)), mean, tried[-1].cross_fitted)
-        drawn = found.point[None]
+        drawn = None
     else:
         methods = [method] if method else [m for m in get_args(Method) if m != "greedy" or len(names) >= MANY]
         fits = {each: candidate(each, rows) for each in methods}
@@ -133,20 +137,24 @@ def fit(
         used = min(fits, key=lambda each: fits[each].log_loss)
         kept, found, notes = prune(used, fits[used], rows, names)
         drawn = spread(pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed)
-    point, shares = np.zeros(len(names)), np.zeros((len(drawn), len(names)))
+    point = np.zeros(len(names))
     point[kept] = found.point
-    blend = as_blend(used, point, names)
-    shares[:, kept] = drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1 / HOTTEST)
-    low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).tolist()
-    heat = np.quantile(1 / np.maximum(drawn.sum(axis=1), 1 / HOTTEST), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    within, heat = {}, None
+    if drawn is not None:
+        sums, both = np.maximum(drawn.sum(axis=1), 1 / HOTTEST), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+        heat = tuple(np.quantile(1 / sums, both).tolist())
+        ranges = np.quantile(drawn / sums[:, None], both, axis=0).T.tolist()
+        within = {names[i]: tuple(ends) for i, ends in zip(kept, ranges, strict=True) if len(kept) > 1}
+    blend = replace(as_blend(used, point, names), spread=within)
+    told = [Member(*each, *within.get(each[0], (None, None))) for each in zip(names, alone, blend.weights, strict=True)]
     return Fit(
         blend=blend,
         method=used,
         rows=len(labels),
         in_sample=log_loss(blend.of(members), labels),
         cross_fitted=found.log_loss,
-        members=tuple(map(Member, names, alone, blend.weights, low, high)),
-        temperature=(float(heat[0]), float(heat[1])),
+        members=tuple(told),
+        temperature=heat,
         tried=tuple(tried),
         gain=difference(row_losses(found.crossed, labels), row_losses(members[best], labels), groups),
         notes=tuple(notes),

@@ -51,3 +51,11 @@ def number(path: str | Path, value: Any, what: str, low: float = -math.inf) -> f
     if not numeric or not abs(value) <= sys.float_info.max or value < low:  # NaN is within no bounds
         raise DataError(f"{path}: {what} is {str(value)[:40]!r}", "The file was changed by hand; make it again.")
     return float(value)
+
+
+def interval(path: str | Path, content: Mapping[str, Any]) -> tuple[float, float] | None:
+    """`low` and `high` of an object, both 0 or more, or None where neither is there; raises as `number`."""
+    if content.get("low") is None and content.get("high") is None:
+        return None
+    low = number(path, content.get("low"), "low", low=0)
+    return low, number(path, content.get("high"), "high", low=low)
