@@ -195,7 +195,7 @@ def test_members_that_are_all_harmful_make_a_flat_blend(method):
 
 def test_frames_of_other_rows_are_refused():
     frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
-    with pytest.raises(DataError, match="b lacks 1 id"):
+    with pytest.raises(DataError, match=r"b lacks 1 id"):
         fit.fit([frames[0], frames[1].iloc[1:]], names, table)
     with pytest.raises(DataError, match=r"a lacks 1 id .* of the truth"):
         fit.fit([each.iloc[1:] for each in frames], names, table)
@@ -208,12 +208,44 @@ def test_frames_of_other_rows_are_refused():
 def test_a_blend_takes_each_of_its_members_once_by_name():
     known = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
     one, other = (frame.make(np.array([1, 2]), each) for each in predictions(2, 2))
-    with pytest.raises(DataError, match=r"the blend lacks b and does not know c: it is one of a, b"):
+    with pytest.raises(DataError, match=r"is of it; the blend does not know c\. Its members: a, b\n"):
         blend.apply(known, [one, other], ["a", "c"])
-    with pytest.raises(DataError, match="lacks b"):
+    with pytest.raises(DataError, match="needs b, and no file is of it"):
         blend.apply(known, [one], ["a"])
     with pytest.raises(DataError, match="each member once"):
         blend.apply(known, [one, other, other], ["a", "b", "b"])
+
+
+def test_a_blend_tells_its_members_from_those_it_has_dropped():
+    known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric")
+    with pytest.raises(
+        DataError, match=r"needs a, b, and no file is of them\. Its members: a, b; dropped: c"
+    ) as raised:
+        blend.apply(known, [frame.make(np.array([1, 2]), predictions(2, 1)[0])], ["c"])
+    assert "may be left out" in raised.value.hint
+
+
+def test_a_member_that_is_no_prediction_is_sent_to_validate_by_its_file():
+    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
+    frames[1].loc[4, list(CLASSES)] = 0.9
+    files = ["runs/a/oof.csv", "runs/b/oof.csv"]
+    for broken in (
+        lambda: fit.fit(frames, names, table, files=files),
+        lambda: blend.apply(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), frames[::-1], names[::-1], files[::-1]),
+    ):
+        with pytest.raises(DataError, match="b: id ") as raised:
+            broken()
+        assert raised.value.hint == "Run `kit validate runs/b/oof.csv` for every problem at once."
+
+
+def test_subset_is_proposed_only_where_it_helps():
+    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
+    with pytest.raises(DataError, match=r"b lacks 1 id .* of a") as raised:
+        fit.fit([frames[0], frames[1][1:]], names, table)
+    assert "--subset" not in raised.value.hint
+    with pytest.raises(DataError, match=r"a lacks 1 id .* of the truth") as raised:
+        fit.fit([each[1:] for each in frames], names, table)
+    assert "add --subset" in raised.value.hint
 
 
 def test_a_weight_that_no_draw_could_move_has_no_interval():

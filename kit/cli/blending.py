@@ -136,7 +136,7 @@ def ensemble(
         names, frames = read_members(files)
         fitted = _fit(oof, truth, subset) if oof else None
         if out:
-            blended = blends.apply(fitted.blend if fitted else blends.read(saved), frames, names)
+            blended = blends.apply(fitted.blend if fitted else blends.read(saved), frames, names, files)
     else:
         method = method or ("weights" if weights else "mean")
         blended = blend([frame.read(file) for file in files], [str(file) for file in files], method, weights)
@@ -189,7 +189,7 @@ def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
 
     names, frames = read_members(oof)
     labels = read_truth(truth)
-    return fit(frames, names, restrict(labels, frames[0]) if subset else labels)
+    return fit(frames, names, restrict(labels, frames[0]) if subset else labels, files=oof)
 
 
 COMMANDS = (calibrate, ensemble)

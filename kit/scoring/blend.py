@@ -54,7 +54,9 @@ class Blend:
         return self.calibration.of(pooled(members, np.array(self.weights)))
 
 
-def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: list[str]) -> pd.DataFrame:
+def apply(
+    blend: Blend, frames: Sequence[pd.DataFrame], names: list[str], files: Sequence[object] | None = None
+) -> pd.DataFrame:
     """The blend of prediction frames, matched to its members by name and to each other by id; rows as in the first.
 
     Args:
@@ -62,6 +64,7 @@ def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: list[str]) -> pd.
         frames: prediction frames with the same ids in any order, one of each member that has a weight; those of
             dropped members are not looked at.
         names: what `members.read_members` calls them.
+        files: where they come from, for errors.
 
     Raises:
         DataError: a member is missing or there twice, or a frame belongs to none; ids differ.
@@ -69,18 +72,27 @@ def apply(blend: Blend, frames: Sequence[pd.DataFrame], names: list[str]) -> pd.
     missing = [name for name in blend.used if name not in names]
     unknown = [name for name in names if name not in blend.members]
     if missing or unknown or len(set(names)) != len(names):
-        said = [f"lacks {', '.join(missing)}"] if missing else []
-        said += [f"does not know {', '.join(unknown)}"] if unknown else []
+        twice = sorted({name for name in names if names.count(name) > 1})
+        said = [f"the blend needs {', '.join(missing)}, and no file is of {_it(missing)}"] if missing else []
+        said += [f"the blend does not know {', '.join(unknown)}"] if unknown else []
+        said += [f"the blend takes each member once, and {', '.join(twice)} is there again"] if twice else []
+        dropped = [name for name in blend.members if name not in blend.used]
+        known = f"Its members: {', '.join(blend.used)}" + f"; dropped: {', '.join(dropped)}" * bool(dropped)
         raise DataError(
-            f"the blend {' and '.join(said) or 'takes each member once'}: it is one of {', '.join(blend.used)}",
+            f"{'; '.join(said)}. {known}",
             "Name one file for each member, such as RUN/test.csv, and no other; dropped members may be left out.",
         )
     given = [name for name in names if name in blend.used]
-    ids, members = stack([frames[names.index(name)] for name in given], given)
+    places = [names.index(name) for name in given]
+    ids, members = stack([frames[i] for i in places], given, files and [files[i] for i in places])
     weights = dict(zip(blend.members, blend.weights, strict=True))
     return prediction.make(
         ids, replace(blend, members=tuple(given), weights=tuple(map(weights.get, given))).of(members)
     )
+
+
+def _it(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 def content(blend: Blend) -> dict[str, Any]:

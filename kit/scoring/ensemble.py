@@ -52,14 +52,18 @@ def blend(
     return prediction.make(ids, pooled)
 
 
-def stack(frames: Sequence[pd.DataFrame], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def stack(
+    frames: Sequence[pd.DataFrame], names: Sequence[str], files: Sequence[object] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids int64 (N,) of the first frame, and the members' probabilities (M, N, 3) in that order, each row summing to 1.
+
+    Errors name a member by its name, and send a person to its file; without `files` the names are those of files.
 
     Raises:
         DataError: as `blend`.
     """
     ids, members = frames[0][ID].to_numpy(), []
-    for frame, name in zip(frames, names, strict=True):
+    for frame, name, file in zip(frames, names, files or names, strict=True):
         member = frame[list(CLASSES)].to_numpy(np.float64)[positions(frame[ID].to_numpy(), ids, name, names[0])]
         total = member.sum(axis=1)
         bad = ~((member >= 0).all(axis=1) & (np.abs(total - 1) <= SLACK))  # so written, NaN is bad too
@@ -67,7 +71,7 @@ def stack(frames: Sequence[pd.DataFrame], names: Sequence[str]) -> tuple[np.ndar
             first, more = ids[int(bad.argmax())], int(bad.sum()) - 1
             raise DataError(
                 f"{name}: id {first}: not probabilities that sum to 1" + f" ({more} more such rows)" * (more > 0),
-                f"Run `kit validate {name}` for every problem at once.",
+                f"Run `kit validate {file}` for every problem at once.",
             )
         members.append(member / total[:, None])
     return ids.astype(np.int64), np.stack(members)

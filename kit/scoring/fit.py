@@ -93,6 +93,7 @@ def fit(
     method: Method | None = None,
     draws: int = 200,
     seed: int = 0,
+    files: Sequence[object] | None = None,
 ) -> Fit:
     """Fits weights and temperature to out-of-fold predictions, matched by id to each other and to the truth.
 
@@ -106,6 +107,7 @@ def fit(
             cross-fitted log loss.
         draws: bootstrap draws for the spread of the weights.
         seed: of the folds and of the draws.
+        files: where the frames come from, for errors.
 
     Raises:
         DataError: fewer than two frames, ids that differ, rows that are not probabilities.
@@ -115,8 +117,8 @@ def fit(
         raise DataError("weights take two prediction files or more to fit", "Name the out-of-fold files of more runs.")
     if method is not None and method not in get_args(Method):
         raise KitError(f"no way to fit {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + ".")
-    ids, members = stack(frames, names)
-    members = members[:, positions(ids, truth[ID].to_numpy(), names[0], "the truth")]
+    ids, members = stack(frames, names, files)
+    members = members[:, positions(ids, truth[ID].to_numpy(), names[0], "the truth", partial=True)]
     labels = truth[LABEL].to_numpy(np.int64)
     groups = truth[GROUP if GROUP in truth else ID].to_numpy()
     rows = Rows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, folds(groups, seed=seed))

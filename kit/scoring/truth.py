@@ -102,8 +102,10 @@ def _first_bad(path: Path, table: pd.DataFrame, bad: np.ndarray, columns: list[s
         raise DataError(f"{path}: row {table.index[place]}: {what}: {cells}{more}", "Correct or remove these rows.")
 
 
-def positions(ids: np.ndarray, wanted: np.ndarray, name: str, wanted_name: str) -> np.ndarray:
+def positions(ids: np.ndarray, wanted: np.ndarray, name: str, wanted_name: str, partial: bool = False) -> np.ndarray:
     """Where each of the `wanted` ids (N,) stands in `ids` (N,), which must be the same ids in any order.
+
+    With `partial`, what is wanted is a truth of which --subset takes a part: the error says so where that helps.
 
     Raises:
         DataError: an id is repeated, or stands on one side only; says how many, and the first of them.
@@ -117,7 +119,7 @@ def positions(ids: np.ndarray, wanted: np.ndarray, name: str, wanted_name: str) 
         parts = [f"{name} lacks {_first(absent)} of {wanted_name}"] if len(absent) else []
         parts += [f"{name} has {_first(unknown)} that {wanted_name} does not have"] if len(unknown) else []
         hint = "Both must hold exactly the same ids; the order is free."
-        if not len(unknown):
+        if partial and not len(unknown):
             hint += " To use only the rows that the file predicts, add --subset."
         raise DataError("; ".join(parts), hint)
     return ids.get_indexer(wanted)
@@ -150,7 +152,7 @@ def align(frame: pd.DataFrame, truth: pd.DataFrame, name: str) -> tuple[np.ndarr
     Raises:
         DataError: ids that only one side has, ids repeated, or rows that no grader would take.
     """
-    order = positions(frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth")
+    order = positions(frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth", partial=True)
     probabilities = frame[list(CLASSES)].to_numpy(np.float64)[order]
     good = gradable(probabilities)
     if not good.all():
