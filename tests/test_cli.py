@@ -243,6 +243,18 @@ def test_a_fit_whose_predictions_cannot_be_made_is_not_saved_either(baselines: l
     assert not save.exists()
 
 
+def test_a_fit_to_predictions_of_no_run_says_that_their_folds_are_not_known(
+    baselines: list[Path], data: Path, tmp_path
+):
+    other, truth, known = tmp_path / "other_folds.csv", ("--truth", data / "train.parquet"), baselines[0] / "oof.csv"
+    other.write_bytes((baselines[1] / "oof.csv").read_bytes())
+    for arguments in (["ensemble", "--fit", known, "--fit", other], ["calibrate", other]):
+        done = kit(*arguments, *truth)
+        assert done.exit_code == 0, done.stderr
+        assert "other_folds.csv is of no run: its folds are not known" in done.stderr
+        assert "oof.csv is of no run" not in done.stderr
+
+
 def test_a_calibration_is_saved_and_applied(baselines: list[Path], data: Path, raw: Path, tmp_path: Path):
     oof, truth = baselines[0] / "oof.csv", ("--truth", data / "train.parquet")
     done = kit(

@@ -65,6 +65,7 @@ def calibrate(
     from kit import frame
     from kit.scoring import calibration
     from kit.scoring.calibrate import calibrate as fit
+    from kit.scoring.members import of_no_run
     from kit.scoring.truth import read_truth, restrict
 
     options.refuse_overwrites((save, out), force)
@@ -81,6 +82,8 @@ def calibrate(
     if out:
         frame.write(calibrated, out)
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
+    for line in of_no_run([file]):
+        show.note(line)
 
 
 @click.command()
@@ -128,7 +131,7 @@ def ensemble(
     from kit import frame
     from kit.scoring import blend as blends
     from kit.scoring.ensemble import blend
-    from kit.scoring.members import read_members
+    from kit.scoring.members import of_no_run, read_members
 
     options.refuse_overwrites((save, out), force)
     fitted = blended = None
@@ -144,6 +147,8 @@ def ensemble(
         blends.write(fitted.blend, save, fitted.fitted)
     if out:
         frame.write(blended, out)
+    for line in of_no_run(oof):
+        show.note(line)
     result = {"file": str(out) if out else None, "members": [str(file) for file in files]}
     if as_json:
         return show.json_out(result | ({"fit": fitted.as_dict()} if fitted else {"method": method}))

@@ -31,6 +31,11 @@ def member_name(path: str | Path) -> str:
     return run.name if run else Path(path).name.removesuffix(".csv")
 
 
+def of_no_run(files: Sequence[str | Path]) -> list[str]:
+    """A note on each file outside run directories: nothing tells whether its model was trained on the fitted rows."""
+    return [f"{Path(file).name} is of no run: its folds are not known" for file in files if run_of(file) is None]
+
+
 def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFrame]]:
     """Names and prediction frames of files that are to be fitted or blended together.
 
