@@ -179,7 +179,10 @@ def calibrated(result: Any) -> None:
         [["before", before.log_loss, before.calibration_error], ["after", after.log_loss, after.calibration_error]],
     )
     fitted = result.calibration
-    note(result.note or f"temperature {fitted.temperature:.4f}, bias {', '.join(f'{b:+.4f}' for b in fitted.bias)}")
+    if result.method != "none":
+        note(f"temperature {fitted.temperature:.4f}, bias {', '.join(f'{b:+.4f}' for b in fitted.bias)}")
+    if result.note:
+        note(result.note)
 
 
 def fitted(result: Any) -> None:

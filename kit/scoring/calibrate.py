@@ -4,6 +4,7 @@ Source: Guo et al., "On Calibration of Modern Neural Networks" (2017): temperatu
 one slope. Averages of models come out under-confident and smoothed networks too; a temperature mends both.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -54,7 +55,8 @@ class Calibrated:
 
     Attributes:
         calibration: fitted to all rows, for use on others.
-        method: "temperature" or "bias", or "none" where nothing was gained; `note` then says why.
+        method: "temperature" or "bias", or "none" where nothing was gained.
+        note: why nothing was gained, or why the simpler method was kept though the other's log loss is lower.
         rows: number of rows.
         before: the prediction as it came.
         after: cross-fitted, so it is what new rows may expect.
@@ -127,8 +129,17 @@ def fit(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, metho
     if chosen == "none":
         worse = f"{tried[0].cross_fitted:.5f} cross-fitted instead of {before.log_loss:.5f}" if tried else ""
         reason = f"left as it is: {f'the log loss would be {worse}' if worse else reason}"
-    note = reason if chosen == "none" else ""
+    note = reason if chosen == "none" else _luck(chosen, tried)
     return Calibrated(best, chosen, note, len(labels), before, measure(after, labels), tuple(tried), after)
+
+
+def _luck(chosen: str, tried: Sequence[Trial]) -> str:
+    """That a method of more parameters has a lower log loss than the chosen one, if it has: not beyond doubt."""
+    losses = {trial.method: trial.cross_fitted for trial in tried}
+    lower = losses[chosen] - losses.get("bias", losses[chosen])
+    if lower < 5e-5:  # nothing to four places, as losses are shown
+        return ""
+    return f"bias is lower by {lower:.4f}, which may be luck: the simpler one is kept"
 
 
 def fit_rows(probabilities: np.ndarray, labels: np.ndarray, method: Method) -> Calibration:
