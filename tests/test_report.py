@@ -17,6 +17,7 @@ from kit.report.markdown import markdown
 from kit.report.page import html
 from kit.report.report import report
 from kit.report.written import write
+from kit.scoring import blend as blends
 from kit.scoring.metrics import row_losses
 
 
@@ -145,6 +146,22 @@ def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Processe
     for case in cases:
         assert case.texts[1] == tuple(table.loc[case.id, "response_a"])
         assert case.label == table.loc[case.id, "label"]
+
+
+def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Processed, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed, skill=seed, test=False) for seed in range(2)]
+    alone = report(runs, processed.folder)
+    blends.write(blends.Blend((runs[0].name,), (1.0,), "arithmetic"), tmp_path / "b.json", {"method": "mean"})
+    constants = [Path(baseline.run(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior")]
+    found = report([*runs, *constants], processed.folder, blends=[tmp_path / "b.json"])
+
+    def ranked(some):
+        return [(case.id, case.divergence) for case in some.cases if case.rows == "holdout"]
+
+    assert ranked(found) == ranked(alone)
+    assert {"baseline-uniform", "b"} <= set(found.cases[0].probabilities)
+    one = report([runs[0], *constants], processed.folder)
+    assert not [case for case in one.cases if case.rows == "holdout"]
 
 
 def test_a_damaged_log_of_a_training_is_named(processed: Processed, tmp_path: Path):

@@ -18,7 +18,7 @@ class Case:
     Attributes:
         rows: which rows it is of: "holdout", "out-of-fold" or "test".
         label: the index into `CLASSES`, None where nobody knows it.
-        divergence: how much the models disagree, see `divergence`.
+        divergence: how much the models that rank the rows disagree, see `cases` and `divergence`.
         probabilities: of each model by name, three.
         texts: the turns of prompt, answer A and answer B.
     """
@@ -34,13 +34,17 @@ class Case:
 def cases(evidence: Evidence, split: str, number: int = CASES) -> tuple[Case, ...]:
     """The rows with the largest divergence, one of each prompt, the largest first; equal ones in their order.
 
+    Blends, which lie between their members, and models that say the same of every row have no say in the order, but
+    stand in each row's table. Without two models that do, there is nothing to rank labelled rows by.
+
     Of test rows without labels all are shown in their order where they are few, as competitions show them.
     """
     rows, models = evidence.rows[split], evidence.having(split)
-    if not models:
+    ranking = [place for place, model in enumerate(models) if not (model.saved or model.constant(split))]
+    if not models or (rows.labels is not None and len(ranking) < 2):
         return ()
     each = np.stack([model.predictions[split] for model in models])
-    apart = divergence(each)
+    apart = divergence(each[ranking]) if ranking else np.zeros(len(rows.ids))
     if rows.labels is None and len(rows.ids) <= number:
         places = np.arange(len(rows.ids))
     else:

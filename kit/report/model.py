@@ -37,6 +37,10 @@ class Model:
     run: RunDir | None = None
     saved: Saved | None = None
 
+    def constant(self, split: str) -> bool:
+        """Whether it says the same of every row of the split, which it has."""
+        return bool(np.ptp(self.predictions[split], axis=0).max() < 1e-9)
+
     def parts(self, validation: str) -> dict[str, dict[str, Any]]:
         """The metrics of the run's parts that its validation predictions are from, by their folders' names."""
         found = self.run.parts() if self.run else {}

@@ -107,8 +107,7 @@ class Report:
     @cached_property
     def cases(self) -> tuple[Case, ...]:
         """Of the main rows if there are two models to disagree; and some test rows, where nobody knows the labels."""
-        several = len(self.evidence.having(self.evidence.main)) > 1
-        found = cases(self.evidence, self.evidence.main) if several else ()
+        found = cases(self.evidence, self.evidence.main)
         unknown = () if "test" in self.evidence.scored else cases(self.evidence, "test", TEST_CASES)
         return found + unknown
 

@@ -135,8 +135,9 @@ def _blends(report: Report) -> Section | None:
 
 def _cases(report: Report) -> Section | None:
     text = (
-        "Rows with the largest Jensen-Shannon divergence between the models' predictions, one of each prompt; each "
-        "model's most probable class is bold. Characters that cannot be seen are shown as ⟨U+…⟩.",
+        "Rows with the largest Jensen-Shannon divergence between the models' predictions, one of each prompt. Blends "
+        "and models that say the same of every row are listed, but do not count in it. Each model's most probable "
+        "class is bold. Characters that cannot be seen are shown as ⟨U+…⟩.",
     )
     return Section("disagreement", "Where models disagree most", text, cases=report.cases) if report.cases else None
 
