@@ -87,3 +87,28 @@ def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[Model], truth: 
     model = blended(tmp_path / "mean.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
     expected = (models[0].predictions["valid"] + models[1].predictions["valid"]) / 2
     np.testing.assert_allclose(model.predictions["valid"], expected, rtol=1e-12)
+    assert model.saved.as_saved == "its weights were not fitted"
+
+
+@pytest.mark.parametrize("rows", [40, 600])
+def test_on_other_rows_than_it_was_fitted_to_it_is_applied_as_saved(
+    rows: int, fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+):
+    some = [Model(each.name, {"valid": each.predictions["valid"][:rows]}) for each in models]
+    model = of(fitted, some, truth[:rows], tmp_path / "blend.json")
+    frames = [frame.make(np.arange(rows), each.predictions["valid"]) for each in some[:2]]
+    applied = blends.apply(fitted.blend, frames, ["a", "b"])
+    np.testing.assert_allclose(model.predictions["valid"], applied.iloc[:, 1:].to_numpy(), rtol=1e-12)
+    assert model.saved.as_saved == f"it was fitted to 1,500 rows, which are not these {rows}"
+
+
+def test_a_file_that_tells_no_rows_is_fitted_again_only_to_enough_of_them(
+    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+):
+    blends.write(fitted.blend, tmp_path / "blend.json", {"method": fitted.method})
+    few = [Model(each.name, {"valid": each.predictions["valid"][:40]}) for each in models]
+    labels, groups = truth[LABEL].to_numpy(), truth[GROUP].to_numpy()
+    assert "too few" in blended(tmp_path / "blend.json", few, labels[:40], groups[:40]).saved.as_saved
+    whole = blended(tmp_path / "blend.json", models, labels, groups)
+    assert whole.saved.as_saved == ""
+    assert log_loss(whole.predictions["valid"], labels) == pytest.approx(fitted.cross_fitted, abs=1e-5)

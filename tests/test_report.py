@@ -164,6 +164,15 @@ def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Process
     assert not [case for case in one.cases if case.rows == "holdout"]
 
 
+def test_the_page_says_which_blends_are_applied_as_saved(processed: Processed, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed) for seed in range(2)]
+    made = blends.Blend(tuple(run.name for run in runs), (0.5, 0.5), "arithmetic")
+    blends.write(made, tmp_path / "folds.json", {"method": "arithmetic", "rows": 54321})
+    page = written(report(runs, processed.folder, blends=[tmp_path / "folds.json"]))
+    assert "folds is applied as it was saved: it was fitted to 54,321 rows, which are not these" in page.text
+    assert "cross-fitted: the weights" not in page.text
+
+
 def test_a_damaged_log_of_a_training_is_named(processed: Processed, tmp_path: Path):
     run = make_run(tmp_path, processed)
     (run / "holdout" / "trainer_state.json").write_text('{"log_history": [1]}')

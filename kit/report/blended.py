@@ -1,7 +1,7 @@
-"""A saved blend among the models: what it gives on test rows, and honestly on the rows its weights were fitted to."""
+"""A saved blend among the models: what it gives on other rows, and honestly on the rows its weights were fitted to."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from kit.errors import DataError
 from kit.report.model import Model, Saved
 from kit.scoring import saved as files
-from kit.scoring.blend import Blend, read
+from kit.scoring.blend import read
+from kit.scoring.calibrate import too_few
 from kit.scoring.candidate import Rows, candidate
 from kit.scoring.crossfit import folds
 from kit.scoring.metrics import EPS
@@ -22,8 +23,9 @@ CROSS_FITTED = ("arithmetic", "geometric", "greedy")
 def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.ndarray) -> Model:
     """The blend as a model, called by its file's name.
 
-    Its validation predictions are cross-fitted: weights and temperature of the same members, fitted in the same way to
-    other prompts, as `kit ensemble` does for its estimate. The saved weights have seen these rows' labels.
+    On the rows it was fitted to, by their number, its validation predictions are cross-fitted: weights and temperature
+    of the same members, fitted in the same way to other prompts, as `kit ensemble` does for its estimate, since the
+    saved weights have seen these rows' labels. Elsewhere the blend is applied as it was saved.
 
     Args:
         path: what `kit ensemble --save` wrote.
@@ -45,22 +47,28 @@ def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.
         )
     used = [dict(named)[name] for name in blend.used]
     shares = tuple(weight for weight in blend.weights if weight > 0)
-    small, predictions = replace(blend, members=blend.used, weights=shares), {}
+    small, predictions, as_saved = replace(blend, members=blend.used, weights=shares), {}, ""
     fitted = content.get("fitted") if isinstance(content.get("fitted"), dict) else {}
     if all("test" in model.predictions for model in used):
         predictions["test"] = small.of(np.stack([model.predictions["test"] for model in used]))
     if all("valid" in model.predictions for model in used):
         members = np.stack([model.predictions["valid"] for model in used])
-        predictions["valid"] = _crossed(small, fitted, members, labels, groups)
-    return Model(path.name.removesuffix(".json"), predictions, saved=Saved(path.name, blend, fitted))
+        method = fitted.get("method", blend.pool)
+        as_saved = _as_saved(method, fitted.get("rows"), len(blend.members), labels, groups)
+        predictions["valid"] = small.of(members) if as_saved else _crossed(method, members, labels, groups)
+    return Model(path.name.removesuffix(".json"), predictions, saved=Saved(path.name, blend, fitted, as_saved))
 
 
-def _crossed(
-    blend: Blend, fitted: Mapping[str, Any], members: np.ndarray, labels: np.ndarray, groups: np.ndarray
-) -> np.ndarray:
-    """Predictions (N, 3) of members (M, N, 3) by fits to other prompts; a blend that was not fitted, as it is."""
-    method = fitted.get("method", blend.pool)
+def _as_saved(method: Any, fitted_to: Any, members: int, labels: np.ndarray, groups: np.ndarray) -> str:
+    """Why the saved weights stay on these rows, or nothing where they are to be cross-fitted."""
     if method not in CROSS_FITTED:
-        return blend.of(members)
+        return "its weights were not fitted"
+    if type(fitted_to) is int and fitted_to != len(labels):
+        return f"it was fitted to {fitted_to:,} rows, which are not these {len(labels):,}"
+    return too_few(labels, groups, members)
+
+
+def _crossed(method: str, members: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Predictions (N, 3) of members (M, N, 3) by fits to other prompts."""
     rows = Rows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, folds(groups))
     return candidate(method, rows).crossed

@@ -12,11 +12,19 @@ from kit.scoring.blend import Blend
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved blend: where it is from, what it is, and what its file tells of the fit."""
+    """A saved blend.
+
+    Attributes:
+        file: where it is from.
+        blend: what it is.
+        fitted: what its file tells of the fit.
+        as_saved: why the validation predictions are by the saved weights; empty where they are cross-fitted.
+    """
 
     file: str
     blend: Blend
     fitted: Mapping[str, Any]
+    as_saved: str = ""
 
 
 @dataclass(frozen=True)

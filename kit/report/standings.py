@@ -46,16 +46,27 @@ def standing(report: Report) -> Section:
         "Calibration error is the mean distance between confidence and accuracy. The swap gap is the mean absolute "
         "difference of a model's probabilities when the two answers change places: 0 means that it does not mind.",
     ]
-    if report.blends:
-        text.append(
-            "A blend's validation figures are cross-fitted: its weights were fitted to other prompts than they are "
-            "judged on."
-        )
+    text += _of_blends(report)
     if comparison.unfinished:
         text.append(f"Left out, since no part of it is finished: {', '.join(comparison.unfinished)}.")
     head = ("model", *head, "swap gap", "best epoch", "parameters", "minutes")
     body = tuple(map(row, comparison.lines)) + tuple(map(published, STUDY))
     return Section("comparison", "Comparison", tuple(text), "intervals", (Table("All models", head, body),))
+
+
+def _of_blends(report: Report) -> list[str]:
+    """Which validation figures of blends are cross-fitted, and why others are not."""
+    known = [model for model in report.blends if "valid" in model.predictions]
+    crossed = [model.name for model in known if not model.saved.as_saved]
+    text = [
+        f"{model.name} is applied as it was saved: {model.saved.as_saved}." for model in known if model.saved.as_saved
+    ]
+    if crossed:
+        text.append(
+            f"The validation figures of {', '.join(crossed)} are cross-fitted: the weights were fitted to other "
+            "prompts than they are judged on."
+        )
+    return text
 
 
 def significance(report: Report) -> Section:
