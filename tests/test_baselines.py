@@ -210,9 +210,10 @@ def test_the_holdout_alone_gives_test_predictions_too(data: Path, tmp_path: Path
 def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):
     comparison = compare([runs / "baseline-length", runs / "baseline-tfidf"], data)
     lines = {line.name: line for line in comparison.lines}
-    assert comparison.validation == HOLDOUT
-    figures = RunDir.open(runs / "baseline-tfidf").parts()[HOLDOUT]
-    assert lines["baseline-tfidf"].valid.log_loss == pytest.approx(figures["log_loss"])
+    assert comparison.validation == "out-of-fold"  # the runs have both
+    figures = RunDir.open(runs / "baseline-tfidf").parts()["fold0"]
+    whole = json.loads((runs / "baseline-tfidf" / "metrics.json").read_text())["oof"]
+    assert lines["baseline-tfidf"].valid.log_loss == pytest.approx(whole["log_loss"])
     assert (lines["baseline-tfidf"].best_epoch, lines["baseline-tfidf"].parameters) == (None, figures["parameters"])
 
 

@@ -173,6 +173,37 @@ def test_the_page_says_which_blends_are_applied_as_saved(processed: Processed, t
     assert "cross-fitted: the weights" not in page.text
 
 
+def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(processed: Processed, tmp_path: Path):
+    both = [make_run(tmp_path / "both", processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
+    found = report(both, processed.folder)
+    assert found.evidence.validation == "out-of-fold"
+    note = "Compared out of fold; each run has a holdout too."
+    assert note in written(found).text
+    shown = CliRunner().invoke(main, ["report", *map(str, both), "--data", str(processed.folder)])
+    assert shown.stderr.splitlines()[-1] == note
+    folds = make_run(tmp_path / "folds", processed, 2, parts=(0, 1, 2))
+    assert report([*both, folds], processed.folder).comparison.note == ""
+    holdout = make_run(tmp_path / "holdout", processed, 3)
+    assert report([*both, holdout], processed.folder).evidence.validation == "holdout"
+    frames = [("mean", both[0] / "holdout" / "valid.csv")]
+    assert report(both, processed.folder, frames=frames).evidence.validation == "holdout"
+
+
+def test_runs_without_common_rows_are_told_the_shortest_way_to_some(processed: Processed, tmp_path: Path):
+    whole = make_run(tmp_path, processed, 0, parts=(0, 1, 2))
+    begun = make_run(tmp_path, processed, 1, parts=(0, 1))
+    holdout = make_run(tmp_path, processed, 2)
+    for runs, problem, hint in (
+        ([whole, begun], "not every fold of this one", "--fold all`, or leave it out."),
+        ([begun], "not every fold of this one", "--fold all`."),
+        ([holdout, begun], "no finished holdout", "--fold holdout`, or every fold of each run."),
+    ):
+        with pytest.raises(RunError, match=problem) as caught:
+            report(runs, processed.folder)
+        assert str(begun) in caught.value.problem
+        assert caught.value.hint.endswith(hint)
+
+
 def test_a_damaged_log_of_a_training_is_named(processed: Processed, tmp_path: Path):
     run = make_run(tmp_path, processed)
     (run / "holdout" / "trainer_state.json").write_text('{"log_history": [1]}')

@@ -230,5 +230,7 @@ def compared(report: Any) -> None:
         pairs = [each.pair(name, each.best) for name in each.models if name != each.best]
         found = [[pair.model, f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", pair.verdict] for pair in pairs]
         table(f"{each.rows} rows", ["model", f"log loss less that of {each.best} [95%]", "verdict"], found)
+    if comparison.note:
+        note(comparison.note)
     for name in comparison.unfinished:
         note(f"{name} has no finished part and is left out")

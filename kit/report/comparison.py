@@ -48,11 +48,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The lines, which rows "validation" means ("holdout" or "out-of-fold"), and the runs left out as unfinished."""
+    """One line for each model.
+
+    Attributes:
+        validation: which rows "validation" means: "holdout" or "out-of-fold".
+        unfinished: runs that were left out.
+        note: what else there was to compare on, if anything.
+    """
 
     lines: tuple[Line, ...]
     validation: str
     unfinished: tuple[str, ...] = ()
+    note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
@@ -77,7 +84,8 @@ def tabulate(evidence: Evidence) -> Comparison:
         )
         for model in evidence.models
     ]
-    return Comparison(tuple(lines), evidence.validation, evidence.unfinished)
+    note = "Compared out of fold; each run has a holdout too." if evidence.holdout_too else ""
+    return Comparison(tuple(lines), evidence.validation, evidence.unfinished, note)
 
 
 def columns(comparison: Comparison) -> list[str]:

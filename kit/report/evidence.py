@@ -21,7 +21,7 @@ from kit.scoring.ensemble import stack
 from kit.scoring.metrics import prior
 from kit.scoring.truth import align, positions, read_truth, restrict
 
-OOF = "out-of-fold"
+OOF, OOF_FILE = "out-of-fold", "oof.csv"
 UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
 Split = Literal["valid", "test"]
 
@@ -56,6 +56,12 @@ class Evidence:
     def validation(self) -> str:
         """Which rows "validation" means: "holdout" or "out-of-fold"."""
         return self.rows["valid"].name
+
+    @property
+    def holdout_too(self) -> bool:
+        """Whether the rows are out-of-fold ones and every run could have been compared on the holdout as well."""
+        runs = [model.run for model in self.models if model.run]
+        return self.validation == OOF and all(run.done(HOLDOUT) for run in runs)
 
     @property
     def scored(self) -> tuple[Split, ...]:
@@ -108,12 +114,12 @@ def gather(
         every[0].require_parts()  # says what to do about it
     for run in opened:
         run.check_data(processed.digest("train"))
-    kind = _validation(opened)
+    kind = _validation(opened, processed, frames)
     rows, trained_on = _rows(processed, kind, truth)
     names = Counter(run.name for run in opened)
     models = _references(processed, trained_on, rows)
     for run in opened:
-        files = [run.part(HOLDOUT) / "valid.csv" if kind == HOLDOUT else run.path / "oof.csv", run.path / TEST_FILE]
+        files = [run.part(HOLDOUT) / "valid.csv" if kind == HOLDOUT else run.path / OOF_FILE, run.path / TEST_FILE]
         name = run.name if names[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}"
         models.append(Model(name, _predictions([f for f in files if f.is_file()], rows), run=run))
     for name in dict.fromkeys(name for name, _ in frames):
@@ -126,19 +132,28 @@ def gather(
     return Evidence(processed, rows, tuple(models), tuple(run.name for run in every if run not in opened))
 
 
-def _validation(runs: Sequence[RunDir]) -> str:
-    """The rows that all runs have validation predictions of."""
-    if all(run.done(HOLDOUT) for run in runs):
-        return HOLDOUT
-    if all((run.path / "oof.csv").is_file() for run in runs):
+def _validation(runs: Sequence[RunDir], processed: Processed, frames: Sequence[tuple[str, Path]]) -> str:
+    """The rows that all runs have validation predictions of: out of fold, of which there are more, or the holdout.
+
+    The holdout, where there are both, if one of the frames is of its rows.
+    """
+    folds, holdouts = [(run.path / OOF_FILE).is_file() for run in runs], [run.done(HOLDOUT) for run in runs]
+    if all(folds) and all(holdouts):
+        held = set(processed.train([ID])[ID].to_numpy()[processed.fold_rows(HOLDOUT)[1]].tolist())
+        return HOLDOUT if any(set(prediction.read(file)[ID]) == held for _, file in frames) else OOF
+    if all(folds):
         return OOF
-    lacking = next(run for run in runs if not run.done(HOLDOUT))
-    again = f"train --recipe {lacking.path / 'recipe.toml'}"
-    if lacking.baseline:
-        again = f"baseline {lacking.baseline}"
+    if all(holdouts):
+        return HOLDOUT
+    by_fold = not any(holdouts) or sum(folds) > sum(holdouts)
+    lacking = runs[(folds if by_fold else holdouts).index(False)]
+    made = f"baseline {lacking.baseline}" if lacking.baseline else f"train --recipe {lacking.path / 'recipe.toml'}"
+    again = f"Run `kit {made} --fold {'all' if by_fold else HOLDOUT}`"
+    others = (", or leave it out" if len(runs) > 1 else "") if by_fold else ", or every fold of each run"
     raise RunError(
-        f"{lacking.path}: the runs have no validation rows in common; this one has no finished holdout",
-        f"Run `kit {again} --fold holdout`, or every fold of each run.",
+        f"{lacking.path}: the runs have no validation rows in common; "
+        + ("not every fold of this one is finished" if by_fold else "this one has no finished holdout"),
+        f"{again}{others}.",
     )
 
 

@@ -47,6 +47,7 @@ def standing(report: Report) -> Section:
         "difference of a model's probabilities when the two answers change places: 0 means that it does not mind.",
     ]
     text += _of_blends(report)
+    text += [comparison.note] if comparison.note else []
     if comparison.unfinished:
         text.append(f"Left out, since no part of it is finished: {', '.join(comparison.unfinished)}.")
     head = ("model", *head, "swap gap", "best epoch", "parameters", "minutes")
