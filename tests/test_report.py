@@ -228,14 +228,24 @@ def test_the_command_writes_prints_and_refuses(processed: Processed, tmp_path: P
     shown = runner.invoke(main, [*command, "-o", str(page), "-o", str(tmp_path / "report.md")])
     assert shown.exit_code == 0, shown.output
     assert "can't tell" in shown.stdout or "worse" in shown.stdout
+    assert shown.stderr.splitlines()[-1] == f"Written: {page}, {tmp_path / 'report.md'}"
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     printed = runner.invoke(main, [*command, "--markdown"])
+    assert "Written" not in printed.stderr
     assert printed.stdout == (tmp_path / "report.md").read_text(encoding="utf-8")
     assert runner.invoke(main, [*command, "-o", str(page)]).exit_code == 1
     assert json.loads(runner.invoke(main, [*command, "--json"]).stdout)["validation"] == "holdout"
     assert runner.invoke(main, [*command, "--json", "--markdown"]).exit_code == 2
     wrong = runner.invoke(main, [*command, "-o", str(tmp_path / "report.pdf")])
     assert (wrong.exit_code, "report.html" in wrong.stderr) == (1, True)
+
+
+def test_the_same_file_to_write_twice_is_a_usage_error(processed: Processed, tmp_path: Path):
+    run = make_run(tmp_path / "runs", processed)
+    twice = ["-o", str(tmp_path / "r.md"), "-o", str(tmp_path / "runs" / ".." / "r.md")]
+    refused = CliRunner().invoke(main, ["report", str(run), "--data", str(processed.folder), *twice])
+    assert (refused.exit_code, "-o names the same file twice" in refused.stderr) == (2, True)
+    assert not (tmp_path / "r.md").exists()
 
 
 def test_a_frame_needs_no_training_to_be_compared(processed: Processed, tmp_path: Path):

@@ -85,6 +85,8 @@ def report(
         raise click.UsageError("--frame takes NAME=FILE.")
     if markdown and as_json:
         raise click.UsageError("Choose --markdown or --json.")
+    if len({path.resolve() for path in out}) < len(out):
+        raise click.UsageError("-o names the same file twice.")
     from kit.report.markdown import markdown as text
     from kit.report.report import report as compare
     from kit.report.written import check, write
@@ -100,6 +102,8 @@ def report(
         click.echo(text(found), nl=False)
     else:
         show.compared(found)
+    if out:
+        show.note(f"Written: {', '.join(map(str, out))}")
 
 
 @click.command()
