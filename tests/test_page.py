@@ -211,6 +211,15 @@ def test_markdown_says_the_same_as_the_page(page: Page, made: Report):
     assert found == [grid.rows for grid in page.tables.values()]
 
 
+def test_markdown_speaks_of_no_picture(page: Page, made: Report):
+    text = markdown(made)
+    pictured = r"\b(dots?|diagonal|thin|strong|dotted)\b"
+    assert not re.search(pictured, text, re.IGNORECASE)
+    assert len(set(re.findall(pictured, page.text))) > 3
+    assert "Where the accuracy is below the confidence, the model is over-confident." in text
+    assert "over-confident" in page.text
+
+
 def test_texts_in_markdown_cannot_leave_their_block(made: Report):
     fence, inside = "", []
     for line in markdown(made).splitlines():

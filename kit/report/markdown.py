@@ -26,7 +26,7 @@ def escaped(text: str) -> str:
 
 
 def _section(section: Section) -> list[str]:
-    blocks = [f"## {section.title}", *map(escaped, section.paragraphs)]
+    blocks = [f"## {section.title}", *map(escaped, section.unpictured or section.paragraphs)]
     for table in section.tables:
         blocks += [f"### {escaped(table.caption)}", _table(table)]
     for case in section.cases:

@@ -41,8 +41,12 @@ def _curves(report: Report) -> Section | None:
         "Validation log loss (strong) and training loss (thin; with label smoothing where the recipe has some) over "
         "the epochs. The dot is the checkpoint that was kept.",
     )
+    numbers = (
+        "How often each part was evaluated while it was trained, the epoch of the checkpoint that was kept, and its "
+        "validation log loss there.",
+    )
     tables = (Table("Trained parts", head, tuple(body), folded=True),)
-    return Section("curves", "Learning curves", text, "curves", tables)
+    return Section("curves", "Learning curves", text, "curves", tables, unpictured=numbers)
 
 
 def _reliability(report: Report) -> Section:
@@ -51,12 +55,11 @@ def _reliability(report: Report) -> Section:
         for each in report.diagnosis
         for b in each.bins
     ]
-    text = (
-        f"How often the most probable class is right, by how probable it was said to be, on the {report.main} rows. "
-        "Dots below the diagonal are over-confident; a dot's area tells its share of the rows.",
-    )
+    asked = f"How often the most probable class is right, by how probable it was said to be, on the {report.main} rows."
+    text = (f"{asked} Dots below the diagonal are over-confident; a dot's area tells its share of the rows.",)
+    numbers = (f"{asked} Where the accuracy is below the confidence, the model is over-confident.",)
     table = Table("Bins of confidence", ("model", "rows", "confidence", "accuracy"), tuple(body), folded=True)
-    return Section("reliability", "Reliability", text, "reliability", (table,))
+    return Section("reliability", "Reliability", text, "reliability", (table,), unpictured=numbers)
 
 
 def _confusion(report: Report) -> Section:

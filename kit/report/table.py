@@ -33,7 +33,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: paragraphs, the figures of a kind, tables, rows to read."""
+    """A part of the report: paragraphs, the figures of a kind, tables, rows to read.
+
+    Attributes:
+        unpictured: the paragraphs where no figure is shown, if they are others.
+    """
 
     anchor: str
     title: str
@@ -41,6 +45,7 @@ class Section:
     figures: str = ""
     tables: tuple[Table, ...] = ()
     cases: tuple[Case, ...] = ()
+    unpictured: tuple[str, ...] = ()
 
 
 def cells(*texts: str) -> tuple[Cell, ...]:
