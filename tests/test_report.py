@@ -62,6 +62,21 @@ def test_baselines_alone_have_no_learning_curves(processed: Processed, tmp_path:
     assert set(row[1:]) == {"constant"}
 
 
+def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Processed, raw: Path, tmp_path: Path):
+    uniform, prior = (Path(baseline.run(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior"))
+    trained, truth = make_run(tmp_path, processed), raw / "truth.csv"
+
+    def names(*runs: Path) -> list[str]:
+        found = report(runs, processed.folder, truth=truth)
+        written(found)
+        return [line.name for line in found.comparison.lines if line.name != "Bayes floor"]
+
+    assert names(trained, uniform, prior) == [trained.name, "baseline-uniform", "baseline-prior"]
+    assert names(prior) == ["uniform", "baseline-prior"]
+    (uniform / "test.csv").unlink()
+    assert names(trained, uniform) == ["uniform", "class prior", trained.name, "baseline-uniform"]
+
+
 def test_test_rows_without_labels_are_shown_but_not_scored(processed: Processed, tmp_path: Path):
     found = report([make_run(tmp_path, processed, seed) for seed in range(2)], processed.folder)
     assert [case.rows for case in found.cases] == ["holdout"] * 8 + ["test"] * 3

@@ -23,6 +23,7 @@ from kit.scoring.truth import align, positions, read_truth, restrict
 
 OOF, OOF_FILE = "out-of-fold", "oof.csv"
 UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
+BASELINES = {UNIFORM: "uniform", PRIOR: "prior"}  # the baselines that are the same model, when they are there as runs
 Split = Literal["valid", "test"]
 
 
@@ -94,6 +95,8 @@ def gather(
 ) -> Evidence:
     """Reads runs, further prediction frames and saved blends, and adds uniform, the class prior and the Bayes floor.
 
+    A baseline run that is uniform or the prior stands for that reference, if it has predictions of the same rows.
+
     Args:
         runs: run directories. Their validation predictions are from training; of the test rows, their test.csv.
         data: the processed folder the runs were trained on.
@@ -122,6 +125,7 @@ def gather(
         files = [run.part(HOLDOUT) / "valid.csv" if kind == HOLDOUT else run.path / OOF_FILE, run.path / TEST_FILE]
         name = run.name if names[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}"
         models.append(Model(name, _predictions([f for f in files if f.is_file()], rows), run=run))
+    models = [model for model in models if not (model.reference and _there_as_run(model, models))]
     for name in dict.fromkeys(name for name, _ in frames):
         models.append(Model(name, _predictions([file for other, file in frames if other == name], rows)))
     valid = rows["valid"]
@@ -196,6 +200,17 @@ def _references(processed: Processed, labels: np.ndarray, rows: Mapping[str, Row
         known = {split: _aligned(bayes[bayes[ID].isin(some.ids)], some, str(floor)) for split, some in scored.items()}
         models.append(Model(FLOOR, known, reference=True))
     return models
+
+
+def _there_as_run(reference: Model, models: Sequence[Model]) -> bool:
+    """Whether a baseline run is the same model, and says as much."""
+    same = BASELINES.get(reference.name)
+    return same is not None and any(
+        model.run is not None
+        and model.run.baseline == same
+        and reference.predictions.keys() <= model.predictions.keys()
+        for model in models
+    )
 
 
 def _predictions(files: Sequence[Path], rows: Mapping[str, Rows]) -> dict[str, np.ndarray]:

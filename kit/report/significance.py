@@ -29,7 +29,7 @@ class Significance:
 
     Attributes:
         rows: which rows: "holdout", "out-of-fold" or "test".
-        models: names, the lowest log loss first; the class prior is among them.
+        models: names, the lowest log loss first; the class prior is among them, as a reference or as a run.
         best: the one of them with the lowest log loss that is not a reference.
         pairs: as many as models, squared less once.
     """
@@ -45,11 +45,13 @@ class Significance:
 
 
 def significance(evidence: Evidence, split: str) -> Significance | None:
-    """Compares all models that have predictions of the split; None where no run has."""
+    """Compares all models that have predictions of the split; None where no run has, or only one model in all."""
     rows = evidence.rows[split]
     if not evidence.having(split):
         return None
     models = [model for model in evidence.having(split, references=True) if model.name not in NOT_COMPARED]
+    if len(models) < 2:
+        return None
     losses = np.stack([row_losses(model.predictions[split], rows.labels) for model in models])
     order = np.argsort(losses.mean(axis=1), kind="stable")
     found = differences(losses[order], rows.groups)

@@ -70,8 +70,10 @@ def _of_blends(report: Report) -> list[str]:
     return text
 
 
-def significance(report: Report) -> Section:
-    """Each model against the best, and all pairs."""
+def significance(report: Report) -> Section | None:
+    """Each model against the best, and all pairs; nothing where there is only one."""
+    if not report.significance:
+        return None
     tables: list[Table] = []
     for each in report.significance:
         tables.append(_against_best(each))
