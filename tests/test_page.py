@@ -14,6 +14,8 @@ from kit import baseline, frame
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
+from kit.report import figures
+from kit.report.comparison import Figures, Line
 from kit.report.markdown import markdown
 from kit.report.page import html
 from kit.report.report import Report, report
@@ -170,6 +172,19 @@ def test_ids_are_unique_and_figures_say_what_they_show(page: Page):
     assert len(figures) == 2 + 2 + 5  # intervals of two splits, curves of two runs, reliability of five models
     assert all(each["role"] == "img" and each["aria-label"] and "viewbox" in each for each in figures)
     assert any("Reliability of <b>$x_1$|`" in each["aria-label"] for each in figures)
+
+
+def test_names_stand_left_of_the_intervals_they_belong_to():
+    names = ["short", "tiny-electra-6f3a2b1c", "a-name-much-longer-than-two-lines-can-hold-whatever-they-are-6f3a2b1c"]
+    each = Figures(rows=9, log_loss=1.0, low=0.9, high=1.05, accuracy=0.4, calibration_error=0.1)
+    svg = figures.intervals([Line(name, valid=each) for name in names], "valid", "holdout").svg
+    labels = re.findall(r'text-anchor: end[^"]*" x="([\d.]+)"[^>]*>([^<]*)', svg)
+    shown = [text for _, text in labels if not text.startswith("log loss")]
+    assert shown[:2] == names[:2]
+    assert shown[2].startswith("a-name-much")
+    assert shown[3].endswith("6f3a2b1c")
+    drawn = [float(x) for x in re.findall(r'd="M ([\d.]+) [\d.]+  L', svg)]
+    assert max(float(x) for x, text in labels if text in shown) < min(x for x in drawn if x > 9)
 
 
 def test_it_can_be_read_by_machine_and_by_ear(page: Page):

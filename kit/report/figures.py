@@ -5,6 +5,7 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -33,6 +34,7 @@ STYLE = {
     "lines.linewidth": 1.5,
 }
 WIDTH = 320  # points; a phone's width, so that the text keeps its size there
+NAME_LINE, CHARACTER, LINE = 24, 5.2, 10.5  # characters of a name on one line; points of a character and of a line
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,44 @@ class Figure:
 
 
 def intervals(lines: Sequence[Line], split: str, rows: str) -> Figure:
-    """Each model's log loss with its interval, in the table's order."""
+    """Each model's log loss with its interval, in the table's order; names have a margin of their own."""
     known = [(line.name, figures) for line in lines if (figures := getattr(line, split))]
-    height = 26 * len(known) + 34
+    labels = [_label(name_of(name)) for name, _ in known]
+    height = 26 * len(known) + 32
+    margin = 8 + CHARACTER * max(len(piece) for label in labels for piece in label)
 
     def draw(axes: Axes) -> None:
-        for place, (name, figures) in enumerate(known):
+        for place, ((_, figures), label) in enumerate(zip(known, labels, strict=True)):
             axes.plot([figures.low, figures.high], [place, place], color=FIRST, solid_capstyle="round", linewidth=2.5)
             axes.plot([figures.log_loss], [place], "o", color=FIRST, markersize=6)
-            axes.annotate(
-                name_of(name), (0, place), (0, 6), xycoords=("axes fraction", "data"), textcoords="offset points"
-            )
+            for number, piece in enumerate(label):  # one by one, so that the page's own font is aligned too
+                down = LINE * (number - (len(label) - 1) / 2)
+                axes.annotate(
+                    piece,
+                    (0, place),
+                    (-8, -down),
+                    xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
+                    ha="right",
+                    va="center_baseline",
+                )
         axes.axvline(math.log(3), color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
-        axes.set_ylim(len(known) - 0.6, -0.9)
+        axes.set_ylim(len(known) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"log loss on {rows} rows; dotted: uniform")
+        axes.set_xlabel(f"log loss on {rows} rows; dotted: uniform", loc="right")
 
     told = ", ".join(f"{name} {each.log_loss:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in known)
     title = f"Log loss with 95% intervals on {rows} rows: {told}"
-    return _figure(f"intervals-{split}", title, draw, height, (8, 8, 30, 2))
+    return _figure(f"intervals-{split}", title, draw, height, (margin, 8, 30, 2))
+
+
+def _label(name: str) -> list[str]:
+    """A name on one line or two; what is left out of a longer one is its middle, since names differ at their ends."""
+    if len(lines := wrap(name, NAME_LINE)) <= 2:
+        return lines
+    return [name[: NAME_LINE - 1].rstrip() + "…", name[-NAME_LINE:].lstrip()]
 
 
 def learning(name: str, curves: Sequence[Curve], key: str) -> Figure:
