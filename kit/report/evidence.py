@@ -12,16 +12,16 @@ import pyarrow as pa
 
 from kit import frame as prediction
 from kit.data.processed import Processed, open_processed
-from kit.errors import DataError, RunError
+from kit.errors import DataError
 from kit.report.blended import blended
 from kit.report.model import Model
+from kit.report.validation import OOF, OOF_FILE, common
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import GROUP, ID, LABEL, TEST_FILE, TEXTS
 from kit.scoring.ensemble import stack
 from kit.scoring.metrics import prior
 from kit.scoring.truth import align, positions, read_truth, restrict
 
-OOF, OOF_FILE = "out-of-fold", "oof.csv"
 UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
 BASELINES = {UNIFORM: "uniform", PRIOR: "prior"}  # the baselines that are the same model, when they are there as runs
 Split = Literal["valid", "test"]
@@ -117,7 +117,7 @@ def gather(
         every[0].require_parts()  # says what to do about it
     for run in opened:
         run.check_data(processed.digest("train"))
-    kind = _validation(opened, processed, frames)
+    kind = common(opened, processed, frames)
     rows, trained_on = _rows(processed, kind, truth)
     names = Counter(run.name for run in opened)
     models = _references(processed, trained_on, rows)
@@ -134,31 +134,6 @@ def gather(
     if twice:
         raise DataError(f"two models are called {twice[0]!r}", "Name them apart with --frame NAME=FILE.")
     return Evidence(processed, rows, tuple(models), tuple(run.name for run in every if run not in opened))
-
-
-def _validation(runs: Sequence[RunDir], processed: Processed, frames: Sequence[tuple[str, Path]]) -> str:
-    """The rows that all runs have validation predictions of: out of fold, of which there are more, or the holdout.
-
-    The holdout, where there are both, if one of the frames is of its rows.
-    """
-    folds, holdouts = [(run.path / OOF_FILE).is_file() for run in runs], [run.done(HOLDOUT) for run in runs]
-    if all(folds) and all(holdouts):
-        held = set(processed.train([ID])[ID].to_numpy()[processed.fold_rows(HOLDOUT)[1]].tolist())
-        return HOLDOUT if any(set(prediction.read(file)[ID]) == held for _, file in frames) else OOF
-    if all(folds):
-        return OOF
-    if all(holdouts):
-        return HOLDOUT
-    by_fold = not any(holdouts) or sum(folds) > sum(holdouts)
-    lacking = runs[(folds if by_fold else holdouts).index(False)]
-    made = f"baseline {lacking.baseline}" if lacking.baseline else f"train --recipe {lacking.path / 'recipe.toml'}"
-    again = f"Run `kit {made} --fold {'all' if by_fold else HOLDOUT}`"
-    others = (", or leave it out" if len(runs) > 1 else "") if by_fold else ", or every fold of each run"
-    raise RunError(
-        f"{lacking.path}: the runs have no validation rows in common; "
-        + ("not every fold of this one is finished" if by_fold else "this one has no finished holdout"),
-        f"{again}{others}.",
-    )
 
 
 def _rows(processed: Processed, kind: str, truth: Path | None) -> tuple[dict[str, Rows], np.ndarray]:
