@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from comparing import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -16,7 +17,6 @@ from kit import baseline, frame
 from kit.atomic import write_json
 from kit.data.processed import Processed, open_processed
 from kit.errors import KitError, RecipeError, RunError
-from kit.report.comparison import compare
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import CLASSES, ID, LABEL, SWAP
 from kit.scoring import baselines, ngrams, symmetric

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from comparing import compare
 from quick_recipe import QUICK
 
 from kit import frame
 from kit.errors import DataError, RunError
 from kit.predict import predict_split
 from kit.recipes import load
-from kit.report.comparison import columns, compare, rows
+from kit.report.comparison import columns, rows
 from kit.rundir import RunDir
 from kit.schema import ID
 from kit.scoring.metrics import log_loss

@@ -1,14 +1,12 @@
 """One table of references, runs and blends: log loss with its interval, on validation rows and on test rows."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kit.errors import RunError
-from kit.report.evidence import Evidence, Rows, gather
+from kit.report.evidence import Evidence, Rows
 from kit.report.model import Model
 from kit.scoring.bootstrap import intervals
 from kit.scoring.metrics import accuracy, expected_calibration_error, row_losses
@@ -64,13 +62,6 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
         return asdict(self)
-
-
-def compare(
-    runs: Sequence[str | Path], data: Path, *, frames: Sequence[tuple[str, Path]] = (), truth: Path | None = None
-) -> Comparison:
-    """The table alone; arguments and errors as `evidence.gather`."""
-    return tabulate(gather(runs, data, frames=frames, truth=truth))
 
 
 def tabulate(evidence: Evidence) -> Comparison:

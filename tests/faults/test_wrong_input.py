@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from comparing import compare
 from mutations import mutate
 
 from kit import frame, parts
@@ -25,7 +26,6 @@ from kit.data.processed import open_processed
 from kit.data.rows import read_rows
 from kit.errors import KitError
 from kit.recipes import load, shipped
-from kit.report.comparison import compare
 from kit.rundir import RunDir
 from kit.schema import CLASSES, ID
 from kit.scoring import blend, calibration

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from comparing import compare
 from quick_recipe import QUICK
 
 from kit import frame
@@ -16,7 +17,6 @@ from kit.errors import DataError, RunError
 from kit.model.encoder import folder_digest
 from kit.predict import predict_split
 from kit.recipes import load
-from kit.report.comparison import compare
 from kit.rundir import RunDir
 from kit.scoring.ensemble import blend
 from kit.training.train import train

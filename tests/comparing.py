@@ -1,0 +1,14 @@
+"""The comparison of runs without the rest of a report, which most tests of its lines want."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kit.report.comparison import Comparison, tabulate
+from kit.report.evidence import gather
+
+
+def compare(
+    runs: Sequence[str | Path], data: Path, frames: Sequence[tuple[str, Path]] = (), truth: Path | None = None
+) -> Comparison:
+    """The table of `runs` on the processed rows in `data`."""
+    return tabulate(gather(runs, data, frames=frames, truth=truth))
