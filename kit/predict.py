@@ -18,7 +18,7 @@ from kit.data.preprocess import prepare_input
 from kit.data.processed import open_processed
 from kit.data.tabular import Tabular, tabulate
 from kit.errors import RunError
-from kit.model.device import choose
+from kit.model.device import choose, prepare
 from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
@@ -104,13 +104,15 @@ def _average(
     Precision is what is best here, whatever the training machine had, unless the recipe insists on float32.
     """
     recipe = run.recipe
-    compute = choose("fp32" if recipe.train.precision == "fp32" else "auto")
+    precision = "fp32" if recipe.train.precision == "fp32" else "auto"
     swap = recipe.predict.swap if swap is None else swap
-    ranks = PartialState(cpu=compute.device.type == "cpu")
+    ranks = PartialState(cpu=choose(precision).device.type == "cpu")
     total = 0.0
     for number, part in enumerate(parts):
         run.check_files(part)
         model, vocabulary = PairModel.from_pretrained(part)
+        compute = choose(precision, model.width)
+        prepare(compute)
         model.to(compute.device)
         with ranks.main_process_first():
             tokens = source.encoded(vocabulary, recipe)

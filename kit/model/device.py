@@ -1,7 +1,10 @@
 """What to compute on and how precisely: found out once, said aloud, and refused early when it cannot work."""
 
+import contextlib
+import ctypes
 import os
 import re
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +26,20 @@ class Compute:
         return torch.autocast(self.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
 
 
-def choose(precision: str = "auto") -> Compute:
+AMX_WIDTH = (
+    128  # hidden size from which bf16 was faster than float32 in training and inference, see docs/performance.md
+)
+
+
+def choose(precision: str = "auto", width: int = 0) -> Compute:
     """The best device here and a precision that works on it.
 
-    bf16 from compute capability 8.0; below that fp16 with loss scaling (a T4 says it supports bf16, by emulation);
-    fp32 elsewhere.
+    bf16 from compute capability 8.0; below that fp16 with loss scaling (a T4 says it supports bf16, by emulation).
+    Without a GPU bf16 where the processor has matrix units for it (AMX) and the encoder is wide enough to gain from
+    them; fp32 elsewhere.
+
+    Args:
+        width: the encoder's hidden size, 0 where no encoder is known yet.
 
     Raises:
         DeviceError: the torch build has no kernels for this GPU (`torch.cuda.is_available()` is true all the same),
@@ -37,8 +49,9 @@ def choose(precision: str = "auto") -> Compute:
         kind = "mps" if torch.backends.mps.is_available() else "cpu"
         if precision == "fp16":
             raise DeviceError(f"fp16 training needs a CUDA GPU; this is {kind}", "Set train.precision=auto.")
-        chosen = "fp32" if precision == "auto" else precision
-        return Compute(torch.device(kind), chosen, f"no CUDA GPU: {chosen} on {kind}")
+        faster = kind == "cpu" and width >= AMX_WIDTH and torch.cpu._is_amx_tile_supported()
+        chosen = precision if precision != "auto" else "bf16" if faster else "fp32"
+        return Compute(torch.device(kind), chosen, f"no CUDA GPU: {chosen} on {kind}{' with AMX' if faster else ''}")
     number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))  # torchrun gives each process its own
     name, (major, minor) = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
     check_kernels(name, (major, minor), torch.cuda.get_arch_list())
@@ -49,6 +62,22 @@ def choose(precision: str = "auto") -> Compute:
         )
     chosen = best if precision == "auto" else precision
     return Compute(torch.device("cuda", number), chosen, f"{name}, capability {major}.{minor}: {chosen}")
+
+
+def prepare(compute: Compute) -> None:
+    """Lets this process compute well on the device: on a CPU, keep the memory of one batch for the next.
+
+    glibc hands large blocks back to the system and the system clears them page by page for the next layer, which took
+    a tenth to a quarter of a training step. Where another allocator or C library is at work nothing changes.
+    """
+    if compute.device.type == "cpu" and sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 << 20)):
+                libc.mallopt(option, value)
+
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of malloc.h
 
 
 def check_kernels(name: str, capability: tuple[int, int], architectures: list[str]) -> None:

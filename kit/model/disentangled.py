@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kit.model.chance import STEPS, Draws, flagged, in_steps
+
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # bytes of float32 scores at a time; per thread on a CPU, for its cache
 BLOCK = {"cpu": 128, "cuda": 512}  # rows of a position term at a time: T + BLOCK - 1 distances instead of 2T - 1
 Table = Tensor | None  # None where the attention has no such term
@@ -31,10 +33,11 @@ class Attend(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, c2p: Table, p2c: Table, real: Table, dropout: float
     ) -> Tensor:
-        """Mixed values; under dropout each probability is 0 with a chance of `dropout`, to the nearest 1/65536."""
+        """Mixed values; under dropout each probability is 0 with a chance of `dropout`, to the nearest 1/32768."""
         out, kept = torch.empty_like(v), None
-        threshold = min(round(dropout * 65536), 65535)
-        rise = 65536 / (65536 - threshold)
+        steps = in_steps(dropout)
+        rise = STEPS / (STEPS - steps)
+        draws = Draws() if steps else None
         if any(ctx.needs_input_grad):
             kept = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[1])  # (B, H, T, T)
         with torch.autocast(q.device.type, enabled=False):
@@ -46,14 +49,14 @@ class Attend(torch.autograd.Function):
                 if padding is not None:
                     scores.add_(padding[rows])
                 torch.softmax(scores, -1, out=scores)
-                if threshold:
-                    scores.mul_(_signs(scores.shape, threshold))
+                if draws:
+                    flagged(scores, draws.signs(scores.shape, steps))
                 if kept is not None:
                     kept[rows, heads] = scores.transpose(0, 1)
-                if threshold:
+                if draws:
                     scores.clamp_min_(0)
                 mixed = _product(scores.to(v.dtype), vs)
-                _part(out, rows, heads).copy_(mixed.mul_(rise) if threshold else mixed)
+                _part(out, rows, heads).copy_(mixed.mul_(rise) if draws else mixed)
         ctx.rise = rise
         ctx.save_for_backward(q, k, v, c2p, p2c, kept, out)
         return out
@@ -184,13 +187,6 @@ def _product_with(left: Tensor, table: Tensor) -> Tensor:
 def _part(x: Tensor, rows: slice, heads: slice) -> Tensor:
     """A chunk with heads first: (B, T, H, D) -> (h, b, T, D), a view."""
     return x[rows, :, heads].permute(2, 0, 1, 3)
-
-
-def _signs(shape: torch.Size, threshold: int) -> Tensor:
-    """-1 with a chance of threshold/65536, else 1, by torch's generator: 16 bits each, several to a draw of it, which
-    takes a third of the time of `bernoulli_`."""
-    bits = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return (bits[: shape.numel()].view(shape) < threshold - 32768).view(torch.int8).mul_(-2).add_(1)
 
 
 def _barred(real: Tensor, dtype: torch.dtype) -> Tensor:

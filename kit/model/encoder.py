@@ -21,12 +21,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 def build(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
     """The architecture of a configuration, with random weights, in float32, without a pooler.
 
-    fast_attention: whether DeBERTa's attention is kit's own (`model.attention`) or transformers'; names and weights of
-    the two are the same.
+    fast_attention: whether attention and dropout are kit's own where that is faster (`model.quicken`), with the same
+    names and weights.
     """
     from transformers import AutoConfig, AutoModel
 
-    from kit.model.attention import quicken
+    from kit.model.quicken import quicken
 
     values = dict(config)
     settings = AutoConfig.for_model(values.pop("model_type"), **values)
@@ -72,7 +72,7 @@ def load_encoder(source: Backbone | Path, fast_attention: bool = True) -> nn.Mod
     """
     from transformers import AutoModel
 
-    from kit.model.attention import quicken
+    from kit.model.quicken import quicken
 
     place = source.hub_id if isinstance(source, Backbone) else source
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):

@@ -38,6 +38,7 @@ class PairModel(nn.Module):
     `spec.features` the head also reads `features`: raw numbers of the sides (B, 2, F) and of the pair (B, P).
 
     Attributes:
+        width: the encoder's hidden size.
         reads: the names of these F and P numbers, in order; None where it reads none.
     """
 
@@ -51,12 +52,12 @@ class PairModel(nn.Module):
         super().__init__()
         self.encoder_config, self.spec = config, spec
         self.reads = reads if spec.features else None
-        hidden = encoder.config.hidden_size  # which some families call otherwise in their files
+        self.width = hidden = encoder.config.hidden_size  # which some families call otherwise in their files
         self.encoder = encoder
         self.pooling = pooling.build(spec.pooling, hidden)
         self.reward = reward.build(config, hidden) if spec.reward else None
-        width = hidden + spec.reward  # a side's vector is what was pooled, and its reward
-        self.head = heads.build(spec.head, width, spec.head_hidden, spec.head_dropout, self.reads, spec.shape)
+        side = hidden + spec.reward  # a side's vector is what was pooled, and its reward
+        self.head = heads.build(spec.head, side, spec.head_hidden, spec.head_dropout, self.reads, spec.shape)
 
     @property
     def symmetric(self) -> bool:

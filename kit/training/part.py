@@ -22,7 +22,7 @@ from kit.data.processed import Processed
 from kit.data.tabular import tabulate
 from kit.errors import DeviceError, RunError
 from kit.model.batches import Padding
-from kit.model.device import choose, out_of_memory
+from kit.model.device import choose, out_of_memory, prepare
 from kit.model.inference import collator, predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
@@ -83,12 +83,13 @@ def train_part(
             "Add --resume to go on with it, or delete the folder to start afresh.",
         )
     started = time.monotonic()
-    compute = choose(recipe.train.precision)
-    say(compute.reason)
+    compute = choose(recipe.train.precision)  # refuses a device before a model is fetched for it
     ranks = PartialState(cpu=compute.device.type == "cpu")
     transformers.set_seed(recipe.train.seed)
     with ranks.main_process_first():  # the others find its downloads and caches
         model, vocabulary = new_model(recipe, data)
+        compute = choose(recipe.train.precision, model.width)
+        say(compute.reason)
         rows, content = data.train(), data.digest("train")
         encoded = encode_cached(rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape)
         tabular = tabulate(rows, content, encoded, data.cache) if recipe.model.features else None
@@ -99,6 +100,7 @@ def train_part(
     padding, labels, targets = Padding(), rows[LABEL].to_numpy(), data.targets()
     if tabular is not None:
         model.fit_features(tabular, train_rows)
+    prepare(compute)
     model.to(compute.device)  # before the collators look where it is
     collate = collator(model, encoded, vocabulary, labels, tabular=tabular)
     counted = collator(model, encoded, vocabulary, targets, padding, tabular)

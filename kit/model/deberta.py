@@ -1,4 +1,4 @@
-"""DeBERTa's attention made fast: modules of a loaded encoder are exchanged for ours, with the same weights and names.
+"""DeBERTa's attention made fast, by modules that take the place of transformers' with the same weights and names.
 
 transformers computes the position terms with gathers over batch-sized tensors and has no fused kernel for them; on
 CUDA and CPU ours takes its place, elsewhere and for what kit never asks of it (attention maps, other queries than the
@@ -8,11 +8,10 @@ sequence itself) transformers' own code still runs.
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2Encoder,
-    DebertaV2Model,
     DisentangledSelfAttention,
     make_log_bucket_position,
 )
@@ -114,21 +113,3 @@ def table_rows(length: int, buckets: int, most: int, span: int, device: torch.de
         rows = (distances + span).clamp(0, 2 * span - 1)
         start, stop = int(rows.min()), int(rows.max()) + 1
         return start, stop, rows - start
-
-
-def quicken(encoder: nn.Module) -> nn.Module:
-    """The encoder with its attention exchanged, if it is a DeBERTa; any other as it came. Weights move, uncopied."""
-    if type(encoder) is not DebertaV2Model:
-        return encoder
-    encoder.encoder = _exchanged(KeyMaskEncoder, encoder.encoder, encoder.config)
-    for layer in encoder.encoder.layer:
-        layer.attention.self = _exchanged(FastAttention, layer.attention.self, encoder.config)
-    return encoder
-
-
-def _exchanged(kind: type[nn.Module], old: nn.Module, config: object) -> nn.Module:
-    with torch.device("meta"):
-        new = kind(config)
-    for name, child in old.named_children():
-        setattr(new, name, child)
-    return new.train(old.training)

@@ -16,9 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import DebertaV2Model
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
 
-from kit.model import attention, disentangled
-from kit.model.attention import FastAttention, attend_with_bias, table_rows
+from kit.model import disentangled
 from kit.model.backbones import BACKBONES
+from kit.model.deberta import FastAttention, attend_with_bias, table_rows
 from kit.model.disentangled import Attend
 from kit.model.encoder import build, load_encoder
 from kit.model.pair import PairModel
@@ -257,11 +257,6 @@ def test_the_switch_leaves_transformers_own_modules(tmp_path: Path):
         assert type(encoder.encoder) is DebertaV2Encoder
         assert all(type(layer.attention.self) is DisentangledSelfAttention for layer in encoder.encoder.layer)
     assert isinstance(load_encoder(tmp_path).encoder.layer[1].attention.self, FastAttention)
-
-
-def test_a_family_without_it_is_left_alone():
-    encoder = build(BACKBONES["tiny-electra"].config)
-    assert attention.quicken(encoder) is encoder
 
 
 @pytest.mark.parametrize(("spec", "fast"), [({}, True), ({"fast_attention": False}, False)])

@@ -1,0 +1,150 @@
+"""Attention on a CPU: torch's values and gradients, dropout of the right distribution, and when it is used."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from kit.model import dot_product
+from kit.model.backbones import BACKBONES
+from kit.model.chance import STEPS, Draws, in_steps
+from kit.model.dot_product import Mixed, attend
+from kit.model.dropout import QuickDropout
+from kit.model.encoder import build
+
+FAMILIES = ["tiny-electra", "tiny-roberta", "modernbert-base", "xlm-roberta"]
+
+
+def inputs(size: int, heads: int, length: int, width: int) -> list[Tensor]:
+    """Query, key and value as transformers has them: views with heads and places exchanged."""
+    torch.manual_seed(0)
+    return [torch.randn(size, length, heads, width).transpose(1, 2).requires_grad_() for _ in range(3)]
+
+
+def padding(lengths: list[int], length: int) -> Tensor:
+    real = torch.arange(length) < torch.tensor(lengths)[:, None]
+    return real[:, None, None].expand(-1, 1, length, length)
+
+
+def results(function, tensors: list[Tensor]) -> list[Tensor]:
+    """Values and gradients, the latter for a gradient that differs from place to place."""
+    out = function(*tensors)
+    grad = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)
+    return [out, *torch.autograd.grad(out, tensors, grad)]
+
+
+@pytest.mark.parametrize(
+    ("size", "heads", "length", "width"), [(3, 4, 9, 8), (2, 3, 33, 5), (1, 1, 1, 4), (5, 2, 64, 16)]
+)
+@pytest.mark.parametrize("mask", ["none", "padding", "window"])
+@pytest.mark.parametrize("chunk", [1, 3000, 1 << 21])
+def test_values_and_gradients_are_torchs(
+    monkeypatch: pytest.MonkeyPatch, size: int, heads: int, length: int, width: int, mask: str, chunk: int
+):
+    monkeypatch.setattr(dot_product, "CHUNK", chunk)
+    tensors = inputs(size, heads, length, width)
+    seen = None if mask == "none" else padding([max(1, length - 2 * row) for row in range(size)], length)
+    if mask == "window":
+        near = (torch.arange(length)[:, None] - torch.arange(length)).abs() < 3
+        seen = seen & near | torch.eye(length, dtype=torch.bool)
+    barred = None if seen is None else dot_product._barred(seen, torch.float32)
+    assert barred is None or barred.shape[2] == (1 if mask == "padding" or length == 1 else length)
+    found = results(lambda q, k, v: Mixed.apply(q * width**-0.5, k, v, barred, 0), tensors)
+    expected = results(lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, seen), tensors)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_dropout_masks_the_weights_and_their_gradient(kind: torch.dtype):
+    size, heads, length, width, chance = 2, 3, 20, 8, 0.3
+    tensors = [x.detach().to(kind).requires_grad_() for x in inputs(size, heads, length, width)]
+    torch.manual_seed(9)
+    found = results(lambda q, k, v: Mixed.apply(q * width**-0.5, k, v, None, in_steps(chance)), tensors)
+    torch.manual_seed(9)
+    kept = (
+        Draws().signs(torch.Size((size * heads, length, length)), in_steps(chance)).view(size, heads, length, length)
+        >= 0
+    )
+    assert 0.6 < kept.float().mean() < 0.8
+
+    def plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = torch.softmax(q.float() @ k.float().mT * width**-0.5, -1)
+        return weights * kept / (1 - in_steps(chance) / STEPS) @ v.float()
+
+    expected = results(plainly, tensors)
+    for one, other in zip(found, expected, strict=True):
+        close = {"rtol": 1e-4, "atol": 1e-5} if kind == torch.float32 else {"rtol": 0.05, "atol": 0.03}
+        torch.testing.assert_close(one.float(), other.float(), **close)
+
+
+def test_what_is_kept_for_the_backward_pass_is_the_weights_once():
+    tensors, seen = inputs(2, 4, 64, 8), {}
+
+    def keep(x: Tensor) -> Tensor:
+        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        result = attend(torch.nn.Module(), *tensors, None, dropout=0.1)[0]
+    assert result.shape == (2, 64, 4, 8)
+    assert sum(seen.values()) < 4 * (2 * 4 * 64 * 64 + 6 * 2 * 4 * 64 * 8)
+
+
+def test_where_it_is_for_nothing_torchs_kernel_runs(monkeypatch: pytest.MonkeyPatch):
+    calls: list[float] = []
+
+    def listening(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+        calls.append(dropout)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+
+    monkeypatch.setattr(dot_product, "sdpa_attention_forward", listening)
+    tensors, module = inputs(2, 2, 8, 4), torch.nn.Module()
+    attend(module, *tensors, None)  # float32 without dropout
+    with torch.no_grad():
+        attend(module, *tensors, None, dropout=0.1)
+        with torch.autocast("cpu", torch.bfloat16):
+            attend(module, *tensors, None)
+    attend(module, tensors[0], *(x[:, :, :4] for x in tensors[1:]), None, dropout=0.1)  # of other keys than queries
+    assert len(calls) == 4
+    attend(module, *tensors, None, dropout=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend(module, *tensors, None)[0].dtype == torch.bfloat16
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_encoders_of_every_family_agree_with_transformers_own(name: str):
+    small = {
+        "num_hidden_layers": 2,
+        "hidden_size": 24,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+        "vocab_size": 50,
+    }
+    config = BACKBONES[name].config | small | {"pad_token_id": 1}
+    encoders = []
+    for fast in (True, False):
+        torch.manual_seed(2)
+        encoders.append(build(config, fast_attention=fast).train())
+    assert encoders[0].config._attn_implementation == dot_product.NAME
+    assert any(type(module) is QuickDropout for module in encoders[0].modules())
+    assert not any(type(module) is QuickDropout for module in encoders[1].modules())
+    for encoder in encoders:
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    ids = torch.randint(2, 50, (3, 19))
+    real = torch.arange(19) < torch.tensor([19, 12, 5])[:, None]
+    for training in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):  # with float32 and no dropout both would run torch's kernel
+            states = [e.train(training)(ids, attention_mask=real.long()).last_hidden_state[real] for e in encoders]
+        torch.testing.assert_close(states[0].float(), states[1].float(), rtol=0.05, atol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        for encoder in encoders:
+            encoder.train()(ids, attention_mask=real.long()).last_hidden_state[real].float().pow(3).sum().backward()
+    found, expected = (torch.cat([p.grad.flatten() for p in encoder.parameters()]) for encoder in encoders)
+    assert (found - expected).norm() < 0.02 * expected.norm()
