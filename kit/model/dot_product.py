@@ -102,7 +102,7 @@ class Mixed(torch.autograd.Function):
 
 
 def _chunks(size: int, heads: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Rows, and their matrices of B·H, whose scores are of CHUNK bytes a thread: all of some rows, or some heads of one."""
+    """Rows, and their matrices of B·H, with CHUNK bytes of scores a thread: all of some rows, or some heads of one."""
     fits = max(1, CHUNK * torch.get_num_threads() // (width * length * length))
     if fits >= heads:
         for row in range(0, size, fits // heads):
