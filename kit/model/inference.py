@@ -26,11 +26,14 @@ def collator(
     labels: np.ndarray | None = None,
     count: Padding | None = None,
     tabular: Tabular | None = None,
+    most: int = 0,
+    multiple: int = 1,
 ) -> Collator:
     """The collator for this model's inputs; opening another pack costs more on a GPU, where kernels wait to launch.
 
     Args:
         tabular: where the model reads features, those of the rows; it takes its own from them.
+        most, multiple: as of `Collator`.
     """
     on_gpu = next(model.parameters()).is_cuda
     return Collator(
@@ -41,6 +44,8 @@ def collator(
         pack_overhead=1024 if on_gpu else 64,
         count=count,
         tabular=tabular.select(*model.reads) if model.reads else None,
+        most=most,
+        multiple=multiple,
     )
 
 
