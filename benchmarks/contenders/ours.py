@@ -1,0 +1,97 @@
+"""kit itself, through the trainer and the predictor of `kit train` and `kit predict`, with its default recipe."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from bout import Job, SecondEpoch, report, wait_for
+
+from kit.data.encode import encode_cached
+from kit.data.tabular import tabulate
+from kit.model.batches import Padding
+from kit.model.device import choose, prepare
+from kit.model.encoder import load_encoder, load_vocabulary
+from kit.model.inference import collator, predict_logits, probabilities
+from kit.model.pair import PairModel
+from kit.recipes import load
+from kit.schema import PROMPT, RESPONSES
+from kit.training.trainer import make_trainer
+
+
+def main() -> None:
+    """Trains and predicts as `kit` does; the job's first rows are those to train on."""
+    job = Job.given()
+    switches = job.options.get("set", [])
+    sizes = [f"encode.max_tokens={job.tokens}", f"train.batch_size={job.batch}", "train.epochs=2", "model.pooling=mean"]
+    recipe = load("default", [*sizes, "train.evals_per_epoch=1", *switches], backbone=job.backbone)
+    compute = choose(recipe.train.precision)
+    encoder = load_encoder(Path(job.backbone), recipe.model.fast_attention)
+    compute = choose(recipe.train.precision, encoder.config.hidden_size)
+    prepare(compute)
+    torch.manual_seed(0)
+    model = PairModel(encoder, encoder.config.to_dict(), recipe.model).to(compute.device)
+    vocabulary = load_vocabulary(Path(job.backbone))
+    rows = [*job.train, *job.predict]
+    columns = {PROMPT: "prompt", **dict(zip(RESPONSES, "ab", strict=True))}
+    table = pa.table({name: pa.array([[row[key]] for row in rows]) for name, key in columns.items()})
+    labels = np.array([row["label"] for row in rows])
+    with tempfile.TemporaryDirectory() as scratch:
+        begun = time.perf_counter()
+        encoded = encode_cached(table, "rows", vocabulary, recipe.encode, Path(scratch))
+        tokenised = time.perf_counter() - begun
+        tabular = tabulate(table, "rows", encoded, Path(scratch))
+        trained, others = np.split(np.arange(len(rows)), [len(job.train)])
+        model.fit_features(tabular, trained)
+        padding = Padding()
+        collate, counted = (collator(model, encoded, vocabulary, labels, count, tabular) for count in (None, padding))
+        trainer = make_trainer(
+            recipe.train, model, counted, collate, trained, others[:2], False, compute, Path(scratch), lambda _: None
+        )
+        clock = SecondEpoch()
+        trainer.add_callback(clock)
+        trainer.train()
+        for _ in range(2):
+            begun = time.perf_counter()
+            probabilities(predict_logits(model, collate, others, compute, both_orders=True))
+            wait_for(compute.device.type)
+            predicted = time.perf_counter() - begun
+    lengths = encoded.lengths[trained]
+    hidden = encoder.config.hidden_size
+    linear = 2 * sum(p.numel() for name, p in encoder.named_parameters() if p.ndim == 2 and "embeddings" not in name)
+    forward = linear * int(lengths.sum()) + 4 * encoder.config.num_hidden_layers * hidden * int((lengths**2).sum())
+    report(
+        job,
+        clock.ready,
+        clock.seconds,
+        predicted,
+        **{
+            "padding": padding.waste,
+            "tokenise rows/s": len(rows) / tokenised,
+            "useful tokens/s": int(lengths.sum()) / clock.seconds,
+            "GFLOP/s": 3 * forward / clock.seconds / 1e9,
+            "GEMM GFLOP/s": matmul_rate(hidden, compute.device, compute.precision),
+            "precision": compute.precision,
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def matmul_rate(hidden: int, device: torch.device, precision: str, tokens: int = 4096) -> float:
+    """What a plain product of the feed-forward layer's size reaches here, in 10^9 operations a second."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    left, right = (torch.randn(*shape, device=device).to(kind) for shape in ((tokens, hidden), (hidden, 4 * hidden)))
+    best = 0.0
+    for _ in range(20):
+        begun = time.perf_counter()
+        for _ in range(10):
+            left @ right
+        wait_for(device.type)
+        best = max(best, 10 * 2 * tokens * hidden * 4 * hidden / (time.perf_counter() - begun) / 1e9)
+    return best
+
+
+if __name__ == "__main__":
+    main()
