@@ -325,8 +325,9 @@ def test_swapped_copies_are_learnt_from_where_the_head_is_not_symmetric(
         return loss(logits, *arguments, **named)
 
     monkeypatch.setattr(trainer, "summed_cross_entropy", watched)
-    overrides = (*QUICK, "train.max_steps=2", f"model.head={head}", "train.swap_augmentation=true")
-    train(load("tiny-electra", overrides), data, tmp_path)
+    recipe = load("tiny-electra", (*QUICK, "train.max_steps=2", f"model.head={head}"))
+    assert recipe.train.swap_augmentation
+    train(recipe, data, tmp_path)
     assert (3 in shapes) == expected
 
 
@@ -387,6 +388,18 @@ def test_a_recipe_that_cannot_run_says_why(
 ):
     with pytest.raises(RecipeError, match=part):
         train(load(backbone, overrides), data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "missing", "part"), [("encode.max_tokens=2048", "", "positions"), ("train.lora_rank=2", "peft", "peft")]
+)
+def test_a_recipe_that_cannot_run_leaves_no_run_behind(
+    key: str, missing: str, part: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(RecipeError, match=part):
+        train(load("tiny-electra", (*QUICK, key)), data, tmp_path / "runs")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_path: Path):
