@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_rows import PAD, swapped, token_rows
 
-from kit.data.encode import Vocabulary
+from kit.data.encode import Encoded, Vocabulary
 from kit.model import inference
 from kit.model.backbones import BACKBONES
 from kit.model.device import Compute
 from kit.model.encoder import build
-from kit.model.inference import collator, predict_logits, probabilities, softmax, token_batches
+from kit.model.inference import collator, different, predict_logits, probabilities, softmax, token_batches
 from kit.model.pair import PairModel
 from kit.recipe import ModelSpec
 from kit.schema import SWAP
@@ -66,6 +66,45 @@ def test_both_orders_come_back_in_order_too(model: PairModel, expected: np.ndarr
     np.testing.assert_allclose(found[:, 1], other[:, SWAP], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [1, 7, 100])
+def test_windows_of_rows_change_nothing(
+    model: PairModel, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, window: int
+):
+    monkeypatch.setattr(inference, "WINDOW", window)
+    monkeypatch.setattr(inference, "CLASSIFIED", 3)
+    found = predict_logits(model, collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypatch: pytest.MonkeyPatch):
+    lengths = [[5, 9], [9, 5], [5, 5], [9, 12]]
+    one = token_rows(np.array([[5], [9], [12]]), seed=3)  # of its pieces the rows are made: a b, b a, a a, b c
+    pieces = {n: one.tokens[s:e] for n, s, e in zip((5, 9, 12), one.starts, one.starts[1:], strict=False)}
+    firsts = dict(zip((5, 9, 12), one.first_lengths, strict=True))
+    flat = [n for row in lengths for n in row]
+    starts = np.concatenate([[0], np.cumsum(flat)])
+    first = np.array([firsts[n] for n in flat], np.int32)
+    rows = Encoded(np.concatenate([pieces[n] for n in flat]), starts, first, np.array(flat, np.int32), 2, cut=0)
+    sequences, which = different(rows, np.arange(4))
+    assert sequences.tolist() == [0, 1, 7]
+    assert which.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
+    encoded = []
+    pool = model.pool
+    monkeypatch.setattr(model, "pool", lambda pack: encoded.append(len(pack["input_ids"])) or pool(pack))
+    found = predict_logits(model, collator(model, rows, VOCABULARY), np.arange(4), CPU)
+    assert sum(encoded) == 3
+    monkeypatch.undo()
+    model.eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(**collator(model, rows, VOCABULARY)(range(4))), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_tokens_with_another_boundary_are_another_sequence():
+    rows = token_rows(np.array([[8, 8]]))
+    twice = Encoded(np.tile(rows.tokens[:8], 2), rows.starts, np.array([3, 4], np.int32), rows.whole_lengths, 2, cut=0)
+    assert different(twice, np.arange(1))[1].tolist() == [[0, 1]]
+
+
 def test_dropout_is_off_and_the_models_mode_is_left_as_it_was(expected: np.ndarray):
     fresh = pair().train()
     found = predict_logits(fresh, collator(fresh, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
@@ -109,18 +148,18 @@ def test_segments_go_to_encoders_that_were_pretrained_with_two(name: str, segmen
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(st.integers(3, 600), min_size=1, max_size=60), st.integers(1, 3), st.integers(1, 9000))
-def test_batches_stay_within_the_budget_unless_they_are_one_row(lengths: list[int], sides: int, tokens: int):
+@given(st.lists(st.integers(3, 600), min_size=1, max_size=60), st.integers(1, 9000))
+def test_batches_stay_within_the_budget_unless_they_are_one_sequence(lengths: list[int], tokens: int):
     longest = np.array(lengths)
-    batches = token_batches(longest, sides, tokens)
+    batches = token_batches(longest, tokens)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     in_order = longest[np.concatenate(batches)]
     assert (np.diff(in_order) <= 0).all()  # the longest first: memory runs out at once or never
     for places, following in zip(batches, [*batches[1:], None], strict=True):
-        padded = len(places) * sides * longest[places].max()
+        padded = len(places) * longest[places].max()
         assert padded <= tokens or len(places) == 1
         if following is not None:  # and no smaller than they need be
-            assert (len(places) + 1) * sides * longest[places].max() > tokens
+            assert (len(places) + 1) * longest[places].max() > tokens
 
 
 @settings(deadline=None, max_examples=100)

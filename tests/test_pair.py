@@ -105,7 +105,7 @@ def test_swapping_the_answers_permutes_the_logits(family: str, pooling: str, sha
 def test_both_orders_is_what_running_the_swapped_rows_gives(head: str, shape: str):
     model = pair("electra", head, shape=shape)
     with torch.no_grad():
-        both = model.both_orders(**batch(model))
+        both = model(**batch(model), augment=True)
     assert both.shape == (len(ROWS), 2, 3)
     close(both[:, 0], logits(model))
     close(both[:, 1], logits(model, swapped(ROWS))[:, list(SWAP)])
@@ -202,7 +202,7 @@ def test_swapping_the_answers_permutes_the_logits_with_features_too(shape: str):
 def test_both_orders_swap_the_features_as_well(head: str, shape: str):
     model = pair_with_features(head, shape)
     with torch.no_grad():
-        both = model.both_orders(**batch_with_features())
+        both = model(**batch_with_features(), augment=True)
         close(both[:, 0], model(**batch_with_features()))
         close(both[:, 1], model(**batch_with_features(swapped(ROWS), exchanged(TABLE)))[:, list(SWAP)])
 

@@ -95,7 +95,7 @@ def test_each_side_has_its_reward_beside_its_pooled_vector(checkpoint: Path):
             tokens = torch.from_numpy(ROWS.tokens[ROWS.starts[side] : ROWS.starts[side + 1]].astype(np.int64))[None]
             alone = original(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, 0]
             torch.testing.assert_close(vectors[side // 2, side % 2, -1], alone, rtol=1e-4, atol=1e-5)
-        both = model.both_orders(batch["packs"], batch["order"])
+        both = model(batch["packs"], batch["order"], augment=True)
     torch.testing.assert_close(both[:, 0], both[:, 1], rtol=1e-5, atol=1e-5)
 
 

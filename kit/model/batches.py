@@ -58,22 +58,29 @@ class Collator:
         sequences = (rows[:, None] * self.encoded.sides + np.arange(self.encoded.sides)).ravel()
         by_length = np.argsort(-lengths, kind="stable")
         cuts = cut_packs(lengths[by_length], self.pack_overhead)
-        packs = [self._pack(sequences[by_length[start:end]]) for start, end in cuts]
+        packs = [self.pack(sequences[by_length[start:end]]) for start, end in cuts]
         order = np.empty_like(by_length)
         order[by_length] = np.arange(len(by_length))
         if self.count is not None:
             self.count.useful += int(lengths.sum())
             self.count.padded += sum(pack["input_ids"].numel() for pack in packs)
         batch = {"packs": packs, "order": torch.from_numpy(order.reshape(len(rows), -1))}
-        if self.tabular is not None:
-            numbers = {"sides": self.tabular.sides[rows], "pair": self.tabular.pair[rows]}
-            batch["features"] = {name: torch.from_numpy(each) for name, each in numbers.items()}
+        features = self.features(rows)
+        if features is not None:
+            batch["features"] = features
         if self.labels is not None:
             kind = np.int64 if self.labels.ndim == 1 else np.float32
             batch["labels"] = torch.from_numpy(self.labels[rows].astype(kind))
         return batch
 
-    def _pack(self, sequences: np.ndarray) -> dict[str, torch.Tensor]:
+    def features(self, rows: np.ndarray) -> dict[str, torch.Tensor] | None:
+        """The raw numbers of these rows, None without a `tabular`."""
+        if self.tabular is None:
+            return None
+        return {"sides": torch.from_numpy(self.tabular.sides[rows]), "pair": torch.from_numpy(self.tabular.pair[rows])}
+
+    def pack(self, sequences: np.ndarray) -> dict[str, torch.Tensor]:
+        """Sequences by number (row · S + side) as one rectangle."""
         starts = self.encoded.starts[sequences][:, None]
         lengths = self.encoded.starts[sequences + 1][:, None] - starts
         at = np.arange(int(lengths.max()))[None]

@@ -1,11 +1,12 @@
 """Ordered inference: whatever the batching, row i of the result is row i of the input."""
 
+import hashlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from kit.data.encode import Encoded, Vocabulary
 from kit.data.tabular import Tabular
@@ -14,6 +15,8 @@ from kit.model.device import Compute
 from kit.model.pair import PairModel
 
 TOKENS = {"cuda": 65536, "cpu": 8192, "mps": 16384}  # of a forward pass, padding included
+WINDOW = 16384  # rows whose vectors are held at a time
+CLASSIFIED = 2048  # rows that pass the head at a time
 
 
 def collator(
@@ -74,49 +77,89 @@ def _logits_of_share(
     both_orders: bool,
     progress: Callable[[int, int], None],
 ) -> np.ndarray:
-    """Rows of like length share a batch, the longest first, so that memory runs out at once or never."""
+    """A window of rows at a time, so that memory does not grow with their number; those with long sequences first."""
     out = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
-    training, done = model.training, 0
+    training = model.training
     model.eval()
-    forward = model.both_orders if both_orders else model.forward
+    longest_first = np.argsort(-collate.lengths[rows].max(1), kind="stable")
     with torch.inference_mode():
-        lengths, tokens = collate.lengths[rows].max(1), TOKENS[compute.device.type]
-        pending = token_batches(lengths, collate.encoded.sides, tokens)
-        while pending:
-            places = pending.pop(0)
-            batch = collate(rows[places])
-            try:
-                with compute.autocast():
-                    logits = forward(**_on_device(batch, compute.device))
-            except torch.OutOfMemoryError:
-                if len(places) == 1:
-                    raise
-                left, tokens = np.concatenate([places, *pending]), tokens // 2
-                pending = [left[cut] for cut in token_batches(lengths[left], collate.encoded.sides, tokens)]
-                torch.cuda.empty_cache()
-                continue
-            out[places] = logits.float().cpu().numpy()
-            done += len(places)
-            progress(done, len(rows))
+        for done in range(0, len(rows), WINDOW):
+            places = longest_first[done : done + WINDOW]
+
+            def tell(share: float, before: int = done, window: int = len(places)) -> None:
+                progress(before + int(share * window), len(rows))
+
+            sequences, which = different(collate.encoded, rows[places])
+            vectors = _vectors(model, collate, sequences, compute, tell)
+            for start in range(0, len(places), CLASSIFIED):
+                some = slice(start, start + CLASSIFIED)
+                sides = vectors[torch.from_numpy(which[some]).to(vectors.device)]  # (B, S, H)
+                features = _on_device(collate.features(rows[places[some]]), compute)
+                logits = model.both_orders(sides, features) if both_orders else model.classify(sides, features)
+                out[places[some]] = logits.float().cpu().numpy()
     model.train(training)
     return out
 
 
-def _on_device(value: Any, device: torch.device) -> Any:
-    """A batch, that is tensors in dictionaries and lists, with every tensor on the device."""
-    if isinstance(value, dict):
-        return {name: _on_device(each, device) for name, each in value.items() if name != "labels"}
-    if isinstance(value, list):
-        return [_on_device(each, device) for each in value]
-    return value.to(device, non_blocking=True)
+def _vectors(
+    model: PairModel, collate: Collator, sequences: np.ndarray, compute: Compute, tell: Callable[[float], None]
+) -> Tensor:
+    """The pooled vectors of sequences (U), by their numbers, on the device: (U, H)."""
+    lengths, tokens = collate.lengths.ravel()[sequences], TOKENS[compute.device.type]
+    pending, vectors, done = token_batches(lengths, tokens), [], 0
+    while pending:
+        batch = pending.pop(0)
+        pack = collate.pack(sequences[batch])
+        try:
+            with compute.autocast():
+                vectors.append(model.pool(_on_device(pack, compute)))
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            left, tokens = np.concatenate([batch, *pending]), tokens // 2
+            pending = [left[cut] for cut in token_batches(lengths[left], tokens)]
+            torch.cuda.empty_cache()
+            continue
+        done += len(batch)
+        tell(done / len(sequences))
+    back = np.argsort(-lengths, kind="stable").argsort()
+    return torch.cat(vectors)[torch.from_numpy(back).to(compute.device)]
 
 
-def token_batches(lengths: np.ndarray, sides: int, tokens: int) -> list[np.ndarray]:
-    """Places 0..N-1, longest first, cut into batches of at most `tokens` padded tokens (at least one row each)."""
+def different(encoded: Encoded, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different sequences of rows, each by the number of its first copy, and which of them each side is (N, S).
+
+    People judge one answer against many others, and many models' answers to a short prompt are the same.
+    """
+    seen: dict[tuple[int, bytes], int] = {}
+    sequences = (rows[:, None] * encoded.sides + np.arange(encoded.sides)).ravel()
+    starts, ends, firsts = encoded.starts[sequences], encoded.starts[sequences + 1], encoded.first_lengths[sequences]
+    which = np.empty(len(sequences), np.int64)
+    for place, (start, end, first) in enumerate(zip(starts.tolist(), ends.tolist(), firsts.tolist(), strict=True)):
+        content = hashlib.blake2b(encoded.tokens[start:end], digest_size=16).digest()
+        which[place] = seen.setdefault((first, content), len(seen))
+    numbers = np.empty(len(seen), np.int64)
+    numbers[which[::-1]] = sequences[::-1]  # written backwards, so that the first copy stays
+    return numbers, which.reshape(-1, encoded.sides)
+
+
+def _on_device(tensors: dict[str, Tensor] | None, compute: Compute) -> dict[str, Tensor] | None:
+    """Tensors on the device; from pinned memory a GPU fetches them while it computes."""
+    if tensors is None or compute.device.type == "cpu":
+        return tensors
+    pinned = compute.device.type == "cuda"
+    return {
+        name: (each.pin_memory() if pinned else each).to(compute.device, non_blocking=True)
+        for name, each in tensors.items()
+    }
+
+
+def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """Places 0..N-1, longest first, cut into batches of at most `tokens` padded tokens (at least one sequence each)."""
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        size = max(1, tokens // (sides * int(lengths[order[start]])))
+        size = max(1, tokens // int(lengths[order[start]]))
         batches.append(order[start : start + size])
         start += size
     return batches

@@ -65,14 +65,15 @@ class PairModel(nn.Module):
         return self.spec.head == "symmetric"
 
     def encode(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
-        """Pooled vectors, float32, the reward last: packs of (n, T) tokens, sum(n) = B·S, order (B, S) -> (B, S, H)."""
-        pooled = []
-        for pack in packs:
-            states = self.encoder(**pack).last_hidden_state  # (n, T, H)
-            with torch.autocast(states.device.type, enabled=False):
-                vectors = self.pooling(states, pack["attention_mask"])
-                pooled.append(vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1))
-        return torch.cat(pooled)[order]
+        """Vectors as of `pool`: packs of (n, T) tokens, sum(n) = B·S, order (B, S) -> (B, S, H)."""
+        return torch.cat([self.pool(pack) for pack in packs])[order]
+
+    def pool(self, pack: dict[str, Tensor]) -> Tensor:
+        """Pooled vectors, float32, the reward last: (n, T) tokens -> (n, H)."""
+        states = self.encoder(**pack).last_hidden_state  # (n, T, H)
+        with torch.autocast(states.device.type, enabled=False):
+            vectors = self.pooling(states, pack["attention_mask"])
+            return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
 
     def fit_features(self, tabular: Tabular, rows: np.ndarray) -> None:
         """Standardises features by these rows, which must be rows to train on; does nothing where none are read."""
@@ -93,15 +94,11 @@ class PairModel(nn.Module):
         augment: bool = False,
     ) -> Tensor:
         """Logits (B, 3), or with `augment` those of `both_orders`: what distributed training wraps is this method."""
-        if augment:
-            return self.both_orders(packs, order, features)
-        return self.classify(self.encode(packs, order), features)
-
-    def both_orders(
-        self, packs: list[dict[str, Tensor]], order: Tensor, features: dict[str, Tensor] | None = None
-    ) -> Tensor:
-        """Logits as given and with A and B swapped (classes permuted back), from one encoder pass: (B, 2, 3)."""
         sides = self.encode(packs, order)
+        return self.both_orders(sides, features) if augment else self.classify(sides, features)
+
+    def both_orders(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits as given and with A and B swapped (classes permuted back): (B, S, H) -> (B, 2, 3)."""
         swapped = self.classify(sides.flip(1), heads.swap(features))[:, list(SWAP)]
         return torch.stack([self.classify(sides, features), swapped], 1)
 
