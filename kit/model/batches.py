@@ -34,7 +34,8 @@ class Collator:
 
     Each pack has input_ids and attention_mask (n, T), and token_type_ids where the encoder was pretrained with two
     segments: 0 for the first (the prompt), 1 for the second (the response). With a `tabular`, `features` are its raw
-    numbers of these rows, float32: `sides` (B, 2, F) and `pair` (B, P).
+    numbers of these rows, float32: `sides` (B, 2, F) and `pair` (B, P). With `first_only` a row brings its first
+    sequence alone, S = 1.
     """
 
     def __init__(
@@ -47,15 +48,16 @@ class Collator:
         pack_overhead: int = 64,
         count: Padding | None = None,
         tabular: Tabular | None = None,
+        first_only: bool = False,
     ):
         self.encoded, self.pad, self.segments, self.labels = encoded, pad, segments, labels
         self.pack_overhead, self.count, self.tabular = pack_overhead, count, tabular
-        self.lengths = encoded.lengths
+        self.lengths = encoded.lengths[:, :1] if first_only else encoded.lengths  # (N, S)
 
     def __call__(self, rows: list[int] | np.ndarray) -> dict:
         rows = np.asarray(rows, np.int64)
         lengths = self.lengths[rows].ravel()  # (B·S)
-        sequences = (rows[:, None] * self.encoded.sides + np.arange(self.encoded.sides)).ravel()
+        sequences = (rows[:, None] * self.encoded.sides + np.arange(self.lengths.shape[1])).ravel()
         by_length = np.argsort(-lengths, kind="stable")
         cuts = cut_packs(lengths[by_length], self.pack_overhead)
         packs = [self.pack(sequences[by_length[start:end]]) for start, end in cuts]

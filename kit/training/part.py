@@ -103,7 +103,8 @@ def train_part(
     prepare(compute)
     model.to(compute.device)  # before the collators look where it is
     collate = collator(model, encoded, vocabulary, labels, tabular=tabular)
-    counted = collator(model, encoded, vocabulary, targets, padding, tabular)
+    one = model.reads_first and not recipe.train.swap_augmentation
+    counted = collator(model, encoded, vocabulary, targets, padding, tabular, first_only=one)
     both = recipe.predict.swap and not model.symmetric  # else one order says what both say
     trainer = make_trainer(
         recipe.train, model, counted, collate, train_rows, valid_rows, both, compute, checkpoints, listen
