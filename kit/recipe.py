@@ -36,8 +36,8 @@ class ModelSpec:
 
     shape: "siamese" reads (prompt, answer) once for each answer; "cross" reads prompt and both answers in one
     sequence, so that each answer is read in view of the other, and does so in both orders of the answers.
-    fast_attention: kit's own code for DeBERTa's attention instead of transformers'; the same numbers to rounding. Other
-    families have a fast one already.
+    fast_attention: kit's own code for attention and dropout where transformers and torch have no fast one, for DeBERTa
+    everywhere and for the other families in training on a CPU; the same numbers to rounding.
     pooling: "auto" is the registry's choice for the backbone, and "cls" under "cross".
     head: "fusion" is the reference's classifier on [a; b; a-b; a*b], or under "cross" on the row as it stands alone;
     "symmetric" permutes exactly with its inputs.
@@ -62,7 +62,9 @@ class TrainSpec:
 
     lr: the top layer's peak rate; layer k below the top gets lr * layer_decay**k; the head has head_lr.
     batch_size: rows per optimizer step, over all devices; micro_batch_size: rows per device and forward pass
-    (0 = as many as batch_size asks for), the rest by gradient accumulation.
+    (0 = as many as batch_size asks for), the rest by gradient accumulation. micro_tokens: the most tokens, padding
+    included, of a forward pass (0 = no limit): long rows go through in several passes, short ones in one, and the step
+    is the same.
     schedule: "plateau" multiplies by plateau_factor after plateau_patience evaluations without a better loss.
     head_only: share of all steps at the beginning in which only pooling and head learn, at their own warm-up's rates;
     then the encoder's warm-up begins, and the schedule's curve after that.
@@ -77,6 +79,7 @@ class TrainSpec:
     max_steps: optimizer steps in all; 0 = as many as the epochs ask for.
     swap_augmentation: each step learns from its rows and from their copies with the answers swapped, at no second pass
     through the encoder. A symmetric head needs none: both orders are one to it.
+    compile: the encoder through torch.compile, with lengths padded to multiples of 64; the first steps take minutes.
     lora_rank: 0 trains the encoder's own weights; otherwise adapters of this rank on all its attention and feed-forward
     layers, at the encoder's rates, which then want ten times the height (Schulman et al. 2025, LoRA Without Regret).
     lora_alpha: an adapter's output counts lora_alpha / lora_rank times; lora_dropout: share of its inputs left out.
@@ -86,6 +89,7 @@ class TrainSpec:
     max_steps: int = 0
     batch_size: int = 32
     micro_batch_size: int = 0
+    micro_tokens: int = 0
     lr: float = 2e-5
     head_lr: float = 1e-4
     layer_decay: float = 1.0
@@ -108,6 +112,7 @@ class TrainSpec:
     patience: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
+    compile: bool = False
     lora_rank: int = 0
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
@@ -159,6 +164,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.max_steps": (0, 10**9),
     "train.batch_size": (1, 65536),
     "train.micro_batch_size": (0, 65536),
+    "train.micro_tokens": (0, 10**9),
     "train.lr": (0, 1),
     "train.head_lr": (0, 1),
     "train.layer_decay": (0.01, 1),

@@ -96,6 +96,37 @@ def test_one_side_may_be_far_longer_than_the_other():
     assert flipped["order"].tolist() == [[1, 0]]
 
 
+@settings(deadline=None, max_examples=100)
+@given(ROWS, st.integers(1, 200), st.sampled_from([1, 8]))
+def test_parts_are_of_bounded_size_and_hold_every_row_once(rows: list, most: int, multiple: int):
+    encoded, labels = token_rows(np.array(rows)), np.arange(len(rows))
+    collate = Collator(encoded, PAD, segments=False, labels=labels, most=most, multiple=multiple)
+    batch = collate(labels)
+    assert batch["labels"].tolist() == labels.tolist()
+    parts = batch.get("parts", [batch])
+    assert "packs" not in batch or len(parts) == 1
+    assert sorted(row for part in parts for row in part["labels"].tolist()) == labels.tolist()
+    whole = Collator(encoded, PAD, segments=False, labels=labels, multiple=multiple)
+    for part in parts:
+        padded = sum(pack["input_ids"].numel() for pack in part["packs"])
+        assert padded <= most or len(part["labels"]) == 1
+        alone = whole(part["labels"].numpy())
+        assert torch.equal(part["order"], alone["order"])
+        assert all(
+            torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(part["packs"], alone["packs"], strict=True)
+        )
+
+
+@settings(deadline=None, max_examples=50)
+@given(ROWS, st.sampled_from([4, 64]))
+def test_lengths_are_padded_to_a_multiple(rows: list, multiple: int):
+    encoded, chosen = token_rows(np.array(rows)), range(len(rows))
+    plain, padded = (Collator(encoded, PAD, segments=False, multiple=each)(chosen) for each in (1, multiple))
+    assert all(pack["input_ids"].shape[1] % multiple == 0 for pack in padded["packs"])
+    for each in (plain, padded):
+        assert sum(int(pack["attention_mask"].sum()) for pack in each["packs"]) == encoded.starts[-1]
+
+
 def test_labels_are_those_of_the_rows():
     encoded = token_rows(np.array([[5, 7], [9, 4], [6, 6], [3, 3]]))
     collate = Collator(encoded, PAD, segments=False, labels=np.array([0, 1, 2, 1], np.int8))

@@ -152,7 +152,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
 def test_accumulated_batches_take_the_same_steps(
     weighted: bool, data: Path, processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Without dropout, 16 rows at once and 4 x 4 rows are one and the same step, whatever each row weighs."""
+    """Without dropout, 16 rows at once, 4 x 4 rows, and as many as have 300 tokens are one and the same step."""
     if weighted:
         rng = np.random.default_rng(0)
         rows = processed.train().num_rows
@@ -160,13 +160,12 @@ def test_accumulated_batches_take_the_same_steps(
         monkeypatch.setattr(Processed, "targets", lambda _: targets)
     overrides = (*QUICK, "train.max_steps=6", "model.head_dropout=0.0")
     finals = []
-    for micro in (0, 4):
-        recipe = load(
-            "tiny-roberta", (*overrides, f"train.micro_batch_size={micro}"), backbone=str(_no_dropout(data, tmp_path))
-        )
-        finals.append(train(recipe, data, tmp_path / str(micro))["parts"]["holdout"])
-    assert finals[0]["steps"] == finals[1]["steps"] == 6
-    assert finals[0]["log_loss"] == pytest.approx(finals[1]["log_loss"], abs=2e-5)
+    for micro in ("micro_batch_size=0", "micro_batch_size=4", "micro_tokens=300", "micro_tokens=1"):
+        recipe = load("tiny-roberta", (*overrides, f"train.{micro}"), backbone=str(_no_dropout(data, tmp_path)))
+        finals.append(train(recipe, data, tmp_path / micro)["parts"]["holdout"])
+    assert {final["steps"] for final in finals} == {6}
+    for final in finals[1:]:
+        assert final["log_loss"] == pytest.approx(finals[0]["log_loss"], abs=2e-5)
 
 
 def _no_dropout(data: Path, tmp_path: Path) -> Path:
@@ -471,7 +470,7 @@ def test_running_out_of_memory_gives_advice(data: Path, tmp_path: Path, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr(training, "predict_logits", explode)
-    with pytest.raises(DeviceError, match="micro_batch_size=8"):
+    with pytest.raises(DeviceError, match=r"1,024 tokens[\s\S]*micro_tokens=512"):
         train(load("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
 
 

@@ -14,6 +14,7 @@ from kit.data.encode import Encoded
 from kit.data.tabular import Tabular
 
 MAX_PACKS = 4
+MULTIPLE = 64  # of lengths for a compiled encoder, so that few shapes occur
 
 
 @dataclass
@@ -34,8 +35,13 @@ class Collator:
 
     Each pack has input_ids and attention_mask (n, T), and token_type_ids where the encoder was pretrained with two
     segments: 0 for the first (the prompt), 1 for the second (the response). With a `tabular`, `features` are its raw
-    numbers of these rows, float32: `sides` (B, 2, F) and `pair` (B, P). With `first_only` a row brings its first
-    sequence alone, S = 1.
+    numbers of these rows, float32: `sides` (B, 2, F) and `pair` (B, P).
+
+    Args:
+        most: padded tokens of a forward pass, 0 for no limit; a batch of more is a list of `parts`, each a batch for
+            itself, beside the `labels` of them all.
+        multiple: lengths are padded to one of it.
+        first_only: a row brings its first sequence alone, S = 1.
     """
 
     def __init__(
@@ -48,18 +54,44 @@ class Collator:
         pack_overhead: int = 64,
         count: Padding | None = None,
         tabular: Tabular | None = None,
+        most: int = 0,
+        multiple: int = 1,
         first_only: bool = False,
     ):
         self.encoded, self.pad, self.segments, self.labels = encoded, pad, segments, labels
         self.pack_overhead, self.count, self.tabular = pack_overhead, count, tabular
+        self.most, self.multiple = most, multiple
         self.lengths = encoded.lengths[:, :1] if first_only else encoded.lengths  # (N, S)
 
     def __call__(self, rows: list[int] | np.ndarray) -> dict:
         rows = np.asarray(rows, np.int64)
+        parts = self._cut_rows(rows) if self.most else [rows]
+        if len(parts) == 1:
+            return self._batch(rows)
+        return {"parts": [self._batch(part) for part in parts], "labels": self._labels(rows)}
+
+    def _cut_rows(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows in groups of at most `most` padded tokens each (at least one row), alike in length."""
+        longest = self._padded(self.lengths[rows].max(1))
+        order = np.argsort(-longest, kind="stable")
+        cuts, start = [], 0
+        while start < len(rows):
+            size = max(1, self.most // int(self.lengths.shape[1] * longest[order[start]]))
+            cuts.append(rows[order[start : start + size]])
+            start += size
+        return cuts
+
+    def _padded(self, lengths: np.ndarray) -> np.ndarray:
+        return -(-lengths // self.multiple) * self.multiple
+
+    def _labels(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self.labels[rows].astype(np.int64 if self.labels.ndim == 1 else np.float32))
+
+    def _batch(self, rows: np.ndarray) -> dict:
         lengths = self.lengths[rows].ravel()  # (B·S)
         sequences = (rows[:, None] * self.encoded.sides + np.arange(self.lengths.shape[1])).ravel()
         by_length = np.argsort(-lengths, kind="stable")
-        cuts = cut_packs(lengths[by_length], self.pack_overhead)
+        cuts = cut_packs(self._padded(lengths[by_length]), self.pack_overhead)
         packs = [self.pack(sequences[by_length[start:end]]) for start, end in cuts]
         order = np.empty_like(by_length)
         order[by_length] = np.arange(len(by_length))
@@ -71,8 +103,7 @@ class Collator:
         if features is not None:
             batch["features"] = features
         if self.labels is not None:
-            kind = np.int64 if self.labels.ndim == 1 else np.float32
-            batch["labels"] = torch.from_numpy(self.labels[rows].astype(kind))
+            batch["labels"] = self._labels(rows)
         return batch
 
     def features(self, rows: np.ndarray) -> dict[str, torch.Tensor] | None:
@@ -85,7 +116,7 @@ class Collator:
         """Sequences by number (row · S + side) as one rectangle."""
         starts = self.encoded.starts[sequences][:, None]
         lengths = self.encoded.starts[sequences + 1][:, None] - starts
-        at = np.arange(int(lengths.max()))[None]
+        at = np.arange(int(self._padded(lengths.max())))[None]
         real = at < lengths  # (n, T)
         tokens = np.where(real, self.encoded.tokens[np.where(real, starts + at, 0)], self.pad)
         pack = {

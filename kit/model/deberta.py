@@ -20,8 +20,12 @@ from kit.model.disentangled import Attend, PositionBias, Table
 
 
 class FastAttention(DisentangledSelfAttention):
-    """As its base class, to rounding; without dropout the two agree on every token that is not padding."""
+    """As its base class, to rounding; without dropout the two agree on every token that is not padding.
 
+    A compiled encoder runs it uncompiled: torch.compile cannot follow views that strides alone describe.
+    """
+
+    @torch.compiler.disable
     def forward(
         self,
         hidden_states: Tensor,

@@ -21,13 +21,13 @@ from kit.data.encode import Vocabulary, encode_cached
 from kit.data.processed import Processed
 from kit.data.tabular import tabulate
 from kit.errors import DeviceError, RunError
-from kit.model.batches import Padding
+from kit.model.batches import MULTIPLE, Padding
 from kit.model.device import choose, out_of_memory, prepare
 from kit.model.inference import collator, predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
 from kit.rundir import RunDir, digests
-from kit.schema import ID, LABEL
+from kit.schema import ID, LABEL, RESPONSES
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.training import lora
 from kit.training.callbacks import Progress, TimeBudget
@@ -102,9 +102,21 @@ def train_part(
         model.fit_features(tabular, train_rows)
     prepare(compute)
     model.to(compute.device)  # before the collators look where it is
-    collate = collator(model, encoded, vocabulary, labels, tabular=tabular)
-    one = model.reads_first and not recipe.train.swap_augmentation
-    counted = collator(model, encoded, vocabulary, targets, padding, tabular, first_only=one)
+    multiple = MULTIPLE if recipe.train.compile else 1
+    collate = collator(model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple)
+    counted = collator(
+        model,
+        encoded,
+        vocabulary,
+        targets,
+        padding,
+        tabular,
+        most=recipe.train.micro_tokens,
+        multiple=multiple,
+        first_only=model.reads_first and not recipe.train.swap_augmentation,
+    )
+    if recipe.train.compile:
+        model.encoder.compile(dynamic=True)
     both = recipe.predict.swap and not model.symmetric  # else one order says what both say
     trainer = make_trainer(
         recipe.train, model, counted, collate, train_rows, valid_rows, both, compute, checkpoints, listen
@@ -196,8 +208,9 @@ def _advice_on_memory(recipe: Recipe, rows: int) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
+        tokens = recipe.train.micro_tokens or rows * len(RESPONSES) * recipe.encode.max_tokens
         raise DeviceError(
-            f"out of memory with {rows} rows of 2 x {recipe.encode.max_tokens} tokens per forward pass",
-            f"Try --set train.micro_batch_size={max(1, rows // 2)} (the same result, more steps), then "
+            f"out of memory with up to {tokens:,} tokens per forward pass",
+            f"Try --set train.micro_tokens={max(1, tokens // 2)} (the same result in more, smaller passes), then "
             "--set train.gradient_checkpointing=true, then a smaller encode.max_tokens.",
         ) from error

@@ -99,7 +99,14 @@ class PairTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward pass of a batch, from `awp_start` on at perturbed weights."""
+        """Forward and backward pass of a batch, or of its parts one after the other; the gradients are their sum."""
+        *most, last = inputs.get("parts", [inputs])
+        with self.accelerator.no_sync(model):  # processes exchange gradients once, when all parts are in
+            total = sum(self._pass(model, part, num_items_in_batch) for part in most)
+        return total + self._pass(model, last, num_items_in_batch)
+
+    def _pass(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
+        """Forward and backward pass, from `awp_start` on at perturbed weights."""
         if not self.nearby or self.state.global_step < self.spec.awp_start * self.state.max_steps:
             return super().training_step(model, inputs, num_items_in_batch)
         bare = self.accelerator.unwrap_model(model)  # DDP counts the gradients it reduces, and not these
