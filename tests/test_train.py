@@ -32,9 +32,10 @@ from kit.rundir import RunDir
 from kit.schema import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
+from kit.training import material, trainer
 from kit.training import part as training
-from kit.training import trainer
 from kit.training.callbacks import Progress
+from kit.training.checkpoints import last_whole
 from kit.training.loss import summed_cross_entropy
 from kit.training.start import new_model
 from kit.training.train import train
@@ -144,7 +145,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert training.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    assert last_whole(tmp_path) == tmp_path / "checkpoint-8"
     assert not (tmp_path / "checkpoint-16").exists()
 
 
@@ -197,7 +198,7 @@ def test_gradient_checkpointing_changes_memory_not_results(data: Path, tmp_path:
         made.append(model)
         return model, vocabulary
 
-    monkeypatch.setattr(training, "new_model", keep)
+    monkeypatch.setattr(material, "new_model", keep)
     with_it, without = (
         train(
             load("tiny-roberta", (*overrides, f"train.gradient_checkpointing={flag}"), backbone=folder),
@@ -515,7 +516,7 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
     """Whatever they are, the statistics and the weights after training are the same to the bit."""
     recipe = load("tiny-electra", (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1"))
     held = processed.fold_rows("holdout")[1]
-    tabulate = training.tabulate
+    tabulate = material.tabulate
 
     def scrambled(*arguments: Any) -> Any:
         tabular = tabulate(*arguments)
@@ -523,7 +524,7 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
         return tabular
 
     runs = [train(recipe, data, tmp_path / "as they are")["run"]]
-    monkeypatch.setattr(training, "tabulate", scrambled)
+    monkeypatch.setattr(material, "tabulate", scrambled)
     runs.append(train(recipe, data, tmp_path / "scrambled")["run"])
     one, other = (load_file(Path(run) / "holdout" / "model.safetensors") for run in runs)
     assert "head.pair.features.side_mean" in one
