@@ -430,14 +430,19 @@ def test_a_recipe_that_cannot_run_says_why(
 
 
 @pytest.mark.parametrize(
-    ("key", "missing", "part"), [("encode.max_tokens=2048", "", "positions"), ("train.lora_rank=2", "peft", "peft")]
+    ("key", "missing", "part"),
+    [
+        ("encode.max_tokens=2048", "", "positions"),
+        ("train.head_only=0.9", "", "more than all steps"),
+        ("train.lora_rank=2", "peft", "peft"),
+    ],
 )
 def test_a_recipe_that_cannot_run_leaves_no_run_behind(
     key: str, missing: str, part: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(RecipeError, match=part):
-        train(load("tiny-electra", (*QUICK, key)), data, tmp_path / "runs")
+        train(load("tiny-electra", (*QUICK, "train.warmup=0.2", key)), data, tmp_path / "runs")
     assert not list(tmp_path.iterdir())
 
 

@@ -57,19 +57,26 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
 
 
 def require(recipe: Recipe) -> None:
-    """Raises where no model can be made of the recipe here, which is then known before a run is begun.
+    """Raises where the recipe cannot be trained here, which is then known before a run is begun.
 
     Raises:
         BackboneError: there is no such backbone.
-        RecipeError: the recipe asks for more tokens than the encoder has positions, or for adapters without peft.
+        RecipeError: the recipe asks for more tokens than the encoder has positions, for rates that never reach their
+            peak, or for adapters without peft.
     """
+    spec = recipe.train
+    if spec.head_only + spec.warmup > 1:
+        raise RecipeError(
+            f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more than all steps",
+            "They are shares of the steps, one after the other: set them so that their sum is well below 1.",
+        )
     limit = max_positions(load_config(resolve(recipe.backbone)))
     if limit and recipe.encode.max_tokens > limit:
         raise RecipeError(
             f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions for {limit}",
             f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such as deberta.",
         )
-    lora.require(recipe.train)
+    lora.require(spec)
 
 
 def tiny_folder(record: Backbone, data: Processed) -> Path:
