@@ -31,6 +31,8 @@ def run(
 ) -> dict[str, Any]:
     """Fits a baseline on everything but `fold` ("holdout", a number, or "all" of them) and writes its predictions.
 
+    It learns what a network would: soft labels and weights count. It is judged by the labels alone.
+
     `runs/baseline-<name>` then holds what a trained run holds, less the model: each part's valid.csv and metrics.json,
     oof.csv once every fold is done. In place of the model stand its predictions of the test rows: each part's, and in
     the run's test.csv their mean over the folds, or the holdout's where no fold is done. Finished parts are left alone.
@@ -85,7 +87,9 @@ def _fit_part(
     table = data.train().select([ID, LABEL])
     ids, labels = table[ID].to_numpy(), table[LABEL].to_numpy().astype(np.int64)
     train_rows, valid_rows = data.fold_rows(fold)
-    model = FITS[name](train.take(train_rows), labels[train_rows])
+    targets = data.targets()
+    targets = targets.astype(np.int64 if targets.ndim == 1 else np.float64)
+    model = FITS[name](train.take(train_rows), targets[train_rows])
     held = train.take(valid_rows)
     valid = model.predict(held)
     part = run_dir.part(fold)

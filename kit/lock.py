@@ -78,9 +78,13 @@ def _acquire(path: Path, target: Path, wait: bool) -> int | None:
     if fcntl is None:
         return None
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(handle, path, target, wait)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the holder before us has just removed the folder, which it had made
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            _lock(handle, target, wait)
             if _is_at(handle, path):  # else the holder before us has just removed it
                 with contextlib.suppress(OSError):  # the disk is full; it is held all the same
                     os.ftruncate(handle, 0)
@@ -92,11 +96,11 @@ def _acquire(path: Path, target: Path, wait: bool) -> int | None:
         os.close(handle)
 
 
-def _lock(handle: int, path: Path, target: Path, wait: bool) -> None:
+def _lock(handle: int, target: Path, wait: bool) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid, _, host = path.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
+        pid, _, host = os.pread(handle, 200, 0).decode(errors="replace").strip().partition(" ")
         who = f"process {pid} on {host}" if pid.isdecimal() else "another process"
         if not wait:
             stop = f", or stop it (`kill {pid}` there)" if pid.isdecimal() else ""

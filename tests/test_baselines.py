@@ -10,6 +10,7 @@ from comparing import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from scipy.optimize import approx_fprime
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
@@ -19,7 +20,7 @@ from kit.data.processed import Processed, open_processed
 from kit.errors import KitError, RecipeError, RunError
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import CLASSES, ID, LABEL, SWAP
-from kit.scoring import baselines, ngrams, symmetric
+from kit.scoring import baselines, ngrams, softmax, symmetric
 from kit.scoring.baselines import FITS, Pairs
 from kit.scoring.members import member_name
 from kit.scoring.metrics import accuracy, log_loss, prior
@@ -88,6 +89,52 @@ def test_trees_learn_what_depends_on_two_features_at_once():
 
     boosted, linear = (FITS[name](train, rule(train)).predict(other) for name in ("boosted", "length"))
     assert accuracy(boosted, rule(other)) > 0.9 > 0.6 > accuracy(linear, rule(other))
+
+
+def expanded(labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Labels as probabilities times weights, (N, 3)."""
+    return np.eye(3)[labels] * (1.0 if weights is None else weights[:, None])
+
+
+@pytest.mark.parametrize("name", list(FITS))
+def test_certain_soft_labels_of_weight_1_are_labels(name):
+    train, labels = pairs(400)
+    other, _ = pairs(50, seed=1)
+    expected = FITS[name](train, labels).predict(other)
+    np.testing.assert_allclose(FITS[name](train, expanded(labels)).predict(other), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["prior", "length"])
+def test_a_row_of_weight_2_counts_as_two_rows(name):
+    train, labels = pairs(300)
+    weights = np.random.default_rng(0).integers(1, 4, 300)
+    often = np.repeat(np.arange(300), weights)
+    expected = FITS[name](train.take(often), labels[often]).predict(train)
+    np.testing.assert_allclose(FITS[name](train, expanded(labels, weights)).predict(train), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["length", "tfidf", "boosted"])
+def test_soft_labels_and_weights_outweigh_wrong_labels(name):
+    train, _ = pairs(1200)
+    right = np.where(train.lengths[:, 0] > train.lengths[:, 1], 0, 1)
+    wrong, light = 1 - right, np.random.default_rng(0).random(1200) < 0.6  # most rows are wrong, and of little weight
+    labels = np.where(light, wrong, right)
+    weighed = expanded(labels, np.where(light, 0.01, 1.0))
+    doubtful = np.where(light[:, None], 0.45 * expanded(labels) + 0.55 * expanded(1 - labels), expanded(labels))
+    misled, by_weight, by_doubt = (FITS[name](train, each).predict(train) for each in (labels, weighed, doubtful))
+    assert accuracy(misled, right) < 0.5
+    assert accuracy(by_weight, right) > 0.8
+    assert accuracy(by_doubt, right) > 0.8
+
+
+def test_the_gradient_by_soft_targets_is_that_of_the_loss():
+    generator = np.random.default_rng(0)
+    logits, targets = generator.normal(size=(3, 5)), generator.dirichlet([1, 1, 1], 5) * generator.random((5, 1))
+    value, gradient = softmax.loss(logits, targets)
+    chances = softmax.softmax(logits).T
+    assert value == pytest.approx(-(targets * np.log(chances)).sum() / targets.sum())
+    found = approx_fprime(logits.ravel(), lambda flat: softmax.loss(flat.reshape(3, 5), targets)[0], 1e-7)
+    np.testing.assert_allclose(gradient.ravel(), found, atol=1e-5)
 
 
 def test_length_is_a_regression_on_both_orders():

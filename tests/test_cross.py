@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 
 from kit import frame
 from kit.cli import main
+from kit.data.encode import encode_cached
 from kit.data.processed import Processed
+from kit.model.inference import collator
+from kit.model.pair import PairModel
 from kit.recipes import load
 from kit.rundir import RunDir
 from kit.schema import CLASSES
@@ -89,6 +92,34 @@ def test_both_orders_make_the_plain_one_symmetric(data: Path, raw: Path, exchang
         straight = predictions(run, raw / "test.csv", tmp_path / f"straight{option}.csv", option)
         other = predictions(run, exchanged, tmp_path / f"other{option}.csv", option)
         assert np.allclose(other[:, [1, 0, 2]], straight, atol=1e-5) is equal
+
+
+@pytest.mark.parametrize(("augment", "sequences"), [("false", 1), ("true", 2)])
+def test_a_training_on_one_order_does_not_encode_the_other(
+    augment: str, sequences: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[int, int]] = []
+    encode = PairModel.encode
+
+    def watched(self: PairModel, packs: list[dict], order: torch.Tensor) -> torch.Tensor:
+        seen.append((sum(len(pack["input_ids"]) for pack in packs), len(order)))
+        return encode(self, packs, order)
+
+    monkeypatch.setattr(PairModel, "encode", watched)
+    train(data, tmp_path, "model.head=fusion", f"train.swap_augmentation={augment}")
+    assert {count / rows for count, rows in seen} == {sequences}
+
+
+def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Processed):
+    recipe = load("tiny-electra", (*CROSS, "model.head=fusion", "model.features=false"))
+    model, vocabulary = new_model(recipe, processed)
+    table, content = processed.train(), processed.digest("train")
+    encoded = encode_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
+    rows = np.arange(7)
+    one, both = (collator(model.eval(), encoded, vocabulary, first_only=first)(rows) for first in (True, False))
+    assert sum(len(pack["input_ids"]) for pack in one["packs"]) == 7
+    with torch.no_grad():
+        torch.testing.assert_close(model(**one), model(**both), rtol=1e-4, atol=1e-5)
 
 
 def test_an_interrupted_training_resumes_to_the_same_weights(

@@ -87,6 +87,22 @@ def test_who_may_wait_waits_and_says_so(tmp_path: Path, caplog: pytest.LogCaptur
     assert f"waiting for process {process.pid}" in caplog.text
 
 
+def test_who_waits_gets_the_folder_that_the_holder_made_and_removed(tmp_path: Path):
+    begun = threading.Event()
+
+    def hold() -> None:
+        with lock.held(tmp_path / "new", "part"):
+            begun.set()
+            time.sleep(0.3)
+
+    first = threading.Thread(target=hold)
+    first.start()
+    begun.wait(10)
+    with lock.held(tmp_path / "new", "part", wait=True):
+        first.join()
+        assert (tmp_path / "new").is_dir()
+
+
 def test_many_processes_take_turns(tmp_path: Path):
     """Each reads a number, waits, and writes the next: without the lock, some would be lost."""
     (tmp_path / "number").write_text("0")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kit.atomic import write_text
@@ -107,6 +107,8 @@ def test_the_reference_recipes_differ_only_in_the_backbone():
 @settings(deadline=None, max_examples=150)
 @given(st.builds(Recipe, name=NAMES, backbone=st.text(min_size=1), purpose=st.text(), **sections()))
 def test_toml_comes_back_as_the_same_recipe(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe):
+    assume(not (recipe.model.reward and recipe.model.shape == "cross"))
+    assume(not (recipe.train.lora_rank and recipe.train.reinit_layers))
     file = tmp_path_factory.getbasetemp() / "round-trip.toml"
     write_text(file, recipe.to_toml())
     assert load(file) == recipe
@@ -161,6 +163,34 @@ def test_an_override_is_read_as_the_toml_line_it_is(override: str, key: str, val
     found = getattr(getattr(load("deberta", [override]), section), name)
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("model.reward=true", "model.shape=cross"), "one answer at a time"),
+        (("train.lora_rank=2", "train.reinit_layers=1"), "adapters alone learn"),
+    ],
+)
+def test_keys_that_exclude_each_other_are_refused_wherever_they_stand(
+    overrides: tuple[str, str], said: str, tmp_path: Path
+):
+    file = tmp_path / "mine.toml"
+    write_text(file, load("deberta", overrides[:1]).to_toml())
+    for source, some in (("deberta", overrides), (file, overrides[1:])):
+        with pytest.raises(RecipeError, match=said):
+            load(source, some)
+
+
+@pytest.mark.parametrize("override", ["train.swap_augmentation=false", "train={swap_augmentation=true}"])
+def test_swapped_copies_are_no_option_of_a_head_that_has_no_use_for_them(override: str, tmp_path: Path):
+    with pytest.raises(RecipeError, match="does nothing under the symmetric head") as caught:
+        load("deberta", [override])
+    assert "model.head=fusion" in caught.value.hint
+    fusion = load("deberta", ["model.head=fusion", override])
+    assert fusion.train.swap_augmentation == ("true" in override)
+    write_text(tmp_path / "run.toml", load("deberta").to_toml())  # as a run directory has it
+    assert load(tmp_path / "run.toml") == load("deberta")
 
 
 def test_an_override_leaves_the_other_keys_alone_and_the_last_one_wins():

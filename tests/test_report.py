@@ -271,3 +271,36 @@ def test_a_frame_needs_no_training_to_be_compared(processed: Processed, tmp_path
     assert found.comparison.lines[-1].valid == found.comparison.lines[-2].valid
     assert found.significance[0].pair("reversed", run.name).verdict == "can't tell"
     assert found.correlation.values[0][1] == pytest.approx(1)
+
+
+def test_frames_alone_are_compared_by_a_paired_bootstrap(processed: Processed, raw: Path, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2), skill=seed) for seed in range(2)]
+
+    def printed(*files: Path, code: int = 0, more: tuple[str, ...] = ()):
+        named = [word for name, file in zip("xy", files, strict=True) for word in ("--frame", f"{name}={file}")]
+        shown = CliRunner().invoke(main, ["report", *named, "--data", str(processed.folder), "--json", *more])
+        assert shown.exit_code == code, shown.output
+        return json.loads(shown.stdout) if code == 0 else shown.stderr
+
+    for files, rows, more in (
+        ([run / "oof.csv" for run in runs], "out-of-fold", ()),
+        ([run / "holdout" / "valid.csv" for run in runs], "holdout", ()),
+        ([run / "test.csv" for run in runs], "test", ("--truth", str(raw / "truth.csv"))),
+    ):
+        found = printed(*files, more=more)
+        (each,) = found["significance"]
+        assert each["rows"] == rows
+        told = next(pair for pair in each["pairs"] if (pair["model"], pair["other"]) == ("x", "y"))
+        with_runs = report(runs, processed.folder, frames=list(zip("xy", files, strict=True)), truth=raw / "truth.csv")
+        beside = next(one for one in with_runs.significance if one.rows == rows).pair("x", "y")
+        assert (told["mean"], told["verdict"]) == (pytest.approx(beside.mean), beside.verdict)
+        assert told["low"] <= told["mean"] <= told["high"]
+        assert found["note"] == ""
+    unknown = printed(*(run / "test.csv" for run in runs), code=1)
+    assert "test rows, whose labels are not known" in unknown
+    assert "--truth" in unknown
+
+
+def test_a_report_of_nothing_is_wrong_usage(processed: Processed):
+    refused = CliRunner().invoke(main, ["report", "--data", str(processed.folder)])
+    assert (refused.exit_code, "--frame NAME=FILE" in refused.stderr) == (2, True)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from kit.data.processed import Processed
-from kit.errors import BackboneError, RecipeError
+from kit.errors import BackboneError
 from kit.model import reward
 from kit.model.backbones import BACKBONES, Backbone
 from kit.model.batches import Collator
@@ -172,9 +172,3 @@ def test_a_classifier_of_three_classes_is_no_reward_model(tmp_path: Path):
 def test_a_backbone_without_a_reward_says_so(record: Backbone):
     with pytest.raises(BackboneError, match=f"{record.name} starts from random|no reward head is known"):
         reward.load(record, record.config)
-
-
-def test_the_reward_of_two_answers_at_once_is_refused(checkpoint: Path, processed: Processed):
-    recipe = load("default", ("model.reward=true", "model.shape=cross"), backbone=str(checkpoint))
-    with pytest.raises(RecipeError, match="one answer at a time"):
-        new_model(recipe, processed)

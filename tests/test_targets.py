@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick_recipe import QUICK
 
-from kit import frame
+from kit import baseline, frame
 from kit.data.merge import copies, duplicates, keys
 from kit.data.preprocess import preprocess
 from kit.data.processed import TRAIN_SCHEMA, Processed, open_processed
@@ -177,6 +177,16 @@ def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
     part = result["parts"]["holdout"]
     assert np.isfinite(part["log_loss"])
     assert part["train_rows"] == len(open_processed(folder / "out").fold_rows("holdout")[0])
+
+
+def test_a_baseline_learns_from_them_too(folder: Path, tmp_path: Path):
+    opened = open_processed(folder / "out")
+    part = baseline.run("prior", folder / "out", tmp_path)["parts"]["holdout"]
+    shares = opened.targets()[opened.fold_rows("holdout")[0]].sum(0)
+    found = frame.read(tmp_path / "baseline-prior" / "holdout" / "test.csv")[list(CLASSES)].to_numpy()
+    np.testing.assert_allclose(found, np.tile(shares / shares.sum(), (len(found), 1)), rtol=1e-5)
+    labels = opened.train()["label"].to_numpy()[opened.fold_rows("holdout")[1]]
+    assert part["log_loss"] == pytest.approx(-np.log(found[0][labels]).mean())
 
 
 def test_predictions_become_the_soft_labels_of_their_rows(raw: Path, tmp_path: Path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from quick_recipe import QUICK
@@ -28,12 +29,13 @@ from kit.predict import predict_split
 from kit.recipe import ModelSpec, Recipe
 from kit.recipes import load
 from kit.rundir import RunDir
-from kit.schema import CLASSES, ID, LABEL, SWAP
+from kit.schema import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
+from kit.training import material, trainer
 from kit.training import part as training
-from kit.training import trainer
 from kit.training.callbacks import Progress
+from kit.training.checkpoints import last_whole
 from kit.training.loss import summed_cross_entropy
 from kit.training.start import new_model
 from kit.training.train import train
@@ -143,7 +145,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert training.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    assert last_whole(tmp_path) == tmp_path / "checkpoint-8"
     assert not (tmp_path / "checkpoint-16").exists()
 
 
@@ -196,7 +198,7 @@ def test_gradient_checkpointing_changes_memory_not_results(data: Path, tmp_path:
         made.append(model)
         return model, vocabulary
 
-    monkeypatch.setattr(training, "new_model", keep)
+    monkeypatch.setattr(material, "new_model", keep)
     with_it, without = (
         train(
             load("tiny-roberta", (*overrides, f"train.gradient_checkpointing={flag}"), backbone=folder),
@@ -324,8 +326,9 @@ def test_swapped_copies_are_learnt_from_where_the_head_is_not_symmetric(
         return loss(logits, *arguments, **named)
 
     monkeypatch.setattr(trainer, "summed_cross_entropy", watched)
-    overrides = (*QUICK, "train.max_steps=2", f"model.head={head}", "train.swap_augmentation=true")
-    train(load("tiny-electra", overrides), data, tmp_path)
+    recipe = load("tiny-electra", (*QUICK, "train.max_steps=2", f"model.head={head}"))
+    assert recipe.train.swap_augmentation
+    train(recipe, data, tmp_path)
     assert (3 in shapes) == expected
 
 
@@ -335,15 +338,53 @@ def test_two_processes_take_the_steps_of_one(data: Path, tmp_path: Path):
     overrides += ("train.head_only=0.2", "train.ema=0.9", "train.r_drop=1.0")
     folder = str(_no_dropout(data, tmp_path))
     alone = train(load("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one")["parts"]["holdout"]
+    together = _two_processes(folder, data, tmp_path / "two", overrides)
+    assert together["steps"] == alone["steps"] == 8
+    assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
+
+
+def test_two_processes_take_the_steps_of_one_with_weights_features_and_perturbed_weights(raw: Path, tmp_path: Path):
+    """One process takes its 16 rows in two passes, since each pass of 8 rows has a perturbation of its own."""
+    data = _weighed(raw, tmp_path)
+    overrides = (*QUICK, "train.max_steps=8", "model.head_dropout=0.0", "train.micro_batch_size=8")
+    overrides += ("model.features=true", "train.awp_start=0.25")
+    folder, perturbed = str(_no_dropout(data, tmp_path)), (*overrides, "train.awp=0.05")
+
+    def alone(name: str, *some: str) -> float:
+        recipe = load("tiny-roberta", some, backbone=folder)
+        return train(recipe, data, tmp_path / name)["parts"]["holdout"]["log_loss"]
+
+    together = _two_processes(folder, data, tmp_path / "two", perturbed)
+    assert together["steps"] == 8
+    assert together["log_loss"] == pytest.approx(alone("one", *perturbed), abs=2e-5)
+    for name, others in (("calm", overrides), ("bare", (*perturbed, "model.features=false"))):
+        assert abs(alone(name, *others) - together["log_loss"]) > 1e-3, "it makes no difference here"
+
+
+def _weighed(raw: Path, tmp_path: Path) -> Path:
+    """The sample's rows, every second of them three times as heavy as the others, and every third with soft labels."""
+    from kit.data.preprocess import preprocess
+
+    table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
+    table[WEIGHT] = ["3" if row % 2 else "1" for row in range(len(table))]
+    for name, share in zip(SOFT_LABELS, ("0.2", "0.5", "0.3"), strict=True):
+        table[name] = ["" if row % 3 else share for row in range(len(table))]
+    (tmp_path / "raw").mkdir()
+    table.to_csv(tmp_path / "raw" / "train.csv", index=False)
+    (tmp_path / "raw" / "test.csv").write_bytes((raw / "test.csv").read_bytes())
+    preprocess(tmp_path / "raw", tmp_path / "data", folds=3, valid=0.2)
+    return tmp_path / "data"
+
+
+def _two_processes(folder: str, data: Path, runs: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The holdout's metrics of a toy RoBERTa that two processes train on the CPU."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "kit"]
     command += ["train", "--recipe", "tiny-roberta", "--backbone", folder, "--data", str(data), "--json"]
-    command += ["--runs", str(tmp_path / "two"), *(each for override in overrides for each in ("--set", override))]
+    command += ["--runs", str(runs), *(each for override in overrides for each in ("--set", override))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    together = json.loads(done.stdout)["parts"]["holdout"]
-    assert together["steps"] == alone["steps"] == 8
-    assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
+    return json.loads(done.stdout)["parts"]["holdout"]
 
 
 def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
@@ -386,6 +427,23 @@ def test_a_recipe_that_cannot_run_says_why(
 ):
     with pytest.raises(RecipeError, match=part):
         train(load(backbone, overrides), data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "missing", "part"),
+    [
+        ("encode.max_tokens=2048", "", "positions"),
+        ("train.head_only=0.9", "", "more than all steps"),
+        ("train.lora_rank=2", "peft", "peft"),
+    ],
+)
+def test_a_recipe_that_cannot_run_leaves_no_run_behind(
+    key: str, missing: str, part: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(RecipeError, match=part):
+        train(load("tiny-electra", (*QUICK, "train.warmup=0.2", key)), data, tmp_path / "runs")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_path: Path):
@@ -463,7 +521,7 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
     """Whatever they are, the statistics and the weights after training are the same to the bit."""
     recipe = load("tiny-electra", (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1"))
     held = processed.fold_rows("holdout")[1]
-    tabulate = training.tabulate
+    tabulate = material.tabulate
 
     def scrambled(*arguments: Any) -> Any:
         tabular = tabulate(*arguments)
@@ -471,7 +529,7 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
         return tabular
 
     runs = [train(recipe, data, tmp_path / "as they are")["run"]]
-    monkeypatch.setattr(training, "tabulate", scrambled)
+    monkeypatch.setattr(material, "tabulate", scrambled)
     runs.append(train(recipe, data, tmp_path / "scrambled")["run"])
     one, other = (load_file(Path(run) / "holdout" / "model.safetensors") for run in runs)
     assert "head.pair.features.side_mean" in one

@@ -16,7 +16,7 @@ BASELINES = ("uniform", "prior", "length", "tfidf", "boosted")
 @options.runs
 @options.as_json
 def baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
-    """Fit a reference model on the very same rows.
+    """Fit a reference model on the very same rows, with their soft labels and weights where they have some.
 
     \b
     Example:  kit baseline tfidf --fold all

@@ -15,6 +15,15 @@ data = click.option("--data", type=FILE, default=Path("data/processed"), show_de
 runs = click.option("--runs", type=FILE, default=Path("runs"), show_default=True, help="Where run directories are.")
 competition = click.option("--competition", default=COMPETITION, show_default=True, help="Its name in its address.")
 local_score = click.option("--local-score", default="", help="What it scored here, for the ledger.")
+restart = click.option(
+    "--restart",
+    type=click.IntRange(0, 10),
+    default=0,
+    flag_value=2,
+    is_flag=False,
+    metavar="[N]",
+    help="Where a training collapses try again, N times at most (2 if not said), at half the rates with a new seed.",
+)
 
 _PREPARING = (
     click.option(

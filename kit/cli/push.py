@@ -58,6 +58,7 @@ def push() -> None:
 @_gpu
 @_yes
 @_max_hours(9.0, 12)
+@options.restart
 @click.option("--fan-out", is_flag=True, help="A kernel for each backbone and fold, two at once, brought home.")
 @options.runs
 @_title
@@ -73,6 +74,7 @@ def train(
     gpu: str,
     yes: bool,
     max_hours: float,
+    restart: int,
     fan_out: bool,
     runs: Path,
     title: str,
@@ -98,7 +100,8 @@ def train(
     from kit.remote.job import train_job, train_jobs
 
     chosen = [choose(b, r, overrides) for r in recipes or (None,) for b in backbones or (None,)]
-    how = {"fold": fold, "gpu": _served(gpu, yes), "max_hours": max_hours, "preprocess": preprocess}
+    how = {"fold": fold, "gpu": _served(gpu, yes), "max_hours": max_hours, "restarts": restart}
+    how |= {"preprocess": preprocess}
     if not fan_out:
         return _deliver(train_job(chosen[0], title=title, **how), dry_run, follow, out, as_json)
     jobs = train_jobs(chosen, **how)

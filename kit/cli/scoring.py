@@ -51,7 +51,7 @@ def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=options.FILE)
+@click.argument("runs", nargs=-1, type=options.FILE)
 @options.data
 @click.option("--truth", type=options.FILE, help="Labels of the test rows, where known.")
 @click.option(
@@ -75,11 +75,14 @@ def report(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compare runs with each other and with the references, on the same rows.
+    """Compare runs, or any prediction files, with each other and with the references, on the same rows.
 
     \b
     Example:  kit report runs/* --truth data/raw/truth.csv --blend blend.json -o report.html
+              kit report --frame old=old.csv --frame new=new.csv
     """
+    if not (runs or frames):
+        raise click.UsageError("Name run directories, or prediction files with --frame NAME=FILE.")
     named = [(name, Path(file)) for name, _, file in (each.partition("=") for each in frames)]
     if any(not name or not str(file).strip(".") for name, file in named):
         raise click.UsageError("--frame takes NAME=FILE.")

@@ -82,15 +82,7 @@ def recipes(name: str | None, as_json: bool) -> None:
 @click.option("--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; may repeat.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
-@click.option(
-    "--restart",
-    type=click.IntRange(0, 10),
-    default=0,
-    flag_value=2,
-    is_flag=False,
-    metavar="[N]",
-    help="Where a training collapses try again, N times at most (2 if not said), at half the rates with a new seed.",
-)
+@options.restart
 @click.option("--guard/--no-guard", default=True, help="Stop a training that has learned nothing.  [default: guard]")
 @click.option("--report-to", type=click.Choice(["tensorboard"]), help="Curves for it in RUN/<part>/tensorboard, too.")
 @click.option("--max-hours", type=click.FloatRange(0, min_open=True), default=math.inf, help="End within this time.")

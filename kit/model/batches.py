@@ -41,6 +41,7 @@ class Collator:
         most: padded tokens of a forward pass, 0 for no limit; a batch of more is a list of `parts`, each a batch for
             itself, beside the `labels` of them all.
         multiple: lengths are padded to one of it.
+        first_only: a row brings its first sequence alone, S = 1.
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class Collator:
         tabular: Tabular | None = None,
         most: int = 0,
         multiple: int = 1,
+        first_only: bool = False,
     ):
         self.encoded, self.pad, self.segments, self.labels = encoded, pad, segments, labels
         self.pack_overhead, self.count, self.tabular = pack_overhead, count, tabular
         self.most, self.multiple = most, multiple
-        self.lengths = encoded.lengths
+        self.lengths = encoded.lengths[:, :1] if first_only else encoded.lengths  # (N, S)
 
     def __call__(self, rows: list[int] | np.ndarray) -> dict:
         rows = np.asarray(rows, np.int64)
@@ -74,7 +76,7 @@ class Collator:
         order = np.argsort(-longest, kind="stable")
         cuts, start = [], 0
         while start < len(rows):
-            size = max(1, self.most // int(self.encoded.sides * longest[order[start]]))
+            size = max(1, self.most // int(self.lengths.shape[1] * longest[order[start]]))
             cuts.append(rows[order[start : start + size]])
             start += size
         return cuts
@@ -87,7 +89,7 @@ class Collator:
 
     def _batch(self, rows: np.ndarray) -> dict:
         lengths = self.lengths[rows].ravel()  # (B·S)
-        sequences = (rows[:, None] * self.encoded.sides + np.arange(self.encoded.sides)).ravel()
+        sequences = (rows[:, None] * self.encoded.sides + np.arange(self.lengths.shape[1])).ravel()
         by_length = np.argsort(-lengths, kind="stable")
         cuts = cut_packs(self._padded(lengths[by_length]), self.pack_overhead)
         packs = [self.pack(sequences[by_length[start:end]]) for start, end in cuts]

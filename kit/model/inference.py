@@ -28,12 +28,14 @@ def collator(
     tabular: Tabular | None = None,
     most: int = 0,
     multiple: int = 1,
+    first_only: bool = False,
 ) -> Collator:
     """The collator for this model's inputs; opening another pack costs more on a GPU, where kernels wait to launch.
 
     Args:
         tabular: where the model reads features, those of the rows; it takes its own from them.
         most, multiple: as of `Collator`.
+        first_only: leave out the sequences that a model of `reads_first` only needs for both orders.
     """
     on_gpu = next(model.parameters()).is_cuda
     return Collator(
@@ -46,6 +48,7 @@ def collator(
         tabular=tabular.select(*model.reads) if model.reads else None,
         most=most,
         multiple=multiple,
+        first_only=first_only,
     )
 
 

@@ -64,6 +64,11 @@ class PairModel(nn.Module):
         """Whether swapping A and B does no more than permute the logits."""
         return self.spec.head == "symmetric"
 
+    @property
+    def reads_first(self) -> bool:
+        """Whether logits are of a row's first sequence alone; the second is then for `both_orders`."""
+        return self.spec.shape == "cross" and not self.symmetric
+
     def encode(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
         """Vectors as of `pool`: packs of (n, T) tokens, sum(n) = B·S, order (B, S) -> (B, S, H)."""
         return torch.cat([self.pool(pack) for pack in packs])[order]

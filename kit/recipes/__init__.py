@@ -36,13 +36,21 @@ def load(name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str 
         values["backbone"] = backbone
         suffix = Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
         values["name"] = suffix if path.stem == "default" else f"{values['name']}-{suffix}"
+    changes: dict[str, Any] = {}
     for override in overrides:
-        _merge(values, _parse_override(override), override)
+        for into in (values, changes):
+            _merge(into, _parse_override(override), override)
     if "backbone" not in values:
         raise RecipeError(f"{path}: it names no backbone", "Add `--backbone NAME`; `kit backbones` lists them.")
     recipe = _build(Recipe, values, str(path), "")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise RecipeError(f"{path}: the name {recipe.name!r} cannot name a folder", "Use letters, digits, '.-_'.")
+    _refuse_what_excludes_each_other(recipe, str(path))
+    if recipe.model.head == "symmetric" and "swap_augmentation" in changes.get("train", {}):
+        raise RecipeError(  # a recipe may have it, for --set model.head=fusion
+            "--set train.swap_augmentation does nothing under the symmetric head, to which both orders are one",
+            "Leave it out, or add --set model.head=fusion.",
+        )
     return recipe
 
 
@@ -114,6 +122,22 @@ def _check(kind: Any, value: Any, source: str, key: str) -> Any:
         low, high = RANGES[key]
         raise RecipeError(f"{source}: {key} = {value} is out of range", f"It lies between {low:g} and {high:g}.")
     return value
+
+
+def _refuse_what_excludes_each_other(recipe: Recipe, source: str) -> None:
+    """Raises for keys that are each in order and together cannot be, before a run is begun or pushed."""
+    train = recipe.train
+    if recipe.model.reward and recipe.model.shape == "cross":
+        raise RecipeError(
+            f"{source}: model.reward = true, but a reward model reads one answer at a time",
+            "Add --set model.shape=siamese, or --set model.reward=false.",
+        )
+    if train.lora_rank and train.reinit_layers:
+        raise RecipeError(
+            f"{source}: train.reinit_layers = {train.reinit_layers} with train.lora_rank = {train.lora_rank}: fresh "
+            "weights would stay as they were drawn, since adapters alone learn",
+            "Set one of them to 0.",
+        )
 
 
 def _article(kind: type) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from kit import atomic, frame
+from kit import atomic, frame, lock
 from kit.errors import RunError
 from kit.remote import outputs
 from kit.remote.client import Client
@@ -27,8 +27,15 @@ def collect(
     Raises:
         KaggleError: the output cannot be had whole, or holds no run.
         RunError: a local run of that name is of other data or another recipe.
+        HeldError: another process brings this kernel home, or is training a part that it would bring.
     """
     runs = Path(runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    with lock.held(runs, f"{ref.slug}.collect"):
+        return _collect(client, ref, runs, say)
+
+
+def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], None]) -> list[Path]:
     staging = runs / f".{ref.slug}.output"
     shutil.rmtree(staging, ignore_errors=True)
     outputs.download(client, ref, staging, say=say)
@@ -44,24 +51,34 @@ def collect(
 def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     """Moves a run, or those of its finished parts that are new, to `runs`, noting the kernel that they are from."""
     new, home = RunDir.open(run), runs / run.name
-    if not (home / "recipe.toml").exists():
-        home.mkdir(parents=True, exist_ok=True)
-        (run / "origin.json").replace(home / "origin.json")
-        (run / "recipe.toml").replace(home / "recipe.toml")
-    else:
-        RunDir.open(home).check_data(new.noted("data", str))
+    with lock.held(home, "metrics", wait=True):  # what one of several processes writes for all, in a moment
+        if not (home / "recipe.toml").exists():
+            (run / "origin.json").replace(home / "origin.json")
+            (run / "recipe.toml").replace(home / "recipe.toml")
+        else:
+            RunDir.open(home).check_data(new.noted("data", str))
     moved = []
-    for name in new.parts():
-        if (home / name / "metrics.json").exists():
-            continue
-        if (home / name).exists():
-            raise RunError(f"{home / name}: an unfinished training of this machine is there", "Delete it or finish it.")
-        (run / name).replace(home / name)
-        moved.append(home / name)
-    if moved:
-        atomic.write_json(home / ORIGINS, origins(home) | {part.name: str(ref) for part in moved})
-        _summarise(RunDir(home))
+    try:
+        for name in new.parts():
+            with lock.held(home, name):  # as a training of this part has it
+                if _take(run / name, home / name):
+                    moved.append(home / name)
+    finally:  # what came stays, whatever became of the others
+        if moved:
+            with lock.held(home, "metrics", wait=True):
+                atomic.write_json(home / ORIGINS, origins(home) | {part.name: str(ref) for part in moved})
+                _summarise(RunDir(home))
     return moved
+
+
+def _take(part: Path, home: Path) -> bool:
+    """Moves a finished part to its place, unless it is there already."""
+    if (home / "metrics.json").exists():
+        return False
+    if home.exists():
+        raise RunError(f"{home}: an unfinished training of this machine is there", "Delete it or finish it.")
+    part.replace(home)
+    return True
 
 
 def _summarise(run: RunDir) -> None:

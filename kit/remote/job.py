@@ -119,6 +119,7 @@ def train_job(
     fold: str = "all",
     gpu: str = "t4",
     max_hours: float = SCORING_HOURS,
+    restarts: int = 0,
     preprocess: Mapping[str, Any] | None = None,
     title: str = "",
     competition: str = COMPETITION,
@@ -126,6 +127,7 @@ def train_job(
     """A training job. Equal recipes and folds share a kernel; others never do, since inference mounts the latest.
 
     Args:
+        restarts: how often a training that collapses is tried again.
         preprocess: options of `kit preprocess` by name, such as {"text": "ascii", "folds": 5}.
 
     Raises:
@@ -150,6 +152,8 @@ def train_job(
         "fold": fold,
         "preprocess": dict(preprocess or {}),
     }
+    if restarts:  # else the job is what it was before there were any, and a kernel of then is taken up
+        settings["restarts"] = restarts
     title = title or f"kit train {name} {recipe.hash} {part}"
     return Job("train", title, settings, gpu, True, max_hours, competition)
 

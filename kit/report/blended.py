@@ -1,7 +1,7 @@
 """A saved blend among the models: what it gives on other rows, and honestly on the rows its weights were fitted to."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,18 @@ from kit.scoring.metrics import EPS
 CROSS_FITTED = ("arithmetic", "geometric", "greedy")
 
 
-def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.ndarray) -> Model:
+def blended(path: Path, models: Sequence[Model], ids: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Model:
     """The blend as a model, called by its file's name.
 
-    On the rows it was fitted to, by their number, its validation predictions are cross-fitted: weights and temperature
+    On the rows it was fitted to, by their ids, its validation predictions are cross-fitted: weights and temperature
     of the same members, fitted in the same way to other prompts, as `kit ensemble` does for its estimate, since the
-    saved weights have seen these rows' labels. Elsewhere the blend is applied as it was saved.
+    saved weights have seen these rows' labels. Elsewhere the blend is applied as it was saved. A blend saved by an
+    older kit knows its rows by their number alone.
 
     Args:
         path: what `kit ensemble --save` wrote.
         models: the others; members are found among them by name.
+        ids: of the validation rows, (N,).
         labels: of the validation rows, (N,).
         groups: of the validation rows, (N,).
 
@@ -54,18 +56,21 @@ def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.
     if all("valid" in model.predictions for model in used):
         members = np.stack([model.predictions["valid"] for model in used])
         method = fitted.get("method", blend.pool)
-        as_saved = _as_saved(method, fitted.get("rows"), len(blend.members), labels, groups)
+        as_saved = _as_saved(method, fitted, ids) or too_few(labels, groups, len(blend.members))
         predictions["valid"] = small.of(members) if as_saved else _crossed(method, members, labels, groups)
     return Model(path.name.removesuffix(".json"), predictions, saved=Saved(path.name, blend, fitted, as_saved))
 
 
-def _as_saved(method: Any, fitted_to: Any, members: int, labels: np.ndarray, groups: np.ndarray) -> str:
-    """Why the saved weights stay on these rows, or nothing where they are to be cross-fitted."""
+def _as_saved(method: Any, fitted: Mapping[str, Any], ids: np.ndarray) -> str:
+    """Why the saved weights stay on these rows, or nothing where they were fitted to them."""
     if method not in CROSS_FITTED:
         return "its weights were not fitted"
-    if type(fitted_to) is int and fitted_to != len(labels):
-        return f"it was fitted to {fitted_to:,} rows, which are not these {len(labels):,}"
-    return too_few(labels, groups, members)
+    here, there = files.of_rows(ids), fitted.get("rows")
+    if type(there) is int and there != here["rows"]:
+        return f"it was fitted to {there:,} rows, which are not these {here['rows']:,}"
+    if fitted.get("ids", here["ids"]) != here["ids"]:
+        return f"it was fitted to {here['rows']:,} rows with other ids than these"
+    return ""
 
 
 def _crossed(method: str, members: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ class Evidence:
     def holdout_too(self) -> bool:
         """Whether the rows are out-of-fold ones and every run could have been compared on the holdout as well."""
         runs = [model.run for model in self.models if model.run]
-        return self.validation == OOF and all(run.done(HOLDOUT) for run in runs)
+        return self.validation == OOF and bool(runs) and all(run.done(HOLDOUT) for run in runs)
 
     @property
     def scored(self) -> tuple[Split, ...]:
@@ -98,7 +98,8 @@ def gather(
     A baseline run that is uniform or the prior stands for that reference, if it has predictions of the same rows.
 
     Args:
-        runs: run directories. Their validation predictions are from training; of the test rows, their test.csv.
+        runs: run directories, or none. Their validation predictions are from training; of the test rows, their
+            test.csv.
         data: the processed folder the runs were trained on.
         frames: (name, file) of further predictions; the ids decide whether they are of validation or of test rows,
             and files of one name are one model.
@@ -108,12 +109,12 @@ def gather(
     Raises:
         RunError: no run has a finished part; runs that have no validation rows in common; a run of other data.
         DataError: a frame whose ids are neither the validation nor the test rows; two models of one name; a blend
-            of models that are not there.
+            of models that are not there; no predictions of rows with labels.
     """
     processed = open_processed(data)
     every = list({RunDir.open(run).path.resolve(): RunDir.open(run) for run in runs}.values())
     opened = [run for run in every if run.parts()]
-    if not opened:
+    if every and not opened:
         every[0].require_parts()  # says what to do about it
     for run in opened:
         run.check_data(processed.digest("train"))
@@ -129,11 +130,16 @@ def gather(
     for name in dict.fromkeys(name for name, _ in frames):
         models.append(Model(name, _predictions([file for other, file in frames if other == name], rows)))
     valid = rows["valid"]
-    models += [blended(path, models, valid.labels, valid.groups) for path in blends]
+    models += [blended(path, models, valid.ids, valid.labels, valid.groups) for path in blends]
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
     if twice:
         raise DataError(f"two models are called {twice[0]!r}", "Name them apart with --frame NAME=FILE.")
-    return Evidence(processed, rows, tuple(models), tuple(run.name for run in every if run not in opened))
+    found = Evidence(processed, rows, tuple(models), tuple(run.name for run in every if run not in opened))
+    if not found.having(found.main):
+        raise DataError(
+            "all these predictions are of the test rows, whose labels are not known", "Give them with --truth FILE."
+        )
+    return found
 
 
 def _rows(processed: Processed, kind: str, truth: Path | None) -> tuple[dict[str, Rows], np.ndarray]:

@@ -15,7 +15,7 @@ OOF, OOF_FILE = "out-of-fold", "oof.csv"
 def common(runs: Sequence[RunDir], processed: Processed, frames: Sequence[tuple[str, Path]]) -> str:
     """The rows that all runs have validation predictions of: out of fold, of which there are more, or the holdout.
 
-    The holdout, where there are both, if one of the frames is of its rows.
+    The holdout, where there are both or no runs at all, if one of the frames is of its rows.
 
     Raises:
         RunError: there are no such rows.

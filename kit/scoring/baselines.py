@@ -2,6 +2,9 @@
 
 On this competition's data length alone is worth 1.058-1.065 and TF-IDF with signed and absolute differences
 1.026-1.036, a little above and well below what a small fine-tuned network reaches.
+
+They learn from labels (N,), or where rows have soft labels or weights from (N, 3): probabilities times their row's
+weight, as `Processed.targets` gives both.
 """
 
 from collections.abc import Callable
@@ -68,7 +71,7 @@ def uniform(_: Pairs, __: np.ndarray) -> Model:
 
 def prior(_: Pairs, labels: np.ndarray) -> Model:
     """The classes' shares among the training rows."""
-    shares = metrics.prior(labels)
+    shares = metrics.prior(labels) if labels.ndim == 1 else labels.sum(axis=0) / labels.sum()
     return Model(lambda other: np.tile(shares, (len(other), 1)), len(CLASSES))
 
 
@@ -100,7 +103,7 @@ def tfidf(pairs: Pairs, labels: np.ndarray) -> Model:
         even = np.clip((_even(some) - mean) / even_scale, -OUTLIER, OUTLIER) * np.float32(DENSE)
         return [*signed, odd], [*map(abs, signed), even]
 
-    return _linear(pairs, labels, blocks, penalty=STRENGTH / len(labels))
+    return _linear(pairs, labels, blocks, penalty=STRENGTH / (len(labels) if labels.ndim == 1 else labels.sum()))
 
 
 def boosted(pairs: Pairs, labels: np.ndarray) -> Model:
@@ -112,7 +115,10 @@ def boosted(pairs: Pairs, labels: np.ndarray) -> Model:
     fitting, judging = np.flatnonzero(~inner), np.flatnonzero(inner)
     trial, held = _trees(MOST_TREES, pairs.take(fitting), labels[fitting]), _both_orders(pairs.take(judging))
     stages = zip(*(trial.staged_predict_proba(order) for order in held), strict=True)
-    losses = [metrics.log_loss(_average(trial, *stage), labels[judging]) for stage in stages]
+    rows, classes, weights = _hard(labels[judging])
+    losses = [
+        np.average(metrics.row_losses(_average(trial, *stage)[rows], classes), weights=weights) for stage in stages
+    ]
     model = _trees(int(np.argmin(losses)) + 1, pairs, labels)
 
     def predict(other: Pairs) -> np.ndarray:
@@ -169,7 +175,18 @@ def _trees(number: int, pairs: Pairs, labels: np.ndarray) -> HistGradientBoostin
         early_stopping=False,  # its own held-out rows would be copies of training rows in the other order
         random_state=0,
     )
-    return model.fit(np.vstack(_both_orders(pairs)), np.concatenate([labels, np.array(SWAP)[labels]]))
+    rows, classes, weights = _hard(labels)
+    both = np.vstack([order[rows] for order in _both_orders(pairs)])
+    twice = None if weights is None else np.tile(weights, 2)
+    return model.fit(both, np.concatenate([classes, np.array(SWAP)[classes]]), twice)
+
+
+def _hard(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Rows, a class of each and its weight: a row with soft labels is there once for every class that it may be of."""
+    if labels.ndim == 1:
+        return np.arange(len(labels)), labels, None
+    rows, classes = np.nonzero(labels)
+    return rows, classes, labels[rows, classes]
 
 
 def _average(model: HistGradientBoostingClassifier, as_is: np.ndarray, swapped: np.ndarray) -> np.ndarray:

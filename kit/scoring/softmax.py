@@ -15,11 +15,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean log loss in nats, and its derivative by the logits, (3, N): probability less truth, over N."""
+    """The mean log loss in nats, and its derivative by the logits, (3, N): probability less truth, over N.
+
+    Labels (N,); or (N, 3), the probabilities of the classes times the weight of their row, and then the mean is over
+    the weights.
+    """
     places = np.arange(len(labels))
     shifted = logits - logits.max(axis=0)
     powers = np.exp(shifted)
     total = powers.sum(axis=0)
+    if labels.ndim == 2:
+        targets, weights = labels.T.astype(np.float64), labels.sum(axis=1, dtype=np.float64)
+        whole = weights.sum()
+        mean = float((weights * np.log(total) - (targets * shifted).sum(axis=0)).sum() / whole)
+        return mean, (powers / total * weights - targets) / whole
     mean = float((np.log(total) - shifted[labels, places]).mean())
     powers /= total
     powers[labels, places] -= 1

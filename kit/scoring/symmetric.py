@@ -38,7 +38,7 @@ def fit(odd: Sequence[Block], even: Sequence[Block], labels: np.ndarray, penalty
     Args:
         odd: blocks of columns that change their sign when the answers are swapped, each (N, C) float32.
         even: blocks of columns that do not.
-        labels: (N,) in 0, 1, 2.
+        labels: (N,) in 0, 1, 2; or (N, 3), as `softmax.loss` takes them.
         penalty: half the sum of squares counts so much against the mean log loss.
         steps: at most so many of L-BFGS.
     """

@@ -11,25 +11,23 @@ from kit.recipe import TrainSpec
 from kit.training.optim import layer_of
 
 
-def adapt(encoder: nn.Module, spec: TrainSpec) -> None:
-    """Freezes the encoder and puts an adapter on every linear layer of its attention and feed-forward blocks.
-
-    Raises:
-        RecipeError: peft is not installed, or layers are to start from fresh weights, which frozen ones never can.
-    """
-    if spec.reinit_layers:
-        raise RecipeError(
-            f"train.reinit_layers = {spec.reinit_layers} with train.lora_rank = {spec.lora_rank}: fresh weights would "
-            "stay as they were drawn, since adapters alone learn",
-            "Set one of them to 0.",
-        )
+def require(spec: TrainSpec) -> None:
+    """Raises RecipeError where the recipe wants adapters and peft is not installed."""
+    if not spec.lora_rank:
+        return
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        import peft  # noqa: F401
     except ImportError as error:
         raise RecipeError(
             f"train.lora_rank = {spec.lora_rank} needs peft, which cannot be imported: {error}",
             "Run `pip install 'kit-llm-preference[lora]'`, or set train.lora_rank=0.",
         ) from error
+
+
+def adapt(encoder: nn.Module, spec: TrainSpec) -> None:
+    """Freezes the encoder and puts an adapter on every linear layer of its attention and feed-forward blocks."""
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=spec.lora_rank,
         lora_alpha=spec.lora_alpha,

@@ -1,6 +1,5 @@
 """One part of a run, a fold or the holdout, from rows to a finished folder."""
 
-import json
 import math
 import shutil
 import time
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -17,27 +17,24 @@ from accelerate import PartialState
 import kit
 from kit import frame
 from kit.atomic import write_json
-from kit.data.encode import Vocabulary, encode_cached
+from kit.data.encode import Vocabulary
 from kit.data.processed import Processed
-from kit.data.tabular import tabulate
-from kit.errors import DeviceError, RunError
-from kit.model.batches import MULTIPLE, Padding
-from kit.model.device import choose, out_of_memory, prepare
-from kit.model.inference import collator, predict_logits, probabilities, softmax
+from kit.errors import DeviceError
+from kit.model.device import out_of_memory
+from kit.model.inference import predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
 from kit.rundir import RunDir, digests
-from kit.schema import ID, LABEL, RESPONSES
+from kit.schema import RESPONSES
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.training import lora
 from kit.training.callbacks import Progress, TimeBudget
+from kit.training.checkpoints import CHECKPOINTS, last_whole, require_none
 from kit.training.disk import advice_on_disk
 from kit.training.guard import CollapseGuard, constant_loss
-from kit.training.start import new_model
+from kit.training.material import Material, gather
 from kit.training.tracking import tensorboard
-from kit.training.trainer import make_trainer
-
-CHECKPOINTS = "checkpoints"
+from kit.training.trainer import PairTrainer, make_trainer
 
 
 def train_part(
@@ -76,99 +73,87 @@ def train_part(
         say(f"{part} is done already")
         shutil.rmtree(part / CHECKPOINTS, ignore_errors=True)  # left by a process that was killed at its very end
         return run.parts()[part.name]
-    checkpoints = part / CHECKPOINTS
-    if checkpoints.exists() and not resume:
-        raise RunError(
-            f"{part}: an unfinished training is there",
-            "Add --resume to go on with it, or delete the folder to start afresh.",
-        )
+    if not resume:
+        require_none(part)
     started = time.monotonic()
-    compute = choose(recipe.train.precision)  # refuses a device before a model is fetched for it
-    ranks = PartialState(cpu=compute.device.type == "cpu")
-    transformers.set_seed(recipe.train.seed)
-    with ranks.main_process_first():  # the others find its downloads and caches
-        model, vocabulary = new_model(recipe, data)
-        compute = choose(recipe.train.precision, model.width)
-        say(compute.reason)
-        rows, content = data.train(), data.digest("train")
-        encoded = encode_cached(rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape)
-        tabular = tabulate(rows, content, encoded, data.cache) if recipe.model.features else None
-    cut = encoded.cut / (len(encoded) * encoded.sides)
-    say(f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens")
-    train_rows, valid_rows = data.fold_rows(fold)
-    rows = data.train([ID, LABEL])
-    padding, labels, targets = Padding(), rows[LABEL].to_numpy(), data.targets()
-    if tabular is not None:
-        model.fit_features(tabular, train_rows)
-    prepare(compute)
-    model.to(compute.device)  # before the collators look where it is
-    multiple = MULTIPLE if recipe.train.compile else 1
-    collate = collator(model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple)
-    counted = collator(
-        model, encoded, vocabulary, targets, padding, tabular, most=recipe.train.micro_tokens, multiple=multiple
-    )
-    if recipe.train.compile:
-        model.encoder.compile(dynamic=True)
-    both = recipe.predict.swap and not model.symmetric  # else one order says what both say
-    trainer = make_trainer(
-        recipe.train, model, counted, collate, train_rows, valid_rows, both, compute, checkpoints, listen
-    )
-    budget = TimeBudget(deadline, say)
-    trainer.add_callback(budget)
-    if guard:
-        reference, settled = constant_loss(targets[train_rows], labels[valid_rows]), trainer.lr_scheduler.settled
-        trainer.add_callback(CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time))
+    material = gather(recipe, data, fold, say)
+    ranks, model, compute, budget = PartialState(), material.model, material.compute, TimeBudget(deadline, say)
+    trainer = _trainer(recipe, material, part / CHECKPOINTS, budget, guard, listen, say)
     if report_to:
         trainer.add_callback(tensorboard(part / "tensorboard" / f"attempt{len(tried) + 1}"))
     with ranks.main_process_first():
-        last = last_whole_checkpoint(checkpoints)
+        last = last_whole(part / CHECKPOINTS)
     if resume and last:
         say(f"going on from step {last.name.rpartition('-')[2]}")
     with _advice_on_memory(recipe, trainer.args.per_device_train_batch_size), advice_on_disk(part):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if recipe.train.lora_rank:
             lora.merge(model.encoder)
-        logits = predict_logits(model, collate, valid_rows, compute, both_orders=recipe.predict.swap)
-    each, state = probabilities(logits), trainer.state
-    metrics = {
-        "log_loss": log_loss(each, labels[valid_rows]),
-        "accuracy": accuracy(each, labels[valid_rows]),
-        "swap_gap": swap_gap(*softmax(logits).swapaxes(0, 1)) if recipe.predict.swap else None,
-        "best_epoch": state.best_global_step / state.global_step * state.epoch,
-        "best_step": state.best_global_step,
-        "steps": state.global_step,
-        "epochs": state.epoch,
-        "train_rows": len(train_rows),
-        "valid_rows": len(valid_rows),
-        "cut_sides": cut,
-        "padding_waste": padding.waste,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "skipped_steps": trainer.skipped_steps,
+        both = recipe.predict.swap
+        logits = predict_logits(model, material.questions, material.valid_rows, compute, both_orders=both)
+    metrics = _judged(logits, material) | _trained(recipe, material, trainer)
+    metrics |= {
         "out_of_time": budget.out_of_time,
         "restarts": list(tried),
-        **{name: getattr(recipe.train, name) for name in ("lr", "head_lr", "seed")},
         "minutes": (time.monotonic() - started) / 60,
-        "device": compute.reason,
         "versions": {"kit": kit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     if ranks.is_main_process:
-        ids = rows[ID].to_numpy()[valid_rows]
-        _finish(part, model, vocabulary, frame.make(ids, each), state.log_history, metrics)
+        valid = frame.make(material.ids[material.valid_rows], probabilities(logits))
+        _finish(part, model, material.vocabulary, valid, trainer.state.log_history, metrics)
     ranks.wait_for_everyone()
     return metrics
 
 
-def last_whole_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for folder in found:
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(folder)  # half written when the training was killed
-            continue
-        return folder
-    return None
+def _trainer(
+    recipe: Recipe,
+    material: Material,
+    checkpoints: Path,
+    budget: TimeBudget,
+    guard: bool,
+    listen: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> PairTrainer:
+    """The trainer with what may end it early: the time budget, and with `guard` a training that learns nothing."""
+    train_rows, valid_rows, model = material.train_rows, material.valid_rows, material.model
+    both = recipe.predict.swap and not model.symmetric  # else one order says what both say
+    batches = (material.lessons, material.questions, train_rows, valid_rows)
+    trainer = make_trainer(recipe.train, model, *batches, both, material.compute, checkpoints, listen)
+    trainer.add_callback(budget)
+    if guard:
+        reference = constant_loss(material.targets[train_rows], material.labels[valid_rows])
+        settled = trainer.lr_scheduler.settled
+        trainer.add_callback(CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time))
+    return trainer
+
+
+def _judged(logits: np.ndarray, material: Material) -> dict[str, Any]:
+    """What the logits of the validation rows, (V, 3) or of both orders (V, 2, 3), are worth."""
+    each, labels = probabilities(logits), material.labels[material.valid_rows]
+    return {
+        "log_loss": log_loss(each, labels),
+        "accuracy": accuracy(each, labels),
+        "swap_gap": swap_gap(*softmax(logits).swapaxes(0, 1)) if logits.ndim == 3 else None,
+    }
+
+
+def _trained(recipe: Recipe, material: Material, trainer: PairTrainer) -> dict[str, Any]:
+    """How far the training came, on what, and at which rates."""
+    state = trainer.state
+    return {
+        "best_epoch": state.best_global_step / state.global_step * state.epoch,
+        "best_step": state.best_global_step,
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "train_rows": len(material.train_rows),
+        "valid_rows": len(material.valid_rows),
+        "cut_sides": material.cut,
+        "padding_waste": material.padding.waste,
+        "parameters": sum(p.numel() for p in material.model.parameters()),
+        "skipped_steps": trainer.skipped_steps,
+        **{name: getattr(recipe.train, name) for name in ("lr", "head_lr", "seed")},
+        "device": material.compute.reason,
+    }
 
 
 def _finish(

@@ -18,7 +18,8 @@ from kit.errors import CollapseError
 from kit.recipe import Recipe
 from kit.rundir import RunDir
 from kit.training.callbacks import agreed
-from kit.training.part import CHECKPOINTS, train_part
+from kit.training.checkpoints import CHECKPOINTS
+from kit.training.part import train_part
 
 TRIED = "tried.json"  # in an unfinished part; a finished one has it in its metrics
 ASIDE = f"{CHECKPOINTS}-of-"

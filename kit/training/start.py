@@ -27,21 +27,11 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
 
     Raises:
         BackboneError: the encoder cannot be loaded.
-        RecipeError: the recipe asks for more tokens than the encoder has positions, or for the reward of two answers.
+        RecipeError: as `require`.
     """
+    require(recipe)
     source = resolve(recipe.backbone)
     config = load_config(source)
-    if recipe.model.reward and recipe.model.shape == "cross":
-        raise RecipeError(
-            "model.reward = true, but a reward model reads one answer at a time",
-            "Add --set model.shape=siamese, or --set model.reward=false.",
-        )
-    limit = max_positions(config)
-    if limit and recipe.encode.max_tokens > limit:
-        raise RecipeError(
-            f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions for {limit}",
-            f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such as deberta.",
-        )
     if isinstance(source, Backbone) and source.hub_id is None:
         vocabulary = load_vocabulary(tiny_folder(source, data))
         encoder = build(config, recipe.model.fast_attention)
@@ -64,6 +54,29 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
     if recipe.train.lora_rank:
         lora.adapt(model.encoder, recipe.train)
     return model, vocabulary
+
+
+def require(recipe: Recipe) -> None:
+    """Raises where the recipe cannot be trained here, which is then known before a run is begun.
+
+    Raises:
+        BackboneError: there is no such backbone.
+        RecipeError: the recipe asks for more tokens than the encoder has positions, for rates that never reach their
+            peak, or for adapters without peft.
+    """
+    spec = recipe.train
+    if spec.head_only + spec.warmup > 1:
+        raise RecipeError(
+            f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more than all steps",
+            "They are shares of the steps, one after the other: set them so that their sum is well below 1.",
+        )
+    limit = max_positions(load_config(resolve(recipe.backbone)))
+    if limit and recipe.encode.max_tokens > limit:
+        raise RecipeError(
+            f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions for {limit}",
+            f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such as deberta.",
+        )
+    lora.require(spec)
 
 
 def tiny_folder(record: Backbone, data: Processed) -> Path:

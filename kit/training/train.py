@@ -20,6 +20,7 @@ from kit.rundir import HOLDOUT, RunDir
 from kit.training import tracking
 from kit.training.callbacks import Progress, agreed
 from kit.training.restart import train_again
+from kit.training.start import require
 
 
 def train(
@@ -59,6 +60,7 @@ def train(
             f"{known.name} reads a hundred languages, but these rows were stripped to ASCII; "
             "`kit preprocess --text unicode` keeps them"
         )
+    require(recipe)
     ranks = PartialState(cpu=not torch.cuda.is_available())
     with ranks.main_process_first():
         run = RunDir.create(runs, recipe, parts.origin(processed, backbone))

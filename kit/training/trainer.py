@@ -169,14 +169,8 @@ def make_trainer(
         both_orders: validate by the average over both orders of the answers, as predictions will be made.
 
     Raises:
-        RecipeError: batch_size is not a multiple of what the devices take per forward pass; the rates never reach
-            their peak.
+        RecipeError: batch_size is not a multiple of what the devices take per forward pass.
     """
-    if spec.head_only + spec.warmup > 1:
-        raise RecipeError(
-            f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more than all steps",
-            "They are shares of the steps, one after the other: set them so that their sum is well below 1.",
-        )
     on_gpu = compute.device.type == "cuda"
     args = TrainingArguments(
         output_dir=str(checkpoints),

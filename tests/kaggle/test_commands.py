@@ -232,6 +232,12 @@ class TestPush:
         assert "lr = 1e-05" in job["recipe"]
         assert call.body["enableGpu"] is False
 
+    @pytest.mark.parametrize(("typed", "restarts"), [((), None), (("--restart",), 2), (("--restart", 4), 4)])
+    def test_restarts_reach_the_notebook(self, kit: Kit, fake: FakeKaggle, typed: tuple, restarts: int | None) -> None:
+        assert kit(*TRAIN, *typed).exit_code == 0
+        (call,) = fake.seen("SaveKernel")
+        assert notebook.job_of(call.body["text"]).get("restarts") == restarts
+
     def test_weights_and_method_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script = ["COMPLETE"]
         for name in ("kit-a", "kit-b"):

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 from fake_kaggle import OWNER, FakeKaggle
 from heard import Heard
 
-from kit import frame
+from kit import frame, lock
 from kit.recipe import Recipe
 from kit.recipes import load
 from kit.remote import faults, fleet, harvest
@@ -186,6 +188,44 @@ def test_an_unfinished_training_of_this_machine_is_not_overwritten(
     (outcome,) = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
     assert (outcome.status, "unfinished training" in outcome.problem) == ("failed", True)
     assert (home / "fold0/checkpoints/checkpoint-7").is_dir()
+
+
+def test_a_part_that_is_being_trained_here_is_left_to_it(client: Client, jobs: list[Job], tmp_path: Path) -> None:
+    home = tmp_path / "runs" / RECIPE.run_name
+    with lock.held(home, "fold1"):
+        outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
+    assert [o.status for o in outcomes] == ["done", "failed", "done"]
+    assert f"fold1 is in use by process {os.getpid()}" in outcomes[1].problem
+    assert list(RunDir.open(home).parts()) == ["fold0", "fold2"]
+    assert set(harvest.origins(home)) == {"fold0", "fold2"}
+
+
+def test_a_kernel_is_brought_home_by_one_process_at_a_time(client: Client, jobs: list[Job], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with lock.held(runs, f"{jobs[0].slug}.collect"):
+        (outcome,) = fleet.fan_out(client, jobs[:1], runs, tmp_path / "k")
+    assert (outcome.status, "in use by" in outcome.problem) == ("failed", True)
+    assert not runs.exists()
+
+
+def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
+    client: Client, jobs: list[Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home, begun, ended = tmp_path / "runs" / RECIPE.run_name, threading.Event(), threading.Event()
+
+    def write() -> None:
+        with lock.held(home, "metrics"):
+            begun.set()
+            ended.wait(0.3)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begun.wait(10)
+    (outcome,) = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    writer.join()
+    assert outcome.status == "done"
+    assert "which is busy with" in caplog.text
+    assert list(RunDir.open(home).parts()) == ["fold0"]
 
 
 def test_an_output_without_a_run_is_an_error(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:

@@ -155,8 +155,9 @@ def test_training_leaves_a_run_that_inference_can_use(
 ) -> None:
     root = tmp_path / "kaggle"
     mount(root, f"competitions/{COMPETITION}", raw)
-    done = execute(train_job(toy, fold="0", gpu="none", preprocess={"folds": 3}))
+    done = execute(train_job(toy, fold="0", gpu="none", restarts=1, preprocess={"folds": 3}))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "--restart=1" in next(line for line in done.stdout.splitlines() if "-m kit train" in line)
     run = root / "working/runs" / toy.run_name
     assert (run / "fold0/metrics.json").is_file()
     listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]

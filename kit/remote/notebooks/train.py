@@ -44,6 +44,8 @@ def _run(session: Session, raw: Path, scratch: Path, runs: Path, processes: int)
     budget = session.seconds_left() - RESERVE_S
     where = ["--data", scratch / "data", "--runs", runs]
     what = ["--recipe", scratch / "recipe.toml", "--fold", session.job["fold"], "--max-hours", f"{budget / 3600:.3f}"]
+    if session.job.get("restarts"):
+        what.append(f"--restart={session.job['restarts']}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return session.kit(["train", *what, *where], processes, budget + RESERVE_S / 2)
 

@@ -1,0 +1,31 @@
+"""The checkpoints of an unfinished part: where they are, and which one a training can go on from."""
+
+import json
+import shutil
+from pathlib import Path
+
+from kit.errors import RunError
+
+CHECKPOINTS = "checkpoints"
+
+
+def require_none(part: Path) -> None:
+    """Raises RunError where an unfinished training is there."""
+    if (part / CHECKPOINTS).exists():
+        raise RunError(
+            f"{part}: an unfinished training is there",
+            "Add --resume to go on with it, or delete the folder to start afresh.",
+        )
+
+
+def last_whole(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    for folder in found:
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(folder)  # half written when the training was killed
+            continue
+        return folder
+    return None
