@@ -18,7 +18,7 @@ SOAK_MINUTES ?= 60  # of `make soak`
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak check download preprocess train predict ensemble validate score report kernel \
-        kernel-status submit bench lock clean
+        kernel-status submit bench bench-gpu lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,12 +77,18 @@ kernel-status: setup ## state of the kernels in kernels/, or of KERNEL
 submit: setup ## submit KERNEL, by default kit-infer: make submit MSG="what it is"
 	$(KIT) submit --kernel $(or $(KERNEL),kit-infer) -m '$(subst ','\'',$(or $(MSG),$(error say what it is: make submit MSG="two encoders, mean")))' --wait $(ARGS)
 
-bench: setup ## the speed benchmarks, each against its target
+bench: setup ## the speed benchmarks, each against its target [ROWS=folder ENCODER=folder]
 	$(VENV)/bin/python benchmarks/scoring.py
 	$(VENV)/bin/python benchmarks/preprocess.py
 	$(VENV)/bin/python benchmarks/padding.py
 	$(VENV)/bin/python benchmarks/blending.py
 	$(VENV)/bin/python benchmarks/attention.py
+	$(VENV)/bin/python benchmarks/peers.py $(if $(ROWS),--raw $(ROWS)) $(if $(ENCODER),--backbone $(ENCODER)) $(ARGS)
+
+bench-gpu: setup ## the peers and the attention on a GPU [ROWS=folder ENCODER=folder]
+	$(VENV)/bin/python benchmarks/attention.py --device cuda --tokens 512
+	$(VENV)/bin/python benchmarks/peers.py --device cuda --tokens 512 --batch 32 --rows 1600 --predict 3200 \
+		$(if $(ROWS),--raw $(ROWS)) $(if $(ENCODER),--backbone $(ENCODER)) $(ARGS)
 
 lock: setup ## requirements.lock: the pinned set with hashes, for this machine
 	@mkdir -p build

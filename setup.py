@@ -48,6 +48,7 @@ setup(
         "transformers>=5.0,<6",
     ],
     extras_require={
+        "bench": ["datasets>=4", "sentence-transformers>=5.2"],  # the peers of benchmarks/peers.py
         "lora": ["peft>=0.18"],
         "tensorboard": ["tensorboard>=2.17"],
         "test": [

@@ -3,7 +3,8 @@
     python benchmarks/attention.py [--tokens 256 512] [--batch 8] [--hidden 384 --heads 6] [--repeats 5] [--json]
 
 Weights are random, of DeBERTa-v3-xsmall's size by default, with dropout as it is trained. Steps of the two alternate,
-each timed by the processor time that it took, which other programs on the machine disturb less than the clock.
+each timed by the processor time that it took, which other programs on the machine disturb less than the clock; on a GPU
+by the clock.
 
 Memory is of one step: `kept` is what autograd holds at the end of the forward pass, each storage counted once, without
 the weights and the input, which are there anyway; `peak` is the most that was allocated at a time over forward and
@@ -33,13 +34,15 @@ SIDES = ("transformers", "kit")
 class Step:
     """One forward and backward pass of an encoder's first attention."""
 
-    def __init__(self, encoder: nn.Module, batch: int, tokens: int, kind: torch.dtype):
-        self.attention, self.kind = encoder.encoder.layer[0].attention.self.train(), kind
+    def __init__(self, encoder: nn.Module, batch: int, tokens: int, kind: torch.dtype, device: str):
+        encoder.to(device)
+        self.attention, self.kind, self.device = encoder.encoder.layer[0].attention.self.train(), kind, device
         generator = torch.Generator().manual_seed(0)
-        self.hidden = torch.randn(batch, tokens, encoder.config.hidden_size, generator=generator).requires_grad_()
+        hidden = torch.randn(batch, tokens, encoder.config.hidden_size, generator=generator)
+        self.hidden = hidden.to(device).requires_grad_()
         lengths = torch.linspace(tokens, tokens * 0.9, batch).long()  # what length buckets leave of padding
         mask = (torch.arange(tokens) < lengths[:, None]).long()
-        self.mask = encoder.encoder.get_attention_mask(mask)
+        self.mask = encoder.encoder.get_attention_mask(mask.to(device))
         self.distances = encoder.encoder.get_rel_pos(self.hidden)
         self.embeddings = encoder.encoder.get_rel_embedding().detach().requires_grad_()
 
@@ -47,7 +50,7 @@ class Step:
         """Mixed values; gradients of an earlier step are gone."""
         self.attention.zero_grad()
         self.hidden.grad = self.embeddings.grad = None
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.kind == torch.bfloat16):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.kind == torch.bfloat16):
             return self.attention(self.hidden, self.mask, relative_pos=self.distances, rel_embeddings=self.embeddings)[
                 0
             ]
@@ -56,7 +59,13 @@ class Step:
         self.forward().sum().backward()
 
     def seconds(self) -> float:
-        """Processor time of a step, over all threads."""
+        """Processor time of a step, over all threads; of a GPU the time until it is done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            self()
+            torch.cuda.synchronize()
+            return time.perf_counter() - start
         start = time.process_time()
         self()
         return time.process_time() - start
@@ -78,6 +87,11 @@ class Step:
 
     def peak(self) -> int:
         """The most bytes allocated at a time in a step, beyond what was there before it."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self()
+            return torch.cuda.max_memory_allocated() - before
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
             self()
         now = most = 0
@@ -94,7 +108,9 @@ def measure(options: argparse.Namespace, tokens: int, kind: torch.dtype) -> dict
     config = BACKBONES["deberta"].config | size | {"vocab_size": 10}
     batch = max(1, options.batch * 256 // tokens)
     torch.manual_seed(0)
-    steps = {side: Step(build(config, fast_attention=side == "kit"), batch, tokens, kind) for side in SIDES}
+    steps = {
+        side: Step(build(config, fast_attention=side == "kit"), batch, tokens, kind, options.device) for side in SIDES
+    }
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     for counted in [False] + [True] * options.repeats:
         for side, step in steps.items():
@@ -119,6 +135,7 @@ def main() -> int:
     parser.add_argument(
         "--batch", type=int, default=16, help="sequences of 256 tokens; as many tokens at other lengths"
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5, help="counted steps of each (default: 5)")

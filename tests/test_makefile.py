@@ -12,7 +12,7 @@ from kit.cli import main
 
 ROOT = Path(__file__).parent.parent
 LISTED = """setup demo test soak check download preprocess train predict ensemble validate score report kernel
-kernel-status submit bench lock clean"""
+kernel-status submit bench bench-gpu lock clean"""
 TARGETS = LISTED.split()
 
 
