@@ -97,4 +97,4 @@ lock: setup ## requirements.lock: the pinned set with hashes, for this machine
 	$(VENV)/bin/python supply/lock.py build/lock.json requirements.lock
 
 clean: ## remove what make and the demo made; data, runs and submissions stay
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

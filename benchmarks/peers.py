@@ -3,13 +3,15 @@
     python benchmarks/peers.py [--raw data/raw] --backbone FOLDER [--tokens 256] [--batch 16] [--rows 160] [--json]
 
 All train and predict the same rows with the same backbone, lengths and batch size, each run in a process of its own and
-the contenders in turn, several times; the table has medians. The peers are installed in an environment of their own,
+the contenders in turn, several times; the table has medians. Prediction begins with texts, training with tokens where
+a contender makes them beforehand (all but sentence-transformers). The peers have an environment of their own,
 `.venv-bench` (extra `[bench]`). Without --raw the rows are a sample, without --backbone it is a small BERT with random
 weights. Targets, kit's rows a second against the padded notebook's and the best of sentence-transformers': 3 and 2
 times in training, 2.5 and 1.4 times in prediction; useful operations at half of the rate of plain matrix products.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -46,12 +48,14 @@ SHARE = 0.5
 def environment() -> Path:
     """The peers' Python, installed on the first call."""
     python = PEERS / "bin/python"
-    if not (PEERS / "installed").exists():
+    wanted = "".join((HERE.parent / name).read_text(encoding="utf-8") for name in ("constraints.txt", "setup.py"))
+    wanted, installed = hashlib.sha256(wanted.encode()).hexdigest(), PEERS / "installed"
+    if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
         print(f"installing the peers in {PEERS.name} …", file=sys.stderr)
         venv.create(PEERS, with_pip=True, clear=True)
         constraints = ["-c", str(HERE.parent / "constraints.txt")]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, f"{HERE.parent}[bench]"], check=True)
-        (PEERS / "installed").touch()
+        installed.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -94,7 +98,8 @@ def run(name: str, job: Path, device: str, half: str) -> dict[str, Any]:
     said = {"precision": half if precision == "half" else precision, "options": options}
     said |= {"device": device, "started": time.time()}
     command = [str(python), str(HERE / "contenders" / f"{script}.py"), str(job), json.dumps(said)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
+    settings = {"TOKENIZERS_PARALLELISM": "true"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])

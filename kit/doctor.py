@@ -106,7 +106,7 @@ def _package(requirement: "Requirement") -> Finding:
 def device() -> Iterator[Finding]:
     """The GPUs, whether torch has kernels for them, and the precision a training would choose."""
     try:
-        from kit.model.device import choose
+        from kit.model.device import AMX_WIDTH, choose
         from kit.model.preflight import look
 
         seen = look()
@@ -124,7 +124,7 @@ def device() -> Iterator[Finding]:
         mend += " on Kaggle's GPUs: `kit kernels push train --backbone deberta`."
         yield Finding("device", "note", f"{here}; a real encoder takes days without one", mend)
     try:
-        chosen = choose()
+        chosen = choose(width=AMX_WIDTH)  # of every real encoder
     except KitError as error:
         yield Finding("precision", "broken", error.problem, error.hint)
         return

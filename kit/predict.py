@@ -111,7 +111,7 @@ def _average(
     for number, part in enumerate(parts):
         run.check_files(part)
         model, vocabulary = PairModel.from_pretrained(part)
-        compute = choose(precision, model.width)
+        compute = choose(precision, model.half_width)
         prepare(compute)
         model.to(compute.device)
         with ranks.main_process_first():

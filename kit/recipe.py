@@ -64,7 +64,7 @@ class TrainSpec:
     batch_size: rows per optimizer step, over all devices; micro_batch_size: rows per device and forward pass
     (0 = as many as batch_size asks for), the rest by gradient accumulation. micro_tokens: the most tokens, padding
     included, of a forward pass (0 = no limit): long rows go through in several passes, short ones in one, and the step
-    is the same.
+    is the same (but for awp, which perturbs each pass by itself).
     schedule: "plateau" multiplies by plateau_factor after plateau_patience evaluations without a better loss.
     head_only: share of all steps at the beginning in which only pooling and head learn, at their own warm-up's rates;
     then the encoder's warm-up begins, and the schedule's curve after that.
@@ -79,7 +79,8 @@ class TrainSpec:
     max_steps: optimizer steps in all; 0 = as many as the epochs ask for.
     swap_augmentation: each step learns from its rows and from their copies with the answers swapped, at no second pass
     through the encoder. A symmetric head needs none: both orders are one to it.
-    compile: the encoder through torch.compile, with lengths padded to multiples of 64; the first steps take minutes.
+    compile: train the encoder through torch.compile, with lengths padded to multiples of 64; the first steps take
+    minutes.
     lora_rank: 0 trains the encoder's own weights; otherwise adapters of this rank on all its attention and feed-forward
     layers, at the encoder's rates, which then want ten times the height (Schulman et al. 2025, LoRA Without Regret).
     lora_alpha: an adapter's output counts lora_alpha / lora_rank times; lora_dropout: share of its inputs left out.

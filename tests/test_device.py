@@ -1,10 +1,14 @@
 """The precision suits the device, and a GPU that the torch build has no kernels for is refused before training."""
 
+import ctypes
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from kit.errors import DeviceError
-from kit.model.device import Compute, check_kernels, choose
+from kit.model.device import AMX_WIDTH, Compute, check_kernels, choose, prepare
 
 KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -123,6 +127,40 @@ def test_a_cpu_computes_in_fp32_and_refuses_fp16():
     with pytest.raises(DeviceError, match=r"fp16 .*this is cpu") as caught:
         choose("fp16")
     assert "train.precision=auto" in caught.value.hint
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("units", "width", "asked", "precision"),
+    [
+        (True, 0, "auto", "fp32"),
+        (True, AMX_WIDTH - 1, "auto", "fp32"),
+        (True, AMX_WIDTH, "auto", "bf16"),
+        (True, 768, "fp32", "fp32"),
+        (False, 768, "auto", "fp32"),
+        (False, 768, "bf16", "bf16"),
+    ],
+)
+def test_a_processor_with_matrix_units_computes_in_bf16_from_a_width_on(
+    monkeypatch: pytest.MonkeyPatch, units: bool, width: int, asked: str, precision: str
+):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    compute = choose(asked, width)
+    assert compute.precision == precision
+    assert precision in compute.reason
+
+
+@pytest.mark.parametrize(
+    ("platform", "device", "told"), [("linux", "cpu", 3), ("linux", "cuda", 0), ("darwin", "cpu", 0)]
+)
+def test_glibc_is_told_to_keep_memory_for_a_cpu(monkeypatch: pytest.MonkeyPatch, platform: str, device: str, told: int):
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *given: calls.append(given)))
+    prepare(Compute(torch.device(device), "fp32", ""))
+    assert len(calls) == told
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())  # a C library without it
+    prepare(Compute(torch.device(device), "fp32", ""))
 
 
 @pytest.mark.usefixtures("no_gpu")

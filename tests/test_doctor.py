@@ -92,14 +92,14 @@ def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(mon
     seen = {"names": ["Tesla T4"] * 2, "memory_gb": [15.8] * 2, "capabilities": ["7.5"] * 2, "kernels": ["sm_75"]}
     monkeypatch.setattr(preflight, "look", lambda: {**seen, "problem": ""})
     chosen = device.Compute(device.torch.device("cuda", 0), "fp16", "Tesla T4, capability 7.5: fp16")
-    monkeypatch.setattr(device, "choose", lambda: chosen)
+    monkeypatch.setattr(device, "choose", lambda width: chosen)
     found = [f for f in doctor.device() if f.part == "device"]
     assert [f.found for f in found] == ["Tesla T4, 15.8 GB, capability 7.5; torch has kernels for sm_75"] * 2
     assert "bf16 is native only from capability 8.0" in finding("precision")["found"]
 
 
 def test_a_gpu_without_kernels_is_broken(monkeypatch: pytest.MonkeyPatch):
-    def refuse() -> None:
+    def refuse(width: int) -> None:
         raise DeviceError("this torch build has no kernels for Tesla P100", "On Kaggle choose the accelerator T4 x2.")
 
     monkeypatch.setattr(device, "choose", refuse)

@@ -87,7 +87,7 @@ def test_what_is_kept_for_the_backward_pass_is_the_weights_once():
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        result = attend(torch.nn.Module(), *tensors, None, dropout=0.1)[0]
+        result = attend(torch.nn.Module(), *tensors, None, dropout=0.1, is_causal=False)[0]
     assert result.shape == (2, 64, 4, 8)
     assert sum(seen.values()) < 4 * (2 * 4 * 64 * 64 + 6 * 2 * 4 * 64 * 8)
 
@@ -103,6 +103,7 @@ def test_where_it_is_for_nothing_torchs_kernel_runs(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(dot_product, "sdpa_attention_forward", listening)
     tensors, module = inputs(2, 2, 8, 4), torch.nn.Module()
+    module.is_causal = False
     attend(module, *tensors, None)  # float32 without dropout
     with torch.no_grad():
         attend(module, *tensors, None, dropout=0.1)
@@ -116,6 +117,19 @@ def test_where_it_is_for_nothing_torchs_kernel_runs(monkeypatch: pytest.MonkeyPa
     assert len(calls) == 4
 
 
+def test_what_looks_back_only_is_left_to_torchs_kernel():
+    """Without padding transformers gives a causal encoder no mask: the module alone says that it is one."""
+    tensors, causal = inputs(1, 2, 9, 4), torch.nn.Module()
+    causal.is_causal = True
+    changed = [torch.cat([x[:, :, :-1], x[:, :, -1:] + 1], 2) for x in tensors]
+    with torch.autocast("cpu", torch.bfloat16):
+        for module, given in ((causal, {}), (torch.nn.Module(), {"is_causal": True})):
+            first, other = (attend(module, *each, None, **given)[0][:, 0] for each in (tensors, changed))
+            assert torch.equal(first, other)
+        causal.is_causal = False
+        assert not torch.equal(attend(causal, *changed, None)[0][:, 0], first)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_encoders_of_every_family_agree_with_transformers_own(name: str):
     small = {
@@ -126,6 +140,8 @@ def test_encoders_of_every_family_agree_with_transformers_own(name: str):
         "vocab_size": 50,
     }
     config = BACKBONES[name].config | small | {"pad_token_id": 1}
+    if name == "modernbert-base":
+        config |= {"local_attention": 8}  # so that the window hides something of 19 tokens
     encoders = []
     for fast in (True, False):
         torch.manual_seed(2)

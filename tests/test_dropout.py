@@ -57,6 +57,7 @@ def test_it_does_nothing_in_evaluation_and_at_zero():
 
 
 def test_other_types_and_whole_loss_are_torchs_own():
+    assert torch.equal(QuickDropout(1.0)(torch.ones(99999)), torch.zeros(99999))
     assert torch.equal(QuickDropout(1.0)(torch.ones(9, dtype=torch.float64)), torch.zeros(9, dtype=torch.float64))
 
 

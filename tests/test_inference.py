@@ -85,7 +85,7 @@ def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypat
     starts = np.concatenate([[0], np.cumsum(flat)])
     first = np.array([firsts[n] for n in flat], np.int32)
     rows = Encoded(np.concatenate([pieces[n] for n in flat]), starts, first, np.array(flat, np.int32), 2, cut=0)
-    sequences, which = different(rows, np.arange(4))
+    sequences, which = different(rows, np.arange(4), 2)
     assert sequences.tolist() == [0, 1, 7]
     assert which.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
     encoded = []
@@ -102,7 +102,7 @@ def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypat
 def test_the_same_tokens_with_another_boundary_are_another_sequence():
     rows = token_rows(np.array([[8, 8]]))
     twice = Encoded(np.tile(rows.tokens[:8], 2), rows.starts, np.array([3, 4], np.int32), rows.whole_lengths, 2, cut=0)
-    assert different(twice, np.arange(1))[1].tolist() == [[0, 1]]
+    assert different(twice, np.arange(1), 2)[1].tolist() == [[0, 1]]
 
 
 def test_dropout_is_off_and_the_models_mode_is_left_as_it_was(expected: np.ndarray):
@@ -139,6 +139,28 @@ def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expec
     assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.1)
+
+
+def test_in_half_precision_rotary_positions_keep_their_angles():
+    """bf16 angles would be wrong by more than bf16 states, the more so the longer the text."""
+    torch.manual_seed(0)
+    size = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    config = (
+        BACKBONES["modernbert-base"].config | size | {"vocab_size": 200, "pad_token_id": 0, "initializer_range": 0.3}
+    )
+    model = PairModel(build(config), config, ModelSpec(pooling="mean", head_hidden=8)).eval()
+    rows = token_rows(np.array([[500, 480], [300, 500]]))
+    collate = collator(model, rows, VOCABULARY)
+    with torch.no_grad():
+        exact = model(**collate([0, 1])).numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = model(**collate([0, 1])).numpy()
+    found = predict_logits(model, collate, np.arange(2), Compute(torch.device("cpu"), "bf16", "for this test"))
+    assert abs(found - exact).max() < 3 * abs(cast - exact).max()
+    with inference._whole_in_half(model, Compute(torch.device("cpu"), "bf16", "for this test")):
+        assert {p.dtype for p in model.encoder.parameters()} == {torch.bfloat16}
+        assert {b.dtype for b in model.encoder.buffers() if b.is_floating_point()} == {torch.float32}
+    assert {p.dtype for p in model.encoder.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("name", "segments"), [("tiny-electra", 1), ("tiny-roberta", 0), ("tiny-deberta", 0)])

@@ -335,7 +335,7 @@ def test_swapped_copies_are_learnt_from_where_the_head_is_not_symmetric(
 def test_two_processes_take_the_steps_of_one(data: Path, tmp_path: Path):
     """Without dropout, 16 rows on one process and 8 on each of two are the same step; only the first one writes."""
     overrides = (*QUICK, "train.max_steps=8", "model.head_dropout=0.0")
-    overrides += ("train.head_only=0.2", "train.ema=0.9", "train.r_drop=1.0")
+    overrides += ("train.head_only=0.2", "train.ema=0.9", "train.r_drop=1.0", "train.micro_tokens=300")
     folder = str(_no_dropout(data, tmp_path))
     alone = train(load("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one")["parts"]["holdout"]
     together = _two_processes(folder, data, tmp_path / "two", overrides)

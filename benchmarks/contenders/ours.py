@@ -1,5 +1,6 @@
 """kit itself, through the trainer and the predictor of `kit train` and `kit predict`, with its default recipe."""
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,9 +28,10 @@ def main() -> None:
     switches = job.options.get("set", [])
     sizes = [f"encode.max_tokens={job.tokens}", f"train.batch_size={job.batch}", "train.epochs=2", "model.pooling=mean"]
     recipe = load("default", [*sizes, "train.evals_per_epoch=1", *switches], backbone=job.backbone)
-    compute = choose(recipe.train.precision)
     encoder = load_encoder(Path(job.backbone), recipe.model.fast_attention)
     compute = choose(recipe.train.precision, encoder.config.hidden_size)
+    if compute.device.type != job.device:
+        sys.exit(f"asked to run on {job.device}, but kit takes {compute.device.type}")
     prepare(compute)
     torch.manual_seed(0)
     model = PairModel(encoder, encoder.config.to_dict(), recipe.model).to(compute.device)
@@ -53,9 +55,13 @@ def main() -> None:
         clock = SecondEpoch()
         trainer.add_callback(clock)
         trainer.train()
-        for _ in range(2):
+        later, places = table.slice(len(job.train)), np.arange(len(job.predict))
+        for number in range(2):
             begun = time.perf_counter()
-            probabilities(predict_logits(model, collate, others, compute, both_orders=True))
+            tokens = encode_cached(later, f"later {number}", vocabulary, recipe.encode, Path(scratch))
+            numbers = tabulate(later, f"later {number}", tokens, Path(scratch))
+            asked = collator(model, tokens, vocabulary, tabular=numbers)
+            probabilities(predict_logits(model, asked, places, compute, both_orders=True))
             wait_for(compute.device.type)
             predicted = time.perf_counter() - begun
     lengths = encoded.lengths[trained]

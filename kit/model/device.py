@@ -39,7 +39,7 @@ def choose(precision: str = "auto", width: int = 0) -> Compute:
     them; fp32 elsewhere.
 
     Args:
-        width: the encoder's hidden size, 0 where no encoder is known yet.
+        width: the hidden size of an encoder that computes well in bf16, 0 where none is known yet.
 
     Raises:
         DeviceError: the torch build has no kernels for this GPU (`torch.cuda.is_available()` is true all the same),

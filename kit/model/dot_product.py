@@ -40,13 +40,21 @@ def attend(
         and not torch.compiler.is_compiling()  # it could not look into numpy's random numbers
         and torch.is_grad_enabled()
         and query.shape == key.shape == value.shape
+        and dropout < 1
         and (dropout or kind == torch.bfloat16)
+        and (attention_mask.dtype == torch.bool if attention_mask is not None else not _causal(module, kwargs))
     ):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         barred = None if attention_mask is None else _barred(attention_mask, kind)
         q, k, v = (x.to(kind) for x in (query * scale, key, value))
         return Mixed.apply(q, k, v, barred, in_steps(dropout)).transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
+def _causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether a query may not look ahead although no mask says so, as `sdpa_attention_forward` takes it."""
+    given = kwargs.get("is_causal")
+    return getattr(module, "is_causal", True) if given is None else given
 
 
 class Mixed(torch.autograd.Function):

@@ -14,7 +14,7 @@ class QuickDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """The input, on a CPU in training masked by `Masked`."""
-        masks = self.training and self.p and input.device.type == "cpu" and input.dtype in _LANES
+        masks = self.training and 0 < self.p < 1 and input.device.type == "cpu" and input.dtype in _LANES
         if masks and not torch.compiler.is_compiling():  # it could not look into numpy's random numbers
             return Masked.apply(input, in_steps(self.p))
         return super().forward(input)

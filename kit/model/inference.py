@@ -91,7 +91,8 @@ def _logits_of_share(
     out = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
     training = model.training
     model.eval()
-    longest_first = np.argsort(-collate.lengths[rows].max(1), kind="stable")
+    sides = 1 if model.reads_first and not both_orders else collate.encoded.sides
+    longest_first = np.argsort(-collate.lengths[rows, :sides].max(1), kind="stable")
     with torch.inference_mode(), _whole_in_half(model, compute):
         for done in range(0, len(rows), WINDOW):
             places = longest_first[done : done + WINDOW]
@@ -99,13 +100,13 @@ def _logits_of_share(
             def tell(share: float, before: int = done, window: int = len(places)) -> None:
                 progress(before + int(share * window), len(rows))
 
-            sequences, which = different(collate.encoded, rows[places])
+            sequences, which = different(collate.encoded, rows[places], sides)
             vectors = _vectors(model, collate, sequences, compute, tell)
             for start in range(0, len(places), CLASSIFIED):
                 some = slice(start, start + CLASSIFIED)
-                sides = vectors[torch.from_numpy(which[some]).to(vectors.device)]  # (B, S, H)
+                each = vectors[torch.from_numpy(which[some]).to(vectors.device)]  # (B, S, H)
                 features = _on_device(collate.features(rows[places[some]]), compute)
-                logits = model.both_orders(sides, features) if both_orders else model.classify(sides, features)
+                logits = model.both_orders(each, features) if both_orders else model.classify(each, features)
                 out[places[some]] = logits.float().cpu().numpy()
     model.train(training)
     return out
@@ -115,13 +116,16 @@ def _logits_of_share(
 def _whole_in_half(model: PairModel, compute: Compute) -> Iterator[None]:
     """On a CPU in bf16 a copy of the encoder whose weights and states are bf16, too.
 
-    Autocast converts a layer's states from and to float32 around every product, which took a third of the time.
+    Autocast converts a layer's states from and to float32 around every product. Buffers stay as they are: the angles of
+    rotary positions would be wrong by more the longer the text.
     """
     if compute.device.type != "cpu" or compute.precision != "bf16":
         yield
         return
     encoder = model.encoder
-    model.encoder = copy.deepcopy(encoder).to(torch.bfloat16)
+    model.encoder = copy.deepcopy(encoder)
+    for parameter in model.encoder.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
     try:
         yield
     finally:
@@ -153,13 +157,13 @@ def _vectors(
     return torch.cat(vectors)[torch.from_numpy(back).to(compute.device)]
 
 
-def different(encoded: Encoded, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different sequences of rows, each by the number of its first copy, and which of them each side is (N, S).
+def different(encoded: Encoded, rows: np.ndarray, sides: int) -> tuple[np.ndarray, np.ndarray]:
+    """The different sequences of rows, each by the number of its first copy, and which of them each side is (N, sides).
 
     People judge one answer against many others, and many models' answers to a short prompt are the same.
     """
     seen: dict[tuple[int, bytes], int] = {}
-    sequences = (rows[:, None] * encoded.sides + np.arange(encoded.sides)).ravel()
+    sequences = (rows[:, None] * encoded.sides + np.arange(sides)).ravel()
     starts, ends, firsts = encoded.starts[sequences], encoded.starts[sequences + 1], encoded.first_lengths[sequences]
     which = np.empty(len(sequences), np.int64)
     for place, (start, end, first) in enumerate(zip(starts.tolist(), ends.tolist(), firsts.tolist(), strict=True)):
@@ -167,7 +171,7 @@ def different(encoded: Encoded, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
         which[place] = seen.setdefault((first, content), len(seen))
     numbers = np.empty(len(seen), np.int64)
     numbers[which[::-1]] = sequences[::-1]  # written backwards, so that the first copy stays
-    return numbers, which.reshape(-1, encoded.sides)
+    return numbers, which.reshape(-1, sides)
 
 
 def _on_device(tensors: dict[str, Tensor] | None, compute: Compute) -> dict[str, Tensor] | None:

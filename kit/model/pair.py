@@ -23,6 +23,7 @@ from kit.data.tabular import SIDE_NAMES, Tabular
 from kit.errors import BackboneError, RunError
 from kit.model import heads, pooling, reward
 from kit.model.encoder import build, load_vocabulary
+from kit.model.quicken import quickened
 from kit.recipe import ModelSpec
 from kit.schema import SWAP
 
@@ -38,7 +39,7 @@ class PairModel(nn.Module):
     `spec.features` the head also reads `features`: raw numbers of the sides (B, 2, F) and of the pair (B, P).
 
     Attributes:
-        width: the encoder's hidden size.
+        half_width: the encoder's hidden size, or 0 where nobody knows whether it computes well in bf16 on a CPU.
         reads: the names of these F and P numbers, in order; None where it reads none.
     """
 
@@ -52,8 +53,9 @@ class PairModel(nn.Module):
         super().__init__()
         self.encoder_config, self.spec = config, spec
         self.reads = reads if spec.features else None
-        self.width = hidden = encoder.config.hidden_size  # which some families call otherwise in their files
+        hidden = encoder.config.hidden_size  # which some families call otherwise in their files
         self.encoder = encoder
+        self.half_width = hidden if quickened(encoder) else 0
         self.pooling = pooling.build(spec.pooling, hidden)
         self.reward = reward.build(config, hidden) if spec.reward else None
         side = hidden + spec.reward  # a side's vector is what was pooled, and its reward

@@ -28,6 +28,11 @@ def quicken(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
+def quickened(encoder: PreTrainedModel) -> bool:
+    """Whether its attention is kit's: of these families it is known that they compute well in bf16 on a CPU."""
+    return type(encoder) is DebertaV2Model or encoder.config._attn_implementation == dot_product.NAME
+
+
 def _exchanged(kind: type[nn.Module], old: nn.Module, config: object) -> nn.Module:
     with torch.device("meta"):
         new = kind(config)

@@ -60,6 +60,8 @@ def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     moved = []
     try:
         for name in new.parts():
+            if (home / name / "metrics.json").exists():
+                continue  # it is there already
             with lock.held(home, name):  # as a training of this part has it
                 if _take(run / name, home / name):
                     moved.append(home / name)

@@ -58,7 +58,7 @@ def gather(recipe: Recipe, data: Processed, fold: int | str, say: Callable[[str]
     transformers.set_seed(train.seed)
     with ranks.main_process_first():  # the others find its downloads and caches
         model, vocabulary = new_model(recipe, data)
-        compute = choose(train.precision, model.width)
+        compute = choose(train.precision, model.half_width)
         say(compute.reason)
         rows, content = data.train(), data.digest("train")
         encoded = encode_cached(rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape)

@@ -19,7 +19,7 @@ from kit import frame
 from kit.atomic import write_json
 from kit.data.encode import Vocabulary
 from kit.data.processed import Processed
-from kit.errors import DeviceError
+from kit.errors import DeviceError, RecipeError
 from kit.model.device import out_of_memory
 from kit.model.inference import predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
@@ -183,6 +183,9 @@ def _advice_on_memory(recipe: Recipe, rows: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if recipe.train.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise RecipeError(f"torch.compile failed on this encoder: {reason}", "Set train.compile=false.") from error
         if not out_of_memory(error):
             raise
         tokens = recipe.train.micro_tokens or rows * len(RESPONSES) * recipe.encode.max_tokens
