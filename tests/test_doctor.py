@@ -99,7 +99,7 @@ def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(mon
 
 
 def test_a_gpu_without_kernels_is_broken(monkeypatch: pytest.MonkeyPatch):
-    def refuse(width: int) -> None:
+    def refuse(**_: object) -> None:
         raise DeviceError("this torch build has no kernels for Tesla P100", "On Kaggle choose the accelerator T4 x2.")
 
     monkeypatch.setattr(device, "choose", refuse)
