@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from kit.data.encode import Encoded, Vocabulary
 from kit.data.tabular import Tabular
-from kit.model.batches import Collator, Padding
+from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.pair import PairModel
 
@@ -21,7 +21,6 @@ def collator(
     encoded: Encoded,
     vocabulary: Vocabulary,
     labels: np.ndarray | None = None,
-    count: Padding | None = None,
     tabular: Tabular | None = None,
 ) -> Collator:
     """The collator for this model's inputs; opening another pack costs more on a GPU, where kernels wait to launch.
@@ -36,7 +35,6 @@ def collator(
         segments=model.encoder_config.get("type_vocab_size", 0) > 1,
         labels=labels,
         pack_overhead=1024 if on_gpu else 64,
-        count=count,
         tabular=tabular.select(*model.reads) if model.reads else None,
     )
 

@@ -21,7 +21,6 @@ from kit.data.encode import Vocabulary, encode_cached
 from kit.data.processed import Processed
 from kit.data.tabular import tabulate
 from kit.errors import DeviceError, RunError
-from kit.model.batches import Padding
 from kit.model.device import choose, out_of_memory, prepare
 from kit.model.inference import collator, predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
@@ -97,16 +96,16 @@ def train_part(
     say(f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens")
     train_rows, valid_rows = data.fold_rows(fold)
     rows = data.train([ID, LABEL])
-    padding, labels, targets = Padding(), rows[LABEL].to_numpy(), data.targets()
+    labels, targets = rows[LABEL].to_numpy(), data.targets()
     if tabular is not None:
         model.fit_features(tabular, train_rows)
     prepare(compute)
     model.to(compute.device)  # before the collators look where it is
     collate = collator(model, encoded, vocabulary, labels, tabular=tabular)
-    counted = collator(model, encoded, vocabulary, targets, padding, tabular)
+    taught = collator(model, encoded, vocabulary, targets, tabular=tabular)
     both = recipe.predict.swap and not model.symmetric  # else one order says what both say
     trainer = make_trainer(
-        recipe.train, model, counted, collate, train_rows, valid_rows, both, compute, checkpoints, listen
+        recipe.train, model, taught, collate, train_rows, valid_rows, both, compute, checkpoints, listen
     )
     budget = TimeBudget(deadline, say)
     trainer.add_callback(budget)
@@ -136,7 +135,7 @@ def train_part(
         "train_rows": len(train_rows),
         "valid_rows": len(valid_rows),
         "cut_sides": cut,
-        "padding_waste": padding.waste,
+        "padding_waste": trainer.padding_waste,
         "parameters": sum(p.numel() for p in model.parameters()),
         "skipped_steps": trainer.skipped_steps,
         "out_of_time": budget.out_of_time,
@@ -177,14 +176,14 @@ def _finish(
     """Writes what a finished part holds, metrics.json last; the checkpoints are of no more use."""
     model.save_pretrained(part, vocabulary)
     frame.write(valid, part / "valid.csv")
-    write_json(part / "trainer_state.json", {"log_history": [_finite(entry) for entry in history]})
+    write_json(part / "trainer_state.json", {"log_history": [_tidy(entry) for entry in history]})
     write_json(part / "metrics.json", metrics | {"files": digests(part)})
     shutil.rmtree(part / CHECKPOINTS)
 
 
-def _finite(entry: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no word for the infinite gradient norm of a step that the loss scaler skipped."""
-    return {name: value if math.isfinite(value) else None for name, value in entry.items()}
+def _tidy(entry: dict[str, float]) -> dict[str, float | None]:
+    """In the order that a checkpoint gives it; JSON has no word for the infinite gradient norm of a skipped step."""
+    return {name: value if math.isfinite(value) else None for name, value in sorted(entry.items())}
 
 
 @contextmanager
