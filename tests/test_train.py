@@ -342,7 +342,8 @@ def test_two_processes_take_the_steps_of_one(data: Path, tmp_path: Path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    together = json.loads(done.stdout)["parts"]["holdout"]
+    printed = done.stdout[done.stdout.index("{") :]  # torch 2.10's gloo prints there, too
+    together = json.loads(printed)["parts"]["holdout"]
     assert together["steps"] == alone["steps"] == 8
     assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
 
