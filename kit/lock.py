@@ -94,7 +94,7 @@ def _acquire(path: Path, target: Path, wait: bool) -> int | None:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(handle, path, target, wait)
+            _lock(handle, target, wait)
             if _is_at(handle, path):  # else the holder before us has just removed it
                 with contextlib.suppress(OSError):  # the disk is full; it is held all the same
                     os.ftruncate(handle, 0)
@@ -106,11 +106,12 @@ def _acquire(path: Path, target: Path, wait: bool) -> int | None:
         os.close(handle)
 
 
-def _lock(handle: int, path: Path, target: Path, wait: bool) -> None:
+def _lock(handle: int, target: Path, wait: bool) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid, _, host = path.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
+        told = os.pread(handle, 300, 0)  # not by its name, which the holder may just have removed
+        pid, _, host = told.decode("utf-8", "replace").strip().partition(" ")
         who = f"process {pid} on {host}" if pid.isdecimal() else "another process"
         if not wait:
             stop = f", or stop it (`kill {pid}` there)" if pid.isdecimal() else ""
