@@ -22,8 +22,8 @@ setup(
     packages=find_packages(include=["kit", "kit.*"]),
     package_data={"kit": ["recipes/*.toml", "model/configs/*.json", "report/page.*"]},
     install_requires=[
-        "accelerate>=1.1",  # transformers' Trainer runs on it
-        "click>=8.1",
+        "accelerate>=1.3",  # transformers' Trainer runs on it; 5.0 says 1.1 and needs 1.3
+        "click>=8.2",
         "kaggle>=2.2.4,<3",
         "kagglesdk>=0.1.37,<1",  # the part of it that kit talks through
         "huggingface_hub>=1.3",
@@ -50,15 +50,15 @@ setup(
     extras_require={
         "bench": ["datasets>=4", "sentence-transformers>=5.2"],  # the peers of benchmarks/peers.py
         "lora": ["peft>=0.18"],
-        "tensorboard": ["tensorboard>=2.17"],
+        "tensorboard": ["tensorboard>=2.18"],
         "test": [
             "build>=1.2",
             "hypothesis>=6.100",
             "peft>=0.18",
             "pytest>=8",
-            "ruff>=0.9",
+            "ruff>=0.17",
             "setuptools>=77",
-            "tensorboard>=2.17",
+            "tensorboard>=2.18",
         ],
     },
     entry_points={"console_scripts": ["kit=kit.cli:main"]},

@@ -1,7 +1,8 @@
 """One process at a time where two would spoil each other's work: an advisory lock that dies with its holder.
 
-The kernel keeps it (flock on a hidden file), so a process that was killed leaves nothing to clean up. Windows, and
-network file systems that do not pass flock on, have none; there work goes on without.
+The kernel keeps it (flock on a hidden file), so of a process that was killed only that file is left, which stops
+nobody and goes with the next lock. Windows, and network file systems that do not pass flock on, have none; there work
+goes on without.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kit.errors import HeldError
@@ -42,7 +43,7 @@ def held(folder: Path, name: str = "", wait: bool = False) -> Iterator[None]:
     Raises:
         HeldError: another process holds it; names its PID and host.
     """
-    path = folder / (f".{name}.lock" if name else ".lock")
+    path = _file(folder, name)
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,15 @@ def held(folder: Path, name: str = "", wait: bool = False) -> Iterator[None]:
                 folder.rmdir()  # only if it is empty
 
 
+def once(folder: Path, name: str, done: Callable[[], bool], make: Callable[[], object]) -> None:
+    """Calls `make` for what is called `name` in `folder` unless it is `done`, by this process or by another one."""
+    if done() and not _file(folder, name).exists():  # else another is ending, or was killed at its very end
+        return
+    with held(folder, name, wait=True):
+        if not done():
+            make()
+
+
 def sole(handle: int, wait: bool = False) -> bool:
     """Takes an open file for this process until it is closed; False where another process has it, or none can say."""
     if fcntl is None:
@@ -71,6 +81,10 @@ def sole(handle: int, wait: bool = False) -> bool:
     except OSError:
         return False
     return True
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / (f".{name}.lock" if name else ".lock")
 
 
 def _acquire(path: Path, target: Path, wait: bool) -> int | None:
@@ -100,7 +114,8 @@ def _lock(handle: int, target: Path, wait: bool) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid, _, host = os.pread(handle, 200, 0).decode(errors="replace").strip().partition(" ")
+        told = os.pread(handle, 300, 0)  # not by its name, which the holder may just have removed
+        pid, _, host = told.decode("utf-8", "replace").strip().partition(" ")
         who = f"process {pid} on {host}" if pid.isdecimal() else "another process"
         if not wait:
             stop = f", or stop it (`kill {pid}` there)" if pid.isdecimal() else ""

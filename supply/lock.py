@@ -1,7 +1,7 @@
 """requirements.lock: the pinned set with the hash of every file, for `pip install --require-hashes`.
 
 Reads the report of `pip install --dry-run --report`, which names the files that this Python on this platform would
-install; so each machine makes its own lock.
+install. A lock for one platform refuses every other, so each machine makes its own, and none is committed.
 """
 
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 def lock(report: dict) -> str:
     """The lock's text; a package without a SHA-256, as a local folder is, cannot be locked and is left out."""
     lines = [f"# Made by `make lock` for Python {platform.python_version()}, {platform.system()} {platform.machine()}."]
-    lines.append("# pip install --require-hashes -r requirements.lock && pip install --no-deps .")
+    lines.append("# pip install --require-hashes -r requirements.lock")
+    lines.append("# pip install --no-deps --no-build-isolation .")
     for item in sorted(report["install"], key=lambda item: item["metadata"]["name"].lower()):
         digest = item["download_info"].get("archive_info", {}).get("hashes", {}).get("sha256")
         if digest:

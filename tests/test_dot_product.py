@@ -146,7 +146,8 @@ def test_encoders_of_every_family_agree_with_transformers_own(name: str):
     for fast in (True, False):
         torch.manual_seed(2)
         encoders.append(build(config, fast_attention=fast).train())
-    assert encoders[0].config._attn_implementation == dot_product.NAME
+    exchanged = encoders[0]._can_set_attn_implementation()  # ModernBERT not in transformers 5.0 to 5.3
+    assert encoders[0].config._attn_implementation == (dot_product.NAME if exchanged else "sdpa")
     assert any(type(module) is QuickDropout for module in encoders[0].modules())
     assert not any(type(module) is QuickDropout for module in encoders[1].modules())
     for encoder in encoders:

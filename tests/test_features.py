@@ -84,6 +84,14 @@ def test_a_row_depends_on_itself_alone_and_nothing_is_nan(rows):
             np.testing.assert_array_equal(one[0], other[place])
 
 
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_rows_are_computed_in_pieces_of_any_size(size: int, processed: Processed, monkeypatch: pytest.MonkeyPatch):
+    whole = features(processed.train())
+    monkeypatch.setattr("kit.data.features.ROWS", size)
+    for one, other in zip(features(processed.train()), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @settings(deadline=None, max_examples=60)
 @given(ROWS)
 def test_characters_are_counted_as_python_counts_them_and_shares_are_shares(rows):

@@ -78,6 +78,16 @@ def test_a_lock_leaves_nothing_behind_and_no_empty_folder(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_made_once_is_made_once_and_takes_a_dead_process_s_file_along(tmp_path: Path):
+    made, calls = tmp_path / "made", []
+    for _ in range(2):
+        lock.once(tmp_path, "made", made.exists, lambda: (calls.append(1), made.touch()))
+    (tmp_path / ".made.lock").touch()
+    lock.once(tmp_path, "made", made.exists, lambda: calls.append(1))
+    assert calls == [1]
+    assert list(tmp_path.iterdir()) == [made]
+
+
 def test_who_may_wait_waits_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with holder(tmp_path, "tokens") as process:
         threading.Timer(0.3, process.kill).start()

@@ -47,7 +47,7 @@ KINDS = {
 def classifier(family: str, outputs: int = 1) -> PreTrainedModel:
     torch.manual_seed(3)
     kind, record = KINDS[family]
-    config = BertConfig(**BERT) if record is None else kind.config_class.from_dict(record.config)
+    config = BertConfig(**BERT) if record is None else kind.config_class.from_dict(dict(record.config))
     config.num_labels = outputs
     return kind(config).eval()
 

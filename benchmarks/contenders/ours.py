@@ -12,7 +12,6 @@ from bout import Job, SecondEpoch, report, wait_for
 
 from kit.data.encode import encode_cached
 from kit.data.tabular import tabulate
-from kit.model.batches import Padding
 from kit.model.device import choose, prepare
 from kit.model.encoder import load_encoder, load_vocabulary
 from kit.model.inference import collator, predict_logits, probabilities
@@ -47,10 +46,9 @@ def main() -> None:
         tabular = tabulate(table, "rows", encoded, Path(scratch))
         trained, others = np.split(np.arange(len(rows)), [len(job.train)])
         model.fit_features(tabular, trained)
-        padding = Padding()
-        collate, counted = (collator(model, encoded, vocabulary, labels, count, tabular) for count in (None, padding))
+        collate = collator(model, encoded, vocabulary, labels, tabular)
         trainer = make_trainer(
-            recipe.train, model, counted, collate, trained, others[:2], False, compute, Path(scratch), lambda _: None
+            recipe.train, model, collate, collate, trained, others[:2], False, compute, Path(scratch), lambda _: None
         )
         clock = SecondEpoch()
         trainer.add_callback(clock)
@@ -74,7 +72,7 @@ def main() -> None:
         clock.seconds,
         predicted,
         **{
-            "padding": padding.waste,
+            "padding": trainer.padding_waste,
             "tokenise rows/s": len(rows) / tokenised,
             "useful tokens/s": int(lengths.sum()) / clock.seconds,
             "GFLOP/s": 3 * forward / clock.seconds / 1e9,

@@ -109,10 +109,8 @@ def encode_cached(
     """`encode`, unless the same `content` (a hash of the table) was encoded the same way before."""
     identity = [FORMAT, content, vocabulary.digest, dataclasses.asdict(spec), shape]
     folder = cache / f"tokens-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
-    if not (folder / "meta.json").exists():
-        with lock.held(cache, folder.name, wait=True):
-            if not (folder / "meta.json").exists():  # else another process has just encoded them
-                encode(table, vocabulary, spec, folder, shape)
+    done = (folder / "meta.json").exists
+    lock.once(cache, folder.name, done, lambda: encode(table, vocabulary, spec, folder, shape))
     return Encoded.open(folder)
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from kit.data.characters import ASCII, SCRIPTS, characters, content, count, histogram
 from kit.schema import PROMPT, RESPONSES
 
+ROWS = 4096  # computed at a time: a histogram of each text's bytes, for all rows at once, would outweigh the texts
 # Occurrences in a text, as ln(1 + n).
 PATTERNS = {
     "list_items": r"(?m)^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]",
@@ -65,6 +66,13 @@ def features(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Args:
         table: prompt, response_a and response_b as list<string>, one item a turn, none null.
     """
+    starts = range(0, max(1, table.num_rows), ROWS)
+    blocks = zip(*(_features(table.slice(start, ROWS)) for start in starts), strict=True)
+    a, b, pair = (np.concatenate(block) for block in blocks)
+    return a, b, pair
+
+
+def _features(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     prompt, a, b = (_read(table[column]) for column in (PROMPT, *RESPONSES))
     asked, *answered, common = _lexical(prompt.text, a.text, b.text)
     blocks = []

@@ -76,10 +76,7 @@ def tabulate(table: pa.Table, content: str, encoded: Encoded, cache: Path) -> Ta
     """
     identity = json.dumps([FORMAT, content, FEATURES, PAIR_FEATURES]).encode()
     folder = cache / f"features-{hashlib.sha256(identity).hexdigest()[:16]}"
-    if not folder.exists():
-        with lock.held(cache, folder.name, wait=True):
-            if not folder.exists():  # else another process has just computed them
-                _compute(table, folder)
+    lock.once(cache, folder.name, folder.exists, lambda: _compute(table, folder))
     try:
         sides, pair = np.load(folder / "sides.npy"), np.load(folder / "pair.npy")
     except (OSError, ValueError, EOFError) as error:

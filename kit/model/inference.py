@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kit.data.encode import Encoded, Vocabulary
 from kit.data.tabular import Tabular
-from kit.model.batches import Collator, Padding
+from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.pair import PairModel
 
@@ -26,7 +26,6 @@ def collator(
     encoded: Encoded,
     vocabulary: Vocabulary,
     labels: np.ndarray | None = None,
-    count: Padding | None = None,
     tabular: Tabular | None = None,
     most: int = 0,
     multiple: int = 1,
@@ -46,7 +45,6 @@ def collator(
         segments=model.encoder_config.get("type_vocab_size", 0) > 1,
         labels=labels,
         pack_overhead=1024 if on_gpu else 64,
-        count=count,
         tabular=tabular.select(*model.reads) if model.reads else None,
         most=most,
         multiple=multiple,

@@ -19,7 +19,9 @@ def quicken(encoder: PreTrainedModel) -> PreTrainedModel:
         encoder.encoder = _exchanged(KeyMaskEncoder, encoder.encoder, encoder.config)
         for layer in encoder.encoder.layer:
             layer.attention.self = _exchanged(FastAttention, layer.attention.self, encoder.config)
-    elif encoder.config._attn_implementation == "sdpa":  # else it has code of its own
+    elif (
+        encoder.config._attn_implementation == "sdpa" and encoder._can_set_attn_implementation()
+    ):  # else it has its own
         encoder.set_attn_implementation(dot_product.NAME)
     for parent in list(encoder.modules()):
         for name, child in parent.named_children():

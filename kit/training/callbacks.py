@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
+from kit.model.batches import Padding
 from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
 
@@ -81,6 +84,35 @@ class Steering(TrainerCallback):
             self.listen(
                 Progress(state.global_step, state.max_steps, state.epoch or 0.0, left, loss=self.loss, **figures)
             )
+
+
+class PaddingCount(TrainerCallback, ExportableState):
+    """Counts the tokens of the batches trained on, and goes on counting after a resume.
+
+    The collator cannot: it is asked for a batch ahead of each checkpoint. No process waits for its GPU for this.
+    """
+
+    def __init__(self, useful: int = 0, padded: int = 0):
+        self.useful: Tensor | int = useful
+        self.padded = padded
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"args": {"useful": int(self.useful), "padded": self.padded}, "attributes": {}}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Trainer saves the state of those only that the checkpoint names; one of an older kit does not name this."""
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
+    def add(self, packs: list[dict[str, Tensor]]) -> None:
+        """A batch."""
+        self.useful = self.useful + sum(pack["attention_mask"].sum() for pack in packs)
+        self.padded += sum(pack["input_ids"].numel() for pack in packs)
+
+    @property
+    def waste(self) -> float:
+        """The share of the encoder's tokens that is padding."""
+        return Padding(int(self.useful), self.padded).waste
 
 
 def agreed(mine: bool) -> bool:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from kit.data.encode import Vocabulary, encode_cached
 from kit.data.processed import Processed
 from kit.data.tabular import tabulate
-from kit.model.batches import MULTIPLE, Collator, Padding
+from kit.model.batches import MULTIPLE, Collator
 from kit.model.device import Compute, choose, prepare
 from kit.model.inference import collator
 from kit.model.pair import PairModel
@@ -24,7 +24,7 @@ class Material:
     """Everything of a part but the training.
 
     Attributes:
-        lessons: batches to learn from, with soft labels and weights where there are some; counts their `padding`.
+        lessons: batches to learn from, with soft labels and weights where there are some.
         questions: batches to be judged by, with the labels.
         train_rows, valid_rows: numbers of the rows to learn from (T,) and to be judged by (V,).
         ids, labels: of all rows, int64 (N,).
@@ -37,7 +37,6 @@ class Material:
     compute: Compute
     lessons: Collator
     questions: Collator
-    padding: Padding
     train_rows: np.ndarray
     valid_rows: np.ndarray
     ids: np.ndarray
@@ -67,7 +66,7 @@ def gather(recipe: Recipe, data: Processed, fold: int | str, say: Callable[[str]
     say(f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens")
     train_rows, valid_rows = data.fold_rows(fold)
     rows = data.train([ID, LABEL])
-    padding, labels, targets = Padding(), rows[LABEL].to_numpy(), data.targets()
+    labels, targets = rows[LABEL].to_numpy(), data.targets()
     if tabular is not None:
         model.fit_features(tabular, train_rows)
     prepare(compute)
@@ -75,7 +74,7 @@ def gather(recipe: Recipe, data: Processed, fold: int | str, say: Callable[[str]
     multiple = MULTIPLE if train.compile else 1
     one = model.reads_first and not train.swap_augmentation
     how = {"most": train.micro_tokens, "multiple": multiple, "first_only": one}
-    lessons = collator(model, encoded, vocabulary, targets, padding, tabular, **how)
+    lessons = collator(model, encoded, vocabulary, targets, tabular, **how)
     questions = collator(model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple)
     if train.compile:
         model.encoder.compile(dynamic=True)
@@ -85,7 +84,6 @@ def gather(recipe: Recipe, data: Processed, fold: int | str, say: Callable[[str]
         compute=compute,
         lessons=lessons,
         questions=questions,
-        padding=padding,
         train_rows=train_rows,
         valid_rows=valid_rows,
         ids=rows[ID].to_numpy(),

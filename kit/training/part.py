@@ -148,7 +148,7 @@ def _trained(recipe: Recipe, material: Material, trainer: PairTrainer) -> dict[s
         "train_rows": len(material.train_rows),
         "valid_rows": len(material.valid_rows),
         "cut_sides": material.cut,
-        "padding_waste": material.padding.waste,
+        "padding_waste": trainer.padding_waste,
         "parameters": sum(p.numel() for p in material.model.parameters()),
         "skipped_steps": trainer.skipped_steps,
         **{name: getattr(recipe.train, name) for name in ("lr", "head_lr", "seed")},
@@ -167,14 +167,14 @@ def _finish(
     """Writes what a finished part holds, metrics.json last; the checkpoints are of no more use."""
     model.save_pretrained(part, vocabulary)
     frame.write(valid, part / "valid.csv")
-    write_json(part / "trainer_state.json", {"log_history": [_finite(entry) for entry in history]})
+    write_json(part / "trainer_state.json", {"log_history": [_tidy(entry) for entry in history]})
     write_json(part / "metrics.json", metrics | {"files": digests(part)})
     shutil.rmtree(part / CHECKPOINTS)
 
 
-def _finite(entry: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no word for the infinite gradient norm of a step that the loss scaler skipped."""
-    return {name: value if math.isfinite(value) else None for name, value in entry.items()}
+def _tidy(entry: dict[str, float]) -> dict[str, float | None]:
+    """In the order that a checkpoint gives it; JSON has no word for the infinite gradient norm of a skipped step."""
+    return {name: value if math.isfinite(value) else None for name, value in sorted(entry.items())}
 
 
 @contextmanager

@@ -23,9 +23,10 @@ def reinitialise(encoder: nn.Module, layers: int) -> None:
         raise RecipeError(
             f"train.reinit_layers = {layers}, but the encoder has {depth} layers", "Usual are 1 to a quarter of them."
         )
-    for name, module in encoder.named_modules():
-        layer = layer_of(f".{name}.")
-        if layer is not None and layer >= depth - layers:
-            for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = False  # or transformers 5 takes it for loaded, and draws nothing
-            encoder._init_weights(module)
+    named = ((layer_of(f".{name}."), module) for name, module in encoder.named_modules())
+    chosen = [module for layer, module in named if layer is not None and layer >= depth - layers]
+    for module in chosen:  # all of them first: some draw for the modules inside them
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # or transformers 5 takes it for loaded, and draws nothing
+    for module in chosen:
+        encoder._init_weights(module)

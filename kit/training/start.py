@@ -83,10 +83,8 @@ def tiny_folder(record: Backbone, data: Processed) -> Path:
     """The folder of a toy backbone whose tokenizer was trained on `data`'s training rows; made when it is not there."""
     key = hashlib.sha256(json.dumps([data.digest("train"), record.config], sort_keys=True).encode()).hexdigest()[:16]
     folder = data.cache / f"{record.name}-{key}"
-    if not (folder / "config.json").exists():
-        with lock.held(data.cache, folder.name, wait=True):
-            if not (folder / "config.json").exists():
-                tiny.write(record, _texts(data.train()), folder)
+    done = (folder / "config.json").exists
+    lock.once(data.cache, folder.name, done, lambda: tiny.write(record, _texts(data.train()), folder))
     return folder
 
 

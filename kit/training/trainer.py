@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,14 @@ from kit.model.pair import PairModel
 from kit.recipe import TrainSpec
 from kit.scoring.metrics import accuracy, log_loss
 from kit.training.adversarial import WorstNearby
-from kit.training.callbacks import Progress, Steering
+from kit.training.callbacks import PaddingCount, Progress, Steering
 from kit.training.ema import Averaging
 from kit.training.guard import GradientGuard, diverged
 from kit.training.loss import of_two_passes, summed_cross_entropy, twice
 from kit.training.optim import Schedule, optimizer
 from kit.training.sampler import LengthBuckets
+
+Kind = TypeVar("Kind", bound=TrainerCallback)
 
 
 class Rows(torch.utils.data.Dataset):
@@ -107,6 +109,7 @@ class PairTrainer(Trainer):
 
     def _pass(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         """Forward and backward pass, from `awp_start` on at perturbed weights."""
+        self._callback(PaddingCount).add(inputs["packs"])
         if not self.nearby or self.state.global_step < self.spec.awp_start * self.state.max_steps:
             return super().training_step(model, inputs, num_items_in_batch)
         bare = self.accelerator.unwrap_model(model)  # DDP counts the gradients it reduces, and not these
@@ -128,7 +131,16 @@ class PairTrainer(Trainer):
     @property
     def skipped_steps(self) -> int:
         """Optimizer steps that were left out because a gradient was not finite."""
-        return next(c.skipped for c in self.callback_handler.callbacks if isinstance(c, GradientGuard))
+        return self._callback(GradientGuard).skipped
+
+    @property
+    def padding_waste(self) -> float:
+        """The share of padding in what was trained on."""
+        return self._callback(PaddingCount).waste
+
+    def _callback(self, kind: type[Kind]) -> Kind:
+        """The one of this kind; a resume makes it anew."""
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, kind))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -214,7 +226,11 @@ def make_trainer(
     optim = optimizer(model, spec)
     schedule = Schedule(optim, spec, steps)
     sampler = LengthBuckets(collate.lengths[train_rows], spec.batch_size, spec.seed)
-    callbacks: list[TrainerCallback] = [Steering(schedule, sampler, per_epoch, listen), GradientGuard(spec.lr)]
+    callbacks: list[TrainerCallback] = [
+        Steering(schedule, sampler, per_epoch, listen),
+        GradientGuard(spec.lr),
+        PaddingCount(),
+    ]
     if spec.patience:
         callbacks.append(EarlyStoppingCallback(spec.patience))
     trainer = PairTrainer(

@@ -77,7 +77,7 @@ def workspaces() -> Iterator[Workspaces]:
         shutil.rmtree(root)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     """What was tried, in figures."""
     if TALLY:
         terminalreporter.section("faults")
