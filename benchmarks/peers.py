@@ -1,6 +1,6 @@
 """kit against what its users would otherwise take: a padded notebook, transformers' Trainer, sentence-transformers.
 
-    python benchmarks/peers.py [--raw data/raw] --backbone FOLDER [--tokens 256] [--batch 16] [--rows 160] [--json]
+    python benchmarks/peers.py [--raw data/raw] --backbone FOLDER [--tokens 256] [--batch 16] [--rows 64] [--json]
 
 All train and predict the same rows with the same backbone, lengths and batch size, each run in a process of its own and
 the contenders in turn, several times; the table has medians. Prediction begins with texts, training with tokens where
@@ -112,8 +112,8 @@ def main() -> int:
     parser.add_argument("--backbone", type=Path, help="a folder in Hugging Face layout (default: random weights)")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=160, help="rows of an epoch (default: 160)")
-    parser.add_argument("--predict", type=int, default=320, help="rows to predict (default: 320)")
+    parser.add_argument("--rows", type=int, default=64, help="rows of an epoch (default: 64)")
+    parser.add_argument("--predict", type=int, default=128, help="rows to predict (default: 128)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--half", choices=["bf16", "fp16"], default="bf16", help="the peers' half precision")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback
 
 
@@ -36,22 +37,29 @@ class Job:
 
 
 class SecondEpoch(TrainerCallback):
-    """Times the second epoch of a transformers Trainer from its first step to its last."""
+    """Times the second epoch of a transformers Trainer: its steps, not the checkpoint at its end."""
 
-    seconds = ready = 0.0
+    seconds = ready = begun = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The clock starts with epoch 1; the first step of all ends the start-up."""
-        wait_for(args.device.type)
+        """The clock starts with the second epoch; the first step of all ends the start-up."""
         self.ready = self.ready or time.time()
-        if state.epoch and state.epoch >= 1 and not self.seconds:
-            self.seconds = -time.perf_counter()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """And stops."""
-        if self.seconds < 0:
+        if state.epoch and state.epoch >= 1 and not self.begun:
             wait_for(args.device.type)
-            self.seconds += time.perf_counter()
+            self.begun = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """And stops with the last step."""
+        if state.global_step == state.max_steps:
+            wait_for(args.device.type)
+            self.seconds = time.perf_counter() - self.begun
+
+
+def length_batches(lengths: np.ndarray, size: int) -> list[list[int]]:
+    """Places of rows alike in length, a batch at a time, in random order."""
+    order = np.argsort(-lengths, kind="stable")
+    batches = [order[i : i + size].tolist() for i in range(0, len(order), size)]
+    return [batches[number] for number in np.random.default_rng(0).permutation(len(batches))]
 
 
 def wait_for(device: str) -> None:

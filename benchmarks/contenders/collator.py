@@ -2,22 +2,22 @@
 
 import tempfile
 import time
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
-from bout import Job, SecondEpoch, report, wait_for
+from bout import Job, SecondEpoch, length_batches, report, wait_for
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class GroupingTrainer(Trainer):
-    """Groups rows by length, which Trainer itself does only where a row is a single sequence."""
+    """Groups rows by length, which Trainer itself does only where a row is a single sequence and rows are many."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        return LengthGroupedSampler(
-            self.args.train_batch_size, lengths=[row["length"] for row in self.train_dataset.rows]
-        )
+    def _get_train_sampler(self, train_dataset: Any = None) -> list[int]:
+        lengths = np.array([row["length"] for row in self.train_dataset.rows])
+        return list(chain.from_iterable(length_batches(lengths, self.args.train_batch_size)))
 
 
 class Siamese(nn.Module):

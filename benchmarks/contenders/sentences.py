@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from bout import Job, SecondEpoch, report
+from bout import Job, SecondEpoch, length_batches, report
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler
@@ -16,12 +16,10 @@ from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 class LengthGroups(DefaultBatchSampler):
     """Batches of rows alike in length, in random order: what its own samplers do not offer."""
 
-    order: np.ndarray
+    lengths: np.ndarray
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = [self.order[i : i + self.batch_size].tolist() for i in range(0, len(self.order), self.batch_size)]
-        for number in np.random.default_rng(0).permutation(len(batches)):
-            yield batches[number]
+        yield from length_batches(self.lengths, self.batch_size)
 
 
 def main() -> None:
@@ -35,8 +33,7 @@ def main() -> None:
         name: [[f"{row['prompt']}\n{row[side]}" for row in rows] for side in "ab"]
         for name, rows in (("train", job.train), ("predict", job.predict))
     }
-    lengths = np.array([[len(text) for text in side] for side in texts["train"]]).max(0)
-    LengthGroups.order = np.argsort(-lengths, kind="stable")
+    LengthGroups.lengths = np.array([[len(text) for text in side] for side in texts["train"]]).max(0)
     rows = Dataset.from_dict(
         {"a": texts["train"][0], "b": texts["train"][1], "label": [row["label"] for row in job.train]}
     )
