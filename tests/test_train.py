@@ -388,6 +388,26 @@ def _two_processes(folder: str, data: Path, runs: Path, overrides: tuple[str, ..
     return json.loads(printed)["parts"]["holdout"]
 
 
+def test_a_training_killed_after_its_last_step_does_not_take_another(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The last step lies within an epoch, where Trainer would go on to the epoch's next batch."""
+    recipe = load("tiny-electra", (*QUICK, "train.max_steps=4"))
+    straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "predict_logits", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, data, tmp_path / "resumed")
+    assert list((tmp_path / "resumed").rglob("checkpoint-4"))
+    resumed = train(recipe, data, tmp_path / "resumed", resume=True)["parts"]["holdout"]
+    for name in ("steps", "best_step", "log_loss", "padding_waste"):
+        assert resumed[name] == straight[name]
+
+
 def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
     """Interrupted between the first evaluation without gain and the second, it stops where it would have."""
     overrides = (*QUICK, "train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2")

@@ -1,6 +1,7 @@
 """The checkpoints of an unfinished part: where they are, and which one a training can go on from."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -18,10 +19,17 @@ def require_none(part: Path) -> None:
         )
 
 
-def last_whole(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+def last_whole(checkpoints: Path, below: float = math.inf) -> Path | None:
+    """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last.
+
+    Args:
+        below: the checkpoint of this step and later ones are of no use, and are removed.
+    """
+    found = sorted(checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
     for folder in found:
+        if step_of(folder) >= below:
+            shutil.rmtree(folder)
+            continue
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -29,3 +37,8 @@ def last_whole(checkpoints: Path) -> Path | None:
             continue
         return folder
     return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])

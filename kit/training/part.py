@@ -29,7 +29,7 @@ from kit.schema import RESPONSES
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.training import lora
 from kit.training.callbacks import Progress, TimeBudget
-from kit.training.checkpoints import CHECKPOINTS, last_whole, require_none
+from kit.training.checkpoints import CHECKPOINTS, last_whole, require_none, step_of
 from kit.training.disk import advice_on_disk
 from kit.training.guard import CollapseGuard, constant_loss
 from kit.training.material import Material, gather
@@ -82,9 +82,11 @@ def train_part(
     if report_to:
         trainer.add_callback(tensorboard(part / "tensorboard" / f"attempt{len(tried) + 1}"))
     with ranks.main_process_first():
-        last = last_whole(part / CHECKPOINTS)
+        # from the last step of all in the middle of an epoch Trainer would take one more
+        per_epoch, steps = math.ceil(len(material.train_rows) / recipe.train.batch_size), trainer.lr_scheduler.total
+        last = last_whole(part / CHECKPOINTS, below=steps if steps % per_epoch else math.inf)
     if resume and last:
-        say(f"going on from step {last.name.rpartition('-')[2]}")
+        say(f"going on from step {step_of(last)}")
     with _advice_on_memory(recipe, trainer.args.per_device_train_batch_size), advice_on_disk(part):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if recipe.train.lora_rank:

@@ -15,7 +15,7 @@ GOING_ON = re.compile(r"going on from step (\d+)")
 def test_a_training_killed_many_times_ends_as_if_undisturbed(
     workspaces: Workspaces, seed: int, soaking: bool, tally: Counter[str]
 ):
-    kills, epochs, most = (20, 16, 60) if soaking else (3, 4, 80)  # at most so many file events in a life
+    kills, epochs, most = (20, 16, 60) if soaking else (3, 4, 160)  # at most so many file events in a life
     overrides = (*QUICK, f"train.epochs={epochs}")
     argv = ("train", "--backbone", "tiny-electra", *(each for o in overrides for each in ("--set", o)))
     found = workspaces.begin("train")
