@@ -14,6 +14,7 @@ RUNS     ?= $(wildcard runs/*)
 FILE     ?= submissions/submission.csv
 TRUTH    ?= $(wildcard $(RAW)/truth.csv)
 ARGS     ?=
+WORKERS  ?= 2
 SOAK_MINUTES ?= 60  # of `make soak`
 
 .DEFAULT_GOAL := help
@@ -35,7 +36,7 @@ demo: setup ## run the whole pipeline on the embedded sample
 	$(KIT) demo $(ARGS)
 
 test: check ## lint, then run every test, offline
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 soak: setup ## kill, starve and feed rubbish to every command for SOAK_MINUTES
 	OMP_NUM_THREADS=1 SOAK_MINUTES=$(strip $(SOAK_MINUTES)) $(VENV)/bin/python -m pytest tests/faults $(ARGS)

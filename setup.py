@@ -56,6 +56,7 @@ setup(
             "hypothesis>=6.100",
             "peft>=0.18",
             "pytest>=8",
+            "pytest-xdist>=3.6.1",
             "ruff>=0.17",
             "setuptools>=77",
             "tensorboard>=2.18",
