@@ -58,3 +58,22 @@ def processed(data: Path) -> Processed:
 def quick() -> Recipe:
     """A recipe that trains in a second: 12 steps an epoch, two epochs, eight checkpoints."""
     return load("tiny-electra", QUICK)
+
+
+@pytest.fixture(scope="session")
+def still(processed: Processed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone folder with fixed weights and no dropout."""
+    import torch
+
+    from kit.model.backbones import BACKBONES
+    from kit.model.encoder import build
+    from kit.training.start import tiny_folder
+
+    folder = tmp_path_factory.mktemp("backbones") / "still"
+    source = tiny_folder(BACKBONES["tiny-roberta"], processed)
+    config = BACKBONES["tiny-roberta"].config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(0)
+    build(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder

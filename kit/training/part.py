@@ -28,6 +28,7 @@ from kit.rundir import RunDir, digests
 from kit.schema import RESPONSES
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.training import lora
+from kit.training.arguments import steps_per_epoch
 from kit.training.callbacks import Progress, TimeBudget
 from kit.training.checkpoints import CHECKPOINTS, last_whole, require_none, step_of
 from kit.training.disk import advice_on_disk
@@ -83,7 +84,7 @@ def train_part(
         trainer.add_callback(tensorboard(part / "tensorboard" / f"attempt{len(tried) + 1}"))
     with ranks.main_process_first():
         # from the last step of all in the middle of an epoch Trainer would take one more
-        per_epoch, steps = math.ceil(len(material.train_rows) / recipe.train.batch_size), trainer.lr_scheduler.total
+        per_epoch, steps = steps_per_epoch(recipe.train, len(material.train_rows)), trainer.args.max_steps
         last = last_whole(part / CHECKPOINTS, below=steps if steps % per_epoch else math.inf)
     if resume and last:
         say(f"going on from step {step_of(last)}")

@@ -18,6 +18,7 @@ from kit.model.encoder import folder_digest, resolve
 from kit.recipe import Recipe
 from kit.rundir import HOLDOUT, RunDir
 from kit.training import tracking
+from kit.training.arguments import rows_at_once
 from kit.training.callbacks import Progress, agreed
 from kit.training.restart import train_again
 from kit.training.start import require
@@ -62,6 +63,7 @@ def train(
         )
     require(recipe)
     ranks = PartialState(cpu=not torch.cuda.is_available())
+    rows_at_once(recipe.train, ranks.num_processes)
     with ranks.main_process_first():
         run = RunDir.create(runs, recipe, parts.origin(processed, backbone))
     longest = 0.0

@@ -1,6 +1,5 @@
 """transformers' Trainer, almost bare: kit's sampler, loss and evaluation in the places it leaves for them."""
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -15,10 +14,8 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 
-from kit.errors import RecipeError
 from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.inference import predict_logits, probabilities
@@ -26,6 +23,7 @@ from kit.model.pair import PairModel
 from kit.recipe import TrainSpec
 from kit.scoring.metrics import accuracy, log_loss
 from kit.training.adversarial import WorstNearby
+from kit.training.arguments import arguments, steps_per_epoch
 from kit.training.callbacks import PaddingCount, Progress, Steering
 from kit.training.ema import Averaging
 from kit.training.guard import GradientGuard, diverged
@@ -183,51 +181,12 @@ def make_trainer(
     Raises:
         RecipeError: batch_size is not a multiple of what the devices take per forward pass.
     """
-    on_gpu = compute.device.type == "cuda"
-    args = TrainingArguments(
-        output_dir=str(checkpoints),
-        use_cpu=compute.device.type == "cpu",
-        bf16=compute.precision == "bf16",
-        fp16=compute.precision == "fp16",
-        num_train_epochs=spec.epochs,
-        max_steps=spec.max_steps or -1,
-        max_grad_norm=spec.max_grad_norm,
-        eval_strategy="steps",
-        save_strategy="steps",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="log_loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,  # the patience that early stopping has left
-        logging_strategy="steps",
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=[],
-        seed=spec.seed,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_num_workers=0,  # the collator takes a millisecond, and the GPU is busy meanwhile
-        dataloader_pin_memory=on_gpu,
-        ddp_find_unused_parameters=False,
-    )
-    args._n_gpu = min(1, args.n_gpu)  # several GPUs are torchrun's business; DataParallel would tear the packs apart
-    micro = spec.micro_batch_size or max(1, spec.batch_size // args.world_size)
-    if spec.batch_size % (micro * args.world_size):
-        raise RecipeError(
-            f"train.batch_size = {spec.batch_size} is not a multiple of {micro} rows x {args.world_size} processes",
-            "Set train.batch_size or train.micro_batch_size so that it is.",
-        )
-    args.per_device_train_batch_size = micro
-    args.gradient_accumulation_steps = spec.batch_size // (micro * args.world_size)
-    per_epoch = math.ceil(len(train_rows) / spec.batch_size)
-    steps = spec.max_steps or math.ceil(per_epoch * spec.epochs)
-    args.eval_steps = args.save_steps = max(1, min(per_epoch, steps) // spec.evals_per_epoch)
-    args.logging_steps = max(1, min(50, args.eval_steps // 4))
+    args = arguments(spec, len(train_rows), compute, checkpoints)
     optim = optimizer(model, spec)
-    schedule = Schedule(optim, spec, steps)
+    schedule = Schedule(optim, spec, args.max_steps)
     sampler = LengthBuckets(collate.lengths[train_rows], spec.batch_size, spec.seed)
     callbacks: list[TrainerCallback] = [
-        Steering(schedule, sampler, per_epoch, listen),
+        Steering(schedule, sampler, steps_per_epoch(spec, len(train_rows)), listen),
         GradientGuard(spec.lr),
         PaddingCount(),
     ]
