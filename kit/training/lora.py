@@ -20,7 +20,7 @@ def require(spec: TrainSpec) -> None:
     except ImportError as error:
         raise RecipeError(
             f"train.lora_rank = {spec.lora_rank} needs peft, which cannot be imported: {error}",
-            "Run `pip install 'kit-llm-preference[lora]'`, or set train.lora_rank=0.",
+            "Run `pip install 'peft>=0.18'`, or set train.lora_rank=0.",
         ) from error
 
 
