@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from packaging.version import Version
 
 from kit.atomic import writing
 from kit.errors import DataError
 from kit.schema import CLASSES, ID, PREDICTION_COLUMNS
 
 DIGITS = 300  # the largest float has 309
+BEFORE_EXACT = Version(pd.__version__) < Version("3.1")  # whose quick parser of numbers is off by a bit
 
 
 def make(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -104,7 +106,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if path.is_dir():
         raise DataError(f"{path} is a directory, not a CSV file", "Name a file in it.")
     try:
-        return pd.read_csv(path, encoding="utf-8-sig", float_precision="round_trip")  # pandas 2 is off by a bit
+        return pd.read_csv(path, encoding="utf-8-sig", float_precision="round_trip" if BEFORE_EXACT else None)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty", "Make it again.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
