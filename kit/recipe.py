@@ -37,7 +37,8 @@ class ModelSpec:
     shape: "siamese" reads (prompt, answer) once for each answer; "cross" reads prompt and both answers in one
     sequence, so that each answer is read in view of the other, and does so in both orders of the answers.
     fast_attention: kit's own code for attention and dropout where transformers and torch have no fast one, for DeBERTa
-    everywhere and for the other families in training on a CPU; the same numbers to rounding.
+    everywhere and for the other families in training on a CPU; the same numbers to rounding. Without it a CPU
+    computes in float32 unless bf16 is asked for.
     pooling: "auto" is the registry's choice for the backbone, and "cls" under "cross".
     head: "fusion" is the reference's classifier on [a; b; a-b; a*b], or under "cross" on the row as it stands alone;
     "symmetric" permutes exactly with its inputs.

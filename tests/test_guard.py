@@ -82,6 +82,13 @@ def test_a_model_that_had_learned_keeps_its_best_checkpoint():
     assert "ending with the best checkpoint, log loss 1.0500" in said[0]
 
 
+def test_the_end_of_the_time_before_anything_was_learned_is_an_end_as_any_other():
+    said: list[str] = []
+    guard = CollapseGuard(REFERENCE, 100, TrainSpec(), said.append, expired=lambda: True)
+    assert evaluate(guard, 600, 1.0975, 0.001).should_training_stop  # before Trainer has noted any best
+    assert said[0].endswith("ending with the best checkpoint")
+
+
 @pytest.mark.parametrize("expired", [False, True])
 def test_early_stopping_at_the_class_shares_is_a_collapse_and_the_end_of_the_time_is_none(expired: bool):
     guard = CollapseGuard(REFERENCE, 100, TrainSpec(), expired=lambda: expired)

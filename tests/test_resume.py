@@ -1,5 +1,6 @@
 """Every schedule and every extra resumes to the very weights of an undisturbed training, and does something at all."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,30 @@ def test_an_interrupted_training_ends_with_the_same_weights(schedule: str, data:
         assert one[name] == other[name], name
     assert other["log_loss"] == pytest.approx(min(losses), abs=1e-6)  # what was kept is what was evaluated
     assert len(losses) == 3
+
+
+def test_an_interrupted_training_leaves_the_same_log(data: Path, tmp_path: Path):
+    """Its checkpoint, after 11 steps, does not fall on a multiple of the 2 steps of a logged loss."""
+    recipe = load("tiny-electra", (*QUICK, "train.batch_size=18", "train.evals_per_epoch=1", "train.max_steps=14"))
+
+    def interrupt(event: Progress) -> None:
+        if event.step == 14:
+            raise KeyboardInterrupt
+
+    whole = train(recipe, data, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path / "cut", listen=interrupt)
+    resumed = train(recipe, data, tmp_path / "cut", resume=True)
+    one, other = (_log(Path(run["run"]) / "holdout/trainer_state.json") for run in (whole, resumed))
+    assert {11, 12, 14} <= {entry["step"] for entry in one if "loss" in entry}
+    assert one == other
+
+
+def _log(file: Path) -> list[dict[str, float]]:
+    """Without the last entry, Trainer's own figures of the time since the resume."""
+    *entries, last = json.loads(file.read_text())["log_history"]
+    assert "train_runtime" in last
+    return entries
 
 
 @pytest.mark.parametrize(

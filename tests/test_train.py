@@ -17,6 +17,7 @@ import pytest
 import torch
 from quick_recipe import QUICK
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from kit import frame
 from kit.data.processed import Processed
@@ -26,7 +27,7 @@ from kit.model.batches import Collator
 from kit.model.encoder import build
 from kit.model.pair import PairModel
 from kit.predict import predict_split
-from kit.recipe import ModelSpec, Recipe
+from kit.recipe import ModelSpec, Recipe, TrainSpec
 from kit.recipes import load
 from kit.rundir import RunDir
 from kit.schema import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
@@ -37,6 +38,7 @@ from kit.training import part as training
 from kit.training.callbacks import Progress
 from kit.training.checkpoints import last_whole
 from kit.training.loss import summed_cross_entropy
+from kit.training.optim import parameter_groups
 from kit.training.start import new_model
 from kit.training.train import train
 
@@ -393,6 +395,27 @@ def test_a_training_killed_after_its_last_step_does_not_take_another(
         assert resumed[name] == straight[name]
 
 
+def test_a_training_killed_after_early_stopping_stops_there_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the last checkpoint the patience is used up; Trainer would go on from it to the next evaluation."""
+    overrides = (*QUICK, "train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2")
+    recipe = load("tiny-electra", (*overrides, "train.warmup=0.0"))
+    straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "predict_logits", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, data, tmp_path / "resumed")
+    assert list((tmp_path / "resumed").rglob(f"checkpoint-{straight['steps']}"))
+    resumed = train(recipe, data, tmp_path / "resumed", resume=True)["parts"]["holdout"]
+    for name in ("steps", "best_step", "log_loss", "padding_waste"):
+        assert resumed[name] == straight[name]
+
+
 def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
     """Interrupted between the first evaluation without gain and the second, it stops where it would have."""
     overrides = (*QUICK, "train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2")
@@ -439,6 +462,22 @@ def test_a_recipe_that_cannot_run_leaves_no_run_behind(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path, processed: Processed, tmp_path: Path):
+    """ALBERT's layers share their weights."""
+    small = {"embedding_size": 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    config = {"model_type": "albert", "vocab_size": BACKBONES["tiny-roberta"].config["vocab_size"], **small}
+    build(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((still / name).read_bytes())
+    recipe = load("default", ("train.layer_decay=0.5",), backbone=str(tmp_path))
+    model, _ = new_model(recipe, processed)
+    groups = parameter_groups(model, recipe.train)
+    assert {group["lr"] for group in groups} == {recipe.train.lr, recipe.train.head_lr}
+    for key in ("train.awp=0.01", "train.lora_rank=2"):
+        with pytest.raises(RecipeError, match="no weight is named as one"):
+            new_model(load("default", (key,), backbone=str(tmp_path)), processed)
+
+
 def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_path: Path):
     with pytest.raises(BackboneError, match="debreta"):
         train(load("default", QUICK, backbone="debreta"), data, tmp_path)
@@ -471,6 +510,36 @@ def test_running_out_of_memory_gives_advice(data: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(training, "predict_logits", explode)
     with pytest.raises(DeviceError, match=r"1,024 tokens[\s\S]*micro_tokens=512"):
         train(load("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
+
+
+def test_advice_on_memory_names_no_pass_that_cannot_be_smaller_and_nothing_that_is_there_already():
+    spec = TrainSpec(gradient_checkpointing=True, micro_tokens=100_000)
+    recipe = dataclasses.replace(load("deberta"), train=spec)
+    row = 2 * recipe.encode.max_tokens
+    for rows, words in ((4, f"micro_tokens={2 * row} "), (1, "Try a smaller encode.max_tokens.")):
+        with (
+            pytest.raises(DeviceError, match=f"{rows * row:,} tokens") as caught,
+            training._advice_on_memory(recipe, rows, 2),
+        ):
+            raise torch.OutOfMemoryError
+        assert words in caught.value.hint
+        assert "checkpointing" not in caught.value.hint
+
+
+def test_processes_do_not_drop_out_alike(still: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seeds, make = [], training.make_trainer
+
+    def noting(*arguments: Any) -> Any:
+        make(*arguments)
+        seeds.append(torch.initial_seed())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "make_trainer", noting)
+    for number in (0, 1):
+        monkeypatch.setattr(TrainingArguments, "process_index", number)
+        with pytest.raises(KeyboardInterrupt):
+            train(load("tiny-roberta", (*QUICK, "train.seed=5"), backbone=str(still)), data, tmp_path / str(number))
+    assert seeds == [5, 6]
 
 
 def test_other_errors_are_not_taken_for_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

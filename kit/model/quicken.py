@@ -32,7 +32,10 @@ def quicken(encoder: PreTrainedModel) -> PreTrainedModel:
 
 def quickened(encoder: PreTrainedModel) -> bool:
     """Whether its attention is kit's: of these families it is known that they compute well in bf16 on a CPU."""
-    return type(encoder) is DebertaV2Model or encoder.config._attn_implementation == dot_product.NAME
+    return (
+        isinstance(getattr(encoder, "encoder", None), KeyMaskEncoder)
+        or encoder.config._attn_implementation == dot_product.NAME
+    )
 
 
 def _exchanged(kind: type[nn.Module], old: nn.Module, config: object) -> nn.Module:

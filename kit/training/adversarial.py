@@ -34,14 +34,17 @@ class WorstNearby:
         `grad` of the parameters is left alone, so gradients accumulated before stay. A matrix whose gradient is 0 or
         not finite does not move.
         """
-        gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         kept = [weight.data for weight in self.weights]
-        for weight, gradient in zip(self.weights, gradients, strict=True):
-            if gradient is not None:
-                move = self.size * weight.data.norm() / gradient.norm() * gradient  # (rows, columns)
-                weight.data = torch.where(move.isfinite().all(), weight.data + move, weight.data)
+        self._move(torch.autograd.grad(loss, self.weights, allow_unused=True))
         try:
             yield
         finally:
             for weight, before in zip(self.weights, kept, strict=True):
                 weight.data = before
+
+    def _move(self, gradients: tuple[Tensor | None, ...]) -> None:
+        """To where the loss is higher; the gradients are not held in memory any longer than this."""
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            if gradient is not None:
+                move = self.size * weight.data.norm() / gradient.norm() * gradient  # (rows, columns)
+                weight.data = torch.where(move.isfinite().all(), weight.data + move, weight.data)

@@ -56,9 +56,10 @@ class Steering(TrainerCallback):
         self.sampler.set_epoch(state.global_step // self.steps_per_epoch)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Evaluates the last step, whatever the interval."""
+        """Evaluates the last step, whatever the interval; logs before each evaluation: no checkpoint owes a log."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
+        control.should_log |= control.should_evaluate
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -145,7 +146,7 @@ class TimeBudget(TrainerCallback):
         late = self.stepped + pace + reserve > self.deadline and state.global_step < state.max_steps
         if math.isfinite(self.deadline) and agreed(late):
             self.out_of_time = True
-            control.should_training_stop = control.should_evaluate = control.should_save = True
+            control.should_training_stop = control.should_log = control.should_evaluate = control.should_save = True
             self.say(f"out of time at step {state.global_step} of {state.max_steps}; ending with the best checkpoint")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

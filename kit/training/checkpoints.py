@@ -4,6 +4,9 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback
 
 from kit.errors import RunError
 
@@ -31,12 +34,22 @@ def last_whole(checkpoints: Path, below: float = math.inf) -> Path | None:
             shutil.rmtree(folder)
             continue
         try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             shutil.rmtree(folder)  # half written when the training was killed
             continue
+        if folder != found[-1] and _out_of_patience(state):
+            shutil.rmtree(folder)  # Trainer would go on from it; from the one before it stops here again
+            continue
         return folder
     return None
+
+
+def _out_of_patience(state: dict[str, Any]) -> bool:
+    """Whether early stopping ended the training at this checkpoint."""
+    saved = state.get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__, {})
+    waited = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return bool(saved) and waited >= saved["args"]["early_stopping_patience"]
 
 
 def step_of(checkpoint: Path) -> int:

@@ -67,7 +67,8 @@ class CollapseGuard(TrainerCallback):
             raise CollapseError(verdict, advice(self.spec))
         if late:
             control.should_training_stop = True
-            self.say(f"{verdict}; ending with the best checkpoint, log loss {state.best_metric:.4f}")
+            best = "" if state.best_metric is None else f", log loss {state.best_metric:.4f}"
+            self.say(f"{verdict}; ending with the best checkpoint{best}")
         elif not learned:
             self.verdict = verdict
 

@@ -19,7 +19,8 @@ def parameter_groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
     `head_lr`. Norms and biases, that is every vector, have no weight decay. With a head-only phase the encoder's
     groups are marked `waits`.
     """
-    layers = 1 + max((layer_of(name) or 0 for name, _ in model.named_parameters()), default=0)
+    numbers = [layer_of(name) for name, _ in model.named_parameters()]
+    layers = max((1 + number for number in numbers if number is not None), default=0)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -112,4 +113,6 @@ class Schedule(LRScheduler):
         if self.bad <= self.patience:
             return False
         self.scale, self.bad = self.scale * self.factor, 0
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = lr  # Trainer has asked for the next step's already
         return True

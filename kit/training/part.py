@@ -25,7 +25,6 @@ from kit.model.inference import predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.recipe import Recipe
 from kit.rundir import RunDir, digests
-from kit.schema import RESPONSES
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.training import lora
 from kit.training.arguments import steps_per_epoch
@@ -88,7 +87,8 @@ def train_part(
         last = last_whole(part / CHECKPOINTS, below=steps if steps % per_epoch else math.inf)
     if resume and last:
         say(f"going on from step {step_of(last)}")
-    with _advice_on_memory(recipe, trainer.args.per_device_train_batch_size), advice_on_disk(part):
+    rows, sequences = trainer.args.per_device_train_batch_size, material.lessons.lengths.shape[1]
+    with _advice_on_memory(recipe, rows, sequences), advice_on_disk(part):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if recipe.train.lora_rank:
             lora.merge(model.encoder)
@@ -181,8 +181,8 @@ def _tidy(entry: dict[str, float]) -> dict[str, float | None]:
 
 
 @contextmanager
-def _advice_on_memory(recipe: Recipe, rows: int) -> Iterator[None]:
-    """Turns running out of memory into advice."""
+def _advice_on_memory(recipe: Recipe, rows: int, sequences: int) -> Iterator[None]:
+    """Turns running out of memory into advice, for passes of so many rows with so many sequences each."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -191,9 +191,14 @@ def _advice_on_memory(recipe: Recipe, rows: int) -> Iterator[None]:
             raise RecipeError(f"torch.compile failed on this encoder: {reason}", "Set train.compile=false.") from error
         if not out_of_memory(error):
             raise
-        tokens = recipe.train.micro_tokens or rows * len(RESPONSES) * recipe.encode.max_tokens
+        row = sequences * recipe.encode.max_tokens
+        tokens = max(row, min(recipe.train.micro_tokens or math.inf, rows * row))
+        cures = {
+            f"--set train.micro_tokens={max(row, tokens // 2)} (the same result in more, smaller passes)": tokens > row,
+            "--set train.gradient_checkpointing=true": not recipe.train.gradient_checkpointing,
+            "a smaller encode.max_tokens": True,
+        }
         raise DeviceError(
             f"out of memory with up to {tokens:,} tokens per forward pass",
-            f"Try --set train.micro_tokens={max(1, tokens // 2)} (the same result in more, smaller passes), then "
-            "--set train.gradient_checkpointing=true, then a smaller encode.max_tokens.",
+            f"Try {', then '.join(cure for cure, left in cures.items() if left)}.",
         ) from error

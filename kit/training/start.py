@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+from torch import nn
 
 from kit import lock
 from kit.data.encode import Vocabulary
@@ -19,6 +20,7 @@ from kit.model.pair import PairModel
 from kit.recipe import ModelSpec, Recipe
 from kit.schema import TEXTS
 from kit.training import lora
+from kit.training.optim import layer_of
 from kit.training.reinit import reinitialise
 
 
@@ -37,6 +39,7 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
         encoder = build(config, recipe.model.fast_attention)
     else:
         encoder, vocabulary = load_encoder(source, recipe.model.fast_attention), load_vocabulary(source)
+    _require_layers(recipe, encoder)
     reinitialise(encoder, recipe.train.reinit_layers)
     if len(vocabulary.pretrained) > config["vocab_size"]:
         raise BackboneError(
@@ -77,6 +80,18 @@ def require(recipe: Recipe) -> None:
             f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such as deberta.",
         )
     lora.require(spec)
+
+
+def _require_layers(recipe: Recipe, encoder: nn.Module) -> None:
+    """Raises RecipeError where the recipe works on the layers of an encoder whose layers have other names."""
+    if any(layer_of(f"encoder.{name}") is not None for name, _ in encoder.named_parameters()):
+        return
+    for key in ("awp", "lora_rank"):
+        if getattr(recipe.train, key):
+            raise RecipeError(
+                f"train.{key} works on an encoder's layers, and in {recipe.backbone} no weight is named as one",
+                f"Set train.{key}=0: {type(encoder).__name__} is trained whole or not at all.",
+            )
 
 
 def tiny_folder(record: Backbone, data: Processed) -> Path:

@@ -208,4 +208,6 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+    if args.process_index:
+        torch.manual_seed(spec.seed + args.process_index)  # else all processes would drop out alike
     return trainer
