@@ -10,7 +10,7 @@ from pathlib import Path
 from kit.errors import KitError
 from kit.remote import harvest, kernels, notebook, push
 from kit.remote.client import Client
-from kit.remote.faults import BusyError, KaggleError, UnreachableError
+from kit.remote.faults import BusyError, CredentialsError, KaggleError, UnreachableError
 from kit.remote.job import Job
 from kit.remote.kernels import KernelRef
 from kit.rundir import RunDir
@@ -48,6 +48,7 @@ def fan_out(
 
     Raises:
         UnreachableError: Kaggle has not answered for long; run it again to take up what is there.
+        CredentialsError: Kaggle does not accept the credential (any more), which says nothing about the jobs.
     """
     runs, folder = Path(runs), Path(folder)
     waiting, running, outcomes, silent = list(jobs), {}, {}, 0
@@ -97,7 +98,7 @@ def _begin(
                 say(f"{job.title}: {ref} is on Kaggle already")
                 return None, ref
         pushed = push.push(client, job, folder / job.slug, slot_wait_s=0.0, say=say)
-    except BusyError:
+    except (BusyError, CredentialsError):
         raise
     except KaggleError as error:
         return Outcome(job.title, "failed", ref, str(error)), None
@@ -113,7 +114,7 @@ def _look(client: Client, job: Job, ref: KernelRef, runs: Path, say: Callable[[s
             return None
         kernels.wait(client, ref, poll_s=20.0, say=say)  # believes an end only when it is this version's
         parts = harvest.collect(client, ref, runs, say=say)
-    except UnreachableError:
+    except (UnreachableError, CredentialsError):
         raise
     except KitError as error:
         return Outcome(job.title, "failed", ref, str(error))

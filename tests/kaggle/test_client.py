@@ -55,6 +55,28 @@ def test_an_access_token_that_is_about_to_end_is_renewed(
     assert len(fake.seen("GenerateAccessToken")) == renewals
 
 
+def test_an_oauth_login_outlives_its_tokens_and_shows_none(fake: FakeKaggle, home: Path, heard: Heard) -> None:
+    def renew(_: dict) -> dict:  # as if twelve hours were a minute: each token is about to end, the one before is over
+        fake.token = f"KGAT_access_{len(fake.seen('GenerateAccessToken'))}"
+        return {"token": fake.token, "expiresIn": 60}
+
+    fake.generate_access_token = renew
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle/credentials.json").write_text(json.dumps({"refresh_token": "r" * 20, "username": OWNER}))
+    with fake.patched(home, {"HOME": str(home)}), Client(patience=heard.patience()) as client:
+        for _ in range(3):
+            fake.token = "over"
+            assert client.call(*LIMITS).num_allowed_now == 5
+        assert {call.auth for call in fake.seen("GetSubmissionLimits")} == {"bearer"}
+        assert {call.auth for call in fake.seen("GenerateAccessToken")} == {"none"}
+        fake.fail("GetSubmissionLimits", 400, f"echo KGAT_access_{len(fake.seen('GenerateAccessToken')) + 1}")
+        with pytest.raises(faults.RefusedError, match=r"echo \[secret\]"):
+            client.call(*LIMITS)
+        fake.fail("GenerateAccessToken", 401, "revoked")
+        with pytest.raises(faults.CredentialsError, match="kaggle auth login"):
+            client.call(*LIMITS)
+
+
 def test_an_oauth_login_that_is_over_says_how_to_log_in(fake: FakeKaggle, home: Path) -> None:
     (home / ".kaggle").mkdir()
     (home / ".kaggle/credentials.json").write_text('{"refresh_token": "old", "username": "kituser"}')

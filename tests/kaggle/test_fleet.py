@@ -167,6 +167,15 @@ def test_an_outage_without_end_ends_the_fleet(
         fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
 
+@pytest.mark.parametrize("method", ["GetKernel", "SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"])
+def test_a_credential_that_is_over_is_no_failure_of_the_jobs(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, method: str
+) -> None:
+    fake.fail(method, 401, "Unauthenticated", times=10**6)
+    with pytest.raises(faults.CredentialsError):
+        fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+
+
 def test_a_run_of_other_data_is_not_mixed_in(client: Client, jobs: list[Job], tmp_path: Path) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
     home.mkdir(parents=True)
