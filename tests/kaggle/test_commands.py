@@ -15,6 +15,7 @@ from test_fleet import RECIPE, output
 from kit.cli import main
 from kit.recipes import load
 from kit.remote import ledger, notebook
+from kit.remote.preparing import mark
 from kit.remote.retry import Patience
 from kit.scoring import blend as blends
 from kit.scoring import calibration
@@ -23,6 +24,7 @@ from kit.scoring.calibration import Calibration
 
 TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
 TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
+TWO = mark({"folds": 2})  # what a slug says of these rows
 INFER = f"{OWNER}/kit-infer"
 Kit = Callable[..., Result]
 
@@ -199,7 +201,7 @@ class TestPush:
         [
             (TRAIN, [TRAIN_SLUG]),
             (["kernels", "push", "infer", "--runs", "a-kernel", "b/other", "--weights", "2,1"], ["kit-infer"]),
-            ([*TRAIN, "--fan-out", "--folds", "2"], [TRAIN_SLUG.replace("all-folds", f"fold-{k}") for k in (0, 1)]),
+            ([*TRAIN, "--fan-out", "--folds", "2"], [TRAIN_SLUG.replace("all-folds", f"{TWO}-fold-{k}") for k in "01"]),
         ],
     )
     def test_a_dry_run_writes_the_folder_and_asks_nobody(
