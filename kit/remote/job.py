@@ -26,13 +26,14 @@ SCORING_HOURS = 9.0  # this competition's limit for a submission
 class Source:
     """Something that Kaggle mounts and that holds run directories: owner/slug of a "kernel" or a "dataset".
 
-    `runs` are the names of the runs in it, as far as they are known.
+    `runs` are the names of the runs in it and `versions` the kernel's versions that were meant, as far as known.
     """
 
     ref: str
     weight: float = 1.0
     kind: str = "kernel"
     runs: tuple[str, ...] = ()
+    versions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def train_job(
         )
     find(recipe.backbone)  # a name misspelt would cost a push and a GPU session
     preprocess = dict(preprocess or {})
-    folds = int(preprocess.get("folds", preparing.DEFAULTS["folds"]))
+    folds = preparing.folds(preprocess)
     if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
         raise KitError(
             f"there is no fold {fold[:20]!r}", f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds makes other ones."
@@ -170,8 +171,7 @@ def train_jobs(
     """
     if len({recipe.run_name for recipe in recipes}) < len(recipes):
         raise KitError("two of these trainings are the same", "Name each backbone or recipe once.")
-    count = int((preprocess or {}).get("folds", preparing.DEFAULTS["folds"]))
-    folds = [str(k) for k in range(count)] if fold == "all" else [fold]
+    folds = [str(k) for k in range(preparing.folds(preprocess or {}))] if fold == "all" else [fold]
     return [train_job(recipe, fold=k, preprocess=preprocess, **options) for recipe in recipes for k in folds]
 
 
@@ -207,7 +207,8 @@ def infer_job(
     weights = [s.weight for s in sources]
     if not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
         raise KitError(f"the weights {weights} cannot be used", "None may be negative, and one must be above 0.")
-    members = [{"ref": s.ref, "weight": s.weight} | ({"runs": list(s.runs)} if s.runs else {}) for s in sources]
+    known = ({"kind": s.kind, "runs": list(s.runs)} if s.runs else {} for s in sources)
+    members = [{"ref": s.ref, "weight": s.weight} | more for s, more in zip(sources, known, strict=True)]
     settings: dict[str, Any] = {"sources": members, "method": method, "local_score": local_score}
     if blend:
         settings |= {"method": "blend", "blend": blends.content(blend)}

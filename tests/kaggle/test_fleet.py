@@ -254,6 +254,14 @@ def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
     assert list(RunDir.open(home).parts()) == ["fold0"]
 
 
+def test_the_version_is_remembered_though_none_was_named(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+    fake.kernel_script, fake.kernel_files = ["COMPLETE"], output(RECIPE, "0")
+    for _ in range(2):
+        fake.save_kernel({"slug": f"{OWNER}/kit-train", "newTitle": "kit train", "text": ""})
+    harvest.collect(client, KernelRef(OWNER, "kit-train"), tmp_path / "runs")
+    assert harvest.origins(tmp_path / "runs" / RECIPE.run_name) == {"fold0": f"{OWNER}/kit-train/2"}
+
+
 def test_an_output_without_a_run_is_an_error(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
     fake.kernel_script = ["COMPLETE"]
     fake.save_kernel({"slug": f"{OWNER}/kit-other", "newTitle": "kit other", "text": ""})
