@@ -96,10 +96,14 @@ class Client:
         return self.explained(lambda: retry.again(lambda: self._send(method, body), self.patience), doing, _page(body))
 
     def change(self, method: str, body: Mapping[str, Any], doing: str, happened: Callable[[], Any]) -> Any:
-        """The same for a call that must take effect once only; see `retry.once`."""
+        """The same for a call that must take effect once only; see `retry.once`.
+
+        Raises:
+            UncertainError: it may have taken effect.
+        """
 
         def send() -> Any:
-            return retry.once(lambda: self._send(method, body), happened, self.patience)
+            return retry.once(lambda: self._send(method, body), happened, self.patience, doing)
 
         return self.explained(send, doing, _page(body))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kit import atomic
 from kit.errors import DataError, KitError
-from kit.remote import account, kernels, ledger, notebook, outputs, submissions, transfer
+from kit.remote import account, kernels, ledger, notebook, outputs, retry, submissions, transfer
 from kit.remote.client import Client
 from kit.remote.faults import RefusedError, RulesError
 from kit.remote.kernels import KernelRef
@@ -178,8 +178,9 @@ def _send(
         new = [s for s in submissions.newest(client, entry.competition) if s.ref not in before]
         return next((s for s in new if s.message == entry.message), None)
 
-    answer = client.change(method, body, f"submitting to {entry.competition}", happened)
-    made = answer if answer.ref else happened()
+    doing = f"submitting to {entry.competition}"
+    answer = client.change(method, body, doing, happened)
+    made = answer if answer.ref else retry.look(happened, doing)
     if made is None:
         raise RefusedError(f"Kaggle did not take the submission: {answer.message or 'no reason given'}")
     entry = replace(entry, ref=str(made.ref))

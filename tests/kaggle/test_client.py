@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import requests
 from fake_kaggle import KEY, OWNER, TOKEN, FakeKaggle
 from heard import Heard
 
@@ -234,6 +235,24 @@ class TestChangesThatMustHappenOnce:
         fake.fail("CreateSubmission", after=True, drop=True)
         with fake.patched(home), Client(patience=heard.patience(attempts=1)) as client:
             assert self.change(client, fake) == fake.submissions[0]["ref"]
+
+    @pytest.mark.parametrize(
+        "lost", [faults.UnreachableError("list: 503", "Run it again."), requests.ConnectionError()]
+    )
+    def test_where_it_cannot_be_seen_whether_it_took_effect_that_is_said(
+        self, client: Client, fake: FakeKaggle, lost: Exception
+    ) -> None:
+        def happened() -> object:
+            raise lost
+
+        fake.fail("CreateSubmission", after=True, drop=True)
+        fake.uploads["up1"] = {"name": "s.csv", "data": b"x"}
+        body = {"competitionName": COMPETITION, "blobFileTokens": "up1"}
+        with pytest.raises(faults.UncertainError, match="submitting: it is not known") as caught:
+            client.change("competitions.create_submission", body, "submitting", happened)
+        assert "`kit submissions`" in caught.value.hint
+        assert "Run it again" not in str(caught.value)
+        assert len(fake.submissions) == 1
 
     def test_a_refusal_is_not_repeated(self, client: Client, fake: FakeKaggle, heard: Heard) -> None:
         fake.fail("CreateSubmission", 400, "no")

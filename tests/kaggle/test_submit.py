@@ -133,6 +133,23 @@ class TestKernel:
         assert [e.ref for e in ledger.read(book)] == [str(s["ref"]) for s in reversed(fake.submissions)]
         assert entry.ref == str(fake.submissions[0]["ref"])
 
+    @pytest.mark.parametrize("answer", [{"after": True, "drop": True}, {"message": "no number in it"}])
+    def test_where_it_cannot_be_seen_whether_it_is_in_that_is_said(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, answer: dict
+    ) -> None:
+        def lost(body: dict) -> dict:
+            fake.fail("ListSubmissions", 503, times=99)
+            return answer if "message" in answer else real(body)
+
+        ready()
+        real, fake.create_code_submission = fake.create_code_submission, lost
+        if "drop" in answer:
+            fake.fail("CreateCodeSubmission", **answer)
+        with pytest.raises(faults.UncertainError, match="it is not known whether that took effect") as caught:
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert "Run it again" not in str(caught.value)
+        assert len(fake.seen("CreateCodeSubmission")) == 1
+
     def test_a_submission_that_did_not_arrive_is_sent_again(
         self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
     ) -> None:
