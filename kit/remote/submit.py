@@ -171,7 +171,7 @@ def _send(
     client: Client, method: str, body: dict[str, Any], entry: Entry, book: str | Path, say: Callable[[str], None]
 ) -> Entry:
     """Makes the submission, once, and writes it down."""
-    ledger.read(book)  # a ledger that cannot be written to is found before the submission counts
+    ledger.require_writable(book)
     before = {s.ref for s in submissions.newest(client, entry.competition)}
 
     def happened() -> submissions.Submission | None:
@@ -186,9 +186,10 @@ def _send(
     entry = replace(entry, ref=str(made.ref))
     try:
         ledger.record(entry, book)
-    except OSError as error:
+    except (OSError, KitError) as error:
+        why = error.problem if isinstance(error, KitError) else error.strerror
         raise KitError(
-            f"submission {entry.ref} is in, but {book} cannot be written: {error.strerror}",
+            f"submission {entry.ref} is in, but {book} cannot be written: {why}",
             "Do not submit again; `kit submissions` shows it.",
         ) from error
     say(f"submission {entry.ref} is in; written to {book}")

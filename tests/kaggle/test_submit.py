@@ -168,15 +168,42 @@ class TestKernel:
             submit.submit_kernel(client, KERNEL, "m", book=book)
         assert fake.submissions == []
 
-    def test_a_ledger_that_cannot_be_written_does_not_hide_the_submission(
-        self, client: Client, ready: Callable, book: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("trouble", ["a directory", "a file above it", "no room beside it"])
+    def test_a_ledger_that_could_not_be_written_is_found_before_the_submission_counts(
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        ready: Callable,
+        book: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        trouble: str,
     ) -> None:
-        def full(*_: object) -> None:
+        def full(**_: object) -> None:
             raise OSError(28, "No space left on device")
 
         ready()
+        if trouble == "a directory":
+            book.mkdir(parents=True)
+        elif trouble == "a file above it":
+            book.parent.write_text("")
+        else:
+            monkeypatch.setattr("tempfile.TemporaryFile", full)
+        with pytest.raises(KitError, match=r"the ledger .* (is a directory|cannot be written)"):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert (fake.submissions, book.is_file()) == ([], False)
+
+    @pytest.mark.parametrize(
+        "error", [OSError(28, "No space left"), KitError("No space left", "Free some"), DataError("No space left")]
+    )
+    def test_a_ledger_that_cannot_be_written_does_not_hide_the_submission(
+        self, client: Client, ready: Callable, book: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        def full(*_: object) -> None:
+            raise error
+
+        ready()
         monkeypatch.setattr(ledger.atomic, "write_text", full)
-        with pytest.raises(KitError, match=r"(?s)is in, but .*Do not submit again"):
+        with pytest.raises(KitError, match=r"(?s)is in, but .*No space left\n.*Do not submit again"):
             submit.submit_kernel(client, KERNEL, "m", book=book)
 
 
