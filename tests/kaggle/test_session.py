@@ -338,6 +338,20 @@ class TestWhatGoesWrong:
         infer_cell.infer(session)
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run"] * 2 + ["kit-train-b-run"]
 
+    def test_what_a_failed_attempt_wrote_is_not_in_the_way_of_the_next(
+        self, session: Session, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def kit(_: Session, arguments: list, processes: int, *__: object, **___: str) -> int:
+            if Path(arguments[5]).exists():
+                return 1  # as kit predict without --force
+            frame.write(frame.make([7], [[0.3, 0.7, 0.0]]), arguments[5])
+            return 1 if processes == 2 else 0
+
+        monkeypatch.setattr(Session, "kit", kit)
+        monkeypatch.setattr(Session, "devices", lambda self: 2)
+        infer_cell.infer(session)
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.3)]
+
     def test_a_used_up_budget_stops_predicting(
         self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -125,6 +125,7 @@ def _predict(session: Session, member: Member, test: Path, file: Path, processes
         if budget <= 0:
             loud("the time budget is used up")
             return False
+        file.unlink(missing_ok=True)  # kit predict would not overwrite what a failed attempt has left
         command = ["predict", member.run, "--input", test, "-o", file]
         if session.kit(command, count, budget, **offline, **hidden) == 0 and file.exists():
             return True
