@@ -452,6 +452,7 @@ class TestSubmit:
             (["no-such.csv"], "no-such.csv: no such file"),
             (["bad.csv"], "bad.csv would not be scored"),
             (["--kernel", "no/such/kernel/here"], "does not name a kernel"),
+            (["--kernel", "https://www.kaggle.com/code/a/kit-infer?scriptVersionId=1"], "Write a/kit-infer/VERSION"),
             (["--kernel", "kit-infer", "--sample", "no-such.csv"], "no-such.csv: no such file"),
         ],
     )
@@ -538,11 +539,14 @@ class TestDoctor:
         assert result.exit_code == 1
         assert "https://status.kaggle.com" in result.stdout
 
-    @pytest.mark.parametrize("used", [108000, None])
-    def test_no_gpu_hours_are_no_failure(self, kit: Kit, fake: FakeKaggle, used: int | None) -> None:
+    @pytest.mark.parametrize("used", [108000, None, "nothing"])
+    def test_no_gpu_hours_are_no_failure(self, kit: Kit, fake: FakeKaggle, used: int | str | None) -> None:
         if used is None:
             fake.fail("GetAcceleratorQuotaStatistics", 403, "no phone number", times=9)
-        fake.gpu_used_s = used or 0
+        elif used == "nothing":
+            fake.get_accelerator_quota_statistics = lambda _: {}
+        else:
+            fake.gpu_used_s = used
         result = kit("doctor", "--online")
         assert result.exit_code == 0, result.output
         assert "note    GPU quota" in result.stdout

@@ -277,12 +277,15 @@ main()
     def test_the_quota_is_told_and_may_be_missing(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
-        fake.gpu_total_s = 30 * 3600
+        fake.gpu_total_s, fake.max_gpu_sessions = 30 * 3600, 3
         push.push(client, job, tmp_path / "k", say=heard.lines.append)
         assert "29.0 of 30 GPU hours left" in heard.text
         fake.fail("GetAcceleratorQuotaStatistics", 404, "gone")
         push.push(client, job, tmp_path / "k", say=heard.lines.append)
         assert "quota cannot be read" in heard.text
+        fake.get_accelerator_quota_statistics = lambda _: {}
+        push.push(client, job, tmp_path / "k", say=heard.lines.append)
+        assert "Kaggle's answer has none" in heard.text
 
     def test_the_name_that_kaggle_gives_is_the_one_that_counts(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
@@ -290,7 +293,7 @@ main()
         real = fake.save_kernel
 
         def renamed(body: dict) -> dict:
-            return real(body) | {"url": f"https://www.kaggle.com/code/{OWNER}/another-name"}
+            return real(body) | {"url": f"https://www.kaggle.com/code/{OWNER}/another-name?scriptVersionId=9"}
 
         fake.save_kernel = renamed
         assert push.push(client, job, tmp_path / "k", say=heard.lines.append).ref.slug == "another-name"
