@@ -18,7 +18,7 @@ from kit.scoring.metrics import accuracy, log_loss
 
 def origin(processed: Processed, backbone: str | None = None) -> dict[str, Any]:
     """What a run remembers of the data it is made from, of its backbone's folder, and of the kit that made it."""
-    options = {name: processed.manifest["options"][name] for name in ("text", "split", "folds")}
+    options = {name: processed.manifest["options"][name] for name in ("text", "split", "folds", "valid", "seed")}
     folder = {"backbone": backbone} if backbone else {}
     return {"data": processed.digest("train"), "kit": kit.__version__} | options | folder
 

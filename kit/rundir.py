@@ -129,9 +129,10 @@ class RunDir:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """`data` (hash of the training rows), `text`, `split`, `folds`, `kit` (version).
+        """`data` (hash of the training rows), how these were prepared, `kit` (version).
 
-        And since format 1 `recipe` (hash of what recipe.toml says) and, of a folder, `backbone` (hash of its files).
+        That is `text`, `split`, `folds` and, but for an older kit's runs, `valid` and `seed`. And since format 1
+        `recipe` (hash of what recipe.toml says) and, of a folder, `backbone` (hash of its files).
         """
         return _read(self.path / "origin.json")
 

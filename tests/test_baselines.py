@@ -293,6 +293,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(data: Path, ru
     assert list(tmp_path.iterdir()) == []
     origin = json.loads((runs / "baseline-uniform" / "origin.json").read_text())
     assert origin["data"] == open_processed(data).digest("train")
+    assert [origin[name] for name in ("text", "split", "folds", "valid", "seed")] == ["unicode", "grouped", 3, 0.2, 0]
     write_json(tmp_path / "baseline-uniform" / "origin.json", origin | {"data": "other"})
     with pytest.raises(RunError, match="other rows"):
         baseline.run("uniform", data, tmp_path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kit.remote.client import Client
-from kit.remote.faults import KaggleError
+from kit.remote.faults import KaggleError, UnreachableError
 from kit.schema import COMPETITION
 
 
@@ -48,9 +48,17 @@ class Rules:
 
 
 def quota(client: Client) -> Quota:
-    """The week's GPU quota. Durations are read as such: as text, Kaggle's client drops whole days of them."""
+    """The week's GPU quota. Durations are read as such: as text, Kaggle's client drops whole days of them.
+
+    Raises:
+        UnreachableError: there is none in the answer.
+    """
     answer = client.call("kernels.get_accelerator_quota_statistics", {}, "reading the GPU quota")
     gpu, resets = answer.gpu_quota, answer.quota_refresh_time
+    if gpu is None:
+        raise UnreachableError(
+            "reading the GPU quota: Kaggle's answer has none", "See https://www.kaggle.com/settings."
+        )
     used, total = (t.total_seconds() / 3600 if t else 0.0 for t in (gpu.time_used, gpu.total_time_allowed))
     return Quota(used, total, resets.replace(tzinfo=UTC) if resets else None)
 

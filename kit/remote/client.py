@@ -7,7 +7,6 @@ requests and answers without those. Here each call has a timeout, is repeated wh
 """
 
 import json
-import time
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,10 +96,14 @@ class Client:
         return self.explained(lambda: retry.again(lambda: self._send(method, body), self.patience), doing, _page(body))
 
     def change(self, method: str, body: Mapping[str, Any], doing: str, happened: Callable[[], Any]) -> Any:
-        """The same for a call that must take effect once only; see `retry.once`."""
+        """The same for a call that must take effect once only; see `retry.once`.
+
+        Raises:
+            UncertainError: it may have taken effect.
+        """
 
         def send() -> Any:
-            return retry.once(lambda: self._send(method, body), happened, self.patience)
+            return retry.once(lambda: self._send(method, body), happened, self.patience, doing)
 
         return self.explained(send, doing, _page(body))
 
@@ -180,27 +183,21 @@ class Client:
         elif self.credential.kind == "token":
             http._session.auth = http.BearerAuth(self.credential.secret)
         else:
-            http._session.auth = http.BearerAuth(self._oauth_token(kagglesdk, sdk))
+            self._login(kagglesdk, sdk, http)
         return sdk
 
-    def _oauth_token(self, kagglesdk: Any, sdk: Any) -> str:
-        """The login's access token, renewed when less than five minutes of it are left (the SDK waits for its end)."""
+    def _login(self, kagglesdk: Any, sdk: Any, http: Any) -> None:
+        """Has the session signed by the OAuth login, once that has given a token."""
+        from kit.remote.oauth import Login
+
         try:
             saved = kagglesdk.KaggleCredentials.load(sdk, str(self.credential.path))
         except (ValueError, AttributeError):
             saved = None
         if saved is None:
             raise credentials.refused(self.credential, self._search)
-
-        def renewed() -> str:
-            expires = saved._access_token_expiration
-            if expires is None or expires.timestamp() < time.time() + 300:
-                saved.refresh_access_token()
-            return saved.get_access_token()
-
-        token = self.explained(lambda: retry.again(renewed, self.patience), "renewing the OAuth login")
-        self._secrets.append(token)
-        return token
+        http._session.auth = login = Login(saved, self._secrets.append)
+        self.explained(lambda: retry.again(login.token, self.patience), "renewing the OAuth login")
 
 
 def _page(body: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -42,8 +42,8 @@ def download(
     """Downloads and unpacks a competition's files into `out`.
 
     Each file is compared with the size that Kaggle lists, and with its checksum in the archive. Files that are
-    there already with the right size are kept; others are overwritten only with `force`. An interrupted download
-    continues where it stopped.
+    there already with the right size are kept; with `force` every file is downloaded and overwritten. An interrupted
+    download continues where it stopped.
 
     Raises:
         KaggleError: rules not accepted, no such competition, no answer, a damaged archive.
@@ -65,7 +65,7 @@ def _download(
     sizes = files(client, competition)
     here = {name: (out / name).stat().st_size for name in sizes if (out / name).is_file()}
     target = out / f"{competition}.zip"
-    if here == sizes:
+    if here == sizes and not force:
         transfer.discard(target)  # a process that was killed had unpacked it
         say(f"{out}: all {len(sizes)} files are there already")
         return _report(out, sizes, competition, already=True)
@@ -113,10 +113,12 @@ def unpack(archive: Path, out: Path, sizes: dict[str, int]) -> None:
     """Unpacks exactly the listed files: all under temporary names first, then all renamed.
 
     Raises:
-        zipfile.BadZipFile: not an archive, a checksum that differs, a file missing or of another size, a name that
-            leads out of the folder, a link.
+        zipfile.BadZipFile: not an archive, bytes that cannot be unpacked, a checksum that differs, a file missing or
+            of another size, a name that leads out of the folder, a link.
     """
-    with contextlib.ExitStack() as stack, zipfile.ZipFile(archive) as bundle:
+    with contextlib.ExitStack() as stack:
+        with _reading():
+            bundle = stack.enter_context(zipfile.ZipFile(archive))
         members = {_safe(info): info for info in bundle.infolist() if not info.is_dir()}
         for name, size in sizes.items():
             info = members.get(name)
@@ -124,8 +126,27 @@ def unpack(archive: Path, out: Path, sizes: dict[str, int]) -> None:
                 have = "lacks it" if info is None else f"has {info.file_size:,} bytes"
                 raise zipfile.BadZipFile(f"Kaggle lists {name!r} with {size:,} bytes, the archive {have}")
             temporary = stack.enter_context(atomic.writing(out / name))
-            with bundle.open(info) as source, temporary.open("wb") as target:
-                shutil.copyfileobj(source, target, _PIECE)  # raises BadZipFile where the checksum differs
+            with temporary.open("wb") as target:
+                for piece in _pieces(bundle, info):
+                    target.write(piece)
+
+
+def _pieces(bundle: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """A file's bytes, whose checksum has been compared when they end."""
+    with _reading(), bundle.open(info) as source:
+        while piece := source.read(_PIECE):
+            yield piece
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Makes one error of the many that wrong bytes raise in zipfile: of zlib, of ends, versions, places, names."""
+    try:
+        yield
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:
+        raise zipfile.BadZipFile(str(error) or type(error).__name__) from error
 
 
 def _safe(info: zipfile.ZipInfo) -> str:
@@ -161,6 +182,6 @@ def _report(out: Path, sizes: dict[str, int], competition: str, already: bool) -
     if competition == COMPETITION and sha256 != TRAIN_SHA256:
         warnings.append(
             f"{out / TRAIN_FILE} is not the file of November 2026 (sha256 {sha256[:16]}…, known {TRAIN_SHA256[:16]}…). "
-            "Kaggle may have updated it; scores are then not comparable with earlier ones."
+            "Kaggle may have updated it; scores are then not comparable with earlier ones. --force downloads it again."
         )
     return Downloaded(out, sizes, already, sha256, tuple(warnings))

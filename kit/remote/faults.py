@@ -32,6 +32,10 @@ class UnreachableError(KaggleError):
     """No usable answer: network, timeout, Kaggle's own failure. The same thing can work later."""
 
 
+class UncertainError(KaggleError):
+    """It is not known whether a change took effect, so that it must not simply be made again."""
+
+
 class RefusedError(KaggleError):
     """Kaggle understood and said no."""
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.errors import KitError
-from kit.remote import harvest, kernels, notebook, push
+from kit.errors import KitError, RunError
+from kit.remote import harvest, kernels, notebook, preparing, push
 from kit.remote.client import Client
-from kit.remote.faults import BusyError, KaggleError, UnreachableError
+from kit.remote.faults import BusyError, CredentialsError, KaggleError, UnreachableError
 from kit.remote.job import Job
 from kit.remote.kernels import KernelRef
 from kit.rundir import RunDir
@@ -48,6 +48,7 @@ def fan_out(
 
     Raises:
         UnreachableError: Kaggle has not answered for long; run it again to take up what is there.
+        CredentialsError: Kaggle does not accept the credential (any more), which says nothing about the jobs.
     """
     runs, folder = Path(runs), Path(folder)
     waiting, running, outcomes, silent = list(jobs), {}, {}, 0
@@ -86,8 +87,11 @@ def _begin(
     client: Client, job: Job, runs: Path, folder: Path, say: Callable[[str], None]
 ) -> tuple[Outcome | None, KernelRef | None]:
     """Pushes a job, unless its result is here or it is on Kaggle already."""
-    if _is_here(job, runs):
-        return Outcome(job.title, "there already"), None
+    try:
+        if _is_here(job, runs):
+            return Outcome(job.title, "there already"), None
+    except RunError as error:  # said before hours of a GPU are spent on what could not be brought home
+        return Outcome(job.title, "failed", problem=str(error)), None
     ref = KernelRef(client.owner(), job.slug)
     try:
         kernel = kernels.exists(client, ref)
@@ -97,7 +101,7 @@ def _begin(
                 say(f"{job.title}: {ref} is on Kaggle already")
                 return None, ref
         pushed = push.push(client, job, folder / job.slug, slot_wait_s=0.0, say=say)
-    except BusyError:
+    except (BusyError, CredentialsError):
         raise
     except KaggleError as error:
         return Outcome(job.title, "failed", ref, str(error)), None
@@ -113,7 +117,7 @@ def _look(client: Client, job: Job, ref: KernelRef, runs: Path, say: Callable[[s
             return None
         kernels.wait(client, ref, poll_s=20.0, say=say)  # believes an end only when it is this version's
         parts = harvest.collect(client, ref, runs, say=say)
-    except UnreachableError:
+    except (UnreachableError, CredentialsError):
         raise
     except KitError as error:
         return Outcome(job.title, "failed", ref, str(error))
@@ -122,10 +126,15 @@ def _look(client: Client, job: Job, ref: KernelRef, runs: Path, say: Callable[[s
 
 
 def _is_here(job: Job, runs: Path) -> bool:
-    """Whether the job's parts are all in `runs`, finished."""
+    """Whether the job's parts are all in `runs`, finished.
+
+    Raises:
+        RunError: the run there is of rows that were prepared otherwise.
+    """
     run = RunDir(runs / str(job.settings["run_name"]))
     fold = str(job.settings["fold"])
     if not (run.path / "recipe.toml").exists():
         return False
+    preparing.check_origin(job.settings["preprocess"], run)
     parts = range(run.origin["folds"]) if fold == "all" else [fold]
     return all(run.done(part) for part in parts)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from kit import atomic, frame, lock
 from kit.errors import RunError
-from kit.remote import outputs
+from kit.remote import kernels, outputs
 from kit.remote.client import Client
 from kit.remote.faults import KaggleError
 from kit.remote.kernels import KernelRef
@@ -24,12 +25,16 @@ def collect(
 ) -> list[Path]:
     """Brings the run directories in a training kernel's output into `runs`; the parts that are new there.
 
+    Args:
+        ref: without a version it is the latest at this moment, whose number is kept with the parts.
+
     Raises:
         KaggleError: the output cannot be had whole, or holds no run.
         RunError: a local run of that name is of other data or another recipe.
         HeldError: another process brings this kernel home, or is training a part that it would bring.
     """
     runs = Path(runs)
+    ref = ref if ref.version else replace(ref, version=kernels.look_up(client, ref).latest or None)
     runs.mkdir(parents=True, exist_ok=True)
     with lock.held(runs, f"{ref.slug}.collect"):
         return _collect(client, ref, runs, say)

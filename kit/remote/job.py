@@ -9,6 +9,7 @@ from typing import Any
 from kit.errors import KitError
 from kit.model.backbones import find
 from kit.recipe import Recipe
+from kit.remote import preparing
 from kit.rundir import HOLDOUT
 from kit.schema import COMPETITION
 from kit.scoring import blend as blends
@@ -17,7 +18,6 @@ from kit.scoring.blend import Blend
 from kit.scoring.calibration import Calibration
 
 GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
-FOLDS = 5  # what `kit preprocess` makes by itself
 SESSION_HOURS = 12.0  # Kaggle's limit for one run of a notebook
 SCORING_HOURS = 9.0  # this competition's limit for a submission
 
@@ -26,13 +26,14 @@ SCORING_HOURS = 9.0  # this competition's limit for a submission
 class Source:
     """Something that Kaggle mounts and that holds run directories: owner/slug of a "kernel" or a "dataset".
 
-    `runs` are the names of the runs in it, as far as they are known.
+    `runs` are the names of the runs in it and `versions` the kernel's versions that were meant, as far as known.
     """
 
     ref: str
     weight: float = 1.0
     kind: str = "kernel"
     runs: tuple[str, ...] = ()
+    versions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def train_job(
     title: str = "",
     competition: str = COMPETITION,
 ) -> Job:
-    """A training job. Equal recipes and folds share a kernel; others never do, since inference mounts the latest.
+    """A training job. Equal recipes, folds and rows share a kernel; others never do: inference mounts the latest.
 
     Args:
         restarts: how often a training that collapses is tried again.
@@ -139,22 +140,24 @@ def train_job(
             "Name one from `kit backbones`; the kernel downloads it.",
         )
     find(recipe.backbone)  # a name misspelt would cost a push and a GPU session
-    folds = int((preprocess or {}).get("folds", FOLDS))
+    preprocess = dict(preprocess or {})
+    folds = preparing.folds(preprocess)
     if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
         raise KitError(
             f"there is no fold {fold[:20]!r}", f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds makes other ones."
         )
     part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
-    name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[:20].strip("-")
+    rows = preparing.mark(preprocess)
+    name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[: 16 if rows else 20].strip("-")  # a title has 50 characters
     settings = {
         "recipe": recipe.to_toml(),
         "run_name": recipe.run_name,
         "fold": fold,
-        "preprocess": dict(preprocess or {}),
+        "preprocess": preprocess,
     }
     if restarts:  # else the job is what it was before there were any, and a kernel of then is taken up
         settings["restarts"] = restarts
-    title = title or f"kit train {name} {recipe.hash} {part}"
+    title = title or " ".join(filter(None, ("kit train", name, recipe.hash, rows, part)))
     return Job("train", title, settings, gpu, True, max_hours, competition)
 
 
@@ -168,7 +171,7 @@ def train_jobs(
     """
     if len({recipe.run_name for recipe in recipes}) < len(recipes):
         raise KitError("two of these trainings are the same", "Name each backbone or recipe once.")
-    folds = [str(k) for k in range(int((preprocess or {}).get("folds", FOLDS)))] if fold == "all" else [fold]
+    folds = [str(k) for k in range(preparing.folds(preprocess or {}))] if fold == "all" else [fold]
     return [train_job(recipe, fold=k, preprocess=preprocess, **options) for recipe in recipes for k in folds]
 
 
@@ -204,7 +207,8 @@ def infer_job(
     weights = [s.weight for s in sources]
     if not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
         raise KitError(f"the weights {weights} cannot be used", "None may be negative, and one must be above 0.")
-    members = [{"ref": s.ref, "weight": s.weight} | ({"runs": list(s.runs)} if s.runs else {}) for s in sources]
+    known = ({"kind": s.kind, "runs": list(s.runs)} if s.runs else {} for s in sources)
+    members = [{"ref": s.ref, "weight": s.weight} | more for s, more in zip(sources, known, strict=True)]
     settings: dict[str, Any] = {"sources": members, "method": method, "local_score": local_score}
     if blend:
         settings |= {"method": "blend", "blend": blends.content(blend)}

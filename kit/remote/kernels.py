@@ -33,7 +33,7 @@ class KernelRef:
         """Reads owner/slug, owner/slug/version, an address, or with `owner` a bare slug.
 
         Raises:
-            KaggleError: none of these.
+            KaggleError: none of these, or an address that tells the version by a number that no call takes.
         """
         if not text.strip():
             raise KaggleError(
@@ -45,6 +45,11 @@ class KernelRef:
         if not match or not (match[1] or owner) or match[3] == "0":
             raise KaggleError(
                 f"{text[:60]!r} does not name a kernel", "Write OWNER/SLUG or OWNER/SLUG/VERSION, as in its address."
+            )
+        if "scriptVersionId=" in text and not match[3]:
+            raise KaggleError(
+                f"{text.strip()[:100]!r} names a version by scriptVersionId, which cannot be looked up",
+                f"Write {match[1] or owner}/{match[2]}/VERSION, with the version's number on the kernel's page.",
             )
         return cls(match[1] or owner, match[2], int(match[3]) if match[3] else None)
 

@@ -2,14 +2,16 @@
 
 import csv
 import io
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from kit import atomic
-from kit.errors import DataError
+from kit import atomic, lock
+from kit.errors import DataError, KitError
 
 LEDGER = Path("submissions/ledger.csv")
+TOLD = ("status", "public_score", "private_score", "error")  # by Kaggle, after the entry was made
 
 
 @dataclass(frozen=True)
@@ -49,23 +51,51 @@ def read(path: str | Path = LEDGER) -> list[Entry]:
 
 
 def record(entry: Entry, path: str | Path = LEDGER) -> None:
-    """Adds an entry, or replaces the one of the same ref."""
-    rows = _rows(Path(path))
-    new = asdict(entry)
-    at = next((i for i, row in enumerate(rows) if entry.ref and row.get("ref") == entry.ref), None)
-    if at is None:
-        rows.append(new)
-    else:
-        rows[at] |= new
-    _write(rows, Path(path))
+    """Adds an entry; of one that is there, by its ref, only what Kaggle tells later is changed: people edit the rest.
+
+    Raises:
+        DataError: the file is not a ledger.
+        KitError, OSError: it cannot be written.
+    """
+    path, new = Path(path), asdict(entry)
+    with lock.held(path.parent, path.name, wait=True):  # else one of two commands would lose the other's entry
+        rows = _rows(path)
+        at = next((i for i, row in enumerate(rows) if entry.ref and row.get("ref") == entry.ref), None)
+        if at is None:
+            rows.append(new)
+        else:
+            rows[at] |= {column: new[column] for column in TOLD}
+        _write(rows, path)
+
+
+def require_writable(path: str | Path) -> None:
+    """Finds out, before a submission counts, whether it can be written down.
+
+    Raises:
+        DataError: the file is not a ledger.
+        KitError: it is a directory, or nothing can be written beside it.
+    """
+    path, hint = Path(path), "Mend that, or name another one with --ledger."
+    if path.is_dir():
+        raise KitError(f"the ledger {path} is a directory", hint)
+    try:
+        with lock.held(path.parent, path.name, wait=True):
+            _rows(path)
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                file.write(bytes(4096))
+    except OSError as error:
+        raise KitError(f"the ledger {path} cannot be written: {error.strerror or error}", hint) from error
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, restkey="", restval="")
-        rows, columns = list(reader), reader.fieldnames or []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, restkey="", restval="")
+            rows, columns = list(reader), reader.fieldnames or []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a ledger: {error}", "Move it away; kit begins a new one.") from error
     missing = [c for c in ("time", "ref", "message") if c not in columns]
     if missing:
         raise DataError(

@@ -60,13 +60,16 @@ def download(
 
     Args:
         only: which files to take, by name.
+        force: replace `out`, where it is the output of an earlier run.
 
     Raises:
         KaggleError: there are none, an address answers with an error, a file differs from what the notebook wrote.
-        KitError: `out` exists and `force` was not given.
+        KitError: `out` exists and `force` was not given, or it holds what no run left; it is no folder of its own.
         HeldError: another process is downloading there.
     """
     out = Path(out)
+    if out.name in ("", ".."):
+        raise KitError(f"{out} is not a folder that a download can replace", "Name a new folder with --out.")
     atomic.refuse_overwrite(out, force)
     with lock.held(out.parent, out.name):
         return _download(client, ref, out, only, say, progress)
@@ -84,6 +87,7 @@ def _download(
     wanted = [name for name in listed if only(name) or name == OUTPUTS]
     if not wanted:
         raise KaggleError(f"{ref} has no output files", f"Is it finished? `kit kernels status {ref}` says.")
+    _require_output(out, set(listed))
     staging = out.with_name(f".{out.name}.{ref.slug}-{ref.version or 'latest'}.partial")
     parts = {}
     for number, name in enumerate(wanted, 1):
@@ -99,6 +103,31 @@ def _download(
             path.replace(temporary / path.name)
     shutil.rmtree(staging)
     return Output(ref, out, tuple(wanted), compared)
+
+
+def _require_output(out: Path, listed: set[str]) -> None:
+    """Raises unless `out`, which is replaced as a whole, is free or holds only what a run of a kernel left."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise KitError(f"{out} is a file; a folder is to be written there", "Choose another folder with --out.")
+    known = listed | _written(out) | {OUTPUTS}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        folder = path.is_dir() and not path.is_symlink()
+        if not folder and name not in known and not ("/" not in name and path.suffix == ".log"):
+            raise KitError(
+                f"{out} holds {name}, which is no output of a kernel and would be lost",
+                "Choose another folder with --out.",
+            )
+
+
+def _written(out: Path) -> set[str]:
+    """The names that the earlier output in `out` says it has, which may be another version's."""
+    try:
+        return set(json.loads((out / OUTPUTS).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _compare(folder: Path, ref: KernelRef, wanted: set[str], listed: set[str]) -> bool:

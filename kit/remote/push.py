@@ -101,7 +101,8 @@ def push(
         client.patience.sleep(30.0)
         waited += 30.0
     _require_sources(answer, ref)
-    real = KernelRef.parse(answer.url or answer.ref.removeprefix("/code/") or str(ref))
+    address = (answer.url or answer.ref.removeprefix("/code/") or str(ref)).split("?")[0]
+    real = KernelRef.parse(address)
     if (real.owner, real.slug) != (ref.owner, ref.slug):
         say(f"Kaggle has named the kernel {real}")
     return Pushed(KernelRef(real.owner, real.slug, answer.version_number or None), real.url, folder)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from kit.remote.faults import status_of
+from kit.remote.faults import KaggleError, UncertainError, status_of
 
 T = TypeVar("T")
 
@@ -107,11 +107,14 @@ def again(call: Callable[[], T], patience: Patience) -> T:
         attempt += 1
 
 
-def once(call: Callable[[], T], happened: Callable[[], T | None], patience: Patience) -> T:
+def once(call: Callable[[], T], happened: Callable[[], T | None], patience: Patience, doing: str) -> T:
     """Runs a call that must not take effect twice.
 
     After a failure that leaves open whether it took effect (a dropped socket, a timeout, a 5xx), `happened` looks:
     its answer, unless None, stands for the call's own. Only when nothing happened is the call repeated.
+
+    Raises:
+        UncertainError: `happened` could not tell.
     """
     attempt = 0
     while True:
@@ -124,9 +127,27 @@ def once(call: Callable[[], T], happened: Callable[[], T | None], patience: Pati
             open_question = not untouched(error)
             if pause is not None or open_question:
                 patience.wait(error, patience.first_s if pause is None else pause)
-            found = happened() if open_question else None
+            found = look(happened, doing) if open_question else None
             if found is not None:
                 return found
             if pause is None:
                 raise
         attempt += 1
+
+
+def look(happened: Callable[[], T | None], doing: str) -> T | None:
+    """What `happened` finds of a change whose answer does not say whether it took effect; `doing` names the change.
+
+    Raises:
+        UncertainError: it could not tell.
+    """
+    import requests
+
+    try:
+        return happened()
+    except (KaggleError, requests.exceptions.RequestException) as error:
+        why = error.problem if isinstance(error, KaggleError) else type(error).__name__
+        raise UncertainError(
+            f"{doing}: it is not known whether that took effect: no usable answer, and looking failed ({why})",
+            "Do not repeat it before you have looked whether it is there: `kit submissions`, `kit kernels status`.",
+        ) from None

@@ -24,7 +24,7 @@ def resolve(
     """What `named` says, known to be there: kernels have completed, datasets are published.
 
     Raises:
-        RefusedError: a kernel has not completed.
+        RefusedError: a kernel has not completed, or has a later version than the one that was meant.
         KaggleError: a kernel is not there, a dataset cannot be published.
         KitError: as `named`.
     """
@@ -32,6 +32,7 @@ def resolve(
     for source in found:
         if source.kind == "kernel":
             _require_complete(client, source.ref)
+            _require_latest(client, source)
     if as_dataset:
         for run in (run for run in runs if Path(run).is_dir()):
             dataset.publish(client, run, say=say)
@@ -67,14 +68,14 @@ def named(
             if "/" in str(run) and (str(folder) == "runs" or any(folder.glob("*/origin.json"))):
                 RunDir.open(run)  # a path misspelt, not a kernel: this names the runs that are there
             ref = KernelRef.parse(str(run), owner)
-            found.append(Source(f"{ref.owner}/{ref.slug}", weight))  # Kaggle mounts the latest version
+            found.append(Source(f"{ref.owner}/{ref.slug}", weight, versions=(ref.version,) if ref.version else ()))
         elif as_dataset:
             run_dir = RunDir.open(run)
             run_dir.require_parts()
             found.append(Source(f"{owner}/{dataset.slug_of(run_dir)}", weight, "dataset", (run_dir.name,)))
         else:
-            refs, name = _came_from(Path(run)), RunDir.open(run).name
-            found += [Source(ref, weight / len(refs), runs=(name,)) for ref in refs]
+            homes, name = _came_from(Path(run)), RunDir.open(run).name
+            found += [Source(ref, weight / len(homes), runs=(name,), versions=homes[ref]) for ref in homes]
     return found
 
 
@@ -112,8 +113,21 @@ def _require_complete(client: Client, ref: str) -> None:
         )
 
 
-def _came_from(run: Path) -> list[str]:
-    """The kernels, as owner/slug, that the finished parts of a local run were brought home from."""
+def _require_latest(client: Client, source: Source) -> None:
+    """Raises where another version was meant than the latest, since no other can be mounted."""
+    latest = kernels.look_up(client, KernelRef.parse(source.ref)).latest if source.versions else 0
+    other = next((version for version in source.versions if latest and version != latest), None)
+    if other is not None:
+        what = f"{source.runs[0]} is from" if source.runs else "what was named is"
+        home = "" if source.runs else f"`kit kernels output {source.ref}/{other} --runs runs` brings it home. "
+        raise RefusedError(
+            f"Kaggle mounts the latest version of {source.ref}, {latest}, and {what} version {other}",
+            f"{home}Add --dataset to publish the run directory itself.",
+        )
+
+
+def _came_from(run: Path) -> dict[str, tuple[int, ...]]:
+    """The kernels, as owner/slug, that the finished parts of a local run are from, with the versions of these."""
     known = harvest.origins(run)
     parts = [part.name for part in RunDir.open(run).require_parts()]
     missing = [part for part in parts if part not in known]
@@ -122,4 +136,8 @@ def _came_from(run: Path) -> list[str]:
             f"{run}: {', '.join(missing)} was trained here, so Kaggle does not have it",
             "Add --dataset to publish the run as a private dataset.",
         )
-    return list(dict.fromkeys("/".join(known[part].split("/")[:2]) for part in parts))
+    homes: dict[str, tuple[int, ...]] = {}
+    for ref in (KernelRef.parse(known[part]) for part in parts):
+        name = f"{ref.owner}/{ref.slug}"
+        homes[name] = homes.get(name, ()) + ((ref.version,) if ref.version else ())
+    return homes

@@ -12,7 +12,7 @@ from typing import Any
 
 from kit import atomic
 from kit.errors import DataError, KitError
-from kit.remote import account, kernels, ledger, notebook, outputs, submissions, transfer
+from kit.remote import account, kernels, ledger, notebook, outputs, retry, submissions, transfer
 from kit.remote.client import Client
 from kit.remote.faults import RefusedError, RulesError
 from kit.remote.kernels import KernelRef
@@ -171,23 +171,25 @@ def _send(
     client: Client, method: str, body: dict[str, Any], entry: Entry, book: str | Path, say: Callable[[str], None]
 ) -> Entry:
     """Makes the submission, once, and writes it down."""
-    ledger.read(book)  # a ledger that cannot be written to is found before the submission counts
+    ledger.require_writable(book)
     before = {s.ref for s in submissions.newest(client, entry.competition)}
 
     def happened() -> submissions.Submission | None:
         new = [s for s in submissions.newest(client, entry.competition) if s.ref not in before]
         return next((s for s in new if s.message == entry.message), None)
 
-    answer = client.change(method, body, f"submitting to {entry.competition}", happened)
-    made = answer if answer.ref else happened()
+    doing = f"submitting to {entry.competition}"
+    answer = client.change(method, body, doing, happened)
+    made = answer if answer.ref else retry.look(happened, doing)
     if made is None:
         raise RefusedError(f"Kaggle did not take the submission: {answer.message or 'no reason given'}")
     entry = replace(entry, ref=str(made.ref))
     try:
         ledger.record(entry, book)
-    except OSError as error:
+    except (OSError, KitError) as error:
+        why = error.problem if isinstance(error, KitError) else error.strerror
         raise KitError(
-            f"submission {entry.ref} is in, but {book} cannot be written: {error.strerror}",
+            f"submission {entry.ref} is in, but {book} cannot be written: {why}",
             "Do not submit again; `kit submissions` shows it.",
         ) from error
     say(f"submission {entry.ref} is in; written to {book}")

@@ -6,6 +6,7 @@ Kaggle's own downloader writes under the final name, saves an error page as the 
 import errno
 import glob
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -103,10 +104,14 @@ def _attempt(client: Client, url: str, target: Path, doing: str, say: Say, progr
     if length is not None and length - have > shutil.disk_usage(target.parent).free:
         raise _full(target, length - have, doing)
     with response, part.open("ab" if have else "wb") as file:
-        for piece in response.iter_content(_PIECE):
-            file.write(piece)
-            have += len(piece)
-            progress(have, length or have)
+        try:
+            for piece in response.iter_content(_PIECE):
+                file.write(piece)
+                have += len(piece)
+                progress(have, length or have)
+        finally:  # a later run goes on from its length, so its bytes have to be there, too
+            file.flush()
+            os.fsync(file.fileno())
     size = part.stat().st_size
     if length is not None and size != length:
         if size > length:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import requests
 from fake_kaggle import KEY, OWNER, TOKEN, FakeKaggle
 from heard import Heard
 
@@ -53,6 +54,28 @@ def test_an_access_token_that_is_about_to_end_is_renewed(
     with fake.patched(home, {"HOME": str(home)}), Client() as client:
         client.call(*LIMITS)
     assert len(fake.seen("GenerateAccessToken")) == renewals
+
+
+def test_an_oauth_login_outlives_its_tokens_and_shows_none(fake: FakeKaggle, home: Path, heard: Heard) -> None:
+    def renew(_: dict) -> dict:  # as if twelve hours were a minute: each token is about to end, the one before is over
+        fake.token = f"KGAT_access_{len(fake.seen('GenerateAccessToken'))}"
+        return {"token": fake.token, "expiresIn": 60}
+
+    fake.generate_access_token = renew
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle/credentials.json").write_text(json.dumps({"refresh_token": "r" * 20, "username": OWNER}))
+    with fake.patched(home, {"HOME": str(home)}), Client(patience=heard.patience()) as client:
+        for _ in range(3):
+            fake.token = "over"
+            assert client.call(*LIMITS).num_allowed_now == 5
+        assert {call.auth for call in fake.seen("GetSubmissionLimits")} == {"bearer"}
+        assert {call.auth for call in fake.seen("GenerateAccessToken")} == {"none"}
+        fake.fail("GetSubmissionLimits", 400, f"echo KGAT_access_{len(fake.seen('GenerateAccessToken')) + 1}")
+        with pytest.raises(faults.RefusedError, match=r"echo \[secret\]"):
+            client.call(*LIMITS)
+        fake.fail("GenerateAccessToken", 401, "revoked")
+        with pytest.raises(faults.CredentialsError, match="kaggle auth login"):
+            client.call(*LIMITS)
 
 
 def test_an_oauth_login_that_is_over_says_how_to_log_in(fake: FakeKaggle, home: Path) -> None:
@@ -212,6 +235,24 @@ class TestChangesThatMustHappenOnce:
         fake.fail("CreateSubmission", after=True, drop=True)
         with fake.patched(home), Client(patience=heard.patience(attempts=1)) as client:
             assert self.change(client, fake) == fake.submissions[0]["ref"]
+
+    @pytest.mark.parametrize(
+        "lost", [faults.UnreachableError("list: 503", "Run it again."), requests.ConnectionError()]
+    )
+    def test_where_it_cannot_be_seen_whether_it_took_effect_that_is_said(
+        self, client: Client, fake: FakeKaggle, lost: Exception
+    ) -> None:
+        def happened() -> object:
+            raise lost
+
+        fake.fail("CreateSubmission", after=True, drop=True)
+        fake.uploads["up1"] = {"name": "s.csv", "data": b"x"}
+        body = {"competitionName": COMPETITION, "blobFileTokens": "up1"}
+        with pytest.raises(faults.UncertainError, match="submitting: it is not known") as caught:
+            client.change("competitions.create_submission", body, "submitting", happened)
+        assert "`kit submissions`" in caught.value.hint
+        assert "Run it again" not in str(caught.value)
+        assert len(fake.submissions) == 1
 
     def test_a_refusal_is_not_repeated(self, client: Client, fake: FakeKaggle, heard: Heard) -> None:
         fake.fail("CreateSubmission", 400, "no")

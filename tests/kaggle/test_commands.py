@@ -15,6 +15,7 @@ from test_fleet import RECIPE, output
 from kit.cli import main
 from kit.recipes import load
 from kit.remote import ledger, notebook
+from kit.remote.preparing import mark
 from kit.remote.retry import Patience
 from kit.scoring import blend as blends
 from kit.scoring import calibration
@@ -23,6 +24,7 @@ from kit.scoring.calibration import Calibration
 
 TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
 TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
+TWO = mark({"folds": 2})  # what a slug says of these rows
 INFER = f"{OWNER}/kit-infer"
 Kit = Callable[..., Result]
 
@@ -199,7 +201,7 @@ class TestPush:
         [
             (TRAIN, [TRAIN_SLUG]),
             (["kernels", "push", "infer", "--runs", "a-kernel", "b/other", "--weights", "2,1"], ["kit-infer"]),
-            ([*TRAIN, "--fan-out", "--folds", "2"], [TRAIN_SLUG.replace("all-folds", f"fold-{k}") for k in (0, 1)]),
+            ([*TRAIN, "--fan-out", "--folds", "2"], [TRAIN_SLUG.replace("all-folds", f"{TWO}-fold-{k}") for k in "01"]),
         ],
     )
     def test_a_dry_run_writes_the_folder_and_asks_nobody(
@@ -450,6 +452,7 @@ class TestSubmit:
             (["no-such.csv"], "no-such.csv: no such file"),
             (["bad.csv"], "bad.csv would not be scored"),
             (["--kernel", "no/such/kernel/here"], "does not name a kernel"),
+            (["--kernel", "https://www.kaggle.com/code/a/kit-infer?scriptVersionId=1"], "Write a/kit-infer/VERSION"),
             (["--kernel", "kit-infer", "--sample", "no-such.csv"], "no-such.csv: no such file"),
         ],
     )
@@ -536,11 +539,14 @@ class TestDoctor:
         assert result.exit_code == 1
         assert "https://status.kaggle.com" in result.stdout
 
-    @pytest.mark.parametrize("used", [108000, None])
-    def test_no_gpu_hours_are_no_failure(self, kit: Kit, fake: FakeKaggle, used: int | None) -> None:
+    @pytest.mark.parametrize("used", [108000, None, "nothing"])
+    def test_no_gpu_hours_are_no_failure(self, kit: Kit, fake: FakeKaggle, used: int | str | None) -> None:
         if used is None:
             fake.fail("GetAcceleratorQuotaStatistics", 403, "no phone number", times=9)
-        fake.gpu_used_s = used or 0
+        elif used == "nothing":
+            fake.get_accelerator_quota_statistics = lambda _: {}
+        else:
+            fake.gpu_used_s = used
         result = kit("doctor", "--online")
         assert result.exit_code == 0, result.output
         assert "note    GPU quota" in result.stdout

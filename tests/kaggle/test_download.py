@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import random
 import shutil
 import stat
@@ -76,6 +77,17 @@ def test_other_files_of_these_names_are_kept_without_force(client: Client, tmp_p
     assert (tmp_path / "raw/train.csv").read_text() == "mine"
     download(client, tmp_path / "raw", force=True)
     assert (tmp_path / "raw/train.csv").stat().st_size == 300_000
+
+
+def test_a_file_of_the_right_length_and_wrong_bytes_is_mended_with_force(
+    client: Client, tmp_path: Path, big: bytes
+) -> None:
+    download(client, tmp_path / "raw")
+    (tmp_path / "raw/train.csv").write_bytes(big[::-1])
+    kept = download(client, tmp_path / "raw")
+    assert (kept.already, "--force downloads it again" in kept.warnings[0]) == (True, True)
+    assert not download(client, tmp_path / "raw", force=True).already
+    assert (tmp_path / "raw/train.csv").read_bytes() == big
 
 
 def test_every_page_of_the_list_is_read(client: Client, fake: FakeKaggle) -> None:
@@ -174,12 +186,20 @@ def damaged(files: dict[str, bytes]) -> bytes:
     return bytes(data)
 
 
+def broken(files: dict[str, bytes]) -> bytes:
+    """The bytes of train.csv are no stream that could be unpacked."""
+    data = bytearray(make_zip(files))
+    data[data.index(b"train.csv") + len("train.csv")] = 0x07  # a kind of block that deflate does not have
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("archive", "told"),
     [
         (lambda files: b"not an archive", "not a zip"),
         (lambda files: make_zip(files)[:-50], "not a zip"),
-        (damaged, "CRC|decompress|invalid"),
+        (damaged, "CRC"),
+        (broken, "invalid block type"),
         (lambda files: make_zip(files | {"test.csv": b"short"}), "has 5 bytes"),
         (lambda files: make_zip({k: v for k, v in files.items() if k != "test.csv"}), "lacks it"),
         (lambda files: make_zip(files | {"../escape.csv": b"x"}), "leads out"),
@@ -198,6 +218,49 @@ def test_a_bad_archive_leaves_nothing(
     assert listed(tmp_path) in (["home", "raw"], ["home"])
 
 
+def test_an_archive_with_a_byte_wrong_is_damaged_or_gives_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"id,prompt\n1,hello\n" * 9
+    whole, found = make_zip({"train.csv": data}), 0
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    for at in range(len(whole)):
+        (tmp_path / "archive.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            downloading.unpack(tmp_path / "archive.zip", tmp_path / "raw", {"train.csv": len(data)})
+        except zipfile.BadZipFile:
+            found += 1
+        else:
+            assert (tmp_path / "raw/train.csv").read_bytes() == data
+    assert found > len(whole) // 2
+
+
+def test_a_damaged_stream_is_downloaded_afresh(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+    fake.archive = broken(fake.competitions[SLUG])
+    with pytest.raises(faults.UnreachableError, match="the archive is damaged"):
+        download(client, tmp_path / "raw")
+    fake.archive = None
+    download(client, tmp_path / "raw")
+    assert not any("Range" in call.headers for call in fake.calls)
+    assert listed(tmp_path / "raw") == NAMES
+
+
+def test_what_may_be_continued_is_on_the_disk(
+    client: Client, fake: FakeKaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, int]] = []
+
+    def sync(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink().suffix, os.fstat(handle).st_size))
+
+    monkeypatch.setattr("os.fsync", sync)
+    fake.fail("_blob", status=0)
+    fake.fail("_blob", 206, drop=True)
+    download(client, tmp_path / "raw")
+    half, whole = (size for suffix, size in synced if suffix == ".part")
+    assert 64_000 < half < whole == len(make_zip(fake.competitions[SLUG]))
+
+
 def test_a_disk_too_small_is_said_before_anything_is_written(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +277,7 @@ def test_a_disk_that_fills_up_leaves_no_half_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(downloading.shutil, "copyfileobj", full)
+    monkeypatch.setattr(downloading, "_pieces", full)
     with pytest.raises(KitError, match="No space left on device"):
         download(client, tmp_path / "raw")
     assert [n for n in listed(tmp_path / "raw") if not n.startswith(".")] == []

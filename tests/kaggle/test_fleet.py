@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from kit.recipe import Recipe
 from kit.recipes import load
 from kit.remote import faults, fleet, harvest
 from kit.remote.client import Client
-from kit.remote.job import Job, train_job
+from kit.remote.job import Job, train_jobs
 from kit.remote.kernels import KernelRef
 from kit.remote.session import OUTPUTS
 from kit.rundir import RunDir
@@ -34,7 +35,7 @@ def output(recipe: Recipe, fold: str, data: str = "d1") -> dict[str, bytes]:
     run = f"runs/{recipe.run_name}"
     files = {
         f"{run}/recipe.toml": recipe.to_toml().encode(),
-        f"{run}/origin.json": json.dumps({"data": data, "folds": 3}).encode(),
+        f"{run}/origin.json": json.dumps({"data": data, "folds": 3, "text": "unicode"}).encode(),
         f"{run}/fold{fold}/model.safetensors": f"weights of {fold}".encode(),
         f"{run}/fold{fold}/valid.csv": f"{','.join(PREDICTION_COLUMNS)}\n{fold},0.2,0.3,0.5\n".encode(),
         f"{run}/fold{fold}/metrics.json": json.dumps(METRICS[fold]).encode(),
@@ -46,7 +47,7 @@ def output(recipe: Recipe, fold: str, data: str = "d1") -> dict[str, bytes]:
 
 @pytest.fixture
 def jobs() -> list[Job]:
-    return [train_job(RECIPE, fold=str(fold)) for fold in range(3)]
+    return train_jobs([RECIPE], preprocess={"folds": 3})
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,20 @@ def test_a_second_start_repeats_nothing(client: Client, fake: FakeKaggle, jobs: 
     outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["there already"] * 3
     assert len(fake.seen("SaveKernel")) == 3
+
+
+def test_rows_prepared_otherwise_are_not_there_already(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
+) -> None:
+    fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels")
+    others = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "text": "ascii"})
+    again = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "seed": 7})
+    outcomes = fleet.fan_out(client, [*others, *again], tmp_path / "runs", tmp_path / "kernels")
+    assert [o.status for o in outcomes] == ["failed", "there already"]  # of its seed the run knows nothing
+    assert "with --text unicode, and this training is to be with --text ascii" in outcomes[0].problem
+    assert len(fake.seen("SaveKernel")) == 1
+    (elsewhere,) = fleet.fan_out(client, others, tmp_path / "ascii", tmp_path / "kernels")
+    assert (elsewhere.status, elsewhere.ref.version) == ("done", 1)  # a kernel of its own
 
 
 def test_what_runs_on_kaggle_already_is_taken_up(
@@ -167,6 +182,15 @@ def test_an_outage_without_end_ends_the_fleet(
         fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
 
+@pytest.mark.parametrize("method", ["GetKernel", "SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"])
+def test_a_credential_that_is_over_is_no_failure_of_the_jobs(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, method: str
+) -> None:
+    fake.fail(method, 401, "Unauthenticated", times=10**6)
+    with pytest.raises(faults.CredentialsError):
+        fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+
+
 def test_a_run_of_other_data_is_not_mixed_in(client: Client, jobs: list[Job], tmp_path: Path) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
     home.mkdir(parents=True)
@@ -211,12 +235,14 @@ def test_a_kernel_is_brought_home_by_one_process_at_a_time(client: Client, jobs:
 def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
     client: Client, jobs: list[Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    home, begun, ended = tmp_path / "runs" / RECIPE.run_name, threading.Event(), threading.Event()
+    home, begun = tmp_path / "runs" / RECIPE.run_name, threading.Event()
 
     def write() -> None:
         with lock.held(home, "metrics"):
             begun.set()
-            ended.wait(0.3)
+            ends = time.monotonic() + 20
+            while "which is busy with" not in caplog.text and time.monotonic() < ends:
+                time.sleep(0.01)
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -226,6 +252,14 @@ def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
     assert outcome.status == "done"
     assert "which is busy with" in caplog.text
     assert list(RunDir.open(home).parts()) == ["fold0"]
+
+
+def test_the_version_is_remembered_though_none_was_named(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+    fake.kernel_script, fake.kernel_files = ["COMPLETE"], output(RECIPE, "0")
+    for _ in range(2):
+        fake.save_kernel({"slug": f"{OWNER}/kit-train", "newTitle": "kit train", "text": ""})
+    harvest.collect(client, KernelRef(OWNER, "kit-train"), tmp_path / "runs")
+    assert harvest.origins(tmp_path / "runs" / RECIPE.run_name) == {"fold0": f"{OWNER}/kit-train/2"}
 
 
 def test_an_output_without_a_run_is_an_error(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:

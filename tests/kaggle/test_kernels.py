@@ -31,7 +31,8 @@ def save(fake: FakeKaggle) -> Callable[..., KernelRef]:
         ("kituser/kit-train", KernelRef("kituser", "kit-train")),
         ("kituser/kit-train/3", KernelRef("kituser", "kit-train", 3)),
         ("https://www.kaggle.com/code/kituser/kit-train", KernelRef("kituser", "kit-train")),
-        ("https://www.kaggle.com/code/kituser/kit-train?scriptVersionId=9", KernelRef("kituser", "kit-train")),
+        ("https://www.kaggle.com/code/kituser/kit-train?utm=mail", KernelRef("kituser", "kit-train")),
+        ("https://www.kaggle.com/code/kituser/kit-train/3?scriptVersionId=9", KernelRef("kituser", "kit-train", 3)),
         ("kit-train", KernelRef("me", "kit-train")),
     ],
 )
@@ -44,6 +45,15 @@ def test_a_kernel_is_named_by_slug_or_address(text: str, read: KernelRef) -> Non
 def test_what_names_no_kernel_is_refused(text: str) -> None:
     with pytest.raises(faults.KaggleError, match="does not name a kernel"):
         KernelRef.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://www.kaggle.com/code/me/kit-train?scriptVersionId=9", "kit-train?scriptVersionId=9"]
+)
+def test_an_address_of_a_version_that_cannot_be_looked_up_is_not_taken_for_the_latest(text: str) -> None:
+    with pytest.raises(faults.KaggleError, match="scriptVersionId") as caught:
+        KernelRef.parse(text, "me")
+    assert "Write me/kit-train/VERSION" in caught.value.hint
 
 
 def test_wait_follows_the_version_to_its_end(client: Client, save: Callable, heard: Heard) -> None:

@@ -1,5 +1,8 @@
 """The ledger: what was written comes back, whatever is in the message, and nothing of others' is lost."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,14 +31,28 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory,
     assert ledger.read(path) == entries
 
 
-def test_an_entry_of_the_same_ref_is_replaced(tmp_path: Path) -> None:
-    import dataclasses
-
+def test_of_an_entry_that_is_there_only_what_kaggle_tells_is_changed(tmp_path: Path) -> None:
     path = tmp_path / "ledger.csv"
     ledger.record(ENTRY, path)
-    scored = dataclasses.replace(ENTRY, status="COMPLETE", public_score="0.9")
-    ledger.record(scored, path)
-    assert ledger.read(path) == [scored]
+    path.write_text(path.read_text().replace("first", "a better word"))
+    told = {"status": "ERROR", "public_score": "0.9", "private_score": "0.8", "error": "Notebook Timeout"}
+    ledger.record(replace(ENTRY, local_score="1.0", **told), path)
+    assert ledger.read(path) == [replace(ENTRY, message="a better word", **told)]
+
+
+def test_two_at_once_lose_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(path: Path) -> list[dict[str, str]]:
+        rows = read(path)
+        time.sleep(0.1)
+        return rows
+
+    read = ledger._rows
+    monkeypatch.setattr(ledger, "_rows", slowly)
+    entries = [replace(ENTRY, ref=str(ref)) for ref in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda entry: ledger.record(entry, tmp_path / "book/ledger.csv"), entries))
+    assert {entry.ref for entry in ledger.read(tmp_path / "book/ledger.csv")} == {"0", "1", "2", "3"}
+    assert [path.name for path in (tmp_path / "book").iterdir()] == ["ledger.csv"]
 
 
 def test_a_column_that_a_person_added_is_kept(tmp_path: Path) -> None:
@@ -47,10 +64,12 @@ def test_a_column_that_a_person_added_is_kept(tmp_path: Path) -> None:
     assert path.read_text().splitlines()[0].endswith(",thoughts")
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "<html></html>"])
-def test_what_is_no_ledger_is_not_overwritten(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", [b"", b"a,b\n1,2\n", b"<html></html>", b"time,ref,message\n\xff", b'a,"' + b"x" * 2**18]
+)
+def test_what_is_no_ledger_is_not_overwritten(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "ledger.csv"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(DataError, match="is not a ledger"):
         ledger.record(ENTRY, path)
-    assert path.read_text() == text
+    assert path.read_bytes() == text

@@ -68,7 +68,7 @@ def test_the_job_carries_the_blend_as_it_was_saved(tmp_path: Path) -> None:
     carried = notebook.job_of(notebook.build("infer", job.session() | {"push": "a" * 32}))
     assert carried["method"] == "blend"
     assert blends.parse("job", carried["blend"]) == BLEND
-    assert carried["sources"][0] == {"ref": "me/a", "weight": 0.3, "runs": ["deberta-1"]}
+    assert carried["sources"][0] == {"ref": "me/a", "weight": 0.3, "kind": "kernel", "runs": ["deberta-1"]}
 
 
 class TestOnKaggle:

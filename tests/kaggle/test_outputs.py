@@ -112,14 +112,49 @@ def test_an_interrupted_download_goes_on_later(fake: FakeKaggle, finish: Callabl
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
 
 
-def test_an_existing_folder_is_kept_without_force(client: Client, finish: Callable, tmp_path: Path) -> None:
-    finish({"submission.csv": b"id\n1\n"})
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine.txt").write_text("mine")
+def test_an_earlier_output_is_replaced_with_force_only(client: Client, finish: Callable, tmp_path: Path) -> None:
+    files = {"submission.csv": b"id\n1\n", "runs/a/old.bin": b"x"}
+    finish(files | {OUTPUTS: listing(files)})
+    outputs.download(client, REF, tmp_path / "out")
     with pytest.raises(KitError, match="exists already"):
         outputs.download(client, REF, tmp_path / "out")
-    outputs.download(client, REF, tmp_path / "out", force=True)
-    assert not (tmp_path / "out/mine.txt").exists()
+    finish({"submission.csv": b"id\n2\n"})
+    outputs.download(client, KernelRef(OWNER, "kit-train", 2), tmp_path / "out", force=True)
+    assert (tmp_path / "out/submission.csv").read_bytes() == b"id\n2\n"
+    assert not (tmp_path / "out/runs").exists()
+
+
+@pytest.mark.parametrize("mine", ["ledger.csv", ".env", "deep/submission.csv", "deep/notes.log"])
+def test_what_no_kernel_left_is_not_lost_though_forced(
+    client: Client, fake: FakeKaggle, finish: Callable, tmp_path: Path, mine: str
+) -> None:
+    finish({"submission.csv": b"id\n1\n"})
+    for name in ("submission.csv", "kit-train.log", mine):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(KitError, match=f"holds {mine}"):
+        outputs.download(client, REF, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / mine).read_text() == (tmp_path / "out/submission.csv").read_text() == "mine"
+    assert not [call for call in fake.calls if "_blob" in call.path]  # found before anything is downloaded
+
+
+def test_a_file_in_the_place_of_the_folder_is_kept(client: Client, finish: Callable, tmp_path: Path) -> None:
+    finish({"submission.csv": b"id\n1\n"})
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(KitError, match="is a file"):
+        outputs.download(client, REF, tmp_path / "out", force=True)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "a/.."])
+def test_a_folder_without_a_name_of_its_own_is_refused(
+    client: Client, finish: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    finish({"submission.csv": b"id\n1\n"})
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(KitError, match="not a folder that a download can replace"):
+        outputs.download(client, REF, out, force=True)
 
 
 def test_no_files_is_an_error_and_not_an_empty_folder(client: Client, finish: Callable, tmp_path: Path) -> None:

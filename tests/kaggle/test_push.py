@@ -2,6 +2,8 @@
 
 import ast
 import base64
+import dataclasses
+import inspect
 import io
 import json
 import subprocess
@@ -16,9 +18,12 @@ from fake_services import SLUG
 from heard import Heard
 
 import kit
+from kit.cli import data
+from kit.cli.push import train as push_train
+from kit.data.preprocess import preprocess
 from kit.errors import KitError
 from kit.recipes import load
-from kit.remote import faults, notebook, push, wheel
+from kit.remote import faults, notebook, preparing, push, wheel
 from kit.remote.client import Client
 from kit.remote.job import Job, Source, gpu, infer_job, train_job
 from kit.remote.push import METADATA
@@ -133,6 +138,23 @@ class TestJob:
         }
         assert len(slugs) == 8
 
+    def test_rows_prepared_otherwise_are_another_kernel(self) -> None:
+        def title(name: str = "tiny-electra", **options: object) -> str:
+            return train_job(dataclasses.replace(load("tiny-electra"), name=name), preprocess=options).title
+
+        assert title() == title(**preparing.DEFAULTS) == f"kit train tiny-electra {load('tiny-electra').hash} all folds"
+        others = [{"text": "ascii"}, {"folds": 3}, {"valid": 0.2}, {"seed": 1}, {"split": "stratified"}, {"more": 1}]
+        assert len({title(), *(title(**options) for options in others)}) == 7
+        assert title(folds=3, seed=1) == title(seed=1, folds=3)
+        assert len(title("a-name-of-forty-letters-" + "x" * 16, text="ascii")) <= 50
+
+    def test_the_defaults_are_those_of_the_command(self) -> None:
+        typed = {option.name: option.default for option in data.preprocess.params}
+        called = inspect.signature(preprocess).parameters
+        for name, value in preparing.DEFAULTS.items():
+            assert typed[name] == called[name].default == value
+        assert set(preparing.DEFAULTS) <= {option.name for option in push_train.params}
+
     def test_inference_runs_without_internet_and_mounts_the_training_kernels(self) -> None:
         metadata = infer_job(
             [Source("me/kit-train-a"), Source("me/runs", 1, "dataset"), Source("me/kit-train-b")]
@@ -164,8 +186,6 @@ class TestJob:
         assert gpu("t4") == ("t4", "")
 
     def test_a_backbone_that_is_a_local_folder_does_not_travel(self, tmp_path: Path) -> None:
-        import dataclasses
-
         recipe = dataclasses.replace(load("tiny-electra"), backbone=str(tmp_path))
         with pytest.raises(KitError, match="which Kaggle does not have"):
             train_job(recipe)
@@ -257,12 +277,15 @@ main()
     def test_the_quota_is_told_and_may_be_missing(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
-        fake.gpu_total_s = 30 * 3600
+        fake.gpu_total_s, fake.max_gpu_sessions = 30 * 3600, 3
         push.push(client, job, tmp_path / "k", say=heard.lines.append)
         assert "29.0 of 30 GPU hours left" in heard.text
         fake.fail("GetAcceleratorQuotaStatistics", 404, "gone")
         push.push(client, job, tmp_path / "k", say=heard.lines.append)
         assert "quota cannot be read" in heard.text
+        fake.get_accelerator_quota_statistics = lambda _: {}
+        push.push(client, job, tmp_path / "k", say=heard.lines.append)
+        assert "Kaggle's answer has none" in heard.text
 
     def test_the_name_that_kaggle_gives_is_the_one_that_counts(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
@@ -270,7 +293,7 @@ main()
         real = fake.save_kernel
 
         def renamed(body: dict) -> dict:
-            return real(body) | {"url": f"https://www.kaggle.com/code/{OWNER}/another-name"}
+            return real(body) | {"url": f"https://www.kaggle.com/code/{OWNER}/another-name?scriptVersionId=9"}
 
         fake.save_kernel = renamed
         assert push.push(client, job, tmp_path / "k", say=heard.lines.append).ref.slug == "another-name"

@@ -215,6 +215,44 @@ class TestFittedBlend:
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.tolist())]
 
 
+class TestARunThatWasMeant:
+    """A kernel whose run is known by name, as that of a local run directory is."""
+
+    @pytest.fixture
+    def meant(self, session: Session) -> Callable[[str], Session]:
+        def known(name: str) -> Session:
+            first, second = session.job["sources"]
+            sources = [first | {"kind": "kernel", "runs": [name]}, second]
+            return dataclasses.replace(session, job={**session.job, "sources": sources})
+
+        return known
+
+    def test_another_one_in_its_place_is_an_error_before_scoring_and_loud_then(
+        self,
+        meant: Callable,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+        with pytest.raises(RuntimeError, match="me/kit-train-a holds kit-train-a-run and not deberta-1"):
+            infer_cell.infer(meant("deberta-1"))
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        infer_cell.infer(meant("deberta-1"))
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.4)]
+        assert "!\nkit | me/kit-train-a holds kit-train-a-run and not deberta-1" in capfd.readouterr().out
+
+    def test_others_beside_it_are_not_run(self, meant: Callable, layout: str, root: Path, predicts: Callable) -> None:
+        beside = place(root, layout, "notebooks", "me", "kit-train-a") / "runs/another"
+        beside.mkdir()
+        for name in ("recipe.toml", "origin.json"):
+            (beside / name).write_text("{}")
+        commands = predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+        infer_cell.infer(meant("kit-train-a-run"))
+        assert [Path(c[1]).name for c in commands] == ["kit-train-a-run", "kit-train-b-run"]
+
+
 def test_nothing_is_left_in_the_temporary_folder(
     session: Session, predicts: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -299,6 +337,20 @@ class TestWhatGoesWrong:
         monkeypatch.setattr(Session, "devices", lambda self: 2)
         infer_cell.infer(session)
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run"] * 2 + ["kit-train-b-run"]
+
+    def test_what_a_failed_attempt_wrote_is_not_in_the_way_of_the_next(
+        self, session: Session, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def kit(_: Session, arguments: list, processes: int, *__: object, **___: str) -> int:
+            if Path(arguments[5]).exists():
+                return 1  # as kit predict without --force
+            frame.write(frame.make([7], [[0.3, 0.7, 0.0]]), arguments[5])
+            return 1 if processes == 2 else 0
+
+        monkeypatch.setattr(Session, "kit", kit)
+        monkeypatch.setattr(Session, "devices", lambda self: 2)
+        infer_cell.infer(session)
+        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.3)]
 
     def test_a_used_up_budget_stops_predicting(
         self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch

@@ -133,6 +133,23 @@ class TestKernel:
         assert [e.ref for e in ledger.read(book)] == [str(s["ref"]) for s in reversed(fake.submissions)]
         assert entry.ref == str(fake.submissions[0]["ref"])
 
+    @pytest.mark.parametrize("answer", [{"after": True, "drop": True}, {"message": "no number in it"}])
+    def test_where_it_cannot_be_seen_whether_it_is_in_that_is_said(
+        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, answer: dict
+    ) -> None:
+        def lost(body: dict) -> dict:
+            fake.fail("ListSubmissions", 503, times=99)
+            return answer if "message" in answer else real(body)
+
+        ready()
+        real, fake.create_code_submission = fake.create_code_submission, lost
+        if "drop" in answer:
+            fake.fail("CreateCodeSubmission", **answer)
+        with pytest.raises(faults.UncertainError, match="it is not known whether that took effect") as caught:
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert "Run it again" not in str(caught.value)
+        assert len(fake.seen("CreateCodeSubmission")) == 1
+
     def test_a_submission_that_did_not_arrive_is_sent_again(
         self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
     ) -> None:
@@ -151,15 +168,42 @@ class TestKernel:
             submit.submit_kernel(client, KERNEL, "m", book=book)
         assert fake.submissions == []
 
-    def test_a_ledger_that_cannot_be_written_does_not_hide_the_submission(
-        self, client: Client, ready: Callable, book: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("trouble", ["a directory", "a file above it", "no room beside it"])
+    def test_a_ledger_that_could_not_be_written_is_found_before_the_submission_counts(
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        ready: Callable,
+        book: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        trouble: str,
     ) -> None:
-        def full(*_: object) -> None:
+        def full(**_: object) -> None:
             raise OSError(28, "No space left on device")
 
         ready()
+        if trouble == "a directory":
+            book.mkdir(parents=True)
+        elif trouble == "a file above it":
+            book.parent.write_text("")
+        else:
+            monkeypatch.setattr("tempfile.TemporaryFile", full)
+        with pytest.raises(KitError, match=r"the ledger .* (is a directory|cannot be written)"):
+            submit.submit_kernel(client, KERNEL, "m", book=book)
+        assert (fake.submissions, book.is_file()) == ([], False)
+
+    @pytest.mark.parametrize(
+        "error", [OSError(28, "No space left"), KitError("No space left", "Free some"), DataError("No space left")]
+    )
+    def test_a_ledger_that_cannot_be_written_does_not_hide_the_submission(
+        self, client: Client, ready: Callable, book: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        def full(*_: object) -> None:
+            raise error
+
+        ready()
         monkeypatch.setattr(ledger.atomic, "write_text", full)
-        with pytest.raises(KitError, match=r"(?s)is in, but .*Do not submit again"):
+        with pytest.raises(KitError, match=r"(?s)is in, but .*No space left\n.*Do not submit again"):
             submit.submit_kernel(client, KERNEL, "m", book=book)
 
 

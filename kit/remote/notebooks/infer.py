@@ -83,6 +83,8 @@ def _members(session: Session) -> list[Member]:
                 "source only at the second run: push the notebook again",
             )
         names = source.get("runs", [])
+        if runs and names and source.get("kind") == "kernel":  # whose folders have the runs' names
+            runs, names = _meant(session, source["ref"], runs, names), []
         names = names if len(names) == len(runs) == 1 else [run.name for run in runs]
         members += [Member(run, name, source["weight"] / len(runs)) for run, name in zip(runs, names, strict=True)]
     if "blend" not in session.job:
@@ -94,6 +96,16 @@ def _members(session: Session) -> list[Member]:
     for name in (name for name in held if name not in used):
         say(f"{name} has no weight in the blend and is not run")
     return [member for member in members if member.name in used]
+
+
+def _meant(session: Session, ref: str, runs: list[Path], names: list[str]) -> list[Path]:
+    """Those of a kernel's runs that were meant; another training's does not pass for them in silence."""
+    held = [run.name for run in runs]
+    missing = [name for name in names if name not in held]
+    if missing:
+        which = "another version is mounted than was meant"
+        _fault(session, f"{ref} holds {', '.join(held)} and not {', '.join(missing)}: {which}")
+    return [run for run in runs if run.name in names] or runs
 
 
 def _fault(session: Session, problem: str) -> None:
@@ -113,6 +125,7 @@ def _predict(session: Session, member: Member, test: Path, file: Path, processes
         if budget <= 0:
             loud("the time budget is used up")
             return False
+        file.unlink(missing_ok=True)  # kit predict would not overwrite what a failed attempt has left
         command = ["predict", member.run, "--input", test, "-o", file]
         if session.kit(command, count, budget, **offline, **hidden) == 0 and file.exists():
             return True
