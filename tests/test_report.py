@@ -11,7 +11,8 @@ from page_tables import Page
 
 from kit import baseline, frame
 from kit.cli import main
-from kit.data.processed import Processed
+from kit.data.preprocess import preprocess
+from kit.data.processed import Processed, open_processed
 from kit.errors import DataError, KitError, RunError
 from kit.report.markdown import markdown
 from kit.report.page import html
@@ -36,6 +37,16 @@ def test_one_run_without_test_predictions(processed: Processed, tmp_path: Path):
     table = page.tables["All models"]
     assert not any("test" in title for title in table.rows[0])
     assert len(page.tables[f"Against the best on holdout rows, {run.name}"].rows) == 2  # the class prior
+
+
+def test_the_facts_say_which_rows_a_model_has_taught(processed: Processed, raw: Path, tmp_path: Path):
+    ids = processed.train(["id"])["id"].to_numpy()
+    frame.write(frame.make(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "oof.csv")
+    preprocess(raw, tmp_path / "soft", folds=3, valid=0.2, soft_labels=[tmp_path / "oof.csv"])
+    soft = open_processed(tmp_path / "soft")
+    told = f"soft labels: {len(ids)} rows, by models that may have seen validation labels"
+    assert told in markdown(report([make_run(tmp_path / "one", soft)], soft.folder))
+    assert "soft labels" not in markdown(report([make_run(tmp_path / "two", processed)], processed.folder))
 
 
 def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Processed, tmp_path: Path):
