@@ -1,6 +1,6 @@
 """Another model's predictions as soft labels: for distillation, of rows with labels; for pseudo-labels, of others.
 
-Out of fold, a prediction does not give away its own row's label, but others'. The teacher of fold j has learned from the
+Out of fold, a prediction does not give away its own row's label, but others'. The teacher of fold j learned from the
 labels of fold k, by which the student of fold k is judged; the mean of all teachers, which makes pseudo-labels, from
 every label. A student's validation figures are too good: only rows that no teacher saw can judge it.
 """
