@@ -190,13 +190,23 @@ def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Process
     assert not [case for case in one.cases if case.rows == "holdout"]
 
 
-def test_the_page_says_which_blends_are_applied_as_saved(processed: Processed, tmp_path: Path):
-    runs = [make_run(tmp_path, processed, seed) for seed in range(2)]
+def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Processed, raw: Path, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
     made = blends.Blend(tuple(run.name for run in runs), (0.5, 0.5), "arithmetic")
-    blends.write(made, tmp_path / "folds.json", {"method": "arithmetic", "rows": 54321})
-    page = written(report(runs, processed.folder, blends=[tmp_path / "folds.json"]))
-    assert "folds is applied as it was saved: it was fitted to 54,321 rows, which are not these" in page.text
+    blends.write(made, tmp_path / "folds.json", {"method": "arithmetic"})
+    blends.write(made, tmp_path / "plain.json", {"method": "mean"})
+    files = [tmp_path / "folds.json", tmp_path / "plain.json"]
+    page = written(report(runs, processed.folder, blends=files))
+    assert "plain is applied as it was saved: its weights were not fitted." in page.text
+    assert "The validation figures of folds are cross-fitted: the weights" in page.text
+    holdout = [("mean", runs[0] / "holdout" / "valid.csv")]
+    found = report(runs, processed.folder, blends=files, frames=holdout, truth=raw / "truth.csv")
+    page = written(found)
+    assert "folds has no validation figures: its weights may have seen these labels, and " in page.text
     assert "cross-fitted: the weights" not in page.text
+    held, test = found.significance
+    assert "folds" not in held.models
+    assert "folds" in test.models
 
 
 def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(processed: Processed, tmp_path: Path):

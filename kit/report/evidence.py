@@ -130,7 +130,7 @@ def gather(
     for name in dict.fromkeys(name for name, _ in frames):
         models.append(Model(name, _predictions([file for other, file in frames if other == name], rows)))
     valid = rows["valid"]
-    models += [blended(path, models, valid.ids, valid.labels, valid.groups) for path in blends]
+    models += [blended(path, models, valid.labels, valid.groups) for path in blends]
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
     if twice:
         raise DataError(f"two models are called {twice[0]!r}", "Name them apart with --frame NAME=FILE.")
