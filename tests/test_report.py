@@ -14,6 +14,7 @@ from kit.cli import main
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
 from kit.errors import DataError, KitError, RunError
+from kit.report import slices
 from kit.report.markdown import markdown
 from kit.report.page import html
 from kit.report.report import report
@@ -116,6 +117,18 @@ def test_the_main_rows_are_those_of_most_models(processed: Processed, raw: Path,
     assert report(runs[:1], processed.folder, truth=raw / "truth.csv").main == "test"
 
 
+def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Processed, raw: Path, tmp_path: Path):
+    lines = (raw / "truth.csv").read_text().splitlines(keepends=True)
+    lacking, unknown = tmp_path / "lacking.csv", tmp_path / "unknown.csv"
+    lacking.write_text("".join(lines[:-2]))
+    unknown.write_text("".join([*lines, "1,1,0,0\n"]))
+    ids = ", ".join(line.split(",")[0] for line in lines[-2:])
+    with pytest.raises(DataError, match=rf"lacking\.csv lacks 2 ids \({ids}\) of test\.csv"):
+        report([make_run(tmp_path, processed)], processed.folder, truth=lacking)
+    with pytest.raises(DataError, match=r"unknown\.csv has 1 id \(1\) that test\.csv does not have"):
+        report([make_run(tmp_path, processed)], processed.folder, truth=unknown)
+
+
 def test_a_run_named_twice_counts_once_and_namesakes_are_told_apart(processed: Processed, tmp_path: Path):
     one, other = (make_run(tmp_path / place, processed) for place in ("first", "second"))
     names = [line.name for line in report([one, one, other], processed.folder).comparison.lines]
@@ -151,6 +164,15 @@ def test_slices_hold_every_row_once(processed: Processed, tmp_path: Path):
         mean = sum(each.rows * each.losses[name].log_loss for each in some) / rows
         assert mean == pytest.approx(found.comparison.lines[-1].valid.log_loss)
         assert all(each.losses[name].low is None for each in some if each.prompts < 6)
+
+
+def test_slices_are_measured_some_rows_at_a_time(processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(tmp_path, processed)
+    whole, rows, histogram = report([run], processed.folder).slices, [], slices.histogram
+    monkeypatch.setattr(slices, "ROWS", 7)
+    monkeypatch.setattr(slices, "histogram", lambda texts: rows.append(len(texts)) or histogram(texts))
+    assert report([run], processed.folder).slices == whole
+    assert max(rows) == 7
 
 
 def test_confusion_and_bins_hold_every_row_once(processed: Processed, tmp_path: Path):
