@@ -14,7 +14,7 @@ from kit import frame, lock, parts
 from kit.atomic import write_json
 from kit.data.features import FEATURES, features
 from kit.data.processed import Processed, open_processed
-from kit.errors import KitError
+from kit.errors import KitError, RunError
 from kit.rundir import HOLDOUT, RunDir
 from kit.schema import CLASSES, GROUP, ID, LABEL, RESPONSES, SWAP, TEST_FILE
 from kit.scoring.baselines import FITS, READS_NGRAMS, Pairs
@@ -41,7 +41,8 @@ def run(
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
 
     Raises:
-        KitError: no such baseline or fold, or `runs` has this baseline of other data.
+        KitError: no such baseline or fold, or `runs` has this baseline of other data, or parts of it that predict
+            other test rows.
         HeldError: another process is fitting this baseline.
     """
     if name not in FITS:
@@ -68,7 +69,7 @@ def _run(
             metrics = _fit_part(name, processed, run_dir, each, train, test, started)
             started = time.monotonic()
             say(f"{run_dir.part(each)}: log loss {metrics['log_loss']:.4f}, accuracy {metrics['accuracy']:.3f}")
-    _test_predictions(run_dir)
+    _test_predictions(name, run_dir, processed)
     return parts.summarise(run_dir, processed)
 
 
@@ -84,7 +85,7 @@ def _fit_part(
     name: str, data: Processed, run_dir: RunDir, fold: int | str, train: Pairs, test: Pairs, started: float
 ) -> dict[str, Any]:
     """Fits one part and writes it, metrics.json last; `started` is when its work began, reading rows included."""
-    table = data.train().select([ID, LABEL])
+    table = data.train([ID, LABEL])
     ids, labels = table[ID].to_numpy(), table[LABEL].to_numpy().astype(np.int64)
     train_rows, valid_rows = data.fold_rows(fold)
     targets = data.targets()
@@ -94,7 +95,7 @@ def _fit_part(
     valid = model.predict(held)
     part = run_dir.part(fold)
     frame.write(frame.make(ids[valid_rows], valid), part / "valid.csv")
-    frame.write(frame.make(data.test()[ID].to_numpy(), model.predict(test)), part / TEST_FILE)
+    frame.write(frame.make(data.test([ID])[ID].to_numpy(), model.predict(test)), part / TEST_FILE)
     metrics = {
         "log_loss": log_loss(valid, labels[valid_rows]),
         "accuracy": accuracy(valid, labels[valid_rows]),
@@ -110,10 +111,22 @@ def _fit_part(
     return metrics
 
 
-def _test_predictions(run_dir: RunDir) -> None:
-    """The mean over finished folds, or the holdout's where no fold is done, in the run's test.csv."""
+def _test_predictions(name: str, run_dir: RunDir, processed: Processed) -> None:
+    """The mean over finished folds, or the holdout's where no fold is done, in the run's test.csv.
+
+    Raises:
+        RunError: a part's are of other rows, as they are where test.csv has changed since.
+    """
     finished = run_dir.parts()
-    used = [name for name in finished if name != HOLDOUT] or list(finished)
-    tests = [frame.read(run_dir.path / part / TEST_FILE) for part in used]
-    mean = np.mean([each[list(CLASSES)].to_numpy() for each in tests], axis=0)
-    frame.write(frame.make(tests[0][ID].to_numpy(), mean), run_dir.path / TEST_FILE)
+    used = [part for part in finished if part != HOLDOUT] or list(finished)
+    tests = {run_dir.path / part: frame.read(run_dir.path / part / TEST_FILE).set_index(ID) for part in used}
+    ids = processed.test([ID])[ID].to_numpy()
+    others = [str(part) for part, test in tests.items() if set(test.index) != set(ids)]
+    if others:
+        raise RunError(
+            f"{', '.join(others)}: predictions of other test rows than {processed.folder} has: test.csv has changed",
+            f"Delete {'it' if len(others) == 1 else 'them'} and run `kit baseline {name} --fold "
+            f"{HOLDOUT if used == [HOLDOUT] else 'all'}` again.",
+        )
+    mean = np.mean([test.loc[ids, list(CLASSES)].to_numpy() for test in tests.values()], axis=0)
+    frame.write(frame.make(ids, mean), run_dir.path / TEST_FILE)

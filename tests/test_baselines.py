@@ -1,6 +1,7 @@
 """Baselines learn from training rows alone, cannot favour a place, and leave runs like any other."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from comparing import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet as pq
 from scipy import sparse
 from scipy.optimize import approx_fprime
 from sklearn.feature_extraction.text import TfidfTransformer
@@ -16,10 +18,11 @@ from sklearn.linear_model import LogisticRegression
 
 from kit import baseline, frame
 from kit.atomic import write_json
+from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
 from kit.errors import KitError, RecipeError, RunError
 from kit.rundir import HOLDOUT, RunDir
-from kit.schema import CLASSES, ID, LABEL, SWAP
+from kit.schema import CLASSES, ID, LABEL, SWAP, TEXTS
 from kit.scoring import baselines, ngrams, softmax, symmetric
 from kit.scoring.baselines import FITS, Pairs
 from kit.scoring.members import member_name
@@ -252,6 +255,45 @@ def test_the_holdout_alone_gives_test_predictions_too(data: Path, tmp_path: Path
     baseline.run("length", data, tmp_path, say=said.append)
     assert "is done already" in said[-1]
     assert (run / HOLDOUT / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_test_rows_that_have_changed_since_are_not_averaged_with_others(raw: Path, tmp_path: Path):
+    source, out, runs = tmp_path / "raw", tmp_path / "out", tmp_path / "runs"
+    shutil.copytree(raw, source)
+    table = pd.read_csv(raw / "test.csv", dtype=str, keep_default_na=False)
+    (source / "sample_submission.csv").unlink()
+
+    def fit(test: pd.DataFrame, fold: str) -> np.ndarray:
+        test.to_csv(source / "test.csv", index=False)
+        preprocess(source, out, folds=3, valid=0.2)
+        run = Path(baseline.run("length", out, runs, fold)["run"])
+        found = frame.read(run / "test.csv")
+        assert found[ID].tolist() == test["id"].astype(int).tolist()
+        return found[list(CLASSES)].to_numpy()
+
+    fit(table, "0")
+    turned = fit(table[::-1], "1")
+    each = [frame.read(runs / "baseline-length" / f"fold{k}" / "test.csv")[list(CLASSES)].to_numpy() for k in range(2)]
+    np.testing.assert_allclose(turned, (each[0][::-1] + each[1]) / 2, rtol=1e-12)
+    others = table.assign(id=table["id"].astype(int) + 500_000)
+    with pytest.raises(RunError, match=r"fold0, .*fold1: predictions of other test rows than") as caught:
+        fit(others, "2")
+    assert caught.value.hint == "Delete them and run `kit baseline length --fold all` again."
+    for k in range(2):
+        shutil.rmtree(runs / "baseline-length" / f"fold{k}")
+    fit(others, "all")
+
+
+def test_texts_are_read_once_for_all_folds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read, whole = pq.read_table, []
+
+    def counted(path: Path, columns: list[str] | None = None, **more: object) -> object:
+        whole.append(path.name) if columns is None or set(TEXTS) & set(columns) else None
+        return read(path, columns=columns, **more)
+
+    monkeypatch.setattr(pq, "read_table", counted)
+    baseline.run("prior", data, tmp_path, "all")
+    assert sorted(whole) == ["test.parquet", "train.parquet"]
 
 
 def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):

@@ -44,7 +44,7 @@ def fitted(request: pytest.FixtureRequest, models: list[Model], truth: pd.DataFr
 
 def of(fitted: Fit, models: list[Model], truth: pd.DataFrame, path: Path) -> Model:
     blends.write(fitted.blend, path, fitted.fitted)
-    return blended(path, models, truth[ID].to_numpy(), truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
+    return blended(path, models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
 
 
 def test_its_validation_loss_is_the_cross_fitted_one(
@@ -84,56 +84,40 @@ def test_a_missing_member_and_namesakes_are_named(
 def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[Model], truth: pd.DataFrame, tmp_path: Path):
     plain = blends.Blend(("a", "b"), (0.5, 0.5), "arithmetic")
     blends.write(plain, tmp_path / "mean.json", {"method": "mean"})
-    model = blended(
-        tmp_path / "mean.json", models, truth[ID].to_numpy(), truth[LABEL].to_numpy(), truth[GROUP].to_numpy()
-    )
+    model = blended(tmp_path / "mean.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
     expected = (models[0].predictions["valid"] + models[1].predictions["valid"]) / 2
     np.testing.assert_allclose(model.predictions["valid"], expected, rtol=1e-12)
-    assert model.saved.as_saved == "its weights were not fitted"
+    assert model.saved.note == "is applied as it was saved: its weights were not fitted"
 
 
-@pytest.mark.parametrize("rows", [40, 600])
-def test_on_other_rows_than_it_was_fitted_to_it_is_applied_as_saved(
-    rows: int, fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+def test_on_a_share_of_the_rows_it_was_fitted_to_it_is_cross_fitted_too(
+    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
-    some = [Model(each.name, {"valid": each.predictions["valid"][:rows]}) for each in models]
-    model = of(fitted, some, truth[:rows], tmp_path / "blend.json")
-    frames = [frame.make(np.arange(rows), each.predictions["valid"]) for each in some[:2]]
-    applied = blends.apply(fitted.blend, frames, ["a", "b"])
-    np.testing.assert_allclose(model.predictions["valid"], applied.iloc[:, 1:].to_numpy(), rtol=1e-12)
-    assert model.saved.as_saved == f"it was fitted to 1,500 rows, which are not these {rows}"
+    """As on the holdout, whose rows are among those out of fold."""
+    share = [Model(each.name, {"valid": each.predictions["valid"][:600]}) for each in models]
+    model = of(fitted, share, truth[:600], tmp_path / "blend.json")
+    frames = [frame.make(np.arange(600), each.predictions["valid"]) for each in share[:2]]
+    there = fit(frames, ["a", "b"], truth[:600], fitted.method, draws=2)
+    found = log_loss(model.predictions["valid"], truth[LABEL].to_numpy()[:600])
+    assert model.saved.note == ""
+    assert found == pytest.approx(there.cross_fitted, abs=1e-5)
+    assert found > there.in_sample
 
 
-def test_a_file_that_tells_no_rows_is_fitted_again_only_to_enough_of_them(
+def test_on_too_few_rows_it_has_no_validation_predictions(
+    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+):
+    some = [
+        Model(each.name, {"valid": each.predictions["valid"][:40], "test": each.predictions["test"]}) for each in models
+    ]
+    model = of(fitted, some, truth[:40], tmp_path / "blend.json")
+    assert set(model.predictions) == {"test"}
+    assert model.saved.note.startswith("has no validation figures: its weights may have seen these labels, and 40 rows")
+
+
+def test_a_file_that_tells_no_rows_is_cross_fitted_like_any(
     fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
     blends.write(fitted.blend, tmp_path / "blend.json", {"method": fitted.method})
-    few = [Model(each.name, {"valid": each.predictions["valid"][:40]}) for each in models]
-    ids, labels, groups = (truth[column].to_numpy() for column in (ID, LABEL, GROUP))
-    assert "too few" in blended(tmp_path / "blend.json", few, ids[:40], labels[:40], groups[:40]).saved.as_saved
-    whole = blended(tmp_path / "blend.json", models, ids, labels, groups)
-    assert whole.saved.as_saved == ""
-    assert log_loss(whole.predictions["valid"], labels) == pytest.approx(fitted.cross_fitted, abs=1e-5)
-
-
-def test_as_many_other_rows_are_not_taken_for_those_it_was_fitted_to(
-    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
-):
-    others = truth.assign(**{ID: truth[ID] + 1})
-    model = of(fitted, models, others, tmp_path / "blend.json")
-    assert model.saved.as_saved == "it was fitted to 1,500 rows with other ids than these"
-    frames = [frame.make(np.arange(ROWS), each.predictions["valid"]) for each in models[:2]]
-    applied = blends.apply(fitted.blend, frames, ["a", "b"])
-    np.testing.assert_allclose(model.predictions["valid"], applied.iloc[:, 1:].to_numpy(), rtol=1e-12)
-    turned = truth.iloc[::-1]
-    backwards = [Model(each.name, {"valid": each.predictions["valid"][::-1]}) for each in models]
-    assert of(fitted, backwards, turned, tmp_path / "blend.json").saved.as_saved == ""
-
-
-def test_a_blend_of_a_kit_that_noted_no_ids_knows_its_rows_by_their_number(
-    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
-):
-    blends.write(fitted.blend, tmp_path / "blend.json", {k: v for k, v in fitted.fitted.items() if k != "ids"})
-    ids, labels, groups = (truth[column].to_numpy() for column in (ID, LABEL, GROUP))
-    model = blended(tmp_path / "blend.json", models, ids, labels, groups)
-    assert log_loss(model.predictions["valid"], labels) == pytest.approx(fitted.cross_fitted, abs=1e-5)
+    model = blended(tmp_path / "blend.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
+    assert log_loss(model.predictions["valid"], truth[LABEL].to_numpy()) == pytest.approx(fitted.cross_fitted, abs=1e-5)

@@ -152,6 +152,20 @@ def test_json_is_json_and_nothing_else(arguments: list[str], raw: Path, data: Pa
     json.loads(result.stdout)
 
 
+@pytest.mark.parametrize("command", ["calibrate {b} {t}", "ensemble --fit {b} --fit {s} {t}"])
+def test_a_truth_without_prompts_is_told_from_one_with_them(command: str, raw: Path, data: Path, tmp_path: Path):
+    rows = pd.read_parquet(data / "train.parquet")
+    bayes = frame.read(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
+    for name in "bs":
+        frame.write(bayes, tmp_path / f"{name}.csv")
+    files = {name: tmp_path / f"{name}.csv" for name in "bs"}
+    for truth, told in ((raw / "train.csv", True), (data / "train.parquet", False)):
+        given = f"--truth {truth} --subset"
+        result = kit(*command.format(**files, t=given).split())
+        assert result.exit_code == 0, result.stderr
+        assert (f"{truth} does not tell which rows share a prompt" in result.stderr) == told
+
+
 def test_validate_exits_with_one_and_lists_every_problem(tmp_path: Path, raw: Path):
     lines = (raw / "sample_submission.csv").read_text().splitlines()
     lines[3] = lines[3].replace("0.3333333333333333", "0.9", 1)

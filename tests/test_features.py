@@ -1,5 +1,7 @@
 """Features say what a text is like, row by row, and swapping the answers swaps them to the last bit."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.data import characters
-from kit.data.features import FEATURES, PAIR_FEATURES, features
+from kit.data.features import FEATURES, PAIR_FEATURES, PATTERNS, features
 from kit.data.processed import Processed
 from kit.schema import TEXTS
 
@@ -135,6 +137,30 @@ def test_marks_of_formatting_are_counted():
     }
     assert (found["list_items"], found["numbered_items"]) == (times(4), times(2))
     assert (found["code_fences"], found["inline_code"]) == (times(2), times(1))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("1. 2. 3. - x", "list_items"),
+        ("1. 2. 3. x", "numbered_items"),
+        ("# # # a", "headings"),
+        ("``````", "code_fences"),
+        ("|a||b|", "table_rows"),
+    ],
+)
+def test_what_begins_a_line_is_counted_once_in_it(text: str, name: str):
+    assert named(text)[name] == times(1)
+    assert named(f"{text}\n{text}\n\n{text}")[name] == times(3)
+
+
+@settings(deadline=None, max_examples=100)
+@given(TEXT)
+def test_marks_at_the_beginning_of_lines_are_counted_as_python_counts_them(text: str):
+    found = named(text)
+    for name, pattern in PATTERNS.items():
+        if pattern.startswith("(?m)^"):
+            assert found[name] == times(len(re.findall(pattern.replace(r"\d", "[0-9]"), text)))
 
 
 @pytest.mark.parametrize(

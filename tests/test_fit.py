@@ -59,7 +59,7 @@ def test_a_known_blend_and_temperature_are_recovered_to_two_decimals(pool):
 
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
 def test_the_pool_that_made_the_truth_wins(pool):
-    truth = Blend(("a", "b"), (0.5, 0.5), pool)
+    truth = Blend(("a", "b"), (0.6, 0.4), pool)
     assert fit.fit(*case(truth, 20_000, width=2.5)).method == pool
 
 
@@ -99,6 +99,20 @@ def test_few_rows_get_the_plain_mean_and_are_told_so():
     mean = np.mean([numbers(each) for each in frames], axis=0)
     np.testing.assert_allclose(found.crossed, mean, rtol=1e-12)
     assert found.in_sample == found.cross_fitted == pytest.approx(log_loss(mean, table["label"].to_numpy()))
+
+
+def test_the_plain_mean_is_kept_where_no_fit_is_better():
+    truth = Blend(("a", "b", "c"), (1 / 3, 1 / 3, 1 / 3), "arithmetic")
+    found = [fit.fit(*case(truth, 400, seed), draws=2) for seed in range(8)]
+    means = [one.tried[1].cross_fitted for one in found]
+    assert all(one.cross_fitted <= mean for one, mean in zip(found, means, strict=True))
+    kept = [one for one in found if one.method == "mean"]
+    assert len(kept) >= 4
+    for one in kept:
+        assert one.blend == Blend(truth.members, (1 / 3, 1 / 3, 1 / 3), "arithmetic")
+        assert one.notes[0].startswith("nothing is fitted, the plain mean is taken: the best fit has ")
+    asked = fit.fit(*case(truth, 400), "geometric", draws=2)
+    assert asked.method == "geometric"
 
 
 @pytest.mark.parametrize("method", [None, "arithmetic", "geometric", "greedy"])

@@ -11,8 +11,10 @@ from page_tables import Page
 
 from kit import baseline, frame
 from kit.cli import main
-from kit.data.processed import Processed
+from kit.data.preprocess import preprocess
+from kit.data.processed import Processed, open_processed
 from kit.errors import DataError, KitError, RunError
+from kit.report import slices
 from kit.report.markdown import markdown
 from kit.report.page import html
 from kit.report.report import report
@@ -36,6 +38,16 @@ def test_one_run_without_test_predictions(processed: Processed, tmp_path: Path):
     table = page.tables["All models"]
     assert not any("test" in title for title in table.rows[0])
     assert len(page.tables[f"Against the best on holdout rows, {run.name}"].rows) == 2  # the class prior
+
+
+def test_the_facts_say_which_rows_a_model_has_taught(processed: Processed, raw: Path, tmp_path: Path):
+    ids = processed.train(["id"])["id"].to_numpy()
+    frame.write(frame.make(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "oof.csv")
+    preprocess(raw, tmp_path / "soft", folds=3, valid=0.2, soft_labels=[tmp_path / "oof.csv"])
+    soft = open_processed(tmp_path / "soft")
+    told = f"soft labels: {len(ids)} rows, by models that may have seen validation labels"
+    assert told in markdown(report([make_run(tmp_path / "one", soft)], soft.folder))
+    assert "soft labels" not in markdown(report([make_run(tmp_path / "two", processed)], processed.folder))
 
 
 def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Processed, tmp_path: Path):
@@ -105,6 +117,18 @@ def test_the_main_rows_are_those_of_most_models(processed: Processed, raw: Path,
     assert report(runs[:1], processed.folder, truth=raw / "truth.csv").main == "test"
 
 
+def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Processed, raw: Path, tmp_path: Path):
+    lines = (raw / "truth.csv").read_text().splitlines(keepends=True)
+    lacking, unknown = tmp_path / "lacking.csv", tmp_path / "unknown.csv"
+    lacking.write_text("".join(lines[:-2]))
+    unknown.write_text("".join([*lines, "1,1,0,0\n"]))
+    ids = ", ".join(line.split(",")[0] for line in lines[-2:])
+    with pytest.raises(DataError, match=rf"lacking\.csv lacks 2 ids \({ids}\) of test\.csv"):
+        report([make_run(tmp_path, processed)], processed.folder, truth=lacking)
+    with pytest.raises(DataError, match=r"unknown\.csv has 1 id \(1\) that test\.csv does not have"):
+        report([make_run(tmp_path, processed)], processed.folder, truth=unknown)
+
+
 def test_a_run_named_twice_counts_once_and_namesakes_are_told_apart(processed: Processed, tmp_path: Path):
     one, other = (make_run(tmp_path / place, processed) for place in ("first", "second"))
     names = [line.name for line in report([one, one, other], processed.folder).comparison.lines]
@@ -140,6 +164,15 @@ def test_slices_hold_every_row_once(processed: Processed, tmp_path: Path):
         mean = sum(each.rows * each.losses[name].log_loss for each in some) / rows
         assert mean == pytest.approx(found.comparison.lines[-1].valid.log_loss)
         assert all(each.losses[name].low is None for each in some if each.prompts < 6)
+
+
+def test_slices_are_measured_some_rows_at_a_time(processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(tmp_path, processed)
+    whole, rows, histogram = report([run], processed.folder).slices, [], slices.histogram
+    monkeypatch.setattr(slices, "ROWS", 7)
+    monkeypatch.setattr(slices, "histogram", lambda texts: rows.append(len(texts)) or histogram(texts))
+    assert report([run], processed.folder).slices == whole
+    assert max(rows) == 7
 
 
 def test_confusion_and_bins_hold_every_row_once(processed: Processed, tmp_path: Path):
@@ -179,13 +212,23 @@ def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Process
     assert not [case for case in one.cases if case.rows == "holdout"]
 
 
-def test_the_page_says_which_blends_are_applied_as_saved(processed: Processed, tmp_path: Path):
-    runs = [make_run(tmp_path, processed, seed) for seed in range(2)]
+def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Processed, raw: Path, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
     made = blends.Blend(tuple(run.name for run in runs), (0.5, 0.5), "arithmetic")
-    blends.write(made, tmp_path / "folds.json", {"method": "arithmetic", "rows": 54321})
-    page = written(report(runs, processed.folder, blends=[tmp_path / "folds.json"]))
-    assert "folds is applied as it was saved: it was fitted to 54,321 rows, which are not these" in page.text
+    blends.write(made, tmp_path / "folds.json", {"method": "arithmetic"})
+    blends.write(made, tmp_path / "plain.json", {"method": "mean"})
+    files = [tmp_path / "folds.json", tmp_path / "plain.json"]
+    page = written(report(runs, processed.folder, blends=files))
+    assert "plain is applied as it was saved: its weights were not fitted." in page.text
+    assert "The validation figures of folds are cross-fitted: the weights" in page.text
+    holdout = [("mean", runs[0] / "holdout" / "valid.csv")]
+    found = report(runs, processed.folder, blends=files, frames=holdout, truth=raw / "truth.csv")
+    page = written(found)
+    assert "folds has no validation figures: its weights may have seen these labels, and " in page.text
     assert "cross-fitted: the weights" not in page.text
+    held, test = found.significance
+    assert "folds" not in held.models
+    assert "folds" in test.models
 
 
 def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(processed: Processed, tmp_path: Path):

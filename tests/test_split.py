@@ -82,7 +82,7 @@ def test_thirteen_prompts_are_enough(seed: int) -> None:
     assert set(labels[held]) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.15, 0.3, 0.5])
+@pytest.mark.parametrize("share", [0.01, 0.025, 0.03, 0.04, 0.05, 0.1, 0.15, 0.3, 0.5])
 @pytest.mark.parametrize("grouped", [True, False])
 def test_the_holdout_has_the_share_asked_for(share: float, grouped: bool) -> None:
     labels, groups = rows([1] * 3000 + [2] * 500)

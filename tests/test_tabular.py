@@ -63,6 +63,16 @@ def test_features_are_computed_once(
         tabulate(processed.train(), "other content", encoded, tmp_path)
 
 
+def test_features_of_a_kit_that_counted_otherwise_are_made_anew(
+    processed: Processed, encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "FORMAT", 1)
+    tabulate(processed.train(), "content", encoded, tmp_path)
+    monkeypatch.undo()
+    tabulate(processed.train(), "content", encoded, tmp_path)
+    assert len(list(tmp_path.glob("features-*"))) == 2
+
+
 def test_a_damaged_cache_says_to_delete_the_folder(processed: Processed, encoded: Encoded, tmp_path: Path):
     tabulate(processed.train(), "content", encoded, tmp_path)
     (folder,) = tmp_path.iterdir()

@@ -89,6 +89,9 @@ def test_rounded_probabilities_are_divided_by_their_sum(tmp_path: Path):
         (hard(0) | {WEIGHT: "-1"}, "weight is '-1', not a number from 0 on"),
         (hard(0) | {WEIGHT: "heavy"}, "weight is 'heavy', not a number"),
         (hard(0) | {WEIGHT: "inf"}, "weight is 'inf', not a number"),
+        (hard(0) | {WEIGHT: "1e39"}, "weight is 1e[+]39, neither 0 nor from 1e-06 to 1e[+]06"),
+        (hard(0) | {WEIGHT: "1.1e6"}, "weight is 1.1e[+]06, neither 0 nor"),
+        (hard(0) | {WEIGHT: "1e-46"}, "weight is 1e-46, neither 0 nor"),
     ],
 )
 def test_what_cannot_be_is_refused_with_row_and_id(tmp_path: Path, bad: dict[str, object], part: str):
@@ -171,6 +174,22 @@ def test_rows_of_weight_0_are_validated_on_and_not_trained_on(folder: Path):
     assert (weights[valid] == 0).any()
 
 
+def test_a_part_without_a_row_to_train_on_is_refused(raw: Path, tmp_path: Path):
+    import pandas as pd
+
+    preprocess(raw, tmp_path / "plain", folds=3, valid=0.2)
+    held = open_processed(tmp_path / "plain").train().to_pandas().set_index("id")["fold"] == 1
+    table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
+    table[WEIGHT] = [str(float(held.get(number, False))) for number in table["id"].astype(int)]
+    table.to_csv(tmp_path / "train.csv", index=False)
+    (tmp_path / "test.csv").write_bytes((raw / "test.csv").read_bytes())
+    preprocess(tmp_path, tmp_path / "out", folds=3, valid=0.2)
+    opened = open_processed(tmp_path / "out")
+    assert len(opened.fold_rows(0)[0]) == held.sum()
+    with pytest.raises(DataError, match="no row outside fold 1 has a weight above 0"):
+        opened.fold_rows(1)
+
+
 def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
     overrides = (*QUICK, "train.max_steps=3", "train.micro_batch_size=8", "train.swap_augmentation=true")
     result = train(load("tiny-electra", (*overrides, "model.head=fusion")), folder / "out", tmp_path)
@@ -205,6 +224,49 @@ def test_predictions_become_the_soft_labels_of_their_rows(raw: Path, tmp_path: P
     np.testing.assert_allclose(table.loc[kept, list(SOFT_LABELS)], [expected[number] for number in kept], atol=1e-12)
     assert table.loc[[9000, 9001], "label"].tolist() == [1, 2]
     assert preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=frames)["reused"]
+
+
+def test_a_student_has_the_rows_and_folds_of_its_teacher(raw: Path, tmp_path: Path):
+    import pandas as pd
+
+    table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
+    twins = table.iloc[:20].assign(id=range(70_000, 70_020))
+    pd.concat([table, twins]).to_csv(tmp_path / "train.csv", index=False)
+    (tmp_path / "test.csv").write_bytes((raw / "test.csv").read_bytes())
+    turned = {"response_a": "response_b", "response_b": "response_a", CLASSES[0]: CLASSES[1], CLASSES[1]: CLASSES[0]}
+    copies = table.iloc[20:40].rename(columns=turned).assign(id=range(80_000, 80_020))
+    others = [hard(k % 3) for k in range(6)]
+    extra = [write(tmp_path / "more.csv", [*others, *others], CLASSES), tmp_path / "copies.csv"]
+    copies.to_csv(extra[1], index=False)
+    asked = [{name: json.dumps([name]) for name in TEXTS} | {"id": 60_000 + k} for k in range(2)]
+    extra.append(write(tmp_path / "unlabelled.csv", [*asked, {"id": 60_002}], ()))
+
+    teacher = preprocess(tmp_path, tmp_path / "teacher", extra=extra[:2], folds=3, valid=0.2)
+    rows = open_processed(tmp_path / "teacher").train().to_pandas()
+    assert teacher["counts"]["duplicates_dropped"] >= 20 <= teacher["counts"]["extra_duplicates_dropped"]
+    ids = np.append(rows["id"][~rows["extra"]], range(60_000, 60_003))
+    frame.write(frame.make(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "predictions.csv")
+
+    student = preprocess(
+        tmp_path, tmp_path / "student", extra=extra, soft_labels=[tmp_path / "predictions.csv"], folds=3, valid=0.2
+    )
+    found = open_processed(tmp_path / "student").train().to_pandas()
+    same = [name for name in TRAIN_SCHEMA.names if name not in TEXTS]
+    pd.testing.assert_frame_equal(found[same].iloc[: len(rows)], rows[same])
+    assert found["id"].tolist()[len(rows) :] == [60_000, 60_002]  # an unlabelled twin has nothing of its own to say
+    assert student["counts"]["duplicates_dropped"] == teacher["counts"]["duplicates_dropped"]
+    assert (found[list(SOFT_LABELS)].to_numpy()[~found["extra"]].max(1) < 1).all()
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_an_id_of_two_unlabelled_rows_is_refused(files: int, raw: Path, tmp_path: Path):
+    rows = [{"id": 60_000}, {"id": 60_001}, {"id": 60_000}]
+    parts = [rows] if files == 1 else [rows[:2], rows[2:]]
+    extra = [write(tmp_path / f"part{number}.csv", some, ()) for number, some in enumerate(parts)]
+    frame.write(frame.make(np.array([60_000, 60_001]), np.full((2, 3), 1 / 3)), tmp_path / "predictions.csv")
+    with pytest.raises(DataError, match="id 60000: this id stands in two unlabelled extra rows") as caught:
+        preprocess(raw, tmp_path / "out", extra=extra, soft_labels=[tmp_path / "predictions.csv"])
+    assert f"part{files - 1}.csv: row {2 if files == 2 else 4}" in caught.value.problem
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def calibrate(
     from kit.scoring import calibration
     from kit.scoring.calibrate import calibrate as fit
     from kit.scoring.members import of_no_run
-    from kit.scoring.truth import read_truth, restrict
+    from kit.scoring.truth import read_truth, restrict, without_prompts
 
     options.refuse_overwrites((save, out), force)
     predictions = frame.read(file)
@@ -82,7 +82,7 @@ def calibrate(
     if out:
         frame.write(calibrated, out)
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
-    for line in of_no_run([file]):
+    for line in [*of_no_run([file]), *without_prompts(labels, truth)]:
         show.note(line)
 
 
@@ -190,10 +190,12 @@ def _check_usage(
 def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
     from kit.scoring.fit import fit
     from kit.scoring.members import read_members
-    from kit.scoring.truth import read_truth, restrict
+    from kit.scoring.truth import read_truth, restrict, without_prompts
 
     names, frames = read_members(oof)
     labels = read_truth(truth)
+    for line in without_prompts(labels, truth):
+        show.note(line)
     return fit(frames, names, restrict(labels, frames[0]) if subset else labels, files=oof)
 
 

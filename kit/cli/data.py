@@ -41,7 +41,8 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     "--soft-labels",
     type=options.FILE,
     multiple=True,
-    help="A prediction frame to learn from, by id: of train.csv, or of --extra rows without labels; may repeat.",
+    help="A prediction frame to learn from, by id: of train.csv, or of --extra rows without labels; may repeat. "
+    "Its models have seen labels that validation goes by, which makes a student look better than it is.",
 )
 @options.preparing
 @click.option("--allow-test-prompts", is_flag=True, help="Keep --extra rows whose prompt is in test.csv.")

@@ -1,10 +1,11 @@
 """Another model's predictions as soft labels: for distillation, of rows with labels; for pseudo-labels, of others.
 
-Predictions of training rows should be out-of-fold: a model that has seen a row's label gives it away.
+Out of fold, a prediction does not give away its own row's label, but others'. The teacher of fold j learned from the
+labels of fold k, by which the student of fold k is judged; the mean of all teachers, which makes pseudo-labels, from
+every label. A student's validation figures are too good: only rows that no teacher saw can judge it.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,13 @@ import pandas as pd
 from kit import frame
 from kit.data import raw
 from kit.data.rows import Rows
-from kit.data.targets import TOLERANCE
+from kit.data.targets import TOLERANCE, UNLABELLED, Targets, concatenate
 from kit.errors import DataError
 from kit.schema import CLASSES, ID, TRAIN_FILE
 
 
-def join(train: Rows, extras: Sequence[Rows], paths: Sequence[Path], frames: Sequence[Path]) -> tuple[Rows, list[Rows]]:
-    """The rows with the predictions in `frames` for soft labels, by id.
+def join(train: Rows, extras: Sequence[Rows], paths: Sequence[Path], frames: Sequence[Path]) -> Targets:
+    """What rows teach, those of train.csv first, with the predictions in `frames` for soft labels, by id.
 
     They go to rows of train.csv, and to rows of extra files that have no label of their own, which all need one.
 
@@ -27,15 +28,15 @@ def join(train: Rows, extras: Sequence[Rows], paths: Sequence[Path], frames: Seq
         paths: where the `extras` are from.
         frames: prediction frames.
     Raises:
-        DataError: a frame cannot be used; an id is in two of them, or in no row, or in rows of both kinds; a row
-            without a label has no prediction.
+        DataError: a frame cannot be used; an id is in two of them, or in no row, or in rows of both kinds, or in two
+            rows without a label; a row without a label has no prediction.
     """
+    unlabelled = [(rows, path) for rows, path in zip(extras, paths, strict=True) if UNLABELLED in rows.labels]
+    ids = _unique_ids(unlabelled)
     predictions = pd.concat([_probabilities(path) for path in frames])
     repeated = predictions.index.duplicated()
     if repeated.any():
         raise _fault(predictions, int(repeated.argmax()), "this id has a prediction already", "Give each id one.")
-    unlabelled = [rows for rows in extras if len(rows.labels) < len(rows.ids)]
-    ids = np.concatenate([np.empty(0, np.int64), *(rows.ids for rows in unlabelled)])
     known = predictions.index.to_numpy()
     in_train, in_extra = np.isin(known, train.ids), np.isin(known, ids)
     if (in_train & in_extra).any():
@@ -44,27 +45,37 @@ def join(train: Rows, extras: Sequence[Rows], paths: Sequence[Path], frames: Seq
     if not (in_train | in_extra).all():
         problem = f"this id is neither in {TRAIN_FILE} nor in an extra file without labels"
         raise _fault(predictions, int((in_train | in_extra).argmin()), problem, "Leave out what is not trained on.")
-    train = _with(train, predictions, np.isin(train.ids, known))
-    joined = []
-    for rows, path in zip(extras, paths, strict=True):
-        if len(rows.labels) < len(rows.ids):
-            found = np.isin(rows.ids, known)
-            if not found.all():
-                record = int(found.argmin())
-                hint = "Predict every row of the file (`kit predict RUN --input FILE`)."
-                raise raw.fault(path, record, str(rows.ids[record]), "no label, and no prediction for this id", hint)
-            rows = _with(rows, predictions, found)
-        joined.append(rows)
-    return train, joined
+    for rows, path in unlabelled:
+        found = np.isin(rows.ids, known)
+        if not found.all():
+            record = int(found.argmin())
+            hint = "Predict every row of the file (`kit predict RUN --input FILE`)."
+            raise raw.fault(path, record, str(rows.ids[record]), "no label, and no prediction for this id", hint)
+    taught = [_with(rows, predictions) if UNLABELLED in rows.labels else rows.targets for rows in extras]
+    return concatenate([_with(train, predictions), *taught])
 
 
-def _with(rows: Rows, predictions: pd.DataFrame, found: np.ndarray) -> Rows:
+def _unique_ids(files: Sequence[tuple[Rows, Path]]) -> np.ndarray:
+    """The ids of all rows in `files`; a prediction could be of either row where two share one."""
+    ids = np.empty(0, np.int64)
+    for rows, path in files:
+        again = np.isin(rows.ids, ids) | pd.Index(rows.ids).duplicated()
+        if again.any():
+            record, problem = int(again.argmax()), "this id stands in two unlabelled extra rows"
+            raise raw.fault(path, record, str(rows.ids[record]), problem, "Give the extra rows ids of their own.")
+        ids = np.append(ids, rows.ids)
+    return ids
+
+
+def _with(rows: Rows, predictions: pd.DataFrame) -> Targets:
+    """What a file's rows teach, with the predictions of those that have some."""
+    found = np.isin(rows.ids, predictions.index)
     taken = predictions.loc[rows.ids[found], list(CLASSES)].to_numpy()
-    if not len(rows.labels):
-        return replace(rows, labels=taken.argmax(1).astype(np.int8), soft=taken)
-    soft = np.eye(len(CLASSES))[rows.labels] if rows.soft is None else rows.soft.copy()
+    labels = rows.labels.copy()
+    labels[found] = np.where(labels[found] == UNLABELLED, taken.argmax(1), labels[found])
+    soft = np.eye(UNLABELLED + 1, len(CLASSES))[labels] if rows.soft is None else rows.soft.copy()
     soft[found] = taken
-    return replace(rows, soft=soft)
+    return Targets(labels, soft, rows.weights)
 
 
 def _probabilities(path: Path) -> pd.DataFrame:

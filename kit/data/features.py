@@ -17,15 +17,16 @@ from kit.data.characters import ASCII, SCRIPTS, characters, content, count, hist
 from kit.schema import PROMPT, RESPONSES
 
 ROWS = 4096  # computed at a time: a histogram of each text's bytes, for all rows at once, would outweigh the texts
-# Occurrences in a text, as ln(1 + n).
+# Occurrences in a text, as ln(1 + n). Arrow searches what follows a match as a text of its own, where ^ holds at once:
+# what is counted at the beginning of lines takes the rest of its line with it.
 PATTERNS = {
-    "list_items": r"(?m)^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]",
-    "numbered_items": r"(?m)^[ \t]*\d{1,3}[.)][ \t]",
-    "headings": r"(?m)^#{1,6} ",
-    "code_fences": r"(?m)^[ \t]*```",
+    "list_items": r"(?m)^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t].*",
+    "numbered_items": r"(?m)^[ \t]*\d{1,3}[.)][ \t].*",
+    "headings": r"(?m)^#{1,6} .*",
+    "code_fences": r"(?m)^[ \t]*```.*",
     "inline_code": r"`[^`\n]+`",
     "bold": r"\*\*[^*\n]+\*\*",
-    "table_rows": r"(?m)^[ \t]*\|.*\|",
+    "table_rows": r"(?m)^[ \t]*\|.*\|.*",
     "links": r"https?://",
     "questions": r"[?？]",
     "exclamations": r"[!！]",

@@ -12,6 +12,8 @@ from kit.data.rows import Rows
 from kit.data.targets import Targets
 from kit.schema import PROMPT, RESPONSES, SWAP
 
+MIRRORED = np.array([*SWAP, targets.UNLABELLED])  # what a label becomes when the answers change places
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -37,23 +39,30 @@ class Merged:
     counts: dict[str, int]
 
 
-def merge(train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: bool) -> Merged:
+def merge(
+    train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: bool, lessons: Targets | None = None
+) -> Merged:
     """Puts the competition's rows and the extra ones together.
 
     Dropped are exact duplicates (prompt, responses, label and soft labels) after the first; and of the extra rows also
     those that say what an earlier row says with the answers swapped, and, unless allowed, those whose prompt is in the
     test file. Swapped copies and conflicting labels among the competition's own rows are data, and stay. Equal votes
     on one pair are such duplicates and count once: to keep their numbers give the pair soft labels or a weight.
+
+    Args:
+        lessons: what all rows read teach, where that is not what their files say (`kit.data.distil`). Duplicates are
+            judged by the files: of the same files a student gets the rows, and so the folds, of its teacher.
     """
     own = len(train.ids)
     texts = pa.concat_tables([train.texts, *(e.texts for e in extras)])
     rows, asked = keys(texts, test.texts)
-    taught = targets.concatenate([Targets(each.labels, each.soft, each.weights) for each in (train, *extras)])
+    said = targets.concatenate([each.targets for each in (train, *extras)])
+    taught = said if lessons is None else lessons
     labels, soft, weights = taught.labels, taught.soft, taught.weights
     extra = np.arange(len(labels)) >= own
     in_test = np.isin(rows.group, asked.group)
     leaks = extra & in_test & (not allow_test_prompts)
-    repeats = np.where(extra, copies(rows, labels, soft), duplicates(rows, labels, soft)) & ~leaks
+    repeats = np.where(extra, copies(rows, said.labels, said.soft), duplicates(rows, said.labels, said.soft)) & ~leaks
     keep = ~leaks & ~repeats
     kept = rows.only(keep)
     fresh, renumbered = fresh_ids(
@@ -163,7 +172,7 @@ def duplicates(rows: Keys, labels: np.ndarray, soft: np.ndarray | None = None) -
 
 def copies(rows: Keys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
     """True where a row says what an earlier one says, as it stands or with the answers swapped (N,)."""
-    mirrored = np.asarray(SWAP)[labels]
+    mirrored = MIRRORED[labels]
     turned = np.where(rows.a < rows.b, labels, np.where(rows.a > rows.b, mirrored, np.minimum(labels, mirrored)))
     if soft is not None:
         back, alike = (rows.a > rows.b)[:, None], (rows.a == rows.b)[:, None]

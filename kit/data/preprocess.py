@@ -37,7 +37,7 @@ from kit.data.source import require
 from kit.errors import KitError
 from kit.schema import BAYES_FILE, CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
-FORMAT = 1  # of the processed folder: raised when the same inputs and options come to mean other bytes
+FORMAT = 2  # of the processed folder: raised when the same inputs and options come to mean other bytes
 ROW_GROUP = 4096  # rows; fixed, so that the bytes are
 
 
@@ -148,11 +148,10 @@ def _preprocess(
     sources = [Path(path) for path in extra]
     anonymous = {"unique_ids": False, "pseudo": True, "unlabelled": bool(soft_labels)}
     extras = [read_rows(path, labelled=True, **anonymous) for path in sources]
-    if soft_labels:
-        train, extras = join(train, extras, sources, [Path(path) for path in soft_labels])
+    lessons = join(train, extras, sources, [Path(path) for path in soft_labels]) if soft_labels else None
     if "sample" in inputs:
         _check_sample(inputs["sample"], inputs["test"], test.ids)
-    merged = merge(train, test, extras, options.allow_test_prompts)
+    merged = merge(train, test, extras, options.allow_test_prompts, lessons)
     valid_rows, fold = _cut(merged, options)
     manifest = described | _counts(merged, valid_rows, fold, options, [train, test, *extras])
     columns, schema = [merged.ids, merged.labels, merged.groups, valid_rows, fold, merged.extra], TRAIN_SCHEMA

@@ -80,9 +80,9 @@ class Processed:
             each = each * table[WEIGHT].to_numpy()[:, None]
         return each.astype(np.float32)
 
-    def test(self) -> pa.Table:
-        """The test rows, `TEST_SCHEMA`, in the order of test.csv."""
-        return self._read(TEST_TABLE)
+    def test(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The test rows, `TEST_SCHEMA`, or some of its columns, in the order of test.csv."""
+        return self._read(TEST_TABLE, columns)
 
     def _read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A table, which must still be the one that was opened: rows and folds of two splits would not show."""
@@ -98,7 +98,7 @@ class Processed:
             fold: a fold's number, or "holdout" for the validation share. Extra rows are never validated on, rows of
                 weight 0 never trained on.
         Raises:
-            DataError: no such fold.
+            DataError: no such fold, or nothing to train on.
         """
         if fold != HOLDOUT and (not isinstance(fold, int | np.integer) or not 0 <= fold < self.folds):
             raise DataError(
@@ -109,6 +109,12 @@ class Processed:
         table = self.train(["valid", "fold", EXTRA, *weight])
         held = table["valid"].to_numpy() if fold == HOLDOUT else table["fold"].to_numpy() == fold
         taught = ~held & (table[WEIGHT].to_numpy() > 0) if weight else ~held
+        if not taught.any():
+            part = fold if fold == HOLDOUT else f"fold {fold}"
+            raise DataError(
+                f"{self.folder}: no row outside {part} has a weight above 0: there is nothing to train on",
+                "Give rows a weight in the training files, and run `kit preprocess` again.",
+            )
         return np.flatnonzero(taught), np.flatnonzero(held & ~table[EXTRA].to_numpy())
 
     def floor(self) -> Path | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from kit.data import clean, raw, targets
+from kit.data.targets import Targets
 from kit.schema import TEST_COLUMNS, TEXTS
 
 
@@ -30,6 +31,11 @@ class Rows:
     repairs: Counter
     soft: np.ndarray | None = None
     weights: np.ndarray | None = None
+
+    @property
+    def targets(self) -> Targets:
+        """What they teach."""
+        return Targets(self.labels, self.soft, self.weights)
 
 
 def read_rows(

@@ -36,8 +36,8 @@ def folds(labels: np.ndarray, groups: np.ndarray | None, number: int, seed: int)
 def holdout(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int) -> np.ndarray:
     """True for the rows (N,) of the validation share.
 
-    Grouped, the share is that of the nearest fraction p/q with q up to 20, as far as the sizes of the groups allow:
-    p of q folds, those that come nearest to the class counts wanted.
+    Grouped, the share is that of the nearest fraction p/q with q up to 20, or below 1/20 of the nearest 1/q, as far as
+    the sizes of the groups allow: p of q folds, those that come nearest to the class counts wanted.
 
     Raises:
         DataError: too few rows or groups.
@@ -58,7 +58,8 @@ def holdout(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: i
         return held
     _enough(labels, groups, 2, "a holdout")
     most = min(len(np.unique(groups)), int(np.bincount(labels).max()))
-    parts = Fraction(share).limit_denominator(min(20, most)) or Fraction(1, min(most, round(1 / share)))
+    parts = Fraction(share).limit_denominator(min(20, most)) if share >= 1 / 20 else Fraction()
+    parts = parts or Fraction(1, min(most, round(1 / share)))
     fold = _together(labels, groups, parts.denominator, (seed + 1) % 2**32)  # another cut than the folds'
     classes = np.bincount(labels, minlength=len(CLASSES))
     counts = np.stack([np.bincount(labels[fold == k], minlength=len(CLASSES)) for k in range(parts.denominator)])

@@ -18,7 +18,7 @@ from kit.data.encode import Encoded
 from kit.data.features import FEATURES, PAIR_FEATURES, features
 from kit.errors import DataError, RunError
 
-FORMAT = 1  # part of the cache key: raised when the same texts would have other features
+FORMAT = 2  # part of the cache key: raised when the same texts would have other features
 TOKENS = "tokens"  # ln(1 + tokens of a side without a budget)
 SIDE_NAMES = (*FEATURES, TOKENS)
 

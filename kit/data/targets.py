@@ -15,6 +15,8 @@ from kit.data import diagnose, raw
 from kit.errors import DataError
 from kit.schema import CLASSES, SOFT_LABELS, WEIGHT
 
+UNLABELLED = len(CLASSES)  # in a label's place, where a file says nothing of its rows
+LIGHTEST, HEAVIEST = 1e-6, 1e6  # of weights above 0; float32, in which they are trained on, makes others 0 or infinite
 TOLERANCE = 1e-3  # by which soft labels may miss the sum 1, as rounding makes them; they are divided by their sum
 
 
@@ -23,9 +25,10 @@ class Targets:
     """What N rows teach.
 
     Attributes:
-        labels: (N,) int8; where a row has soft labels alone, the likeliest class (of equal ones the first). Empty for
-            rows without any.
-        soft: probabilities (N, 3), or None where no row has soft labels; a row without them has its label for sure.
+        labels: (N,) int8; where a row has soft labels alone, the likeliest class (of equal ones the first); without
+            any, `UNLABELLED`.
+        soft: probabilities (N, 3), or None where no row has soft labels; a row without them has its label for sure,
+            or zeros if it is unlabelled.
         weights: (N,) of at least 0, or None where all are 1.
     """
 
@@ -60,7 +63,7 @@ def read(batch: raw.Batch, labelled: bool) -> Targets:
         labelled: as for `columns`; else the cells of the classes may be empty in rows that have soft labels.
     Raises:
         DataError: labels are not one-hot; soft labels or a weight are not numbers from 0 on; soft labels do not add up
-            to 1 (within 0.001; they are divided by their sum).
+            to 1 (within 0.001; they are divided by their sum); a weight is neither 0 nor from 1e-6 to 1e6.
     """
     names = batch.cells.schema.names
     rows = len(batch.cells)
@@ -69,7 +72,7 @@ def read(batch: raw.Batch, labelled: bool) -> Targets:
         empty = np.all([_empty(batch, name) for name in CLASSES], axis=0)
         labels = raw.labels(batch, exempt=empty & ~bare & (not labelled))
     elif soft is None:
-        return Targets(np.empty(0, np.int8), None, _weights(batch))
+        return Targets(np.full(rows, UNLABELLED, np.int8), None, _weights(batch))
     else:
         if bare.any():
             raise batch.fault(int(bare.argmax()), "no soft labels", "Without a label a row needs soft ones.")
@@ -85,7 +88,7 @@ def concatenate(parts: Sequence[Targets]) -> Targets:
     labels = np.concatenate([np.empty(0, np.int8), *(part.labels for part in parts)])
     soft = weights = None
     if any(part.soft is not None for part in parts):
-        sure = np.eye(len(CLASSES))
+        sure = np.eye(UNLABELLED + 1, len(CLASSES))
         soft = np.concatenate([sure[part.labels] if part.soft is None else part.soft for part in parts])
     if any(part.weights is not None for part in parts):
         weights = np.concatenate([np.ones(len(p.labels)) if p.weights is None else p.weights for p in parts])
@@ -108,7 +111,13 @@ def _weights(batch: raw.Batch) -> np.ndarray | None:
     if WEIGHT not in batch.cells.schema.names:
         return None
     given = ~_empty(batch, WEIGHT)
-    return np.where(given, _numbers(batch, WEIGHT, given), 1.0)
+    weights = np.where(given, _numbers(batch, WEIGHT, given), 1.0)
+    bad = (weights != 0) & ((weights < LIGHTEST) | (weights > HEAVIEST))
+    if bad.any():
+        record = int(bad.argmax())
+        problem = f"{WEIGHT} is {weights[record]:g}, neither 0 nor from {LIGHTEST:g} to {HEAVIEST:g}"
+        raise batch.fault(record, problem, "Only the ratios of weights count: scale them all, or give this row 0.")
+    return weights
 
 
 def _numbers(batch: raw.Batch, name: str, needed: np.ndarray) -> np.ndarray:

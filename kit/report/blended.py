@@ -1,10 +1,9 @@
-"""A saved blend among the models: what it gives on other rows, and honestly on the rows its weights were fitted to."""
+"""A saved blend among the models: as it is on test rows, and honestly on rows whose labels its weights have seen."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,18 +19,17 @@ from kit.scoring.metrics import EPS
 CROSS_FITTED = ("arithmetic", "geometric", "greedy")
 
 
-def blended(path: Path, models: Sequence[Model], ids: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Model:
+def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.ndarray) -> Model:
     """The blend as a model, called by its file's name.
 
-    On the rows it was fitted to, by their ids, its validation predictions are cross-fitted: weights and temperature
-    of the same members, fitted in the same way to other prompts, as `kit ensemble` does for its estimate, since the
-    saved weights have seen these rows' labels. Elsewhere the blend is applied as it was saved. A blend saved by an
-    older kit knows its rows by their number alone.
+    Its validation predictions are cross-fitted: weights and temperature of the same members, fitted in the same way to
+    other prompts, as `kit ensemble` does for its estimate. Whichever validation rows it was fitted to, the saved
+    weights have seen labels of these: the holdout's rows are among those out of fold. Where they are too few to be
+    fitted to, it has none. To test rows, and where its weights were not fitted, it is applied as it was saved.
 
     Args:
         path: what `kit ensemble --save` wrote.
         models: the others; members are found among them by name.
-        ids: of the validation rows, (N,).
         labels: of the validation rows, (N,).
         groups: of the validation rows, (N,).
 
@@ -49,28 +47,20 @@ def blended(path: Path, models: Sequence[Model], ids: np.ndarray, labels: np.nda
         )
     used = [dict(named)[name] for name in blend.used]
     shares = tuple(weight for weight in blend.weights if weight > 0)
-    small, predictions, as_saved = replace(blend, members=blend.used, weights=shares), {}, ""
+    small, predictions, note = replace(blend, members=blend.used, weights=shares), {}, ""
     fitted = content.get("fitted") if isinstance(content.get("fitted"), dict) else {}
     if all("test" in model.predictions for model in used):
         predictions["test"] = small.of(np.stack([model.predictions["test"] for model in used]))
     if all("valid" in model.predictions for model in used):
         members = np.stack([model.predictions["valid"] for model in used])
         method = fitted.get("method", blend.pool)
-        as_saved = _as_saved(method, fitted, ids) or too_few(labels, groups, len(blend.members))
-        predictions["valid"] = small.of(members) if as_saved else _crossed(method, members, labels, groups)
-    return Model(path.name.removesuffix(".json"), predictions, saved=Saved(path.name, blend, fitted, as_saved))
-
-
-def _as_saved(method: Any, fitted: Mapping[str, Any], ids: np.ndarray) -> str:
-    """Why the saved weights stay on these rows, or nothing where they were fitted to them."""
-    if method not in CROSS_FITTED:
-        return "its weights were not fitted"
-    here, there = files.of_rows(ids), fitted.get("rows")
-    if type(there) is int and there != here["rows"]:
-        return f"it was fitted to {there:,} rows, which are not these {here['rows']:,}"
-    if fitted.get("ids", here["ids"]) != here["ids"]:
-        return f"it was fitted to {here['rows']:,} rows with other ids than these"
-    return ""
+        if method not in CROSS_FITTED:
+            predictions["valid"], note = small.of(members), "is applied as it was saved: its weights were not fitted"
+        elif few := too_few(labels, groups, len(blend.members)):
+            note = f"has no validation figures: its weights may have seen these labels, and {few}"
+        else:
+            predictions["valid"] = _crossed(method, members, labels, groups)
+    return Model(path.name.removesuffix(".json"), predictions, saved=Saved(path.name, blend, fitted, note))
 
 
 def _crossed(method: str, members: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ class Evidence:
 
     def texts(self, split: str, places: np.ndarray | None = None) -> pa.Table:
         """The prompt and the answers of the rows of a split, or of those at `places` in it."""
-        table = self.processed.train([ID, *TEXTS]) if split == "valid" else self.processed.test().select([ID, *TEXTS])
+        table = (self.processed.train if split == "valid" else self.processed.test)([ID, *TEXTS])
         ids = self.rows[split].ids if places is None else self.rows[split].ids[places]
         return table.take(pd.Index(table[ID].to_numpy()).get_indexer(ids)).combine_chunks()
 
@@ -108,8 +108,9 @@ def gather(
 
     Raises:
         RunError: no run has a finished part; runs that have no validation rows in common; a run of other data.
-        DataError: a frame whose ids are neither the validation nor the test rows; two models of one name; a blend
-            of models that are not there; no predictions of rows with labels.
+        DataError: a frame whose ids are neither the validation nor the test rows; a truth of other rows than the test
+            rows, or of some of them; two models of one name; a blend of models that are not there; no predictions of
+            rows with labels.
     """
     processed = open_processed(data)
     every = list({RunDir.open(run).path.resolve(): RunDir.open(run) for run in runs}.values())
@@ -130,7 +131,7 @@ def gather(
     for name in dict.fromkeys(name for name, _ in frames):
         models.append(Model(name, _predictions([file for other, file in frames if other == name], rows)))
     valid = rows["valid"]
-    models += [blended(path, models, valid.ids, valid.labels, valid.groups) for path in blends]
+    models += [blended(path, models, valid.labels, valid.groups) for path in blends]
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
     if twice:
         raise DataError(f"two models are called {twice[0]!r}", "Name them apart with --frame NAME=FILE.")
@@ -149,17 +150,11 @@ def _rows(processed: Processed, kind: str, truth: Path | None) -> tuple[dict[str
     if kind == HOLDOUT:
         valid = restrict(train, processed.train([ID]).take(processed.fold_rows(HOLDOUT)[1]).to_pandas())
     trained_on = train if kind == OOF else train[~train[ID].isin(valid[ID])]
-    test = processed.test().select([ID, GROUP]).to_pandas()
-    known = test
+    test = processed.test([ID, GROUP]).to_pandas()
     if truth:
         known = read_truth(truth)
-        unknown = known[~known[ID].isin(test[ID])]
-        if len(unknown):
-            raise DataError(
-                f"{truth}: id {unknown[ID].iloc[0]} is not in test.csv", "Give the truth of this very test.csv."
-            )
-        known = known[[ID, LABEL]].merge(test, on=ID, how="left")
-    rows = {"valid": _of(kind, valid), "test": _of("test", known)}
+        test[LABEL] = known[LABEL].to_numpy()[positions(known[ID], test[ID], str(truth), "test.csv")]
+    rows = {"valid": _of(kind, valid), "test": _of("test", test)}
     return rows, trained_on[LABEL].to_numpy(np.int64)
 
 

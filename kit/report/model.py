@@ -18,13 +18,13 @@ class Saved:
         file: where it is from.
         blend: what it is.
         fitted: what its file tells of the fit.
-        as_saved: why the validation predictions are by the saved weights; empty where they are cross-fitted.
+        note: what its validation predictions are, or why there are none; empty where they are cross-fitted.
     """
 
     file: str
     blend: Blend
     fitted: Mapping[str, Any]
-    as_saved: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

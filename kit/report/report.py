@@ -25,6 +25,8 @@ class Facts:
     Attributes:
         validation, test: rows compared on; test is 0 where there are no labels.
         classes: shares among the training rows, in the order of `CLASSES`.
+        soft: training rows with soft labels that are not sure.
+        predicted: whether soft labels are predictions of models, which may have seen validation labels.
         data: the first digits of the SHA-256 of the training rows.
     """
 
@@ -36,6 +38,8 @@ class Facts:
     text: str
     split: str
     classes: tuple[float, float, float]
+    soft: int
+    predicted: bool
     data: str
     kit: str
 
@@ -65,6 +69,8 @@ class Report:
             text=options["text"],
             split=options["split"],
             classes=tuple(manifest["frequencies"].values()),
+            soft=counts.get("rows_with_soft_labels", 0),
+            predicted=any(each["role"] == "soft_labels" for each in manifest["inputs"]),
             data=self.evidence.processed.digest("train")[:12],
             kit=__version__,
         )

@@ -24,6 +24,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     rows += [("test rows with labels", f"{known.test:,}")] if known.test else []
     shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(NAMES, known.classes, strict=True))
     rows += [("prompt groups", f"{known.prompts:,}"), ("classes", shares)]
+    warning = ", by models that may have seen validation labels" * known.predicted
+    rows += [("soft labels", f"{known.soft:,} rows{warning}")] if known.soft else []
     rows += [("split", f"{known.split}, {known.folds} folds"), ("text", known.text)]
     return [*rows, ("data", known.data), ("kit", known.kit)]
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kit.data.characters import SCRIPTS, characters, count, histogram
+from kit.data.features import ROWS
 from kit.report.evidence import Evidence
 from kit.schema import PROMPT, RESPONSES, TEXTS
 from kit.scoring.bootstrap import intervals
@@ -60,14 +61,22 @@ def slices(evidence: Evidence, split: str) -> tuple[Slice, ...]:
 
 def _kinds(texts: pa.Table) -> dict[str, tuple[list[str], np.ndarray]]:
     """For each respect the names of its slices, and the slice's number of each row (N,)."""
-    bytes_of = {name: histogram(_joined(texts[name])) for name in TEXTS}
-    length = sum(characters(bytes_of[name]) for name in RESPONSES) / len(RESPONSES)
+    blocks = zip(*(_measured(texts.slice(start, ROWS)) for start in range(0, texts.num_rows, ROWS)), strict=True)
+    length, letters = map(np.concatenate, blocks)
     turns = pc.list_value_length(texts[PROMPT]).to_numpy()
     return {
         "answer length": (_ranges(LENGTHS), np.searchsorted(LENGTHS, length, "right")),
         "turns": (["1", "2", "3 to 4", "5 or more"], np.searchsorted(TURNS, turns, "left")),
-        "script": _scripts(sum(bytes_of.values())),
+        "script": _scripts(letters),
     }
+
+
+def _measured(texts: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The mean length of the two answers (N,), and the letters of each script in all three texts (N, S)."""
+    bytes_of = {name: histogram(_joined(texts[name])) for name in TEXTS}
+    length = sum(characters(bytes_of[name]) for name in RESPONSES) / len(RESPONSES)
+    together = sum(bytes_of.values())
+    return length, np.stack([count(together, SCRIPTS[name]) for name in WRITTEN], axis=1)
 
 
 def _joined(column: pa.ChunkedArray) -> pa.LargeStringArray:
@@ -80,9 +89,8 @@ def _ranges(ends: tuple[int, ...]) -> list[str]:
     return [f"below {ends[0]:,}", *between, f"{ends[-1]:,} or more"]
 
 
-def _scripts(bytes_of: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The script with the most characters; frequent ones first, rare ones and texts without letters as others."""
-    counts = np.stack([count(bytes_of, SCRIPTS[name]) for name in WRITTEN], axis=1)
+def _scripts(counts: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The script with the most letters (N, S); frequent ones first, rare ones and texts without letters as others."""
     most = np.where(counts.any(axis=1), counts.argmax(axis=1), len(WRITTEN))
     rows = np.bincount(most, minlength=len(WRITTEN) + 1)[: len(WRITTEN)]
     shown = [place for place in np.argsort(-rows, kind="stable") if rows[place] >= FEWEST_ROWS]

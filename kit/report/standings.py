@@ -57,11 +57,8 @@ def standing(report: Report) -> Section:
 
 def _of_blends(report: Report) -> list[str]:
     """Which validation figures of blends are cross-fitted, and why others are not."""
-    known = [model for model in report.blends if "valid" in model.predictions]
-    crossed = [model.name for model in known if not model.saved.as_saved]
-    text = [
-        f"{model.name} is applied as it was saved: {model.saved.as_saved}." for model in known if model.saved.as_saved
-    ]
+    crossed = [m.name for m in report.blends if "valid" in m.predictions and not m.saved.note]
+    text = [f"{model.name} {model.saved.note}." for model in report.blends if model.saved.note]
     if crossed:
         text.append(
             f"The validation figures of {', '.join(crossed)} are cross-fitted: the weights were fitted to other "

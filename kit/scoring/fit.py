@@ -49,7 +49,8 @@ class Fit:
 
     Attributes:
         blend: fitted to all rows, for use on others; dropped members have weight 0.
-        method: how it was fitted; "mean" where rows were too few to fit anything.
+        method: how it was fitted; "mean" where rows were too few to fit anything, or where nothing that was tried is
+            better.
         rows: number of rows.
         ids: the hash of their ids.
         in_sample: log loss of the blend on the rows it was fitted to.
@@ -107,7 +108,7 @@ def fit(
         names: the members' names, as `members.read_members` gives them.
         truth: what `scoring.truth.read_truth` gives; with prompt groups, these stay together.
         method: how to fit; None tries both pools, and from 8 members the greedy choice too, and takes the lowest
-            cross-fitted log loss.
+            cross-fitted log loss, or the plain mean if that is as low.
         draws: bootstrap draws for the spread of the weights.
         seed: of the folds and of the draws.
         files: where the frames come from, for errors.
@@ -129,19 +130,22 @@ def fit(
     mean, best = members.mean(axis=0), int(np.argmin(alone))
     tried = [Trial(f"best member, {names[best]}", alone[best], alone[best])]
     tried.append(Trial("mean", log_loss(mean, labels), log_loss(mean, labels)))
-    reason = too_few(labels, groups, len(names))
-    if reason:
-        kept, notes = list(range(len(names))), [f"nothing is fitted, the plain mean is taken: {reason}"]
-        used, found = "mean", Candidate(np.full(len(names), 1 / len(names)), mean, tried[-1].cross_fitted)
-        drawn = None
-    else:
+    plain = Candidate(np.full(len(names), 1 / len(names)), mean, tried[-1].cross_fitted)
+    why_plain, drawn = too_few(labels, groups, len(names)), None
+    if not why_plain:
         methods = [method] if method else [m for m in get_args(Method) if m != "greedy" or len(names) >= MANY]
         fits = {each: candidate(each, rows) for each in methods}
         for each, one in fits.items():
             tried.append(Trial(each, log_loss(predict(each, one.point, rows.members), labels), one.log_loss))
         used = min(fits, key=lambda each: fits[each].log_loss)
         kept, found, notes = prune(used, fits[used], rows, names)
-        drawn = spread(pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed)
+        if method is None and found.log_loss >= plain.log_loss:
+            why_plain = f"the best fit has {found.log_loss:.5f} cross-fitted, and the mean {plain.log_loss:.5f}"
+        else:
+            drawn = spread(pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed)
+    if why_plain:
+        used, kept, found = "mean", list(range(len(names))), plain
+        notes = [f"nothing is fitted, the plain mean is taken: {why_plain}"]
     point = np.zeros(len(names))
     point[kept] = found.point
     within, heat = {}, None

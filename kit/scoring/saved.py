@@ -49,7 +49,7 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
 
 
 def of_rows(ids: np.ndarray) -> dict[str, Any]:
-    """What a fit tells of its rows (N,), so that no others are taken for them: how many, and the hash of their ids."""
+    """What a fit tells of its rows (N,), for whoever wants to know it later: how many, and the hash of their ids."""
     return {"rows": len(ids), "ids": hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()}
 
 

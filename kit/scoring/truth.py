@@ -139,6 +139,16 @@ def restrict(truth: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     return truth[truth[ID].isin(frame[ID])].reset_index(drop=True)
 
 
+def without_prompts(truth: pd.DataFrame, path: str | Path) -> list[str]:
+    """What a fit to this truth should be read with, if the file does not tell which rows share a prompt."""
+    if GROUP in truth:
+        return []
+    return [
+        f"{path} does not tell which rows share a prompt: each counts as evidence of its own, folds may part a prompt, "
+        "and intervals may be too narrow; the processed train.parquet tells"
+    ]
+
+
 def align(frame: pd.DataFrame, truth: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities float64 (N, 3) and labels int64 (N,) of the same rows, matched by id, in the truth's order.
 
