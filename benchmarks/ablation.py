@@ -3,9 +3,10 @@
     python benchmarks/ablation.py --backbone FOLDER --data data/processed --truth data/raw/truth.csv \
         [--only default --only reference] [--seeds 3] [--steps 200] [--batch 16] [--tokens 128] [--workers 1]
 
-Trains on everything but fold 0 and prints validation and test log loss, mean and standard deviation over the seeds,
-with the paired difference to the default recipe. Runs that are done are not trained again, so it goes on where it
-stopped; a variant's runs stand in a folder of its name under --runs.
+Trains on everything but fold 0 and prints log loss, of validation, of validation calibrated (cross-fitted) and of test
+rows: mean and standard deviation over the seeds, and those of the paired difference to the default recipe. Runs that
+are done are not trained again, so it goes on where it stopped; a variant's runs stand in a folder of its name under
+--runs.
 """
 
 import argparse
@@ -60,7 +61,9 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, flo
     if not (run / "metrics.json").exists():
         backbone = ["--backbone", str(options.backbone), "--fold", "0"]
         kit("train", *backbone, *data, "--runs", str(runs), "--resume", *overrides)
-    losses = {"validation": json.loads((run / "metrics.json").read_text())["parts"]["fold0"]["log_loss"]}
+    truth = ["--truth", str(options.data / "train.parquet"), "--subset", "--json"]
+    calibrated = json.loads(kit("calibrate", str(run / "fold0" / "valid.csv"), *truth))
+    losses = {"validation": calibrated["before"]["log_loss"], "calibrated": calibrated["after"]["log_loss"]}
     if options.truth:
         if not (run / "test.csv").exists():
             kit("predict", str(run), *data)
@@ -105,8 +108,7 @@ def main() -> None:
         for rows in results["default", 0]:
             losses = np.array([results[variant, seed][rows] for seed in range(options.seeds)])
             default = np.array([results["default", seed][rows] for seed in range(options.seeds)])
-            spread = float(losses.std(ddof=1)) if len(losses) > 1 else float("nan")
-            row[rows] = {"mean": float(losses.mean()), "sd": spread, "to default": float((losses - default).mean())}
+            row[rows] = {"alone": _mean_and_sd(losses), "to default": _mean_and_sd(losses - default)}
     if options.json:
         print(json.dumps(table, indent=1))
         return
@@ -114,8 +116,15 @@ def main() -> None:
     print("| variant | " + " | ".join(f"{kind} log loss | to default" for kind in kinds) + " |")
     print("| --- |" + " --- | --- |" * len(kinds))
     for variant, row in table.items():
-        cells = (f"{row[k]['mean']:.4f} ± {row[k]['sd']:.4f} | {row[k]['to default']:+.4f}" for k in kinds)
+        cells = (
+            "{:.4f} ± {:.4f}".format(*row[k]["alone"]) + " | {:+.4f} ± {:.4f}".format(*row[k]["to default"])
+            for k in kinds
+        )
         print(f"| {variant} | " + " | ".join(cells) + " |")
+
+
+def _mean_and_sd(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
 if __name__ == "__main__":
