@@ -155,7 +155,7 @@ def test_they_go_together_with_averaging_perturbation_and_two_passes(data: Path,
     assert all(value.isfinite().all() for value in weights.values())
 
 
-def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_without_peft_it_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     require(TrainSpec())
     with pytest.raises(RecipeError, match="needs peft") as caught:

@@ -19,7 +19,7 @@ from kit.errors import RunError
 from kit.model.backbones import BACKBONES
 from kit.model.batches import Collator
 from kit.model.encoder import build, load_vocabulary
-from kit.model.pair import FORMAT, PairModel
+from kit.model.pair import COUNTED, FORMAT, PairModel
 from kit.model.tiny import write
 from kit.recipe import ModelSpec
 from kit.schema import SWAP
@@ -363,6 +363,16 @@ def test_a_configuration_that_makes_no_model_is_a_run_error(saved: Path, change:
 def test_the_config_of_a_plain_encoder_is_a_run_error(saved: Path):
     (saved / "config.json").write_text(json.dumps(CONFIGS["electra"]))
     with pytest.raises(RunError, match="not a trained model of kit"):
+        PairModel.from_pretrained(saved)
+
+
+def test_an_older_format_loads_unless_it_reads_features(saved: Path):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"format": COUNTED - 1}))
+    PairModel.from_pretrained(saved)
+    reading = {"model": config["model"] | {"features": True}}
+    (saved / "config.json").write_text(json.dumps(config | {"format": COUNTED - 1} | reading))
+    with pytest.raises(RunError, match="as an older kit counted them"):
         PairModel.from_pretrained(saved)
 
 

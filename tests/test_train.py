@@ -473,9 +473,10 @@ def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path
     model, _ = new_model(recipe, processed)
     groups = parameter_groups(model, recipe.train)
     assert {group["lr"] for group in groups} == {recipe.train.lr, recipe.train.head_lr}
-    for key in ("train.awp=0.01", "train.lora_rank=2"):
+    for key in ("train.awp=0.01", "train.lora_rank=2", "train.reinit_layers=1"):
         with pytest.raises(RecipeError, match="no weight is named as one"):
-            new_model(load("default", (key,), backbone=str(tmp_path)), processed)
+            train(load("default", (key,), backbone=str(tmp_path)), processed.folder, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_path: Path):

@@ -27,7 +27,8 @@ from kit.model.quicken import quickened
 from kit.recipe import ModelSpec
 from kit.schema import SWAP
 
-FORMAT = 2  # of config.json; raised when an older kit could not read it any more
+FORMAT = 3  # of config.json; raised when an older kit could not read it any more
+COUNTED = 3  # the first format whose features are counted as they are now
 _AGAIN = "Train it again, or copy the folder whole."
 
 
@@ -125,7 +126,8 @@ class PairModel(nn.Module):
         """The model (in evaluation mode, float32) and its tokenizer, from `save_pretrained`'s files; no network.
 
         Raises:
-            RunError: a file is missing or damaged, was written by a newer kit, or the weights are of another model.
+            RunError: a file is missing or damaged, was written by a newer kit, or by an older one that counted the
+                features it reads otherwise, or the weights are of another model.
         """
         folder = Path(folder)
         try:
@@ -133,6 +135,11 @@ class PairModel(nn.Module):
             if config["format"] > FORMAT:
                 raise RunError(f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit.")
             spec = ModelSpec(**config["model"])
+            if spec.features and config["format"] < COUNTED:
+                raise RunError(
+                    f"{folder}: it learned from features as an older kit counted them (format {config['format']})",
+                    "Train it again, or predict with the kit that trained it.",
+                )
             reads = (config["features"]["sides"], config["features"]["pair"]) if spec.features else ((), ())
             model = cls(build(config["encoder"], spec.fast_attention), config["encoder"], spec, reads)
             weights = load_file(folder / "model.safetensors")

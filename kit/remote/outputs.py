@@ -87,7 +87,7 @@ def _download(
     wanted = [name for name in listed if only(name) or name == OUTPUTS]
     if not wanted:
         raise KaggleError(f"{ref} has no output files", f"Is it finished? `kit kernels status {ref}` says.")
-    _require_output(out, set(listed))
+    _require_output(out, set(listed), ref)
     staging = out.with_name(f".{out.name}.{ref.slug}-{ref.version or 'latest'}.partial")
     parts = {}
     for number, name in enumerate(wanted, 1):
@@ -105,7 +105,7 @@ def _download(
     return Output(ref, out, tuple(wanted), compared)
 
 
-def _require_output(out: Path, listed: set[str]) -> None:
+def _require_output(out: Path, listed: set[str], ref: KernelRef) -> None:
     """Raises unless `out`, which is replaced as a whole, is free or holds only what a run of a kernel left."""
     if not out.exists():
         return
@@ -117,8 +117,8 @@ def _require_output(out: Path, listed: set[str]) -> None:
         folder = path.is_dir() and not path.is_symlink()
         if not folder and name not in known and not ("/" not in name and path.suffix == ".log"):
             raise KitError(
-                f"{out} holds {name}, which is no output of a kernel and would be lost",
-                "Choose another folder with --out.",
+                f"{out} holds {name}, which is not known for an output of {ref} and would be lost",
+                "Choose another folder with --out, or delete it.",
             )
 
 

@@ -149,5 +149,6 @@ def look(happened: Callable[[], T | None], doing: str) -> T | None:
         why = error.problem if isinstance(error, KaggleError) else type(error).__name__
         raise UncertainError(
             f"{doing}: it is not known whether that took effect: no usable answer, and looking failed ({why})",
-            "Do not repeat it before you have looked whether it is there: `kit submissions`, `kit kernels status`.",
+            "Do not repeat it before you have looked whether it is there: `kit submissions`, `kit kernels status`, "
+            "for a dataset your page at Kaggle.",
         ) from None

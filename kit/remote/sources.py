@@ -122,7 +122,7 @@ def _require_latest(client: Client, source: Source) -> None:
         home = "" if source.runs else f"`kit kernels output {source.ref}/{other} --runs runs` brings it home. "
         raise RefusedError(
             f"Kaggle mounts the latest version of {source.ref}, {latest}, and {what} version {other}",
-            f"{home}Add --dataset to publish the run directory itself.",
+            f"{home}Add --dataset to publish the run directory itself, or name {source.ref} for its latest version.",
         )
 
 

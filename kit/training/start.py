@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-from torch import nn
+import torch
 
 from kit import lock
 from kit.data.encode import Vocabulary
@@ -39,7 +39,6 @@ def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
         encoder = build(config, recipe.model.fast_attention)
     else:
         encoder, vocabulary = load_encoder(source, recipe.model.fast_attention), load_vocabulary(source)
-    _require_layers(recipe, encoder)
     reinitialise(encoder, recipe.train.reinit_layers)
     if len(vocabulary.pretrained) > config["vocab_size"]:
         raise BackboneError(
@@ -65,7 +64,7 @@ def require(recipe: Recipe) -> None:
     Raises:
         BackboneError: there is no such backbone.
         RecipeError: the recipe asks for more tokens than the encoder has positions, for rates that never reach their
-            peak, or for adapters without peft.
+            peak, for adapters without peft, or for something with layers that this encoder does not have.
     """
     spec = recipe.train
     if spec.head_only + spec.warmup > 1:
@@ -80,18 +79,21 @@ def require(recipe: Recipe) -> None:
             f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such as deberta.",
         )
     lora.require(spec)
+    _require_layers(recipe)
 
 
-def _require_layers(recipe: Recipe, encoder: nn.Module) -> None:
+def _require_layers(recipe: Recipe) -> None:
     """Raises RecipeError where the recipe works on the layers of an encoder whose layers have other names."""
-    if any(layer_of(f"encoder.{name}") is not None for name, _ in encoder.named_parameters()):
+    asked = [key for key in ("awp", "lora_rank", "reinit_layers") if getattr(recipe.train, key)]
+    if not asked:
         return
-    for key in ("awp", "lora_rank"):
-        if getattr(recipe.train, key):
-            raise RecipeError(
-                f"train.{key} works on an encoder's layers, and in {recipe.backbone} no weight is named as one",
-                f"Set train.{key}=0: {type(encoder).__name__} is trained whole or not at all.",
-            )
+    with torch.device("meta"):
+        encoder = build(load_config(resolve(recipe.backbone)), fast_attention=False)
+    if all(layer_of(f"encoder.{name}") is None for name, _ in encoder.named_parameters()):
+        raise RecipeError(
+            f"train.{asked[0]} works on an encoder's layers, and in {recipe.backbone} no weight is named as one",
+            f"Set train.{asked[0]}=0: {type(encoder).__name__} is trained as a whole.",
+        )
 
 
 def tiny_folder(record: Backbone, data: Processed) -> Path:

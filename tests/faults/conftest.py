@@ -77,18 +77,6 @@ def workspaces() -> Iterator[Workspaces]:
         shutil.rmtree(root)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of pytest-xdist hands its tally to the process that prints."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["tally"] = dict(TALLY)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: object) -> None:
-    """That process adds it to the others'."""
-    TALLY.update(getattr(node, "workeroutput", {}).get("tally", {}))
-
-
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     """What was tried, in figures."""
     if TALLY:

@@ -1,5 +1,6 @@
 """`kit download`: whole files or none, whatever breaks on the way."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -8,6 +9,7 @@ import shutil
 import stat
 import zipfile
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from fake_kaggle import FakeKaggle
 from fake_services import SLUG, make_zip
 from heard import Heard
 
+from kit import atomic
 from kit.errors import KitError
 from kit.remote import download as downloading
 from kit.remote import faults
@@ -274,10 +277,11 @@ def test_a_disk_too_small_is_said_before_anything_is_written(
 def test_a_disk_that_fills_up_leaves_no_half_file(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    @contextlib.contextmanager
+    def full(_: Path) -> Iterator[Path]:
+        yield Path("/dev/full")
 
-    monkeypatch.setattr(downloading, "_pieces", full)
+    monkeypatch.setattr(atomic, "writing", full)
     with pytest.raises(KitError, match="No space left on device"):
         download(client, tmp_path / "raw")
     assert [n for n in listed(tmp_path / "raw") if not n.startswith(".")] == []

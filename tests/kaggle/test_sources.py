@@ -51,6 +51,7 @@ def test_a_version_that_kaggle_would_not_mount_is_refused(client: Client, fake: 
     with pytest.raises(faults.RefusedError, match=r"kit-train-b, 2, and tiny-0a1b2c3d is from version 1") as caught:
         sources.resolve(client, [run])
     assert caught.value.hint.startswith("Add --dataset")
+    assert f"name {OWNER}/kit-train-b for" in caught.value.hint
     with pytest.raises(
         faults.RefusedError, match=rf"(?s)is version 1.*kit kernels output {OWNER}/kit-train-b/1 --runs"
     ):

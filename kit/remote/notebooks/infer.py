@@ -103,7 +103,7 @@ def _meant(session: Session, ref: str, runs: list[Path], names: list[str]) -> li
     held = [run.name for run in runs]
     missing = [name for name in names if name not in held]
     if missing:
-        which = "another version is mounted than was meant"
+        which = "another version is mounted than was meant, or the run was renamed at home; push again with --dataset"
         _fault(session, f"{ref} holds {', '.join(held)} and not {', '.join(missing)}: {which}")
     return [run for run in runs if run.name in names] or runs
 
