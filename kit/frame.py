@@ -3,6 +3,7 @@
 Out-of-fold, test, calibrated, blended and submitted predictions are all this; so a prediction *is* a submission.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if path.is_dir():
         raise DataError(f"{path} is a directory, not a CSV file", "Name a file in it.")
     try:
-        return pd.read_csv(path, encoding="utf-8-sig", float_precision="round_trip" if BEFORE_EXACT else None)
+        text = path.read_bytes().decode("utf-8-sig")  # where pandas reads the file, Ctrl-C becomes a fault of the file
+        return pd.read_csv(io.StringIO(text), float_precision="round_trip" if BEFORE_EXACT else None)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty", "Make it again.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:

@@ -45,19 +45,28 @@ def held(folder: Path, name: str = "", wait: bool = False) -> Iterator[None]:
     """
     path = _file(folder, name)
     made = not folder.exists()
+    mine: list[int] = []  # the open lock file, in what Ctrl-C cannot come in front of, as it can of an assignment
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = _acquire(path, folder / name, wait)
-    except OSError as error:
-        if error.errno not in READ_ONLY | NOT_HERE:
-            raise
-        handle = None
-    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _acquire(path, folder / name, wait, mine)
+        except OSError as error:
+            if error.errno not in READ_ONLY | NOT_HERE:
+                raise
         yield
+    except KeyboardInterrupt:
+        if not mine:
+            _remove_if_nobodys(path)
+        raise
     finally:
-        if handle is not None:
-            path.unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
-            os.close(handle)
+        if mine:
+            try:
+                path.unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
+            except KeyboardInterrupt:
+                path.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(mine.pop())
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if it is empty
@@ -87,27 +96,38 @@ def _file(folder: Path, name: str) -> Path:
     return folder / (f".{name}.lock" if name else ".lock")
 
 
-def _acquire(path: Path, target: Path, wait: bool) -> int | None:
-    """The open lock file, locked by this process and still the one of that name; None where there is no flock."""
+def _acquire(path: Path, target: Path, wait: bool, mine: list[int]) -> None:
+    """Puts the open lock file into `mine`, locked by this process and still of that name; nothing without flock."""
     if fcntl is None:
-        return None
+        return
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            mine.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
         except FileNotFoundError:  # the holder before us has just removed the folder, which it had made
             path.parent.mkdir(parents=True, exist_ok=True)
             continue
         try:
-            _lock(handle, target, wait)
-            if _is_at(handle, path):  # else the holder before us has just removed it
+            _lock(mine[0], target, wait)
+            if _is_at(mine[0], path):  # else the holder before us has just removed it
                 with contextlib.suppress(OSError):  # the disk is full; it is held all the same
-                    os.ftruncate(handle, 0)
-                    os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
-                return handle
+                    os.ftruncate(mine[0], 0)
+                    os.pwrite(mine[0], f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+                return
         except BaseException:
-            os.close(handle)
+            os.close(mine.pop())
             raise
-        os.close(handle)
+        os.close(mine.pop())
+
+
+def _remove_if_nobodys(path: Path) -> None:
+    """Removes a lock file that was just made when Ctrl-C came."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDWR)
+        try:
+            if sole(handle) and _is_at(handle, path):
+                path.unlink()
+        finally:
+            os.close(handle)
 
 
 def _lock(handle: int, target: Path, wait: bool) -> None:

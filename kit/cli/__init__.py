@@ -4,6 +4,7 @@
 """
 
 import sys
+from typing import Any
 
 import click
 
@@ -18,6 +19,20 @@ class Cli(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Pipeline order instead of the alphabet."""
         return list(self.commands)
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Reads the arguments and runs the command; Ctrl-C while they are being read ends as it does later."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> object:
         """Runs the command; what a user can cause becomes one message without a traceback."""

@@ -75,7 +75,8 @@ def place() -> Iterator[Path]:
 def rows(path: Path) -> object:
     """Raw rows, compared with what Python's own csv and json make of ids and labels."""
     found = read_rows(path, labelled=True)
-    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"").decode("utf-8")
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"")
+    text = data.decode("utf-8", "replace")  # in columns that nobody reads anything may stand
     every = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
     at = {name: number for number, name in enumerate(every[0])}
     assert found.ids.tolist() == [int(cells[at[ID]]) for cells in every[1:]]
