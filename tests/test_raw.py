@@ -100,6 +100,10 @@ FAULTS = {
         [THIRD, "the quote that opens prompt is never closed", DOWNLOAD],
     ),
     "not UTF-8": (WHOLE.replace(b"b1", b"b\xe9"), [SECOND, "response_b is not UTF-8", "Save the file as UTF-8"]),
+    "a header and a cell not UTF-8": (
+        WHOLE.replace(b"model_b", b"m\xefdel_b", 1).replace(b"b1", b"b\xe9"),
+        ["row 1, id 'id'", r"'m\udcefdel_b' is not UTF-8"],
+    ),
     "cut in a cell": (WHOLE[: WHOLE.rindex(b"b2")], [THIRD, "cut off inside response_b", DOWNLOAD]),
     "cut between cells": (WHOLE[: WHOLE.rindex(b',"[""b2')], [THIRD, "cut off in this row: 5 of 9 cells", DOWNLOAD]),
     "cut before a label": (WHOLE[: WHOLE.rindex(b"0,0,1")], [THIRD, "cut off in this row: 7 of 9 cells", DOWNLOAD]),

@@ -87,7 +87,10 @@ def structure(path: Path, data: bytes) -> DataError | None:
                     return _wrong_width(where, cells, names, is_cut_off(data) and next(reader, None) is None)
                 bad = next((name for name, cell in zip(names, cells, strict=False) if not _is_utf8(cell)), None)
                 if bad is not None:
-                    return DataError(f"{where}: {bad} is not UTF-8 text", "Save the file as UTF-8 and try again.")
+                    return DataError(
+                        f"{where}: {bad if bad.isprintable() else shorten(bad, 30)} is not UTF-8 text",
+                        "Save the file as UTF-8 and try again.",
+                    )
         except csv.Error as error:
             cells = next(csv.reader(pending), [""])
             where = place(path, row + 1, cells[at] if at < len(cells) else None)
