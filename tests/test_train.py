@@ -42,6 +42,9 @@ from kit.training.optim import parameter_groups
 from kit.training.start import new_model
 from kit.training.train import train
 
+# rates at which the loss soon rises
+STOPS_EARLY = ("train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2", "train.warmup=0.0")
+
 
 @pytest.fixture(scope="module")
 def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
@@ -375,32 +378,12 @@ def _two_processes(folder: str, data: Path, runs: Path, overrides: tuple[str, ..
     return json.loads(printed)["parts"]["holdout"]
 
 
-def test_a_training_killed_after_its_last_step_does_not_take_another(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("overrides", [("train.max_steps=4",), STOPS_EARLY], ids=["last step", "early stopping"])
+def test_a_training_killed_after_its_end_does_not_go_on(
+    overrides: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The last step lies within an epoch, where Trainer would go on to the epoch's next batch."""
-    recipe = load("tiny-electra", (*QUICK, "train.max_steps=4"))
-    straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "predict_logits", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, data, tmp_path / "resumed")
-    assert list((tmp_path / "resumed").rglob("checkpoint-4"))
-    resumed = train(recipe, data, tmp_path / "resumed", resume=True)["parts"]["holdout"]
-    for name in ("steps", "best_step", "log_loss", "padding_waste"):
-        assert resumed[name] == straight[name]
-
-
-def test_a_training_killed_after_early_stopping_stops_there_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """In the last checkpoint the patience is used up; Trainer would go on from it to the next evaluation."""
-    overrides = (*QUICK, "train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2")
-    recipe = load("tiny-electra", (*overrides, "train.warmup=0.0"))
+    """From such a checkpoint Trainer would: to the epoch's next batch, or past its stop to the next evaluation."""
+    recipe = load("tiny-electra", (*QUICK, *overrides))
     straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
 
     def interrupt(*_: object, **__: object) -> None:
@@ -418,8 +401,7 @@ def test_a_training_killed_after_early_stopping_stops_there_again(
 
 def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
     """Interrupted between the first evaluation without gain and the second, it stops where it would have."""
-    overrides = (*QUICK, "train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2")
-    recipe = load("tiny-electra", (*overrides, "train.warmup=0.0"))
+    recipe = load("tiny-electra", (*QUICK, *STOPS_EARLY))
     straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
     every = straight["steps"] - straight["best_step"]  # two evaluations
 
