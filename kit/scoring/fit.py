@@ -13,7 +13,6 @@ from threadpoolctl import threadpool_limits
 
 from kit.errors import DataError, KitError
 from kit.schema import GROUP, ID, LABEL
-from kit.scoring import saved
 from kit.scoring.blend import Blend
 from kit.scoring.bootstrap import Difference, difference
 from kit.scoring.calibrate import HOTTEST, Trial, too_few
@@ -52,7 +51,6 @@ class Fit:
         method: how it was fitted; "mean" where rows were too few to fit anything, or where nothing that was tried is
             better.
         rows: number of rows.
-        ids: the hash of their ids.
         in_sample: log loss of the blend on the rows it was fitted to.
         cross_fitted: log loss of a fit to other prompts. Method and members were chosen by such figures, which
             flatters a little: less than the figures differ among each other.
@@ -67,7 +65,6 @@ class Fit:
     blend: Blend
     method: str
     rows: int
-    ids: str
     in_sample: float
     cross_fitted: float
     members: tuple[Member, ...]
@@ -86,7 +83,7 @@ class Fit:
     def fitted(self) -> dict[str, Any]:
         """What a saved blend tells of its fit."""
         losses = {"log_loss_in_sample": self.in_sample, "log_loss_cross_fitted": self.cross_fitted}
-        return {"method": self.method, "rows": self.rows, "ids": self.ids} | losses
+        return {"method": self.method, "rows": self.rows} | losses
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
@@ -159,7 +156,7 @@ def fit(
     return Fit(
         blend=blend,
         method=used,
-        **saved.of_rows(truth[ID].to_numpy()),
+        rows=len(truth),
         in_sample=log_loss(blend.of(members), labels),
         cross_fitted=found.log_loss,
         members=tuple(told),

@@ -1,14 +1,11 @@
 """What a fit leaves for later predictions: a JSON file that names its kind and format, read back with suspicion."""
 
-import hashlib
 import json
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from kit.atomic import write_json
 from kit.errors import DataError
@@ -46,11 +43,6 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
             again,
         )
     return content
-
-
-def of_rows(ids: np.ndarray) -> dict[str, Any]:
-    """What a fit tells of its rows (N,), for whoever wants to know it later: how many, and the hash of their ids."""
-    return {"rows": len(ids), "ids": hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()}
 
 
 def number(path: str | Path, value: Any, what: str, low: float = -math.inf) -> float:
