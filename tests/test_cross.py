@@ -102,7 +102,7 @@ def test_a_training_on_one_order_does_not_encode_the_other(
     encode = PairModel.encode
 
     def watched(self: PairModel, packs: list[dict], order: torch.Tensor) -> torch.Tensor:
-        seen.append((sum(len(pack["input_ids"]) for pack in packs), len(order)))
+        seen.append((sum(len(pack["lengths"]) for pack in packs), len(order)))
         return encode(self, packs, order)
 
     monkeypatch.setattr(PairModel, "encode", watched)
@@ -117,7 +117,7 @@ def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Proce
     encoded = encode_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
     rows = np.arange(7)
     one, both = (collator(model.eval(), encoded, vocabulary, first_only=first)(rows) for first in (True, False))
-    assert sum(len(pack["input_ids"]) for pack in one["packs"]) == 7
+    assert sum(len(pack["lengths"]) for pack in one["packs"]) == 7
     with torch.no_grad():
         torch.testing.assert_close(model(**one), model(**both), rtol=1e-4, atol=1e-5)
 

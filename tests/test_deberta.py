@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +119,9 @@ def test_neither_lengths_nor_chunks_nor_blocks_change_it(lengths: list[int], chu
 
 
 def parts(size: int = 3, length: int = 21, width: int = 8, seed: int = 0) -> list[Tensor]:
-    """q, k, v (B, T, H, D) and the two tables (H, 2T-1, D) for two heads."""
+    """q, k, v (B·T, H, D) and the two tables (H, 2T-1, D) for two heads."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(size, length, 2, width)] * 3 + [(2, 2 * length - 1, width)] * 2
+    shapes = [(size * length, 2, width)] * 3 + [(2, 2 * length - 1, width)] * 2
     return [(torch.randn(shape, generator=generator) / 2).requires_grad_() for shape in shapes]
 
 
@@ -135,9 +134,9 @@ def test_the_bias_for_fused_kernels_gives_the_same_values_and_gradients(length: 
     if tables in ("c2p", "none"):
         inputs[4] = None
     real = torch.arange(length) < torch.tensor([[length], [length // 2 + 1], [1]])
-    weights = torch.randn(3, length, 2, 8)
+    weights = torch.randn(3 * length, 2, 8)
     found = []
-    for way in (Attend.apply, attend_with_bias):
+    for way in (lambda *given: Attend.apply(*given[:5], [length] * 3, *given[5:]), attend_with_bias):
         mixed = way(*inputs, real, 0.0)
         found.append([mixed, *torch.autograd.grad((mixed * weights).sum(), [x for x in inputs if x is not None])])
     for one, other in zip(*found, strict=True):
@@ -170,14 +169,21 @@ def test_scores_that_fp16_could_not_hold_before_the_scale_stay_finite():
         assert states(fast, batch([30, 12])).isfinite().all()
 
 
-def dropped(inputs: list[Tensor], dropout: float, way: Callable = Attend.apply, times: int = 1) -> Tensor:
-    return torch.stack([way(*inputs, None, dropout).detach() for _ in range(times)])
+def attended(inputs: list[Tensor], dropout: float) -> Tensor:
+    """Of sequences as long as the tables are for: (B, T, H, D)."""
+    length = (inputs[3].shape[1] + 1) // 2
+    lengths = [length] * (len(inputs[0]) // length)
+    return Attend.apply(*inputs, lengths, None, dropout).unflatten(0, (len(lengths), length))
+
+
+def dropped(inputs: list[Tensor], dropout: float, times: int = 1) -> Tensor:
+    return torch.stack([attended(inputs, dropout).detach() for _ in range(times)])
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_dropout_removes_the_share_asked_for_and_keeps_the_mean(dropout: float):
     inputs = parts(size=4, length=64, width=64)
-    inputs[2] = torch.eye(64)[None, :, None].expand(4, 64, 2, 64)  # the output is the probabilities then
+    inputs[2] = torch.eye(64)[:, None].repeat(4, 2, 1)  # the output is the probabilities then
     torch.manual_seed(0)
     plain, found = dropped(inputs, 0.0)[0], dropped(inputs, dropout, times=30)
     gone = found == 0
@@ -194,13 +200,13 @@ def test_dropout_removes_the_share_asked_for_and_keeps_the_mean(dropout: float):
 
 def test_dropout_has_the_gradients_of_the_mask_it_drew():
     inputs = parts(length=16, width=16)
-    identity = torch.eye(16)[None, :, None].expand(3, 16, 2, 16)
+    identity = torch.eye(16)[:, None].repeat(3, 2, 1)
     torch.manual_seed(0)
-    mask = (Attend.apply(*inputs[:2], identity, *inputs[3:], None, 0.25) > 0).permute(0, 2, 1, 3) / 0.75
+    mask = (attended([*inputs[:2], identity, *inputs[3:]], 0.25) > 0).permute(0, 2, 1, 3) / 0.75
     torch.manual_seed(0)
-    mixed = Attend.apply(*inputs, None, 0.25)
+    mixed = attended(inputs, 0.25)
 
-    q, k, v = (x.transpose(1, 2) for x in inputs[:3])
+    q, k, v = (x.unflatten(0, (3, 16)).transpose(1, 2) for x in inputs[:3])
     distance = (torch.arange(16) - torch.arange(16)[:, None] + 15).expand(3, 2, 16, 16)
     scores = q @ k.mT + (q @ inputs[3].mT).gather(-1, distance) + (k @ inputs[4].mT).gather(-1, distance).mT
     expected = ((scores.softmax(-1) * mask) @ v).transpose(1, 2)

@@ -27,6 +27,13 @@ def padding(lengths: list[int], length: int) -> Tensor:
     return real[:, None, None].expand(-1, 1, length, length)
 
 
+def mixed(lengths: list[int], barred: Tensor | None, steps: int, *tensors: Tensor) -> Tensor:
+    """`Mixed` as transformers sees it: (B, H, T, D) in and out."""
+    size, width = len(tensors[0]), tensors[0].shape[-1]
+    flat = (x.transpose(1, 2).flatten(0, 1) for x in tensors)
+    return Mixed.apply(*flat, lengths, barred, width**-0.5, steps).unflatten(0, (size, -1)).transpose(1, 2)
+
+
 def results(function, tensors: list[Tensor]) -> list[Tensor]:
     """Values and gradients, the latter for a gradient that differs from place to place."""
     out = function(*tensors)
@@ -43,6 +50,7 @@ def test_values_and_gradients_are_torchs(
     monkeypatch: pytest.MonkeyPatch, size: int, heads: int, length: int, width: int, mask: str, chunk: int
 ):
     monkeypatch.setattr(dot_product, "CHUNK", chunk)
+    monkeypatch.setattr(dot_product, "JOINED", chunk // 2)
     tensors = inputs(size, heads, length, width)
     seen = None if mask == "none" else padding([max(1, length - 2 * row) for row in range(size)], length)
     if mask == "window":
@@ -50,7 +58,7 @@ def test_values_and_gradients_are_torchs(
         seen = seen & near | torch.eye(length, dtype=torch.bool)
     barred = None if seen is None else dot_product._barred(seen, torch.float32)
     assert barred is None or barred.shape[2] == (1 if mask == "padding" or length == 1 else length)
-    found = results(lambda q, k, v: Mixed.apply(q * width**-0.5, k, v, barred, 0), tensors)
+    found = results(lambda q, k, v: mixed([length] * size, barred, 0, q, k, v), tensors)
     expected = results(lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, seen), tensors)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-5)
@@ -61,12 +69,10 @@ def test_dropout_masks_the_weights_and_their_gradient(kind: torch.dtype):
     size, heads, length, width, chance = 2, 3, 20, 8, 0.3
     tensors = [x.detach().to(kind).requires_grad_() for x in inputs(size, heads, length, width)]
     torch.manual_seed(9)
-    found = results(lambda q, k, v: Mixed.apply(q * width**-0.5, k, v, None, in_steps(chance)), tensors)
+    found = results(lambda q, k, v: mixed([length] * size, None, in_steps(chance), q, k, v), tensors)
     torch.manual_seed(9)
-    kept = (
-        Draws().signs(torch.Size((size * heads, length, length)), in_steps(chance)).view(size, heads, length, length)
-        >= 0
-    )
+    drawn = Draws().signs(torch.Size((heads, size, length, length)), in_steps(chance))  # one piece: all of it fits
+    kept = drawn.transpose(0, 1) >= 0
     assert 0.6 < kept.float().mean() < 0.8
 
     def plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

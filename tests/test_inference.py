@@ -90,7 +90,7 @@ def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypat
     assert which.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
     encoded = []
     pool = model.pool
-    monkeypatch.setattr(model, "pool", lambda pack: encoded.append(len(pack["input_ids"])) or pool(pack))
+    monkeypatch.setattr(model, "pool", lambda pack: encoded.append(len(pack["lengths"])) or pool(pack))
     found = predict_logits(model, collator(model, rows, VOCABULARY), np.arange(4), CPU)
     assert sum(encoded) == 3
     monkeypatch.undo()

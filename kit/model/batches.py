@@ -2,7 +2,8 @@
 
 A row brings two sequences of different length, and padding all of a batch to the longest wastes a fifth of the work
 on real answers. So the sequences of a batch are sorted by length and cut into the few rectangles that hold least
-padding; `order` brings the pooled vectors back to their rows.
+padding; `order` brings the pooled vectors back to their rows. An encoder that takes them end to end needs no
+padding.
 """
 
 from dataclasses import dataclass
@@ -37,11 +38,14 @@ class Collator:
     segments: 0 for the first (the prompt), 1 for the second (the response). With a `tabular`, `features` are its raw
     numbers of these rows, float32: `sides` (B, 2, F) and `pair` (B, P).
 
+    An `unpadded` batch has one pack whose tokens stand in one row, (1, N), and `lengths` (n,) to tell the sequences.
+
     Args:
         most: padded tokens of a forward pass, 0 for no limit; a batch of more is a list of `parts`, each a batch for
             itself, beside the `labels` of them all.
         multiple: lengths are padded to one of it.
         first_only: a row brings its first sequence alone, S = 1.
+        unpadded: for an encoder that `kit.model.unpadded` suits, on a CPU.
     """
 
     def __init__(
@@ -57,10 +61,11 @@ class Collator:
         most: int = 0,
         multiple: int = 1,
         first_only: bool = False,
+        unpadded: bool = False,
     ):
         self.encoded, self.pad, self.segments, self.labels = encoded, pad, segments, labels
         self.pack_overhead, self.count, self.tabular = pack_overhead, count, tabular
-        self.most, self.multiple = most, multiple
+        self.most, self.multiple, self.unpadded = most, multiple, unpadded
         self.lengths = encoded.lengths[:, :1] if first_only else encoded.lengths  # (N, S)
 
     def __call__(self, rows: list[int] | np.ndarray) -> dict:
@@ -91,7 +96,9 @@ class Collator:
         lengths = self.lengths[rows].ravel()  # (B·S)
         sequences = (rows[:, None] * self.encoded.sides + np.arange(self.lengths.shape[1])).ravel()
         by_length = np.argsort(-lengths, kind="stable")
-        cuts = cut_packs(self._padded(lengths[by_length]), self.pack_overhead)
+        cuts = [(0, len(lengths))]
+        if not self.unpadded:
+            cuts = cut_packs(self._padded(lengths[by_length]), self.pack_overhead)
         packs = [self.pack(sequences[by_length[start:end]]) for start, end in cuts]
         order = np.empty_like(by_length)
         order[by_length] = np.arange(len(by_length))
@@ -113,20 +120,18 @@ class Collator:
         return {"sides": torch.from_numpy(self.tabular.sides[rows]), "pair": torch.from_numpy(self.tabular.pair[rows])}
 
     def pack(self, sequences: np.ndarray) -> dict[str, torch.Tensor]:
-        """Sequences by number (row · S + side) as one rectangle."""
-        starts = self.encoded.starts[sequences][:, None]
-        lengths = self.encoded.starts[sequences + 1][:, None] - starts
+        """Sequences by number (row · S + side) as one rectangle, or end to end."""
+        starts = self.encoded.starts[sequences]
+        lengths = self.encoded.starts[sequences + 1] - starts
         at = np.arange(int(self._padded(lengths.max())))[None]
-        real = at < lengths  # (n, T)
-        tokens = np.where(real, self.encoded.tokens[np.where(real, starts + at, 0)], self.pad)
-        pack = {
-            "input_ids": torch.from_numpy(tokens.astype(np.int64)),
-            "attention_mask": torch.from_numpy(real.astype(np.int64)),
-        }
+        real = at < lengths[:, None]  # (n, T)
+        tokens = np.where(real, self.encoded.tokens[np.where(real, starts[:, None] + at, 0)], self.pad)
+        pack = {"input_ids": tokens, "attention_mask": real}
         if self.segments:
-            second = real & (at >= self.encoded.first_lengths[sequences][:, None])
-            pack["token_type_ids"] = torch.from_numpy(second.astype(np.int64))
-        return pack
+            pack["token_type_ids"] = real & (at >= self.encoded.first_lengths[sequences][:, None])
+        if self.unpadded:
+            pack = {name: each[real][None] for name, each in pack.items()} | {"lengths": lengths}
+        return {name: torch.from_numpy(each.astype(np.int64)) for name, each in pack.items()}
 
 
 def cut_packs(lengths: np.ndarray, overhead: int, most: int = MAX_PACKS) -> list[tuple[int, int]]:

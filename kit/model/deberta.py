@@ -5,6 +5,7 @@ CUDA and CPU ours takes its place, elsewhere and for what kit never asks of it (
 sequence itself) transformers' own code still runs.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -35,7 +36,7 @@ class FastAttention(DisentangledSelfAttention):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mixed values (B, T, H) and None, for hidden states (B, T, H) and a mask (B, 1, 1, T) of keys."""
+        """Mixed values (B, T, H) and None, for hidden states (B, T, H) and `KeyMaskEncoder`'s mask (B, 1, 1, T)."""
         unusual = output_attentions or query_states is not None or relative_pos is not None
         device = hidden_states.device.type
         if unusual or attention_mask.shape[1:3] != (1, 1) or device not in ("cpu", "cuda"):
@@ -46,13 +47,15 @@ class FastAttention(DisentangledSelfAttention):
         scale = (self.attention_head_size * terms) ** -0.5
         q = self._heads(self.query_proj(hidden_states)) * scale  # before the product, which fp16 could not hold
         k, v = self._heads(self.key_proj(hidden_states)), self._heads(self.value_proj(hidden_states))
-        c2p, p2c = self._tables(rel_embeddings, hidden_states.shape[1], scale)
-        real, dropout = attention_mask[:, 0, 0].bool(), self.dropout.p if self.training else 0.0
+        lengths, real = _sequences(attention_mask[:, 0, 0])
+        c2p, p2c = self._tables(rel_embeddings, max(lengths), scale)
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (N, H, D)
+        dropout = self.dropout.p if self.training else 0.0
         if device == "cpu":
-            mixed = Attend.apply(q, k, v, c2p, p2c, None if real.all() else real, dropout)
+            mixed = Attend.apply(q, k, v, c2p, p2c, lengths, None if real.all() else real, dropout)
         else:
             mixed = attend_with_bias(q, k, v, c2p, p2c, real, dropout)
-        return mixed.flatten(2), None
+        return mixed.flatten(1).unflatten(0, hidden_states.shape[:2]), None
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_attention_heads, -1))
@@ -80,10 +83,19 @@ class KeyMaskEncoder(DebertaV2Encoder):
     """Gives the layers the mask of the keys and no table of distances, where its base class makes (B, T, T) of each.
 
     What padding itself attends to changes with that, and nothing that it is computed into.
+
+    Attributes:
+        sequences: None, or during an unpadded pass (`kit.model.unpadded`) the lengths of what stands end to end in
+            the one row. The layers are told by their mask, which then has the number of each token's sequence, from 1.
     """
+
+    sequences: Sequence[int] | None = None
 
     def get_attention_mask(self, attention_mask: Tensor) -> Tensor:
         """(B, T) -> (B, 1, 1, T); another mask as the base class has it."""
+        if self.sequences is not None:
+            numbers = torch.arange(1, len(self.sequences) + 1)
+            return numbers.repeat_interleave(torch.tensor(self.sequences))[None, None, None]
         if attention_mask.dim() == 2:
             return attention_mask[:, None, None]
         return super().get_attention_mask(attention_mask)
@@ -95,13 +107,21 @@ class KeyMaskEncoder(DebertaV2Encoder):
         return relative_pos if query_states is None else super().get_rel_pos(hidden_states, query_states, relative_pos)
 
 
+def _sequences(mask: Tensor) -> tuple[list[int], Tensor]:
+    """The lengths of what a mask (B, T) of `KeyMaskEncoder` separates, padding included, and what is real (B, T)."""
+    size, length = mask.shape
+    if size == 1 and mask[0, -1] > 1:
+        return torch.unique_consecutive(mask[0], return_counts=True)[1].tolist(), mask > 0
+    return [length] * size, mask > 0
+
+
 def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, c2p: Table, p2c: Table, real: Tensor, dropout: float) -> Tensor:
-    """As `Attend`, by torch's fused kernels, which take a bias and its gradient: (B, T, H, D) in and out."""
+    """As `Attend`, by torch's fused kernels, which take a bias and its gradient: (N, H, D) in and out, N = B·T."""
     bias = real[:, None, None]
     if c2p is not None or p2c is not None:
         bias = PositionBias.apply(q, k, c2p, p2c, real)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0).transpose(1, 2)
+    q, k, v = (x.unflatten(0, real.shape).transpose(1, 2) for x in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0).transpose(1, 2).flatten(0, 1)
 
 
 @lru_cache(maxsize=64)

@@ -4,11 +4,12 @@ A score is q_i·k_j + q_i·a[i-j] + k_j·b[i-j] (He et al. 2021, eq. 4): content
 With one row per distance in the tables a and b, a position term is a strided view of a matrix product, as in
 Transformer-XL's shift (Dai et al. 2019, appendix B); nothing is gathered, and nothing scattered in the backward pass.
 
-Shapes: q, k, v (B, T, H, D) with the softmax scale already in q; tables (H, 2T-1, D), whose row r is for the column
-that stands r-(T-1) places after its row: in `c2p` queries are rows; in `p2c`, which has the scale in it too, keys are.
+Shapes: q, k, v (N, H, D) of sequences that stand end to end, with the softmax scale already in q; tables (H, 2M-1, D)
+for sequences of up to M tokens, whose row r is for the column that stands r-(M-1) places after its row: in `c2p`
+queries are rows; in `p2c`, which has the scale in it too, keys are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kit.model.chance import STEPS, Draws, flagged, in_steps
+from kit.model.pieces import Piece, all_scores, cut
 
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # bytes of float32 scores at a time; per thread on a CPU, for its cache
 BLOCK = {"cpu": 128, "cuda": 512}  # rows of a position term at a time: T + BLOCK - 1 distances instead of 2T - 1
@@ -23,41 +25,52 @@ Table = Tensor | None  # None where the attention has no such term
 
 
 class Attend(torch.autograd.Function):
-    """Attention over chunks of sequences and heads that stay in a CPU's cache; (B, T, H, D) in, (B, T, H, D) out.
+    """Attention over pieces that stay in a CPU's cache; (N, H, D) in, (N, H, D) out.
 
     Of the scores only the probabilities are kept for the backward pass, once, with their sign telling which of them
-    dropout removed. `real` (B, T) is False on padding, None where there is none. Softmax is in float32.
+    dropout removed. Softmax is in float32.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, c2p: Table, p2c: Table, real: Table, dropout: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        c2p: Table,
+        p2c: Table,
+        lengths: Sequence[int],
+        real: Tensor | None,
+        dropout: float,
     ) -> Tensor:
-        """Mixed values; under dropout each probability is 0 with a chance of `dropout`, to the nearest 1/32768."""
-        out, kept = torch.empty_like(v), None
-        steps = in_steps(dropout)
-        rise = STEPS / (STEPS - steps)
+        """Mixed values; under dropout each probability is 0 with a chance of `dropout`, to the nearest 1/32768.
+
+        Args:
+            real: (B, T), False on padding, where all B sequences have T places; None where there is none.
+        """
+        pieces, steps = _pieces(q, lengths), in_steps(dropout)
+        out = v.new_empty(v.shape)
+        kept = all_scores(pieces, q) if any(ctx.needs_input_grad) else None
         draws = Draws() if steps else None
-        if any(ctx.needs_input_grad):
-            kept = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[1])  # (B, H, T, T)
+        rise = STEPS / (STEPS - steps)
         with torch.autocast(q.device.type, enabled=False):
             padding = None if real is None else _barred(real, torch.float32)
-            for rows, heads in _chunks(q):
-                qs, ks, vs = (_part(x, rows, heads).contiguous() for x in (q, k, v))  # (h, b, T, D)
-                scores = _product(qs, ks.mT).float()  # (h, b, T, T)
-                _add_positions(scores, qs, ks, _of(c2p, heads), _of(p2c, heads))
+            for piece in pieces:
+                qs, ks, vs = (piece.of(x).contiguous() for x in (q, k, v))  # (h, n, T, D)
+                scores = _product(qs, ks.mT).float()  # (h, n, T, T)
+                _add_positions(scores, qs, ks, _near(c2p, piece), _near(p2c, piece))
                 if padding is not None:
-                    scores.add_(padding[rows])
+                    scores.add_(padding[piece.sequences])
                 torch.softmax(scores, -1, out=scores)
                 if draws:
                     flagged(scores, draws.signs(scores.shape, steps))
                 if kept is not None:
-                    kept[rows, heads] = scores.transpose(0, 1)
+                    piece.of_scores(kept).copy_(scores)
                 if draws:
                     scores.clamp_min_(0)
                 mixed = _product(scores.to(v.dtype), vs)
-                _part(out, rows, heads).copy_(mixed.mul_(rise) if draws else mixed)
-        ctx.rise = rise
+                piece.of(out).copy_(mixed.mul_(rise) if draws else mixed)
+        ctx.rise, ctx.pieces = rise, pieces
         ctx.save_for_backward(q, k, v, c2p, p2c, kept, out)
         return out
 
@@ -66,27 +79,25 @@ class Attend(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v and the tables."""
         q, k, v, c2p, p2c, kept, out = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         dc2p, dp2c = _sums(c2p), _sums(p2c)
-        inner = (dout * out).sum(-1, dtype=torch.float32)  # (B, T, H): what softmax's gradient subtracts
+        inner = (dout * out).sum(-1, keepdim=True, dtype=torch.float32)  # (N, H, 1): softmax's gradient subtracts it
         with torch.autocast(q.device.type, enabled=False):
-            for rows, heads in _chunks(q):
-                qs, ks, vs = (_part(x, rows, heads).contiguous() for x in (q, k, v))
-                do = _part(dout, rows, heads) * ctx.rise
-                signed = kept[rows, heads].transpose(0, 1).float()  # (h, b, T, T)
+            for piece in ctx.pieces:
+                qs, ks, vs = (piece.of(x).contiguous() for x in (q, k, v))
+                do = piece.of(dout) * ctx.rise
+                signed = piece.of_scores(kept).float()  # (h, n, T, T), a copy or not
                 used = signed.clamp_min(0)
-                _part(dv, rows, heads).copy_(_product(used.to(v.dtype).mT, do))
+                piece.of(dv).copy_(_product(used.to(v.dtype).mT, do))
                 grad = _product(do, vs.mT).float().mul_(used)
-                below = inner[rows, :, heads].permute(2, 0, 1)[..., None]
-                grad.addcmul_(torch.abs(signed, out=used), below, value=-1)  # of the scores
+                grad.addcmul_(torch.abs(signed, out=used), piece.of(inner), value=-1)  # of the scores
                 low = grad.to(q.dtype)
                 dqs, dks = _product(low, ks), _product(low.mT, qs)
-                _position_grads(
-                    low, qs, ks, _of(c2p, heads), _of(p2c, heads), dqs, dks, _of(dc2p, heads), _of(dp2c, heads)
-                )
-                _part(dq, rows, heads).copy_(dqs)
-                _part(dk, rows, heads).copy_(dks)
-        return dq, dk, dv, _like(dc2p, c2p), _like(dp2c, p2c), None, None
+                tables = (_near(table, piece) for table in (c2p, p2c, dc2p, dp2c))
+                _position_grads(low, qs, ks, dqs, dks, *tables)
+                piece.of(dq).copy_(dqs)
+                piece.of(dk).copy_(dks)
+        return dq, dk, dv, _like(dc2p, c2p), _like(dp2c, p2c), None, None, None
 
 
 class PositionBias(torch.autograd.Function):
@@ -95,12 +106,14 @@ class PositionBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, c2p: Table, p2c: Table, real: Tensor) -> Tensor:
         """The bias in q's type; its rows are laid out so that the memory-efficient kernel takes it as it is."""
-        size, length, heads, _ = q.shape
-        bias = q.new_zeros(size, heads, length, -(-length // 8) * 8)[..., :length]
+        size, length = real.shape
+        pieces = _pieces(q, [length] * size)
+        bias = q.new_zeros(size, q.shape[1], length, -(-length // 8) * 8)[..., :length]
         with torch.autocast(q.device.type, enabled=False):
-            for rows, some in _chunks(q):
-                qs, ks = _part(q, rows, some), _part(k, rows, some)
-                _add_positions(bias[rows, some].transpose(0, 1), qs, ks, _of(c2p, some), _of(p2c, some))
+            for piece in pieces:
+                scores = bias[piece.sequences, piece.heads].transpose(0, 1)
+                _add_positions(scores, piece.of(q), piece.of(k), _near(c2p, piece), _near(p2c, piece))
+        ctx.pieces = pieces
         ctx.save_for_backward(q, k, c2p, p2c)
         return bias.masked_fill_(~real[:, None, None], torch.finfo(bias.dtype).min)  # added, it could overflow in fp16
 
@@ -111,25 +124,25 @@ class PositionBias(torch.autograd.Function):
         q, k, c2p, p2c = ctx.saved_tensors
         dq, dk, dc2p, dp2c = torch.zeros_like(q), torch.zeros_like(k), _sums(c2p), _sums(p2c)
         with torch.autocast(q.device.type, enabled=False):
-            for rows, heads in _chunks(q):
-                qs, ks = _part(q, rows, heads), _part(k, rows, heads)
-                dqs, dks = _part(dq, rows, heads), _part(dk, rows, heads)
-                some = grad[rows, heads].transpose(0, 1)
-                _position_grads(
-                    some, qs, ks, _of(c2p, heads), _of(p2c, heads), dqs, dks, _of(dc2p, heads), _of(dp2c, heads)
-                )
+            for piece in ctx.pieces:
+                some = grad[piece.sequences, piece.heads].transpose(0, 1)
+                tables = (_near(table, piece) for table in (c2p, p2c, dc2p, dp2c))
+                _position_grads(some, *(piece.of(x) for x in (q, k, dq, dk)), *tables)
         return dq, dk, _like(dc2p, c2p), _like(dp2c, p2c), None
 
 
-def _chunks(q: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Sequences and heads whose scores are of CHUNK bytes together: some heads of one sequence, or all of several."""
-    size, length, heads, _ = q.shape
-    room = CHUNK[q.device.type] * (torch.get_num_threads() if q.device.type == "cpu" else 1)
-    fits = max(1, room // (4 * length * length))
-    many, some = max(1, fits // heads), min(heads, fits)
-    for row in range(0, size, many):
-        for head in range(0, heads, some):
-            yield slice(row, row + many), slice(head, head + some)
+def _pieces(q: Tensor, lengths: Sequence[int]) -> list[Piece]:
+    """As many sequences, or heads of one, as have CHUNK bytes of float32 scores together."""
+    room = CHUNK[q.device.type] * (torch.get_num_threads() if q.device.type == "cpu" else 1) // 4
+    return cut(lengths, q.shape[1], room, room)
+
+
+def _near(table: Table, piece: Piece) -> Table:
+    """The rows of a table for the distances in sequences of T tokens, and the piece's heads: (h, 2T-1, D)."""
+    if table is None:
+        return None
+    beyond = (table.shape[1] + 1) // 2 - piece.length
+    return table[piece.heads, beyond : table.shape[1] - beyond]
 
 
 def _add_positions(scores: Tensor, q: Tensor, k: Tensor, c2p: Table, p2c: Table) -> None:
@@ -142,7 +155,7 @@ def _add_positions(scores: Tensor, q: Tensor, k: Tensor, c2p: Table, p2c: Table)
 
 
 def _position_grads(
-    grad: Tensor, q: Tensor, k: Tensor, c2p: Table, p2c: Table, dq: Tensor, dk: Tensor, dc2p: Table, dp2c: Table
+    grad: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor, c2p: Table, p2c: Table, dc2p: Table, dp2c: Table
 ) -> None:
     """Adds what the scores' gradient (h, b, T, T) means for q, k and the tables to dq, dk, dc2p and dp2c in place."""
     spread = grad.new_zeros(0)
@@ -184,19 +197,10 @@ def _product_with(left: Tensor, table: Tensor) -> Tensor:
     return torch.bmm(left.flatten(1, 2), table).unflatten(1, left.shape[1:3])
 
 
-def _part(x: Tensor, rows: slice, heads: slice) -> Tensor:
-    """A chunk with heads first: (B, T, H, D) -> (h, b, T, D), a view."""
-    return x[rows, :, heads].permute(2, 0, 1, 3)
-
-
 def _barred(real: Tensor, dtype: torch.dtype) -> Tensor:
     """What keeps every query off padding when it is added to the scores: (B, T) -> (B, 1, T)."""
     nothing = torch.zeros((), dtype=dtype, device=real.device)
     return torch.where(real, nothing, torch.finfo(dtype).min)[:, None]
-
-
-def _of(table: Table, heads: slice) -> Table:
-    return None if table is None else table[heads]
 
 
 def _sums(table: Table) -> Table:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from kit.data.encode import Encoded, Vocabulary
 from kit.data.tabular import Tabular
+from kit.model import unpadded
 from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.pair import PairModel
 
-TOKENS = {"cuda": 65536, "cpu": 8192, "mps": 16384}  # of a forward pass, padding included
+TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}  # of a forward pass, padding included
 WINDOW = 16384  # rows whose vectors are held at a time
 CLASSIFIED = 2048  # rows that pass the head at a time
 
@@ -38,17 +39,18 @@ def collator(
         most, multiple: as of `Collator`.
         first_only: leave out the sequences that a model of `reads_first` only needs for both orders.
     """
-    on_gpu = next(model.parameters()).is_cuda
+    device = next(model.parameters()).device.type
     return Collator(
         encoded,
         vocabulary.pad,
         segments=model.encoder_config.get("type_vocab_size", 0) > 1,
         labels=labels,
-        pack_overhead=1024 if on_gpu else 64,
+        pack_overhead=1024 if device == "cuda" else 64,
         tabular=tabular.select(*model.reads) if model.reads else None,
         most=most,
         multiple=multiple,
         first_only=first_only,
+        unpadded=device == "cpu" and multiple == 1 and unpadded.suits(model.encoder),
     )
 
 

@@ -21,7 +21,7 @@ from kit.data.encode import Vocabulary
 from kit.data.features import PAIR_FEATURES
 from kit.data.tabular import SIDE_NAMES, Tabular
 from kit.errors import BackboneError, RunError
-from kit.model import heads, pooling, reward
+from kit.model import heads, pooling, reward, unpadded
 from kit.model.encoder import build, load_vocabulary
 from kit.model.quicken import quickened
 from kit.recipe import ModelSpec
@@ -36,8 +36,9 @@ class PairModel(nn.Module):
     """An encoder shared by both sequences of a row, a pooling, a head, and of a reward model its reward.
 
     Sequences arrive as packs: all B·S of them sorted by length and cut into a few rectangles, each padded only to
-    its own longest (see `model.batches`). `order` says where in the packs each row's sequences are. With
-    `spec.features` the head also reads `features`: raw numbers of the sides (B, 2, F) and of the pair (B, P).
+    its own longest, or on a CPU end to end in one row (see `model.batches`). `order` says where in the packs each row's
+    sequences are. With `spec.features` the head also reads `features`: raw numbers of the sides (B, 2, F) and of the
+    pair (B, P).
 
     Attributes:
         half_width: the encoder's hidden size, or 0 where nobody knows whether it computes well in bf16 on a CPU.
@@ -77,10 +78,13 @@ class PairModel(nn.Module):
         return torch.cat([self.pool(pack) for pack in packs])[order]
 
     def pool(self, pack: dict[str, Tensor]) -> Tensor:
-        """Pooled vectors, float32, the reward last: (n, T) tokens -> (n, H)."""
-        states = self.encoder(**pack).last_hidden_state  # (n, T, H)
+        """Pooled vectors, float32, the reward last: (n, T) tokens, or n sequences end to end -> (n, H)."""
+        if "lengths" in pack:
+            states, real = unpadded.run(self.encoder, pack)
+        else:
+            states, real = self.encoder(**pack).last_hidden_state, pack["attention_mask"]  # (n, T, H), (n, T)
         with torch.autocast(states.device.type, enabled=False):
-            vectors = self.pooling(states, pack["attention_mask"])
+            vectors = self.pooling(states, real)
             return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
 
     def fit_features(self, tabular: Tabular, rows: np.ndarray) -> None:
