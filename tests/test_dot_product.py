@@ -9,9 +9,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from kit.model import dot_product
 from kit.model.backbones import BACKBONES
 from kit.model.chance import STEPS, Draws, in_steps
-from kit.model.dot_product import Mixed, attend
+from kit.model.dot_product import Mixed, Told, attend
 from kit.model.dropout import QuickDropout
 from kit.model.encoder import build
+from kit.model.pieces import cut
 
 FAMILIES = ["tiny-electra", "tiny-roberta", "modernbert-base", "xlm-roberta"]
 
@@ -62,6 +63,43 @@ def test_values_and_gradients_are_torchs(
     expected = results(lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, seen), tensors)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.3])
+@pytest.mark.parametrize("chunk", [1, 1000, 1 << 21])
+def test_sequences_end_to_end_are_what_each_is_by_itself(monkeypatch: pytest.MonkeyPatch, chance: float, chunk: int):
+    """Under dropout each alone, with the draws that it gets when it is one of many."""
+    monkeypatch.setattr(dot_product, "CHUNK", chunk)
+    monkeypatch.setattr(dot_product, "JOINED", chunk // 2)
+    lengths, (heads, width), steps = [9, 9, 5, 1, 14], (3, 8), in_steps(chance)
+    tensors = inputs(1, heads, sum(lengths), width)
+    torch.manual_seed(9)
+    found = results(lambda *qkv: mixed(lengths, None, steps, *qkv), tensors)
+    torch.manual_seed(9)
+    draws, masks = Draws(), {}
+    room = chunk * torch.get_num_threads() // 4
+    for piece in cut(lengths, heads, room, chunk // 2 * torch.get_num_threads() // 4):
+        shape = piece.of_scores(torch.empty(heads * sum(n * n for n in lengths))).shape
+        kept = draws.signs(torch.Size(shape), steps) >= 0 if steps else torch.ones(shape)
+        for number, sequence in enumerate(range(*piece.sequences.indices(len(lengths)))):
+            masks.setdefault(sequence, []).append(kept[:, number])
+
+    def each(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = []
+        for number, (qs, ks, vs) in enumerate(zip(*(x[0].split(lengths, 1) for x in (q, k, v)), strict=True)):
+            weights = torch.softmax(qs @ ks.mT * width**-0.5, -1) * torch.cat(masks[number])
+            out.append(weights / (1 - steps / STEPS) @ vs)
+        return torch.cat(out, 1)[None]
+
+    for one, other in zip(found, results(each, tensors), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unpadded_batch_that_looks_back_only_is_an_error():
+    tensors, causal = inputs(1, 2, 9, 4), torch.nn.Module()
+    causal.is_causal = True
+    with pytest.raises(ValueError, match="look both ways"):
+        attend(causal, *tensors, None, sequences=Told([4, 5]))
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

@@ -41,8 +41,8 @@ class Collator:
     An `unpadded` batch has one pack whose tokens stand in one row, (1, N), and `lengths` (n,) to tell the sequences.
 
     Args:
-        most: padded tokens of a forward pass, 0 for no limit; a batch of more is a list of `parts`, each a batch for
-            itself, beside the `labels` of them all.
+        most: tokens of a forward pass, counted as if it were padded, 0 for no limit; a batch of more is a list of
+            `parts`, each a batch for itself, beside the `labels` of them all.
         multiple: lengths are padded to one of it.
         first_only: a row brings its first sequence alone, S = 1.
         unpadded: for an encoder that `kit.model.unpadded` suits, on a CPU.
@@ -120,7 +120,7 @@ class Collator:
         return {"sides": torch.from_numpy(self.tabular.sides[rows]), "pair": torch.from_numpy(self.tabular.pair[rows])}
 
     def pack(self, sequences: np.ndarray) -> dict[str, torch.Tensor]:
-        """Sequences by number (row · S + side) as one rectangle, or end to end."""
+        """Sequences by number (row · S + side) as one rectangle (n, T), or end to end (1, N)."""
         starts = self.encoded.starts[sequences]
         lengths = self.encoded.starts[sequences + 1] - starts
         at = np.arange(int(self._padded(lengths.max())))[None]

@@ -5,11 +5,12 @@ CUDA and CPU ours takes its place, elsewhere and for what kit never asks of it (
 sequence itself) transformers' own code still runs.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2Encoder,
@@ -18,6 +19,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 from kit.model.disentangled import Attend, PositionBias, Table
+from kit.model.dot_product import Told
 
 
 class FastAttention(DisentangledSelfAttention):
@@ -40,6 +42,7 @@ class FastAttention(DisentangledSelfAttention):
         unusual = output_attentions or query_states is not None or relative_pos is not None
         device = hidden_states.device.type
         if unusual or attention_mask.shape[1:3] != (1, 1) or device not in ("cpu", "cuda"):
+            # also of an encoder that gives attention maps, which `kit.model.unpadded` therefore leaves alone
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
@@ -79,23 +82,37 @@ class FastAttention(DisentangledSelfAttention):
         return c2p, p2c
 
 
+def key_mask_encoder(encoder: nn.Module) -> "KeyMaskEncoder | None":
+    """Where kit's attention is in a DeBERTa, None in other encoders."""
+    inner = getattr(encoder, "encoder", None)
+    return inner if isinstance(inner, KeyMaskEncoder) else None
+
+
 class KeyMaskEncoder(DebertaV2Encoder):
     """Gives the layers the mask of the keys and no table of distances, where its base class makes (B, T, T) of each.
 
     What padding itself attends to changes with that, and nothing that it is computed into.
 
-    Attributes:
-        sequences: None, or during an unpadded pass (`kit.model.unpadded`) the lengths of what stands end to end in
-            the one row. The layers are told by their mask, which then has the number of each token's sequence, from 1.
+    In an unpadded pass (`kit.model.unpadded`) the layers' mask has the number of each token's sequence, from 1.
     """
 
-    sequences: Sequence[int] | None = None
+    _told: Told | None = None
+
+    @contextlib.contextmanager
+    def unpadded(self, told: Told) -> Iterator[None]:
+        """Within it the one row of a batch is sequences of these lengths."""
+        self._told = told
+        try:
+            yield
+        finally:
+            self._told = None
 
     def get_attention_mask(self, attention_mask: Tensor) -> Tensor:
         """(B, T) -> (B, 1, 1, T); another mask as the base class has it."""
-        if self.sequences is not None:
-            numbers = torch.arange(1, len(self.sequences) + 1)
-            return numbers.repeat_interleave(torch.tensor(self.sequences))[None, None, None]
+        if self._told is not None:
+            self._told.arrived = True
+            numbers = torch.arange(1, len(self._told) + 1)
+            return numbers.repeat_interleave(torch.tensor(self._told))[None, None, None]
         if attention_mask.dim() == 2:
             return attention_mask[:, None, None]
         return super().get_attention_mask(attention_mask)
@@ -110,7 +127,7 @@ class KeyMaskEncoder(DebertaV2Encoder):
 def _sequences(mask: Tensor) -> tuple[list[int], Tensor]:
     """The lengths of what a mask (B, T) of `KeyMaskEncoder` separates, padding included, and what is real (B, T)."""
     size, length = mask.shape
-    if size == 1 and mask[0, -1] > 1:
+    if size == 1 and mask.device.type == "cpu" and mask[0, -1] > 1:
         return torch.unique_consecutive(mask[0], return_counts=True)[1].tolist(), mask > 0
     return [length] * size, mask > 0
 

@@ -20,14 +20,14 @@ from kit.model.pieces import all_scores, cut
 
 NAME = "kit"
 CHUNK = 1 << 21  # bytes of scores at a time and thread, for its cache
-JOINED = 1 << 18  # bytes of scores that sequences of one length may have together
+JOINED = 1 << 18  # and of those that sequences of one length have together
 
 
-class Sequences(list[int]):
-    """The lengths of what stands end to end in an unpadded batch's one row, on their way through transformers.
+class Told(list[int]):
+    """The lengths of an unpadded batch's sequences, on their way through transformers.
 
     Attributes:
-        arrived: whether attention has been told; had they been lost, every token would see the whole batch.
+        arrived: whether attention has them; had they been lost, every token would see the whole batch.
     """
 
     arrived = False
@@ -41,7 +41,7 @@ def attend(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sequences: Sequences | None = None,
+    sequences: Told | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers calls: query, key, value (B, H, T, D), True in the mask (B, 1, T, T) where a query may look.
@@ -73,6 +73,8 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if attention_mask is not None or _causal(module, kwargs):
+        raise ValueError("an unpadded batch has no mask, and its tokens look both ways")
     each = zip(*(x.split(sequences, 2) for x in (query, key, value)), strict=True)
     mixed = [functional.scaled_dot_product_attention(*qkv, dropout_p=dropout, scale=scale) for qkv in each]
     return torch.cat(mixed, 2).transpose(1, 2), None
@@ -135,7 +137,8 @@ class Mixed(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v."""
         q, k, v, kept, out = ctx.saved_tensors
-        inner = (dout * out).sum(-1, keepdim=True).mul_(ctx.scale)  # (N, H, 1): what softmax's gradient subtracts
+        inner = (dout * out).sum(-1, keepdim=True, dtype=torch.float32)  # (N, H, 1): softmax's gradient subtracts it
+        inner = inner.mul_(ctx.scale).to(q.dtype)
         dout = dout * ctx.rise
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         with torch.autocast("cpu", enabled=False):

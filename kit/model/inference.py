@@ -17,7 +17,7 @@ from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.pair import PairModel
 
-TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}  # of a forward pass, padding included
+TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}  # of a forward pass, were it padded
 WINDOW = 16384  # rows whose vectors are held at a time
 CLASSIFIED = 2048  # rows that pass the head at a time
 

@@ -1,4 +1,4 @@
-"""What a CPU's attention computes at a time: a few sequences of one length, or some heads of one, fit for its cache.
+"""What attention computes at a time: a few sequences of one length, or some heads of one, fit for a CPU's cache.
 
 Sequences stand end to end, (N, H, D) with N the sum of their lengths; nothing is padded to another's length.
 """
@@ -40,8 +40,8 @@ def cut(lengths: Sequence[int], heads: int, room: int, join: int) -> list[Piece]
     """Pieces of at most `room` scores each, or one head of one sequence.
 
     Args:
-        lengths: of the sequences; neighbours of one length may share a piece.
-        join: scores from which on sequences stay by themselves: joined ones have to be copied.
+        lengths: of the sequences, none 0; neighbours of one length may share a piece.
+        join: the scores, up to `room`, that a shared piece may have: sequences have to be copied to stand together.
     """
     pieces, first, start, before = [], 0, 0, 0
     for length, same in groupby(lengths):

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Model
 
 from kit.model import dot_product
-from kit.model.deberta import FastAttention, KeyMaskEncoder
+from kit.model.deberta import FastAttention, KeyMaskEncoder, key_mask_encoder
 from kit.model.dropout import QuickDropout
 
 
@@ -32,10 +32,7 @@ def quicken(encoder: PreTrainedModel) -> PreTrainedModel:
 
 def quickened(encoder: PreTrainedModel) -> bool:
     """Whether its attention is kit's: of these families it is known that they compute well in bf16 on a CPU."""
-    return (
-        isinstance(getattr(encoder, "encoder", None), KeyMaskEncoder)
-        or encoder.config._attn_implementation == dot_product.NAME
-    )
+    return key_mask_encoder(encoder) is not None or encoder.config._attn_implementation == dot_product.NAME
 
 
 def _exchanged(kind: type[nn.Module], old: nn.Module, config: object) -> nn.Module:
