@@ -79,12 +79,11 @@ submit: setup ## submit KERNEL, by default kit-infer: make submit MSG="what it i
 	$(KIT) submit --kernel $(or $(KERNEL),kit-infer) -m '$(subst ','\'',$(or $(MSG),$(error say what it is: make submit MSG="two encoders, mean")))' --wait $(ARGS)
 
 bench: setup ## the speed benchmarks, each against its target [ROWS=folder ENCODER=folder]
-	$(VENV)/bin/python benchmarks/scoring.py
-	$(VENV)/bin/python benchmarks/preprocess.py
-	$(VENV)/bin/python benchmarks/padding.py
-	$(VENV)/bin/python benchmarks/blending.py
-	$(VENV)/bin/python benchmarks/attention.py
-	$(VENV)/bin/python benchmarks/peers.py $(if $(ROWS),--raw $(ROWS)) $(if $(ENCODER),--backbone $(ENCODER)) $(ARGS)
+	@missed=0; for each in scoring preprocess padding blending attention; do \
+		echo "# $$each"; $(VENV)/bin/python benchmarks/$$each.py || missed=1; done; \
+	echo "# peers"; $(VENV)/bin/python benchmarks/peers.py \
+		$(if $(ROWS),--raw $(ROWS)) $(if $(ENCODER),--backbone $(ENCODER)) $(ARGS) || missed=1; \
+	[ $$missed = 0 ] || { echo "a target is missed, or a benchmark has failed: see above"; exit 1; }
 
 bench-gpu: setup ## the peers and the attention on a GPU [ROWS=folder ENCODER=folder]
 	$(VENV)/bin/python benchmarks/attention.py --device cuda --tokens 512

@@ -141,6 +141,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="counted steps of each (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA GPU here")
     lines = [measure(options, tokens, kind) for kind in (torch.float32, torch.bfloat16) for tokens in options.tokens]
     setting = {"torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version()}
     if options.json:
