@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from scoring import KIT, seconds  # the benchmark beside this one
 
-from kit import frame, schema
+from kit import task
+from kit.predictions import make_predictions, write_predictions
 from kit.scoring.softmax import softmax
 
 IMPORTS = [sys.executable, "-c", "import pandas, sklearn"]
@@ -48,10 +49,10 @@ def generate(folder: Path, rows: int, seed: int = 0) -> tuple[list[str], str]:
     for member in range(MEMBERS):
         files.append(str(folder / f"member{member}.csv"))
         own = shared + generator.normal(size=(3, rows)) * (0.3 + 0.05 * member)
-        frame.write(frame.make(ids, softmax(own).T), files[-1])
+        write_predictions(make_predictions(ids, softmax(own).T), files[-1])
     labels = (generator.random(rows) > softmax(shared).cumsum(axis=0)[:2]).sum(axis=0)
-    truth = pd.DataFrame(np.eye(3, dtype=int)[labels], columns=list(schema.CLASSES))
-    truth.insert(0, schema.ID, ids)
+    truth = pd.DataFrame(np.eye(3, dtype=int)[labels], columns=list(task.CLASSES))
+    truth.insert(0, task.ID, ids)
     truth.sample(frac=1, random_state=seed).to_csv(folder / "truth.csv", index=False)
     return files, str(folder / "truth.csv")
 

@@ -24,7 +24,7 @@ from kit.errors import CollapseError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
 from kit.recipes import load
-from kit.schema import LABEL
+from kit.task import LABEL
 from kit.training.callbacks import Progress
 from kit.training.guard import CollapseGuard, constant_loss
 from kit.training.start import tiny_folder

@@ -28,7 +28,7 @@ import numpy as np
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
-from kit.schema import LABEL, PROMPT, RESPONSES
+from kit.task import LABEL, PROMPT, RESPONSES
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-bench"

@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit import atomic, frame, schema
+from kit import task
+from kit.predictions import make_predictions, write_predictions
+from kit.storage import atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 KIT = [sys.executable, "-m", "kit"]
@@ -44,10 +46,10 @@ def generate(folder: Path, rows: int, seed: int = 0) -> tuple[Path, Path]:
     """Writes a prediction file and its truth, rows in another order; the truth serves as the sample too."""
     generator = np.random.default_rng(seed)
     ids, probabilities = generator.choice(2**32, rows, replace=False), generator.dirichlet([2, 2, 2], rows)
-    frame.write(frame.make(ids, probabilities), folder / "predictions.csv")
-    one_hot = np.eye(len(schema.CLASSES), dtype=int)[generator.integers(0, len(schema.CLASSES), rows)]
-    truth = pd.DataFrame(one_hot, columns=list(schema.CLASSES))
-    truth.insert(0, schema.ID, ids)
+    write_predictions(make_predictions(ids, probabilities), folder / "predictions.csv")
+    one_hot = np.eye(len(task.CLASSES), dtype=int)[generator.integers(0, len(task.CLASSES), rows)]
+    truth = pd.DataFrame(one_hot, columns=list(task.CLASSES))
+    truth.insert(0, task.ID, ids)
     shuffled = truth.sample(frac=1, random_state=seed)
     atomic.write_text(folder / "truth.csv", shuffled.to_csv(index=False, lineterminator="\n"))
     return folder / "predictions.csv", folder / "truth.csv"

@@ -10,16 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import kit
-from kit import frame, lock, parts
-from kit.atomic import write_json
+from kit import parts
 from kit.data.features import FEATURES, features
 from kit.data.processed import Processed, open_processed
 from kit.errors import KitError, RunError
-from kit.rundir import HOLDOUT, RunDir
-from kit.schema import CLASSES, GROUP, ID, LABEL, RESPONSES, SWAP, TEST_FILE
+from kit.predictions import make_predictions, read_predictions, write_predictions
+from kit.rundir import RunDir
 from kit.scoring.baselines import FITS, READS_NGRAMS, Pairs
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.scoring.ngrams import count
+from kit.storage.atomic import write_json
+from kit.storage.lock import hold_lock
+from kit.task import CLASSES, GROUP, HOLDOUT, ID, LABEL, RESPONSES, SWAP, TEST_FILE
 
 
 def run(
@@ -50,7 +52,7 @@ def run(
     processed = open_processed(data)
     chosen = parts.chosen(fold, processed.folds)
     run_dir = RunDir.create_baseline(runs, name, parts.origin(processed))
-    with lock.held(run_dir.path):
+    with hold_lock(run_dir.path):
         return _run(name, processed, run_dir, chosen, say)
 
 
@@ -94,8 +96,8 @@ def _fit_part(
     held = train.take(valid_rows)
     valid = model.predict(held)
     part = run_dir.part(fold)
-    frame.write(frame.make(ids[valid_rows], valid), part / "valid.csv")
-    frame.write(frame.make(data.test([ID])[ID].to_numpy(), model.predict(test)), part / TEST_FILE)
+    write_predictions(make_predictions(ids[valid_rows], valid), part / "valid.csv")
+    write_predictions(make_predictions(data.test([ID])[ID].to_numpy(), model.predict(test)), part / TEST_FILE)
     metrics = {
         "log_loss": log_loss(valid, labels[valid_rows]),
         "accuracy": accuracy(valid, labels[valid_rows]),
@@ -119,7 +121,7 @@ def _test_predictions(name: str, run_dir: RunDir, processed: Processed) -> None:
     """
     finished = run_dir.parts()
     used = [part for part in finished if part != HOLDOUT] or list(finished)
-    tests = {run_dir.path / part: frame.read(run_dir.path / part / TEST_FILE).set_index(ID) for part in used}
+    tests = {run_dir.path / part: read_predictions(run_dir.path / part / TEST_FILE).set_index(ID) for part in used}
     ids = processed.test([ID])[ID].to_numpy()
     others = [str(part) for part, test in tests.items() if set(test.index) != set(ids)]
     if others:
@@ -129,4 +131,4 @@ def _test_predictions(name: str, run_dir: RunDir, processed: Processed) -> None:
             f"{HOLDOUT if used == [HOLDOUT] else 'all'}` again.",
         )
     mean = np.mean([test.loc[ids, list(CLASSES)].to_numpy() for test in tests.values()], axis=0)
-    frame.write(frame.make(ids, mean), run_dir.path / TEST_FILE)
+    write_predictions(make_predictions(ids, mean), run_dir.path / TEST_FILE)

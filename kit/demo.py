@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from kit import frame
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.errors import DataError, KitError
 from kit.predict import predict_split
+from kit.predictions import read_predictions, write_predictions
 from kit.recipes import load
 from kit.report.report import Report, report
 from kit.report.written import write
@@ -50,12 +50,12 @@ def run(
             folders.append(Path(train(recipe, data, runs, resume=True, listen=listen)["run"]))
     for folder in folders:
         say(f"$ kit predict {folder} --data {data}")
-        frame.write(predict_split(folder, "test", data), folder / "test.csv")
+        write_predictions(predict_split(folder, "test", data), folder / "test.csv")
     blends = []
     for split, name in (("valid", "holdout/valid.csv"), ("test", "test.csv")):
         files, target = [folder / name for folder in folders], out / f"ensemble-{split}.csv"
         say(f"$ kit ensemble {' '.join(map(str, files))} -o {target}")
-        frame.write(blend([frame.read(file) for file in files], [str(file) for file in files]), target)
+        write_predictions(blend([read_predictions(file) for file in files], [str(file) for file in files]), target)
         blends.append(("ensemble (mean)", target))
     say(f"$ kit validate {blends[-1][1]} --sample {raw / 'sample_submission.csv'}")
     valid = validate(blends[-1][1], raw / "sample_submission.csv")

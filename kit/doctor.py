@@ -16,7 +16,7 @@ from kit.remote import account, credentials
 from kit.remote.client import Client
 from kit.remote.faults import CredentialsError, KaggleError
 from kit.remote.retry import Patience
-from kit.schema import COMPETITION, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
+from kit.task import COMPETITION, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

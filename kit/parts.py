@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 import kit
-from kit import frame, lock
-from kit.atomic import write_json
 from kit.data.processed import Processed
 from kit.errors import RecipeError, RunError
-from kit.rundir import HOLDOUT, RunDir
-from kit.schema import CLASSES, ID, LABEL
+from kit.predictions import read_predictions, write_predictions
+from kit.rundir import RunDir
 from kit.scoring.metrics import accuracy, log_loss
+from kit.storage.atomic import write_json
+from kit.storage.lock import hold_lock
+from kit.task import CLASSES, HOLDOUT, ID, LABEL
 
 
 def origin(processed: Processed, backbone: str | None = None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def summarise(run: RunDir, processed: Processed, write: bool = True) -> dict[str
     Returns:
         `run` (its folder), `parts` (their metrics), and `oof` (log_loss, accuracy, rows) once every fold is done.
     """
-    with lock.held(run.path, "metrics", wait=True) if write else nullcontext():  # folds may be trained side by side
+    with hold_lock(run.path, "metrics", wait=True) if write else nullcontext():  # folds may be trained side by side
         return _summarise(run, processed, write)
 
 
@@ -59,7 +60,7 @@ def _summarise(run: RunDir, processed: Processed, write: bool) -> dict[str, Any]
         labels, each = truth[oof[ID]].to_numpy(np.int64), oof[list(CLASSES)].to_numpy()
         summary["oof"] = {"log_loss": log_loss(each, labels), "accuracy": accuracy(each, labels), "rows": len(oof)}
         if write:
-            frame.write(oof, run.path / "oof.csv")
+            write_predictions(oof, run.path / "oof.csv")
     if write:
         write_json(run.path / "metrics.json", summary)
     return summary
@@ -72,7 +73,7 @@ def _valid(run: RunDir, processed: Processed, fold: int) -> pd.DataFrame:
         RunError: they are of other rows, as those of another split are.
     """
     path = run.part(fold) / "valid.csv"
-    found = frame.read(path)
+    found = read_predictions(path)
     ids = processed.train([ID])[ID].to_numpy()[processed.fold_rows(fold)[1]]
     if not np.array_equal(np.sort(found[ID].to_numpy()), np.sort(ids)):
         raise RunError(

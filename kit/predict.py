@@ -12,7 +12,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from kit import frame
 from kit.data.encode import Encoded, Vocabulary, encode_cached
 from kit.data.preprocess import prepare_input
 from kit.data.processed import open_processed
@@ -21,9 +20,10 @@ from kit.errors import RunError
 from kit.model.device import choose, prepare
 from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
+from kit.predictions import make_predictions
 from kit.recipe import Recipe
-from kit.rundir import HOLDOUT, RunDir
-from kit.schema import ID
+from kit.rundir import RunDir
+from kit.task import HOLDOUT, ID
 
 Progress = Callable[[int, int], None]
 
@@ -59,7 +59,7 @@ def predict_split(
     if split == "test":
         test = _Rows(processed.test(), processed.digest("test"), processed.cache)
         each = _average(run, run.require_parts(), test, None, swap, progress)
-        return frame.make(test.table[ID].to_numpy(), each)
+        return make_predictions(test.table[ID].to_numpy(), each)
     folds: list[int | str] = [HOLDOUT] if split == "valid" else list(range(processed.folds))
     missing = [str(fold) for fold in folds if not run.done(fold)]
     if missing:
@@ -73,7 +73,7 @@ def predict_split(
         each.append(_average(run, [run.part(fold)], train, rows, swap, progress))
         places.append(rows)
     order = np.argsort(np.concatenate(places))
-    return frame.make(train.table[ID].to_numpy()[np.concatenate(places)[order]], np.concatenate(each)[order])
+    return make_predictions(train.table[ID].to_numpy()[np.concatenate(places)[order]], np.concatenate(each)[order])
 
 
 def predict_input(
@@ -88,7 +88,7 @@ def predict_input(
         shared = broadcast_object_list([scratch])[0]  # the first process encodes for all of this machine
         each = _average(run, parts, _Rows(table, "input", Path(shared)), None, swap, progress)
         ranks.wait_for_everyone()  # before the folder goes
-    return frame.make(table[ID].to_numpy(), each)
+    return make_predictions(table[ID].to_numpy(), each)
 
 
 def _average(

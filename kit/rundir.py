@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kit import __version__
-from kit.atomic import sha256, write_json, write_text
 from kit.errors import RecipeError, RunError
 from kit.recipe import Recipe
 from kit.recipes import load
+from kit.storage.atomic import file_sha256, write_json, write_text
+from kit.task import HOLDOUT
 
 T = TypeVar("T")
-HOLDOUT = "holdout"
 FORMAT = 1  # of origin.json; raised when an older kit could not use the run any more
 LOGS = ("trainer_state.json", "tried.json", "metrics.json")  # of a part, which no prediction reads
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt")  # of a part, by suffix
@@ -153,7 +153,7 @@ class RunDir:
         if not isinstance(files, dict):
             raise RunError(f"{part / 'metrics.json'}: files is no JSON object", _AGAIN)
         for name, digest in files.items():
-            if (part / name).is_file() and sha256(part / name) != digest:
+            if (part / name).is_file() and file_sha256(part / name) != digest:
                 raise RunError(f"{part / name}: its SHA-256 is not the one in metrics.json: it was changed", _AGAIN)
 
     def check_data(self, data: str) -> None:
@@ -211,7 +211,7 @@ _AGAIN = "Copy the run directory again, or train it again."
 def digests(part: Path) -> dict[str, str]:
     """The SHA-256 of each file that makes a part's model."""
     files = sorted(path for path in part.iterdir() if path.suffix in MODEL_FILES and path.name not in LOGS)
-    return {path.name: sha256(path) for path in files}
+    return {path.name: file_sha256(path) for path in files}
 
 
 def _digest_of_toml(text: str) -> str:

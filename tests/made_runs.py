@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kit import frame
-from kit.atomic import write_json
 from kit.data.processed import Processed
 from kit.parts import origin, summarise
+from kit.predictions import make_predictions, write_predictions
 from kit.recipes import load
-from kit.rundir import HOLDOUT, RunDir
-from kit.schema import ID, LABEL
+from kit.rundir import RunDir
+from kit.storage.atomic import write_json
+from kit.task import HOLDOUT, ID, LABEL
 
 
 def make_run(
@@ -29,7 +29,9 @@ def make_run(
         places = processed.fold_rows(fold)[1]
         labels = rows[LABEL].to_numpy()[places]
         part = run.part(fold)
-        frame.write(frame.make(rows[ID].to_numpy()[places], predictions(generator, labels, skill)), part / "valid.csv")
+        write_predictions(
+            make_predictions(rows[ID].to_numpy()[places], predictions(generator, labels, skill)), part / "valid.csv"
+        )
         log = [{"loss": 1.1 - step / 50, "epoch": step / 10, "step": step} for step in range(1, 21)]
         log += [{"eval_log_loss": 1.05, "eval_accuracy": 0.4, "epoch": 1.0, "step": 10}]
         log += [{"eval_log_loss": 1.0 + number / 10, "eval_accuracy": 0.5, "epoch": 2.0, "step": 20}]
@@ -39,7 +41,7 @@ def make_run(
         write_json(part / "metrics.json", figures | sizes)
     if test:
         ids = processed.test()[ID].to_numpy()
-        frame.write(frame.make(ids, generator.dirichlet(np.ones(3), len(ids))), run.path / "test.csv")
+        write_predictions(make_predictions(ids, generator.dirichlet(np.ones(3), len(ids))), run.path / "test.csv")
     summarise(run, processed)
     return run.path
 

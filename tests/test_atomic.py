@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.atomic import refuse_overwrite, sha256, write_json, write_text, writing, writing_folder
 from kit.errors import KitError
+from kit.storage.atomic import atomic_file, atomic_folder, file_sha256, refuse_overwrite, write_json, write_text
 
 
 def left_over(folder: Path) -> list[str]:
@@ -18,7 +18,7 @@ def left_over(folder: Path) -> list[str]:
 
 def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path: Path):
     target = tmp_path / "deep" / "er" / "result.csv"
-    with writing(target) as temporary:
+    with atomic_file(target) as temporary:
         temporary.write_text("half")
         assert not target.exists()
         assert temporary.parent == target.parent  # a rename within one file system cannot fail half-way
@@ -32,7 +32,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: P
     target.write_text("old")
 
     def interrupted() -> None:
-        with writing(target) as temporary:
+        with atomic_file(target) as temporary:
             temporary.write_text("new but")
             raise error
 
@@ -56,7 +56,7 @@ def test_a_result_is_as_readable_as_any_other_file(tmp_path: Path, mask: int):
     before = os.umask(mask)
     try:
         write_text(tmp_path / "x.txt", "x")
-        with writing_folder(tmp_path / "folder"):
+        with atomic_folder(tmp_path / "folder"):
             pass
     finally:
         assert os.umask(before) == mask
@@ -66,7 +66,7 @@ def test_a_result_is_as_readable_as_any_other_file(tmp_path: Path, mask: int):
 
 def test_a_directory_in_the_way_is_named(tmp_path: Path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(KitError, match="taken is a directory"), writing(tmp_path / "taken"):
+    with pytest.raises(KitError, match="taken is a directory"), atomic_file(tmp_path / "taken"):
         pass
 
 
@@ -74,7 +74,7 @@ def test_a_folder_appears_whole_and_replaces_the_old_one_whole(tmp_path: Path):
     target = tmp_path / "tokens"
     target.mkdir()
     (target / "old").write_text("old")
-    with writing_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         (temporary / "new").write_text("new")
         assert left_over(target) == ["old"]
     assert left_over(target) == ["new"]
@@ -87,7 +87,7 @@ def test_an_error_while_filling_a_folder_leaves_the_old_one(tmp_path: Path):
     (target / "old").write_text("old")
 
     def interrupted() -> None:
-        with writing_folder(target) as temporary:
+        with atomic_folder(target) as temporary:
             (temporary / "new").write_text("new")
             raise RuntimeError
 
@@ -113,7 +113,7 @@ def test_json_is_readable_and_strict(tmp_path: Path):
 def test_the_hash_is_that_of_the_bytes(tmp_path: Path):
     content = bytes(range(256)) * 5000
     (tmp_path / "x").write_bytes(content)
-    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
 def test_nothing_is_overwritten_unless_asked(tmp_path: Path):

@@ -16,17 +16,18 @@ from scipy.optimize import approx_fprime
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
-from kit import baseline, frame
-from kit.atomic import write_json
+from kit import baseline
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
 from kit.errors import KitError, RecipeError, RunError
-from kit.rundir import HOLDOUT, RunDir
-from kit.schema import CLASSES, ID, LABEL, SWAP, TEXTS
+from kit.predictions import read_predictions
+from kit.rundir import RunDir
 from kit.scoring import baselines, ngrams, softmax, symmetric
 from kit.scoring.baselines import FITS, Pairs
 from kit.scoring.members import member_name
 from kit.scoring.metrics import accuracy, log_loss, prior
+from kit.storage.atomic import write_json
+from kit.task import CLASSES, HOLDOUT, ID, LABEL, SWAP, TEXTS
 
 GOOD, BAD = "certainly a helpful answer", "some hopeless nonsense here"
 
@@ -212,17 +213,17 @@ def test_a_run_holds_what_a_trained_run_holds_less_the_model(name, runs: Path, p
     table = processed.train()
     truth = dict(zip(table[ID].to_pylist(), table[LABEL].to_pylist(), strict=True))
     for fold in (HOLDOUT, 0, 1, 2):
-        valid, figures = frame.read(run.part(fold) / "valid.csv"), run.parts()[run.part(fold).name]
+        valid, figures = read_predictions(run.part(fold) / "valid.csv"), run.parts()[run.part(fold).name]
         rows = processed.fold_rows(fold)[1]
         assert valid[ID].tolist() == table[ID].to_numpy()[rows].tolist()
         labels = valid[ID].map(truth).to_numpy()
         assert figures["log_loss"] == pytest.approx(log_loss(valid[list(CLASSES)].to_numpy(), labels), abs=1e-9)
         assert (figures["best_epoch"], figures["valid_rows"]) == (None, len(rows))
         assert figures["parameters"] >= 0 < figures["minutes"]
-    oof, test = frame.read(run.path / "oof.csv"), frame.read(run.path / "test.csv")
+    oof, test = read_predictions(run.path / "oof.csv"), read_predictions(run.path / "test.csv")
     assert sorted(oof[ID]) == sorted(truth)
     assert test[ID].tolist() == processed.test()[ID].to_pylist()
-    each = [frame.read(run.part(fold) / "test.csv")[list(CLASSES)].to_numpy() for fold in range(3)]
+    each = [read_predictions(run.part(fold) / "test.csv")[list(CLASSES)].to_numpy() for fold in range(3)]
     np.testing.assert_allclose(test[list(CLASSES)].to_numpy(), np.mean(each, axis=0), rtol=1e-12)
     assert json.loads((run.path / "metrics.json").read_text())["oof"]["rows"] == len(oof)
     assert member_name(run.path / "oof.csv") == run.name
@@ -250,7 +251,7 @@ def test_the_holdout_alone_gives_test_predictions_too(data: Path, tmp_path: Path
     result = baseline.run("length", data, tmp_path, say=said.append)
     run = Path(result["run"])
     assert "oof" not in result
-    pd.testing.assert_frame_equal(frame.read(run / "test.csv"), frame.read(run / HOLDOUT / "test.csv"))
+    pd.testing.assert_frame_equal(read_predictions(run / "test.csv"), read_predictions(run / HOLDOUT / "test.csv"))
     before = (run / HOLDOUT / "metrics.json").stat().st_mtime_ns
     baseline.run("length", data, tmp_path, say=said.append)
     assert "is done already" in said[-1]
@@ -267,13 +268,15 @@ def test_test_rows_that_have_changed_since_are_not_averaged_with_others(raw: Pat
         test.to_csv(source / "test.csv", index=False)
         preprocess(source, out, folds=3, valid=0.2)
         run = Path(baseline.run("length", out, runs, fold)["run"])
-        found = frame.read(run / "test.csv")
+        found = read_predictions(run / "test.csv")
         assert found[ID].tolist() == test["id"].astype(int).tolist()
         return found[list(CLASSES)].to_numpy()
 
     fit(table, "0")
     turned = fit(table[::-1], "1")
-    each = [frame.read(runs / "baseline-length" / f"fold{k}" / "test.csv")[list(CLASSES)].to_numpy() for k in range(2)]
+    each = [
+        read_predictions(runs / "baseline-length" / f"fold{k}" / "test.csv")[list(CLASSES)].to_numpy() for k in range(2)
+    ]
     np.testing.assert_allclose(turned, (each[0][::-1] + each[1]) / 2, rtol=1e-12)
     others = table.assign(id=table["id"].astype(int) + 500_000)
     with pytest.raises(RunError, match=r"fold0, .*fold1: predictions of other test rows than") as caught:

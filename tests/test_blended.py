@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from made_runs import predictions
 
-from kit import frame
 from kit.errors import DataError
+from kit.predictions import make_predictions
 from kit.report.blended import blended
 from kit.report.model import Model
-from kit.schema import GROUP, ID, LABEL
 from kit.scoring import blend as blends
 from kit.scoring.fit import Fit, fit
 from kit.scoring.metrics import log_loss
+from kit.task import GROUP, ID, LABEL
 
 ROWS = 1500
 
@@ -38,7 +38,7 @@ def models(truth: pd.DataFrame) -> list[Model]:
 
 @pytest.fixture(scope="module", params=["arithmetic", "geometric"])
 def fitted(request: pytest.FixtureRequest, models: list[Model], truth: pd.DataFrame) -> Fit:
-    frames = [frame.make(truth[ID].to_numpy(), model.predictions["valid"]) for model in models]
+    frames = [make_predictions(truth[ID].to_numpy(), model.predictions["valid"]) for model in models]
     return fit(frames, [model.name for model in models], truth, request.param, draws=2)
 
 
@@ -62,7 +62,7 @@ def test_its_test_predictions_are_what_applying_it_gives(
     fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
     model = of(fitted, models[::-1], truth, tmp_path / "blend.json")
-    frames = [frame.make(np.arange(10), each.predictions["test"]) for each in models[:2]]
+    frames = [make_predictions(np.arange(10), each.predictions["test"]) for each in models[:2]]
     applied = blends.apply(fitted.blend, frames, ["a", "b"])
     np.testing.assert_allclose(model.predictions["test"], applied.iloc[:, 1:].to_numpy(), rtol=1e-12)
 
@@ -96,7 +96,7 @@ def test_on_a_share_of_the_rows_it_was_fitted_to_it_is_cross_fitted_too(
     """As on the holdout, whose rows are among those out of fold."""
     share = [Model(each.name, {"valid": each.predictions["valid"][:600]}) for each in models]
     model = of(fitted, share, truth[:600], tmp_path / "blend.json")
-    frames = [frame.make(np.arange(600), each.predictions["valid"]) for each in share[:2]]
+    frames = [make_predictions(np.arange(600), each.predictions["valid"]) for each in share[:2]]
     there = fit(frames, ["a", "b"], truth[:600], fitted.method, draws=2)
     found = log_loss(model.predictions["valid"], truth[LABEL].to_numpy()[:600])
     assert model.saved.note == ""

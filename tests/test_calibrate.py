@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
-from kit import frame
 from kit.errors import DataError, KitError
-from kit.schema import CLASSES
+from kit.predictions import make_predictions
 from kit.scoring import calibrate, calibration, crossfit, saved
 from kit.scoring.calibration import Calibration
 from kit.scoring.metrics import log_loss, row_losses
 from kit.scoring.softmax import logarithms, loss, softmax
+from kit.task import CLASSES
 
 
 def made(rows: int, truth: Calibration, seed: int = 0, width: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,7 +118,7 @@ def test_rows_are_matched_to_the_truth_by_id_and_their_order_is_free():
     probabilities, labels, groups = made(600, Calibration(1.8))
     ids = np.random.default_rng(1).permutation(10_000)[:600]
     truth = pd.DataFrame({"id": ids, "label": labels, "group": groups})
-    predicted = frame.make(ids, probabilities)
+    predicted = make_predictions(ids, probabilities)
     found = calibrate.calibrate(predicted, truth, "oof.csv")
     shuffled = calibrate.calibrate(predicted.sample(frac=1, random_state=0), truth, "oof.csv")
     assert found.calibration == shuffled.calibration
@@ -153,7 +153,7 @@ def test_a_saved_calibration_does_what_the_fitted_one_does(tmp_path):
     calibration.write(found.calibration, tmp_path / "c.json", found.fitted)
     again = calibration.read(tmp_path / "c.json")
     assert again == found.calibration
-    predicted = frame.make(np.arange(3000)[::-1], probabilities)
+    predicted = make_predictions(np.arange(3000)[::-1], probabilities)
     applied = calibration.apply(again, predicted)
     assert applied["id"].tolist() == predicted["id"].tolist()
     np.testing.assert_allclose(applied[list(CLASSES)], found.calibration.of(probabilities), rtol=1e-12)

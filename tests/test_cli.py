@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from quick_recipe import QUICK
 
-from kit import frame
 from kit.cli import main
 from kit.cli.blending import BASELINES
 from kit.errors import KitError
+from kit.predictions import read_predictions, write_predictions
 from kit.scoring.baselines import FITS
 
 ROOT = Path(__file__).parent.parent
@@ -155,9 +155,9 @@ def test_json_is_json_and_nothing_else(arguments: list[str], raw: Path, data: Pa
 @pytest.mark.parametrize("command", ["calibrate {b} {t}", "ensemble --fit {b} --fit {s} {t}"])
 def test_a_truth_without_prompts_is_told_from_one_with_them(command: str, raw: Path, data: Path, tmp_path: Path):
     rows = pd.read_parquet(data / "train.parquet")
-    bayes = frame.read(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
+    bayes = read_predictions(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
     for name in "bs":
-        frame.write(bayes, tmp_path / f"{name}.csv")
+        write_predictions(bayes, tmp_path / f"{name}.csv")
     files = {name: tmp_path / f"{name}.csv" for name in "bs"}
     for truth, told in ((raw / "train.csv", True), (data / "train.parquet", False)):
         given = f"--truth {truth} --subset"
@@ -235,7 +235,9 @@ def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, 
     assert "baseline-length" in fitted.stdout
     applied = kit("ensemble", *reversed(files), "--apply", tmp_path / "blend.json", "-o", tmp_path / "applied.csv")
     assert applied.exit_code == 0, applied.stderr
-    ours, theirs = (frame.read(tmp_path / f"{name}.csv").set_index("id").sort_index() for name in ("fitted", "applied"))
+    ours, theirs = (
+        read_predictions(tmp_path / f"{name}.csv").set_index("id").sort_index() for name in ("fitted", "applied")
+    )
     pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-12)
 
 
@@ -276,7 +278,7 @@ def test_a_calibration_is_saved_and_applied(baselines: list[Path], data: Path, r
     )
     assert done.exit_code == 0, done.stderr
     assert "cross-fitted" in done.stdout
-    assert sorted(frame.read(tmp_path / "c.csv")["id"]) == sorted(frame.read(oof)["id"])
+    assert sorted(read_predictions(tmp_path / "c.csv")["id"]) == sorted(read_predictions(oof)["id"])
     applied = kit("calibrate", baselines[0] / "test.csv", "--apply", tmp_path / "t.json", "-o", tmp_path / "test.csv")
     assert applied.exit_code == 0, applied.stderr
     assert kit("validate", tmp_path / "test.csv", "--sample", raw / "sample_submission.csv").exit_code == 0

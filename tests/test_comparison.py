@@ -7,15 +7,15 @@ import pytest
 from comparing import compare
 from quick_recipe import QUICK
 
-from kit import frame
 from kit.errors import DataError, RunError
 from kit.predict import predict_split
+from kit.predictions import read_predictions, write_predictions
 from kit.recipes import load
 from kit.report.comparison import columns, rows
 from kit.rundir import RunDir
-from kit.schema import ID
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
+from kit.task import ID
 from kit.training.train import train
 
 SHORT = (*QUICK, "train.max_steps=2")
@@ -25,7 +25,7 @@ SHORT = (*QUICK, "train.max_steps=2")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A holdout run with test predictions."""
     folder = Path(train(load("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
-    frame.write(predict_split(folder, "test", data), folder / "test.csv")
+    write_predictions(predict_split(folder, "test", data), folder / "test.csv")
     return folder
 
 
@@ -44,9 +44,9 @@ def test_every_line_is_scored_on_the_same_rows(run: Path, data: Path, raw: Path)
 
 def test_a_figure_is_the_log_loss_with_an_interval_around_it(run: Path, data: Path, raw: Path):
     line = compare([run], data, truth=raw / "truth.csv").lines[-1]
-    test = align(frame.read(run / "test.csv"), read_truth(raw / "truth.csv"), "test")
+    test = align(read_predictions(run / "test.csv"), read_truth(raw / "truth.csv"), "test")
     assert line.test.log_loss == pytest.approx(log_loss(*test), abs=1e-12)
-    valid = frame.read(run / "holdout" / "valid.csv")
+    valid = read_predictions(run / "holdout" / "valid.csv")
     truth = restrict(read_truth(data / "train.parquet"), valid)
     assert line.valid.log_loss == pytest.approx(log_loss(*align(valid, truth, "valid")), abs=1e-12)
     for figures in (line.test, line.valid):
@@ -56,7 +56,7 @@ def test_a_figure_is_the_log_loss_with_an_interval_around_it(run: Path, data: Pa
 def test_the_class_prior_does_not_look_at_the_validation_rows(run: Path, data: Path):
     line = next(line for line in compare([run], data).lines if line.name == "class prior")
     train_truth = read_truth(data / "train.parquet")
-    valid = frame.read(run / "holdout" / "valid.csv")
+    valid = read_predictions(run / "holdout" / "valid.csv")
     held = train_truth[ID].isin(valid[ID])
     share = np.bincount(train_truth[~held]["label"], minlength=3) / (~held).sum()
     labels = train_truth[held]["label"].to_numpy()
@@ -76,8 +76,8 @@ def test_the_table_has_a_cell_for_every_column(run: Path, data: Path, raw: Path)
 
 
 def test_a_frame_of_other_rows_is_refused(run: Path, data: Path, raw: Path, tmp_path: Path):
-    other = frame.read(run / "test.csv").assign(**{ID: range(60)})
-    frame.write(other, tmp_path / "other.csv")
+    other = read_predictions(run / "test.csv").assign(**{ID: range(60)})
+    write_predictions(other, tmp_path / "other.csv")
     with pytest.raises(DataError, match=r"other\.csv: its 60 ids are neither"):
         compare([run], data, frames=[("other", tmp_path / "other.csv")], truth=raw / "truth.csv")
 

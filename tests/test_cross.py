@@ -11,15 +11,15 @@ from interruption import interrupt_at
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 
-from kit import frame
 from kit.cli import main
 from kit.data.encode import encode_cached
 from kit.data.processed import Processed
 from kit.model.inference import collator
 from kit.model.pair import PairModel
+from kit.predictions import read_predictions
 from kit.recipes import load
 from kit.rundir import RunDir
-from kit.schema import CLASSES
+from kit.task import CLASSES
 from kit.training.start import new_model
 
 CROSS = (*QUICK, "encode.max_tokens=48", "model.shape=cross", "train.max_steps=8")
@@ -48,7 +48,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predictions(run: Path, file: Path, out: Path, *options: str) -> np.ndarray:
     kit("predict", run, "--input", file, "-o", out, *options)
-    return frame.read(out)[list(CLASSES)].to_numpy()
+    return read_predictions(out)[list(CLASSES)].to_numpy()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def exchanged(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_trains_and_predicts_through_the_same_commands(run: Path, data: Path, raw: Path, tmp_path: Path):
     kit("predict", run, "--data", data)
-    ours = frame.read(run / "test.csv")
+    ours = read_predictions(run / "test.csv")
     assert len(ours) == len(pd.read_csv(raw / "test.csv"))
     np.testing.assert_allclose(
         predictions(run, raw / "test.csv", tmp_path / "again.csv"), ours[list(CLASSES)].to_numpy(), atol=1e-6

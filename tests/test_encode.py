@@ -20,7 +20,7 @@ from kit.errors import DataError
 from kit.model.backbones import BACKBONES
 from kit.model.tiny import SPECIAL, train_tokenizer
 from kit.recipe import EncodeSpec
-from kit.schema import PROMPT, RESPONSES, TEXTS
+from kit.task import PROMPT, RESPONSES, TEXTS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz[]SEP"
 CLS, SEP, PAD = 1, 2, 0

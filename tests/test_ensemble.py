@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit import frame
 from kit.errors import DataError, KitError
-from kit.schema import CLASSES, SWAP
+from kit.predictions import make_predictions, read_predictions
 from kit.scoring import ensemble
 from kit.scoring.validate import gradable
+from kit.task import CLASSES, SWAP
 
 DATA = Path(__file__).parent / "data"
 NAMES = ["reference_deberta.csv", "reference_roberta.csv", "reference_electra.csv"]
@@ -26,7 +26,7 @@ def members(draw, smallest=1):
     rows = draw(st.integers(smallest, 6))
     table = st.lists(st.tuples(CELL, CELL, CELL), min_size=rows, max_size=rows)
     tables = draw(st.lists(table, min_size=2, max_size=4))
-    return [frame.make(np.arange(rows) * 7 + 3, np.array(one)) for one in tables]
+    return [make_predictions(np.arange(rows) * 7 + 3, np.array(one)) for one in tables]
 
 
 def blend(frames, method="mean", weights=None):
@@ -40,7 +40,7 @@ def numbers(table):
 
 
 def reference():
-    return [frame.read(DATA / name) for name in NAMES]
+    return [read_predictions(DATA / name) for name in NAMES]
 
 
 def test_the_reference_predictions_pick_the_classes_they_picked():
@@ -115,7 +115,7 @@ def test_every_row_of_a_blend_is_taken_by_a_grader_and_lies_between_its_members(
 @given(members(), st.sampled_from(METHODS))
 def test_blending_swapped_answers_is_swapping_the_blend(frames, method):
     def swap(table):
-        return frame.make(table["id"].to_numpy(), numbers(table)[:, list(SWAP)])
+        return make_predictions(table["id"].to_numpy(), numbers(table)[:, list(SWAP)])
 
     np.testing.assert_allclose(
         numbers(blend([swap(f) for f in frames], method)), numbers(swap(blend(frames, method))), rtol=1e-9
@@ -123,8 +123,8 @@ def test_blending_swapped_answers_is_swapping_the_blend(frames, method):
 
 
 def test_one_members_zero_lowers_a_class_without_ending_it():
-    sure = frame.make(np.array([1]), np.array([[0.0, 0.5, 0.5]]))
-    other = frame.make(np.array([1]), np.array([[0.8, 0.1, 0.1]]))
+    sure = make_predictions(np.array([1]), np.array([[0.0, 0.5, 0.5]]))
+    other = make_predictions(np.array([1]), np.array([[0.8, 0.1, 0.1]]))
     geometric = numbers(blend([sure, other], "geometric"))[0]
     floor = np.finfo(np.float64).eps  # what the log loss takes a zero for
     assert geometric[0] == pytest.approx(np.sqrt(floor * 0.8) / (2 * np.sqrt(0.5 * 0.1)), rel=1e-6)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kit.data import characters
 from kit.data.features import FEATURES, PAIR_FEATURES, PATTERNS, features
 from kit.data.processed import Processed
-from kit.schema import TEXTS
+from kit.task import TEXTS
 
 TURNS = pa.list_(pa.string())
 PIECES = [

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
 
-from kit import frame
-from kit.atomic import write_json
 from kit.errors import DataError, KitError, RunError
-from kit.schema import CLASSES
+from kit.predictions import make_predictions, write_predictions
 from kit.scoring import blend, candidate, fit, members, saved, weights
 from kit.scoring.blend import Blend
 from kit.scoring.calibration import Calibration
 from kit.scoring.metrics import log_loss
 from kit.scoring.softmax import softmax
+from kit.storage.atomic import write_json
+from kit.task import CLASSES
 
 
 def predictions(rows: int, count: int, seed: int = 0, width: float = 1.3) -> np.ndarray:
@@ -38,7 +38,7 @@ def case(truth: Blend, rows: int, seed: int = 0, extra: int = 0, width: float = 
     ids = np.random.default_rng(seed).permutation(5 * rows)[:rows]
     table = pd.DataFrame({"id": ids, "label": labels, "group": np.arange(rows) // 2})
     names = [*truth.members, *(f"useless{i}" for i in range(extra))]
-    return [frame.make(ids, each) for each in made], names, table
+    return [make_predictions(ids, each) for each in made], names, table
 
 
 def numbers(table: pd.DataFrame) -> np.ndarray:
@@ -200,7 +200,7 @@ def test_members_that_are_all_harmful_make_a_flat_blend(method):
     labels = made.mean(axis=0).argmin(axis=1)
     ids = np.arange(2000)
     table = pd.DataFrame({"id": ids, "label": labels})
-    found = fit.fit([frame.make(ids, each) for each in made], ["a", "b"], table, method, draws=5)
+    found = fit.fit([make_predictions(ids, each) for each in made], ["a", "b"], table, method, draws=5)
     assert found.cross_fitted < log_loss(made.mean(axis=0), labels)
     assert found.cross_fitted == pytest.approx(np.log(3), abs=0.2)
     assert np.isfinite(found.crossed).all()
@@ -221,7 +221,7 @@ def test_frames_of_other_rows_are_refused():
 
 def test_a_blend_takes_each_of_its_members_once_by_name():
     known = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
-    one, other = (frame.make(np.array([1, 2]), each) for each in predictions(2, 2))
+    one, other = (make_predictions(np.array([1, 2]), each) for each in predictions(2, 2))
     with pytest.raises(DataError, match=r"is of it; the blend does not know c\. Its members: a, b\n"):
         blend.apply(known, [one, other], ["a", "c"])
     with pytest.raises(DataError, match="needs b, and no file is of it"):
@@ -235,7 +235,7 @@ def test_a_blend_tells_its_members_from_those_it_has_dropped():
     with pytest.raises(
         DataError, match=r"needs a, b, and no file is of them\. Its members: a, b; dropped: c"
     ) as raised:
-        blend.apply(known, [frame.make(np.array([1, 2]), predictions(2, 1)[0])], ["c"])
+        blend.apply(known, [make_predictions(np.array([1, 2]), predictions(2, 1)[0])], ["c"])
     assert "may be left out" in raised.value.hint
 
 
@@ -292,7 +292,7 @@ def test_an_older_saved_blend_has_no_spread_and_a_spread_changed_by_hand_is_refu
 
 def test_a_dropped_member_may_be_named_or_left_out():
     known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric")
-    three = [frame.make(np.array([1, 2]), each) for each in predictions(2, 3)]
+    three = [make_predictions(np.array([1, 2]), each) for each in predictions(2, 3)]
     pd.testing.assert_frame_equal(
         blend.apply(known, three[::-1], ["c", "b", "a"]), blend.apply(known, three[1::-1], ["b", "a"])
     )
@@ -319,7 +319,7 @@ def test_a_blend_changed_by_hand_is_refused(tmp_path, change, words):
 
 def written(path, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.write(frame.make(np.arange(3), predictions(3, 1, seed)[0]), path)
+    write_predictions(make_predictions(np.arange(3), predictions(3, 1, seed)[0]), path)
     return path
 
 

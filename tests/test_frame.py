@@ -6,54 +6,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit import frame
 from kit.errors import DataError, KitError
-from kit.schema import CLASSES, ID, PREDICTION_COLUMNS
+from kit.predictions import make_predictions, read_predictions, write_predictions
+from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 HEADER = "id,winner_model_a,winner_model_b,winner_tie\n"
 
 
 def test_float32_rows_are_normalised_to_sum_to_one_in_float64():
     probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], 500).astype(np.float32)
-    made = frame.make(np.arange(500), probabilities)
+    made = make_predictions(np.arange(500), probabilities)
     assert list(made.columns) == list(PREDICTION_COLUMNS)
     np.testing.assert_allclose(made[list(CLASSES)].sum(axis=1), 1, rtol=0, atol=1e-15)
 
 
 def test_probabilities_that_are_not_finite_are_refused():
     with pytest.raises(DataError, match="not finite"):
-        frame.make(np.array([1, 2]), np.array([[0.2, 0.3, 0.5], [np.nan, 0.5, 0.5]]))
+        make_predictions(np.array([1, 2]), np.array([[0.2, 0.3, 0.5], [np.nan, 0.5, 0.5]]))
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(*[st.floats(1e-300, 1)] * 3), min_size=1, max_size=20), st.integers(0, 2**40))
 def test_what_is_written_is_read_back_to_the_last_bit(tmp_path_factory, rows, first):
     path = tmp_path_factory.mktemp("frame") / "p.csv"
-    made = frame.make(np.arange(first, first + len(rows)), np.array(rows))
-    frame.write(made, path)
-    pd.testing.assert_frame_equal(frame.read(path), made, check_exact=True)
+    made = make_predictions(np.arange(first, first + len(rows)), np.array(rows))
+    write_predictions(made, path)
+    pd.testing.assert_frame_equal(read_predictions(path), made, check_exact=True)
 
 
 def test_a_written_file_stands_alone_with_plain_line_ends(tmp_path):
-    frame.write(frame.make(np.array([7]), np.array([[1.0, 1.0, 2.0]])), tmp_path / "p.csv")
+    write_predictions(make_predictions(np.array([7]), np.array([[1.0, 1.0, 2.0]])), tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_bytes() == (HEADER + "7,0.25,0.25,0.5\n").encode()
     assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
 
 
 def test_column_order_and_extra_columns_are_free(tmp_path):
     (tmp_path / "p.csv").write_text("note,winner_tie,id,winner_model_b,winner_model_a\nx,.5,3,.3,.2\n")
-    assert frame.read(tmp_path / "p.csv")[list(PREDICTION_COLUMNS)].iloc[0].tolist() == [3, 0.2, 0.3, 0.5]
+    assert read_predictions(tmp_path / "p.csv")[list(PREDICTION_COLUMNS)].iloc[0].tolist() == [3, 0.2, 0.3, 0.5]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
     (tmp_path / "p.csv").write_text("\ufeff" + HEADER + "3,.2,.3,.5\n", encoding="utf-8")
-    assert frame.read(tmp_path / "p.csv")[ID].tolist() == [3]
+    assert read_predictions(tmp_path / "p.csv")[ID].tolist() == [3]
 
 
 @pytest.mark.parametrize("first", ["7,0,0,1", "7.0,.25,.25,.5", '"7","0","1e0",0', "07,1,0,0"])
 def test_ids_are_read_as_int64_and_classes_as_float64_however_they_are_written(tmp_path, first):
     (tmp_path / "p.csv").write_text(HEADER + first + "\n8,1,0,0\n")
-    read = frame.read(tmp_path / "p.csv")
+    read = read_predictions(tmp_path / "p.csv")
     assert read[list(PREDICTION_COLUMNS)].dtypes.map(str).tolist() == ["int64"] + ["float64"] * 3
     assert read[ID].tolist() == [7, 8]
 
@@ -77,7 +77,7 @@ def test_ids_are_read_as_int64_and_classes_as_float64_however_they_are_written(t
 def test_an_unusable_file_is_refused_with_the_place(tmp_path, text, words):
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(DataError) as caught:
-        frame.read(tmp_path / "p.csv")
+        read_predictions(tmp_path / "p.csv")
     assert words in caught.value.problem
     assert "p.csv" in caught.value.problem
     assert caught.value.hint
@@ -85,11 +85,11 @@ def test_an_unusable_file_is_refused_with_the_place(tmp_path, text, words):
 
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        frame.read(tmp_path / "absent.csv")
+        read_predictions(tmp_path / "absent.csv")
     with pytest.raises(DataError, match="is a directory"):
-        frame.read(tmp_path)
+        read_predictions(tmp_path)
 
 
 def test_writing_onto_a_directory_is_refused(tmp_path):
     with pytest.raises(KitError, match="is a directory"):
-        frame.write(frame.make(np.array([1]), np.ones((1, 3))), tmp_path)
+        write_predictions(make_predictions(np.array([1]), np.ones((1, 3))), tmp_path)

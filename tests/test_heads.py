@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kit.model.heads import build
-from kit.schema import CLASSES, SWAP
+from kit.task import CLASSES, SWAP
 
 
 def head(

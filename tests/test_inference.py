@@ -17,7 +17,7 @@ from kit.model.encoder import build
 from kit.model.inference import collator, different, predict_logits, probabilities, softmax, token_batches
 from kit.model.pair import PairModel
 from kit.recipe import ModelSpec
-from kit.schema import SWAP
+from kit.task import SWAP
 
 CPU = Compute(torch.device("cpu"), "fp32", "for this test")
 VOCABULARY = Vocabulary(SimpleNamespace(), 1, 2, PAD)

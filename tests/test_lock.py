@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from quick_recipe import QUICK
 
-from kit import lock
-from kit.atomic import write_text
 from kit.baseline import run as baseline
 from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
 from kit.errors import DataError, HeldError, KitError
 from kit.recipes import load
 from kit.rundir import RunDir
+from kit.storage import lock
+from kit.storage.atomic import write_text
 from kit.training.train import train
 
 HOLD = """
@@ -56,7 +56,7 @@ def test_the_second_process_is_told_who_is_there(tmp_path: Path):
     with (
         holder(tmp_path / "here") as process,
         pytest.raises(HeldError, match=refused(process)) as caught,
-        lock.held(tmp_path / "here"),
+        lock.hold_lock(tmp_path / "here"),
     ):
         pass
     assert f"kill {process.pid}" in caught.value.hint
@@ -67,13 +67,13 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert (tmp_path / ".lock").exists()
-        with lock.held(tmp_path):
+        with lock.hold_lock(tmp_path):
             pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_leaves_nothing_behind_and_no_empty_folder(tmp_path: Path):
-    with lock.held(tmp_path / "new", "part"):
+    with lock.hold_lock(tmp_path / "new", "part"):
         assert [p.name for p in (tmp_path / "new").iterdir()] == [".part.lock"]
     assert list(tmp_path.iterdir()) == []
 
@@ -81,9 +81,9 @@ def test_a_lock_leaves_nothing_behind_and_no_empty_folder(tmp_path: Path):
 def test_what_is_made_once_is_made_once_and_takes_a_dead_process_s_file_along(tmp_path: Path):
     made, calls = tmp_path / "made", []
     for _ in range(2):
-        lock.once(tmp_path, "made", made.exists, lambda: (calls.append(1), made.touch()))
+        lock.make_once(tmp_path, "made", made.exists, lambda: (calls.append(1), made.touch()))
     (tmp_path / ".made.lock").touch()
-    lock.once(tmp_path, "made", made.exists, lambda: calls.append(1))
+    lock.make_once(tmp_path, "made", made.exists, lambda: calls.append(1))
     assert calls == [1]
     assert list(tmp_path.iterdir()) == [made]
 
@@ -92,7 +92,7 @@ def test_who_may_wait_waits_and_says_so(tmp_path: Path, caplog: pytest.LogCaptur
     with holder(tmp_path, "tokens") as process:
         threading.Timer(0.3, process.kill).start()
         started = time.monotonic()
-        with lock.held(tmp_path, "tokens", wait=True):
+        with lock.hold_lock(tmp_path, "tokens", wait=True):
             assert time.monotonic() - started >= 0.25
     assert f"waiting for process {process.pid}" in caplog.text
 
@@ -101,14 +101,14 @@ def test_who_waits_gets_the_folder_that_the_holder_made_and_removed(tmp_path: Pa
     begun = threading.Event()
 
     def hold() -> None:
-        with lock.held(tmp_path / "new", "part"):
+        with lock.hold_lock(tmp_path / "new", "part"):
             begun.set()
             time.sleep(0.3)
 
     first = threading.Thread(target=hold)
     first.start()
     begun.wait(10)
-    with lock.held(tmp_path / "new", "part", wait=True):
+    with lock.hold_lock(tmp_path / "new", "part", wait=True):
         first.join()
         assert (tmp_path / "new").is_dir()
 
@@ -141,7 +141,7 @@ def test_a_file_system_without_locks_is_worked_on_without(tmp_path: Path, monkey
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(lock.fcntl, "flock", unable)
-    with lock.held(tmp_path):
+    with lock.hold_lock(tmp_path):
         write_text(tmp_path / "x", "x")
     assert (tmp_path / "x").read_text() == "x"
 
@@ -151,7 +151,7 @@ def test_writers_of_one_file_do_not_remove_each_others_work(tmp_path: Path):
     (tmp_path / ".x.dead.tmp").write_text("half")
     code = """
 import sys
-from kit.atomic import write_text
+from kit.storage.atomic import write_text
 for n in range(100):
     write_text(sys.argv[1], f"{n}\\n" * 1000)
 """
@@ -204,5 +204,5 @@ def test_a_full_disk_does_not_hide_that_a_place_is_held(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with lock.held(tmp_path), pytest.raises(KitError, match="another process"), lock.held(tmp_path):
+    with lock.hold_lock(tmp_path), pytest.raises(KitError, match="another process"), lock.hold_lock(tmp_path):
         pass

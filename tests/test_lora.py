@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import set_seed
 
-from kit import frame
 from kit.data.processed import Processed
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
 from kit.predict import predict_split
+from kit.predictions import read_predictions
 from kit.recipe import TrainSpec
 from kit.recipes import load
 from kit.training.lora import adapt, merge, require
@@ -113,7 +113,7 @@ def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(run: 
 
 def test_the_metrics_are_those_of_the_merged_weights(run: Path, data: Path):
     again = predict_split(run, "valid", data)
-    stored = frame.read(run / "holdout" / "valid.csv")
+    stored = read_predictions(run / "holdout" / "valid.csv")
     assert (again.to_numpy() - stored.to_numpy()).__abs__().max() < 1e-9
     assert json.loads((run / "holdout" / "metrics.json").read_text())["steps"] == 8
 
@@ -130,7 +130,7 @@ def test_prediction_needs_no_peft(run: Path, data: Path, tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(frame.read(tmp_path / "out.csv"))
+    assert len(read_predictions(tmp_path / "out.csv"))
 
 
 def test_an_interrupted_training_resumes_to_the_same_weights(

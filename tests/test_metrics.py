@@ -9,8 +9,8 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.schema import CLASSES
 from kit.scoring import metrics
+from kit.task import CLASSES
 
 PROBABILITY = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 5e-324, 1e-17, metrics.EPS, 1 - 1e-16]))
 ROWS = st.lists(st.tuples(PROBABILITY, PROBABILITY, PROBABILITY, st.integers(0, 2)), min_size=1, max_size=30)

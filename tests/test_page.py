@@ -10,19 +10,20 @@ import pytest
 from made_runs import make_run
 from page_tables import Page
 
-from kit import baseline, frame
+from kit import baseline
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
+from kit.predictions import read_predictions
 from kit.report import figures
 from kit.report.comparison import Figures, Line
 from kit.report.markdown import markdown
 from kit.report.page import html
 from kit.report.report import Report, report
-from kit.schema import ID, RESPONSES
 from kit.scoring import blend as blends
 from kit.scoring.fit import fit
 from kit.scoring.truth import read_truth, restrict
+from kit.task import ID, RESPONSES
 
 HOSTILE = (
     "<script>alert(1)</script> <img src=https://example.com/x.png onerror=alert(2)>\u202etxt.exe\x1b[31m ``` | \\ &amp;"
@@ -51,7 +52,7 @@ def made(hostile: Processed, tmp_path_factory: pytest.TempPathFactory) -> Report
     folder = tmp_path_factory.mktemp("runs")
     runs = [make_run(folder, hostile, seed, skill=1 + seed) for seed in range(2)]
     runs.append(Path(baseline.run("length", hostile.folder, folder)["run"]))
-    frames = [frame.read(run / "holdout" / "valid.csv") for run in runs[:2]]
+    frames = [read_predictions(run / "holdout" / "valid.csv") for run in runs[:2]]
     truth = restrict(read_truth(hostile.folder / "train.parquet"), frames[0])
     fitted = fit(frames, [run.name for run in runs[:2]], truth, "geometric", draws=2)
     blends.write(fitted.blend, folder / "blend.json", fitted.fitted)

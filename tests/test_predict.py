@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from quick_recipe import QUICK
 
-from kit import frame
 from kit.data.processed import Processed
 from kit.errors import DataError, RunError
 from kit.predict import predict_input, predict_split
+from kit.predictions import read_predictions
 from kit.recipes import load
 from kit.rundir import RunDir
-from kit.schema import CLASSES, ID
+from kit.task import CLASSES, ID
 from kit.training.train import train
 
 SHORT = (*QUICK, "train.max_steps=3")
@@ -67,13 +67,13 @@ def test_test_predictions_average_the_folds(run: Path, data: Path, tmp_path: Pat
 
 def test_validation_predictions_are_those_of_training(run: Path, data: Path):
     again = predict_split(run, "valid", data)
-    pd.testing.assert_frame_equal(again, frame.read(run / "holdout" / "valid.csv"), rtol=0, atol=1e-9)
+    pd.testing.assert_frame_equal(again, read_predictions(run / "holdout" / "valid.csv"), rtol=0, atol=1e-9)
 
 
 def test_out_of_fold_predictions_are_those_of_training(run: Path, data: Path, processed: Processed):
     again = predict_split(run, "oof", data)
     assert again[ID].tolist() == processed.train()[ID].to_pylist()
-    stored = frame.read(run / "oof.csv").set_index(ID).loc[again[ID]].reset_index()
+    stored = read_predictions(run / "oof.csv").set_index(ID).loc[again[ID]].reset_index()
     pd.testing.assert_frame_equal(again, stored, rtol=0, atol=1e-9)
 
 
@@ -145,4 +145,4 @@ def test_two_processes_predict_what_one_does(run: Path, raw: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("60 rows in") == 1
-    pd.testing.assert_frame_equal(frame.read(out), predict_input(run, raw / "test.csv"), rtol=0, atol=1e-6)
+    pd.testing.assert_frame_equal(read_predictions(out), predict_input(run, raw / "test.csv"), rtol=0, atol=1e-6)

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.atomic import sha256
 from kit.data import clean, invariants, merge
 from kit.data import preprocess as pipeline
 from kit.data.preprocess import prepare_input, preprocess
 from kit.data.processed import MANIFEST, TEST_SCHEMA, TRAIN_SCHEMA, open_processed
 from kit.data.rows import Rows
 from kit.errors import DataError, KitError
-from kit.schema import CLASSES, PREDICTION_COLUMNS, SWAP, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
+from kit.storage.atomic import file_sha256
+from kit.task import CLASSES, PREDICTION_COLUMNS, SWAP, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
 
 Row = tuple[int, list, list, list, int]  # id, prompt, response_a, response_b, label
 OUTPUTS = ("train.parquet", "test.parquet", MANIFEST)
@@ -63,7 +63,7 @@ def raw(tmp_path: Path) -> Path:
 
 
 def bytes_of(folder: Path) -> list[str]:
-    return [sha256(folder / name) for name in OUTPUTS]
+    return [file_sha256(folder / name) for name in OUTPUTS]
 
 
 def test_rows_come_out_as_they_went_in(raw: Path, tmp_path: Path) -> None:

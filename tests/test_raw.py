@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kit.data import raw, source
 from kit.data.rows import Rows, read_rows
 from kit.errors import DataError
-from kit.schema import CLASSES, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
+from kit.task import CLASSES, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
 
 IDS, LABELS = (11, 22, 33), (0, 1, 2)
 

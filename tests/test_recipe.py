@@ -9,11 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kit.atomic import write_text
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES, max_positions
 from kit.recipe import RANGES, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
 from kit.recipes import choose, load, shipped
+from kit.storage.atomic import write_text
 
 SECTIONS = {"encode": EncodeSpec, "model": ModelSpec, "train": TrainSpec, "predict": PredictSpec}
 LEAVES = {

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from page_tables import Page
 
-from kit import baseline, frame
+from kit import baseline
 from kit.data import sample
 from kit.data.preprocess import preprocess
+from kit.predictions import read_predictions, write_predictions
 from kit.report.page import html
 from kit.report.report import Report, report
-from kit.schema import CLASSES, ID
 from kit.scoring.ensemble import blend
+from kit.task import CLASSES, ID
 
 DATA = Path(__file__).parent / "data"
 NAMES = ("deberta", "roberta", "electra")
@@ -43,9 +44,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Report]:
     preprocess(folder / "raw", folder / "processed")
     run = baseline.run("length", folder / "processed", folder / "runs")["run"]
     files = [(name, DATA / f"reference_{name}.csv") for name in NAMES]
-    members = [frame.read(file) for _, file in files]
+    members = [read_predictions(file) for _, file in files]
     for method in ("mean", "geometric"):
-        frame.write(blend(members, NAMES, method), folder / f"{method}.csv")
+        write_predictions(blend(members, NAMES, method), folder / f"{method}.csv")
         files.append((method, folder / f"{method}.csv"))
     found = report([run], folder / "processed", frames=files)
     return Page(html(found)), found
@@ -92,5 +93,5 @@ def test_the_rows_are_in_their_order_and_not_scored(page: tuple[Page, Report]):
 
 
 def test_electra_is_a_constant():
-    table = frame.read(DATA / "reference_electra.csv")
+    table = read_predictions(DATA / "reference_electra.csv")
     assert len(table[list(CLASSES)].drop_duplicates()) == 1

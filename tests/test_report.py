@@ -9,11 +9,12 @@ from click.testing import CliRunner
 from made_runs import make_run
 from page_tables import Page
 
-from kit import baseline, frame
+from kit import baseline
 from kit.cli import main
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
 from kit.errors import DataError, KitError, RunError
+from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.report import slices
 from kit.report.markdown import markdown
 from kit.report.page import html
@@ -42,7 +43,9 @@ def test_one_run_without_test_predictions(processed: Processed, tmp_path: Path):
 
 def test_the_facts_say_which_rows_a_model_has_taught(processed: Processed, raw: Path, tmp_path: Path):
     ids = processed.train(["id"])["id"].to_numpy()
-    frame.write(frame.make(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "oof.csv")
+    write_predictions(
+        make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "oof.csv"
+    )
     preprocess(raw, tmp_path / "soft", folds=3, valid=0.2, soft_labels=[tmp_path / "oof.csv"])
     soft = open_processed(tmp_path / "soft")
     told = f"soft labels: {len(ids)} rows, by models that may have seen validation labels"
@@ -308,8 +311,8 @@ def test_the_same_file_to_write_twice_is_a_usage_error(processed: Processed, tmp
 
 def test_a_frame_needs_no_training_to_be_compared(processed: Processed, tmp_path: Path):
     run = make_run(tmp_path, processed)
-    mean = frame.read(run / "holdout" / "valid.csv")
-    frame.write(mean.iloc[::-1], tmp_path / "reversed.csv")
+    mean = read_predictions(run / "holdout" / "valid.csv")
+    write_predictions(mean.iloc[::-1], tmp_path / "reversed.csv")
     found = report([run], processed.folder, frames=[("reversed", tmp_path / "reversed.csv")])
     assert found.comparison.lines[-1].valid == found.comparison.lines[-2].valid
     assert found.significance[0].pair("reversed", run.name).verdict == "can't tell"

@@ -30,7 +30,7 @@ from kit.model.pair import PairModel
 from kit.predict import predict_input
 from kit.recipe import ModelSpec
 from kit.recipes import load
-from kit.schema import CLASSES, SWAP
+from kit.task import CLASSES, SWAP
 from kit.training.start import new_model, tiny_folder
 from kit.training.train import train
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from kit.atomic import write_json
 from kit.errors import RunError
 from kit.recipe import Recipe
 from kit.recipes import load
-from kit.rundir import HOLDOUT, RunDir
+from kit.rundir import RunDir
+from kit.storage.atomic import write_json
+from kit.task import HOLDOUT
 
 ORIGIN = {"data": "abc123", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0.1"}
 

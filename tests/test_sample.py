@@ -18,18 +18,19 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
-from kit import frame, schema
+from kit import task
 from kit.data import judge, sample, sample_text
 from kit.errors import KitError
+from kit.predictions import read_predictions
 
-CLASSES, TEXTS = list(schema.CLASSES), list(schema.TEXTS)
+CLASSES, TEXTS = list(task.CLASSES), list(task.TEXTS)
 LONE = re.compile("[\ud800-\udfff]")
 
 
 def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """train.csv and test.csv with the cells parsed; test with its truth."""
-    train, test = (pd.read_csv(folder / name, keep_default_na=False) for name in (schema.TRAIN_FILE, schema.TEST_FILE))
-    test = test.merge(pd.read_csv(folder / schema.TRUTH_FILE), on=schema.ID, validate="1:1")
+    train, test = (pd.read_csv(folder / name, keep_default_na=False) for name in (task.TRAIN_FILE, task.TEST_FILE))
+    test = test.merge(pd.read_csv(folder / task.TRUTH_FILE), on=task.ID, validate="1:1")
     for table in (train, test):
         table["label"] = table[CLASSES].to_numpy().argmax(axis=1)
         table[TEXTS] = table[TEXTS].map(json.loads)
@@ -56,7 +57,7 @@ def judged(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]) -> tuple[np.
 
 
 def _bayes(folder: Path, table: pd.DataFrame) -> np.ndarray:
-    return frame.read(folder / schema.BAYES_FILE).set_index(schema.ID).loc[table[schema.ID], CLASSES].to_numpy()
+    return read_predictions(folder / task.BAYES_FILE).set_index(task.ID).loc[table[task.ID], CLASSES].to_numpy()
 
 
 def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -77,24 +78,24 @@ def _plain(turns: list[str | None]) -> str:
 
 def test_the_files_have_kaggles_columns_and_row_counts(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
     first = {name: (folder / name).read_text("ascii").partition("\n")[0] for name in sample.FILES[:4]}
-    assert first[schema.TRAIN_FILE] == (
+    assert first[task.TRAIN_FILE] == (
         "id,model_a,model_b,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie"
     )
-    assert first[schema.TEST_FILE] == "id,prompt,response_a,response_b"
-    assert first[schema.SAMPLE_FILE] == first[schema.TRUTH_FILE] == "id,winner_model_a,winner_model_b,winner_tie"
+    assert first[task.TEST_FILE] == "id,prompt,response_a,response_b"
+    assert first[task.SAMPLE_FILE] == first[task.TRUTH_FILE] == "id,winner_model_a,winner_model_b,winner_tie"
     train, test = tables
     assert (len(train), len(test)) == (2400, 600)
-    uniform = frame.read(folder / schema.SAMPLE_FILE)
-    assert uniform[schema.ID].tolist() == test[schema.ID].tolist()
+    uniform = read_predictions(folder / task.SAMPLE_FILE)
+    assert uniform[task.ID].tolist() == test[task.ID].tolist()
     assert np.allclose(uniform[CLASSES], 1 / 3)
 
 
 def test_ids_are_unique_over_both_files_and_in_no_order(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
-    ids = pd.concat(tables)[schema.ID]
+    ids = pd.concat(tables)[task.ID]
     assert ids.is_unique
     assert ids.between(0, 2**32 - 1).all()
     assert abs(np.corrcoef(ids.rank(), np.arange(len(ids)))[0, 1]) < 0.1
-    assert frame.read(folder / schema.BAYES_FILE)[schema.ID].tolist() == ids.tolist()
+    assert read_predictions(folder / task.BAYES_FILE)[task.ID].tolist() == ids.tolist()
 
 
 def test_every_label_is_one_hot_and_the_two_models_differ(tables: tuple[pd.DataFrame, pd.DataFrame]):
@@ -105,7 +106,7 @@ def test_every_label_is_one_hot_and_the_two_models_differ(tables: tuple[pd.DataF
 
 
 def test_cells_are_written_as_kaggle_writes_them(folder: Path):
-    raw = pd.read_csv(folder / schema.TRAIN_FILE, keep_default_na=False)[TEXTS].to_numpy().ravel()
+    raw = pd.read_csv(folder / task.TRAIN_FILE, keep_default_na=False)[TEXTS].to_numpy().ravel()
     assert all(cell.isascii() and cell.isprintable() for cell in raw)
     assert not any(re.search(r"(?<!\\)/", cell) for cell in raw)
     text = "\n".join(raw)
@@ -117,7 +118,7 @@ def test_every_turn_of_a_prompt_has_an_answer_on_both_sides(tables: tuple[pd.Dat
     for table in tables:
         turns = table[TEXTS].map(len)
         assert (turns.nunique(axis=1) == 1).all()
-        assert all(isinstance(turn, str) for prompt in table[schema.PROMPT] for turn in prompt)
+        assert all(isinstance(turn, str) for prompt in table[task.PROMPT] for turn in prompt)
 
 
 # --- mess
@@ -126,10 +127,10 @@ def test_every_turn_of_a_prompt_has_an_answer_on_both_sides(tables: tuple[pd.Dat
 def _mess(table: pd.DataFrame) -> dict[str, pd.Series]:
     """Which rows have which kind of mess."""
     a, b = table["response_a"], table["response_b"]
-    turns = table[schema.PROMPT].map(len)
-    letters = table[schema.PROMPT].map(_plain)
+    turns = table[task.PROMPT].map(len)
+    letters = table[task.PROMPT].map(_plain)
     longest = pd.concat([a.map(_length), b.map(_length)], axis=1).max(axis=1)
-    texts = table[[*schema.MODELS, *TEXTS]].map(str)
+    texts = table[[*task.MODELS, *TEXTS]].map(str)
     repeated, with_label = texts.duplicated(keep=False), texts.assign(label=table["label"]).duplicated(keep=False)
     scripts = {"Arabic": "[\u0621-\u064a]", "Russian": "[а-я]", "Chinese": "[\u4e00-\u9fff]"}
     words = {"Spanish": r"¿Qué|Explícame", "German": r"sollte ich|Erkläre"}
@@ -167,12 +168,12 @@ def test_the_mess_is_about_as_frequent_as_in_the_real_data(tables: tuple[pd.Data
     assert 0.003 <= share["identical answers"] <= 0.008
     assert 0.001 <= share["both empty"] <= 0.004
     assert 0.08 <= sum(share[v.name] for v in sample_text.FOREIGN) <= 0.12
-    turns = tables[0][schema.PROMPT].map(len)
+    turns = tables[0][task.PROMPT].map(len)
     assert (turns.median(), turns.quantile(0.9), turns.max()) == (1, 2, 12)
 
 
 def test_answers_are_as_long_and_as_uneven_as_real_ones(tables: tuple[pd.DataFrame, pd.DataFrame]):
-    a, b = (tables[0][side].map(_length) for side in schema.RESPONSES)
+    a, b = (tables[0][side].map(_length) for side in task.RESPONSES)
     some = (a > 0) & (b > 0)
     assert 500 <= pd.concat([a, b]).median() <= 700
     assert 15_000 <= max(a.max(), b.max()) <= 50_000
@@ -181,7 +182,7 @@ def test_answers_are_as_long_and_as_uneven_as_real_ones(tables: tuple[pd.DataFra
 
 
 def test_train_and_test_share_no_prompt(tables: tuple[pd.DataFrame, pd.DataFrame]):
-    train, test = (set(table[schema.PROMPT].map(tuple)) for table in tables)
+    train, test = (set(table[task.PROMPT].map(tuple)) for table in tables)
     assert not train & test
 
 
@@ -214,11 +215,11 @@ _turns = st.lists(st.none() | st.lists(st.sampled_from(_phrases) | st.text(), ma
 @given(_turns, _turns)
 def test_swapping_the_answers_permutes_the_probabilities(a: list[str | None], b: list[str | None]):
     straight, swapped = (judge.davidson(judge.difference(*pair)) for pair in ((a, b), (b, a)))
-    assert [swapped[c] for c in schema.SWAP] == list(straight)
+    assert [swapped[c] for c in task.SWAP] == list(straight)
 
 
 def test_equal_answers_have_no_difference(tables: tuple[pd.DataFrame, pd.DataFrame]):
-    equal = [(a, b) for a, b in zip(*(tables[0][side] for side in schema.RESPONSES), strict=True) if a == b]
+    equal = [(a, b) for a, b in zip(*(tables[0][side] for side in task.RESPONSES), strict=True) if a == b]
     assert len(equal) > 5
     assert {judge.difference(a, b) for a, b in equal} == {0.0}
 
@@ -236,7 +237,7 @@ def test_a_phrase_occurs_nowhere_but_where_it_is_meant():
 
 
 def test_the_beginning_of_an_answer_is_a_fair_sample_of_it(tables: tuple[pd.DataFrame, pd.DataFrame]):
-    whole = [turns for side in schema.RESPONSES for turns in tables[1][side] if _length(turns) > 400]
+    whole = [turns for side in task.RESPONSES for turns in tables[1][side] if _length(turns) > 400]
     beginnings = [["".join(turn or "" for turn in turns)[:400]] for turns in whole]
     correlation = np.corrcoef([judge.quality(t) for t in whole], [judge.quality(t) for t in beginnings])[0, 1]
     assert correlation > 0.9
@@ -276,7 +277,7 @@ def _powered(probabilities: np.ndarray, power: float) -> np.ndarray:
     [
         pytest.param(lambda p: np.full_like(p, 1 / 3), id="uniform"),
         pytest.param(lambda p: np.broadcast_to(p.mean(axis=0), p.shape), id="prior"),
-        pytest.param(lambda p: p[:, list(schema.SWAP)], id="swapped"),
+        pytest.param(lambda p: p[:, list(task.SWAP)], id="swapped"),
         pytest.param(lambda p: np.roll(p, 1, axis=0), id="one row off"),
         pytest.param(lambda p: _powered(p, 1.3), id="overconfident"),
         pytest.param(lambda p: _powered(p, 0.7), id="underconfident"),
@@ -336,7 +337,7 @@ def test_another_process_with_other_arithmetic_writes_the_same_bytes(tmp_path: P
     for name in sample.FILES:
         assert (here / name).read_bytes() == (there / name).read_bytes(), name
     sample.write(other, rows=300, seed=8)
-    assert (here / schema.TRAIN_FILE).read_bytes() != (other / schema.TRAIN_FILE).read_bytes()
+    assert (here / task.TRAIN_FILE).read_bytes() != (other / task.TRAIN_FILE).read_bytes()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 41, 199])
@@ -348,12 +349,12 @@ def test_any_number_of_rows_can_be_had(tmp_path: Path, rows: int):
 
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path: Path):
-    (tmp_path / schema.TRUTH_FILE).write_text("mine")
+    (tmp_path / task.TRUTH_FILE).write_text("mine")
     with pytest.raises(KitError, match=r"truth\.csv exists already"):
         sample.write(tmp_path, rows=3)
-    assert [path.name for path in tmp_path.iterdir()] == [schema.TRUTH_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [task.TRUTH_FILE]
     sample.write(tmp_path, rows=3, force=True)
-    assert (tmp_path / schema.TRUTH_FILE).read_text() != "mine"
+    assert (tmp_path / task.TRUTH_FILE).read_text() != "mine"
 
 
 @pytest.mark.parametrize(("rows", "seed"), [(0, 0), (-5, 0), (10, -1)])

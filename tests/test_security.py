@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kit.atomic import writing, writing_folder
 from kit.cli import main
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build, load_encoder
 from kit.remote.download import unpack
+from kit.storage.atomic import atomic_file, atomic_folder
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "kit").rglob("*.py"))
@@ -97,7 +97,7 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(
 
 
 def test_unfinished_work_is_private(tmp_path: Path):
-    with writing(tmp_path / "x.csv") as temporary:
+    with atomic_file(tmp_path / "x.csv") as temporary:
         assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
-    with writing_folder(tmp_path / "x") as temporary:
+    with atomic_folder(tmp_path / "x") as temporary:
         assert stat.S_IMODE(temporary.stat().st_mode) == 0o700

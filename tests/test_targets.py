@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick_recipe import QUICK
 
-from kit import baseline, frame
+from kit import baseline
 from kit.data.merge import copies, duplicates, keys
 from kit.data.preprocess import preprocess
 from kit.data.processed import TRAIN_SCHEMA, Processed, open_processed
 from kit.data.rows import read_rows
 from kit.errors import DataError
+from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipes import load
-from kit.schema import CLASSES, SOFT_LABELS, SWAP, TEXTS, WEIGHT
+from kit.task import CLASSES, SOFT_LABELS, SWAP, TEXTS, WEIGHT
 from kit.training.loss import of_two_passes, summed_cross_entropy
 from kit.training.train import train
 
@@ -202,7 +203,7 @@ def test_a_baseline_learns_from_them_too(folder: Path, tmp_path: Path):
     opened = open_processed(folder / "out")
     part = baseline.run("prior", folder / "out", tmp_path)["parts"]["holdout"]
     shares = opened.targets()[opened.fold_rows("holdout")[0]].sum(0)
-    found = frame.read(tmp_path / "baseline-prior" / "holdout" / "test.csv")[list(CLASSES)].to_numpy()
+    found = read_predictions(tmp_path / "baseline-prior" / "holdout" / "test.csv")[list(CLASSES)].to_numpy()
     np.testing.assert_allclose(found, np.tile(shares / shares.sum(), (len(found), 1)), rtol=1e-5)
     labels = opened.train()["label"].to_numpy()[opened.fold_rows("holdout")[1]]
     assert part["log_loss"] == pytest.approx(-np.log(found[0][labels]).mean())
@@ -213,8 +214,10 @@ def test_predictions_become_the_soft_labels_of_their_rows(raw: Path, tmp_path: P
     extra = write(tmp_path / "unlabelled.csv", [{}, {}], ())
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([1, 1, 1], len(ids))
-    frame.write(frame.make(ids[10:], probabilities[10:]), tmp_path / "oof.csv")
-    frame.write(frame.make(np.array([9001, 9000]), [[0.1, 0.1, 0.8], [0.3, 0.6, 0.1]]), tmp_path / "pseudo.csv")
+    write_predictions(make_predictions(ids[10:], probabilities[10:]), tmp_path / "oof.csv")
+    write_predictions(
+        make_predictions(np.array([9001, 9000]), [[0.1, 0.1, 0.8], [0.3, 0.6, 0.1]]), tmp_path / "pseudo.csv"
+    )
     frames = [tmp_path / "oof.csv", tmp_path / "pseudo.csv"]
     preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=frames)
     table = open_processed(tmp_path / "out").train().to_pandas().set_index("id")
@@ -245,7 +248,9 @@ def test_a_student_has_the_rows_and_folds_of_its_teacher(raw: Path, tmp_path: Pa
     rows = open_processed(tmp_path / "teacher").train().to_pandas()
     assert teacher["counts"]["duplicates_dropped"] >= 20 <= teacher["counts"]["extra_duplicates_dropped"]
     ids = np.append(rows["id"][~rows["extra"]], range(60_000, 60_003))
-    frame.write(frame.make(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "predictions.csv")
+    write_predictions(
+        make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "predictions.csv"
+    )
 
     student = preprocess(
         tmp_path, tmp_path / "student", extra=extra, soft_labels=[tmp_path / "predictions.csv"], folds=3, valid=0.2
@@ -263,7 +268,9 @@ def test_an_id_of_two_unlabelled_rows_is_refused(files: int, raw: Path, tmp_path
     rows = [{"id": 60_000}, {"id": 60_001}, {"id": 60_000}]
     parts = [rows] if files == 1 else [rows[:2], rows[2:]]
     extra = [write(tmp_path / f"part{number}.csv", some, ()) for number, some in enumerate(parts)]
-    frame.write(frame.make(np.array([60_000, 60_001]), np.full((2, 3), 1 / 3)), tmp_path / "predictions.csv")
+    write_predictions(
+        make_predictions(np.array([60_000, 60_001]), np.full((2, 3), 1 / 3)), tmp_path / "predictions.csv"
+    )
     with pytest.raises(DataError, match="id 60000: this id stands in two unlabelled extra rows") as caught:
         preprocess(raw, tmp_path / "out", extra=extra, soft_labels=[tmp_path / "predictions.csv"])
     assert f"part{files - 1}.csv: row {2 if files == 2 else 4}" in caught.value.problem
@@ -278,7 +285,7 @@ def test_an_id_of_two_unlabelled_rows_is_refused(files: int, raw: Path, tmp_path
 )
 def test_predictions_that_do_not_fit_the_rows_are_refused(raw: Path, tmp_path: Path, ids: list[int], part: str):
     extra = write(tmp_path / "unlabelled.csv", [{}, {}], ())
-    frame.write(frame.make(np.array(ids), np.full((len(ids), 3), 1 / 3)), tmp_path / "predictions.csv")
+    write_predictions(make_predictions(np.array(ids), np.full((len(ids), 3), 1 / 3)), tmp_path / "predictions.csv")
     with pytest.raises(DataError, match=part):
         preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
 
@@ -286,7 +293,7 @@ def test_predictions_that_do_not_fit_the_rows_are_refused(raw: Path, tmp_path: P
 def test_an_id_that_could_mean_either_of_two_rows_is_refused(raw: Path, tmp_path: Path):
     number = int(read_rows(raw / "train.csv", labelled=True).ids[0])
     extra = write(tmp_path / "unlabelled.csv", [{"id": number}], ())
-    frame.write(frame.make(np.array([number]), [[1, 0, 0]]), tmp_path / "predictions.csv")
+    write_predictions(make_predictions(np.array([number]), [[1, 0, 0]]), tmp_path / "predictions.csv")
     with pytest.raises(DataError, match=f"id {number}: this id is in train.csv and in an extra file"):
         preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
 

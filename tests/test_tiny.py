@@ -16,7 +16,7 @@ from kit.model import tiny
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build, load_config, load_vocabulary
 from kit.model.tiny import SPECIAL, train_tokenizer, write
-from kit.schema import TEXTS
+from kit.task import TEXTS
 
 TOYS = ["tiny-deberta", "tiny-roberta", "tiny-electra"]
 MIXED = [

@@ -19,7 +19,6 @@ from quick_recipe import QUICK
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from kit import frame
 from kit.data.processed import Processed
 from kit.errors import BackboneError, DeviceError, RecipeError, RunError
 from kit.model.backbones import BACKBONES
@@ -27,12 +26,13 @@ from kit.model.batches import Collator
 from kit.model.encoder import build
 from kit.model.pair import PairModel
 from kit.predict import predict_split
+from kit.predictions import read_predictions
 from kit.recipe import ModelSpec, Recipe, TrainSpec
 from kit.recipes import load
 from kit.rundir import RunDir
-from kit.schema import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
+from kit.task import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
 from kit.training import material, trainer
 from kit.training import part as training
 from kit.training.callbacks import Progress
@@ -79,7 +79,7 @@ def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: RunDir, pro
 
 
 def test_the_metrics_are_those_of_the_validation_predictions(run: RunDir, data: Path, processed: Processed):
-    valid = frame.read(run.part("holdout") / "valid.csv")
+    valid = read_predictions(run.part("holdout") / "valid.csv")
     rows = processed.fold_rows("holdout")[1]
     assert valid[ID].tolist() == processed.train()[ID].to_numpy()[rows].tolist()
     truth = restrict(read_truth(data / "train.parquet"), valid)
@@ -234,7 +234,7 @@ def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, proce
     assert "oof" not in first
     assert set(first["parts"]) == {"fold1"}
     result = train(recipe, data, tmp_path, "all")
-    oof = frame.read(Path(result["run"]) / "oof.csv")
+    oof = read_predictions(Path(result["run"]) / "oof.csv")
     truth = read_truth(data / "train.parquet")
     assert sorted(oof[ID]) == sorted(processed.train()[ID].to_pylist())
     assert result["oof"]["log_loss"] == pytest.approx(log_loss(*align(oof, truth, "oof")), abs=1e-12)
@@ -419,7 +419,7 @@ def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
 
 def test_label_smoothing_touches_training_only(run: RunDir, processed: Processed):
     """The evaluation loss in the log is the plain log loss, though the recipe smooths labels."""
-    valid = frame.read(run.part("holdout") / "valid.csv")
+    valid = read_predictions(run.part("holdout") / "valid.csv")
     labels = processed.train()[LABEL].to_numpy()[processed.fold_rows("holdout")[1]]
     plain = log_loss(valid.iloc[:, 1:].to_numpy(), labels)
     history = json.loads((run.part("holdout") / "trainer_state.json").read_text())["log_history"]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit import frame
 from kit.errors import DataError
-from kit.schema import CLASSES, TRAIN_COLUMNS
+from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.scoring import metrics, truth
+from kit.task import CLASSES, TRAIN_COLUMNS
 
 HEADER = "id,winner_model_a,winner_model_b,winner_tie\n"
 
@@ -109,7 +109,7 @@ def test_a_parquet_file_in_name_only_is_refused(tmp_path):
 def some(ids, seed=0):
     """A prediction frame and its truth for these ids, in this order."""
     generator = np.random.default_rng(seed)
-    made = frame.make(np.array(ids), generator.dirichlet([1, 1, 1], len(ids)))
+    made = make_predictions(np.array(ids), generator.dirichlet([1, 1, 1], len(ids)))
     return made, pd.DataFrame({"id": ids, "label": generator.integers(0, 3, len(ids)).astype(np.int8)})
 
 
@@ -162,7 +162,7 @@ def test_rows_that_no_grader_takes_are_not_scored(row):
 
 def test_a_written_prediction_scores_as_the_numbers_it_came_from(tmp_path):
     made, labels = some(list(range(100, 0, -1)))
-    frame.write(made.sample(frac=1, random_state=0), tmp_path / "p.csv")
-    probabilities, aligned = truth.align(frame.read(tmp_path / "p.csv"), labels, "p.csv")
+    write_predictions(made.sample(frac=1, random_state=0), tmp_path / "p.csv")
+    probabilities, aligned = truth.align(read_predictions(tmp_path / "p.csv"), labels, "p.csv")
     expected = metrics.log_loss(made[list(CLASSES)].to_numpy(), labels["label"].to_numpy())
     assert metrics.log_loss(probabilities, aligned) == expected

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit import frame
 from kit.errors import DataError
+from kit.predictions import make_predictions, write_predictions
 from kit.scoring.validate import gradable, validate
 
 HEADER = ["id", "winner_model_a", "winner_model_b", "winner_tie"]
@@ -183,7 +183,7 @@ def test_a_long_list_of_rows_is_cut_and_counted(check):
 @pytest.mark.filterwarnings("error")
 def test_one_bad_cell_at_the_end_of_a_full_sized_file_is_found(tmp_path):
     probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], 25_000)
-    frame.write(frame.make(np.arange(25_000), probabilities), tmp_path / "p.csv")
+    write_predictions(make_predictions(np.arange(25_000), probabilities), tmp_path / "p.csv")
     with (tmp_path / "p.csv").open("a") as file:
         file.write("25000,0.3,oops,0.4\n")
     report = validate(tmp_path / "p.csv")
@@ -315,8 +315,10 @@ def test_columns_that_nobody_reads_are_named(check):
 
 def test_what_kit_writes_is_what_a_grader_takes(tmp_path):
     generator = np.random.default_rng(0)
-    made = frame.make(generator.permutation(5000), generator.dirichlet([0.05] * 3, 5000).astype(np.float32) + 1e-6)
-    frame.write(made, tmp_path / "p.csv")
+    made = make_predictions(
+        generator.permutation(5000), generator.dirichlet([0.05] * 3, 5000).astype(np.float32) + 1e-6
+    )
+    write_predictions(made, tmp_path / "p.csv")
     report = validate(tmp_path / "p.csv", tmp_path / "p.csv")
     assert report.problems == ()
     assert grader_accepts(tmp_path / "p.csv", made["id"])

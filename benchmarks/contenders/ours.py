@@ -17,7 +17,7 @@ from kit.model.encoder import load_encoder, load_vocabulary
 from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.recipes import load
-from kit.schema import PROMPT, RESPONSES
+from kit.task import PROMPT, RESPONSES
 from kit.training.trainer import make_trainer
 
 

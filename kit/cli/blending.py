@@ -62,25 +62,25 @@ def calibrate(
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
-    from kit import frame
+    from kit.predictions import make_predictions, read_predictions, write_predictions
     from kit.scoring import calibration
     from kit.scoring.calibrate import calibrate as fit
     from kit.scoring.members import of_no_run
     from kit.scoring.truth import read_truth, restrict, without_prompts
 
     options.refuse_overwrites((save, out), force)
-    predictions = frame.read(file)
+    predictions = read_predictions(file)
     if saved:
-        frame.write(calibration.apply(calibration.read(saved), predictions), out)
+        write_predictions(calibration.apply(calibration.read(saved), predictions), out)
         return show.json_out({"file": str(out)}) if as_json else show.note(f"{len(predictions):,} rows in {out}")
     labels = read_truth(truth)
     labels = restrict(labels, predictions) if subset else labels
     result = fit(predictions, labels, str(file), method)
-    calibrated = frame.make(labels["id"].to_numpy(), result.crossed)
+    calibrated = make_predictions(labels["id"].to_numpy(), result.crossed)
     if save:
         calibration.write(result.calibration, save, result.fitted)
     if out:
-        frame.write(calibrated, out)
+        write_predictions(calibrated, out)
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
     for line in [*of_no_run([file]), *without_prompts(labels, truth)]:
         show.note(line)
@@ -128,7 +128,7 @@ def ensemble(
     """
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
-    from kit import frame
+    from kit.predictions import read_predictions, write_predictions
     from kit.scoring import blend as blends
     from kit.scoring.ensemble import blend
     from kit.scoring.members import of_no_run, read_members
@@ -142,11 +142,11 @@ def ensemble(
             blended = blends.apply(fitted.blend if fitted else blends.read(saved), frames, names, files)
     else:
         method = method or ("weights" if weights else "mean")
-        blended = blend([frame.read(file) for file in files], [str(file) for file in files], method, weights)
+        blended = blend([read_predictions(file) for file in files], [str(file) for file in files], method, weights)
     if save:
         blends.write(fitted.blend, save, fitted.fitted)
     if out:
-        frame.write(blended, out)
+        write_predictions(blended, out)
     for line in of_no_run(oof):
         show.note(line)
     result = {"file": str(out) if out else None, "members": [str(file) for file in files]}

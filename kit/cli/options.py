@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kit.schema import COMPETITION
+from kit.task import COMPETITION
 
 FILE = click.Path(path_type=Path)
 
@@ -61,8 +61,8 @@ def preparing(command: Callable[..., object]) -> Callable[..., object]:
 
 def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
     """Raises where one of the files to write is there already and --force was not given, or is a directory."""
-    from kit.atomic import refuse_overwrite
     from kit.errors import KitError
+    from kit.storage.atomic import refuse_overwrite
 
     for path in filter(None, paths):
         if path.is_dir():  # told before the others are written, not when its turn comes

@@ -41,11 +41,11 @@ def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     \b
     Example:  kit score submissions/blend.csv --truth data/raw/truth.csv
     """
-    from kit import frame
+    from kit.predictions import read_predictions
     from kit.scoring.metrics import score as compute
     from kit.scoring.truth import align, read_truth, restrict
 
-    predictions, labels = frame.read(file), read_truth(truth)
+    predictions, labels = read_predictions(file), read_truth(truth)
     result = compute(*align(predictions, restrict(labels, predictions) if subset else labels, str(file)))
     show.json_out(result.as_dict()) if as_json else show.scored(result, file)
 

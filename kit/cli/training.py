@@ -152,13 +152,13 @@ def predict(
         raise click.UsageError("--split and --input exclude each other.")
     if input_file and not out:
         raise click.UsageError("--input needs -o FILE.")
-    from kit.atomic import refuse_overwrite
+    from kit.storage.atomic import refuse_overwrite
 
     out = out or run / f"{split or 'test'}.csv"
     if show.LEADER:
         refuse_overwrite(out, force)
-    from kit import frame
     from kit.predict import predict_input, predict_split
+    from kit.predictions import write_predictions
 
     with show.counting(f"predict {run.name}") as progress:
         if input_file:
@@ -166,7 +166,7 @@ def predict(
         else:
             predictions = predict_split(run, split or "test", data, swap=swap, progress=progress)
     if show.LEADER:
-        frame.write(predictions, out)
+        write_predictions(predictions, out)
     if as_json:
         return show.json_out({"file": str(out), "rows": len(predictions)})
     show.note(f"{len(predictions):,} rows in {out}")

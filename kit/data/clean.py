@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from kit.data import diagnose
 from kit.data.raw import Batch
 from kit.errors import DataError
-from kit.schema import TEXTS
+from kit.task import TEXTS
 
 FORMS = ("unicode", "ascii")
 REPAIRS = {

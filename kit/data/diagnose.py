@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit.errors import DataError
-from kit.schema import ID
+from kit.task import ID
 
 REMEDY = "Correct or remove that row, or fetch the file again (`kit download`)."
 CUT_OFF = "The file is incomplete: fetch it again (`kit download`), or remove its last row."

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit import frame
 from kit.data import raw
 from kit.data.rows import Rows
 from kit.data.targets import TOLERANCE, UNLABELLED, Targets, concatenate
 from kit.errors import DataError
-from kit.schema import CLASSES, ID, TRAIN_FILE
+from kit.predictions import read_predictions
+from kit.task import CLASSES, ID, TRAIN_FILE
 
 
 def join(train: Rows, extras: Sequence[Rows], paths: Sequence[Path], frames: Sequence[Path]) -> Targets:
@@ -80,7 +80,7 @@ def _with(rows: Rows, predictions: pd.DataFrame) -> Targets:
 
 def _probabilities(path: Path) -> pd.DataFrame:
     """A prediction frame by id, each row divided by its sum, with the file and the row that each is from."""
-    found = frame.read(path).set_index(ID)[list(CLASSES)]
+    found = read_predictions(path).set_index(ID)[list(CLASSES)]
     total = found.sum(axis=1).to_numpy()
     found = found.assign(file=str(path), row=np.arange(len(found)) + 2)
     bad = (found[list(CLASSES)] < 0).any(axis=1).to_numpy() | (np.abs(total - 1) > TOLERANCE)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kit import lock
-from kit.atomic import save_array, writing_files, writing_folder
 from kit.data.layout import LAYOUTS
 from kit.errors import DataError
 from kit.recipe import EncodeSpec, Shape
-from kit.schema import PROMPT, RESPONSES
+from kit.storage.atomic import atomic_files, atomic_folder, save_array
+from kit.storage.lock import make_once
+from kit.task import PROMPT, RESPONSES
 
 FORMAT = 2  # part of the cache key: raised when the same rows would become other tokens
 CHUNK = 1024  # rows tokenised at a time; bounds memory whatever the number of rows
@@ -49,7 +49,7 @@ class Vocabulary:
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files in Hugging Face layout."""
-        with writing_files(folder) as temporary:
+        with atomic_files(folder) as temporary:
             self.pretrained.save_pretrained(temporary)
 
 
@@ -110,7 +110,7 @@ def encode_cached(
     identity = [FORMAT, content, vocabulary.digest, dataclasses.asdict(spec), shape]
     folder = cache / f"tokens-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     done = (folder / "meta.json").exists
-    lock.once(cache, folder.name, done, lambda: encode(table, vocabulary, spec, folder, shape))
+    make_once(cache, folder.name, done, lambda: encode(table, vocabulary, spec, folder, shape))
     return Encoded.open(folder)
 
 
@@ -118,7 +118,7 @@ def encode(table: pa.Table, vocabulary: Vocabulary, spec: EncodeSpec, folder: Pa
     """Encodes every row's two sequences into `folder`, whole or not at all; memory does not grow with the rows."""
     backend, layout, sides, cut, total = vocabulary.backend, LAYOUTS[shape], len(RESPONSES), 0, 0
     lengths, first_lengths, whole_lengths = array.array("q"), array.array("i"), array.array("i")
-    with writing_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         with (temporary / "tokens.int32").open("wb") as file:
             for chunk in range(0, table.num_rows, CHUNK):
                 rows = table.slice(chunk, CHUNK)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kit.data.characters import ASCII, SCRIPTS, characters, content, count, histogram
-from kit.schema import PROMPT, RESPONSES
+from kit.task import PROMPT, RESPONSES
 
 ROWS = 4096  # computed at a time: a histogram of each text's bytes, for all rows at once, would outweigh the texts
 # Occurrences in a text, as ln(1 + n). Arrow searches what follows a match as a text of its own, where ^ holds at once:

@@ -9,7 +9,7 @@ from pyarrow import parquet as pq
 
 from kit.data.merge import numbers
 from kit.data.processed import TEST_SCHEMA, TEST_TABLE, TRAIN_SCHEMA, TRAIN_TABLE
-from kit.schema import CLASSES, EXTRA, GROUP, ID, LABEL, PROMPT, RESPONSES, SOFT_LABELS, TEXTS, WEIGHT
+from kit.task import CLASSES, EXTRA, GROUP, ID, LABEL, PROMPT, RESPONSES, SOFT_LABELS, TEXTS, WEIGHT
 
 
 def check(

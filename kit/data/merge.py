@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from kit.data import clean, targets
 from kit.data.rows import Rows
 from kit.data.targets import Targets
-from kit.schema import PROMPT, RESPONSES, SWAP
+from kit.task import PROMPT, RESPONSES, SWAP
 
 MIRRORED = np.array([*SWAP, targets.UNLABELLED])  # what a label becomes when the answers change places
 

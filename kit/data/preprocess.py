@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from kit import __version__, lock
-from kit.atomic import sha256, write_json, writing
+from kit import __version__
 from kit.data import clean
 from kit.data import raw as raw_files
 from kit.data import split as splits
@@ -35,7 +34,9 @@ from kit.data.processed import (
 from kit.data.rows import Rows, read_rows
 from kit.data.source import require
 from kit.errors import KitError
-from kit.schema import BAYES_FILE, CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
+from kit.storage.atomic import atomic_file, file_sha256, write_json
+from kit.storage.lock import hold_lock
+from kit.task import BAYES_FILE, CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
 FORMAT = 2  # of the processed folder: raised when the same inputs and options come to mean other bytes
 ROW_GROUP = 4096  # rows; fixed, so that the bytes are
@@ -123,7 +124,7 @@ def preprocess(
     raw, out = Path(raw), Path(out)
     if out.exists() and (not out.is_dir() or out.resolve() == raw.resolve()):
         raise KitError(f"{out} is {'the raw folder' if out.is_dir() else 'a file'}", "Name another folder with --out.")
-    with lock.held(out):
+    with hold_lock(out):
         return _preprocess(raw, out, extra, soft_labels, options)
 
 
@@ -138,7 +139,7 @@ def _preprocess(
         "kit": __version__,
         "format": FORMAT,
         "options": asdict(options),
-        "inputs": [{"role": role, "file": p.name, "sha256": sha256(require(p))} for role, p in files],
+        "inputs": [{"role": role, "file": p.name, "sha256": file_sha256(require(p))} for role, p in files],
     }
     before = read_manifest(out)
     if before and {key: before.get(key) for key in described} == described and not changed_file(out, before):
@@ -167,9 +168,9 @@ def _preprocess(
     (out / BAYES_FILE).unlink(missing_ok=True)
     if "floor" in inputs:
         outputs.append(BAYES_FILE)
-        with writing(out / BAYES_FILE) as temporary:
+        with atomic_file(out / BAYES_FILE) as temporary:
             shutil.copyfile(inputs["floor"], temporary)
-    manifest["outputs"] = {name: sha256(out / name) for name in outputs}
+    manifest["outputs"] = {name: file_sha256(out / name) for name in outputs}
     check(out, manifest, train.ids, test.ids, schema)
     manifest["sha256"] = manifest_digest(manifest)
     write_json(out / MANIFEST, manifest)
@@ -230,7 +231,7 @@ def _write(
     """Writes the id, the kept texts in their form, and the other columns, a row group at a time to save memory."""
     rows = np.flatnonzero(keep)
     with (
-        writing(path) as temporary,
+        atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="snappy", use_dictionary=False) as writer,
     ):
         for start in range(0, len(rows), ROW_GROUP):

@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from kit.atomic import sha256
 from kit.errors import DataError
-from kit.rundir import HOLDOUT
-from kit.schema import BAYES_FILE, EXTRA, GROUP, ID, LABEL, SOFT_LABELS, TEXTS, WEIGHT
+from kit.storage.atomic import file_sha256
+from kit.task import BAYES_FILE, EXTRA, GROUP, HOLDOUT, ID, LABEL, SOFT_LABELS, TEXTS, WEIGHT
 
 TRAIN_TABLE, TEST_TABLE, MANIFEST = "train.parquet", "test.parquet", "manifest.json"
 
@@ -154,7 +153,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 def changed_file(folder: Path, manifest: dict) -> Path | None:
     """The first file that is not the one the manifest describes, if there is one."""
     files = ((folder / name, digest) for name, digest in manifest["outputs"].items())
-    return next((path for path, digest in files if not path.is_file() or sha256(path) != digest), None)
+    return next((path for path, digest in files if not path.is_file() or file_sha256(path) != digest), None)
 
 
 def read_manifest(folder: Path) -> dict | None:

@@ -11,7 +11,7 @@ from pyarrow import csv as pacsv
 
 from kit.data import diagnose, source
 from kit.errors import DataError
-from kit.schema import CLASSES, ID
+from kit.task import CLASSES, ID
 
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 BLOCK = 1 << 20  # bytes: pyarrow's unit of work, which a record must fit in; small, so that what follows stays in cache

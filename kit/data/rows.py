@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from kit.data import clean, raw, targets
 from kit.data.targets import Targets
-from kit.schema import TEST_COLUMNS, TEXTS
+from kit.task import TEST_COLUMNS, TEXTS
 
 
 @dataclass(frozen=True)

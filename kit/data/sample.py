@@ -13,13 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from kit import atomic, frame, schema
+from kit import task
 from kit.data import sample_text as text
 from kit.data.judge import LENGTH, QUALITY, RULE, TIES, Turns, davidson, difference
 from kit.errors import DataError
+from kit.predictions import make_predictions, write_predictions
+from kit.storage import atomic
 
 SUMMARY_FILE = "sample.json"
-FILES = (schema.TRAIN_FILE, schema.TEST_FILE, schema.SAMPLE_FILE, schema.TRUTH_FILE, schema.BAYES_FILE, SUMMARY_FILE)
+FILES = (task.TRAIN_FILE, task.TEST_FILE, task.SAMPLE_FILE, task.TRUTH_FILE, task.BAYES_FILE, SUMMARY_FILE)
 
 # --- the rows
 
@@ -159,11 +161,11 @@ def _write_rows(path: Path, rows: Iterator[Row], ids: np.ndarray, labelled: bool
     probabilities, labels = np.empty((len(ids), 3)), np.empty(len(ids), np.int64)
     with path.open("w", encoding="ascii", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(schema.TRAIN_COLUMNS if labelled else schema.TEST_COLUMNS)
+        table.writerow(task.TRAIN_COLUMNS if labelled else task.TEST_COLUMNS)
         for i, row in enumerate(rows):
             probabilities[i], labels[i] = row.probabilities, row.label
             cells = [_cell(turns) for turns in row.texts]
-            winner = [int(row.label == c) for c in range(len(schema.CLASSES))]
+            winner = [int(row.label == c) for c in range(len(task.CLASSES))]
             table.writerow((ids[i], *row.models, *cells, *winner) if labelled else (ids[i], *cells))
     return probabilities, labels
 
@@ -174,7 +176,7 @@ def _summary(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     realised = -np.log(probabilities[np.arange(len(labels)), labels])
     return {
         "rows": len(labels),
-        "classes": dict(zip(schema.CLASSES, np.bincount(labels, minlength=3).tolist(), strict=True)),
+        "classes": dict(zip(task.CLASSES, np.bincount(labels, minlength=3).tolist(), strict=True)),
         "bayes_log_loss": {"expected": round(float(entropy.mean()), 6), "realised": round(float(realised.mean()), 6)},
     }
 
@@ -208,14 +210,14 @@ def write(out: Path, rows: int = 2400, seed: int = 0, force: bool = False) -> di
     ids, numbers = _distinct(rng, total, 2**32), _distinct(rng, total, 20 * total)
     train, test = _plan(rng, numbers[:rows]), _plan(rng, numbers[rows:])
     # train.csv gets its name last: where it is, the rest of the sample is too
-    with atomic.writing(out / schema.TRAIN_FILE) as train_file, atomic.writing(out / schema.TEST_FILE) as test_file:
+    with atomic.atomic_file(out / task.TRAIN_FILE) as train_file, atomic.atomic_file(out / task.TEST_FILE) as test_file:
         judged = [_write_rows(train_file, _rows(train), ids[:rows], labelled=True)]
         judged += [_write_rows(test_file, _rows(test), ids[rows:], labelled=False)]
-        frame.write(frame.make(ids[rows:], np.ones((total - rows, 3))), out / schema.SAMPLE_FILE)
-        with atomic.writing(out / schema.TRUTH_FILE) as file:
-            winners = pd.DataFrame(np.eye(3, dtype=np.int64)[judged[1][1]], ids[rows:], schema.CLASSES)
-            winners.to_csv(file, index_label=schema.ID, lineterminator="\n")
-        frame.write(frame.make(ids, np.concatenate([p for p, _ in judged])), out / schema.BAYES_FILE)
+        write_predictions(make_predictions(ids[rows:], np.ones((total - rows, 3))), out / task.SAMPLE_FILE)
+        with atomic.atomic_file(out / task.TRUTH_FILE) as file:
+            winners = pd.DataFrame(np.eye(3, dtype=np.int64)[judged[1][1]], ids[rows:], task.CLASSES)
+            winners.to_csv(file, index_label=task.ID, lineterminator="\n")
+        write_predictions(make_predictions(ids, np.concatenate([p for p, _ in judged])), out / task.BAYES_FILE)
         summary = {"seed": seed, "rule": RULE, "constants": {"quality": QUALITY, "length": LENGTH, "ties": TIES}}
         summary |= {part: _summary(*found) for part, found in zip(("train", "test"), judged, strict=True)}
         atomic.write_json(out / SUMMARY_FILE, summary)

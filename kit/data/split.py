@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from kit.errors import DataError
-from kit.schema import CLASSES, TRAIN_FILE
+from kit.task import CLASSES, TRAIN_FILE
 
 SPLITS = ("grouped", "stratified")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kit import lock
-from kit.atomic import save_array, writing_folder
 from kit.data.encode import Encoded
 from kit.data.features import FEATURES, PAIR_FEATURES, features
 from kit.errors import DataError, RunError
+from kit.storage.atomic import atomic_folder, save_array
+from kit.storage.lock import make_once
 
 FORMAT = 2  # part of the cache key: raised when the same texts would have other features
 TOKENS = "tokens"  # ln(1 + tokens of a side without a budget)
@@ -65,7 +65,7 @@ class Tabular:
 
 def _compute(table: pa.Table, folder: Path) -> None:
     a, b, pair = features(table)
-    with writing_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         save_array(temporary / "sides.npy", np.stack([a, b], 1))
         save_array(temporary / "pair.npy", pair)
 
@@ -78,7 +78,7 @@ def tabulate(table: pa.Table, content: str, encoded: Encoded, cache: Path) -> Ta
     """
     identity = json.dumps([FORMAT, content, FEATURES, PAIR_FEATURES]).encode()
     folder = cache / f"features-{hashlib.sha256(identity).hexdigest()[:16]}"
-    lock.once(cache, folder.name, folder.exists, lambda: _compute(table, folder))
+    make_once(cache, folder.name, folder.exists, lambda: _compute(table, folder))
     try:
         sides, pair = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("sides", "pair"))
     except (OSError, ValueError, EOFError) as error:

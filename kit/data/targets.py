@@ -13,7 +13,7 @@ import pandas as pd
 
 from kit.data import diagnose, raw
 from kit.errors import DataError
-from kit.schema import CLASSES, SOFT_LABELS, WEIGHT
+from kit.task import CLASSES, SOFT_LABELS, WEIGHT
 
 UNLABELLED = len(CLASSES)  # in a label's place, where a file says nothing of its rows
 LIGHTEST, HEAVIEST = 1e-6, 1e6  # of weights above 0; float32, in which they are trained on, makes others 0 or infinite

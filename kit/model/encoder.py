@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from kit.atomic import sha256
 from kit.data.encode import Vocabulary
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, Backbone, find
+from kit.storage.atomic import file_sha256
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -140,7 +140,7 @@ def folder_digest(source: Backbone | Path) -> str | None:
     weights = next((name for name in WEIGHTS if (source / name).is_file()), "")
     kinds = {".json", ".txt", ".model", Path(weights.removesuffix(".index.json")).suffix}
     files = [p for p in sorted(source.iterdir()) if p.suffix in kinds and p.is_file()]
-    content = "".join(f"{path.name} {sha256(path)}\n" for path in files)
+    content = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
 

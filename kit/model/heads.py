@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kit.model.standardiser import Standardiser
 from kit.recipe import Shape
-from kit.schema import SWAP
+from kit.task import SWAP
 
 BESIDE = 256  # width of the features' own layer
 GAIN = 4.0  # of their way to the logits: at the rates of a head it learns in hundreds of steps, not thousands

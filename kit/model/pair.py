@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kit.atomic import write_json, writing
 from kit.data.encode import Vocabulary
 from kit.data.features import PAIR_FEATURES
 from kit.data.tabular import SIDE_NAMES, Tabular
@@ -25,7 +24,8 @@ from kit.model import heads, pooling, reward, unpadded
 from kit.model.encoder import build, load_vocabulary
 from kit.model.quicken import quickened
 from kit.recipe import ModelSpec
-from kit.schema import SWAP
+from kit.storage.atomic import atomic_file, write_json
+from kit.task import SWAP
 
 FORMAT = 3  # of config.json; raised when an older kit could not read it any more
 COUNTED = 3  # the first format whose features are counted as they are now
@@ -119,7 +119,7 @@ class PairModel(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         vocabulary.save(folder)
-        with writing(folder / "model.safetensors") as temporary:
+        with atomic_file(folder / "model.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary, metadata={"format": "pt"})
         spec = {name: getattr(self.spec, name) for name in self.spec.__dataclass_fields__}
         reads = {"features": dict(zip(("sides", "pair"), self.reads, strict=True))} if self.reads else {}

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from kit.atomic import write_text, writing_folder
 from kit.errors import BackboneError
 from kit.model.backbones import Backbone
+from kit.storage.atomic import atomic_folder, write_text
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]  # ids 0 to 3, as the shipped configurations say
 MAX_CHARACTERS = 3_000_000  # enough text for a vocabulary of two thousand; more would only take longer
@@ -30,7 +30,7 @@ def write(record: Backbone, texts: Iterable[str], folder: Path) -> None:
     pretrained = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
     )
-    with writing_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         pretrained.save_pretrained(temporary)
         write_text(temporary / "config.json", json.dumps(record.config, indent=1, sort_keys=True) + "\n")
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from kit.remote.client import Client
 from kit.remote.faults import KaggleError, UnreachableError
-from kit.schema import COMPETITION
+from kit.task import COMPETITION
 
 
 @dataclass(frozen=True)

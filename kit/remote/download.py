@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kit import atomic, lock
 from kit.errors import KitError
 from kit.remote import transfer
 from kit.remote.client import Client
 from kit.remote.faults import UnreachableError
-from kit.schema import COMPETITION, TRAIN_FILE
+from kit.storage.atomic import atomic_file, file_sha256
+from kit.storage.lock import hold_lock
+from kit.task import COMPETITION, TRAIN_FILE
 
 TRAIN_SHA256 = "0692154aaf20fc6649090c3f49b6b5dd1e693a765ecb5f0856ae0da5946f5be2"  # train.csv as of November 2026
 _PIECE = 1 << 20
@@ -50,7 +51,7 @@ def download(
         KitError: a file would be overwritten, the disk is full.
         HeldError: another process is downloading to `out`.
     """
-    with lock.held(Path(out)):
+    with hold_lock(Path(out)):
         return _download(client, Path(out), competition, force, say, progress)
 
 
@@ -125,7 +126,7 @@ def unpack(archive: Path, out: Path, sizes: dict[str, int]) -> None:
             if info is None or info.file_size != size:
                 have = "lacks it" if info is None else f"has {info.file_size:,} bytes"
                 raise zipfile.BadZipFile(f"Kaggle lists {name!r} with {size:,} bytes, the archive {have}")
-            temporary = stack.enter_context(atomic.writing(out / name))
+            temporary = stack.enter_context(atomic_file(out / name))
             with temporary.open("wb") as target:
                 for piece in _pieces(bundle, info):
                     target.write(piece)
@@ -177,7 +178,7 @@ def _check_space(out: Path, needed: int) -> None:
 
 
 def _report(out: Path, sizes: dict[str, int], competition: str, already: bool) -> Downloaded:
-    sha256 = atomic.sha256(out / TRAIN_FILE) if TRAIN_FILE in sizes else ""
+    sha256 = file_sha256(out / TRAIN_FILE) if TRAIN_FILE in sizes else ""
     warnings = []
     if competition == COMPETITION and sha256 != TRAIN_SHA256:
         warnings.append(

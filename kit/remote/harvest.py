@@ -9,13 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from kit import atomic, frame, lock
 from kit.errors import RunError
+from kit.predictions import read_predictions, write_predictions
 from kit.remote import kernels, outputs
 from kit.remote.client import Client
 from kit.remote.faults import KaggleError
 from kit.remote.kernels import KernelRef
 from kit.rundir import RunDir
+from kit.storage import atomic
+from kit.storage.lock import hold_lock
 
 ORIGINS = "kernels.json"  # in a run directory: which kernel each of its parts is from
 
@@ -36,7 +38,7 @@ def collect(
     runs = Path(runs)
     ref = ref if ref.version else replace(ref, version=kernels.look_up(client, ref).latest or None)
     runs.mkdir(parents=True, exist_ok=True)
-    with lock.held(runs, f"{ref.slug}.collect"):
+    with hold_lock(runs, f"{ref.slug}.collect"):
         return _collect(client, ref, runs, say)
 
 
@@ -56,7 +58,7 @@ def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], No
 def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     """Moves a run, or those of its finished parts that are new, to `runs`, noting the kernel that they are from."""
     new, home = RunDir.open(run), runs / run.name
-    with lock.held(home, "metrics", wait=True):  # what one of several processes writes for all, in a moment
+    with hold_lock(home, "metrics", wait=True):  # what one of several processes writes for all, in a moment
         if not (home / "recipe.toml").exists():
             (run / "origin.json").replace(home / "origin.json")
             (run / "recipe.toml").replace(home / "recipe.toml")
@@ -67,12 +69,12 @@ def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
         for name in new.parts():
             if (home / name / "metrics.json").exists():
                 continue  # it is there already
-            with lock.held(home, name):  # as a training of this part has it
+            with hold_lock(home, name):  # as a training of this part has it
                 if _take(run / name, home / name):
                     moved.append(home / name)
     finally:  # what came stays, whatever became of the others
         if moved:
-            with lock.held(home, "metrics", wait=True):
+            with hold_lock(home, "metrics", wait=True):
                 atomic.write_json(home / ORIGINS, origins(home) | {part.name: str(ref) for part in moved})
                 _summarise(RunDir(home))
     return moved
@@ -103,7 +105,9 @@ def _summarise(run: RunDir) -> None:
             for name in ("log_loss", "accuracy")
         }
         summary["oof"] = {**each, "rows": sum(rows)}
-        frame.write(pd.concat([frame.read(run.path / fold / "valid.csv") for fold in folds]), run.path / "oof.csv")
+        write_predictions(
+            pd.concat([read_predictions(run.path / fold / "valid.csv") for fold in folds]), run.path / "oof.csv"
+        )
     atomic.write_json(run.path / "metrics.json", summary)
 
 

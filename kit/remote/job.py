@@ -10,12 +10,11 @@ from kit.errors import KitError
 from kit.model.backbones import find
 from kit.recipe import Recipe
 from kit.remote import preparing
-from kit.rundir import HOLDOUT
-from kit.schema import COMPETITION
 from kit.scoring import blend as blends
 from kit.scoring import calibration as calibrations
 from kit.scoring.blend import Blend
 from kit.scoring.calibration import Calibration
+from kit.task import COMPETITION, HOLDOUT
 
 GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
 SESSION_HOURS = 12.0  # Kaggle's limit for one run of a notebook

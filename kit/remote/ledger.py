@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from kit import atomic, lock
 from kit.errors import DataError, KitError
+from kit.storage import atomic
+from kit.storage.lock import hold_lock
 
 LEDGER = Path("submissions/ledger.csv")
 TOLD = ("status", "public_score", "private_score", "error")  # by Kaggle, after the entry was made
@@ -58,7 +59,7 @@ def record(entry: Entry, path: str | Path = LEDGER) -> None:
         KitError, OSError: it cannot be written.
     """
     path, new = Path(path), asdict(entry)
-    with lock.held(path.parent, path.name, wait=True):  # else one of two commands would lose the other's entry
+    with hold_lock(path.parent, path.name, wait=True):  # else one of two commands would lose the other's entry
         rows = _rows(path)
         at = next((i for i, row in enumerate(rows) if entry.ref and row.get("ref") == entry.ref), None)
         if at is None:
@@ -79,7 +80,7 @@ def require_writable(path: str | Path) -> None:
     if path.is_dir():
         raise KitError(f"the ledger {path} is a directory", hint)
     try:
-        with lock.held(path.parent, path.name, wait=True):
+        with hold_lock(path.parent, path.name, wait=True):
             _rows(path)
             with tempfile.TemporaryFile(dir=path.parent) as file:
                 file.write(bytes(4096))

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kit import atomic, lock
 from kit.errors import KitError
 from kit.remote import logs, transfer
 from kit.remote.client import Client
 from kit.remote.faults import KaggleError, UnreachableError
 from kit.remote.kernels import KernelRef
 from kit.remote.session import OUTPUTS
+from kit.storage import atomic
+from kit.storage.lock import hold_lock
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def download(
     if out.name in ("", ".."):
         raise KitError(f"{out} is not a folder that a download can replace", "Name a new folder with --out.")
     atomic.refuse_overwrite(out, force)
-    with lock.held(out.parent, out.name):
+    with hold_lock(out.parent, out.name):
         return _download(client, ref, out, only, say, progress)
 
 
@@ -98,7 +99,7 @@ def _download(
         part.replace(staging / name)
     compared = _compare(staging, ref, set(wanted), set(listed))
     (staging / f"{ref.slug}.log").write_text(logs.read(client, ref), encoding="utf-8")
-    with atomic.writing_folder(out) as temporary:
+    with atomic.atomic_folder(out) as temporary:
         for path in staging.iterdir():
             path.replace(temporary / path.name)
     shutil.rmtree(staging)
@@ -140,7 +141,7 @@ def _compare(folder: Path, ref: KernelRef, wanted: set[str], listed: set[str]) -
         return False
     written = json.loads((folder / OUTPUTS).read_text(encoding="utf-8"))["files"]
     missing = sorted(set(written) - listed)
-    changed = [n for n in sorted(wanted & set(written)) if atomic.sha256(folder / n) != written[n]["sha256"]]
+    changed = [n for n in sorted(wanted & set(written)) if atomic.file_sha256(folder / n) != written[n]["sha256"]]
     if missing or changed:
         shutil.rmtree(folder)
         what = f"lacks {', '.join(missing[:5])}" if missing else f"holds other bytes in {', '.join(changed[:5])}"

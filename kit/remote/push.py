@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import atomic
 from kit.errors import KitError
 from kit.remote import account, kernels, notebook
 from kit.remote.client import Client
 from kit.remote.faults import BusyError, RefusedError
 from kit.remote.job import SESSION_HOURS, Job
 from kit.remote.kernels import KernelRef
+from kit.storage.atomic import atomic_folder
 
 METADATA = "kernel-metadata.json"
 
@@ -41,7 +41,7 @@ def write_folder(job: Job, owner: str, folder: str | Path) -> Path:
         raise KitError(f"{folder} holds other files", "Choose a new folder for the notebook.")
     metadata = job.metadata(owner)
     text = notebook.build(job.kind, {**job.session(), "push": secrets.token_hex(16)})
-    with atomic.writing_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / metadata["code_file"]).write_text(text, encoding="utf-8")
         (temporary / METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     return folder

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import kit
-from kit import atomic
+from kit.storage import atomic
 
 OUTPUTS = "kit_outputs.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pandas", "pyarrow")
@@ -141,7 +141,7 @@ class Session:
     def finish(self) -> None:
         """Lists the outputs with their sizes and hashes, for the downloader to compare; the last thing a job does."""
         files = {
-            str(path.relative_to(self.working)): {"bytes": path.stat().st_size, "sha256": atomic.sha256(path)}
+            str(path.relative_to(self.working)): {"bytes": path.stat().st_size, "sha256": atomic.file_sha256(path)}
             for path in sorted(self.working.rglob("*"))
             if path.is_file() and not any(p.startswith((".", "__")) for p in path.relative_to(self.working).parts)
         }

@@ -9,7 +9,7 @@ from kit.remote import ledger
 from kit.remote.client import Client
 from kit.remote.faults import RefusedError, UnreachableError
 from kit.remote.ledger import Entry
-from kit.schema import COMPETITION
+from kit.task import COMPETITION
 
 CAUSES = {  # Kaggle's words, and what to do; source: its page on debugging submissions to code competitions
     "timeout": "The notebook ran longer than 9 hours on the hidden test. Push with fewer or smaller models.",

@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kit import atomic
 from kit.errors import DataError, KitError
 from kit.remote import account, kernels, ledger, notebook, outputs, retry, submissions, transfer
 from kit.remote.client import Client
 from kit.remote.faults import RefusedError, RulesError
 from kit.remote.kernels import KernelRef
 from kit.remote.ledger import Entry
-from kit.schema import COMPETITION
 from kit.scoring.validate import sample_ids, validate
+from kit.storage.atomic import file_sha256
+from kit.task import COMPETITION
 
 SUBMISSION = "submission.csv"
 
@@ -122,7 +122,7 @@ def submit_file(
     opened = client.call("competitions.start_submission_upload", start, doing)
     transfer.upload(client, opened.create_url, file, doing)
     body = {"competitionName": competition, "blobFileTokens": opened.token, "submissionDescription": message}
-    digest = atomic.sha256(file)
+    digest = file_sha256(file)
     entry = Entry(_now(), "", competition, file=str(file), sha256=digest, local_score=local_score, message=message)
     return _send(client, "competitions.create_submission", body, entry, book, say)
 
@@ -155,7 +155,7 @@ def _check_output(client: Client, ref: KernelRef, test: str | Path | None, say: 
         outputs.download(client, ref, folder, only=lambda name: name == SUBMISSION)
         _require_valid(folder / SUBMISSION, test)
         say(f"{ref}: its {SUBMISSION} is valid")
-        return atomic.sha256(folder / SUBMISSION)
+        return file_sha256(folder / SUBMISSION)
 
 
 def _require_valid(file: Path, sample: str | Path | None) -> None:

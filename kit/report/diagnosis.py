@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.report.evidence import Evidence
-from kit.schema import CLASSES
 from kit.scoring.metrics import reliability
+from kit.task import CLASSES
 
 
 @dataclass(frozen=True)

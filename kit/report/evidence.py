@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from kit import frame as prediction
 from kit.data.processed import Processed, open_processed
 from kit.errors import DataError
+from kit.predictions import read_predictions
 from kit.report.blended import blended
 from kit.report.model import Model
 from kit.report.validation import OOF, OOF_FILE, common
-from kit.rundir import HOLDOUT, RunDir
-from kit.schema import GROUP, ID, LABEL, TEST_FILE, TEXTS
+from kit.rundir import RunDir
 from kit.scoring.ensemble import stack
 from kit.scoring.metrics import prior
 from kit.scoring.truth import align, positions, read_truth, restrict
+from kit.task import GROUP, HOLDOUT, ID, LABEL, TEST_FILE, TEXTS
 
 UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
 BASELINES = {UNIFORM: "uniform", PRIOR: "prior"}  # the baselines that are the same model, when they are there as runs
@@ -172,7 +172,7 @@ def _references(processed: Processed, labels: np.ndarray, rows: Mapping[str, Row
         for name, row in constants.items()
     ]
     if floor := processed.floor():
-        bayes = prediction.read(floor)
+        bayes = read_predictions(floor)
         known = {split: _aligned(bayes[bayes[ID].isin(some.ids)], some, str(floor)) for split, some in scored.items()}
         models.append(Model(FLOOR, known, reference=True))
     return models
@@ -193,7 +193,7 @@ def _predictions(files: Sequence[Path], rows: Mapping[str, Rows]) -> dict[str, n
     """Probabilities (N, 3) by split from prediction files; the ids of each say which rows it is of."""
     found: dict[str, np.ndarray] = {}
     for file in files:
-        frame = prediction.read(file)
+        frame = read_predictions(file)
         ids = set(frame[ID])
         split = next((split for split, some in rows.items() if ids == set(some.ids.tolist())), None)
         if split is None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kit.rundir import HOLDOUT, RunDir
+from kit.rundir import RunDir
 from kit.scoring.blend import Blend
+from kit.task import HOLDOUT
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from kit.data.characters import SCRIPTS, characters, count, histogram
 from kit.data.features import ROWS
 from kit.report.evidence import Evidence
-from kit.schema import PROMPT, RESPONSES, TEXTS
 from kit.scoring.bootstrap import intervals
 from kit.scoring.metrics import row_losses
+from kit.task import PROMPT, RESPONSES, TEXTS
 
 LENGTHS = (250, 500, 1000, 2000, 4000)  # characters at which a slice ends
 TURNS = (1, 2, 4)  # the most turns of a slice

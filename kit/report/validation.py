@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit import frame as prediction
 from kit.data.processed import Processed
 from kit.errors import RunError
-from kit.rundir import HOLDOUT, RunDir
-from kit.schema import ID
+from kit.predictions import read_predictions
+from kit.rundir import RunDir
+from kit.task import HOLDOUT, ID
 
 OOF, OOF_FILE = "out-of-fold", "oof.csv"
 
@@ -23,7 +23,7 @@ def common(runs: Sequence[RunDir], processed: Processed, frames: Sequence[tuple[
     folds, holdouts = [(run.path / OOF_FILE).is_file() for run in runs], [run.done(HOLDOUT) for run in runs]
     if all(folds) and all(holdouts):
         held = set(processed.train([ID])[ID].to_numpy()[processed.fold_rows(HOLDOUT)[1]].tolist())
-        return HOLDOUT if any(set(prediction.read(file)[ID]) == held for _, file in frames) else OOF
+        return HOLDOUT if any(set(read_predictions(file)[ID]) == held for _, file in frames) else OOF
     if all(folds):
         return OOF
     if all(holdouts):

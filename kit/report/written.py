@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit.atomic import write_text
 from kit.errors import KitError
 from kit.report.markdown import markdown
 from kit.report.report import Report
+from kit.storage.atomic import write_text
 
 FORMS = (".html", ".md")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from kit.schema import CLASSES, SWAP
 from kit.scoring import metrics, ngrams, symmetric
 from kit.scoring.crossfit import folds
+from kit.task import CLASSES, SWAP
 
 STRENGTH = 10.0  # of the L2 penalty, against a sum over rows
 DENSE = 0.2  # of the features' size beside TF-IDF, whose differences are well below 1: the penalty then suits both

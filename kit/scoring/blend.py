@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from kit import frame as prediction
 from kit.errors import DataError
+from kit.predictions import make_predictions
 from kit.scoring import calibration, saved
 from kit.scoring.calibration import Calibration
 from kit.scoring.ensemble import arithmetic_pool, convex, geometric_pool, stack
@@ -86,7 +86,7 @@ def apply(
     places = [names.index(name) for name in given]
     ids, members = stack([frames[i] for i in places], given, files and [files[i] for i in places])
     weights = dict(zip(blend.members, blend.weights, strict=True))
-    return prediction.make(
+    return make_predictions(
         ids, replace(blend, members=tuple(given), weights=tuple(map(weights.get, given))).of(members)
     )
 

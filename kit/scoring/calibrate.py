@@ -14,13 +14,13 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from kit.errors import KitError
-from kit.schema import CLASSES, GROUP, ID
 from kit.scoring.bootstrap import difference
 from kit.scoring.calibration import Calibration
 from kit.scoring.crossfit import cross_fit, folds
 from kit.scoring.metrics import expected_calibration_error, log_loss, reliability, row_losses
 from kit.scoring.softmax import logarithms, loss
 from kit.scoring.truth import align
+from kit.task import CLASSES, GROUP, ID
 
 Method = Literal["temperature", "bias"]  # "bias" is a temperature and a shift for each class
 HOTTEST = 20.0  # temperatures stay within 1/20 and 20; beyond, a prediction is a constant or a certainty

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kit import frame as prediction
-from kit.schema import CLASSES, ID
+from kit.predictions import make_predictions
 from kit.scoring import saved
 from kit.scoring.softmax import logarithms, softmax
+from kit.task import CLASSES, ID
 
 KIND = "calibration"
 
@@ -36,7 +36,7 @@ class Calibration:
 
 def apply(calibration: Calibration, frame: pd.DataFrame) -> pd.DataFrame:
     """The prediction frame with calibrated probabilities; ids and their order stay."""
-    return prediction.make(frame[ID].to_numpy(), calibration.of(frame[list(CLASSES)].to_numpy(np.float64)))
+    return make_predictions(frame[ID].to_numpy(), calibration.of(frame[list(CLASSES)].to_numpy(np.float64)))
 
 
 def content(calibration: Calibration) -> dict[str, Any]:

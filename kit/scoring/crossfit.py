@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kit.schema import CLASSES
+from kit.task import CLASSES
 
 FOLDS = 5
 

@@ -6,11 +6,11 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from kit import frame as prediction
 from kit.errors import DataError, KitError
-from kit.schema import CLASSES, ID
+from kit.predictions import make_predictions
 from kit.scoring.metrics import EPS
 from kit.scoring.truth import positions
+from kit.task import CLASSES, ID
 
 Method = Literal["mean", "geometric", "weights"]
 SLACK = 0.01  # published figures are often rounded to 3 places; rows further from 1 are not probabilities
@@ -49,7 +49,7 @@ def blend(
     shares = convex(weights if weights is not None else [], names) if method == "weights" else None
     ids, members = stack(frames, names)
     pooled = geometric_pool(members) if method == "geometric" else arithmetic_pool(members, shares)
-    return prediction.make(ids, pooled)
+    return make_predictions(ids, pooled)
 
 
 def stack(

@@ -12,7 +12,6 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from kit.errors import DataError, KitError
-from kit.schema import GROUP, ID, LABEL
 from kit.scoring.blend import Blend
 from kit.scoring.bootstrap import Difference, difference
 from kit.scoring.calibrate import HOTTEST, Trial, too_few
@@ -22,6 +21,7 @@ from kit.scoring.ensemble import stack
 from kit.scoring.metrics import EPS, log_loss, row_losses
 from kit.scoring.truth import positions
 from kit.scoring.weights import spread
+from kit.task import GROUP, ID, LABEL
 
 MANY = 8  # members from which the greedy choice is tried without being asked for
 LEVEL = 0.95

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit import frame
 from kit.errors import DataError, RunError
-from kit.rundir import HOLDOUT, RunDir
+from kit.predictions import read_predictions
+from kit.rundir import RunDir
+from kit.task import HOLDOUT
 
 ORIGIN = "origin.json"
 
@@ -56,4 +57,4 @@ def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFr
             f"{other} was trained on other rows or folds than {first}",
             "Blend runs of one processed folder; train one of them again on the other's.",
         )
-    return names, [frame.read(file) for file in files]
+    return names, [read_predictions(file) for file in files]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from kit.schema import CLASSES
+from kit.task import CLASSES
 
 EPS = float(np.finfo(np.float64).eps)  # scikit-learn's clip: a probability of 0 on the truth costs -ln(EPS) = 36.04
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kit.atomic import write_json
 from kit.errors import DataError
+from kit.storage.atomic import write_json
 
 FORMAT = 1
 COMMANDS = {"calibration": "kit calibrate", "blend": "kit ensemble"}  # by kind, the command that writes and applies it

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.schema import ID
+from kit.task import ID
 
 LISTED = 10  # row numbers and ids named for one problem
 

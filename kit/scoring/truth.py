@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import DataError
-from kit.frame import numbers_of
-from kit.schema import CLASSES, EXTRA, GROUP, ID, LABEL, PREDICTION_COLUMNS
+from kit.predictions import to_numbers
 from kit.scoring.validate import gradable
+from kit.task import CLASSES, EXTRA, GROUP, ID, LABEL, PREDICTION_COLUMNS
 
 FIRST = 5  # ids named in an error
 
@@ -62,9 +62,9 @@ def _from_csv(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: not a CSV file: {error}", "Make it again, as UTF-8 with commas.") from error
     table.index += 2
     table = table.dropna(how="all")
-    ids = numbers_of(table[ID]).to_numpy(np.float64)
+    ids = to_numbers(table[ID]).to_numpy(np.float64)
     _first_bad(path, table, ~(np.abs(ids) < 2**63) | (ids != np.floor(ids)), [ID], "the id is not a whole number")
-    classes = np.column_stack([numbers_of(table[c]).to_numpy(np.float64) for c in CLASSES])
+    classes = np.column_stack([to_numbers(table[c]).to_numpy(np.float64) for c in CLASSES])
     one_hot = np.isin(classes, (0, 1)).all(axis=1) & (classes.sum(axis=1) == 1)
     _first_bad(path, table, ~one_hot, [ID, *CLASSES], "exactly one class must be 1 and the others 0")
     return pd.DataFrame({ID: table[ID].astype(np.int64), LABEL: classes.argmax(axis=1).astype(np.int8)}, table.index)

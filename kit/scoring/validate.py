@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import DataError
-from kit.frame import numbers_of, read_table
-from kit.schema import CLASSES, ID, PREDICTION_COLUMNS
+from kit.predictions import read_csv, to_numbers
 from kit.scoring.metrics import EPS
 from kit.scoring.submission import LISTED, Problem, at, listed, read
+from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 SUM_PLACES = 6
 ALIKE = 3  # rows with the very same numbers before it is worth a word
@@ -84,7 +84,7 @@ def sample_ids(path: str | Path) -> pd.Series:
     Raises:
         DataError: the file has none.
     """
-    table = read_table(path)
+    table = read_csv(path)
     hint = "Give the competition's sample_submission.csv."
     if ID not in table:
         raise DataError(f"{path}: no column {ID} (it has {', '.join(repr(c[:60]) for c in table.columns[:12])})", hint)
@@ -114,7 +114,7 @@ def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Values, and which cells are text; where any are, pandas reads the whole column as text and a grader stops."""
     if pd.api.types.is_integer_dtype(column):
         return column.to_numpy(), np.zeros(len(column), bool)
-    values = numbers_of(column).to_numpy(np.float64)
+    values = to_numbers(column).to_numpy(np.float64)
     return values, np.isnan(values) & column.notna().to_numpy()
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kit.atomic import disk_is_full
 from kit.errors import KitError, RunError
+from kit.storage.atomic import disk_is_full
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from kit.atomic import writing
+from kit.storage.atomic import atomic_file
 
 FILE = "ema.safetensors"  # in a checkpoint, beside the weights that training goes on from
 
@@ -57,7 +57,7 @@ class Averaging(TrainerCallback):
 
     def save(self, checkpoint: Path) -> None:
         """Writes the average into a checkpoint."""
-        with writing(checkpoint / FILE) as temporary:
+        with atomic_file(checkpoint / FILE) as temporary:
             tensors = {name: each.contiguous() for name, each in zip(self.names, self.average, strict=True)}
             save_file(tensors, temporary, metadata={"format": "pt"})
 

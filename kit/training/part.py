@@ -15,17 +15,17 @@ import transformers
 from accelerate import PartialState
 
 import kit
-from kit import frame
-from kit.atomic import write_json
 from kit.data.encode import Vocabulary
 from kit.data.processed import Processed
 from kit.errors import DeviceError, RecipeError
 from kit.model.device import out_of_memory
 from kit.model.inference import predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
+from kit.predictions import make_predictions, write_predictions
 from kit.recipe import Recipe
 from kit.rundir import RunDir, digests
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
+from kit.storage.atomic import write_json
 from kit.training import lora
 from kit.training.arguments import steps_per_epoch
 from kit.training.callbacks import Progress, TimeBudget
@@ -102,7 +102,7 @@ def train_part(
         "versions": {"kit": kit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     if ranks.is_main_process:
-        valid = frame.make(material.ids[material.valid_rows], probabilities(logits))
+        valid = make_predictions(material.ids[material.valid_rows], probabilities(logits))
         _finish(part, model, material.vocabulary, valid, trainer.state.log_history, metrics)
     ranks.wait_for_everyone()
     return metrics
@@ -169,7 +169,7 @@ def _finish(
 ) -> None:
     """Writes what a finished part holds, metrics.json last; the checkpoints are of no more use."""
     model.save_pretrained(part, vocabulary)
-    frame.write(valid, part / "valid.csv")
+    write_predictions(valid, part / "valid.csv")
     write_json(part / "trainer_state.json", {"log_history": [_tidy(entry) for entry in history]})
     write_json(part / "metrics.json", metrics | {"files": digests(part)})
     shutil.rmtree(part / CHECKPOINTS)

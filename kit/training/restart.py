@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from kit.atomic import write_json
 from kit.data.processed import Processed
 from kit.errors import CollapseError
 from kit.recipe import Recipe
 from kit.rundir import RunDir
+from kit.storage.atomic import write_json
 from kit.training.callbacks import agreed
 from kit.training.checkpoints import CHECKPOINTS
 from kit.training.part import train_part

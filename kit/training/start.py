@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from kit import lock
 from kit.data.encode import Vocabulary
 from kit.data.processed import Processed
 from kit.errors import BackboneError, RecipeError
@@ -18,7 +17,8 @@ from kit.model.backbones import Backbone, max_positions
 from kit.model.encoder import build, load_config, load_encoder, load_vocabulary, resolve
 from kit.model.pair import PairModel
 from kit.recipe import ModelSpec, Recipe
-from kit.schema import TEXTS
+from kit.storage.lock import make_once
+from kit.task import TEXTS
 from kit.training import lora
 from kit.training.optim import layer_of
 from kit.training.reinit import reinitialise
@@ -101,7 +101,7 @@ def tiny_folder(record: Backbone, data: Processed) -> Path:
     key = hashlib.sha256(json.dumps([data.digest("train"), record.config], sort_keys=True).encode()).hexdigest()[:16]
     folder = data.cache / f"{record.name}-{key}"
     done = (folder / "config.json").exists
-    lock.once(data.cache, folder.name, done, lambda: tiny.write(record, _texts(data.train()), folder))
+    make_once(data.cache, folder.name, done, lambda: tiny.write(record, _texts(data.train()), folder))
     return folder
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from kit import lock, parts
+from kit import parts
 from kit.data.processed import open_processed
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import folder_digest, resolve
 from kit.recipe import Recipe
-from kit.rundir import HOLDOUT, RunDir
+from kit.rundir import RunDir
+from kit.storage.lock import hold_lock
+from kit.task import HOLDOUT
 from kit.training import tracking
 from kit.training.arguments import rows_at_once
 from kit.training.callbacks import Progress, agreed
@@ -74,7 +76,7 @@ def train(
             break
         start = time.monotonic()
         options = {"resume": resume, "guard": guard, "report_to": report_to, "deadline": deadline}
-        with lock.held(run.path, run.part(each).name) if ranks.is_main_process else nullcontext():
+        with hold_lock(run.path, run.part(each).name) if ranks.is_main_process else nullcontext():
             train_again(recipe, processed, run, each, restarts, **options, listen=listen, say=say)
         longest = max(longest, time.monotonic() - start)
         gc.collect()  # Trainer's model and optimizer hang in a reference cycle, and the next fold needs their memory

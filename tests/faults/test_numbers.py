@@ -14,13 +14,13 @@ from hypothesis.extra import numpy as arrays
 from quick_recipe import QUICK
 from sklearn import metrics as sklearn
 
-from kit import frame
 from kit.errors import DataError
 from kit.model import inference
 from kit.predict import predict_split
+from kit.predictions import make_predictions, write_predictions
 from kit.recipes import load
-from kit.schema import CLASSES, ID
 from kit.scoring.metrics import EPS, log_loss
+from kit.task import CLASSES, ID
 from kit.training.train import train
 
 SHORT = (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1")
@@ -65,7 +65,7 @@ def test_log_loss_is_scikit_learns_on_extreme_probabilities(weights: np.ndarray,
 def test_a_prediction_that_is_no_number_reaches_no_file(tmp_path: Path, value: float):
     table = pd.DataFrame([[1, value, 0.5, 0.5]], columns=[ID, *CLASSES])
     with pytest.raises(DataError, match="not finite"):
-        frame.write(table, tmp_path / "x.csv")
+        write_predictions(table, tmp_path / "x.csv")
     with pytest.raises(DataError, match="not finite"):
-        frame.make(np.array([1]), np.array([[value, 0.5, 0.5]]))
+        make_predictions(np.array([1]), np.array([[value, 0.5, 0.5]]))
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from comparing import compare
 from mutations import mutate
 
-from kit import frame, parts
+from kit import parts
 from kit.baseline import run as baseline
 from kit.cli import main
 from kit.data import sample
@@ -25,10 +25,11 @@ from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
 from kit.data.rows import read_rows
 from kit.errors import KitError
+from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipes import load, shipped
 from kit.rundir import RunDir
-from kit.schema import CLASSES, ID
 from kit.scoring import blend, calibration
+from kit.task import CLASSES, ID
 
 PATIENCE_S = 20
 SHARE = 0.02  # of the soak's minutes, for each target
@@ -59,7 +60,9 @@ def place() -> Iterator[Path]:
         preprocess(root / "raw", root / "data", folds=2, valid=0.2)
         for name in ("uniform", "prior"):
             baseline(name, root / "data", root / "runs", "all")
-        frame.write(frame.make(np.arange(40), np.random.default_rng(0).dirichlet([1, 1, 1], 40)), root / "frame.csv")
+        write_predictions(
+            make_predictions(np.arange(40), np.random.default_rng(0).dirichlet([1, 1, 1], 40)), root / "frame.csv"
+        )
         shutil.copyfile(shipped()["tiny-electra"], root / "recipe.toml")
         blend.write(
             blend.Blend(("a", "b"), (0.25, 0.75), "geometric", calibration.Calibration(1.25, (0.1, -0.05, -0.05))),
@@ -123,7 +126,7 @@ def targets(root: Path) -> list[Target]:
     return [
         Target("raw train.csv", root / "raw/train.csv", rows),
         Target("raw test.csv", root / "raw/test.csv", lambda path: read_rows(path, labelled=False)),
-        Target("prediction frame", root / "frame.csv", frame.read),
+        Target("prediction frame", root / "frame.csv", read_predictions),
         Target("validate", root / "frame.csv", cli("validate", "{}", "--json")),
         Target("recipe", root / "recipe.toml", load),
         Target("recipes command", root / "recipe.toml", cli("recipes", "{}")),

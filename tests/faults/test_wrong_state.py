@@ -9,16 +9,16 @@ import pytest
 from comparing import compare
 from quick_recipe import QUICK
 
-from kit import frame
-from kit.atomic import write_json
 from kit.baseline import run as baseline
 from kit.data.preprocess import preprocess
 from kit.errors import DataError, RunError
 from kit.model.encoder import folder_digest
 from kit.predict import predict_split
+from kit.predictions import read_predictions
 from kit.recipes import load
 from kit.rundir import RunDir
 from kit.scoring.ensemble import blend
+from kit.storage.atomic import write_json
 from kit.training.train import train
 
 SHORT = (*QUICK, "train.max_steps=1", "train.evals_per_epoch=1")
@@ -144,6 +144,6 @@ def test_predictions_of_another_fold_do_not_pass_for_this_ones(data: Path, tmp_p
 
 def test_predictions_of_other_ids_are_not_blended(data: Path, tmp_path: Path):
     folder = Path(baseline("uniform", data, tmp_path, "all")["run"])
-    frames = [frame.read(folder / name) for name in ("fold0/valid.csv", "fold1/valid.csv")]
+    frames = [read_predictions(folder / name) for name in ("fold0/valid.csv", "fold1/valid.csv")]
     with pytest.raises(DataError, match=r"lacks .* ids"):
         blend(frames, ["one", "other"])

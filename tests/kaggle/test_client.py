@@ -15,7 +15,7 @@ from heard import Heard
 from kit.remote import faults
 from kit.remote.client import Client
 from kit.remote.credentials import Credential
-from kit.schema import COMPETITION
+from kit.task import COMPETITION
 
 LIMITS = ("competitions.get_submission_limits", {"competitionName": COMPETITION}, "asking for the limits")
 

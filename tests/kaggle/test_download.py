@@ -17,13 +17,13 @@ from fake_kaggle import FakeKaggle
 from fake_services import SLUG, make_zip
 from heard import Heard
 
-from kit import atomic
 from kit.errors import KitError
 from kit.remote import download as downloading
 from kit.remote import faults
 from kit.remote.client import Client
 from kit.remote.download import download
 from kit.remote.retry import Patience
+from kit.storage import atomic
 
 NAMES = ["sample_submission.csv", "test.csv", "train.csv"]
 
@@ -281,7 +281,7 @@ def test_a_disk_that_fills_up_leaves_no_half_file(
     def full(_: Path) -> Iterator[Path]:
         yield Path("/dev/full")
 
-    monkeypatch.setattr(atomic, "writing", full)
+    monkeypatch.setattr(atomic, "atomic_file", full)
     with pytest.raises(KitError, match="No space left on device"):
         download(client, tmp_path / "raw")
     assert [n for n in listed(tmp_path / "raw") if not n.startswith(".")] == []

@@ -11,7 +11,7 @@ import pytest
 from fake_kaggle import OWNER, FakeKaggle
 from heard import Heard
 
-from kit import frame, lock
+from kit.predictions import read_predictions
 from kit.recipe import Recipe
 from kit.recipes import load
 from kit.remote import faults, fleet, harvest
@@ -20,7 +20,8 @@ from kit.remote.job import Job, train_jobs
 from kit.remote.kernels import KernelRef
 from kit.remote.session import OUTPUTS
 from kit.rundir import RunDir
-from kit.schema import PREDICTION_COLUMNS
+from kit.storage.lock import hold_lock
+from kit.task import PREDICTION_COLUMNS
 
 RECIPE = load("tiny-electra")
 METRICS = {
@@ -89,7 +90,7 @@ def test_every_fold_is_trained_and_brought_home(
         "accuracy": pytest.approx((5 + 4 + 6) / 40),
         "rows": 40,
     }
-    assert frame.read(run.path / "oof.csv")["id"].tolist() == [0, 1, 2]
+    assert read_predictions(run.path / "oof.csv")["id"].tolist() == [0, 1, 2]
     assert most_at_once(fake) == 2
     assert harvest.origins(run.path) == {f"fold{n}": str(outcomes[n].ref) for n in range(3)}
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [RECIPE.run_name]
@@ -216,7 +217,7 @@ def test_an_unfinished_training_of_this_machine_is_not_overwritten(
 
 def test_a_part_that_is_being_trained_here_is_left_to_it(client: Client, jobs: list[Job], tmp_path: Path) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
-    with lock.held(home, "fold1"):
+    with hold_lock(home, "fold1"):
         outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert f"fold1 is in use by process {os.getpid()}" in outcomes[1].problem
@@ -226,7 +227,7 @@ def test_a_part_that_is_being_trained_here_is_left_to_it(client: Client, jobs: l
 
 def test_a_kernel_is_brought_home_by_one_process_at_a_time(client: Client, jobs: list[Job], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    with lock.held(runs, f"{jobs[0].slug}.collect"):
+    with hold_lock(runs, f"{jobs[0].slug}.collect"):
         (outcome,) = fleet.fan_out(client, jobs[:1], runs, tmp_path / "k")
     assert (outcome.status, "in use by" in outcome.problem) == ("failed", True)
     assert not runs.exists()
@@ -238,7 +239,7 @@ def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
     home, begun = tmp_path / "runs" / RECIPE.run_name, threading.Event()
 
     def write() -> None:
-        with lock.held(home, "metrics"):
+        with hold_lock(home, "metrics"):
             begun.set()
             ends = time.monotonic() + 20
             while "which is busy with" not in caplog.text and time.monotonic() < ends:

@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit import frame
 from kit.cli import training as commands
+from kit.predictions import read_predictions
 from kit.recipe import Recipe
 from kit.recipes import load
 from kit.remote import notebook
 from kit.remote.job import Job, Source, infer_job, train_job
-from kit.schema import COMPETITION, TEST_COLUMNS
 from kit.scoring.blend import Blend, apply
 from kit.scoring.calibration import Calibration
 from kit.scoring.validate import validate
+from kit.task import COMPETITION, TEST_COLUMNS
 
 RUNNER = """
 import json, sys
@@ -112,7 +112,7 @@ def test_inference_submits_whatever_test_set_is_there(
     assert done.stdout.count("FAILED and is left out") == len(sources) - 1
     report = validate(root / "working/submission.csv", root / "input" / competition / "test.csv")
     assert (report.ok, report.rows) == (True, rows)
-    assert frame.read(root / "working/submission.csv")["id"].tolist() == ids.tolist()
+    assert read_predictions(root / "working/submission.csv")["id"].tolist() == ids.tolist()
     assert str(tmp_path) in next(line for line in done.stdout.splitlines() if "kit 0" in line)  # not the checkout's
 
 
@@ -144,7 +144,7 @@ def test_a_fitted_blend_is_applied_there_as_it_is_at_home(execute: Callable, run
     members = [predict_input(run, test) for run in (other, run_folder)]
     assert not members[0].equals(members[1])
     expected = apply(saved, members, [other.name, run_folder.name])
-    made = frame.read(root / "working/submission.csv")
+    made = read_predictions(root / "working/submission.csv")
     pd.testing.assert_frame_equal(made, expected, check_exact=False, rtol=0, atol=1e-5)
     assert not list(tmp_path.glob("kit-*")), "the notebook left its scratch folders"
 

@@ -10,15 +10,15 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
-from kit import frame
+from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.remote import session as sessions
 from kit.remote.notebooks import infer as infer_cell
 from kit.remote.notebooks import train as train_cell
 from kit.remote.session import OUTPUTS, Session
-from kit.schema import COMPETITION
 from kit.scoring import blend as blends
 from kit.scoring.calibration import Calibration, apply
 from kit.scoring.validate import validate
+from kit.task import COMPETITION
 
 LAYOUTS = ("old", "by kind")
 
@@ -77,7 +77,7 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], l
             if isinstance(answer, int):
                 return answer
             ids = pd.read_csv(arguments[3])["id"].to_numpy()
-            frame.write(frame.make(ids, [[answer, 1 - answer, 0.0]] * len(ids)), arguments[5])
+            write_predictions(make_predictions(ids, [[answer, 1 - answer, 0.0]] * len(ids)), arguments[5])
             return 0
 
         monkeypatch.setattr(Session, "kit", kit)
@@ -88,7 +88,7 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], l
 
 
 def submission(root: Path) -> pd.DataFrame:
-    return frame.read(root / "working/submission.csv")
+    return read_predictions(root / "working/submission.csv")
 
 
 def test_inputs_are_found_under_either_layout(session: Session) -> None:
@@ -137,7 +137,7 @@ class TestFittedBlend:
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
         infer_cell.infer(blended(session, self.SHARES, pool, heat))
-        members = [frame.make([7], [[a, 1 - a, 0.0]]) for a in (0.6, 0.2)]
+        members = [make_predictions([7], [[a, 1 - a, 0.0]]) for a in (0.6, 0.2)]
         saved = blends.Blend(tuple(self.SHARES), tuple(self.SHARES.values()), pool, Calibration(heat))
         expected = blends.apply(saved, members, list(self.SHARES))
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.to_numpy()[0].tolist())]
@@ -211,7 +211,7 @@ class TestFittedBlend:
         predicts({"kit-train-a-run": 0.3, "kit-train-b-run": 0.5})
         job = {**session.job, "calibration": {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]}}
         infer_cell.infer(dataclasses.replace(session, job=job))
-        expected = apply(Calibration(2.0), frame.make([7], [[0.4, 0.6, 0.0]])).to_numpy()[0]
+        expected = apply(Calibration(2.0), make_predictions([7], [[0.4, 0.6, 0.0]])).to_numpy()[0]
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.tolist())]
 
 
@@ -344,7 +344,7 @@ class TestWhatGoesWrong:
         def kit(_: Session, arguments: list, processes: int, *__: object, **___: str) -> int:
             if Path(arguments[5]).exists():
                 return 1  # as kit predict without --force
-            frame.write(frame.make([7], [[0.3, 0.7, 0.0]]), arguments[5])
+            write_predictions(make_predictions([7], [[0.3, 0.7, 0.0]]), arguments[5])
             return 1 if processes == 2 else 0
 
         monkeypatch.setattr(Session, "kit", kit)

@@ -13,17 +13,17 @@ from click.testing import CliRunner
 from fake_kaggle import FakeKaggle
 from heard import Heard
 
-from kit import frame
 from kit.cli import main
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
+from kit.predictions import make_predictions
 from kit.recipe import Recipe
 from kit.recipes import load
 from kit.remote import ledger
 from kit.remote.retry import Patience
 from kit.remote.session import OUTPUTS
-from kit.schema import ID, LABEL
+from kit.task import ID, LABEL
 
 PAGE = snippets.ROOT / "docs/kaggle.md"
 
@@ -54,7 +54,7 @@ def trained(recipe: Recipe, data: Path) -> dict[str, bytes]:
     files = {f"{run}/recipe.toml": recipe.to_toml().encode(), f"{run}/origin.json": json.dumps(origin).encode()}
     for fold in range(processed.folds):
         places = processed.fold_rows(fold)[1]
-        made = frame.make(rows[ID].to_numpy()[places], probabilities[places])
+        made = make_predictions(rows[ID].to_numpy()[places], probabilities[places])
         files[f"{run}/fold{fold}/valid.csv"] = made.to_csv(index=False).encode()
         metrics = {"log_loss": 1.0, "accuracy": 0.5, "valid_rows": len(places)}
         files[f"{run}/fold{fold}/metrics.json"] = json.dumps(metrics).encode()

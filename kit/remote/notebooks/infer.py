@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit import frame
 from kit.errors import KitError
+from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.remote.session import Session, loud, say
-from kit.schema import ID, TEST_FILE
 from kit.scoring import blend as blends
 from kit.scoring import calibration
 from kit.scoring.ensemble import blend
 from kit.scoring.validate import validate
+from kit.task import ID, TEST_FILE
 
 SUBMISSION = "submission.csv"
 PRIOR = (20064, 19652, 17761)  # wins of A, of B, and ties among the training rows
@@ -50,8 +50,8 @@ def infer(session: Session) -> None:
             if not _predict(session, member, test, file, processes, len(members) - number):
                 loud(f"{member.name} FAILED and is left out of the submission")
                 continue
-            done.append((member, frame.read(file)))
-            frame.write(_blended(session, done), session.working / SUBMISSION)
+            done.append((member, read_predictions(file)))
+            write_predictions(_blended(session, done), session.working / SUBMISSION)
             say(f"{member.name}: {len(done)} of {len(members)} models are in {SUBMISSION}")
     if not done:
         _without_models(session, test)
@@ -174,7 +174,9 @@ def _without_models(session: Session, test: Path) -> None:
         raise RuntimeError("no model gave predictions; the messages stand above")
     loud(f"NO MODEL WORKED: {SUBMISSION} holds the class prior")
     ids = pd.read_csv(test, usecols=[ID])[ID].to_numpy()
-    frame.write(frame.make(ids, np.tile(np.array(PRIOR, float), (len(ids), 1))), session.working / SUBMISSION)
+    write_predictions(
+        make_predictions(ids, np.tile(np.array(PRIOR, float), (len(ids), 1))), session.working / SUBMISSION
+    )
 
 
 def _check(session: Session, test: Path) -> None:

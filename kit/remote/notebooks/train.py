@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from kit.remote.session import Session, loud, say
-from kit.schema import TRAIN_FILE
+from kit.task import TRAIN_FILE
 
 RESERVE_S = 300.0  # for writing and hashing what was trained
 

@@ -31,7 +31,7 @@ READ_ONLY = {
 
 
 @contextlib.contextmanager
-def held(folder: Path, name: str = "", wait: bool = False) -> Iterator[None]:
+def hold_lock(folder: Path, name: str = "", wait: bool = False) -> Iterator[None]:
     """Holds `folder`, or what is called `name` in it, against other processes that would write there.
 
     The lock file, .lock or .NAME.lock in the folder, says who holds it and goes with the lock.
@@ -72,16 +72,16 @@ def held(folder: Path, name: str = "", wait: bool = False) -> Iterator[None]:
                 folder.rmdir()  # only if it is empty
 
 
-def once(folder: Path, name: str, done: Callable[[], bool], make: Callable[[], object]) -> None:
+def make_once(folder: Path, name: str, done: Callable[[], bool], make: Callable[[], object]) -> None:
     """Calls `make` for what is called `name` in `folder` unless it is `done`, by this process or by another one."""
     if done() and not _file(folder, name).exists():  # else another is ending, or was killed at its very end
         return
-    with held(folder, name, wait=True):
+    with hold_lock(folder, name, wait=True):
         if not done():
             make()
 
 
-def sole(handle: int, wait: bool = False) -> bool:
+def lock_handle(handle: int, wait: bool = False) -> bool:
     """Takes an open file for this process until it is closed; False where another process has it, or none can say."""
     if fcntl is None:
         return False
@@ -124,7 +124,7 @@ def _remove_if_nobodys(path: Path) -> None:
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDWR)
         try:
-            if sole(handle) and _is_at(handle, path):
+            if lock_handle(handle) and _is_at(handle, path):
                 path.unlink()
         finally:
             os.close(handle)

@@ -24,3 +24,4 @@ GROUP = "group"  # of processed rows: those of one normalised prompt share a num
 EXTRA = "extra"  # of processed rows: from an extra file, trained on and never scored
 SOFT_LABELS = tuple(f"soft_label_{name}" for name in CLASSES)  # optional: probabilities to train on, not on the label
 WEIGHT = "weight"  # optional: how much a row counts in training
+HOLDOUT = "holdout"  # the name of the validation share, beside folds 0, 1, ...

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError
-from kit.lock import sole
+from kit.storage.lock import lock_handle
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAID = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "unexpected pos")  # by libraries
@@ -28,7 +28,7 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on a clean exit it becomes `path`, else it is removed.
 
     The data is on disk before the name is: a crash leaves the old file or the new one, never half of one.
@@ -52,7 +52,7 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def writing_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder: filled under a temporary name, then renamed over what was at `path`.
 
     Where a folder is replaced there is a moment without either, so only what can be made again is written like this.
@@ -79,7 +79,7 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def writing_files(folder: str | Path) -> Iterator[Path]:
+def atomic_files(folder: str | Path) -> Iterator[Path]:
     """The same for files that others write under names of their own: each appears in `folder` whole."""
     folder = Path(folder)
     with _telling(folder):
@@ -148,20 +148,20 @@ def _fresh(path: Path, folder: bool) -> tuple[int, Path]:
         else:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
             temporary = Path(name)
-        sole(handle, wait=True)
+        lock_handle(handle, wait=True)
         if temporary.exists():  # else another process took it for a dead one's, before it was ours
             return handle, temporary
         os.close(handle)
 
 
 def _remove_if_nobodys(stale: Path) -> None:
-    """Removes what a killed process left; a living one holds its own (`kit.lock.sole`)."""
+    """Removes what a killed process left; a living one holds its own (`kit.storage.lock.sole`)."""
     try:
         handle = os.open(stale, os.O_RDONLY)
     except OSError:
         return
     try:
-        if sole(handle):
+        if lock_handle(handle):
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
     finally:
         os.close(handle)
@@ -169,7 +169,7 @@ def _remove_if_nobodys(stale: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text with the line ends it has."""
-    with writing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 
 
@@ -178,7 +178,7 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def sha256(path: str | Path) -> str:
+def file_sha256(path: str | Path) -> str:
     """The file's SHA-256 in hex, read in pieces."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

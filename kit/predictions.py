@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 from packaging.version import Version
 
-from kit.atomic import writing
 from kit.errors import DataError
-from kit.schema import CLASSES, ID, PREDICTION_COLUMNS
+from kit.storage.atomic import atomic_file
+from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 DIGITS = 300  # the largest float has 309
 BEFORE_EXACT = Version(pd.__version__) < Version("3.1")  # whose quick parser of numbers is off by a bit
 
 
-def make(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+def make_predictions(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """A frame from ids (N,) and probabilities (N, 3); rows are normalised in float64.
 
     Float32 softmax rows sum to 1 only within 1e-7, and Kaggle's graders check the sum to 6 places.
@@ -31,7 +31,7 @@ def make(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     return frame
 
 
-def write(frame: pd.DataFrame, path: str | Path) -> None:
+def write_predictions(frame: pd.DataFrame, path: str | Path) -> None:
     """Writes the CSV with full float precision (rounding to 6 places breaks row sums), whole or not at all.
 
     Raises:
@@ -39,11 +39,11 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
     """
     if not np.isfinite(frame[list(CLASSES)].to_numpy(np.float64)).all():
         raise DataError(f"{path}: not written: its probabilities are not finite numbers", "Make them again.")
-    with writing(path) as temporary:
+    with atomic_file(path) as temporary:
         frame.to_csv(temporary, columns=list(PREDICTION_COLUMNS), index=False, lineterminator="\n")
 
 
-def read(path: str | Path) -> pd.DataFrame:
+def read_predictions(path: str | Path) -> pd.DataFrame:
     """Reads a prediction frame that other code will compute with: ids int64 and unique, classes float64 and finite.
 
     Column order and extra columns are free, as they are for Kaggle's graders. Use `scoring.validate` to list
@@ -52,7 +52,7 @@ def read(path: str | Path) -> pd.DataFrame:
     Raises:
         DataError: the file is missing or is not a prediction frame.
     """
-    frame = read_table(path)
+    frame = read_csv(path)
     missing = [c for c in PREDICTION_COLUMNS if c not in frame.columns]
     if missing:
         raise DataError(
@@ -62,7 +62,7 @@ def read(path: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path}: no rows", "Make it again; `kit validate` shows what a submission needs.")
     for column in PREDICTION_COLUMNS:
-        numbers = numbers_of(frame[column])
+        numbers = to_numbers(frame[column])
         bad = ~np.isfinite(numbers.astype("float64").to_numpy())
         if column == ID:
             bad |= ~_whole(numbers)
@@ -83,7 +83,7 @@ def read(path: str | Path) -> pd.DataFrame:
     return frame
 
 
-def numbers_of(column: pd.Series) -> pd.Series:
+def to_numbers(column: pd.Series) -> pd.Series:
     """Cells as numbers, NaN where they are none; a whole number of hundreds of digits is none either."""
     try:
         return pd.to_numeric(column, errors="coerce")
@@ -99,7 +99,7 @@ def _whole(numbers: pd.Series) -> np.ndarray:
     return (np.abs(values) < 2**53) & (values == np.floor(values))
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_csv(path: str | Path) -> pd.DataFrame:
     """Any CSV of ours, with the errors of a missing, empty or unreadable file made plain."""
     path = Path(path)
     if not path.exists():
