@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["kit", "kit.*"]),
-    package_data={"kit": ["recipes/*.toml", "model/configs/*.json", "report/page.*"]},
+    package_data={"kit": ["recipe/shipped/*.toml", "model/configs/*.json", "report/page.*"]},
     install_requires=[
         "accelerate>=1.3",  # transformers' Trainer runs on it; 5.0 says 1.1 and needs 1.3
         "click>=8.2",

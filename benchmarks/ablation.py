@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 
 RATES = {"train.lr": "5e-5", "train.head_lr": "5e-4"}  # a few hundred steps need more than a full training does
 REFERENCE = {
@@ -53,7 +53,7 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, flo
     budget = {"encode.max_tokens": tokens, "train.batch_size": options.batch, "train.max_steps": options.steps}
     keys = RATES | {"train.evals_per_epoch": "1", "train.precision": options.precision} | VARIANTS[variant]
     sets = [f"{key}={value}" for key, value in (keys | budget | {"train.seed": seed}).items()]
-    recipe = load("default", sets, backbone=str(options.backbone))
+    recipe = load_recipe("default", sets, backbone=str(options.backbone))
     runs = options.runs / variant.replace(" ", "-").replace(",", "")
     run = runs / recipe.run_name
     overrides = [part for each in sets for part in ("--set", each)]

@@ -23,7 +23,7 @@ from kit.data.processed import Processed, open_processed
 from kit.errors import CollapseError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.task import LABEL
 from kit.training.callbacks import Progress
 from kit.training.guard import CollapseGuard, constant_loss
@@ -69,7 +69,7 @@ def main() -> int:
             overrides += ["train.micro_batch_size=0", "train.gradient_checkpointing=false", "train.evals_per_epoch=4"]
             curve: list[Progress] = []
             try:
-                train(load(name, overrides, str(folder)), root / "processed", root / "runs", listen=curve.append)
+                train(load_recipe(name, overrides, str(folder)), root / "processed", root / "runs", listen=curve.append)
                 guard = ""
             except CollapseError as error:
                 guard = error.problem

@@ -20,7 +20,7 @@ from kit.data.processed import open_processed
 from kit.model.backbones import BACKBONES
 from kit.model.batches import Collator, Padding
 from kit.model.encoder import load_vocabulary
-from kit.recipe import EncodeSpec
+from kit.recipe.spec import EncodeSpec
 from kit.training.sampler import LengthBuckets
 from kit.training.start import tiny_folder
 

@@ -11,7 +11,7 @@ from kit.data.preprocess import preprocess
 from kit.errors import DataError, KitError
 from kit.predict import predict_split
 from kit.predictions import read_predictions, write_predictions
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.report.report import Report, report
 from kit.report.written import write
 from kit.scoring.ensemble import blend
@@ -45,7 +45,7 @@ def run(
     folders = []
     for backbone in BACKBONES:
         say(f"$ kit train --backbone {backbone} --data {data} --runs {runs}")
-        recipe = load(backbone)
+        recipe = load_recipe(backbone)
         with training(backbone) as listen:
             folders.append(Path(train(recipe, data, runs, resume=True, listen=listen)["run"]))
     for folder in folders:

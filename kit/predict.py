@@ -21,7 +21,7 @@ from kit.model.device import choose, prepare
 from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.predictions import make_predictions
-from kit.recipe import Recipe
+from kit.recipe.spec import Recipe
 from kit.rundir import RunDir
 from kit.task import HOLDOUT, ID
 

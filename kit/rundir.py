@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from kit import __version__
 from kit.errors import RecipeError, RunError
-from kit.recipe import Recipe
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import Recipe
 from kit.storage.atomic import file_sha256, write_json, write_text
 from kit.task import HOLDOUT
 
@@ -117,7 +117,7 @@ class RunDir:
                 "Restore it: a run's recipe says how its model was made. For another experiment copy it and train.",
             )
         try:
-            return load(path)
+            return load_recipe(path)
         except RecipeError as error:
             made = origin.get("kit")
             if made == __version__:

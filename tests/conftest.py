@@ -13,8 +13,8 @@ from quick_recipe import QUICK
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
-from kit.recipe import Recipe
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import Recipe
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,7 +57,7 @@ def processed(data: Path) -> Processed:
 @pytest.fixture(scope="session")
 def quick() -> Recipe:
     """A recipe that trains in a second: 12 steps an epoch, two epochs, eight checkpoints."""
-    return load("tiny-electra", QUICK)
+    return load_recipe("tiny-electra", QUICK)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 from kit.data.processed import Processed
 from kit.parts import origin, summarise
 from kit.predictions import make_predictions, write_predictions
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.rundir import RunDir
 from kit.storage.atomic import write_json
 from kit.task import HOLDOUT, ID, LABEL
@@ -23,7 +23,7 @@ def make_run(
 ) -> Path:
     """A finished run of two epochs; the larger the skill, the lower its loss."""
     generator = np.random.default_rng(seed)
-    run = RunDir.create(runs, load("tiny-electra", (f"train.seed={seed}",)), origin(processed))
+    run = RunDir.create(runs, load_recipe("tiny-electra", (f"train.seed={seed}",)), origin(processed))
     rows = processed.train([ID, LABEL])
     for number, fold in enumerate(parts):
         places = processed.fold_rows(fold)[1]

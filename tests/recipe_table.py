@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from kit.recipe import RANGES, Recipe
+from kit.recipe.spec import RANGES, Recipe
 
 PAGE = Path(__file__).parent.parent / "docs/recipes.md"
 HEAD = "| key | default | allowed | meaning | source |\n| --- | --- | --- | --- | --- |\n"

@@ -10,7 +10,7 @@ from torch.nn import functional
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
 from kit.model.pair import PairModel
-from kit.recipe import ModelSpec
+from kit.recipe.spec import ModelSpec
 from kit.training.adversarial import WorstNearby
 from kit.training.loss import of_two_passes, summed_cross_entropy
 from kit.training.optim import layer_of

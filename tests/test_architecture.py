@@ -14,7 +14,6 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 ROOMS = (
     ("task", "errors", "__init__"),
     ("recipe", "storage", "attention"),
-    ("recipes",),
     ("predictions", "lock", "atomic", "memory", "schema", "rundir"),
     ("data", "sample", "evaluation", "scoring"),
     ("model", "run", "parts"),

@@ -9,7 +9,7 @@ import torch
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, Backbone, find, max_positions
 from kit.model.encoder import build, count_parameters
-from kit.recipes import shipped
+from kit.recipe.load import shipped_recipes
 
 # As the reference study publishes them: layers, hidden, heads, FFN, vocabulary, max tokens; millions of parameters.
 REFERENCE = {
@@ -54,7 +54,7 @@ def test_every_record_is_complete(record: Backbone):
     assert record.pretraining
     assert record.precision
     assert (record.hub_id is None) == record.name.startswith("tiny-")
-    assert record.name in shipped()
+    assert record.name in shipped_recipes()
     assert json.loads(json.dumps(record.config)) == record.config
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.training.train import train
 
 
@@ -53,7 +53,7 @@ def test_a_recipe_can_ask_for_it_and_the_model_is_saved_as_any_other(
     losses = []
     for switch in ("false", "true"):
         overrides = (*QUICK, "train.max_steps=4", "model.head_dropout=0.0", f"train.compile={switch}")
-        recipe = load("tiny-roberta", overrides, backbone=str(still))
+        recipe = load_recipe("tiny-roberta", overrides, backbone=str(still))
         run = train(recipe, data, tmp_path / switch)
         losses.append(run["parts"]["holdout"]["log_loss"])
         assert (tmp_path / switch / recipe.run_name / "holdout" / "model.safetensors").exists()

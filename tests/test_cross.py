@@ -17,7 +17,7 @@ from kit.data.processed import Processed
 from kit.model.inference import collator
 from kit.model.pair import PairModel
 from kit.predictions import read_predictions
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.rundir import RunDir
 from kit.task import CLASSES
 from kit.training.start import new_model
@@ -111,7 +111,7 @@ def test_a_training_on_one_order_does_not_encode_the_other(
 
 
 def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Processed):
-    recipe = load("tiny-electra", (*CROSS, "model.head=fusion", "model.features=false"))
+    recipe = load_recipe("tiny-electra", (*CROSS, "model.head=fusion", "model.features=false"))
     model, vocabulary = new_model(recipe, processed)
     table, content = processed.train(), processed.digest("train")
     encoded = encode_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
@@ -137,9 +137,11 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 @pytest.mark.parametrize(("shape", "pooling"), [("cross", "cls"), ("siamese", "mean")])
 def test_a_row_read_whole_is_pooled_by_its_first_token(shape: str, pooling: str, processed: Processed):
-    automatic, _ = new_model(load("tiny-electra", (*CROSS, f"model.shape={shape}")), processed)
+    automatic, _ = new_model(load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}")), processed)
     assert automatic.spec.pooling == pooling
-    chosen, _ = new_model(load("tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")), processed)
+    chosen, _ = new_model(
+        load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")), processed
+    )
     assert chosen.spec.pooling == "attention"
 
 

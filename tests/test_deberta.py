@@ -21,7 +21,7 @@ from kit.model.deberta import FastAttention, attend_with_bias, table_rows
 from kit.model.disentangled import Attend
 from kit.model.encoder import build, load_encoder
 from kit.model.pair import PairModel
-from kit.recipe import ModelSpec
+from kit.recipe.spec import ModelSpec
 
 REGISTRY = [name for name, record in BACKBONES.items() if record.config["model_type"] == "deberta-v2"]
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 16, "vocab_size": 50}

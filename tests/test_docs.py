@@ -11,7 +11,7 @@ import snippets
 from click.testing import CliRunner
 
 from kit.cli import main
-from kit.recipes import load, shipped
+from kit.recipe.load import load_recipe, shipped_recipes
 
 ROOT = snippets.ROOT
 STORY = ROOT / "docs/concepts.md"
@@ -99,7 +99,7 @@ def test_no_block_escapes():
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "toml"], ids=lambda b: f"{b.page.name}:{b.line}")
 def test_every_recipe_shown_can_be_loaded(block: snippets.Block, tmp_path: Path):
     (tmp_path / "mine.toml").write_text("\n".join(block.lines), encoding="utf-8")
-    load(tmp_path / "mine.toml")
+    load_recipe(tmp_path / "mine.toml")
 
 
 def test_the_recipe_keys_are_all_explained(request: pytest.FixtureRequest):
@@ -115,8 +115,8 @@ def test_the_recipe_keys_are_all_explained(request: pytest.FixtureRequest):
 def current(name: str) -> str:
     """A run's name of letters, words and eight hex digits, with the hash that its recipe has now."""
     stem = name[:-9]
-    known = [each for each in shipped() if each != "default" and (stem == each or stem.endswith(f"-{each}"))]
-    return f"{stem}-{load(max(known, key=len)).hash}" if known else name
+    known = [each for each in shipped_recipes() if each != "default" and (stem == each or stem.endswith(f"-{each}"))]
+    return f"{stem}-{load_recipe(max(known, key=len)).hash}" if known else name
 
 
 @pytest.mark.parametrize("page", [p for p in snippets.PAGES if p not in FROZEN], ids=name_of)

@@ -19,7 +19,7 @@ from kit.data.processed import Processed
 from kit.errors import DataError
 from kit.model.backbones import BACKBONES
 from kit.model.tiny import SPECIAL, train_tokenizer
-from kit.recipe import EncodeSpec
+from kit.recipe.spec import EncodeSpec
 from kit.task import PROMPT, RESPONSES, TEXTS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz[]SEP"

@@ -66,9 +66,9 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import json, kit, kit.recipes as r, kit.model.backbones as b, kit.report as p, pathlib;"
+        "import json, kit, kit.recipe.load as r, kit.model.backbones as b, kit.report as p, pathlib;"
         "page = sorted(f.name for f in pathlib.Path(p.__file__).parent.glob('page.*'));"
-        "print(json.dumps([kit.__file__, list(r.shipped()), b.BACKBONES['electra'].sizes, page]))"
+        "print(json.dumps([kit.__file__, list(r.shipped_recipes()), b.BACKBONES['electra'].sizes, page]))"
     )
     environment = {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -19,8 +19,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from kit.cli import main
 from kit.errors import CollapseError, RunError
-from kit.recipe import TrainSpec
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import TrainSpec
 from kit.scoring.metrics import log_loss, prior
 from kit.training.callbacks import Progress
 from kit.training.guard import CollapseGuard, GradientGuard, advice
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_an_older_kit_is_taken_up():
 
 
 def test_attempts_halve_the_rates_and_change_the_seed():
-    recipe = load("tiny-electra", ["train.seed=4294967295"])
+    recipe = load_recipe("tiny-electra", ["train.seed=4294967295"])
     assert attempt(recipe, 0) == recipe
     second, third = attempt(recipe, 1).train, attempt(recipe, 2).train
     assert (second.lr, second.head_lr) == (recipe.train.lr / 2, recipe.train.head_lr / 2)
@@ -195,7 +195,7 @@ def fussy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fussy")
 def test_a_collapse_is_an_error_that_loses_nothing(data: Path, tmp_path: Path):
-    recipe = load("tiny-electra", SHORT)
+    recipe = load_recipe("tiny-electra", SHORT)
     with pytest.raises(CollapseError):
         train(recipe, data, tmp_path)
     assert [p.name for p in (tmp_path / recipe.run_name / "holdout/checkpoints").iterdir()]
@@ -209,7 +209,7 @@ def test_a_collapse_is_an_error_that_loses_nothing(data: Path, tmp_path: Path):
 
 @pytest.mark.usefixtures("fussy")
 def test_restarts_are_made_recorded_and_survive_an_interruption(data: Path, tmp_path: Path):
-    recipe = load("tiny-electra", SHORT)
+    recipe = load_recipe("tiny-electra", SHORT)
     with pytest.raises(CollapseError, match=r"0\.0005"):
         train(recipe, data, tmp_path / "one", restarts=1)
     said: list[str] = []
@@ -240,7 +240,7 @@ def _weights(result: dict[str, Any]) -> dict[str, bytes]:
 
 
 def test_gradients_that_are_not_finite_end_the_training(data: Path, tmp_path: Path):
-    recipe = load("tiny-electra", (*SHORT, "train.warmup=0.0"))
+    recipe = load_recipe("tiny-electra", (*SHORT, "train.warmup=0.0"))
     monster = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30))
     with pytest.raises(CollapseError, match="diverged") as caught:
         train(monster, data, tmp_path)

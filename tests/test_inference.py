@@ -16,7 +16,7 @@ from kit.model.device import Compute
 from kit.model.encoder import build
 from kit.model.inference import collator, different, predict_logits, probabilities, softmax, token_batches
 from kit.model.pair import PairModel
-from kit.recipe import ModelSpec
+from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 
 CPU = Compute(torch.device("cpu"), "fp32", "for this test")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.data.layout import CROSS_FRAME, SIDE_FRAME, Sequenced, orders, sides
-from kit.recipe import EncodeSpec
+from kit.recipe.spec import EncodeSpec
 
 CLS, SEP = 1, 2
 TURNS = st.lists(st.lists(st.integers(10, 99), max_size=30), min_size=1, max_size=4)

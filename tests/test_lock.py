@@ -20,7 +20,7 @@ from kit.baseline import run as baseline
 from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
 from kit.errors import DataError, HeldError, KitError
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.rundir import RunDir
 from kit.storage import lock
 from kit.storage.atomic import write_text
@@ -29,8 +29,8 @@ from kit.training.train import train
 HOLD = """
 import sys, time
 from pathlib import Path
-from kit import lock
-with lock.held(Path(sys.argv[1]), sys.argv[2]):
+from kit.storage.lock import hold_lock
+with hold_lock(Path(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -119,10 +119,10 @@ def test_many_processes_take_turns(tmp_path: Path):
     code = """
 import sys, time
 from pathlib import Path
-from kit import lock
+from kit.storage.lock import hold_lock
 number = Path(sys.argv[1]) / "number"
 for _ in range(20):
-    with lock.held(number.parent, "number", wait=True):
+    with hold_lock(number.parent, "number", wait=True):
         value = int(number.read_text())
         time.sleep(0.001)
         number.write_text(str(value + 1))
@@ -164,7 +164,7 @@ for n in range(100):
 
 
 def test_two_trainings_of_one_part_do_not_meet(data: Path, tmp_path: Path):
-    recipe = load("tiny-electra", QUICK)
+    recipe = load_recipe("tiny-electra", QUICK)
     folder = tmp_path / recipe.run_name
     with holder(folder, "holdout") as process, pytest.raises(HeldError, match=refused(process)):
         train(recipe, data, tmp_path)
@@ -194,7 +194,7 @@ def test_rows_that_are_replaced_while_in_use_are_noticed(raw: Path, tmp_path: Pa
 def test_reading_takes_no_lock(data: Path, tmp_path: Path):
     with holder(data):
         assert open_processed(data).folds == 3
-    RunDir.create(tmp_path, load("tiny-electra"), {"data": "x"})
+    RunDir.create(tmp_path, load_recipe("tiny-electra"), {"data": "x"})
     with holder(tmp_path):
         assert [each.name for each in tmp_path.glob("*/origin.json")] == ["origin.json"]
 

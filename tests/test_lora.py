@@ -20,8 +20,8 @@ from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
 from kit.predict import predict_split
 from kit.predictions import read_predictions
-from kit.recipe import TrainSpec
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import TrainSpec
 from kit.training.lora import adapt, merge, require
 from kit.training.optim import parameter_groups
 from kit.training.start import new_model
@@ -83,7 +83,7 @@ def test_they_change_nothing_at_first_and_merging_them_changes_nothing_at_the_en
 
 
 def test_the_optimizer_holds_adapters_and_head_alone(processed: Processed):
-    recipe = load("tiny-electra", (*LORA, "train.layer_decay=0.5"))
+    recipe = load_recipe("tiny-electra", (*LORA, "train.layer_decay=0.5"))
     model, _ = new_model(recipe, processed)
     groups = parameter_groups(model, recipe.train)
     held = {id(p) for group in groups for p in group["params"]}
@@ -97,14 +97,14 @@ def test_the_optimizer_holds_adapters_and_head_alone(processed: Processed):
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The holdout, trained by adapters without interruption."""
-    return Path(train(load("tiny-electra", LORA), data, tmp_path_factory.mktemp("runs"))["run"])
+    return Path(train(load_recipe("tiny-electra", LORA), data, tmp_path_factory.mktemp("runs"))["run"])
 
 
 def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(run: Path, processed: Processed):
-    recipe = load("tiny-electra", LORA)
+    recipe = load_recipe("tiny-electra", LORA)
     weights = load_file(run / "holdout" / "model.safetensors")
     set_seed(recipe.train.seed)
-    begun, _ = new_model(load("tiny-electra", (*LORA, "train.lora_rank=0")), processed)
+    begun, _ = new_model(load_recipe("tiny-electra", (*LORA, "train.lora_rank=0")), processed)
     assert set(weights) == set(begun.state_dict())
     moved = {name for name, value in begun.encoder.state_dict().items() if not value.equal(weights[f"encoder.{name}"])}
     linear = {f"{name}.weight" for name, each in begun.encoder.named_modules() if isinstance(each, nn.Linear)}
@@ -136,7 +136,7 @@ def test_prediction_needs_no_peft(run: Path, data: Path, tmp_path: Path):
 def test_an_interrupted_training_resumes_to_the_same_weights(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = load("tiny-electra", LORA)
+    recipe = load_recipe("tiny-electra", LORA)
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -149,7 +149,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 def test_they_go_together_with_averaging_perturbation_and_two_passes(data: Path, tmp_path: Path):
     extras = ("train.ema=0.9", "train.awp=0.01", "train.awp_start=0.0", "train.r_drop=0.5", "train.max_steps=4")
-    result = train(load("tiny-electra", (*LORA, *extras)), data, tmp_path)
+    result = train(load_recipe("tiny-electra", (*LORA, *extras)), data, tmp_path)
     weights = load_file(Path(result["run"]) / "holdout" / "model.safetensors")
     assert not [name for name in weights if "lora" in name]
     assert all(value.isfinite().all() for value in weights.values())

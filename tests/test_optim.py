@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
 from kit.model.pair import PairModel
-from kit.recipe import ModelSpec, TrainSpec
+from kit.recipe.spec import ModelSpec, TrainSpec
 from kit.training.optim import Schedule, layer_of, optimizer, parameter_groups
 
 LAYERS = 4

@@ -21,7 +21,7 @@ from kit.model.batches import Collator
 from kit.model.encoder import build, load_vocabulary
 from kit.model.pair import COUNTED, FORMAT, PairModel
 from kit.model.tiny import write
-from kit.recipe import ModelSpec
+from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 
 SMALL = {"vocab_size": 200, "pad_token_id": 0, "intermediate_size": 32}

@@ -14,7 +14,7 @@ from kit.data.processed import Processed
 from kit.errors import DataError, RunError
 from kit.predict import predict_input, predict_split
 from kit.predictions import read_predictions
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.rundir import RunDir
 from kit.task import CLASSES, ID
 from kit.training.train import train
@@ -26,7 +26,7 @@ SHORT = (*QUICK, "train.max_steps=3")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every fold and the holdout of one recipe with the head that is not symmetric, three steps each."""
     runs = tmp_path_factory.mktemp("runs")
-    recipe = load("tiny-roberta", (*SHORT, "model.head=fusion"))
+    recipe = load_recipe("tiny-roberta", (*SHORT, "model.head=fusion"))
     train(recipe, data, runs, "all")
     return Path(train(recipe, data, runs)["run"])
 
@@ -97,7 +97,7 @@ def test_progress_ends_at_all_rows_of_all_models(run: Path, data: Path, processe
 
 
 def test_folds_that_are_missing_are_named(data: Path, tmp_path: Path):
-    run = Path(train(load("tiny-electra", SHORT), data, tmp_path, "1")["run"])
+    run = Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path, "1")["run"])
     with pytest.raises(RunError, match=r"needs fold 0, 2[^0-9]"):
         predict_split(run, "oof", data)
     with pytest.raises(RunError, match="holdout"):
@@ -106,7 +106,7 @@ def test_folds_that_are_missing_are_named(data: Path, tmp_path: Path):
 
 
 def test_an_unfinished_run_says_so(data: Path, tmp_path: Path):
-    recipe = load("tiny-electra", SHORT)
+    recipe = load_recipe("tiny-electra", SHORT)
     run = RunDir.create(tmp_path, recipe, {"data": "x", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0"})
     with pytest.raises(RunError, match="other rows"):
         predict_split(run.path, "test", data)

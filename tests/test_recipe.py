@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES, max_positions
-from kit.recipe import RANGES, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
-from kit.recipes import choose, load, shipped
+from kit.recipe.load import choose_recipe, load_recipe, shipped_recipes
+from kit.recipe.spec import RANGES, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
 from kit.storage.atomic import write_text
 
 SECTIONS = {"encode": EncodeSpec, "model": ModelSpec, "train": TrainSpec, "predict": PredictSpec}
@@ -54,23 +54,23 @@ def changed(recipe: Recipe, key: str) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_loads_and_fits_its_backbone(name: str):
-    recipe = load(name, backbone="roberta" if name == "default" else None)
+    recipe = load_recipe(name, backbone="roberta" if name == "default" else None)
     assert recipe.purpose
-    assert shipped()[name].stem in (recipe.name, "default")
+    assert shipped_recipes()[name].stem in (recipe.name, "default")
     limit = max_positions(BACKBONES[recipe.backbone].config)
     assert limit is None or recipe.encode.max_tokens <= limit
     assert recipe.train.batch_size % (recipe.train.micro_batch_size or 1) == 0
 
 
 def test_every_backbone_has_a_recipe_of_its_own():
-    assert {name for name in BACKBONES if load(name).backbone == name} == set(BACKBONES)
+    assert {name for name in BACKBONES if load_recipe(name).backbone == name} == set(BACKBONES)
 
 
 @pytest.mark.parametrize("backbone", ["deberta", "roberta", "electra"])
 def test_the_reference_recipes_are_the_reference_regime(backbone: str):
-    recipe = load(f"{backbone}-reference")
+    recipe = load_recipe(f"{backbone}-reference")
     train = recipe.train
     assert recipe.backbone == backbone
     assert recipe.encode.max_tokens < 384
@@ -83,9 +83,9 @@ def test_the_reference_recipes_are_the_reference_regime(backbone: str):
     assert not train.swap_augmentation
 
 
-@pytest.mark.parametrize("name", sorted(name for name in shipped() if not name.endswith("-reference")))
+@pytest.mark.parametrize("name", sorted(name for name in shipped_recipes() if not name.endswith("-reference")))
 def test_our_recipes_read_features_and_learn_from_both_orders(name: str):
-    recipe = load(name, backbone=None if name != "default" else "tiny-electra")
+    recipe = load_recipe(name, backbone=None if name != "default" else "tiny-electra")
     assert recipe.model.features
     assert recipe.train.swap_augmentation
 
@@ -98,7 +98,7 @@ def test_a_recipe_from_before_these_keys_stays_as_it_was():
 
 def test_the_reference_recipes_differ_only_in_the_backbone():
     first, *others = (
-        dataclasses.replace(load(f"{b}-reference"), name="x", purpose="", backbone="x")
+        dataclasses.replace(load_recipe(f"{b}-reference"), name="x", purpose="", backbone="x")
         for b in ("deberta", "roberta", "electra")
     )
     assert all(other == first for other in others)
@@ -111,18 +111,18 @@ def test_toml_comes_back_as_the_same_recipe(tmp_path_factory: pytest.TempPathFac
     assume(not (recipe.train.lora_rank and recipe.train.reinit_layers))
     file = tmp_path_factory.getbasetemp() / "round-trip.toml"
     write_text(file, recipe.to_toml())
-    assert load(file) == recipe
-    assert load(file).hash == recipe.hash
+    assert load_recipe(file) == recipe
+    assert load_recipe(file).hash == recipe.hash
 
 
 @pytest.mark.parametrize("key", LEAVES)
 def test_the_hash_changes_with_everything_that_defines_the_experiment(key: str):
-    recipe = load("deberta")
+    recipe = load_recipe("deberta")
     assert changed(recipe, key).hash != recipe.hash
 
 
 def test_the_hash_changes_with_the_backbone_but_not_with_name_or_purpose():
-    recipe = load("deberta")
+    recipe = load_recipe("deberta")
     assert dataclasses.replace(recipe, backbone="roberta").hash != recipe.hash
     renamed = dataclasses.replace(recipe, name="mine", purpose="other words")
     assert renamed.hash == recipe.hash
@@ -160,7 +160,7 @@ def test_every_key_that_a_docstring_explains_exists(spec: type):
 )
 def test_an_override_is_read_as_the_toml_line_it_is(override: str, key: str, value: Any):
     section, _, name = key.partition(".")
-    found = getattr(getattr(load("deberta", [override]), section), name)
+    found = getattr(getattr(load_recipe("deberta", [override]), section), name)
     assert found == value
     assert type(found) is type(value)
 
@@ -176,31 +176,31 @@ def test_keys_that_exclude_each_other_are_refused_wherever_they_stand(
     overrides: tuple[str, str], said: str, tmp_path: Path
 ):
     file = tmp_path / "mine.toml"
-    write_text(file, load("deberta", overrides[:1]).to_toml())
+    write_text(file, load_recipe("deberta", overrides[:1]).to_toml())
     for source, some in (("deberta", overrides), (file, overrides[1:])):
         with pytest.raises(RecipeError, match=said):
-            load(source, some)
+            load_recipe(source, some)
 
 
 @pytest.mark.parametrize("override", ["train.swap_augmentation=false", "train={swap_augmentation=true}"])
 def test_swapped_copies_are_no_option_of_a_head_that_has_no_use_for_them(override: str, tmp_path: Path):
     with pytest.raises(RecipeError, match="does nothing under the symmetric head") as caught:
-        load("deberta", [override])
+        load_recipe("deberta", [override])
     assert "model.head=fusion" in caught.value.hint
-    fusion = load("deberta", ["model.head=fusion", override])
+    fusion = load_recipe("deberta", ["model.head=fusion", override])
     assert fusion.train.swap_augmentation == ("true" in override)
-    write_text(tmp_path / "run.toml", load("deberta").to_toml())  # as a run directory has it
-    assert load(tmp_path / "run.toml") == load("deberta")
+    write_text(tmp_path / "run.toml", load_recipe("deberta").to_toml())  # as a run directory has it
+    assert load_recipe(tmp_path / "run.toml") == load_recipe("deberta")
 
 
 def test_an_override_leaves_the_other_keys_alone_and_the_last_one_wins():
-    recipe = load("deberta", ["train.lr=1e-3", "train={patience=4}", "train.lr=2e-3"])
-    assert recipe.train == dataclasses.replace(load("deberta").train, lr=2e-3, patience=4)
+    recipe = load_recipe("deberta", ["train.lr=1e-3", "train={patience=4}", "train.lr=2e-3"])
+    assert recipe.train == dataclasses.replace(load_recipe("deberta").train, lr=2e-3, patience=4)
 
 
 @pytest.mark.parametrize("folder", ["encoders/mine", "./encoders/mine", "/data/encoders/mine", "../mine-2.0"])
 def test_a_path_may_go_unquoted(folder: str):
-    assert load("deberta", [f"backbone={folder}"]).backbone == folder
+    assert load_recipe("deberta", [f"backbone={folder}"]).backbone == folder
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_path_may_go_unquoted(folder: str):
 )
 def test_an_unknown_key_lists_those_there_are(override: str, said: str):
     with pytest.raises(RecipeError, match=said) as caught:
-        load("deberta", [override])
+        load_recipe("deberta", [override])
     expected = [key for key in LEAVES if key.startswith("train.")] if "train." in override else list(SECTIONS)
     assert all(key in caught.value.hint for key in expected)
 
@@ -254,50 +254,50 @@ def test_an_unknown_key_lists_those_there_are(override: str, said: str):
 )
 def test_what_cannot_be_is_refused_with_what_would_have_been_right(override: str, said: str, advice: str):
     with pytest.raises(RecipeError) as caught:
-        load("deberta", [override])
+        load_recipe("deberta", [override])
     assert said in caught.value.problem
     assert advice in caught.value.hint
 
 
 def test_no_such_recipe_lists_the_shipped_ones():
     with pytest.raises(RecipeError, match="no recipe 'debreta'") as caught:
-        load("debreta")
-    assert all(name in caught.value.hint for name in shipped())
+        load_recipe("debreta")
+    assert all(name in caught.value.hint for name in shipped_recipes())
 
 
 @pytest.mark.parametrize("content", [b"backbone = ", b"\xff\xfe", b"a = 1\na = 2", b"train.seed = " + b"9" * 5000])
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes):
     (tmp_path / "mine.toml").write_bytes(content)
     with pytest.raises(RecipeError, match=r"mine\.toml: not valid TOML"):
-        load(tmp_path / "mine.toml")
+        load_recipe(tmp_path / "mine.toml")
 
 
 def test_a_file_of_ones_own_has_the_defaults_and_its_file_name(tmp_path: Path):
     (tmp_path / "mine.toml").write_text('backbone = "roberta"\n', encoding="utf-8")
-    assert load(tmp_path / "mine.toml") == Recipe(name="mine", backbone="roberta")
+    assert load_recipe(tmp_path / "mine.toml") == Recipe(name="mine", backbone="roberta")
 
 
 def test_a_file_that_names_no_backbone_needs_one(tmp_path: Path):
     (tmp_path / "mine.toml").write_text("[train]\nlr = 1e-4\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="names no backbone"):
-        load(tmp_path / "mine.toml")
-    assert load(tmp_path / "mine.toml", backbone="roberta").name == "mine-roberta"
+        load_recipe(tmp_path / "mine.toml")
+    assert load_recipe(tmp_path / "mine.toml", backbone="roberta").name == "mine-roberta"
 
 
 def test_a_recipe_on_another_backbone_has_another_name_and_hash():
-    plain, other = load("deberta-reference"), load("deberta-reference", backbone="roberta")
+    plain, other = load_recipe("deberta-reference"), load_recipe("deberta-reference", backbone="roberta")
     assert (other.name, other.backbone) == ("deberta-reference-roberta", "roberta")
     assert other.hash != plain.hash
-    assert load("deberta-reference", backbone="deberta") == plain
+    assert load_recipe("deberta-reference", backbone="deberta") == plain
 
 
 def test_a_backbone_brings_its_own_recipe_and_a_folder_the_default_one(tmp_path: Path):
     folder = tmp_path / "my-encoder"
     folder.mkdir()
-    assert choose("roberta", None) == load("roberta")
-    assert choose(None, "roberta-reference") == load("roberta-reference")
-    mine = choose(str(folder), None, ["train.lr=1e-4"])
+    assert choose_recipe("roberta", None) == load_recipe("roberta")
+    assert choose_recipe(None, "roberta-reference") == load_recipe("roberta-reference")
+    mine = choose_recipe(str(folder), None, ["train.lr=1e-4"])
     assert (mine.name, mine.backbone, mine.train.lr) == ("my-encoder", str(folder), 1e-4)
-    assert mine.encode == load("default", backbone="roberta").encode
+    assert mine.encode == load_recipe("default", backbone="roberta").encode
     with pytest.raises(RecipeError, match="no backbone and no recipe"):
-        choose(None, None)
+        choose_recipe(None, None)

@@ -8,7 +8,7 @@ import pytest
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.training.callbacks import Progress
 from kit.training.train import train
 
@@ -28,7 +28,7 @@ def weights(result: dict[str, Any]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("schedule", CASES)
 def test_an_interrupted_training_ends_with_the_same_weights(schedule: str, data: Path, tmp_path: Path):
-    recipe = load("tiny-electra", (*SHORT, f"train.schedule={schedule}", *CASES[schedule]))
+    recipe = load_recipe("tiny-electra", (*SHORT, f"train.schedule={schedule}", *CASES[schedule]))
     losses: list[float] = []
 
     def note(event: Progress) -> None:
@@ -52,7 +52,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(schedule: str, data:
 
 def test_an_interrupted_training_leaves_the_same_log(data: Path, tmp_path: Path):
     """Its checkpoint, after 11 steps, does not fall on a multiple of the 2 steps of a logged loss."""
-    recipe = load("tiny-electra", (*QUICK, "train.batch_size=18", "train.evals_per_epoch=1", "train.max_steps=14"))
+    recipe = load_recipe(
+        "tiny-electra", (*QUICK, "train.batch_size=18", "train.evals_per_epoch=1", "train.max_steps=14")
+    )
 
     def interrupt(event: Progress) -> None:
         if event.step == 14:
@@ -88,12 +90,12 @@ def _log(file: Path) -> list[dict[str, float]]:
 def test_an_extra_changes_the_weights_and_before_its_time_not_one_bit(
     overrides: tuple[str, ...], same: bool, plain: dict[str, bytes], data: Path, tmp_path: Path
 ):
-    recipe = load("tiny-electra", (*SHORT, "train.max_steps=2", *overrides))
+    recipe = load_recipe("tiny-electra", (*SHORT, "train.max_steps=2", *overrides))
     assert (weights(train(recipe, data, tmp_path)) == plain) == same
 
 
 @pytest.fixture(scope="module")
 def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The weights of two steps with nothing extra."""
-    recipe = load("tiny-electra", (*SHORT, "train.max_steps=2"))
+    recipe = load_recipe("tiny-electra", (*SHORT, "train.max_steps=2"))
     return weights(train(recipe, data, tmp_path_factory.mktemp("plain")))

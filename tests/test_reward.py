@@ -28,8 +28,8 @@ from kit.model.batches import Collator
 from kit.model.encoder import load_config, load_encoder
 from kit.model.pair import PairModel
 from kit.predict import predict_input
-from kit.recipe import ModelSpec
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import ModelSpec
 from kit.task import CLASSES, SWAP
 from kit.training.start import new_model, tiny_folder
 from kit.training.train import train
@@ -130,7 +130,7 @@ def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself
     checkpoint: Path, data: Path, processed: Processed, raw: Path, tmp_path: Path
 ):
     overrides = (*QUICK, "train.max_steps=3", "model.reward=true", "model.pooling=cls")
-    recipe = load("default", overrides, backbone=str(checkpoint))
+    recipe = load_recipe("default", overrides, backbone=str(checkpoint))
     begun, _ = new_model(recipe, processed)
     original = classifier("deberta-v2")
     assert torch.equal(begun.reward.dense.weight, original.pooler.dense.weight)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kit.errors import RunError
-from kit.recipe import Recipe
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import Recipe
 from kit.rundir import RunDir
 from kit.storage.atomic import write_json
 from kit.task import HOLDOUT
@@ -16,7 +16,7 @@ ORIGIN = {"data": "abc123", "text": "unicode", "split": "grouped", "folds": 3, "
 
 @pytest.fixture
 def recipe() -> Recipe:
-    return load("tiny-roberta", ["train.lr=1e-4"])
+    return load_recipe("tiny-roberta", ["train.lr=1e-4"])
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_same_recipe_on_the_same_data_is_the_same_run(run: RunDir, recipe: R
 
 
 def test_an_overridden_recipe_is_another_run(run: RunDir):
-    other = RunDir.create(run.path.parent, load("tiny-roberta", ["train.lr=2e-4"]), ORIGIN)
+    other = RunDir.create(run.path.parent, load_recipe("tiny-roberta", ["train.lr=2e-4"]), ORIGIN)
     assert other.path != run.path
 
 

@@ -11,11 +11,11 @@ from kit.cli import main
 from kit.model.backbones import BACKBONES, max_positions
 from kit.model.encoder import build
 from kit.model.pair import PairModel
-from kit.recipe import Recipe
-from kit.recipes import load, shipped
+from kit.recipe.load import load_recipe, shipped_recipes
+from kit.recipe.spec import Recipe
 from kit.training.optim import Schedule, optimizer
 
-ALL = {name: load(name, backbone="roberta" if name == "default" else None) for name in shipped()}
+ALL = {name: load_recipe(name, backbone="roberta" if name == "default" else None) for name in shipped_recipes()}
 PRETRAINED = {
     name: recipe
     for name, recipe in ALL.items()
@@ -69,7 +69,7 @@ def test_the_larger_the_encoder_of_a_family_the_lower_its_rate():
 def test_each_recipe_is_one_line_of_purpose_of_its_own():
     result = CliRunner().invoke(main, ["recipes", "--json"])
     purposes = {each["name"]: each["purpose"] for each in json.loads(result.output)}
-    assert set(purposes) == set(shipped())
+    assert set(purposes) == set(shipped_recipes())
     assert len(set(purposes.values())) == len(purposes)
     assert all(30 <= len(purpose) <= 125 and "\n" not in purpose for purpose in purposes.values())
 

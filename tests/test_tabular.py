@@ -14,7 +14,7 @@ from kit.data.tabular import SIDE_NAMES, TOKENS, Tabular, tabulate
 from kit.errors import DataError, RunError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import load_vocabulary
-from kit.recipe import EncodeSpec
+from kit.recipe.spec import EncodeSpec
 from kit.training.start import tiny_folder
 
 

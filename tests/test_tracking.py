@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from kit.cli import main
 from kit.errors import RunError
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.training import tracking
 from kit.training.train import train
 
@@ -49,7 +49,7 @@ def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
 ):
     monkeypatch.setattr(tracking, "find_spec", lambda name: name)
     monkeypatch.setattr("transformers.integrations.TensorBoardCallback", Recorder)
-    run = Path(train(load("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
+    run = Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
     (recorder,) = Recorder.made
     assert recorder.logging_dir == str(run / "holdout/tensorboard/attempt1")
     names = {name for logs in recorder.seen for name in logs}
@@ -57,7 +57,7 @@ def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
 
 
 def test_the_files_are_tensorboards(data: Path, tmp_path: Path):
-    run = Path(train(load("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
+    run = Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "holdout/tensorboard/attempt1"))

@@ -27,8 +27,8 @@ from kit.model.encoder import build
 from kit.model.pair import PairModel
 from kit.predict import predict_split
 from kit.predictions import read_predictions
-from kit.recipe import ModelSpec, Recipe, TrainSpec
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import ModelSpec, Recipe, TrainSpec
 from kit.rundir import RunDir
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
@@ -69,7 +69,7 @@ def test_a_run_directory_holds_what_it_promises(run: RunDir, quick: Recipe, proc
 
 
 def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: RunDir, processed: Processed, tmp_path: Path):
-    fusion = load("tiny-electra", (*QUICK, "train.max_steps=2", "model.head=fusion"))
+    fusion = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2", "model.head=fusion"))
     result = train(fusion, processed.folder, tmp_path)
     both, one = (predict_split(result["run"], "valid", processed.folder, swap=swap) for swap in (True, False))
     classes, recorded = list(CLASSES), result["parts"]["holdout"]["swap_gap"]
@@ -167,7 +167,7 @@ def test_accumulated_batches_take_the_same_steps(
     overrides = (*QUICK, "train.max_steps=6", "model.head_dropout=0.0")
     finals = []
     for micro in ("micro_batch_size=0", "micro_batch_size=4", "micro_tokens=300", "micro_tokens=1"):
-        recipe = load("tiny-roberta", (*overrides, f"train.{micro}"), backbone=str(still))
+        recipe = load_recipe("tiny-roberta", (*overrides, f"train.{micro}"), backbone=str(still))
         finals.append(train(recipe, data, tmp_path / micro)["parts"]["holdout"])
     assert {final["steps"] for final in finals} == {6}
     for final in finals[1:]:
@@ -189,7 +189,7 @@ def test_gradient_checkpointing_changes_memory_not_results(
     monkeypatch.setattr(material, "new_model", keep)
     with_it, without = (
         train(
-            load("tiny-roberta", (*overrides, f"train.gradient_checkpointing={flag}"), backbone=folder),
+            load_recipe("tiny-roberta", (*overrides, f"train.gradient_checkpointing={flag}"), backbone=folder),
             data,
             tmp_path / flag,
         )["parts"]["holdout"]["log_loss"]
@@ -220,7 +220,7 @@ def test_a_run_that_was_moved_resumes_with_its_best_weights(
 
 
 def test_a_training_that_diverges_says_so(data: Path, tmp_path: Path):
-    recipe = load(
+    recipe = load_recipe(
         "tiny-electra", (*QUICK, "train.lr=1", "train.head_lr=1", "train.max_grad_norm=1e6", "train.warmup=0.0")
     )
     monster = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30))
@@ -229,7 +229,7 @@ def test_a_training_that_diverges_says_so(data: Path, tmp_path: Path):
 
 
 def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, processed: Processed, tmp_path: Path):
-    recipe = load("tiny-electra", (*QUICK, "train.max_steps=2"))
+    recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2"))
     first = train(recipe, data, tmp_path, "1")
     assert "oof" not in first
     assert set(first["parts"]) == {"fold1"}
@@ -251,7 +251,7 @@ def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
         "train.schedule=plateau",
     )
     events: list[Progress] = []
-    recipe = load("tiny-electra", (*overrides, "train.plateau_patience=0", "train.warmup=0.0"))
+    recipe = load_recipe("tiny-electra", (*overrides, "train.plateau_patience=0", "train.warmup=0.0"))
     result = train(recipe, data, tmp_path, listen=events.append)
     part = result["parts"]["holdout"]
     evaluations = [e for e in events if e.log_loss is not None]
@@ -314,7 +314,7 @@ def test_swapped_copies_are_learnt_from_where_the_head_is_not_symmetric(
         return loss(logits, *arguments, **named)
 
     monkeypatch.setattr(trainer, "summed_cross_entropy", watched)
-    recipe = load("tiny-electra", (*QUICK, "train.max_steps=2", f"model.head={head}"))
+    recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2", f"model.head={head}"))
     assert recipe.train.swap_augmentation
     train(recipe, data, tmp_path)
     assert (3 in shapes) == expected
@@ -325,7 +325,7 @@ def test_two_processes_take_the_steps_of_one(still: Path, data: Path, tmp_path: 
     overrides = (*QUICK, "train.max_steps=8", "model.head_dropout=0.0")
     overrides += ("train.head_only=0.2", "train.ema=0.9", "train.r_drop=1.0", "train.micro_tokens=300")
     folder = str(still)
-    alone = train(load("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one")["parts"]["holdout"]
+    alone = train(load_recipe("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one")["parts"]["holdout"]
     together = _two_processes(folder, data, tmp_path / "two", overrides)
     assert together["steps"] == alone["steps"] == 8
     assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
@@ -341,7 +341,7 @@ def test_two_processes_take_the_steps_of_one_with_weights_features_and_perturbed
     folder, perturbed = str(still), (*overrides, "train.awp=0.05")
 
     def alone(name: str, *some: str) -> float:
-        recipe = load("tiny-roberta", some, backbone=folder)
+        recipe = load_recipe("tiny-roberta", some, backbone=folder)
         return train(recipe, data, tmp_path / name)["parts"]["holdout"]["log_loss"]
 
     together = _two_processes(folder, data, tmp_path / "two", perturbed)
@@ -383,7 +383,7 @@ def test_a_training_killed_after_its_end_does_not_go_on(
     overrides: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """From such a checkpoint Trainer would: to the epoch's next batch, or past its stop to the next evaluation."""
-    recipe = load("tiny-electra", (*QUICK, *overrides))
+    recipe = load_recipe("tiny-electra", (*QUICK, *overrides))
     straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
 
     def interrupt(*_: object, **__: object) -> None:
@@ -401,7 +401,7 @@ def test_a_training_killed_after_its_end_does_not_go_on(
 
 def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
     """Interrupted between the first evaluation without gain and the second, it stops where it would have."""
-    recipe = load("tiny-electra", (*QUICK, *STOPS_EARLY))
+    recipe = load_recipe("tiny-electra", (*QUICK, *STOPS_EARLY))
     straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
     every = straight["steps"] - straight["best_step"]  # two evaluations
 
@@ -440,7 +440,7 @@ def test_a_recipe_that_cannot_run_leaves_no_run_behind(
 ):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(RecipeError, match=part):
-        train(load("tiny-electra", (*QUICK, "train.warmup=0.2", key)), data, tmp_path / "runs")
+        train(load_recipe("tiny-electra", (*QUICK, "train.warmup=0.2", key)), data, tmp_path / "runs")
     assert not list(tmp_path.iterdir())
 
 
@@ -451,19 +451,19 @@ def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path
     build(config).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((still / name).read_bytes())
-    recipe = load("default", ("train.layer_decay=0.5",), backbone=str(tmp_path))
+    recipe = load_recipe("default", ("train.layer_decay=0.5",), backbone=str(tmp_path))
     model, _ = new_model(recipe, processed)
     groups = parameter_groups(model, recipe.train)
     assert {group["lr"] for group in groups} == {recipe.train.lr, recipe.train.head_lr}
     for key in ("train.awp=0.01", "train.lora_rank=2", "train.reinit_layers=1"):
         with pytest.raises(RecipeError, match="no weight is named as one"):
-            train(load("default", (key,), backbone=str(tmp_path)), processed.folder, tmp_path / "runs")
+            train(load_recipe("default", (key,), backbone=str(tmp_path)), processed.folder, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_path: Path):
     with pytest.raises(BackboneError, match="debreta"):
-        train(load("default", QUICK, backbone="debreta"), data, tmp_path)
+        train(load_recipe("default", QUICK, backbone="debreta"), data, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -477,7 +477,12 @@ def test_a_multilingual_backbone_is_not_fed_ascii_unawares(
     monkeypatch.setitem(BACKBONES, "tiny-electra", dataclasses.replace(BACKBONES["tiny-electra"], multilingual=True))
     said: list[str] = []
     with pytest.raises(RecipeError, match="positions"):  # it need not train to say so
-        train(load("tiny-electra", ("encode.max_tokens=2048",)), tmp_path / "data", tmp_path / "runs", say=said.append)
+        train(
+            load_recipe("tiny-electra", ("encode.max_tokens=2048",)),
+            tmp_path / "data",
+            tmp_path / "runs",
+            say=said.append,
+        )
     assert any("--text unicode" in line for line in said) is warned
 
 
@@ -492,12 +497,12 @@ def test_running_out_of_memory_gives_advice(data: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(training, "predict_logits", explode)
     with pytest.raises(DeviceError, match=r"1,024 tokens[\s\S]*micro_tokens=512"):
-        train(load("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
+        train(load_recipe("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
 
 
 def test_advice_on_memory_names_no_pass_that_cannot_be_smaller_and_nothing_that_is_there_already():
     spec = TrainSpec(gradient_checkpointing=True, micro_tokens=100_000)
-    recipe = dataclasses.replace(load("deberta"), train=spec)
+    recipe = dataclasses.replace(load_recipe("deberta"), train=spec)
     row = 2 * recipe.encode.max_tokens
     for rows, words in ((4, f"micro_tokens={2 * row} "), (1, "Try a smaller encode.max_tokens.")):
         with (
@@ -521,7 +526,9 @@ def test_processes_do_not_drop_out_alike(still: Path, data: Path, tmp_path: Path
     for number in (0, 1):
         monkeypatch.setattr(TrainingArguments, "process_index", number)
         with pytest.raises(KeyboardInterrupt):
-            train(load("tiny-roberta", (*QUICK, "train.seed=5"), backbone=str(still)), data, tmp_path / str(number))
+            train(
+                load_recipe("tiny-roberta", (*QUICK, "train.seed=5"), backbone=str(still)), data, tmp_path / str(number)
+            )
     assert seeds == [5, 6]
 
 
@@ -531,7 +538,7 @@ def test_other_errors_are_not_taken_for_memory(data: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(training, "predict_logits", explode)
     with pytest.raises(RuntimeError, match="mat1"):
-        train(load("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
+        train(load_recipe("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
 
 
 def test_a_run_refuses_other_data(run: RunDir, quick: Recipe, raw: Path, tmp_path: Path):
@@ -554,7 +561,7 @@ def test_an_edited_recipe_is_noticed(run: RunDir, quick: Recipe, data: Path, tmp
 
 def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
     events: list[Progress] = []
-    train(load("tiny-electra", (*QUICK, "train.max_steps=5")), data, tmp_path, listen=events.append)
+    train(load_recipe("tiny-electra", (*QUICK, "train.max_steps=5")), data, tmp_path, listen=events.append)
     assert events[-1].step == events[-1].steps == 5
     assert all(math.isfinite(e.loss) for e in events if e.loss is not None)
     assert np.isfinite([e.log_loss for e in events if e.log_loss is not None]).all()
@@ -564,7 +571,7 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
     data: Path, processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Whatever they are, the statistics and the weights after training are the same to the bit."""
-    recipe = load("tiny-electra", (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1"))
+    recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1"))
     held = processed.fold_rows("holdout")[1]
     tabulate = material.tabulate
 
@@ -584,7 +591,7 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
 def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path):
     """Eight seconds are not enough for 600 epochs: training says so early and ends as a finished part."""
     said: list[str] = []
-    recipe = load("tiny-electra", (*QUICK, "train.epochs=600"))
+    recipe = load_recipe("tiny-electra", (*QUICK, "train.epochs=600"))
     result = train(recipe, data, tmp_path, max_hours=8 / 3600, say=said.append)
     part = result["parts"]["holdout"]
     assert part["out_of_time"]
@@ -598,6 +605,6 @@ def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path)
 
 def test_a_fold_that_would_not_finish_is_not_begun(data: Path, tmp_path: Path):
     said: list[str] = []
-    result = train(load("tiny-electra", QUICK), data, tmp_path, "all", max_hours=1e-7, say=said.append)
+    result = train(load_recipe("tiny-electra", QUICK), data, tmp_path, "all", max_hours=1e-7, say=said.append)
     assert not result["parts"]
     assert any("left: 0, 1, 2" in line for line in said)

@@ -20,7 +20,7 @@ from kit.model.device import Compute
 from kit.model.encoder import build
 from kit.model.inference import collator, predict_logits
 from kit.model.pair import PairModel
-from kit.recipe import ModelSpec
+from kit.recipe.spec import ModelSpec
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 50}
 BERT = {"model_type": "bert", "max_position_embeddings": 64, "type_vocab_size": 2, "pad_token_id": 0}

@@ -16,7 +16,7 @@ from kit.model.device import choose, prepare
 from kit.model.encoder import load_encoder, load_vocabulary
 from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.task import PROMPT, RESPONSES
 from kit.training.trainer import make_trainer
 
@@ -26,7 +26,7 @@ def main() -> None:
     job = Job.given()
     switches = job.options.get("set", [])
     sizes = [f"encode.max_tokens={job.tokens}", f"train.batch_size={job.batch}", "train.epochs=2", "model.pooling=mean"]
-    recipe = load("default", [*sizes, "train.evals_per_epoch=1", *switches], backbone=job.backbone)
+    recipe = load_recipe("default", [*sizes, "train.evals_per_epoch=1", *switches], backbone=job.backbone)
     encoder = load_encoder(Path(job.backbone), recipe.model.fast_attention)
     compute = choose(recipe.train.precision, encoder.config.hidden_size)
     if compute.device.type != job.device:

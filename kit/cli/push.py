@@ -96,10 +96,10 @@ def train(
         raise click.UsageError("Several backbones or recipes need --fan-out.")
     if fan_out and (title or follow):
         raise click.UsageError("--fan-out names its kernels and waits for them by itself: no --title, no --wait.")
-    from kit.recipes import choose
+    from kit.recipe.load import choose_recipe
     from kit.remote.job import train_job, train_jobs
 
-    chosen = [choose(b, r, overrides) for r in recipes or (None,) for b in backbones or (None,)]
+    chosen = [choose_recipe(b, r, overrides) for r in recipes or (None,) for b in backbones or (None,)]
     how = {"fold": fold, "gpu": _served(gpu, yes), "max_hours": max_hours, "restarts": restart}
     how |= {"preprocess": preprocess}
     if not fan_out:

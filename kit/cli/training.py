@@ -61,16 +61,16 @@ def recipes(name: str | None, as_json: bool) -> None:
     """
     import dataclasses
 
-    from kit.recipes import load, shipped
+    from kit.recipe.load import load_recipe, shipped_recipes
 
     if name:
-        recipe = load(name)
+        recipe = load_recipe(name)
         return (
             show.json_out(dataclasses.asdict(recipe))
             if as_json
             else click.echo(show.printable(recipe.to_toml()), nl=False)
         )
-    all_of_them = [load(each) for each in shipped()]
+    all_of_them = [load_recipe(each) for each in shipped_recipes()]
     if as_json:
         return show.json_out([dataclasses.asdict(recipe) for recipe in all_of_them])
     show.table("Recipes", ["name", "backbone", "purpose"], [[r.name, r.backbone, r.purpose] for r in all_of_them])
@@ -108,9 +108,9 @@ def train(
     \b
     Example:  kit train --backbone deberta --set train.lr=2e-5 --fold all
     """
-    from kit.recipes import choose
+    from kit.recipe.load import choose_recipe
 
-    chosen = choose(backbone, recipe, overrides)  # before torch is imported: a typing error shows at once
+    chosen = choose_recipe(backbone, recipe, overrides)  # before torch is imported: a typing error shows at once
     from kit.training.train import train as run
 
     with show.training(chosen.run_name) as listen:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from kit.data.layout import LAYOUTS
 from kit.errors import DataError
-from kit.recipe import EncodeSpec, Shape
+from kit.recipe.spec import EncodeSpec, Shape
 from kit.storage.atomic import atomic_files, atomic_folder, save_array
 from kit.storage.lock import make_once
 from kit.task import PROMPT, RESPONSES

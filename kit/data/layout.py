@@ -7,7 +7,7 @@ fit is cut where it hurts least: early turns first, then the middle of a turn th
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from kit.recipe import EncodeSpec
+from kit.recipe.spec import EncodeSpec
 
 Turns = Sequence[list[int]]  # of one text, each turn its tokens
 SIDE_FRAME = 3  # CLS and two SEP

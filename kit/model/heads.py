@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.model.standardiser import Standardiser
-from kit.recipe import Shape
+from kit.recipe.spec import Shape
 from kit.task import SWAP
 
 BESIDE = 256  # width of the features' own layer

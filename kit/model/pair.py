@@ -23,7 +23,7 @@ from kit.errors import BackboneError, RunError
 from kit.model import heads, pooling, reward, unpadded
 from kit.model.encoder import build, load_vocabulary
 from kit.model.quicken import quickened
-from kit.recipe import ModelSpec
+from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, write_json
 from kit.task import SWAP
 

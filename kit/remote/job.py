@@ -8,7 +8,7 @@ from typing import Any
 
 from kit.errors import KitError
 from kit.model.backbones import find
-from kit.recipe import Recipe
+from kit.recipe.spec import Recipe
 from kit.remote import preparing
 from kit.scoring import blend as blends
 from kit.scoring import calibration as calibrations

@@ -155,7 +155,7 @@ def _fresh(path: Path, folder: bool) -> tuple[int, Path]:
 
 
 def _remove_if_nobodys(stale: Path) -> None:
-    """Removes what a killed process left; a living one holds its own (`kit.storage.lock.sole`)."""
+    """Removes what a killed process left; a living one holds its own (`kit.storage.lock.lock_handle`)."""
     try:
         handle = os.open(stale, os.O_RDONLY)
     except OSError:

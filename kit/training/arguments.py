@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from kit.errors import RecipeError
 from kit.model.device import Compute
-from kit.recipe import TrainSpec
+from kit.recipe.spec import TrainSpec
 
 
 def rows_at_once(spec: TrainSpec, processes: int) -> int:

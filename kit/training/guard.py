@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from kit.errors import CollapseError
-from kit.recipe import TrainSpec
+from kit.recipe.spec import TrainSpec
 from kit.scoring.metrics import log_loss, prior
 from kit.training.callbacks import agreed
 

@@ -7,7 +7,7 @@ holds ordinary weights and prediction needs no peft.
 from torch import nn
 
 from kit.errors import RecipeError
-from kit.recipe import TrainSpec
+from kit.recipe.spec import TrainSpec
 from kit.training.optim import layer_of
 
 

@@ -14,7 +14,7 @@ from kit.model.batches import MULTIPLE, Collator
 from kit.model.device import Compute, choose, prepare
 from kit.model.inference import collator
 from kit.model.pair import PairModel
-from kit.recipe import Recipe
+from kit.recipe.spec import Recipe
 from kit.task import ID, LABEL
 from kit.training.start import new_model
 

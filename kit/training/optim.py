@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from kit.recipe import TrainSpec
+from kit.recipe.spec import TrainSpec
 
 
 def parameter_groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:

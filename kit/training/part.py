@@ -22,7 +22,7 @@ from kit.model.device import out_of_memory
 from kit.model.inference import predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.predictions import make_predictions, write_predictions
-from kit.recipe import Recipe
+from kit.recipe.spec import Recipe
 from kit.rundir import RunDir, digests
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.storage.atomic import write_json

@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from kit.data.processed import Processed
 from kit.errors import CollapseError
-from kit.recipe import Recipe
+from kit.recipe.spec import Recipe
 from kit.rundir import RunDir
 from kit.storage.atomic import write_json
 from kit.training.callbacks import agreed

@@ -16,7 +16,7 @@ from kit.model import reward, tiny
 from kit.model.backbones import Backbone, max_positions
 from kit.model.encoder import build, load_config, load_encoder, load_vocabulary, resolve
 from kit.model.pair import PairModel
-from kit.recipe import ModelSpec, Recipe
+from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import TEXTS
 from kit.training import lora

@@ -15,7 +15,7 @@ from kit import parts
 from kit.data.processed import open_processed
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import folder_digest, resolve
-from kit.recipe import Recipe
+from kit.recipe.spec import Recipe
 from kit.rundir import RunDir
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT

@@ -20,7 +20,7 @@ from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.inference import predict_logits, probabilities
 from kit.model.pair import PairModel
-from kit.recipe import TrainSpec
+from kit.recipe.spec import TrainSpec
 from kit.scoring.metrics import accuracy, log_loss
 from kit.training.adversarial import WorstNearby
 from kit.training.arguments import arguments, steps_per_epoch

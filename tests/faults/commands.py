@@ -9,10 +9,10 @@ from disturbed import Ended, Fault, Zygote
 from quick_recipe import QUICK
 from wholeness import contents, parse_all
 
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 
 OVERRIDES = (*QUICK, "train.max_steps=4", "train.evals_per_epoch=1")
-RUN = f"runs/{load('tiny-electra', OVERRIDES).run_name}"
+RUN = f"runs/{load_recipe('tiny-electra', OVERRIDES).run_name}"
 TRUTH = ("--truth", "data/processed/train.parquet", "--subset")
 VALID = ("runs/baseline-length/holdout/valid.csv", f"{RUN}/holdout/valid.csv")
 

@@ -18,7 +18,7 @@ from kit.errors import DataError
 from kit.model import inference
 from kit.predict import predict_split
 from kit.predictions import make_predictions, write_predictions
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.scoring.metrics import EPS, log_loss
 from kit.task import CLASSES, ID
 from kit.training.train import train
@@ -29,7 +29,7 @@ EXTREME = st.sampled_from([0.0, 1.0, EPS, EPS / 2, 1 - EPS, 1e-300, 5e-324, 0.5,
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(train(load("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
+    return Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
 
 
 def test_a_fresh_process_with_other_hashes_trains_the_same_bits(trained: Path, data: Path, tmp_path: Path):

@@ -26,7 +26,7 @@ from kit.data.processed import open_processed
 from kit.data.rows import read_rows
 from kit.errors import KitError
 from kit.predictions import make_predictions, read_predictions, write_predictions
-from kit.recipes import load, shipped
+from kit.recipe.load import load_recipe, shipped_recipes
 from kit.rundir import RunDir
 from kit.scoring import blend, calibration
 from kit.task import CLASSES, ID
@@ -63,7 +63,7 @@ def place() -> Iterator[Path]:
         write_predictions(
             make_predictions(np.arange(40), np.random.default_rng(0).dirichlet([1, 1, 1], 40)), root / "frame.csv"
         )
-        shutil.copyfile(shipped()["tiny-electra"], root / "recipe.toml")
+        shutil.copyfile(shipped_recipes()["tiny-electra"], root / "recipe.toml")
         blend.write(
             blend.Blend(("a", "b"), (0.25, 0.75), "geometric", calibration.Calibration(1.25, (0.1, -0.05, -0.05))),
             root / "blend.json",
@@ -128,7 +128,7 @@ def targets(root: Path) -> list[Target]:
         Target("raw test.csv", root / "raw/test.csv", lambda path: read_rows(path, labelled=False)),
         Target("prediction frame", root / "frame.csv", read_predictions),
         Target("validate", root / "frame.csv", cli("validate", "{}", "--json")),
-        Target("recipe", root / "recipe.toml", load),
+        Target("recipe", root / "recipe.toml", load_recipe),
         Target("recipes command", root / "recipe.toml", cli("recipes", "{}")),
         Target("blend", root / "blend.json", blend.read),
         Target("calibration", root / "calibration.json", calibration.read),
@@ -192,6 +192,6 @@ def test_nesting_beyond_all_bounds_is_refused(place: Path):
     deep = "[" * 100_000 + "]" * 100_000
     (place / "deep.json").write_text(deep)
     (place / "deep.toml").write_text(f"name = {deep}")
-    for read, file in ((blend.read, "deep.json"), (calibration.read, "deep.json"), (load, "deep.toml")):
+    for read, file in ((blend.read, "deep.json"), (calibration.read, "deep.json"), (load_recipe, "deep.toml")):
         with pytest.raises(KitError):
             read(place / file)

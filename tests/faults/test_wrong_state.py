@@ -15,7 +15,7 @@ from kit.errors import DataError, RunError
 from kit.model.encoder import folder_digest
 from kit.predict import predict_split
 from kit.predictions import read_predictions
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.rundir import RunDir
 from kit.scoring.ensemble import blend
 from kit.storage.atomic import write_json
@@ -28,7 +28,7 @@ SHORT = (*QUICK, "train.max_steps=1", "train.evals_per_epoch=1")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its holdout and its first fold."""
     runs = tmp_path_factory.mktemp("runs")
-    recipe = load("tiny-electra", SHORT)
+    recipe = load_recipe("tiny-electra", SHORT)
     train(recipe, data, runs, "0")
     return Path(train(recipe, data, runs)["run"])
 
@@ -125,7 +125,7 @@ def test_a_backbone_folder_that_changed_is_noticed(tmp_path: Path):
     for name, text in (("config.json", "{}"), ("tokenizer.json", "{}"), ("model.safetensors", "weights")):
         (folder / name).write_text(text)
     (folder / "README.md").write_text("words")
-    recipe = load("tiny-electra", backbone=str(folder))
+    recipe = load_recipe("tiny-electra", backbone=str(folder))
     origin = {"data": "x", "backbone": folder_digest(folder)}
     RunDir.create(tmp_path / "runs", recipe, origin)
     (folder / "README.md").write_text("other words")

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.remote import download, kernels, outputs, push, sources, submissions, submit
 from kit.remote.client import Client
 from kit.remote.job import infer_job, train_job
@@ -21,7 +21,7 @@ def tell(text: str) -> None:
 def main(home: Path) -> dict[str, object]:
     with Client(patience=Patience(first_s=0.01, say=tell)) as client:
         raw = download.download(client, home / "raw", say=tell)
-        train = push.push(client, train_job(load("tiny-electra"), fold="0"), home / "train", say=tell)
+        train = push.push(client, train_job(load_recipe("tiny-electra"), fold="0"), home / "train", say=tell)
         kernels.wait(client, train.ref, poll_s=0, say=tell)
         source = f"{train.ref.owner}/{train.ref.slug}"
         infer = push.push(client, infer_job(sources.resolve(client, [source], say=tell)), home / "infer", say=tell)

@@ -13,7 +13,7 @@ from heard import Heard
 from test_fleet import RECIPE, output
 
 from kit.cli import main
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.remote import ledger, notebook
 from kit.remote.preparing import mark
 from kit.remote.retry import Patience
@@ -253,7 +253,7 @@ class TestPush:
         assert call.body["enableInternet"] is False
 
     def test_a_saved_blend_reaches_the_notebook_and_the_ledger(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
-        other = load("tiny-roberta")
+        other = load_recipe("tiny-roberta")
         fake.kernel_script = ["COMPLETE"]
         for slug, recipe in (("kit-train-a", RECIPE), ("kit-train-b", other)):
             fake.kernel_files = output(recipe, "0")

@@ -12,8 +12,8 @@ from fake_kaggle import OWNER, FakeKaggle
 from heard import Heard
 
 from kit.predictions import read_predictions
-from kit.recipe import Recipe
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import Recipe
 from kit.remote import faults, fleet, harvest
 from kit.remote.client import Client
 from kit.remote.job import Job, train_jobs
@@ -23,7 +23,7 @@ from kit.rundir import RunDir
 from kit.storage.lock import hold_lock
 from kit.task import PREDICTION_COLUMNS
 
-RECIPE = load("tiny-electra")
+RECIPE = load_recipe("tiny-electra")
 METRICS = {
     "0": {"log_loss": 1.0, "accuracy": 0.5, "valid_rows": 10},
     "1": {"log_loss": 0.7, "accuracy": 0.2, "valid_rows": 20},

@@ -9,7 +9,7 @@ from heard import Heard
 from test_fleet import RECIPE, output
 
 from kit.errors import KitError
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.remote import faults, notebook, sources
 from kit.remote.client import Client
 from kit.remote.job import Source, infer_job
@@ -18,7 +18,7 @@ from kit.scoring import blend as blends
 from kit.scoring.blend import Blend
 from kit.scoring.calibration import Calibration
 
-OTHER = load("tiny-roberta")
+OTHER = load_recipe("tiny-roberta")
 BLEND = Blend(("roberta-2", "deberta-1", "electra-3"), (0.7, 0.3, 0.0), "geometric", Calibration(0.9))
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from kit.cli import training as commands
 from kit.predictions import read_predictions
-from kit.recipe import Recipe
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import Recipe
 from kit.remote import notebook
 from kit.remote.job import Job, Source, infer_job, train_job
 from kit.scoring.blend import Blend, apply
@@ -61,7 +61,7 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 def toy() -> Recipe:
     """An experiment of three steps."""
     sizes = ("encode.max_tokens=8", "train.max_steps=3", "train.batch_size=16", "train.evals_per_epoch=1")
-    return load("tiny-electra", sizes)
+    return load_recipe("tiny-electra", sizes)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from kit.cli import data
 from kit.cli.push import train as push_train
 from kit.data.preprocess import preprocess
 from kit.errors import KitError
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.remote import faults, notebook, preparing, push, wheel
 from kit.remote.client import Client
 from kit.remote.job import Job, Source, gpu, infer_job, train_job
@@ -31,7 +31,7 @@ from kit.remote.push import METADATA
 
 @pytest.fixture
 def job() -> Job:
-    return train_job(load("tiny-electra"), fold="0")
+    return train_job(load_recipe("tiny-electra"), fold="0")
 
 
 class TestNotebook:
@@ -126,13 +126,13 @@ class TestJob:
     def test_the_slug_is_what_kaggle_makes_of_the_title(self, job: Job) -> None:
         from slugify import slugify
 
-        for each in (job, infer_job([Source("a/kernel")]), train_job(load("roberta-reference"), fold="holdout")):
+        for each in (job, infer_job([Source("a/kernel")]), train_job(load_recipe("roberta-reference"), fold="holdout")):
             assert slugify(each.title) == each.slug
             assert len(each.title) <= 50
 
     def test_other_recipes_and_folds_are_other_kernels(self) -> None:
         slugs = {
-            train_job(load("tiny-electra", overrides), fold=fold).slug
+            train_job(load_recipe("tiny-electra", overrides), fold=fold).slug
             for overrides in ([], ["train.lr=1e-5"])
             for fold in ("0", "1", "all", "holdout")
         }
@@ -140,9 +140,13 @@ class TestJob:
 
     def test_rows_prepared_otherwise_are_another_kernel(self) -> None:
         def title(name: str = "tiny-electra", **options: object) -> str:
-            return train_job(dataclasses.replace(load("tiny-electra"), name=name), preprocess=options).title
+            return train_job(dataclasses.replace(load_recipe("tiny-electra"), name=name), preprocess=options).title
 
-        assert title() == title(**preparing.DEFAULTS) == f"kit train tiny-electra {load('tiny-electra').hash} all folds"
+        assert (
+            title()
+            == title(**preparing.DEFAULTS)
+            == f"kit train tiny-electra {load_recipe('tiny-electra').hash} all folds"
+        )
         others = [{"text": "ascii"}, {"folds": 3}, {"valid": 0.2}, {"seed": 1}, {"split": "stratified"}, {"more": 1}]
         assert len({title(), *(title(**options) for options in others)}) == 7
         assert title(folds=3, seed=1) == title(seed=1, folds=3)
@@ -186,7 +190,7 @@ class TestJob:
         assert gpu("t4") == ("t4", "")
 
     def test_a_backbone_that_is_a_local_folder_does_not_travel(self, tmp_path: Path) -> None:
-        recipe = dataclasses.replace(load("tiny-electra"), backbone=str(tmp_path))
+        recipe = dataclasses.replace(load_recipe("tiny-electra"), backbone=str(tmp_path))
         with pytest.raises(KitError, match="which Kaggle does not have"):
             train_job(recipe)
 

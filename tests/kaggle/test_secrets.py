@@ -10,7 +10,7 @@ from fake_kaggle import FakeKaggle
 from heard import SECRETS, Heard
 
 from kit.errors import KitError
-from kit.recipes import load
+from kit.recipe.load import load_recipe
 from kit.remote import account, download, kernels, outputs, push, submit
 from kit.remote.client import Client
 from kit.remote.job import train_job
@@ -28,7 +28,10 @@ FAULTS = [
 STEPS: dict[str, tuple[str, Callable[[Client, Path], object]]] = {
     "download": ("ListDataFiles", lambda client, folder: download.download(client, folder / "raw")),
     "archive": ("_blob", lambda client, folder: download.download(client, folder / "raw")),
-    "push": ("SaveKernel", lambda client, folder: push.push(client, train_job(load("tiny-electra")), folder / "k")),
+    "push": (
+        "SaveKernel",
+        lambda client, folder: push.push(client, train_job(load_recipe("tiny-electra")), folder / "k"),
+    ),
     "status": ("GetKernelSessionStatus", lambda client, folder: kernels.status(client, REF)),
     "output": ("_blob", lambda client, folder: outputs.download(client, REF, folder / "out")),
     "submit": (

@@ -18,8 +18,8 @@ from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
 from kit.predictions import make_predictions
-from kit.recipe import Recipe
-from kit.recipes import load
+from kit.recipe.load import load_recipe
+from kit.recipe.spec import Recipe
 from kit.remote import ledger
 from kit.remote.retry import Patience
 from kit.remote.session import OUTPUTS
@@ -36,7 +36,7 @@ def fake() -> Iterator[FakeKaggle]:
 
         def save(body: dict) -> dict:
             backbone = body["newTitle"].split()[2] if body["newTitle"].startswith("kit train") else ""
-            server.kernel_files = trained(load(backbone), Path("data/processed")) if backbone else scored
+            server.kernel_files = trained(load_recipe(backbone), Path("data/processed")) if backbone else scored
             return real(body)
 
         server.save_kernel = save

@@ -10,23 +10,25 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from kit.errors import RecipeError
-from kit.recipe import RANGES, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
+from kit.recipe.spec import RANGES, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
 
 
-def shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
     """Recipes that come with kit, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
+    return {path.stem: path for path in sorted((Path(__file__).parent / "shipped").glob("*.toml"))}
 
 
-def load(name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str | None = None) -> Recipe:
+def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str | None = None) -> Recipe:
     """Reads a shipped recipe by name, or a TOML file, and applies `--set` overrides such as `train.lr=2e-5`.
 
     Raises:
         RecipeError: no such recipe, or a key, type or value that cannot be; the message lists the choices.
     """
-    path = shipped().get(str(name_or_file)) or Path(name_or_file)
+    path = shipped_recipes().get(str(name_or_file)) or Path(name_or_file)
     if not path.is_file():
-        raise RecipeError(f"no recipe {str(name_or_file)!r}", f"Shipped: {', '.join(shipped())}; or name a TOML file.")
+        raise RecipeError(
+            f"no recipe {str(name_or_file)!r}", f"Shipped: {', '.join(shipped_recipes())}; or name a TOML file."
+        )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number or nesting beyond all bounds
@@ -54,7 +56,7 @@ def load(name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str 
     return recipe
 
 
-def choose(backbone: str | None, recipe: str | None, overrides: Iterable[str] = ()) -> Recipe:
+def choose_recipe(backbone: str | None, recipe: str | None, overrides: Iterable[str] = ()) -> Recipe:
     """The experiment a command line asks for: a backbone with its own recipe, a recipe with its own backbone, or both.
 
     Raises:
@@ -62,7 +64,7 @@ def choose(backbone: str | None, recipe: str | None, overrides: Iterable[str] = 
     """
     if not backbone and not recipe:
         raise RecipeError("no backbone and no recipe", "Add --backbone NAME (`kit backbones`) or --recipe NAME.")
-    return load(recipe or (backbone if backbone in shipped() else "default"), overrides, backbone)
+    return load_recipe(recipe or (backbone if backbone in shipped_recipes() else "default"), overrides, backbone)
 
 
 def _parse_override(text: str) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class Recipe:
         return f"{self.name}-{self.hash}"
 
     def to_toml(self) -> str:
-        """The whole recipe, defaults included, as TOML that `kit.recipes.load` reads back to an equal recipe."""
+        """The whole recipe, defaults included, as TOML that `kit.recipe.load.load_recipe` reads back to an equal recipe."""
         return tomli_w.dumps(dataclasses.asdict(self))
 
 
