@@ -33,10 +33,10 @@ def encode(data: Path, part: Path) -> None:
     from kit.data.processed import open_processed
     from kit.data.tabular import tabulate
     from kit.model.encoder import load_vocabulary
-    from kit.rundir import RunDir
+    from kit.run import Run
 
     processed = open_processed(data)
-    rows, content, spec = processed.train(), processed.digest("train"), RunDir.open(part.parent).recipe.encode
+    rows, content, spec = processed.train(), processed.digest("train"), Run.open(part.parent).recipe.encode
     encoded = encode_cached(rows, content, load_vocabulary(part), spec, processed.cache)
     tabulate(rows, content, encoded, processed.cache)
 

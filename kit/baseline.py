@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import kit
-from kit import parts
 from kit.data.features import FEATURES, features
 from kit.data.processed import Processed, open_processed
 from kit.errors import KitError, RunError
+from kit.parts import choose_folds, run_origin, summarise_run
 from kit.predictions import make_predictions, read_predictions, write_predictions
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring.baselines import FITS, READS_NGRAMS, Pairs
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.scoring.ngrams import count
@@ -50,14 +50,14 @@ def run(
     if name not in FITS:
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
     processed = open_processed(data)
-    chosen = parts.chosen(fold, processed.folds)
-    run_dir = RunDir.create_baseline(runs, name, parts.origin(processed))
+    chosen = choose_folds(fold, processed.folds)
+    run_dir = Run.create_baseline(runs, name, run_origin(processed))
     with hold_lock(run_dir.path):
         return _run(name, processed, run_dir, chosen, say)
 
 
 def _run(
-    name: str, processed: Processed, run_dir: RunDir, chosen: list[int | str], say: Callable[[str], None]
+    name: str, processed: Processed, run_dir: Run, chosen: list[int | str], say: Callable[[str], None]
 ) -> dict[str, Any]:
     missing = [each for each in chosen if not run_dir.done(each)]
     for each in chosen:
@@ -72,7 +72,7 @@ def _run(
             started = time.monotonic()
             say(f"{run_dir.part(each)}: log loss {metrics['log_loss']:.4f}, accuracy {metrics['accuracy']:.3f}")
     _test_predictions(name, run_dir, processed)
-    return parts.summarise(run_dir, processed)
+    return summarise_run(run_dir, processed)
 
 
 def pairs(table: pa.Table, ngrams: bool) -> Pairs:
@@ -84,7 +84,7 @@ def pairs(table: pa.Table, ngrams: bool) -> Pairs:
 
 
 def _fit_part(
-    name: str, data: Processed, run_dir: RunDir, fold: int | str, train: Pairs, test: Pairs, started: float
+    name: str, data: Processed, run_dir: Run, fold: int | str, train: Pairs, test: Pairs, started: float
 ) -> dict[str, Any]:
     """Fits one part and writes it, metrics.json last; `started` is when its work began, reading rows included."""
     table = data.train([ID, LABEL])
@@ -113,7 +113,7 @@ def _fit_part(
     return metrics
 
 
-def _test_predictions(name: str, run_dir: RunDir, processed: Processed) -> None:
+def _test_predictions(name: str, run_dir: Run, processed: Processed) -> None:
     """The mean over finished folds, or the holdout's where no fold is done, in the run's test.csv.
 
     Raises:

@@ -10,21 +10,21 @@ import kit
 from kit.data.processed import Processed
 from kit.errors import RecipeError, RunError
 from kit.predictions import read_predictions, write_predictions
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring.metrics import accuracy, log_loss
 from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import CLASSES, HOLDOUT, ID, LABEL
 
 
-def origin(processed: Processed, backbone: str | None = None) -> dict[str, Any]:
+def run_origin(processed: Processed, backbone: str | None = None) -> dict[str, Any]:
     """What a run remembers of the data it is made from, of its backbone's folder, and of the kit that made it."""
     options = {name: processed.manifest["options"][name] for name in ("text", "split", "folds", "valid", "seed")}
     folder = {"backbone": backbone} if backbone else {}
     return {"data": processed.digest("train"), "kit": kit.__version__} | options | folder
 
 
-def chosen(fold: str, folds: int) -> list[int | str]:
+def choose_folds(fold: str, folds: int) -> list[int | str]:
     """The parts that `--fold` asks for: "holdout", a number, or "all" of them.
 
     Raises:
@@ -39,7 +39,7 @@ def chosen(fold: str, folds: int) -> list[int | str]:
     raise RecipeError(f"--fold {fold!r}: these rows have folds 0 to {folds - 1}", "Name one, or `all`, or `holdout`.")
 
 
-def summarise(run: RunDir, processed: Processed, write: bool = True) -> dict[str, Any]:
+def summarise_run(run: Run, processed: Processed, write: bool = True) -> dict[str, Any]:
     """The run's metrics over its finished parts, and once every fold is done over all rows out of fold.
 
     Args:
@@ -52,7 +52,7 @@ def summarise(run: RunDir, processed: Processed, write: bool = True) -> dict[str
         return _summarise(run, processed, write)
 
 
-def _summarise(run: RunDir, processed: Processed, write: bool) -> dict[str, Any]:
+def _summarise(run: Run, processed: Processed, write: bool) -> dict[str, Any]:
     summary: dict[str, Any] = {"run": str(run.path), "parts": run.parts()}
     if all(run.done(fold) for fold in range(processed.folds)):
         oof = pd.concat([_valid(run, processed, fold) for fold in range(processed.folds)])
@@ -66,7 +66,7 @@ def _summarise(run: RunDir, processed: Processed, write: bool) -> dict[str, Any]
     return summary
 
 
-def _valid(run: RunDir, processed: Processed, fold: int) -> pd.DataFrame:
+def _valid(run: Run, processed: Processed, fold: int) -> pd.DataFrame:
     """A fold's predictions of the rows that it did not train on.
 
     Raises:

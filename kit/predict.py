@@ -22,7 +22,7 @@ from kit.model.inference import collator, predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.predictions import make_predictions
 from kit.recipe.spec import Recipe
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.task import HOLDOUT, ID
 
 Progress = Callable[[int, int], None]
@@ -54,7 +54,7 @@ def predict_split(
     Raises:
         RunError: the parts that are needed are not finished, or the data are not those the run was trained on.
     """
-    run, processed = RunDir.open(run), open_processed(data)
+    run, processed = Run.open(run), open_processed(data)
     run.check_data(processed.digest("train"))
     if split == "test":
         test = _Rows(processed.test(), processed.digest("test"), processed.cache)
@@ -80,7 +80,7 @@ def predict_input(
     run: str | Path, file: Path, *, swap: bool | None = None, progress: Progress = lambda done, total: None
 ) -> pd.DataFrame:
     """The run's predictions on any CSV with test.csv's columns, cleaned as the run's training rows were."""
-    run = RunDir.open(run)
+    run = Run.open(run)
     parts = run.require_parts()
     table = prepare_input(file, run.noted("text", str))
     ranks = PartialState(cpu=not torch.cuda.is_available())
@@ -92,7 +92,7 @@ def predict_input(
 
 
 def _average(
-    run: RunDir,
+    run: Run,
     parts: list[Path],
     source: _Rows,
     rows: np.ndarray | None,

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from kit.data.processed import Processed
-from kit.parts import origin, summarise
+from kit.parts import run_origin, summarise_run
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.load import load_recipe
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.storage.atomic import write_json
 from kit.task import HOLDOUT, ID, LABEL
 
@@ -23,7 +23,7 @@ def make_run(
 ) -> Path:
     """A finished run of two epochs; the larger the skill, the lower its loss."""
     generator = np.random.default_rng(seed)
-    run = RunDir.create(runs, load_recipe("tiny-electra", (f"train.seed={seed}",)), origin(processed))
+    run = Run.create(runs, load_recipe("tiny-electra", (f"train.seed={seed}",)), run_origin(processed))
     rows = processed.train([ID, LABEL])
     for number, fold in enumerate(parts):
         places = processed.fold_rows(fold)[1]
@@ -42,7 +42,7 @@ def make_run(
     if test:
         ids = processed.test()[ID].to_numpy()
         write_predictions(make_predictions(ids, generator.dirichlet(np.ones(3), len(ids))), run.path / "test.csv")
-    summarise(run, processed)
+    summarise_run(run, processed)
     return run.path
 
 

@@ -14,9 +14,10 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 ROOMS = (
     ("task", "errors", "__init__"),
     ("recipe", "storage", "attention"),
-    ("predictions", "lock", "atomic", "memory", "schema", "rundir"),
+    ("predictions", "lock", "atomic", "memory", "schema"),
     ("data", "sample", "evaluation", "scoring"),
-    ("model", "run", "parts"),
+    ("model", "run"),
+    ("parts",),
     ("predict", "training", "baselines", "baseline", "ensemble"),
     ("report", "kaggle", "remote"),
     ("demo", "doctor"),

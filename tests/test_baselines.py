@@ -21,7 +21,7 @@ from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
 from kit.errors import KitError, RecipeError, RunError
 from kit.predictions import read_predictions
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring import baselines, ngrams, softmax, symmetric
 from kit.scoring.baselines import FITS, Pairs
 from kit.scoring.members import member_name
@@ -207,7 +207,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", list(FITS))
 def test_a_run_holds_what_a_trained_run_holds_less_the_model(name, runs: Path, processed: Processed):
-    run = RunDir.open(runs / f"baseline-{name}")
+    run = Run.open(runs / f"baseline-{name}")
     assert (run.name, run.baseline) == (f"baseline-{name}", name)
     assert list(run.parts()) == [HOLDOUT, "fold0", "fold1", "fold2"]
     table = processed.train()
@@ -303,7 +303,7 @@ def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):
     comparison = compare([runs / "baseline-length", runs / "baseline-tfidf"], data)
     lines = {line.name: line for line in comparison.lines}
     assert comparison.validation == "out-of-fold"  # the runs have both
-    figures = RunDir.open(runs / "baseline-tfidf").parts()["fold0"]
+    figures = Run.open(runs / "baseline-tfidf").parts()["fold0"]
     whole = json.loads((runs / "baseline-tfidf" / "metrics.json").read_text())["oof"]
     assert lines["baseline-tfidf"].valid.log_loss == pytest.approx(whole["log_loss"])
     assert (lines["baseline-tfidf"].best_epoch, lines["baseline-tfidf"].parameters) == (None, figures["parameters"])
@@ -316,7 +316,7 @@ def test_a_report_without_common_rows_names_the_baseline_to_run(runs: Path, data
 
 
 def test_a_baseline_has_no_recipe_and_no_model_to_predict_with(runs: Path):
-    run = RunDir.open(runs / "baseline-prior")
+    run = Run.open(runs / "baseline-prior")
     with pytest.raises(RunError, match="keeps no model"):
         run.require_parts()
     with pytest.raises(RunError, match=r"test\.csv"):
@@ -326,7 +326,7 @@ def test_a_baseline_has_no_recipe_and_no_model_to_predict_with(runs: Path):
 def test_a_folder_without_a_recipe_is_a_run_only_if_it_is_a_baseline(tmp_path: Path):
     write_json(tmp_path / "odd" / "origin.json", {"data": "x"})
     with pytest.raises(RunError, match="not a run directory"):
-        RunDir.open(tmp_path / "odd")
+        Run.open(tmp_path / "odd")
 
 
 def test_what_cannot_be_run_is_refused_before_anything_is_written(data: Path, runs: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ from kit.predict import predict_split
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.report.comparison import columns, rows
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
 from kit.task import ID
@@ -83,7 +83,7 @@ def test_a_frame_of_other_rows_is_refused(run: Path, data: Path, raw: Path, tmp_
 
 
 def test_an_unfinished_run_is_left_out_and_named(run: Path, data: Path, tmp_path: Path):
-    begun = RunDir.create(tmp_path, load_recipe("tiny-deberta"), RunDir.open(run).origin)
+    begun = Run.create(tmp_path, load_recipe("tiny-deberta"), Run.open(run).origin)
     comparison = compare([begun.path, run], data)
     assert comparison.unfinished == (begun.name,)
     assert comparison.lines[-1].name == run.name

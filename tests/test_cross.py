@@ -18,7 +18,7 @@ from kit.model.inference import collator
 from kit.model.pair import PairModel
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.task import CLASSES
 from kit.training.start import new_model
 
@@ -68,12 +68,12 @@ def test_it_trains_and_predicts_through_the_same_commands(run: Path, data: Path,
         predictions(run, raw / "test.csv", tmp_path / "again.csv"), ours[list(CLASSES)].to_numpy(), atol=1e-6
     )
     assert ours[list(CLASSES)].std().min() > 0  # it reads its input
-    assert RunDir.open(run).recipe.model.shape == "cross"
+    assert Run.open(run).recipe.model.shape == "cross"
 
 
 @pytest.mark.parametrize("backbone", ["tiny-deberta", "tiny-roberta"])
 def test_every_family_trains(backbone: str, data: Path, tmp_path: Path):
-    metrics = RunDir.open(train(data, tmp_path, backbone=backbone)).parts()["holdout"]
+    metrics = Run.open(train(data, tmp_path, backbone=backbone)).parts()["holdout"]
     assert metrics["steps"] == 8
     assert metrics["log_loss"] < 1.2
 

@@ -21,7 +21,7 @@ from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
 from kit.errors import DataError, HeldError, KitError
 from kit.recipe.load import load_recipe
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.storage import lock
 from kit.storage.atomic import write_text
 from kit.training.train import train
@@ -194,7 +194,7 @@ def test_rows_that_are_replaced_while_in_use_are_noticed(raw: Path, tmp_path: Pa
 def test_reading_takes_no_lock(data: Path, tmp_path: Path):
     with holder(data):
         assert open_processed(data).folds == 3
-    RunDir.create(tmp_path, load_recipe("tiny-electra"), {"data": "x"})
+    Run.create(tmp_path, load_recipe("tiny-electra"), {"data": "x"})
     with holder(tmp_path):
         assert [each.name for each in tmp_path.glob("*/origin.json")] == ["origin.json"]
 

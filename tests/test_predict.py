@@ -15,7 +15,7 @@ from kit.errors import DataError, RunError
 from kit.predict import predict_input, predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.task import CLASSES, ID
 from kit.training.train import train
 
@@ -107,7 +107,7 @@ def test_folds_that_are_missing_are_named(data: Path, tmp_path: Path):
 
 def test_an_unfinished_run_says_so(data: Path, tmp_path: Path):
     recipe = load_recipe("tiny-electra", SHORT)
-    run = RunDir.create(tmp_path, recipe, {"data": "x", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0"})
+    run = Run.create(tmp_path, recipe, {"data": "x", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0"})
     with pytest.raises(RunError, match="other rows"):
         predict_split(run.path, "test", data)
     with pytest.raises(RunError, match="no part of it has finished"):

@@ -7,7 +7,7 @@ import pytest
 from kit.errors import RunError
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.storage.atomic import write_json
 from kit.task import HOLDOUT
 
@@ -20,69 +20,69 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def run(tmp_path: Path, recipe: Recipe) -> RunDir:
-    return RunDir.create(tmp_path / "runs", recipe, ORIGIN)
+def run(tmp_path: Path, recipe: Recipe) -> Run:
+    return Run.create(tmp_path / "runs", recipe, ORIGIN)
 
 
-def finish(run: RunDir, *folds: int | str) -> None:
+def finish(run: Run, *folds: int | str) -> None:
     for fold in folds:
         write_json(run.part(fold) / "metrics.json", {"log_loss": 1.0, "fold": fold})
 
 
-def test_a_new_run_explains_itself(run: RunDir, recipe: Recipe):
+def test_a_new_run_explains_itself(run: Run, recipe: Recipe):
     assert run.name == recipe.run_name
     assert run.recipe == recipe
     assert run.origin.items() >= ORIGIN.items()
     assert sorted(p.name for p in run.path.iterdir()) == ["origin.json", "recipe.toml"]
 
 
-def test_the_same_recipe_on_the_same_data_is_the_same_run(run: RunDir, recipe: Recipe):
+def test_the_same_recipe_on_the_same_data_is_the_same_run(run: Run, recipe: Recipe):
     finish(run, 0)
-    again = RunDir.create(run.path.parent, recipe, ORIGIN | {"kit": "0.2"})
+    again = Run.create(run.path.parent, recipe, ORIGIN | {"kit": "0.2"})
     assert again == run
     assert again.origin == run.origin
     assert again.done(0)
 
 
-def test_an_overridden_recipe_is_another_run(run: RunDir):
-    other = RunDir.create(run.path.parent, load_recipe("tiny-roberta", ["train.lr=2e-4"]), ORIGIN)
+def test_an_overridden_recipe_is_another_run(run: Run):
+    other = Run.create(run.path.parent, load_recipe("tiny-roberta", ["train.lr=2e-4"]), ORIGIN)
     assert other.path != run.path
 
 
-def test_other_rows_are_refused(run: RunDir, recipe: Recipe):
+def test_other_rows_are_refused(run: Run, recipe: Recipe):
     with pytest.raises(RunError, match="trained on other rows"):
-        RunDir.create(run.path.parent, recipe, ORIGIN | {"data": "def456"})
+        Run.create(run.path.parent, recipe, ORIGIN | {"data": "def456"})
     with pytest.raises(RunError, match="trained on other rows"):
         run.check_data("def456")
     run.check_data("abc123")
 
 
-def test_an_edited_recipe_is_refused(run: RunDir, recipe: Recipe):
+def test_an_edited_recipe_is_refused(run: Run, recipe: Recipe):
     edited = (run.path / "recipe.toml").read_text().replace("0.0001", "0.0002", 1)
     (run.path / "recipe.toml").write_text(edited)
     with pytest.raises(RunError, match="was edited"):
-        RunDir.create(run.path.parent, recipe, ORIGIN)
+        Run.create(run.path.parent, recipe, ORIGIN)
 
 
-def test_a_run_is_opened_by_its_folder(run: RunDir, monkeypatch: pytest.MonkeyPatch):
-    assert RunDir.open(run.path) == run
-    assert RunDir.open(str(run.path)) == run
+def test_a_run_is_opened_by_its_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
+    assert Run.open(run.path) == run
+    assert Run.open(str(run.path)) == run
     monkeypatch.chdir(run.path)
-    assert RunDir.open(".").name == run.path.name
+    assert Run.open(".").name == run.path.name
 
 
-def test_what_is_not_a_run_is_answered_with_the_runs_there_are(run: RunDir, tmp_path: Path):
+def test_what_is_not_a_run_is_answered_with_the_runs_there_are(run: Run, tmp_path: Path):
     with pytest.raises(RunError, match="not a run directory") as caught:
-        RunDir.open(run.path.parent / "typo")
+        Run.open(run.path.parent / "typo")
     assert run.name in caught.value.hint
     with pytest.raises(RunError, match="not a run directory") as caught:
-        RunDir.open(tmp_path / "nowhere" / "x")
+        Run.open(tmp_path / "nowhere" / "x")
     assert "kit train" in caught.value.hint
     with pytest.raises(RunError, match="not a run directory"):
-        RunDir.open(run.path / "recipe.toml")
+        Run.open(run.path / "recipe.toml")
 
 
-def test_a_part_is_done_when_its_metrics_are_there(run: RunDir):
+def test_a_part_is_done_when_its_metrics_are_there(run: Run):
     run.part(1).mkdir()
     (run.part(1) / "valid.csv").touch()
     assert not run.done(1)
@@ -92,7 +92,7 @@ def test_a_part_is_done_when_its_metrics_are_there(run: RunDir):
     assert not run.done(HOLDOUT)
 
 
-def test_parts_come_the_holdout_first_and_then_by_number(run: RunDir):
+def test_parts_come_the_holdout_first_and_then_by_number(run: Run):
     finish(run, 10, 2, HOLDOUT, 0)
     for stray in ("fold", "fold-1", "foldx", "checkpoints"):
         write_json(run.path / stray / "metrics.json", {})
@@ -101,7 +101,7 @@ def test_parts_come_the_holdout_first_and_then_by_number(run: RunDir):
     assert run.parts()["fold10"]["fold"] == 10
 
 
-def test_all_folds_are_predicted_with_before_the_holdout(run: RunDir):
+def test_all_folds_are_predicted_with_before_the_holdout(run: Run):
     with pytest.raises(RunError, match="no part of it has finished") as caught:
         run.require_parts()
     assert "kit train" in caught.value.hint
@@ -113,13 +113,13 @@ def test_all_folds_are_predicted_with_before_the_holdout(run: RunDir):
     assert run.require_parts() == [run.part(0), run.part(1), run.part(2)]
 
 
-def test_without_a_holdout_the_folds_there_are_predict(run: RunDir):
+def test_without_a_holdout_the_folds_there_are_predict(run: Run):
     finish(run, 1)
     assert run.require_parts() == [run.part(1)]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
-def test_a_damaged_record_is_named(run: RunDir, content: bytes):
+def test_a_damaged_record_is_named(run: Run, content: bytes):
     finish(run, 0)
     for file in (run.path / "origin.json", run.part(0) / "metrics.json"):
         file.write_bytes(content)

@@ -29,7 +29,7 @@ from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec, Recipe, TrainSpec
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring.metrics import log_loss
 from kit.scoring.truth import align, read_truth, restrict
 from kit.task import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
@@ -47,12 +47,12 @@ STOPS_EARLY = ("train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.pa
 
 
 @pytest.fixture(scope="module")
-def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The holdout of the quick recipe, trained without interruption."""
-    return RunDir.open(train(quick, data, tmp_path_factory.mktemp("runs"))["run"])
+    return Run.open(train(quick, data, tmp_path_factory.mktemp("runs"))["run"])
 
 
-def test_a_run_directory_holds_what_it_promises(run: RunDir, quick: Recipe, processed: Processed):
+def test_a_run_directory_holds_what_it_promises(run: Run, quick: Recipe, processed: Processed):
     part = run.part("holdout")
     names = {path.name for path in part.iterdir()}
     assert {
@@ -68,7 +68,7 @@ def test_a_run_directory_holds_what_it_promises(run: RunDir, quick: Recipe, proc
     assert run.origin["data"] == processed.digest("train")
 
 
-def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: RunDir, processed: Processed, tmp_path: Path):
+def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: Run, processed: Processed, tmp_path: Path):
     fusion = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2", "model.head=fusion"))
     result = train(fusion, processed.folder, tmp_path)
     both, one = (predict_split(result["run"], "valid", processed.folder, swap=swap) for swap in (True, False))
@@ -78,7 +78,7 @@ def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: RunDir, pro
     assert run.parts()["holdout"]["swap_gap"] == pytest.approx(0, abs=1e-7)
 
 
-def test_the_metrics_are_those_of_the_validation_predictions(run: RunDir, data: Path, processed: Processed):
+def test_the_metrics_are_those_of_the_validation_predictions(run: Run, data: Path, processed: Processed):
     valid = read_predictions(run.part("holdout") / "valid.csv")
     rows = processed.fold_rows("holdout")[1]
     assert valid[ID].tolist() == processed.train()[ID].to_numpy()[rows].tolist()
@@ -89,7 +89,7 @@ def test_the_metrics_are_those_of_the_validation_predictions(run: RunDir, data: 
     assert 0 <= metrics["padding_waste"] < 0.2
 
 
-def test_the_kept_weights_are_the_best_evaluation(run: RunDir):
+def test_the_kept_weights_are_the_best_evaluation(run: Run):
     history = json.loads((run.part("holdout") / "trainer_state.json").read_text())["log_history"]
     losses = {entry["step"]: entry["eval_log_loss"] for entry in history if "eval_log_loss" in entry}
     assert len(losses) == 8
@@ -98,14 +98,14 @@ def test_the_kept_weights_are_the_best_evaluation(run: RunDir):
     assert metrics["log_loss"] == pytest.approx(min(losses.values()), abs=1e-6)
 
 
-def test_training_twice_gives_the_same_weights(run: RunDir, quick: Recipe, data: Path, tmp_path: Path):
-    again = RunDir.open(train(quick, data, tmp_path)["run"])
+def test_training_twice_gives_the_same_weights(run: Run, quick: Recipe, data: Path, tmp_path: Path):
+    again = Run.open(train(quick, data, tmp_path)["run"])
     assert (again.part("holdout") / "model.safetensors").read_bytes() == (
         run.part("holdout") / "model.safetensors"
     ).read_bytes()
 
 
-def test_a_finished_part_is_left_alone(run: RunDir, quick: Recipe, data: Path):
+def test_a_finished_part_is_left_alone(run: Run, quick: Recipe, data: Path):
     before = (run.part("holdout") / "metrics.json").stat().st_mtime_ns
     said: list[str] = []
     train(quick, data, run.path.parent, say=said.append)
@@ -113,7 +113,7 @@ def test_a_finished_part_is_left_alone(run: RunDir, quick: Recipe, data: Path):
     assert (run.part("holdout") / "metrics.json").stat().st_mtime_ns == before
 
 
-def test_a_killed_training_resumes_to_the_same_result(run: RunDir, data: Path, tmp_path: Path):
+def test_a_killed_training_resumes_to_the_same_result(run: Run, data: Path, tmp_path: Path):
     """SIGKILL in the middle of the second epoch, then --resume."""
     settings = [argument for override in QUICK for argument in ("--set", override)]
     command = [sys.executable, "-m", "kit", "train", "--backbone", "tiny-electra", "--data", str(data)]
@@ -203,7 +203,7 @@ def test_gradient_checkpointing_changes_memory_not_results(
 
 
 def test_a_run_that_was_moved_resumes_with_its_best_weights(
-    run: RunDir, quick: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, quick: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The checkpoint that was best stood in another folder when its name was written down."""
 
@@ -417,7 +417,7 @@ def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
     }
 
 
-def test_label_smoothing_touches_training_only(run: RunDir, processed: Processed):
+def test_label_smoothing_touches_training_only(run: Run, processed: Processed):
     """The evaluation loss in the log is the plain log loss, though the recipe smooths labels."""
     valid = read_predictions(run.part("holdout") / "valid.csv")
     labels = processed.train()[LABEL].to_numpy()[processed.fold_rows("holdout")[1]]
@@ -541,7 +541,7 @@ def test_other_errors_are_not_taken_for_memory(data: Path, tmp_path: Path, monke
         train(load_recipe("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
 
 
-def test_a_run_refuses_other_data(run: RunDir, quick: Recipe, raw: Path, tmp_path: Path):
+def test_a_run_refuses_other_data(run: Run, quick: Recipe, raw: Path, tmp_path: Path):
     from kit.data.preprocess import preprocess
 
     preprocess(raw, tmp_path / "other", seed=9)
@@ -549,7 +549,7 @@ def test_a_run_refuses_other_data(run: RunDir, quick: Recipe, raw: Path, tmp_pat
         train(quick, tmp_path / "other", run.path.parent)
 
 
-def test_an_edited_recipe_is_noticed(run: RunDir, quick: Recipe, data: Path, tmp_path: Path):
+def test_an_edited_recipe_is_noticed(run: Run, quick: Recipe, data: Path, tmp_path: Path):
     import shutil
 
     copied = shutil.copytree(run.path, tmp_path / run.name)

@@ -12,7 +12,7 @@ from typing import Any
 from kit.remote import transfer
 from kit.remote.client import Client
 from kit.remote.faults import KaggleError, NotFoundError, RefusedError, UnreachableError
-from kit.rundir import RunDir
+from kit.run import Run
 
 LEFT_OUT = ("checkpoints", "tensorboard")
 _FAILED = ("FAILED", "DELETED")
@@ -43,7 +43,7 @@ def publish(
         KaggleError: a file cannot be uploaded, Kaggle refuses or fails to process the dataset.
         RunError: `run` is no run directory, or no part of it is finished.
     """
-    run_dir = RunDir.open(run)
+    run_dir = Run.open(run)
     run_dir.require_parts()
     slug = slug or slug_of(run_dir)
     ref = f"{client.owner()}/{slug}"
@@ -73,7 +73,7 @@ def publish(
     return Published(ref, f"https://www.kaggle.com/datasets/{ref}", before + 1, count)
 
 
-def slug_of(run: RunDir) -> str:
+def slug_of(run: Run) -> str:
     """The slug that a run is published under."""
     return re.sub(r"[^a-z0-9]+", "-", f"kit-run-{run.name}".lower()).strip("-")[:50].strip("-")
 

@@ -13,7 +13,7 @@ from kit.remote.client import Client
 from kit.remote.faults import BusyError, CredentialsError, KaggleError, UnreachableError
 from kit.remote.job import Job
 from kit.remote.kernels import KernelRef
-from kit.rundir import RunDir
+from kit.run import Run
 
 AT_ONCE = 2  # batch GPU sessions that Kaggle runs for one account
 SILENT_POLLS = 30  # in a row; an outage of half an hour must not end a day of training
@@ -131,7 +131,7 @@ def _is_here(job: Job, runs: Path) -> bool:
     Raises:
         RunError: the run there is of rows that were prepared otherwise.
     """
-    run = RunDir(runs / str(job.settings["run_name"]))
+    run = Run(runs / str(job.settings["run_name"]))
     fold = str(job.settings["fold"])
     if not (run.path / "recipe.toml").exists():
         return False

@@ -15,7 +15,7 @@ from kit.remote import kernels, outputs
 from kit.remote.client import Client
 from kit.remote.faults import KaggleError
 from kit.remote.kernels import KernelRef
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.storage import atomic
 from kit.storage.lock import hold_lock
 
@@ -57,13 +57,13 @@ def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], No
 
 def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     """Moves a run, or those of its finished parts that are new, to `runs`, noting the kernel that they are from."""
-    new, home = RunDir.open(run), runs / run.name
+    new, home = Run.open(run), runs / run.name
     with hold_lock(home, "metrics", wait=True):  # what one of several processes writes for all, in a moment
         if not (home / "recipe.toml").exists():
             (run / "origin.json").replace(home / "origin.json")
             (run / "recipe.toml").replace(home / "recipe.toml")
         else:
-            RunDir.open(home).check_data(new.noted("data", str))
+            Run.open(home).check_data(new.noted("data", str))
     moved = []
     try:
         for name in new.parts():
@@ -76,7 +76,7 @@ def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
         if moved:
             with hold_lock(home, "metrics", wait=True):
                 atomic.write_json(home / ORIGINS, origins(home) | {part.name: str(ref) for part in moved})
-                _summarise(RunDir(home))
+                _summarise(Run(home))
     return moved
 
 
@@ -90,7 +90,7 @@ def _take(part: Path, home: Path) -> bool:
     return True
 
 
-def _summarise(run: RunDir) -> None:
+def _summarise(run: Run) -> None:
     """Writes the run's metrics.json, and with all folds its oof.csv, as `kit train` would have.
 
     A log loss or accuracy over all rows is the mean of the folds' own, weighted by their rows.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kit.errors import RunError
-from kit.rundir import RunDir
+from kit.run import Run
 
 DEFAULTS = {"text": "unicode", "split": "grouped", "folds": 5, "valid": 0.1, "seed": 0}  # the command's own
 
@@ -22,7 +22,7 @@ def mark(options: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:4] if said else ""
 
 
-def check_origin(options: Mapping[str, Any], run: RunDir) -> None:
+def check_origin(options: Mapping[str, Any], run: Run) -> None:
     """Raises unless a run is of rows made with these options, as far as its origin knows (older ones know fewer).
 
     Raises:

@@ -10,7 +10,7 @@ from kit.remote.client import Client
 from kit.remote.faults import RefusedError
 from kit.remote.job import Source
 from kit.remote.kernels import KernelRef
-from kit.rundir import RunDir
+from kit.run import Run
 
 
 def resolve(
@@ -66,15 +66,15 @@ def named(
         if not str(run) or not Path(run).is_dir():
             folder = Path(run).parent
             if "/" in str(run) and (str(folder) == "runs" or any(folder.glob("*/origin.json"))):
-                RunDir.open(run)  # a path misspelt, not a kernel: this names the runs that are there
+                Run.open(run)  # a path misspelt, not a kernel: this names the runs that are there
             ref = KernelRef.parse(str(run), owner)
             found.append(Source(f"{ref.owner}/{ref.slug}", weight, versions=(ref.version,) if ref.version else ()))
         elif as_dataset:
-            run_dir = RunDir.open(run)
+            run_dir = Run.open(run)
             run_dir.require_parts()
             found.append(Source(f"{owner}/{dataset.slug_of(run_dir)}", weight, "dataset", (run_dir.name,)))
         else:
-            homes, name = _came_from(Path(run)), RunDir.open(run).name
+            homes, name = _came_from(Path(run)), Run.open(run).name
             found += [Source(ref, weight / len(homes), runs=(name,), versions=homes[ref]) for ref in homes]
     return found
 
@@ -129,7 +129,7 @@ def _require_latest(client: Client, source: Source) -> None:
 def _came_from(run: Path) -> dict[str, tuple[int, ...]]:
     """The kernels, as owner/slug, that the finished parts of a local run are from, with the versions of these."""
     known = harvest.origins(run)
-    parts = [part.name for part in RunDir.open(run).require_parts()]
+    parts = [part.name for part in Run.open(run).require_parts()]
     missing = [part for part in parts if part not in known]
     if missing:
         raise KitError(

@@ -16,7 +16,7 @@ from kit.predictions import read_predictions
 from kit.report.blended import blended
 from kit.report.model import Model
 from kit.report.validation import OOF, OOF_FILE, common
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring.ensemble import stack
 from kit.scoring.metrics import prior
 from kit.scoring.truth import align, positions, read_truth, restrict
@@ -113,7 +113,7 @@ def gather(
             rows with labels.
     """
     processed = open_processed(data)
-    every = list({RunDir.open(run).path.resolve(): RunDir.open(run) for run in runs}.values())
+    every = list({Run.open(run).path.resolve(): Run.open(run) for run in runs}.values())
     opened = [run for run in every if run.parts()]
     if every and not opened:
         every[0].require_parts()  # says what to do about it

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring.blend import Blend
 from kit.task import HOLDOUT
 
@@ -43,7 +43,7 @@ class Model:
     name: str
     predictions: Mapping[str, np.ndarray]
     reference: bool = False
-    run: RunDir | None = None
+    run: Run | None = None
     saved: Saved | None = None
 
     def constant(self, split: str) -> bool:

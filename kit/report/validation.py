@@ -6,13 +6,13 @@ from pathlib import Path
 from kit.data.processed import Processed
 from kit.errors import RunError
 from kit.predictions import read_predictions
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.task import HOLDOUT, ID
 
 OOF, OOF_FILE = "out-of-fold", "oof.csv"
 
 
-def common(runs: Sequence[RunDir], processed: Processed, frames: Sequence[tuple[str, Path]]) -> str:
+def common(runs: Sequence[Run], processed: Processed, frames: Sequence[tuple[str, Path]]) -> str:
     """The rows that all runs have validation predictions of: out of fold, of which there are more, or the holdout.
 
     The holdout, where there are both or no runs at all, if one of the frames is of its rows.

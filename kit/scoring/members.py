@@ -12,7 +12,7 @@ import pandas as pd
 
 from kit.errors import DataError, RunError
 from kit.predictions import read_predictions
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.task import HOLDOUT
 
 ORIGIN = "origin.json"
@@ -49,7 +49,7 @@ def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFr
     if twice:
         both = ", ".join(str(file) for file, name in zip(files, names, strict=True) if name == twice[0])
         raise DataError(f"{both}: all called {twice[0]!r}, as a blend names its members", "Rename one of the files.")
-    data = {run: RunDir(run).origin.get("data") for run in map(run_of, files) if run}
+    data = {run: Run(run).origin.get("data") for run in map(run_of, files) if run}
     first = next(iter(data), None)
     other = next((run for run in data if data[run] != data[first]), None)
     if other is not None:

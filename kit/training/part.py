@@ -23,7 +23,7 @@ from kit.model.inference import predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
-from kit.rundir import RunDir, digests
+from kit.run import Run, model_digests
 from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.storage.atomic import write_json
 from kit.training import lora
@@ -40,7 +40,7 @@ from kit.training.trainer import PairTrainer, make_trainer
 def train_part(
     recipe: Recipe,
     data: Processed,
-    run: RunDir,
+    run: Run,
     fold: int | str,
     *,
     resume: bool = False,
@@ -171,7 +171,7 @@ def _finish(
     model.save_pretrained(part, vocabulary)
     write_predictions(valid, part / "valid.csv")
     write_json(part / "trainer_state.json", {"log_history": [_tidy(entry) for entry in history]})
-    write_json(part / "metrics.json", metrics | {"files": digests(part)})
+    write_json(part / "metrics.json", metrics | {"files": model_digests(part)})
     shutil.rmtree(part / CHECKPOINTS)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from kit import parts
 from kit.data.processed import open_processed
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import folder_digest, resolve
+from kit.parts import choose_folds, run_origin, summarise_run
 from kit.recipe.spec import Recipe
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
 from kit.training import tracking
@@ -55,7 +55,7 @@ def train(
     began = time.monotonic()
     deadline = began + max_hours * 3600
     processed = open_processed(data)
-    folds = parts.chosen(fold, processed.folds)
+    folds = choose_folds(fold, processed.folds)
     backbone = folder_digest(resolve(recipe.backbone))  # one that does not exist leaves no run behind
     known = BACKBONES.get(recipe.backbone)
     if known and known.multilingual and processed.manifest["options"]["text"] == "ascii":
@@ -67,7 +67,7 @@ def train(
     ranks = PartialState(cpu=not torch.cuda.is_available())
     rows_at_once(recipe.train, ranks.num_processes)
     with ranks.main_process_first():
-        run = RunDir.create(runs, recipe, parts.origin(processed, backbone))
+        run = Run.create(runs, recipe, run_origin(processed, backbone))
     longest = 0.0
     for number, each in enumerate(folds):
         if not run.done(each) and agreed(time.monotonic() + longest > deadline):
@@ -81,4 +81,4 @@ def train(
         longest = max(longest, time.monotonic() - start)
         gc.collect()  # Trainer's model and optimizer hang in a reference cycle, and the next fold needs their memory
         torch.cuda.empty_cache()
-    return parts.summarise(run, processed, write=ranks.is_main_process)
+    return summarise_run(run, processed, write=ranks.is_main_process)

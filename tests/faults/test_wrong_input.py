@@ -17,7 +17,6 @@ from click.testing import CliRunner
 from comparing import compare
 from mutations import mutate
 
-from kit import parts
 from kit.baseline import run as baseline
 from kit.cli import main
 from kit.data import sample
@@ -25,9 +24,10 @@ from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
 from kit.data.rows import read_rows
 from kit.errors import KitError
+from kit.parts import summarise_run
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipe.load import load_recipe, shipped_recipes
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring import blend, calibration
 from kit.task import CLASSES, ID
 
@@ -104,8 +104,8 @@ def cli(*arguments: str) -> Callable[[Path], object]:
     return use
 
 
-def run_of(path: Path) -> RunDir:
-    return RunDir.open(path.parent if path.name == "origin.json" else path.parent.parent)
+def run_of(path: Path) -> Run:
+    return Run.open(path.parent if path.name == "origin.json" else path.parent.parent)
 
 
 def used_run(path: Path) -> object:
@@ -115,7 +115,7 @@ def used_run(path: Path) -> object:
         data = data.parent
     processed = open_processed(data / "data")
     run.check_data(processed.digest("train"))
-    parts.summarise(run, processed, write=False)
+    summarise_run(run, processed, write=False)
     return compare([run.path], data / "data")
 
 

@@ -16,7 +16,7 @@ from kit.model.encoder import folder_digest
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.scoring.ensemble import blend
 from kit.storage.atomic import write_json
 from kit.training.train import train
@@ -34,9 +34,9 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> RunDir:
+def run(trained: Path, tmp_path: Path) -> Run:
     """A copy of it to spoil."""
-    return RunDir(Path(shutil.copytree(trained, tmp_path / trained.name)))
+    return Run(Path(shutil.copytree(trained, tmp_path / trained.name)))
 
 
 def edit(path: Path, change: Callable[[dict], object]) -> None:
@@ -45,17 +45,17 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     write_json(path, content)
 
 
-def test_an_unspoilt_copy_predicts(run: RunDir, trained: Path, data: Path):
+def test_an_unspoilt_copy_predicts(run: Run, trained: Path, data: Path):
     assert predict_split(run.path, "valid", data).equals(predict_split(trained, "valid", data))
 
 
-def test_a_run_of_a_newer_kit_asks_for_that_kit(run: RunDir, data: Path):
+def test_a_run_of_a_newer_kit_asks_for_that_kit(run: Run, data: Path):
     edit(run.path / "origin.json", lambda origin: origin.update(format=2, kit="9.0"))
     with pytest.raises(RunError, match=r"made by kit 9\.0, newer than this"):
         predict_split(run.path, "valid", data)
 
 
-def test_a_recipe_key_of_another_kit_names_both_versions(run: RunDir, data: Path):
+def test_a_recipe_key_of_another_kit_names_both_versions(run: Run, data: Path):
     recipe = run.path / "recipe.toml"
     recipe.write_text(recipe.read_text() + "\n[future]\nkey = 1\n")
     edit(run.path / "origin.json", lambda origin: [origin.pop("recipe"), origin.update(kit="0.9")])
@@ -64,27 +64,27 @@ def test_a_recipe_key_of_another_kit_names_both_versions(run: RunDir, data: Path
 
 
 @pytest.mark.parametrize("change", [("max_tokens = 32", "max_tokens = 64"), ("swap = true", "swap = false")])
-def test_a_recipe_edited_after_training_is_noticed_by_its_hash(run: RunDir, data: Path, change: tuple[str, str]):
+def test_a_recipe_edited_after_training_is_noticed_by_its_hash(run: Run, data: Path, change: tuple[str, str]):
     recipe = run.path / "recipe.toml"
     recipe.write_text(recipe.read_text().replace(*change))
     with pytest.raises(RunError, match="edited since the run was begun"):
         predict_split(run.path, "valid", data)
 
 
-def test_a_comment_in_a_recipe_is_no_edit(run: RunDir, data: Path):
+def test_a_comment_in_a_recipe_is_no_edit(run: Run, data: Path):
     recipe = run.path / "recipe.toml"
     recipe.write_text("# ours\r\n" + recipe.read_text().replace("\n", "\r\n"), newline="")
     assert len(predict_split(run.path, "valid", data))
 
 
-def test_a_run_without_hashes_still_works(run: RunDir, data: Path, trained: Path):
+def test_a_run_without_hashes_still_works(run: Run, data: Path, trained: Path):
     """As an older kit left it."""
     edit(run.path / "origin.json", lambda origin: [origin.pop("format"), origin.pop("recipe")])
     edit(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
     assert predict_split(run.path, "valid", data).equals(predict_split(trained, "valid", data))
 
 
-def test_rows_preprocessed_again_are_noticed(run: RunDir, raw: Path, tmp_path: Path):
+def test_rows_preprocessed_again_are_noticed(run: Run, raw: Path, tmp_path: Path):
     preprocess(raw, tmp_path / "other", folds=3, valid=0.2, seed=1)
     for act in (
         lambda: predict_split(run.path, "valid", tmp_path / "other"),
@@ -95,7 +95,7 @@ def test_rows_preprocessed_again_are_noticed(run: RunDir, raw: Path, tmp_path: P
             act()
 
 
-def test_weights_of_another_fold_are_noticed(run: RunDir, data: Path):
+def test_weights_of_another_fold_are_noticed(run: Run, data: Path):
     """They fit the model as well as its own."""
     shutil.copyfile(run.part(0) / "model.safetensors", run.part("holdout") / "model.safetensors")
     with pytest.raises(RunError, match=r"holdout/model\.safetensors: its SHA-256 is not the one in metrics\.json"):
@@ -103,7 +103,7 @@ def test_weights_of_another_fold_are_noticed(run: RunDir, data: Path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_one_changed_bit_is_noticed(run: RunDir, data: Path, name: str):
+def test_one_changed_bit_is_noticed(run: Run, data: Path, name: str):
     path = run.part("holdout") / name
     content = bytearray(path.read_bytes())
     content[len(content) * 3 // 4] ^= 1
@@ -112,7 +112,7 @@ def test_one_changed_bit_is_noticed(run: RunDir, data: Path, name: str):
         predict_split(run.path, "valid", data)
 
 
-def test_a_checkpoint_of_another_architecture_is_named(run: RunDir, data: Path):
+def test_a_checkpoint_of_another_architecture_is_named(run: Run, data: Path):
     edit(run.part("holdout") / "config.json", lambda config: config["encoder"].update(num_hidden_layers=7))
     edit(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
     with pytest.raises(RunError, match=r"model\.safetensors is not of the model in config\.json"):
@@ -127,12 +127,12 @@ def test_a_backbone_folder_that_changed_is_noticed(tmp_path: Path):
     (folder / "README.md").write_text("words")
     recipe = load_recipe("tiny-electra", backbone=str(folder))
     origin = {"data": "x", "backbone": folder_digest(folder)}
-    RunDir.create(tmp_path / "runs", recipe, origin)
+    Run.create(tmp_path / "runs", recipe, origin)
     (folder / "README.md").write_text("other words")
-    RunDir.create(tmp_path / "runs", recipe, origin | {"backbone": folder_digest(folder)})
+    Run.create(tmp_path / "runs", recipe, origin | {"backbone": folder_digest(folder)})
     (folder / "model.safetensors").write_text("Weights")
     with pytest.raises(RunError, match=r"the files in the backbone folder .* have changed"):
-        RunDir.create(tmp_path / "runs", recipe, origin | {"backbone": folder_digest(folder)})
+        Run.create(tmp_path / "runs", recipe, origin | {"backbone": folder_digest(folder)})
 
 
 def test_predictions_of_another_fold_do_not_pass_for_this_ones(data: Path, tmp_path: Path):

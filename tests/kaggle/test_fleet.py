@@ -19,7 +19,7 @@ from kit.remote.client import Client
 from kit.remote.job import Job, train_jobs
 from kit.remote.kernels import KernelRef
 from kit.remote.session import OUTPUTS
-from kit.rundir import RunDir
+from kit.run import Run
 from kit.storage.lock import hold_lock
 from kit.task import PREDICTION_COLUMNS
 
@@ -82,7 +82,7 @@ def test_every_fold_is_trained_and_brought_home(
 ) -> None:
     outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
     assert [o.status for o in outcomes] == ["done"] * 3
-    run = RunDir.open(tmp_path / "runs" / RECIPE.run_name)
+    run = Run.open(tmp_path / "runs" / RECIPE.run_name)
     assert list(run.parts()) == ["fold0", "fold1", "fold2"]
     assert (run.part(2) / "model.safetensors").read_text() == "weights of 2"
     assert json.loads((run.path / "metrics.json").read_text())["oof"] == {
@@ -141,7 +141,7 @@ def test_one_failure_does_not_stop_the_others(
     outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert "The log ends:\nhello" in outcomes[1].problem
-    assert list(RunDir.open(tmp_path / "runs" / RECIPE.run_name).parts()) == ["fold0", "fold2"]
+    assert list(Run.open(tmp_path / "runs" / RECIPE.run_name).parts()) == ["fold0", "fold2"]
 
 
 def test_a_job_that_failed_is_pushed_again_at_the_next_start(
@@ -221,7 +221,7 @@ def test_a_part_that_is_being_trained_here_is_left_to_it(client: Client, jobs: l
         outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert f"fold1 is in use by process {os.getpid()}" in outcomes[1].problem
-    assert list(RunDir.open(home).parts()) == ["fold0", "fold2"]
+    assert list(Run.open(home).parts()) == ["fold0", "fold2"]
     assert set(harvest.origins(home)) == {"fold0", "fold2"}
 
 
@@ -252,7 +252,7 @@ def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
     writer.join()
     assert outcome.status == "done"
     assert "which is busy with" in caplog.text
-    assert list(RunDir.open(home).parts()) == ["fold0"]
+    assert list(Run.open(home).parts()) == ["fold0"]
 
 
 def test_the_version_is_remembered_though_none_was_named(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:

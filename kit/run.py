@@ -32,13 +32,13 @@ MODEL_FILES = (".safetensors", ".json", ".model", ".txt")  # of a part, by suffi
 
 
 @dataclass(frozen=True)
-class RunDir:
+class Run:
     """A run on disk, by its folder."""
 
     path: Path
 
     @classmethod
-    def create(cls, runs: Path, recipe: Recipe, origin: dict[str, Any]) -> "RunDir":
+    def create(cls, runs: Path, recipe: Recipe, origin: dict[str, Any]) -> "Run":
         """The folder for `recipe` under `runs`, made if new.
 
         Raises:
@@ -63,7 +63,7 @@ class RunDir:
         return run
 
     @classmethod
-    def create_baseline(cls, runs: Path, name: str, origin: dict[str, Any]) -> "RunDir":
+    def create_baseline(cls, runs: Path, name: str, origin: dict[str, Any]) -> "Run":
         """The folder of a baseline under `runs`, made if new.
 
         Raises:
@@ -77,7 +77,7 @@ class RunDir:
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunDir":
+    def open(cls, path: str | Path) -> "Run":
         """An existing run directory."""
         path = Path(path)
         run = cls(path)
@@ -208,7 +208,7 @@ class RunDir:
 _AGAIN = "Copy the run directory again, or train it again."
 
 
-def digests(part: Path) -> dict[str, str]:
+def model_digests(part: Path) -> dict[str, str]:
     """The SHA-256 of each file that makes a part's model."""
     files = sorted(path for path in part.iterdir() if path.suffix in MODEL_FILES and path.name not in LOGS)
     return {path.name: file_sha256(path) for path in files}
