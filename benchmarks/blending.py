@@ -22,8 +22,8 @@ import pandas as pd
 from scoring import KIT, seconds  # the benchmark beside this one
 
 from kit import task
+from kit.evaluation.softmax import softmax
 from kit.predictions import make_predictions, write_predictions
-from kit.scoring.softmax import softmax
 
 IMPORTS = [sys.executable, "-c", "import pandas, sklearn"]
 MEMBERS = 10

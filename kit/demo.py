@@ -8,14 +8,14 @@ from typing import Any
 
 from kit.data import sample
 from kit.data.preprocess import preprocess
+from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, KitError
+from kit.evaluation.validate import validate_submission
 from kit.predict import predict_split
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.report.report import Report, report
 from kit.report.written import write
-from kit.scoring.ensemble import blend
-from kit.scoring.validate import validate
 from kit.training.train import train
 
 BACKBONES = ("tiny-deberta", "tiny-roberta", "tiny-electra")
@@ -55,10 +55,12 @@ def run(
     for split, name in (("valid", "holdout/valid.csv"), ("test", "test.csv")):
         files, target = [folder / name for folder in folders], out / f"ensemble-{split}.csv"
         say(f"$ kit ensemble {' '.join(map(str, files))} -o {target}")
-        write_predictions(blend([read_predictions(file) for file in files], [str(file) for file in files]), target)
+        write_predictions(
+            blend_predictions([read_predictions(file) for file in files], [str(file) for file in files]), target
+        )
         blends.append(("ensemble (mean)", target))
     say(f"$ kit validate {blends[-1][1]} --sample {raw / 'sample_submission.csv'}")
-    valid = validate(blends[-1][1], raw / "sample_submission.csv")
+    valid = validate_submission(blends[-1][1], raw / "sample_submission.csv")
     if not valid.ok:
         raise DataError(f"{blends[-1][1]}: {valid.problems[0]}", "This is a bug in kit; please report it.")
     frames = " ".join(f"--frame '{name}={file}'" for name, file in blends)

@@ -9,9 +9,9 @@ import pandas as pd
 import kit
 from kit.data.processed import Processed
 from kit.errors import RecipeError, RunError
+from kit.evaluation.metrics import accuracy, log_loss
 from kit.predictions import read_predictions, write_predictions
 from kit.run import Run
-from kit.scoring.metrics import accuracy, log_loss
 from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import CLASSES, HOLDOUT, ID, LABEL

@@ -46,7 +46,7 @@ def write_predictions(frame: pd.DataFrame, path: str | Path) -> None:
 def read_predictions(path: str | Path) -> pd.DataFrame:
     """Reads a prediction frame that other code will compute with: ids int64 and unique, classes float64 and finite.
 
-    Column order and extra columns are free, as they are for Kaggle's graders. Use `scoring.validate` to list
+    Column order and extra columns are free, as they are for Kaggle's graders. Use `evaluation.validate` to list
     every problem of a file instead of stopping at the first.
 
     Raises:

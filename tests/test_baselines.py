@@ -16,23 +16,25 @@ from scipy.optimize import approx_fprime
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
-from kit import baseline
+from kit.baselines import tfidf
+from kit.baselines.linear import fit_symmetric
+from kit.baselines.models import FITS, FittedBaseline, PairRows, fit_uniform
+from kit.baselines.run import run_baseline
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
+from kit.ensemble.members import member_name
 from kit.errors import KitError, RecipeError, RunError
+from kit.evaluation import softmax
+from kit.evaluation.metrics import accuracy, class_prior, log_loss
 from kit.predictions import read_predictions
 from kit.run import Run
-from kit.scoring import baselines, ngrams, softmax, symmetric
-from kit.scoring.baselines import FITS, Pairs
-from kit.scoring.members import member_name
-from kit.scoring.metrics import accuracy, log_loss, prior
 from kit.storage.atomic import write_json
 from kit.task import CLASSES, HOLDOUT, ID, LABEL, SWAP, TEXTS
 
 GOOD, BAD = "certainly a helpful answer", "some hopeless nonsense here"
 
 
-def pairs(rows: int, seed: int = 0) -> tuple[Pairs, np.ndarray]:
+def pairs(rows: int, seed: int = 0) -> tuple[PairRows, np.ndarray]:
     """Pairs in which a phrase decides, and length a little; labels (N,)."""
     generator = np.random.default_rng(seed)
     good = generator.random((2, rows)) < 0.5
@@ -42,7 +44,7 @@ def pairs(rows: int, seed: int = 0) -> tuple[Pairs, np.ndarray]:
     lengths = generator.normal(6, 1, (rows, 2)).astype(np.float32)
     a, b = (np.column_stack([length, generator.normal(size=rows)]).astype(np.float32) for length in lengths.T)
     pair = generator.normal(size=(rows, 1)).astype(np.float32)
-    return Pairs(a, b, pair, lengths, np.arange(rows) // 2, tuple(map(ngrams.count, texts))), labels
+    return PairRows(a, b, pair, lengths, np.arange(rows) // 2, tuple(map(tfidf.count_ngrams, texts))), labels
 
 
 @pytest.mark.parametrize("name", [name for name in FITS if name != "prior"])
@@ -81,14 +83,14 @@ def test_tfidf_learns_the_phrase_that_decides_and_constants_do_not():
     assert losses["uniform"] == pytest.approx(np.log(3))
     assert losses["prior"] <= losses["uniform"] + 0.001
     assert losses["tfidf"] < 0.75 * losses["prior"]
-    np.testing.assert_allclose(FITS["prior"](train, labels).predict(other)[3], prior(labels))
+    np.testing.assert_allclose(FITS["prior"](train, labels).predict(other)[3], class_prior(labels))
 
 
 def test_trees_learn_what_depends_on_two_features_at_once():
     train, _ = pairs(3000)
     other, _ = pairs(1000, seed=1)
 
-    def rule(some: Pairs) -> np.ndarray:
+    def rule(some: PairRows) -> np.ndarray:
         return np.where(some.pair[:, 0] > 0, some.a[:, 1] < some.b[:, 1], some.a[:, 1] > some.b[:, 1]).astype(int)
 
     boosted, linear = (FITS[name](train, rule(train)).predict(other) for name in ("boosted", "length"))
@@ -134,10 +136,10 @@ def test_soft_labels_and_weights_outweigh_wrong_labels(name):
 def test_the_gradient_by_soft_targets_is_that_of_the_loss():
     generator = np.random.default_rng(0)
     logits, targets = generator.normal(size=(3, 5)), generator.dirichlet([1, 1, 1], 5) * generator.random((5, 1))
-    value, gradient = softmax.loss(logits, targets)
+    value, gradient = softmax.softmax_loss(logits, targets)
     chances = softmax.softmax(logits).T
     assert value == pytest.approx(-(targets * np.log(chances)).sum() / targets.sum())
-    found = approx_fprime(logits.ravel(), lambda flat: softmax.loss(flat.reshape(3, 5), targets)[0], 1e-7)
+    found = approx_fprime(logits.ravel(), lambda flat: softmax.softmax_loss(flat.reshape(3, 5), targets)[0], 1e-7)
     np.testing.assert_allclose(gradient.ravel(), found, atol=1e-5)
 
 
@@ -162,37 +164,37 @@ def test_a_linear_model_of_blocks_is_one_of_their_columns_side_by_side(seed, thi
     wide = generator.normal(size=(60, 4)).astype(np.float32)
     blocks = [sparse.csr_array(wide[:, :2]) if thin else wide[:, :2], wide[:, 2:]]
     labels = generator.integers(0, 3, 60)
-    one = symmetric.fit([wide], [np.abs(wide)], labels, 0.1)
-    other = symmetric.fit(blocks, [abs(block) for block in blocks], labels, 0.1)
+    one = fit_symmetric([wide], [np.abs(wide)], labels, 0.1)
+    other = fit_symmetric(blocks, [abs(block) for block in blocks], labels, 0.1)
     found = other.predict(blocks, [abs(block) for block in blocks])
     np.testing.assert_allclose(found, one.predict([wide], [np.abs(wide)]), atol=1e-3)
 
 
 def test_tfidf_is_that_of_scikit_learn(monkeypatch):
-    monkeypatch.setattr(ngrams, "RAREST", 1)
+    monkeypatch.setattr(tfidf, "RAREST", 1)
     texts = ["The cat sat. The cat ran.", "A dog ran", "é 漢字 cat", ""]
-    counts = ngrams.count(texts)
-    weighed = ngrams.weigh(counts, ngrams.inverse_frequencies([counts]))
+    counts = tfidf.count_ngrams(texts)
+    weighed = tfidf.weigh_ngrams(counts, tfidf.inverse_frequencies([counts]))
     for block, found in zip(counts, weighed, strict=True):
         raw = block.copy()
         raw.data = np.exp(raw.data - 1)
         expected = TfidfTransformer(sublinear_tf=True).fit_transform(raw)
-        used = np.flatnonzero(np.bincount(block.indices, minlength=ngrams.WIDTH))
+        used = np.flatnonzero(np.bincount(block.indices, minlength=tfidf.WIDTH))
         np.testing.assert_allclose(found.toarray(), expected[:, used].toarray(), rtol=1e-5, atol=1e-7)
 
 
 def test_rare_ngrams_have_no_column_and_leave_no_trace():
-    counts = ngrams.count(["cat"] * ngrams.RAREST + ["cat unheard of"])
-    weighed = ngrams.weigh(counts, ngrams.inverse_frequencies([counts]))
-    assert weighed[0].shape == (ngrams.RAREST + 1, 1)
+    counts = tfidf.count_ngrams(["cat"] * tfidf.RAREST + ["cat unheard of"])
+    weighed = tfidf.weigh_ngrams(counts, tfidf.inverse_frequencies([counts]))
+    assert weighed[0].shape == (tfidf.RAREST + 1, 1)
     np.testing.assert_allclose(weighed[0].toarray(), 1)
-    unknown = ngrams.weigh(ngrams.count(["entirely new"]), ngrams.inverse_frequencies([counts]))
+    unknown = tfidf.weigh_ngrams(tfidf.count_ngrams(["entirely new"]), tfidf.inverse_frequencies([counts]))
     assert [block.nnz for block in unknown] == [0, 0]
 
 
 def test_texts_without_a_frequent_ngram_leave_the_features_to_learn_from():
     train, labels = pairs(200)
-    bare = Pairs(train.a, train.b, train.pair, train.lengths, train.groups, (ngrams.count([""] * 200),) * 2)
+    bare = PairRows(train.a, train.b, train.pair, train.lengths, train.groups, (tfidf.count_ngrams([""] * 200),) * 2)
     assert np.isfinite(FITS["tfidf"](bare, labels).predict(bare)).all()
 
 
@@ -200,8 +202,8 @@ def test_texts_without_a_frequent_ngram_leave_the_features_to_learn_from():
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name in FITS:
-        baseline.run(name, data, folder, "holdout")
-        baseline.run(name, data, folder, "all")
+        run_baseline(name, data, folder, "holdout")
+        run_baseline(name, data, folder, "all")
     return folder
 
 
@@ -233,12 +235,12 @@ def test_no_fit_sees_a_validation_row_or_a_prompt_of_one(data: Path, processed: 
     groups, labels = (processed.train()[name].to_numpy() for name in ("group", LABEL))
     seen = []
 
-    def spy(train: Pairs, given_labels: np.ndarray) -> baselines.Model:
+    def spy(train: PairRows, given_labels: np.ndarray) -> FittedBaseline:
         seen.append((sorted(train.groups.tolist()), sorted(given_labels.tolist())))
-        return baselines.uniform(train, given_labels)
+        return fit_uniform(train, given_labels)
 
     monkeypatch.setitem(FITS, "uniform", spy)
-    baseline.run("uniform", data, tmp_path, "all")
+    run_baseline("uniform", data, tmp_path, "all")
     for fold, (train_groups, train_labels) in enumerate(seen):
         train, valid = processed.fold_rows(fold)
         assert (train_groups, train_labels) == (sorted(groups[train].tolist()), sorted(labels[train].tolist()))
@@ -248,12 +250,12 @@ def test_no_fit_sees_a_validation_row_or_a_prompt_of_one(data: Path, processed: 
 
 def test_the_holdout_alone_gives_test_predictions_too(data: Path, tmp_path: Path):
     said: list[str] = []
-    result = baseline.run("length", data, tmp_path, say=said.append)
+    result = run_baseline("length", data, tmp_path, say=said.append)
     run = Path(result["run"])
     assert "oof" not in result
     pd.testing.assert_frame_equal(read_predictions(run / "test.csv"), read_predictions(run / HOLDOUT / "test.csv"))
     before = (run / HOLDOUT / "metrics.json").stat().st_mtime_ns
-    baseline.run("length", data, tmp_path, say=said.append)
+    run_baseline("length", data, tmp_path, say=said.append)
     assert "is done already" in said[-1]
     assert (run / HOLDOUT / "metrics.json").stat().st_mtime_ns == before
 
@@ -267,7 +269,7 @@ def test_test_rows_that_have_changed_since_are_not_averaged_with_others(raw: Pat
     def fit(test: pd.DataFrame, fold: str) -> np.ndarray:
         test.to_csv(source / "test.csv", index=False)
         preprocess(source, out, folds=3, valid=0.2)
-        run = Path(baseline.run("length", out, runs, fold)["run"])
+        run = Path(run_baseline("length", out, runs, fold)["run"])
         found = read_predictions(run / "test.csv")
         assert found[ID].tolist() == test["id"].astype(int).tolist()
         return found[list(CLASSES)].to_numpy()
@@ -295,7 +297,7 @@ def test_texts_are_read_once_for_all_folds(data: Path, tmp_path: Path, monkeypat
         return read(path, columns=columns, **more)
 
     monkeypatch.setattr(pq, "read_table", counted)
-    baseline.run("prior", data, tmp_path, "all")
+    run_baseline("prior", data, tmp_path, "all")
     assert sorted(whole) == ["test.parquet", "train.parquet"]
 
 
@@ -310,7 +312,7 @@ def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):
 
 
 def test_a_report_without_common_rows_names_the_baseline_to_run(runs: Path, data: Path, tmp_path: Path):
-    baseline.run("uniform", data, tmp_path, "0")
+    run_baseline("uniform", data, tmp_path, "0")
     with pytest.raises(RunError, match="kit baseline uniform --fold holdout"):
         compare([runs / "baseline-length", tmp_path / "baseline-uniform"], data)
 
@@ -331,14 +333,14 @@ def test_a_folder_without_a_recipe_is_a_run_only_if_it_is_a_baseline(tmp_path: P
 
 def test_what_cannot_be_run_is_refused_before_anything_is_written(data: Path, runs: Path, tmp_path: Path):
     with pytest.raises(KitError, match="no baseline 'bayes'"):
-        baseline.run("bayes", data, tmp_path)
+        run_baseline("bayes", data, tmp_path)
     for fold in ("3", "-1", "first"):
         with pytest.raises(RecipeError, match="have folds 0 to"):
-            baseline.run("length", data, tmp_path, fold)
+            run_baseline("length", data, tmp_path, fold)
     assert list(tmp_path.iterdir()) == []
     origin = json.loads((runs / "baseline-uniform" / "origin.json").read_text())
     assert origin["data"] == open_processed(data).digest("train")
     assert [origin[name] for name in ("text", "split", "folds", "valid", "seed")] == ["unicode", "grouped", 3, 0.2, 0]
     write_json(tmp_path / "baseline-uniform" / "origin.json", origin | {"data": "other"})
     with pytest.raises(RunError, match="other rows"):
-        baseline.run("uniform", data, tmp_path)
+        run_baseline("uniform", data, tmp_path)

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from made_runs import predictions
 
+from kit.ensemble import blend as blends
+from kit.ensemble.fit import BlendFit, fit_blend
 from kit.errors import DataError
+from kit.evaluation.metrics import log_loss
 from kit.predictions import make_predictions
 from kit.report.blended import blended
 from kit.report.model import Model
-from kit.scoring import blend as blends
-from kit.scoring.fit import Fit, fit
-from kit.scoring.metrics import log_loss
 from kit.task import GROUP, ID, LABEL
 
 ROWS = 1500
@@ -37,18 +37,18 @@ def models(truth: pd.DataFrame) -> list[Model]:
 
 
 @pytest.fixture(scope="module", params=["arithmetic", "geometric"])
-def fitted(request: pytest.FixtureRequest, models: list[Model], truth: pd.DataFrame) -> Fit:
+def fitted(request: pytest.FixtureRequest, models: list[Model], truth: pd.DataFrame) -> BlendFit:
     frames = [make_predictions(truth[ID].to_numpy(), model.predictions["valid"]) for model in models]
-    return fit(frames, [model.name for model in models], truth, request.param, draws=2)
+    return fit_blend(frames, [model.name for model in models], truth, request.param, draws=2)
 
 
-def of(fitted: Fit, models: list[Model], truth: pd.DataFrame, path: Path) -> Model:
-    blends.write(fitted.blend, path, fitted.fitted)
+def of(fitted: BlendFit, models: list[Model], truth: pd.DataFrame, path: Path) -> Model:
+    blends.write_blend(fitted.blend, path, fitted.fitted)
     return blended(path, models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
 
 
 def test_its_validation_loss_is_the_cross_fitted_one(
-    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
     model = of(fitted, models, truth, tmp_path / "my.blend.json")
     assert model.name == "my.blend"
@@ -59,21 +59,23 @@ def test_its_validation_loss_is_the_cross_fitted_one(
 
 
 def test_its_test_predictions_are_what_applying_it_gives(
-    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
     model = of(fitted, models[::-1], truth, tmp_path / "blend.json")
     frames = [make_predictions(np.arange(10), each.predictions["test"]) for each in models[:2]]
-    applied = blends.apply(fitted.blend, frames, ["a", "b"])
+    applied = blends.apply_blend(fitted.blend, frames, ["a", "b"])
     np.testing.assert_allclose(model.predictions["test"], applied.iloc[:, 1:].to_numpy(), rtol=1e-12)
 
 
-def test_rows_that_a_member_lacks_are_left_out(fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path):
+def test_rows_that_a_member_lacks_are_left_out(
+    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+):
     lacking = [Model("a", {"valid": models[0].predictions["valid"]}), *models[1:]]
     assert set(of(fitted, lacking, truth, tmp_path / "blend.json").predictions) == {"valid"}
 
 
 def test_a_missing_member_and_namesakes_are_named(
-    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
     with pytest.raises(DataError, match=r"blend\.json: blends a, of which"):
         of(fitted, models[1:], truth, tmp_path / "blend.json")
@@ -83,7 +85,7 @@ def test_a_missing_member_and_namesakes_are_named(
 
 def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[Model], truth: pd.DataFrame, tmp_path: Path):
     plain = blends.Blend(("a", "b"), (0.5, 0.5), "arithmetic")
-    blends.write(plain, tmp_path / "mean.json", {"method": "mean"})
+    blends.write_blend(plain, tmp_path / "mean.json", {"method": "mean"})
     model = blended(tmp_path / "mean.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
     expected = (models[0].predictions["valid"] + models[1].predictions["valid"]) / 2
     np.testing.assert_allclose(model.predictions["valid"], expected, rtol=1e-12)
@@ -91,13 +93,13 @@ def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[Model], truth: 
 
 
 def test_on_a_share_of_the_rows_it_was_fitted_to_it_is_cross_fitted_too(
-    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
     """As on the holdout, whose rows are among those out of fold."""
     share = [Model(each.name, {"valid": each.predictions["valid"][:600]}) for each in models]
     model = of(fitted, share, truth[:600], tmp_path / "blend.json")
     frames = [make_predictions(np.arange(600), each.predictions["valid"]) for each in share[:2]]
-    there = fit(frames, ["a", "b"], truth[:600], fitted.method, draws=2)
+    there = fit_blend(frames, ["a", "b"], truth[:600], fitted.method, draws=2)
     found = log_loss(model.predictions["valid"], truth[LABEL].to_numpy()[:600])
     assert model.saved.note == ""
     assert found == pytest.approx(there.cross_fitted, abs=1e-5)
@@ -105,7 +107,7 @@ def test_on_a_share_of_the_rows_it_was_fitted_to_it_is_cross_fitted_too(
 
 
 def test_on_too_few_rows_it_has_no_validation_predictions(
-    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
     some = [
         Model(each.name, {"valid": each.predictions["valid"][:40], "test": each.predictions["test"]}) for each in models
@@ -116,8 +118,8 @@ def test_on_too_few_rows_it_has_no_validation_predictions(
 
 
 def test_a_file_that_tells_no_rows_is_cross_fitted_like_any(
-    fitted: Fit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
 ):
-    blends.write(fitted.blend, tmp_path / "blend.json", {"method": fitted.method})
+    blends.write_blend(fitted.blend, tmp_path / "blend.json", {"method": fitted.method})
     model = blended(tmp_path / "blend.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
     assert log_loss(model.predictions["valid"], truth[LABEL].to_numpy()) == pytest.approx(fitted.cross_fitted, abs=1e-5)

@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 from quick_recipe import QUICK
 
+from kit.baselines.models import FITS
 from kit.cli import main
 from kit.cli.blending import BASELINES
 from kit.errors import KitError
 from kit.predictions import read_predictions, write_predictions
-from kit.scoring.baselines import FITS
 
 ROOT = Path(__file__).parent.parent
 

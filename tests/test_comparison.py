@@ -8,13 +8,13 @@ from comparing import compare
 from quick_recipe import QUICK
 
 from kit.errors import DataError, RunError
+from kit.evaluation.metrics import log_loss
+from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
 from kit.predict import predict_split
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.report.comparison import columns, rows
 from kit.run import Run
-from kit.scoring.metrics import log_loss
-from kit.scoring.truth import align, read_truth, restrict
 from kit.task import ID
 from kit.training.train import train
 
@@ -44,11 +44,11 @@ def test_every_line_is_scored_on_the_same_rows(run: Path, data: Path, raw: Path)
 
 def test_a_figure_is_the_log_loss_with_an_interval_around_it(run: Path, data: Path, raw: Path):
     line = compare([run], data, truth=raw / "truth.csv").lines[-1]
-    test = align(read_predictions(run / "test.csv"), read_truth(raw / "truth.csv"), "test")
+    test = align_to_truth(read_predictions(run / "test.csv"), read_truth(raw / "truth.csv"), "test")
     assert line.test.log_loss == pytest.approx(log_loss(*test), abs=1e-12)
     valid = read_predictions(run / "holdout" / "valid.csv")
-    truth = restrict(read_truth(data / "train.parquet"), valid)
-    assert line.valid.log_loss == pytest.approx(log_loss(*align(valid, truth, "valid")), abs=1e-12)
+    truth = restrict_truth(read_truth(data / "train.parquet"), valid)
+    assert line.valid.log_loss == pytest.approx(log_loss(*align_to_truth(valid, truth, "valid")), abs=1e-12)
     for figures in (line.test, line.valid):
         assert figures.low < figures.log_loss < figures.high
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, KitError
+from kit.evaluation.validate import is_gradable
 from kit.predictions import make_predictions, read_predictions
-from kit.scoring import ensemble
-from kit.scoring.validate import gradable
 from kit.task import CLASSES, SWAP
 
 DATA = Path(__file__).parent / "data"
@@ -32,7 +32,7 @@ def members(draw, smallest=1):
 def blend(frames, method="mean", weights=None):
     if method == "weights" and weights is None:
         weights = list(range(1, len(frames) + 1))
-    return ensemble.blend(frames, [f"{i}.csv" for i in range(len(frames))], method, weights)
+    return blend_predictions(frames, [f"{i}.csv" for i in range(len(frames))], method, weights)
 
 
 def numbers(table):
@@ -49,7 +49,7 @@ def test_the_reference_predictions_pick_the_classes_they_picked():
 
 
 def test_the_mean_of_the_reference_predictions():
-    blended = ensemble.blend(reference(), NAMES)
+    blended = blend_predictions(reference(), NAMES)
     assert blended["id"].tolist() == [136060, 211333, 1233961]
     row_1 = [(0.267 + 0.033 + 0.349) / 3, (0.234 + 0.814 + 0.335) / 3, (0.499 + 0.153 + 0.316) / 3]
     row_2 = [(0.363 + 0.298 / 0.999 + 0.349) / 3, (0.335 + 0.352 / 0.999 + 0.335) / 3]  # its figures sum to 0.999
@@ -59,7 +59,7 @@ def test_the_mean_of_the_reference_predictions():
 
 
 def test_the_geometric_mean_of_the_reference_predictions():
-    blended = ensemble.blend(reference(), NAMES, "geometric")
+    blended = blend_predictions(reference(), NAMES, "geometric")
     roots = np.cbrt([0.267 * 0.033 * 0.349, 0.234 * 0.814 * 0.335, 0.499 * 0.153 * 0.316])
     np.testing.assert_allclose(numbers(blended)[0], roots / roots.sum(), rtol=1e-12)
     assert numbers(blended).argmax(axis=1).tolist() == [1, 1, 1]
@@ -104,7 +104,7 @@ def test_equal_members_blend_to_themselves_and_one_stays_what_it_is(frames, meth
 @given(members(), st.sampled_from(METHODS))
 def test_every_row_of_a_blend_is_taken_by_a_grader_and_lies_between_its_members(frames, method):
     blended = numbers(blend(frames, method))
-    assert gradable(blended).all()
+    assert is_gradable(blended).all()
     if method != "geometric":  # normalising moves a geometric mean out of its members' range
         each = np.stack([numbers(f) for f in frames])
         assert (blended >= each.min(axis=0) - 1e-12).all()
@@ -135,11 +135,11 @@ def test_one_members_zero_lowers_a_class_without_ending_it():
 def test_ids_that_do_not_match_are_named_with_the_files():
     one, other = reference()[:2]
     with pytest.raises(DataError) as caught:
-        ensemble.blend([one, other.replace({"id": {211333: 5}})], ["a.csv", "b.csv"])
+        blend_predictions([one, other.replace({"id": {211333: 5}})], ["a.csv", "b.csv"])
     assert "b.csv lacks 1 id (211333) of a.csv" in caught.value.problem
     assert "b.csv has 1 id (5) that a.csv does not have" in caught.value.problem
     with pytest.raises(DataError, match=r"b\.csv: 1 id"):
-        ensemble.blend([one, pd.concat([other, other.iloc[:1]])], ["a.csv", "b.csv"])
+        blend_predictions([one, pd.concat([other, other.iloc[:1]])], ["a.csv", "b.csv"])
 
 
 @pytest.mark.parametrize("row", [[30.0, 30.0, 40.0], [-0.1, 0.6, 0.5], [np.nan, 0.5, 0.5], [0.0, 0.0, 0.0]])
@@ -147,7 +147,7 @@ def test_rows_that_are_not_probabilities_are_not_blended(row):
     one, other = reference()[:2]
     other.loc[1, list(CLASSES)] = row
     with pytest.raises(DataError, match=r"b.csv: id 211333: not probabilities that sum to 1\n"):
-        ensemble.blend([one, other], ["a.csv", "b.csv"])
+        blend_predictions([one, other], ["a.csv", "b.csv"])
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_rows_that_are_not_probabilities_are_not_blended(row):
 )
 def test_weights_and_methods_that_do_not_fit_are_refused(method, weights, words):
     with pytest.raises(KitError, match=words):
-        ensemble.blend(reference(), NAMES, method, weights)
+        blend_predictions(reference(), NAMES, method, weights)
 
 
 def test_no_files_are_no_blend():
     with pytest.raises(KitError, match="nothing to blend"):
-        ensemble.blend([], [])
+        blend_predictions([], [])

@@ -9,13 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
 
+from kit.ensemble.blend import Blend, apply_blend, read_blend, write_blend
+from kit.ensemble.calibration import Calibration
+from kit.ensemble.candidate import BlendRows, fit_candidate
+from kit.ensemble.fit import fit_blend
+from kit.ensemble.members import member_name, read_members
+from kit.ensemble.serialize import write_fitted
+from kit.ensemble.weights import blend_objective, choose_weights, weight_coefficients, weight_spread
 from kit.errors import DataError, KitError, RunError
+from kit.evaluation.metrics import log_loss
+from kit.evaluation.softmax import softmax
 from kit.predictions import make_predictions, write_predictions
-from kit.scoring import blend, candidate, fit, members, saved, weights
-from kit.scoring.blend import Blend
-from kit.scoring.calibration import Calibration
-from kit.scoring.metrics import log_loss
-from kit.scoring.softmax import softmax
 from kit.storage.atomic import write_json
 from kit.task import CLASSES
 
@@ -48,7 +52,7 @@ def numbers(table: pd.DataFrame) -> np.ndarray:
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
 def test_a_known_blend_and_temperature_are_recovered_to_two_decimals(pool):
     truth = Blend(("a", "b", "c"), (0.55, 0.3, 0.15), pool, Calibration(0.7))
-    found = fit.fit(*case(truth, 150_000, width=2.0), method=pool)
+    found = fit_blend(*case(truth, 150_000, width=2.0), method=pool)
     assert found.blend.members == truth.members
     assert found.blend.weights == pytest.approx(truth.weights, abs=0.01)
     assert found.blend.calibration.temperature == pytest.approx(0.7, abs=0.01)
@@ -60,32 +64,32 @@ def test_a_known_blend_and_temperature_are_recovered_to_two_decimals(pool):
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
 def test_the_pool_that_made_the_truth_wins(pool):
     truth = Blend(("a", "b"), (0.6, 0.4), pool)
-    assert fit.fit(*case(truth, 20_000, width=2.5)).method == pool
+    assert fit_blend(*case(truth, 20_000, width=2.5)).method == pool
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric", "greedy"])
 def test_a_useless_member_has_no_weight_and_is_dropped_by_name(method):
     truth = Blend(("a", "b"), (0.6, 0.4), "geometric")
     frames, names, table = case(truth, 20_000, extra=1)
-    raw = candidate.candidate(method, rows_of(frames, table))
+    raw = fit_candidate(method, rows_of(frames, table))
     assert raw.point[2] / raw.point.sum() < 0.02
-    found = fit.fit(frames, names, table, method)
+    found = fit_blend(frames, names, table, method)
     assert (found.blend.members, found.blend.used) == (("a", "b", "useless0"), ("a", "b"))
     assert (found.members[2].name, found.members[2].weight) == ("useless0", 0)
     assert any("useless0 is dropped" in note for note in found.notes)
 
 
-def rows_of(frames: list[pd.DataFrame], table: pd.DataFrame) -> candidate.Rows:
+def rows_of(frames: list[pd.DataFrame], table: pd.DataFrame) -> BlendRows:
     major = np.stack([numbers(each).T for each in frames])
     labels, groups = table["label"].to_numpy(), table["group"].to_numpy()
-    return candidate.Rows(major, labels, groups, groups % 5)
+    return BlendRows(major, labels, groups, groups % 5)
 
 
 def test_the_cross_fitted_loss_is_not_below_the_one_in_sample_over_seeds():
     truth = Blend(("a", "b"), (0.6, 0.4), "geometric", Calibration(1.3))
     gaps = []
     for seed in range(25):
-        found = fit.fit(*case(truth, 500, seed, extra=2), draws=2)
+        found = fit_blend(*case(truth, 500, seed, extra=2), draws=2)
         gaps += [trial.cross_fitted - trial.in_sample for trial in found.tried[2:]]
         gaps.append(found.cross_fitted - found.in_sample)
     assert np.mean(gaps) > 2 * np.std(gaps) / np.sqrt(len(gaps)) > 0
@@ -93,7 +97,7 @@ def test_the_cross_fitted_loss_is_not_below_the_one_in_sample_over_seeds():
 
 def test_few_rows_get_the_plain_mean_and_are_told_so():
     frames, names, table = case(Blend(("a", "b"), (0.9, 0.1), "arithmetic"), 150)
-    found = fit.fit(frames, names, table)
+    found = fit_blend(frames, names, table)
     assert (found.method, found.blend.weights, found.blend.calibration.identity) == ("mean", (0.5, 0.5), True)
     assert "150 rows are too few to fit 2 parameters: it takes 200" in found.notes[0]
     mean = np.mean([numbers(each) for each in frames], axis=0)
@@ -103,7 +107,7 @@ def test_few_rows_get_the_plain_mean_and_are_told_so():
 
 def test_the_plain_mean_is_kept_where_no_fit_is_better():
     truth = Blend(("a", "b", "c"), (1 / 3, 1 / 3, 1 / 3), "arithmetic")
-    found = [fit.fit(*case(truth, 400, seed), draws=2) for seed in range(8)]
+    found = [fit_blend(*case(truth, 400, seed), draws=2) for seed in range(8)]
     means = [one.tried[1].cross_fitted for one in found]
     assert all(one.cross_fitted <= mean for one, mean in zip(found, means, strict=True))
     kept = [one for one in found if one.method == "mean"]
@@ -111,20 +115,20 @@ def test_the_plain_mean_is_kept_where_no_fit_is_better():
     for one in kept:
         assert one.blend == Blend(truth.members, (1 / 3, 1 / 3, 1 / 3), "arithmetic")
         assert one.notes[0].startswith("nothing is fitted, the plain mean is taken: the best fit has ")
-    asked = fit.fit(*case(truth, 400), "geometric", draws=2)
+    asked = fit_blend(*case(truth, 400), "geometric", draws=2)
     assert asked.method == "geometric"
 
 
 @pytest.mark.parametrize("method", [None, "arithmetic", "geometric", "greedy"])
 def test_applying_a_saved_blend_is_the_fit(tmp_path, method):
     frames, names, table = case(Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "geometric", Calibration(1.2)), 3000)
-    found = fit.fit(frames, names, table, method, draws=20)
-    blend.write(found.blend, tmp_path / "b.json", found.fitted)
-    again = blend.read(tmp_path / "b.json")
+    found = fit_blend(frames, names, table, method, draws=20)
+    write_blend(found.blend, tmp_path / "b.json", found.fitted)
+    again = read_blend(tmp_path / "b.json")
     assert again == found.blend
     order = [2, 0, 1]
     shuffled = [frames[i].sample(frac=1, random_state=i) for i in order]
-    applied = blend.apply(again, shuffled, [names[i] for i in order])
+    applied = apply_blend(again, shuffled, [names[i] for i in order])
     assert applied["id"].tolist() == shuffled[0]["id"].tolist()
     aligned = applied.set_index("id").loc[table["id"]]
     assert log_loss(numbers(aligned), table["label"].to_numpy()) == pytest.approx(found.in_sample, abs=1e-12)
@@ -137,8 +141,8 @@ def test_applying_a_saved_blend_is_the_fit(tmp_path, method):
 @given(st.integers(0, 50), st.permutations(range(3)))
 def test_the_order_of_members_and_rows_does_not_matter(seed, order):
     frames, names, table = case(Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "arithmetic"), 700, seed)
-    one = fit.fit(frames, names, table, "geometric", draws=5)
-    other = fit.fit(
+    one = fit_blend(frames, names, table, "geometric", draws=5)
+    other = fit_blend(
         [frames[i].sample(frac=1, random_state=seed) for i in order],
         [names[i] for i in order],
         table.sample(frac=1, random_state=seed + 1),
@@ -153,7 +157,7 @@ def test_the_order_of_members_and_rows_does_not_matter(seed, order):
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
 def test_the_gradient_is_that_of_the_loss(pool):
     made = np.ascontiguousarray(predictions(50, 3).transpose(0, 2, 1))
-    objective = weights.objective(pool, made, np.arange(50) % 3)
+    objective = blend_objective(pool, made, np.arange(50) % 3)
     for point in (np.array([0.2, 0.5, 0.9]), np.array([1.5, 0.01, 0.3])):
         np.testing.assert_allclose(
             objective(point)[1], approx_fprime(point, lambda p: objective(p)[0], 1e-7), atol=1e-5
@@ -167,12 +171,12 @@ def test_one_step_of_the_bootstrap_is_nearly_a_whole_fit(pool):
     truth = Blend(("a", "b", "c"), (0.6, 0.3, 0.1), pool, Calibration(1.2))
     made = predictions(1200, 3)
     major, labels, groups = np.ascontiguousarray(made.transpose(0, 2, 1)), drawn(truth, made), np.arange(1200) // 2
-    point = weights.coefficients(pool, major, labels)
-    quick = weights.spread(pool, point, major, labels, groups, draws=40, seed=3)
+    point = weight_coefficients(pool, major, labels)
+    quick = weight_spread(pool, point, major, labels, groups, draws=40, seed=3)
     generator, whole = np.random.default_rng(3), []
     for _ in range(40):
         rows = (generator.integers(0, 600, 600)[:, None] * 2 + [0, 1]).ravel()
-        whole.append(weights.coefficients(pool, major[:, :, rows], labels[rows], point))
+        whole.append(weight_coefficients(pool, major[:, :, rows], labels[rows], point))
     for one, other in zip(quick.T, np.array(whole).T, strict=True):
         assert np.corrcoef(one, other)[0, 1] > 0.95
         assert np.std(one) == pytest.approx(np.std(other), rel=0.15)
@@ -183,12 +187,12 @@ def test_greedy_choice_starts_with_the_best_and_leaves_noise_out():
     truth = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
     made = predictions(20_000, 12)
     labels = drawn(truth, made[:2])
-    assert weights.choose(np.ascontiguousarray(made.transpose(0, 2, 1)), labels) == [0, 1]
+    assert choose_weights(np.ascontiguousarray(made.transpose(0, 2, 1)), labels) == [0, 1]
 
 
 def test_many_members_are_fitted_by_greedy_choice_too():
     frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 3000, extra=7)
-    found = fit.fit(frames, names, table, draws=5)
+    found = fit_blend(frames, names, table, draws=5)
     assert [trial.method for trial in found.tried[2:]] == ["arithmetic", "geometric", "greedy"]
     assert found.blend.used == ("a", "b")
     assert len(found.members) == len(found.blend.members) == 9
@@ -200,7 +204,7 @@ def test_members_that_are_all_harmful_make_a_flat_blend(method):
     labels = made.mean(axis=0).argmin(axis=1)
     ids = np.arange(2000)
     table = pd.DataFrame({"id": ids, "label": labels})
-    found = fit.fit([make_predictions(ids, each) for each in made], ["a", "b"], table, method, draws=5)
+    found = fit_blend([make_predictions(ids, each) for each in made], ["a", "b"], table, method, draws=5)
     assert found.cross_fitted < log_loss(made.mean(axis=0), labels)
     assert found.cross_fitted == pytest.approx(np.log(3), abs=0.2)
     assert np.isfinite(found.crossed).all()
@@ -210,24 +214,24 @@ def test_members_that_are_all_harmful_make_a_flat_blend(method):
 def test_frames_of_other_rows_are_refused():
     frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
     with pytest.raises(DataError, match=r"b lacks 1 id"):
-        fit.fit([frames[0], frames[1].iloc[1:]], names, table)
+        fit_blend([frames[0], frames[1].iloc[1:]], names, table)
     with pytest.raises(DataError, match=r"a lacks 1 id .* of the truth"):
-        fit.fit([each.iloc[1:] for each in frames], names, table)
+        fit_blend([each.iloc[1:] for each in frames], names, table)
     with pytest.raises(DataError, match="two prediction files or more"):
-        fit.fit(frames[:1], names[:1], table)
+        fit_blend(frames[:1], names[:1], table)
     with pytest.raises(KitError, match="no way to fit 'stacking'"):
-        fit.fit(frames, names, table, "stacking")
+        fit_blend(frames, names, table, "stacking")
 
 
 def test_a_blend_takes_each_of_its_members_once_by_name():
     known = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
     one, other = (make_predictions(np.array([1, 2]), each) for each in predictions(2, 2))
     with pytest.raises(DataError, match=r"is of it; the blend does not know c\. Its members: a, b\n"):
-        blend.apply(known, [one, other], ["a", "c"])
+        apply_blend(known, [one, other], ["a", "c"])
     with pytest.raises(DataError, match="needs b, and no file is of it"):
-        blend.apply(known, [one], ["a"])
+        apply_blend(known, [one], ["a"])
     with pytest.raises(DataError, match="each member once"):
-        blend.apply(known, [one, other, other], ["a", "b", "b"])
+        apply_blend(known, [one, other, other], ["a", "b", "b"])
 
 
 def test_a_blend_tells_its_members_from_those_it_has_dropped():
@@ -235,7 +239,7 @@ def test_a_blend_tells_its_members_from_those_it_has_dropped():
     with pytest.raises(
         DataError, match=r"needs a, b, and no file is of them\. Its members: a, b; dropped: c"
     ) as raised:
-        blend.apply(known, [make_predictions(np.array([1, 2]), predictions(2, 1)[0])], ["c"])
+        apply_blend(known, [make_predictions(np.array([1, 2]), predictions(2, 1)[0])], ["c"])
     assert "may be left out" in raised.value.hint
 
 
@@ -244,8 +248,8 @@ def test_a_member_that_is_no_prediction_is_sent_to_validate_by_its_file():
     frames[1].loc[4, list(CLASSES)] = 0.9
     files = ["runs/a/oof.csv", "runs/b/oof.csv"]
     for broken in (
-        lambda: fit.fit(frames, names, table, files=files),
-        lambda: blend.apply(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), frames[::-1], names[::-1], files[::-1]),
+        lambda: fit_blend(frames, names, table, files=files),
+        lambda: apply_blend(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), frames[::-1], names[::-1], files[::-1]),
     ):
         with pytest.raises(DataError, match="b: id ") as raised:
             broken()
@@ -255,28 +259,28 @@ def test_a_member_that_is_no_prediction_is_sent_to_validate_by_its_file():
 def test_subset_is_proposed_only_where_it_helps():
     frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
     with pytest.raises(DataError, match=r"b lacks 1 id .* of a") as raised:
-        fit.fit([frames[0], frames[1][1:]], names, table)
+        fit_blend([frames[0], frames[1][1:]], names, table)
     assert "--subset" not in raised.value.hint
     with pytest.raises(DataError, match=r"a lacks 1 id .* of the truth") as raised:
-        fit.fit([each[1:] for each in frames], names, table)
+        fit_blend([each[1:] for each in frames], names, table)
     assert "add --subset" in raised.value.hint
 
 
 def test_a_weight_that_no_draw_could_move_has_no_interval():
     frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 3000, extra=1)
-    found = fit.fit(frames, names, table, "arithmetic", draws=20)
+    found = fit_blend(frames, names, table, "arithmetic", draws=20)
     assert [m.low is None for m in found.members] == [False, False, True]
     assert set(found.blend.spread) == {"a", "b"}
-    sole = fit.fit([frames[2], frames[0]], ["useless", "a"], table.assign(label=numbers(frames[0]).argmax(axis=1)))
+    sole = fit_blend([frames[2], frames[0]], ["useless", "a"], table.assign(label=numbers(frames[0]).argmax(axis=1)))
     assert (sole.blend.used, {m.low for m in sole.members}, sole.blend.spread) == (("a",), {None}, {})
-    few = fit.fit([each[:100] for each in frames[:2]], names[:2], table[:100])
+    few = fit_blend([each[:100] for each in frames[:2]], names[:2], table[:100])
     assert ({m.low for m in few.members}, few.temperature, few.blend.spread) == ({None}, None, {})
 
 
 def test_an_older_saved_blend_has_no_spread_and_a_spread_changed_by_hand_is_refused(tmp_path):
     known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric", spread={"a": (0.4, 0.6), "b": (0.4, 0.6)})
-    blend.write(known, tmp_path / "new.json", {})
-    assert blend.read(tmp_path / "new.json") == known
+    write_blend(known, tmp_path / "new.json", {})
+    assert read_blend(tmp_path / "new.json") == known
     content = json.loads((tmp_path / "new.json").read_text())
     assert [sorted(each) for each in content["members"]] == [["high", "low", "name", "weight"]] * 2 + [
         ["name", "weight"]
@@ -284,17 +288,17 @@ def test_an_older_saved_blend_has_no_spread_and_a_spread_changed_by_hand_is_refu
     content["members"][0] |= {"low": 0.7}
     write_json(tmp_path / "changed.json", content)
     with pytest.raises(DataError, match=r"changed.json: high is '0.6'"):
-        blend.read(tmp_path / "changed.json")
+        read_blend(tmp_path / "changed.json")
     content["members"] = [{"name": each["name"], "weight": each["weight"]} for each in content["members"]]
     write_json(tmp_path / "old.json", content)
-    assert blend.read(tmp_path / "old.json").spread == {}
+    assert read_blend(tmp_path / "old.json").spread == {}
 
 
 def test_a_dropped_member_may_be_named_or_left_out():
     known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric")
     three = [make_predictions(np.array([1, 2]), each) for each in predictions(2, 3)]
     pd.testing.assert_frame_equal(
-        blend.apply(known, three[::-1], ["c", "b", "a"]), blend.apply(known, three[1::-1], ["b", "a"])
+        apply_blend(known, three[::-1], ["c", "b", "a"]), apply_blend(known, three[1::-1], ["b", "a"])
     )
 
 
@@ -312,9 +316,9 @@ def test_a_dropped_member_may_be_named_or_left_out():
 )
 def test_a_blend_changed_by_hand_is_refused(tmp_path, change, words):
     good = {"pool": "arithmetic", "members": [{"name": "a", "weight": 1.0}]}
-    saved.write(tmp_path / "b.json", "blend", good | {"calibration": {"temperature": 1.0, "bias": [0, 0, 0]}} | change)
+    write_fitted(tmp_path / "b.json", "blend", good | {"calibration": {"temperature": 1.0, "bias": [0, 0, 0]}} | change)
     with pytest.raises(KitError, match=words):
-        blend.read(tmp_path / "b.json")
+        read_blend(tmp_path / "b.json")
 
 
 def written(path, seed=0):
@@ -327,11 +331,11 @@ def test_members_are_called_by_their_run_or_by_their_file(tmp_path):
     run = tmp_path / "deberta-1a2b3c4d"
     write_json(run / "origin.json", {"data": "x"})
     files = [written(run / "oof.csv"), written(run / "fold0" / "valid.csv"), written(tmp_path / "roberta.v2.csv")]
-    assert [members.member_name(each) for each in files] == ["deberta-1a2b3c4d", "deberta-1a2b3c4d", "roberta.v2"]
-    names, frames = members.read_members([files[0], files[2]])
+    assert [member_name(each) for each in files] == ["deberta-1a2b3c4d", "deberta-1a2b3c4d", "roberta.v2"]
+    names, frames = read_members([files[0], files[2]])
     assert (names, len(frames)) == (["deberta-1a2b3c4d", "roberta.v2"], 2)
     with pytest.raises(DataError, match="all called 'deberta-1a2b3c4d'"):
-        members.read_members(files[:2])
+        read_members(files[:2])
 
 
 def test_runs_of_other_rows_or_folds_are_not_blended(tmp_path):
@@ -339,4 +343,4 @@ def test_runs_of_other_rows_or_folds_are_not_blended(tmp_path):
         write_json(tmp_path / name / "origin.json", {"data": data})
     files = [written(tmp_path / name / "oof.csv") for name in ("one", "two")]
     with pytest.raises(RunError, match="two was trained on other rows or folds than"):
-        members.read_members(files)
+        read_members(files)

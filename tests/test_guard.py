@@ -19,9 +19,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from kit.cli import main
 from kit.errors import CollapseError, RunError
+from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
-from kit.scoring.metrics import log_loss, prior
 from kit.training.callbacks import Progress
 from kit.training.guard import CollapseGuard, GradientGuard, advice
 from kit.training.optim import optimizer
@@ -119,7 +119,7 @@ def test_nearly_constant_predictions_cannot_gain_the_margin(seed: int, share: fl
     each = 1 / 3 + CollapseGuard.SPREAD * (wave - wave.mean(1, keepdims=True))
     labels = (rng.random(rows)[:, None] > each.cumsum(1)).sum(1).clip(max=2)
     assert each.std(0).max() < CollapseGuard.SPREAD
-    gain = log_loss(np.tile(prior(labels), (rows, 1)), labels) - log_loss(each, labels)
+    gain = log_loss(np.tile(class_prior(labels), (rows, 1)), labels) - log_loss(each, labels)
     assert gain < CollapseGuard.MARGIN
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from quick_recipe import QUICK
 
-from kit.baseline import run as baseline
+from kit.baselines.run import run_baseline as baseline
 from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
 from kit.errors import DataError, HeldError, KitError

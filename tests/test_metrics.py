@@ -9,7 +9,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.scoring import metrics
+from kit.evaluation import metrics
 from kit.task import CLASSES
 
 PROBABILITY = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 5e-324, 1e-17, metrics.EPS, 1 - 1e-16]))
@@ -59,12 +59,12 @@ def test_accuracy_is_that_of_scikit_learn_and_takes_the_first_of_equals():
 
 
 def test_the_prior_counts_classes_that_never_occur():
-    assert metrics.prior(np.array([0, 0, 1, 0])).tolist() == [0.75, 0.25, 0]
+    assert metrics.class_prior(np.array([0, 0, 1, 0])).tolist() == [0.75, 0.25, 0]
 
 
 def test_no_constant_beats_the_class_prior():
     _, labels = predictions()
-    prior = metrics.prior(labels)
+    prior = metrics.class_prior(labels)
     nudged = prior + np.array([0.01, -0.005, -0.005])
     rows = len(labels)
     assert metrics.log_loss(np.tile(prior, (rows, 1)), labels) < metrics.log_loss(np.tile(nudged, (rows, 1)), labels)
@@ -79,7 +79,7 @@ def test_calibration_error_of_a_worked_example():
 
 
 def test_calibration_bins_are_open_below_and_closed_above():
-    count, confidence, correct = metrics.reliability(
+    count, confidence, correct = metrics.reliability_bins(
         np.array([[0.5, 0.3, 0.2], [0.51, 0.29, 0.2], [1.0, 0.0, 0.0]]), np.array([0, 1, 0]), bins=2
     )
     assert count.tolist() == [1, 2]
@@ -116,7 +116,7 @@ def test_a_class_without_rows_has_no_recall_rather_than_a_bad_one():
 
 def test_a_score_holds_every_figure_and_goes_into_json():
     probabilities, labels = predictions()
-    score = metrics.score(probabilities, labels)
+    score = metrics.score_predictions(probabilities, labels)
     shares = np.bincount(labels) / len(labels)
     assert score.log_loss == metrics.log_loss(probabilities, labels)
     assert score.uniform_log_loss == pytest.approx(np.log(3))
@@ -130,7 +130,10 @@ def test_a_score_holds_every_figure_and_goes_into_json():
 @given(st.permutations(range(12)))
 def test_the_order_of_rows_does_not_matter(order):
     probabilities, labels = predictions(12)
-    one, other = metrics.score(probabilities, labels), metrics.score(probabilities[order], labels[order])
+    one, other = (
+        metrics.score_predictions(probabilities, labels),
+        metrics.score_predictions(probabilities[order], labels[order]),
+    )
     assert one.log_loss == pytest.approx(other.log_loss)
     assert one.calibration_error == pytest.approx(other.calibration_error)
     assert one.accuracy == other.accuracy

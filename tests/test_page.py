@@ -10,19 +10,19 @@ import pytest
 from made_runs import make_run
 from page_tables import Page
 
-from kit import baseline
+from kit.baselines.run import run_baseline
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
+from kit.ensemble.blend import write_blend
+from kit.ensemble.fit import fit_blend
+from kit.evaluation.truth import read_truth, restrict_truth
 from kit.predictions import read_predictions
 from kit.report import figures
 from kit.report.comparison import Figures, Line
 from kit.report.markdown import markdown
 from kit.report.page import html
 from kit.report.report import Report, report
-from kit.scoring import blend as blends
-from kit.scoring.fit import fit
-from kit.scoring.truth import read_truth, restrict
 from kit.task import ID, RESPONSES
 
 HOSTILE = (
@@ -51,11 +51,11 @@ def made(hostile: Processed, tmp_path_factory: pytest.TempPathFactory) -> Report
     """Two runs, a baseline, a frame with a name to beware of, and a saved blend, with the truth of the test rows."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [make_run(folder, hostile, seed, skill=1 + seed) for seed in range(2)]
-    runs.append(Path(baseline.run("length", hostile.folder, folder)["run"]))
+    runs.append(Path(run_baseline("length", hostile.folder, folder)["run"]))
     frames = [read_predictions(run / "holdout" / "valid.csv") for run in runs[:2]]
-    truth = restrict(read_truth(hostile.folder / "train.parquet"), frames[0])
-    fitted = fit(frames, [run.name for run in runs[:2]], truth, "geometric", draws=2)
-    blends.write(fitted.blend, folder / "blend.json", fitted.fitted)
+    truth = restrict_truth(read_truth(hostile.folder / "train.parquet"), frames[0])
+    fitted = fit_blend(frames, [run.name for run in runs[:2]], truth, "geometric", draws=2)
+    write_blend(fitted.blend, folder / "blend.json", fitted.fitted)
     return report(
         runs,
         hostile.folder,

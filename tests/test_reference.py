@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from page_tables import Page
 
-from kit import baseline
+from kit.baselines.run import run_baseline
 from kit.data import sample
 from kit.data.preprocess import preprocess
+from kit.ensemble.pool import blend_predictions
 from kit.predictions import read_predictions, write_predictions
 from kit.report.page import html
 from kit.report.report import Report, report
-from kit.scoring.ensemble import blend
 from kit.task import CLASSES, ID
 
 DATA = Path(__file__).parent / "data"
@@ -42,11 +42,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Report]:
     for name in ("truth.csv", "bayes.csv", "summary.json"):
         (folder / "raw" / name).unlink(missing_ok=True)
     preprocess(folder / "raw", folder / "processed")
-    run = baseline.run("length", folder / "processed", folder / "runs")["run"]
+    run = run_baseline("length", folder / "processed", folder / "runs")["run"]
     files = [(name, DATA / f"reference_{name}.csv") for name in NAMES]
     members = [read_predictions(file) for _, file in files]
     for method in ("mean", "geometric"):
-        write_predictions(blend(members, NAMES, method), folder / f"{method}.csv")
+        write_predictions(blend_predictions(members, NAMES, method), folder / f"{method}.csv")
         files.append((method, folder / f"{method}.csv"))
     found = report([run], folder / "processed", frames=files)
     return Page(html(found)), found

@@ -9,19 +9,19 @@ from click.testing import CliRunner
 from made_runs import make_run
 from page_tables import Page
 
-from kit import baseline
+from kit.baselines.run import run_baseline
 from kit.cli import main
 from kit.data.preprocess import preprocess
 from kit.data.processed import Processed, open_processed
+from kit.ensemble import blend as blends
 from kit.errors import DataError, KitError, RunError
+from kit.evaluation.metrics import row_losses
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.report import slices
 from kit.report.markdown import markdown
 from kit.report.page import html
 from kit.report.report import report
 from kit.report.written import write
-from kit.scoring import blend as blends
-from kit.scoring.metrics import row_losses
 
 
 def written(found) -> Page:
@@ -66,7 +66,7 @@ def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Processed, tmp_p
 
 
 def test_baselines_alone_have_no_learning_curves(processed: Processed, tmp_path: Path):
-    runs = [baseline.run(name, processed.folder, tmp_path)["run"] for name in ("length", "prior")]
+    runs = [run_baseline(name, processed.folder, tmp_path)["run"] for name in ("length", "prior")]
     found = report(runs, processed.folder)
     page = written(found)
     assert "Learning curves" not in page.text
@@ -78,7 +78,7 @@ def test_baselines_alone_have_no_learning_curves(processed: Processed, tmp_path:
 
 
 def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Processed, raw: Path, tmp_path: Path):
-    uniform, prior = (Path(baseline.run(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior"))
+    uniform, prior = (Path(run_baseline(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior"))
     trained, truth = make_run(tmp_path, processed), raw / "truth.csv"
 
     def names(*runs: Path) -> list[str]:
@@ -202,8 +202,8 @@ def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Processe
 def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Processed, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, skill=seed, test=False) for seed in range(2)]
     alone = report(runs, processed.folder)
-    blends.write(blends.Blend((runs[0].name,), (1.0,), "arithmetic"), tmp_path / "b.json", {"method": "mean"})
-    constants = [Path(baseline.run(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior")]
+    blends.write_blend(blends.Blend((runs[0].name,), (1.0,), "arithmetic"), tmp_path / "b.json", {"method": "mean"})
+    constants = [Path(run_baseline(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior")]
     found = report([*runs, *constants], processed.folder, blends=[tmp_path / "b.json"])
 
     def ranked(some):
@@ -218,8 +218,8 @@ def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Process
 def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Processed, raw: Path, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
     made = blends.Blend(tuple(run.name for run in runs), (0.5, 0.5), "arithmetic")
-    blends.write(made, tmp_path / "folds.json", {"method": "arithmetic"})
-    blends.write(made, tmp_path / "plain.json", {"method": "mean"})
+    blends.write_blend(made, tmp_path / "folds.json", {"method": "arithmetic"})
+    blends.write_blend(made, tmp_path / "plain.json", {"method": "mean"})
     files = [tmp_path / "folds.json", tmp_path / "plain.json"]
     page = written(report(runs, processed.folder, blends=files))
     assert "plain is applied as it was saved: its weights were not fitted." in page.text

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.scoring.submission import LISTED, Problem, Submission, at, listed, read
+from kit.evaluation.submission_csv import (
+    LISTED,
+    SubmissionFile,
+    SubmissionProblem,
+    describe_row,
+    list_rows,
+    read_submission,
+)
 
 HEADER = "id,winner_model_a,winner_model_b,winner_tie\n"
 GOOD = HEADER + "11,0.3,0.2,0.5\n12,0.1,0.3,0.6\n"
@@ -18,15 +25,15 @@ GOOD = HEADER + "11,0.3,0.2,0.5\n12,0.1,0.3,0.6\n"
 def reading(tmp_path):
     """Writes this text (or these bytes) and reads it."""
 
-    def of(content: str | bytes) -> Submission:
+    def of(content: str | bytes) -> SubmissionFile:
         path = tmp_path / "p.csv"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return read(path)
+        return read_submission(path)
 
     return of
 
 
-def kinds(problems: tuple[Problem, ...]) -> list[str]:
+def kinds(problems: tuple[SubmissionProblem, ...]) -> list[str]:
     return [problem.kind for problem in problems]
 
 
@@ -42,7 +49,7 @@ def test_a_good_file_is_read_without_a_word(reading):
 def test_any_bytes_are_read_or_explained_and_never_raise(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / "p.csv"
     path.write_bytes(content)
-    found = read(path)
+    found = read_submission(path)
     assert found.frame is not None or found.problems
     if found.frame is not None:
         assert len(found.lines) == len(found.frame)
@@ -57,7 +64,7 @@ def test_any_bytes_are_read_or_explained_and_never_raise(tmp_path_factory, conte
 def test_cells_are_those_of_pandas_and_lines_those_of_the_file(tmp_path_factory, lines, end, mark):
     path = tmp_path_factory.mktemp("lines") / "p.csv"
     path.write_bytes((mark + end.join([HEADER.strip(), *lines]) + end).encode())
-    found = read(path)
+    found = read_submission(path)
     pd.testing.assert_frame_equal(found.frame, pd.read_csv(path, low_memory=False))
     assert found.lines.tolist() == [number for number, line in enumerate(lines, 2) if line.strip()]
 
@@ -105,13 +112,13 @@ def test_an_empty_file_is_called_empty(reading, content):
 
 
 def test_a_file_that_is_not_there_or_not_a_file_says_why(tmp_path):
-    assert "No such file" in read(tmp_path / "absent.csv").problems[0].message
-    assert "directory" in read(tmp_path).problems[0].message
+    assert "No such file" in read_submission(tmp_path / "absent.csv").problems[0].message
+    assert "directory" in read_submission(tmp_path).problems[0].message
 
 
 def test_only_the_first_rows_are_listed_and_all_are_counted():
-    problem = at("x", "odd rows", np.arange(40) % 2 == 0, np.arange(40) + 2)
+    problem = describe_row("x", "odd rows", np.arange(40) % 2 == 0, np.arange(40) + 2)
     assert (problem.count, problem.rows) == (20, tuple(range(2, 2 + 2 * LISTED, 2)))
     assert str(problem) == "odd rows (rows 2, 4, 6, 8, 10, 12, 14, 16, 18, 20 and 10 more)"
-    assert listed("id", (3,), 1) == "id 3"
-    assert listed("id", (3, 5, 9), 3) == "ids 3, 5 and 9"
+    assert list_rows("id", (3,), 1) == "id 3"
+    assert list_rows("id", (3, 5, 9), 3) == "ids 3, 5 and 9"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick_recipe import QUICK
 
-from kit import baseline
+from kit.baselines.run import run_baseline
 from kit.data.merge import copies, duplicates, keys
 from kit.data.preprocess import preprocess
 from kit.data.processed import TRAIN_SCHEMA, Processed, open_processed
@@ -201,7 +201,7 @@ def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
 
 def test_a_baseline_learns_from_them_too(folder: Path, tmp_path: Path):
     opened = open_processed(folder / "out")
-    part = baseline.run("prior", folder / "out", tmp_path)["parts"]["holdout"]
+    part = run_baseline("prior", folder / "out", tmp_path)["parts"]["holdout"]
     shares = opened.targets()[opened.fold_rows("holdout")[0]].sum(0)
     found = read_predictions(tmp_path / "baseline-prior" / "holdout" / "test.csv")[list(CLASSES)].to_numpy()
     np.testing.assert_allclose(found, np.tile(shares / shares.sum(), (len(found), 1)), rtol=1e-5)

@@ -21,6 +21,8 @@ from transformers import TrainingArguments
 
 from kit.data.processed import Processed
 from kit.errors import BackboneError, DeviceError, RecipeError, RunError
+from kit.evaluation.metrics import log_loss
+from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
 from kit.model.backbones import BACKBONES
 from kit.model.batches import Collator
 from kit.model.encoder import build
@@ -30,8 +32,6 @@ from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec, Recipe, TrainSpec
 from kit.run import Run
-from kit.scoring.metrics import log_loss
-from kit.scoring.truth import align, read_truth, restrict
 from kit.task import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
 from kit.training import material, trainer
 from kit.training import part as training
@@ -82,9 +82,9 @@ def test_the_metrics_are_those_of_the_validation_predictions(run: Run, data: Pat
     valid = read_predictions(run.part("holdout") / "valid.csv")
     rows = processed.fold_rows("holdout")[1]
     assert valid[ID].tolist() == processed.train()[ID].to_numpy()[rows].tolist()
-    truth = restrict(read_truth(data / "train.parquet"), valid)
+    truth = restrict_truth(read_truth(data / "train.parquet"), valid)
     metrics = run.parts()["holdout"]
-    assert metrics["log_loss"] == pytest.approx(log_loss(*align(valid, truth, "valid")), abs=1e-12)
+    assert metrics["log_loss"] == pytest.approx(log_loss(*align_to_truth(valid, truth, "valid")), abs=1e-12)
     assert metrics["valid_rows"] == len(rows)
     assert 0 <= metrics["padding_waste"] < 0.2
 
@@ -237,7 +237,7 @@ def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, proce
     oof = read_predictions(Path(result["run"]) / "oof.csv")
     truth = read_truth(data / "train.parquet")
     assert sorted(oof[ID]) == sorted(processed.train()[ID].to_pylist())
-    assert result["oof"]["log_loss"] == pytest.approx(log_loss(*align(oof, truth, "oof")), abs=1e-12)
+    assert result["oof"]["log_loss"] == pytest.approx(log_loss(*align_to_truth(oof, truth, "oof")), abs=1e-12)
 
 
 def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.errors import DataError
+from kit.evaluation import metrics, truth
 from kit.predictions import make_predictions, read_predictions, write_predictions
-from kit.scoring import metrics, truth
 from kit.task import CLASSES, TRAIN_COLUMNS
 
 HEADER = "id,winner_model_a,winner_model_b,winner_tie\n"
@@ -119,7 +119,7 @@ def test_the_order_of_the_file_changes_nothing(ids, random):
     made, labels = some(sorted(ids))
     order = list(range(len(ids)))
     random.shuffle(order)
-    probabilities, aligned = truth.align(made.iloc[order], labels, "p.csv")
+    probabilities, aligned = truth.align_to_truth(made.iloc[order], labels, "p.csv")
     np.testing.assert_array_equal(probabilities, made[list(CLASSES)].to_numpy())
     assert aligned.tolist() == labels["label"].tolist()
     assert (probabilities.dtype, aligned.dtype) == (np.float64, np.int64)
@@ -129,7 +129,7 @@ def test_ids_on_one_side_only_are_counted_and_named_by_side():
     made, _ = some([1, 2, 3, 4])
     _, labels = some([3, 4, 50, 51, 52, 53, 54, 55, 56])
     with pytest.raises(DataError) as caught:
-        truth.align(made, labels, "p.csv")
+        truth.align_to_truth(made, labels, "p.csv")
     assert "p.csv lacks 7 ids (first: 50, 51, 52, 53, 54) of the truth" in caught.value.problem
     assert "p.csv has 2 ids (1, 2) that the truth does not have" in caught.value.problem
 
@@ -138,17 +138,17 @@ def test_a_share_of_the_truth_is_scored_only_when_asked_for():
     made, _ = some([4, 2])
     _, labels = some([1, 2, 3, 4])
     with pytest.raises(DataError, match="lacks 2 ids"):
-        truth.align(made, labels, "p.csv")
-    part = truth.restrict(labels, made)
+        truth.align_to_truth(made, labels, "p.csv")
+    part = truth.restrict_truth(labels, made)
     assert part["id"].tolist() == [2, 4]
-    probabilities, _ = truth.align(made, part, "p.csv")
+    probabilities, _ = truth.align_to_truth(made, part, "p.csv")
     np.testing.assert_array_equal(probabilities, made[list(CLASSES)].to_numpy()[::-1])
 
 
 def test_repeated_ids_are_refused():
     made, labels = some([1, 2, 1])
     with pytest.raises(DataError, match=r"p.csv: 1 id \(1\) repeated"):
-        truth.align(made, labels, "p.csv")
+        truth.align_to_truth(made, labels, "p.csv")
 
 
 @pytest.mark.parametrize("row", [[0.33, 0.33, 0.33], [1.2, -0.1, -0.1], [np.nan, 0.5, 0.5]])
@@ -156,13 +156,13 @@ def test_rows_that_no_grader_takes_are_not_scored(row):
     made, labels = some([1, 2])
     made.loc[1, list(CLASSES)] = row
     with pytest.raises(DataError, match=r"p\.csv: id 2: not probabilities that sum to 1 to 6 places") as caught:
-        truth.align(made, labels, "p.csv")
+        truth.align_to_truth(made, labels, "p.csv")
     assert "kit validate p.csv" in caught.value.hint
 
 
 def test_a_written_prediction_scores_as_the_numbers_it_came_from(tmp_path):
     made, labels = some(list(range(100, 0, -1)))
     write_predictions(made.sample(frac=1, random_state=0), tmp_path / "p.csv")
-    probabilities, aligned = truth.align(read_predictions(tmp_path / "p.csv"), labels, "p.csv")
+    probabilities, aligned = truth.align_to_truth(read_predictions(tmp_path / "p.csv"), labels, "p.csv")
     expected = metrics.log_loss(made[list(CLASSES)].to_numpy(), labels["label"].to_numpy())
     assert metrics.log_loss(probabilities, aligned) == expected

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.errors import DataError
+from kit.evaluation.validate import is_gradable, validate_submission
 from kit.predictions import make_predictions, write_predictions
-from kit.scoring.validate import gradable, validate
 
 HEADER = ["id", "winner_model_a", "winner_model_b", "winner_tie"]
 GOOD = [
@@ -53,7 +53,7 @@ def check(tmp_path):
         text = content if isinstance(content, str | bytes) else text_of(content)
         path = tmp_path / "p.csv"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        report = validate(path, against)
+        report = validate_submission(path, against)
         if against is not None:
             assert report.ok == grader_accepts(path, IDS)
         return report
@@ -119,7 +119,7 @@ def test_a_file_is_accepted_exactly_when_the_rule_accepts_it(tmp_path_factory, c
     folder = tmp_path_factory.mktemp("validate")
     (folder / "p.csv").write_bytes(text.encode())
     (folder / "sample.csv").write_text("id\n" + "".join(f"{i}\n" for i in ids))
-    report = validate(folder / "p.csv", folder / "sample.csv")
+    report = validate_submission(folder / "p.csv", folder / "sample.csv")
     assert report.ok == grader_accepts(folder / "p.csv", ids), [str(p) for p in report.problems]
 
 
@@ -137,7 +137,7 @@ def test_an_id_means_what_a_graders_pandas_makes_of_it(check, cell):
 @pytest.mark.parametrize(("off", "taken"), [(4e-7, True), (-4e-7, True), (6e-7, False), (-6e-7, False)])
 def test_sums_are_looked_at_to_six_places(check, off, taken):
     assert check(changed(0, 3, repr(0.5 + off))).ok is taken
-    assert gradable(np.array([[0.3, 0.2, 0.5 + off]])).tolist() == [taken]
+    assert is_gradable(np.array([[0.3, 0.2, 0.5 + off]])).tolist() == [taken]
 
 
 def test_a_good_file_has_nothing_to_report_in_any_order_of_rows_and_columns(check):
@@ -186,7 +186,7 @@ def test_one_bad_cell_at_the_end_of_a_full_sized_file_is_found(tmp_path):
     write_predictions(make_predictions(np.arange(25_000), probabilities), tmp_path / "p.csv")
     with (tmp_path / "p.csv").open("a") as file:
         file.write("25000,0.3,oops,0.4\n")
-    report = validate(tmp_path / "p.csv")
+    report = validate_submission(tmp_path / "p.csv")
     assert {p.kind: p.rows for p in report.problems} == {"not-a-number": (25_002,)}
     assert [w.kind for w in report.warnings] == ["no-sample"]
 
@@ -252,8 +252,8 @@ def test_a_file_without_rows_says_so(check, content, kind):
 
 
 def test_a_file_that_cannot_be_read_says_why(check, tmp_path):
-    assert "No such file" in validate(tmp_path / "absent.csv").problems[0].message
-    assert "directory" in validate(tmp_path).problems[0].message
+    assert "No such file" in validate_submission(tmp_path / "absent.csv").problems[0].message
+    assert "directory" in validate_submission(tmp_path).problems[0].message
     (problem,) = check(text_of(GOOD) + '15,"0.3,0.3,0.4\n').problems
     assert (problem.kind, "EOF inside string" in problem.message) == ("unreadable", True)
     assert not check(bytes(range(256)) * 9).ok
@@ -319,6 +319,6 @@ def test_what_kit_writes_is_what_a_grader_takes(tmp_path):
         generator.permutation(5000), generator.dirichlet([0.05] * 3, 5000).astype(np.float32) + 1e-6
     )
     write_predictions(made, tmp_path / "p.csv")
-    report = validate(tmp_path / "p.csv", tmp_path / "p.csv")
+    report = validate_submission(tmp_path / "p.csv", tmp_path / "p.csv")
     assert report.problems == ()
     assert grader_accepts(tmp_path / "p.csv", made["id"])

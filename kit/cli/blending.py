@@ -21,9 +21,9 @@ def baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> Non
     \b
     Example:  kit baseline tfidf --fold all
     """
-    from kit.baseline import run
+    from kit.baselines.run import run_baseline
 
-    result = run(name, data, runs, fold, say=show.note)
+    result = run_baseline(name, data, runs, fold, say=show.note)
     show.json_out(result) if as_json else show.trained(result)
 
 
@@ -62,27 +62,27 @@ def calibrate(
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
+    from kit.ensemble.calibrate import fit_calibration as fit
+    from kit.ensemble.calibration import apply_calibration, read_calibration, write_calibration
+    from kit.ensemble.members import is_of_no_run
+    from kit.evaluation.truth import read_truth, restrict_truth, without_prompts
     from kit.predictions import make_predictions, read_predictions, write_predictions
-    from kit.scoring import calibration
-    from kit.scoring.calibrate import calibrate as fit
-    from kit.scoring.members import of_no_run
-    from kit.scoring.truth import read_truth, restrict, without_prompts
 
     options.refuse_overwrites((save, out), force)
     predictions = read_predictions(file)
     if saved:
-        write_predictions(calibration.apply(calibration.read(saved), predictions), out)
+        write_predictions(apply_calibration(read_calibration(saved), predictions), out)
         return show.json_out({"file": str(out)}) if as_json else show.note(f"{len(predictions):,} rows in {out}")
     labels = read_truth(truth)
-    labels = restrict(labels, predictions) if subset else labels
+    labels = restrict_truth(labels, predictions) if subset else labels
     result = fit(predictions, labels, str(file), method)
     calibrated = make_predictions(labels["id"].to_numpy(), result.crossed)
     if save:
-        calibration.write(result.calibration, save, result.fitted)
+        write_calibration(result.calibration, save, result.fitted)
     if out:
         write_predictions(calibrated, out)
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
-    for line in [*of_no_run([file]), *without_prompts(labels, truth)]:
+    for line in [*is_of_no_run([file]), *without_prompts(labels, truth)]:
         show.note(line)
 
 
@@ -128,10 +128,10 @@ def ensemble(
     """
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
+    from kit.ensemble.blend import apply_blend, read_blend, write_blend
+    from kit.ensemble.members import is_of_no_run, read_members
+    from kit.ensemble.pool import blend_predictions
     from kit.predictions import read_predictions, write_predictions
-    from kit.scoring import blend as blends
-    from kit.scoring.ensemble import blend
-    from kit.scoring.members import of_no_run, read_members
 
     options.refuse_overwrites((save, out), force)
     fitted = blended = None
@@ -139,15 +139,17 @@ def ensemble(
         names, frames = read_members(files)
         fitted = _fit(oof, truth, subset) if oof else None
         if out:
-            blended = blends.apply(fitted.blend if fitted else blends.read(saved), frames, names, files)
+            blended = apply_blend(fitted.blend if fitted else read_blend(saved), frames, names, files)
     else:
         method = method or ("weights" if weights else "mean")
-        blended = blend([read_predictions(file) for file in files], [str(file) for file in files], method, weights)
+        blended = blend_predictions(
+            [read_predictions(file) for file in files], [str(file) for file in files], method, weights
+        )
     if save:
-        blends.write(fitted.blend, save, fitted.fitted)
+        write_blend(fitted.blend, save, fitted.fitted)
     if out:
         write_predictions(blended, out)
-    for line in of_no_run(oof):
+    for line in is_of_no_run(oof):
         show.note(line)
     result = {"file": str(out) if out else None, "members": [str(file) for file in files]}
     if as_json:
@@ -188,15 +190,15 @@ def _check_usage(
 
 
 def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
-    from kit.scoring.fit import fit
-    from kit.scoring.members import read_members
-    from kit.scoring.truth import read_truth, restrict, without_prompts
+    from kit.ensemble.fit import fit_blend
+    from kit.ensemble.members import read_members
+    from kit.evaluation.truth import read_truth, restrict_truth, without_prompts
 
     names, frames = read_members(oof)
     labels = read_truth(truth)
     for line in without_prompts(labels, truth):
         show.note(line)
-    return fit(frames, names, restrict(labels, frames[0]) if subset else labels, files=oof)
+    return fit_blend(frames, names, restrict_truth(labels, frames[0]) if subset else labels, files=oof)
 
 
 COMMANDS = (calibrate, ensemble)

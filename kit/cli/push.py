@@ -161,14 +161,14 @@ def infer(
     method = method or ("weights" if weights else "mean")
     if bool(weights) != (method == "weights"):
         raise click.UsageError("--weights goes with --method weights, and it with --weights.")
+    from kit.ensemble.blend import read_blend
+    from kit.ensemble.calibration import read_calibration
     from kit.remote import matching, sources
     from kit.remote.job import infer_job
-    from kit.scoring import blend as blends
-    from kit.scoring import calibration as calibrations
 
     names, gpu, how = [*runs, *more], _served(gpu, yes), {"weights": weights, "as_dataset": as_dataset}
     settings = {"method": method, "gpu": gpu, "max_hours": max_hours, "local_score": local_score}
-    settings |= {"blend": blend and blends.read(blend), "calibration": calibration and calibrations.read(calibration)}
+    settings |= {"blend": blend and read_blend(blend), "calibration": calibration and read_calibration(calibration)}
     with nullcontext() if dry_run else connect() as client:
         found = sources.named(names, client.owner() if client else _owner(), **how)
         if blend:

@@ -17,7 +17,7 @@ def validate(file: Path, sample: Path | None, as_json: bool) -> None:
     \b
     Example:  kit validate submissions/blend.csv --sample data/raw/sample_submission.csv
     """
-    from kit.scoring.validate import validate as check
+    from kit.evaluation.validate import validate_submission as check
 
     report = check(file, sample)
     if as_json:
@@ -41,12 +41,12 @@ def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     \b
     Example:  kit score submissions/blend.csv --truth data/raw/truth.csv
     """
+    from kit.evaluation.metrics import score_predictions as compute
+    from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
     from kit.predictions import read_predictions
-    from kit.scoring.metrics import score as compute
-    from kit.scoring.truth import align, read_truth, restrict
 
     predictions, labels = read_predictions(file), read_truth(truth)
-    result = compute(*align(predictions, restrict(labels, predictions) if subset else labels, str(file)))
+    result = compute(*align_to_truth(predictions, restrict_truth(labels, predictions) if subset else labels, str(file)))
     show.json_out(result.as_dict()) if as_json else show.scored(result, file)
 
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kit.ensemble.blend import Blend, blend_content
+from kit.ensemble.calibration import Calibration, calibration_content
 from kit.errors import KitError
 from kit.model.backbones import find
 from kit.recipe.spec import Recipe
 from kit.remote import preparing
-from kit.scoring import blend as blends
-from kit.scoring import calibration as calibrations
-from kit.scoring.blend import Blend
-from kit.scoring.calibration import Calibration
 from kit.task import COMPETITION, HOLDOUT
 
 GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
@@ -210,8 +208,8 @@ def infer_job(
     members = [{"ref": s.ref, "weight": s.weight} | more for s, more in zip(sources, known, strict=True)]
     settings: dict[str, Any] = {"sources": members, "method": method, "local_score": local_score}
     if blend:
-        settings |= {"method": "blend", "blend": blends.content(blend)}
+        settings |= {"method": "blend", "blend": blend_content(blend)}
     if calibration:
-        settings |= {"calibration": calibrations.content(calibration)}
+        settings |= {"calibration": calibration_content(calibration)}
     kernels, datasets = (tuple(s.ref for s in sources if s.kind == kind) for kind in ("kernel", "dataset"))
     return Job("infer", title, settings, gpu, False, max_hours, competition, kernels, datasets)

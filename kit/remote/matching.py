@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from kit.ensemble.blend import Blend
 from kit.errors import KitError
 from kit.remote.job import Source
-from kit.scoring.blend import Blend
 
 
 def match(blend: Blend, sources: Sequence[Source], *, say: Callable[[str], None] = lambda _: None) -> list[Source]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import DataError, KitError
+from kit.evaluation.validate import sample_ids, validate_submission
 from kit.remote import account, kernels, ledger, notebook, outputs, retry, submissions, transfer
 from kit.remote.client import Client
 from kit.remote.faults import RefusedError, RulesError
 from kit.remote.kernels import KernelRef
 from kit.remote.ledger import Entry
-from kit.scoring.validate import sample_ids, validate
 from kit.storage.atomic import file_sha256
 from kit.task import COMPETITION
 
@@ -161,7 +161,7 @@ def _check_output(client: Client, ref: KernelRef, test: str | Path | None, say: 
 def _require_valid(file: Path, sample: str | Path | None) -> None:
     if not file.is_file():
         raise DataError(f"{file}: no such file", "Check the path, or run the command that makes it.")
-    report = validate(file, sample)
+    report = validate_submission(file, sample)
     if not report.ok:
         listed = "\n".join(f"- {problem}" for problem in report.problems[:8])
         raise DataError(f"{file.name} would not be scored:\n{listed}", f"`kit validate {file}` shows all of it.")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from kit.ensemble.blend import read_blend
+from kit.ensemble.calibrate import too_few_rows
+from kit.ensemble.candidate import BlendRows, fit_candidate
+from kit.ensemble.serialize import read_fitted
 from kit.errors import DataError
+from kit.evaluation.crossfit import crossfit_folds
+from kit.evaluation.metrics import EPS
 from kit.report.model import Model, Saved
-from kit.scoring import saved as files
-from kit.scoring.blend import read
-from kit.scoring.calibrate import too_few
-from kit.scoring.candidate import Rows, candidate
-from kit.scoring.crossfit import folds
-from kit.scoring.metrics import EPS
 
 CROSS_FITTED = ("arithmetic", "geometric", "greedy")
 
@@ -36,7 +36,7 @@ def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.
     Raises:
         DataError: not a saved blend, or a member is not among the models, or two models are called as it is.
     """
-    blend, content = read(path), files.read(path, "blend")
+    blend, content = read_blend(path), read_fitted(path, "blend")
     named = [(model.run.name if model.run else model.name, model) for model in models if not model.reference]
     found = Counter(name for name, _ in named)
     wrong = [name for name in blend.used if found[name] != 1]
@@ -56,7 +56,7 @@ def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.
         method = fitted.get("method", blend.pool)
         if method not in CROSS_FITTED:
             predictions["valid"], note = small.of(members), "is applied as it was saved: its weights were not fitted"
-        elif few := too_few(labels, groups, len(blend.members)):
+        elif few := too_few_rows(labels, groups, len(blend.members)):
             note = f"has no validation figures: its weights may have seen these labels, and {few}"
         else:
             predictions["valid"] = _crossed(method, members, labels, groups)
@@ -65,5 +65,5 @@ def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.
 
 def _crossed(method: str, members: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Predictions (N, 3) of members (M, N, 3) by fits to other prompts."""
-    rows = Rows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, folds(groups))
-    return candidate(method, rows).crossed
+    rows = BlendRows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, crossfit_folds(groups))
+    return fit_candidate(method, rows).crossed

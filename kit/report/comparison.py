@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from kit.errors import RunError
+from kit.evaluation.bootstrap import loss_intervals
+from kit.evaluation.metrics import accuracy, expected_calibration_error, row_losses
 from kit.report.evidence import Evidence, Rows
 from kit.report.model import Model
-from kit.scoring.bootstrap import intervals
-from kit.scoring.metrics import accuracy, expected_calibration_error, row_losses
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _figures(evidence: Evidence, split: str) -> dict[str, Figures]:
             accuracy(model.predictions[split], some.labels),
             expected_calibration_error(model.predictions[split], some.labels),
         )
-        for model, loss, (low, high) in zip(models, losses, intervals(losses, some.groups), strict=True)
+        for model, loss, (low, high) in zip(models, losses, loss_intervals(losses, some.groups), strict=True)
     }
 
 

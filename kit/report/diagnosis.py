@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kit.evaluation.metrics import reliability_bins
 from kit.report.evidence import Evidence
-from kit.scoring.metrics import reliability
 from kit.task import CLASSES
 
 
@@ -45,7 +45,9 @@ def diagnose(evidence: Evidence, split: str) -> tuple[Diagnosis, ...]:
     labels, found = evidence.rows[split].labels, []
     for model in evidence.having(split):
         probabilities = model.predictions[split]
-        bins = (Bin(int(n), float(c), float(a)) for n, c, a in zip(*reliability(probabilities, labels), strict=True))
+        bins = (
+            Bin(int(n), float(c), float(a)) for n, c, a in zip(*reliability_bins(probabilities, labels), strict=True)
+        )
         pairs = np.bincount(labels * len(CLASSES) + probabilities.argmax(axis=1), minlength=len(CLASSES) ** 2)
         confusion = tuple(map(tuple, pairs.reshape(len(CLASSES), -1).tolist()))
         found.append(Diagnosis(model.name, tuple(each for each in bins if each.rows), confusion))

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kit.evaluation.metrics import EPS
 from kit.report.evidence import Evidence
-from kit.scoring.metrics import EPS
 from kit.task import TEXTS
 
 CASES, TEST_CASES = 8, 3  # rows shown: of labelled rows, and of test rows that nobody knows the labels of

@@ -11,15 +11,15 @@ import pandas as pd
 import pyarrow as pa
 
 from kit.data.processed import Processed, open_processed
+from kit.ensemble.pool import stack_predictions
 from kit.errors import DataError
+from kit.evaluation.metrics import class_prior
+from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth, row_positions
 from kit.predictions import read_predictions
 from kit.report.blended import blended
 from kit.report.model import Model
 from kit.report.validation import OOF, OOF_FILE, common
 from kit.run import Run
-from kit.scoring.ensemble import stack
-from kit.scoring.metrics import prior
-from kit.scoring.truth import align, positions, read_truth, restrict
 from kit.task import GROUP, HOLDOUT, ID, LABEL, TEST_FILE, TEXTS
 
 UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
@@ -148,12 +148,12 @@ def _rows(processed: Processed, kind: str, truth: Path | None) -> tuple[dict[str
     train = read_truth(processed.folder / "train.parquet")
     valid = train
     if kind == HOLDOUT:
-        valid = restrict(train, processed.train([ID]).take(processed.fold_rows(HOLDOUT)[1]).to_pandas())
+        valid = restrict_truth(train, processed.train([ID]).take(processed.fold_rows(HOLDOUT)[1]).to_pandas())
     trained_on = train if kind == OOF else train[~train[ID].isin(valid[ID])]
     test = processed.test([ID, GROUP]).to_pandas()
     if truth:
         known = read_truth(truth)
-        test[LABEL] = known[LABEL].to_numpy()[positions(known[ID], test[ID], str(truth), "test.csv")]
+        test[LABEL] = known[LABEL].to_numpy()[row_positions(known[ID], test[ID], str(truth), "test.csv")]
     rows = {"valid": _of(kind, valid), "test": _of("test", test)}
     return rows, trained_on[LABEL].to_numpy(np.int64)
 
@@ -165,7 +165,7 @@ def _of(name: str, table: pd.DataFrame) -> Rows:
 
 def _references(processed: Processed, labels: np.ndarray, rows: Mapping[str, Rows]) -> list[Model]:
     """Uniform, the class prior of the rows trained on, and the Bayes floor if the rows are a sample's."""
-    constants = {UNIFORM: np.full(3, 1 / 3), PRIOR: prior(labels)}
+    constants = {UNIFORM: np.full(3, 1 / 3), PRIOR: class_prior(labels)}
     scored = {split: some for split, some in rows.items() if some.labels is not None}
     models = [
         Model(name, {split: np.tile(row, (len(some.ids), 1)) for split, some in scored.items()}, reference=True)
@@ -211,6 +211,6 @@ def _predictions(files: Sequence[Path], rows: Mapping[str, Rows]) -> dict[str, n
 def _aligned(frame: pd.DataFrame, rows: Rows, name: str) -> np.ndarray:
     """Probabilities (N, 3) in the order of `rows`; those that are scored must be as graders take them."""
     if rows.labels is not None:
-        return align(frame, pd.DataFrame({ID: rows.ids, LABEL: rows.labels}), name)[0]
-    ids, members = stack([frame], [name])
-    return members[0][positions(ids, rows.ids, name, "the test rows")]
+        return align_to_truth(frame, pd.DataFrame({ID: rows.ids, LABEL: rows.labels}), name)[0]
+    ids, members = stack_predictions([frame], [name])
+    return members[0][row_positions(ids, rows.ids, name, "the test rows")]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from kit.ensemble.blend import Blend
 from kit.run import Run
-from kit.scoring.blend import Blend
 from kit.task import HOLDOUT
 
 

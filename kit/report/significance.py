@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kit.evaluation.bootstrap import loss_differences
+from kit.evaluation.metrics import row_losses
 from kit.report.evidence import FLOOR, UNIFORM, Evidence
-from kit.scoring.bootstrap import differences
-from kit.scoring.metrics import row_losses
 
 NOT_COMPARED = (UNIFORM, FLOOR)  # the prior is at least as good a constant; nothing can beat the floor
 
@@ -54,7 +54,7 @@ def significance(evidence: Evidence, split: str) -> Significance | None:
         return None
     losses = np.stack([row_losses(model.predictions[split], rows.labels) for model in models])
     order = np.argsort(losses.mean(axis=1), kind="stable")
-    found = differences(losses[order], rows.groups)
+    found = loss_differences(losses[order], rows.groups)
     models = [models[place] for place in order]
     pairs = tuple(
         Pair(x.name, y.name, *found[i][j]) for i, x in enumerate(models) for j, y in enumerate(models) if i != j

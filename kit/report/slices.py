@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 
 from kit.data.characters import SCRIPTS, characters, count, histogram
 from kit.data.features import ROWS
+from kit.evaluation.bootstrap import loss_intervals
+from kit.evaluation.metrics import row_losses
 from kit.report.evidence import Evidence
-from kit.scoring.bootstrap import intervals
-from kit.scoring.metrics import row_losses
 from kit.task import PROMPT, RESPONSES, TEXTS
 
 LENGTHS = (250, 500, 1000, 2000, 4000)  # characters at which a slice ends
@@ -53,7 +53,7 @@ def slices(evidence: Evidence, split: str) -> tuple[Slice, ...]:
                 continue
             groups, each = rows.groups[of], losses[:, of]
             prompts = len(np.unique(groups))
-            bounds = intervals(each, groups) if prompts >= FEWEST_GROUPS else [(None, None)] * len(models)
+            bounds = loss_intervals(each, groups) if prompts >= FEWEST_GROUPS else [(None, None)] * len(models)
             losses_of = {m.name: Loss(float(mean), *b) for m, mean, b in zip(models, each.mean(1), bounds, strict=True)}
             found.append(Slice(by, name, len(of), prompts, losses_of))
     return tuple(found)

@@ -10,8 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from kit.errors import CollapseError
+from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.spec import TrainSpec
-from kit.scoring.metrics import log_loss, prior
 from kit.training.callbacks import agreed
 
 
@@ -120,7 +120,7 @@ def constant_loss(targets: np.ndarray, labels: np.ndarray) -> float:
         targets: of the training rows, labels (N,), or probabilities times weights (N, 3): `Processed.targets`.
     """
     hard = targets.ndim == 1
-    shares = prior(targets) if hard else targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
+    shares = class_prior(targets) if hard else targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
     return log_loss(np.tile(shares, (len(labels), 1)), labels)
 
 

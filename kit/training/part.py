@@ -18,13 +18,13 @@ import kit
 from kit.data.encode import Vocabulary
 from kit.data.processed import Processed
 from kit.errors import DeviceError, RecipeError
+from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.device import out_of_memory
 from kit.model.inference import predict_logits, probabilities, softmax
 from kit.model.pair import PairModel
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
 from kit.run import Run, model_digests
-from kit.scoring.metrics import accuracy, log_loss, swap_gap
 from kit.storage.atomic import write_json
 from kit.training import lora
 from kit.training.arguments import steps_per_epoch

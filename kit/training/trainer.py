@@ -16,12 +16,12 @@ from transformers import (
     TrainerCallback,
 )
 
+from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.inference import predict_logits, probabilities
 from kit.model.pair import PairModel
 from kit.recipe.spec import TrainSpec
-from kit.scoring.metrics import accuracy, log_loss
 from kit.training.adversarial import WorstNearby
 from kit.training.arguments import arguments, steps_per_epoch
 from kit.training.callbacks import PaddingCount, Progress, Steering

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from grader import COLUMNS, grade
 
-from kit.scoring.validate import validate
+from kit.evaluation.validate import validate_submission
 
 IDS = (136060, 211333, 1233961, 7, 4294967295)
 STRICTER = {
@@ -82,7 +82,7 @@ def test_kit_and_the_rules_agree(tmp_path: Path, seed: int, soaking: bool, tally
     for _ in range(4000 if soaking else 250):
         text = submission(chance)
         file.write_bytes(text.encode())
-        report, refusal = validate(file, sample), grade(text.encode(), set(IDS))
+        report, refusal = validate_submission(file, sample), grade(text.encode(), set(IDS))
         kinds = {problem.kind for problem in report.problems}
         verdicts[report.ok] += 1
         assert not (report.ok and refusal), f"kit takes what the rules refuse ({refusal}): {text!r}"

@@ -15,11 +15,11 @@ from quick_recipe import QUICK
 from sklearn import metrics as sklearn
 
 from kit.errors import DataError
+from kit.evaluation.metrics import EPS, log_loss
 from kit.model import inference
 from kit.predict import predict_split
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.load import load_recipe
-from kit.scoring.metrics import EPS, log_loss
 from kit.task import CLASSES, ID
 from kit.training.train import train
 

@@ -17,18 +17,18 @@ from click.testing import CliRunner
 from comparing import compare
 from mutations import mutate
 
-from kit.baseline import run as baseline
+from kit.baselines.run import run_baseline as baseline
 from kit.cli import main
 from kit.data import sample
 from kit.data.preprocess import preprocess
 from kit.data.processed import open_processed
 from kit.data.rows import read_rows
+from kit.ensemble import blend, calibration
 from kit.errors import KitError
 from kit.parts import summarise_run
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipe.load import load_recipe, shipped_recipes
 from kit.run import Run
-from kit.scoring import blend, calibration
 from kit.task import CLASSES, ID
 
 PATIENCE_S = 20
@@ -64,12 +64,14 @@ def place() -> Iterator[Path]:
             make_predictions(np.arange(40), np.random.default_rng(0).dirichlet([1, 1, 1], 40)), root / "frame.csv"
         )
         shutil.copyfile(shipped_recipes()["tiny-electra"], root / "recipe.toml")
-        blend.write(
+        blend.write_blend(
             blend.Blend(("a", "b"), (0.25, 0.75), "geometric", calibration.Calibration(1.25, (0.1, -0.05, -0.05))),
             root / "blend.json",
             {"rows": 40},
         )
-        calibration.write(calibration.Calibration(0.8, (0.1, 0.0, -0.1)), root / "calibration.json", {"rows": 40})
+        calibration.write_calibration(
+            calibration.Calibration(0.8, (0.1, 0.0, -0.1)), root / "calibration.json", {"rows": 40}
+        )
         yield root
     finally:
         shutil.rmtree(root)
@@ -130,8 +132,8 @@ def targets(root: Path) -> list[Target]:
         Target("validate", root / "frame.csv", cli("validate", "{}", "--json")),
         Target("recipe", root / "recipe.toml", load_recipe),
         Target("recipes command", root / "recipe.toml", cli("recipes", "{}")),
-        Target("blend", root / "blend.json", blend.read),
-        Target("calibration", root / "calibration.json", calibration.read),
+        Target("blend", root / "blend.json", blend.read_blend),
+        Target("calibration", root / "calibration.json", calibration.read_calibration),
         Target("score", root / "raw/truth.csv", cli("score", prediction, "--truth", "{}", "--subset")),
         Target("manifest", root / "data/manifest.json", lambda path: open_processed(path.parent).manifest, hashed=True),
         Target("rows", root / "data/train.parquet", lambda path: open_processed(path.parent).manifest, hashed=True),
@@ -192,6 +194,10 @@ def test_nesting_beyond_all_bounds_is_refused(place: Path):
     deep = "[" * 100_000 + "]" * 100_000
     (place / "deep.json").write_text(deep)
     (place / "deep.toml").write_text(f"name = {deep}")
-    for read, file in ((blend.read, "deep.json"), (calibration.read, "deep.json"), (load_recipe, "deep.toml")):
+    for read, file in (
+        (blend.read_blend, "deep.json"),
+        (calibration.read_calibration, "deep.json"),
+        (load_recipe, "deep.toml"),
+    ):
         with pytest.raises(KitError):
             read(place / file)

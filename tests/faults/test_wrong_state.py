@@ -9,15 +9,15 @@ import pytest
 from comparing import compare
 from quick_recipe import QUICK
 
-from kit.baseline import run as baseline
+from kit.baselines.run import run_baseline as baseline
 from kit.data.preprocess import preprocess
+from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, RunError
 from kit.model.encoder import folder_digest
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.run import Run
-from kit.scoring.ensemble import blend
 from kit.storage.atomic import write_json
 from kit.training.train import train
 
@@ -146,4 +146,4 @@ def test_predictions_of_other_ids_are_not_blended(data: Path, tmp_path: Path):
     folder = Path(baseline("uniform", data, tmp_path, "all")["run"])
     frames = [read_predictions(folder / name) for name in ("fold0/valid.csv", "fold1/valid.csv")]
     with pytest.raises(DataError, match=r"lacks .* ids"):
-        blend(frames, ["one", "other"])
+        blend_predictions(frames, ["one", "other"])

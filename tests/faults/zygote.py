@@ -25,13 +25,13 @@ def preload() -> None:
     import sklearn.linear_model  # noqa: F401
     from transformers import AutoConfig, AutoModel, AutoTokenizer, ElectraModel  # noqa: F401
 
-    import kit.baseline
+    import kit.baselines.run
     import kit.cli
+    import kit.ensemble.fit
     import kit.predict
     import kit.remote.download
     import kit.remote.push
     import kit.report.comparison
-    import kit.scoring.fit
     import kit.training.train  # noqa: F401
 
 

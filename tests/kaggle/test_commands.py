@@ -13,14 +13,12 @@ from heard import Heard
 from test_fleet import RECIPE, output
 
 from kit.cli import main
+from kit.ensemble.blend import Blend, parse_blend, write_blend
+from kit.ensemble.calibration import Calibration, parse_calibration, write_calibration
 from kit.recipe.load import load_recipe
 from kit.remote import ledger, notebook
 from kit.remote.preparing import mark
 from kit.remote.retry import Patience
-from kit.scoring import blend as blends
-from kit.scoring import calibration
-from kit.scoring.blend import Blend
-from kit.scoring.calibration import Calibration
 
 TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
 TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
@@ -260,24 +258,24 @@ class TestPush:
             fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
         fake.kernel_files = {"submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.5\n"}
         saved = Blend((other.run_name, RECIPE.run_name), (0.75, 0.25), "arithmetic", Calibration(0.9))
-        blends.write(saved, "blend.json", {})
+        write_blend(saved, "blend.json", {})
         push = ("kernels", "push", "infer", "--blend", "blend.json", "--runs")
         refused = kit(*push, "kit-train-a")
         assert (refused.exit_code, f"needs {other.run_name}" in refused.stderr) == (1, True)
         assert len(fake.seen("SaveKernel")) == 0
         assert kit(*push, "kit-train-a", "kit-train-b").exit_code == 0
         job = notebook.job_of(fake.seen("SaveKernel")[-1].body["text"])
-        assert blends.parse("job", job["blend"]) == saved
+        assert parse_blend("job", job["blend"]) == saved
         assert kit("submit", "--kernel", INFER, "-m", "fitted").exit_code == 0
         (entry,) = ledger.read(here / "submissions/ledger.csv")
         assert (entry.runs, entry.weights) == (f"{OWNER}/kit-train-a {OWNER}/kit-train-b", "0.25 0.75")
 
     def test_a_saved_calibration_reaches_the_notebook(self, nobody: Kit, here: Path) -> None:
-        calibration.write(Calibration(1.25), "t.json", {})
+        write_calibration(Calibration(1.25), "t.json", {})
         dry = nobody("kernels", "push", "infer", "--runs", "kit-train-a", "--calibration", "t.json", "--dry-run")
         assert dry.exit_code == 0, dry.output
         job = notebook.job_of((here / "kernels/kit-infer/kit-infer.ipynb").read_text())
-        assert calibration.parse("job", job["calibration"]) == Calibration(1.25)
+        assert parse_calibration("job", job["calibration"]) == Calibration(1.25)
         swapped = nobody("kernels", "push", "infer", "--runs", "kit-train-a", "--blend", "t.json", "--dry-run")
         assert (swapped.exit_code, "not a saved blend" in swapped.stderr) == (1, True)
 

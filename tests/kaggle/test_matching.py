@@ -8,15 +8,14 @@ from fake_kaggle import OWNER, FakeKaggle
 from heard import Heard
 from test_fleet import RECIPE, output
 
+from kit.ensemble.blend import Blend, parse_blend, read_blend, write_blend
+from kit.ensemble.calibration import Calibration
 from kit.errors import KitError
 from kit.recipe.load import load_recipe
 from kit.remote import faults, notebook, sources
 from kit.remote.client import Client
 from kit.remote.job import Source, infer_job
 from kit.remote.matching import match
-from kit.scoring import blend as blends
-from kit.scoring.blend import Blend
-from kit.scoring.calibration import Calibration
 
 OTHER = load_recipe("tiny-roberta")
 BLEND = Blend(("roberta-2", "deberta-1", "electra-3"), (0.7, 0.3, 0.0), "geometric", Calibration(0.9))
@@ -62,12 +61,12 @@ def test_what_a_source_holds_may_be_unknown_until_the_push(heard: Heard) -> None
 
 
 def test_the_job_carries_the_blend_as_it_was_saved(tmp_path: Path) -> None:
-    blends.write(BLEND, tmp_path / "blend.json", {})
-    found = match(blends.read(tmp_path / "blend.json"), [source("a", "deberta-1"), source("b", "roberta-2")])
-    job = infer_job(found, blend=blends.read(tmp_path / "blend.json"))
+    write_blend(BLEND, tmp_path / "blend.json", {})
+    found = match(read_blend(tmp_path / "blend.json"), [source("a", "deberta-1"), source("b", "roberta-2")])
+    job = infer_job(found, blend=read_blend(tmp_path / "blend.json"))
     carried = notebook.job_of(notebook.build("infer", job.session() | {"push": "a" * 32}))
     assert carried["method"] == "blend"
-    assert blends.parse("job", carried["blend"]) == BLEND
+    assert parse_blend("job", carried["blend"]) == BLEND
     assert carried["sources"][0] == {"ref": "me/a", "weight": 0.3, "kind": "kernel", "runs": ["deberta-1"]}
 
 

@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 
 from kit.cli import training as commands
+from kit.ensemble.blend import Blend, apply_blend
+from kit.ensemble.calibration import Calibration
+from kit.evaluation.validate import validate_submission
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.remote import notebook
 from kit.remote.job import Job, Source, infer_job, train_job
-from kit.scoring.blend import Blend, apply
-from kit.scoring.calibration import Calibration
-from kit.scoring.validate import validate
 from kit.task import COMPETITION, TEST_COLUMNS
 
 RUNNER = """
@@ -110,7 +110,7 @@ def test_inference_submits_whatever_test_set_is_there(
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{rows:,} rows, valid" in done.stdout
     assert done.stdout.count("FAILED and is left out") == len(sources) - 1
-    report = validate(root / "working/submission.csv", root / "input" / competition / "test.csv")
+    report = validate_submission(root / "working/submission.csv", root / "input" / competition / "test.csv")
     assert (report.ok, report.rows) == (True, rows)
     assert read_predictions(root / "working/submission.csv")["id"].tolist() == ids.tolist()
     assert str(tmp_path) in next(line for line in done.stdout.splitlines() if "kit 0" in line)  # not the checkout's
@@ -143,7 +143,7 @@ def test_a_fitted_blend_is_applied_there_as_it_is_at_home(execute: Callable, run
     assert "geometric blend: " in done.stdout
     members = [predict_input(run, test) for run in (other, run_folder)]
     assert not members[0].equals(members[1])
-    expected = apply(saved, members, [other.name, run_folder.name])
+    expected = apply_blend(saved, members, [other.name, run_folder.name])
     made = read_predictions(root / "working/submission.csv")
     pd.testing.assert_frame_equal(made, expected, check_exact=False, rtol=0, atol=1e-5)
     assert not list(tmp_path.glob("kit-*")), "the notebook left its scratch folders"

@@ -10,14 +10,14 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
+from kit.ensemble import blend as blends
+from kit.ensemble.calibration import Calibration, apply_calibration
+from kit.evaluation.validate import validate_submission
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.remote import session as sessions
 from kit.remote.notebooks import infer as infer_cell
 from kit.remote.notebooks import train as train_cell
 from kit.remote.session import OUTPUTS, Session
-from kit.scoring import blend as blends
-from kit.scoring.calibration import Calibration, apply
-from kit.scoring.validate import validate
 from kit.task import COMPETITION
 
 LAYOUTS = ("old", "by kind")
@@ -124,7 +124,7 @@ def test_weights_count(session: Session, root: Path, predicts: Callable) -> None
 def blended(session: Session, shares: dict[str, float], pool: str = "arithmetic", heat: float = 1.0) -> Session:
     """The session with a fitted blend as a push writes it, whatever the order of sources and members."""
     saved = blends.Blend(tuple(shares), tuple(shares.values()), pool, Calibration(heat))
-    job = {**session.job, "method": "blend", "blend": blends.content(saved)}
+    job = {**session.job, "method": "blend", "blend": blends.blend_content(saved)}
     return dataclasses.replace(session, job=json.loads(json.dumps(job)))
 
 
@@ -139,7 +139,7 @@ class TestFittedBlend:
         infer_cell.infer(blended(session, self.SHARES, pool, heat))
         members = [make_predictions([7], [[a, 1 - a, 0.0]]) for a in (0.6, 0.2)]
         saved = blends.Blend(tuple(self.SHARES), tuple(self.SHARES.values()), pool, Calibration(heat))
-        expected = blends.apply(saved, members, list(self.SHARES))
+        expected = blends.apply_blend(saved, members, list(self.SHARES))
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.to_numpy()[0].tolist())]
 
     def test_folds_in_several_sources_are_one_run(self, session: Session, root: Path, predicts: Callable) -> None:
@@ -211,7 +211,7 @@ class TestFittedBlend:
         predicts({"kit-train-a-run": 0.3, "kit-train-b-run": 0.5})
         job = {**session.job, "calibration": {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]}}
         infer_cell.infer(dataclasses.replace(session, job=job))
-        expected = apply(Calibration(2.0), make_predictions([7], [[0.4, 0.6, 0.0]])).to_numpy()[0]
+        expected = apply_calibration(Calibration(2.0), make_predictions([7], [[0.4, 0.6, 0.0]])).to_numpy()[0]
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.tolist())]
 
 
@@ -300,7 +300,7 @@ class TestWhatGoesWrong:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
         infer_cell.infer(session)
-        assert validate(root / "working/submission.csv", session.competition_file("test.csv")).ok
+        assert validate_submission(root / "working/submission.csv", session.competition_file("test.csv")).ok
         assert submission(root)["winner_tie"].tolist() == [pytest.approx(17761 / 57477)]
         assert "NO MODEL WORKED" in capfd.readouterr().out
 

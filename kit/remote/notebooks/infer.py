@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kit.ensemble import blend as blends
+from kit.ensemble.calibration import apply_calibration, parse_calibration
+from kit.ensemble.pool import blend_predictions
 from kit.errors import KitError
+from kit.evaluation.validate import validate_submission
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.remote.session import Session, loud, say
-from kit.scoring import blend as blends
-from kit.scoring import calibration
-from kit.scoring.ensemble import blend
-from kit.scoring.validate import validate
 from kit.task import ID, TEST_FILE
 
 SUBMISSION = "submission.csv"
@@ -137,9 +137,9 @@ def _blended(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> pd.Da
         return _blended_as_saved(session, done)
     method = session.job["method"]
     weights = [member.weight for member, _ in done] if method == "weights" else None
-    blended = blend([each for _, each in done], [member.name for member, _ in done], method, weights)
+    blended = blend_predictions([each for _, each in done], [member.name for member, _ in done], method, weights)
     if "calibration" in session.job:
-        return calibration.apply(calibration.parse("the job", session.job["calibration"]), blended)
+        return apply_calibration(parse_calibration("the job", session.job["calibration"]), blended)
     return blended
 
 
@@ -149,12 +149,12 @@ def _blended_as_saved(session: Session, done: list[tuple[Member, pd.DataFrame]])
     runs = []
     for name in names:
         folders = [(str(member.run), each) for member, each in done if member.name == name]
-        runs.append(blend([each for _, each in folders], [folder for folder, _ in folders]))
-    return blends.apply(_saved(session).among(names), runs, names)
+        runs.append(blend_predictions([each for _, each in folders], [folder for folder, _ in folders]))
+    return blends.apply_blend(_saved(session).among(names), runs, names)
 
 
 def _saved(session: Session) -> blends.Blend:
-    return blends.parse("the job", session.job["blend"])
+    return blends.parse_blend("the job", session.job["blend"])
 
 
 def _tell_weights(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> None:
@@ -182,7 +182,7 @@ def _without_models(session: Session, test: Path) -> None:
 def _check(session: Session, test: Path) -> None:
     """Judges the submission as Kaggle's grader does, against the ids of the test set that is there."""
     try:
-        report = validate(session.working / SUBMISSION, test)
+        report = validate_submission(session.working / SUBMISSION, test)
     except KitError as error:
         loud(f"{SUBMISSION} could not be checked: {error}")
         return

@@ -12,13 +12,13 @@ from scipy import sparse
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from kit.scoring.softmax import loss, softmax
+from kit.evaluation.softmax import softmax, softmax_loss
 
 Block = np.ndarray | sparse.csr_array  # (N, C) float32
 
 
 @dataclass(frozen=True)
-class Symmetric:
+class SymmetricClassifier:
     """Coefficients of what changes its sign in a swap, and of what stays; the last is the intercept of a tie."""
 
     odd: np.ndarray
@@ -30,7 +30,9 @@ class Symmetric:
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
-def fit(odd: Sequence[Block], even: Sequence[Block], labels: np.ndarray, penalty: float, steps: int = 200) -> Symmetric:
+def fit_symmetric(
+    odd: Sequence[Block], even: Sequence[Block], labels: np.ndarray, penalty: float, steps: int = 200
+) -> SymmetricClassifier:
     """The coefficients of the lowest log loss with an L2 penalty; the intercept is free.
 
     Logits are (d, -d, t): d is linear in the odd columns, t in the even ones.
@@ -46,7 +48,7 @@ def fit(odd: Sequence[Block], even: Sequence[Block], labels: np.ndarray, penalty
     size = cut + sum(block.shape[1] for block in even) + 1
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, residual = loss(_logits(odd, even, point[:cut], point[cut:]), labels)
+        value, residual = softmax_loss(_logits(odd, even, point[:cut], point[cut:]), labels)
         toward_a, toward_tie = (residual[0] - residual[1]), residual[2]
         gradient = np.concatenate([_against(odd, toward_a), _against(even, toward_tie), [toward_tie.sum()]])
         gradient[:-1] += penalty * point[:-1]
@@ -54,7 +56,7 @@ def fit(odd: Sequence[Block], even: Sequence[Block], labels: np.ndarray, penalty
 
     options = {"maxiter": steps, "ftol": 1e-7, "gtol": 1e-6}
     found = minimize(objective, np.zeros(size), jac=True, method="L-BFGS-B", options=options)
-    return Symmetric(found.x[:cut], found.x[cut:])
+    return SymmetricClassifier(found.x[:cut], found.x[cut:])
 
 
 def _logits(odd: Sequence[Block], even: Sequence[Block], w: np.ndarray, u: np.ndarray) -> np.ndarray:

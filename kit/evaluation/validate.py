@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import DataError
+from kit.evaluation.metrics import EPS
+from kit.evaluation.submission_csv import LISTED, SubmissionProblem, describe_row, list_rows, read_submission
 from kit.predictions import read_csv, to_numbers
-from kit.scoring.metrics import EPS
-from kit.scoring.submission import LISTED, Problem, at, listed, read
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 SUM_PLACES = 6
@@ -22,12 +22,12 @@ ALIKE = 3  # rows with the very same numbers before it is worth a word
 
 
 @dataclass(frozen=True)
-class Report:
+class ValidationReport:
     """What was found in a file of `rows` rows; a grader takes it if there are no problems, whatever the warnings."""
 
     rows: int
-    problems: tuple[Problem, ...]
-    warnings: tuple[Problem, ...]
+    problems: tuple[SubmissionProblem, ...]
+    warnings: tuple[SubmissionProblem, ...]
 
     @property
     def ok(self) -> bool:
@@ -39,7 +39,7 @@ class Report:
         return {"ok": self.ok} | asdict(self)
 
 
-def validate(path: str | Path, sample: str | Path | None = None) -> Report:
+def validate_submission(path: str | Path, sample: str | Path | None = None) -> ValidationReport:
     """Checks a prediction file against the rule, and against the ids of a sample submission if there is one.
 
     Warns of what a grader takes but a person would want to know: constant columns, three or more identical rows,
@@ -53,22 +53,22 @@ def validate(path: str | Path, sample: str | Path | None = None) -> Report:
         DataError: the sample itself cannot be used.
     """
     wanted = sample_ids(sample) if sample is not None else None
-    found = read(Path(path))
+    found = read_submission(Path(path))
     problems, warnings, lines = list(found.problems), list(found.warnings), found.lines
     if found.frame is not None:
         frame = _check_columns(found.frame, problems, warnings)
         if frame.empty:
-            problems.append(Problem("empty", "no rows below the header"))
+            problems.append(SubmissionProblem("empty", "no rows below the header"))
         else:
             _check_numbers(frame, lines, problems, warnings)
             if ID in frame:
                 _check_ids(frame[ID], lines, wanted, Path(sample or "").name, problems)
     if wanted is None and found.frame is not None:
-        warnings.append(Problem("no-sample", "no sample submission: missing and unknown ids would not show"))
-    return Report(len(lines), tuple(problems), tuple(warnings))
+        warnings.append(SubmissionProblem("no-sample", "no sample submission: missing and unknown ids would not show"))
+    return ValidationReport(len(lines), tuple(problems), tuple(warnings))
 
 
-def gradable(probabilities: np.ndarray) -> np.ndarray:
+def is_gradable(probabilities: np.ndarray) -> np.ndarray:
     """Which rows of (N, 3) a grader takes, bool (N,): finite, in [0, 1], and summing to 1 to 6 places."""
     inside = ((probabilities >= 0) & (probabilities <= 1)).all(axis=1)  # NaN is in no range
     return inside & _sums_to_one(probabilities)
@@ -93,7 +93,9 @@ def sample_ids(path: str | Path) -> pd.Series:
     return table[ID]
 
 
-def _check_columns(frame: pd.DataFrame, problems: list[Problem], warnings: list[Problem]) -> pd.DataFrame:
+def _check_columns(
+    frame: pd.DataFrame, problems: list[SubmissionProblem], warnings: list[SubmissionProblem]
+) -> pd.DataFrame:
     """Names what is missing; a column of nearly that name is then taken for it, so that its cells are checked too."""
     other = {re.sub(r"[^a-z]", "", str(c).lower()): c for c in frame.columns if c not in PREDICTION_COLUMNS}
     near = {}
@@ -102,11 +104,11 @@ def _check_columns(frame: pd.DataFrame, problems: list[Problem], warnings: list[
         if found is not None:
             near[found] = column
         hint = f"; {found[:60]!r} is not the same name" if found is not None else ""
-        problems.append(Problem("missing-column", f"no column {column}{hint}"))
+        problems.append(SubmissionProblem("missing-column", f"no column {column}{hint}"))
     extra = [c[:60] for c in frame.columns if c not in PREDICTION_COLUMNS and c not in near]
     if extra:
         names = ", ".join(map(repr, extra[:LISTED]))
-        warnings.append(Problem("extra-column", f"columns that no grader reads: {names}", count=len(extra)))
+        warnings.append(SubmissionProblem("extra-column", f"columns that no grader reads: {names}", count=len(extra)))
     return frame.rename(columns=near)
 
 
@@ -118,7 +120,9 @@ def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     return values, np.isnan(values) & column.notna().to_numpy()
 
 
-def _check_numbers(frame: pd.DataFrame, lines: np.ndarray, problems: list[Problem], warnings: list[Problem]) -> None:
+def _check_numbers(
+    frame: pd.DataFrame, lines: np.ndarray, problems: list[SubmissionProblem], warnings: list[SubmissionProblem]
+) -> None:
     present = [c for c in CLASSES if c in frame]
     if not present:
         return
@@ -135,7 +139,7 @@ def _check_numbers(frame: pd.DataFrame, lines: np.ndarray, problems: list[Proble
             row, column = np.argwhere(mask)[0]
             names = ", ".join(c for c, found in zip(present, mask.any(axis=0), strict=True) if found)
             what += f" in {names}, first {str(frame[present[column]].iloc[row])[:60]!r}"
-            problems.append(at(kind, what, mask.any(axis=1), lines))
+            problems.append(describe_row(kind, what, mask.any(axis=1), lines))
     whole = np.isfinite(values).all(axis=1)
     if len(present) < len(CLASSES) or not whole.any():
         return
@@ -145,48 +149,50 @@ def _check_numbers(frame: pd.DataFrame, lines: np.ndarray, problems: list[Proble
         sums = values.sum(axis=1)
         worst = int(np.abs(sums - 1).argmax())
         what = f"rows that do not sum to 1 to {SUM_PLACES} places, worst row {lines[worst]} with {sums[worst]:.9g}"
-        problems.append(at("row-sum", what, wrong, lines))
+        problems.append(describe_row("row-sum", what, wrong, lines))
     _warn_of_values(values, lines, warnings)
 
 
-def _warn_of_values(values: np.ndarray, lines: np.ndarray, warnings: list[Problem]) -> None:
+def _warn_of_values(values: np.ndarray, lines: np.ndarray, warnings: list[SubmissionProblem]) -> None:
     same = (values == values[0]).all(axis=0) & (len(values) > 1)
     size = pd.DataFrame(values).groupby([0, 1, 2])[0].transform("size").to_numpy()
     if same.all():
-        warnings.append(Problem("constant", "every row is the same, as from a collapsed model", count=len(values)))
+        warnings.append(
+            SubmissionProblem("constant", "every row is the same, as from a collapsed model", count=len(values))
+        )
     elif same.any():
         names = ", ".join(c for c, constant in zip(CLASSES, same, strict=True) if constant)
-        warnings.append(Problem("constant", f"the same value in every row of {names}", count=len(values)))
+        warnings.append(SubmissionProblem("constant", f"the same value in every row of {names}", count=len(values)))
     if not same.all() and (size >= ALIKE).any():
         what = f"rows whose numbers stand in {ALIKE} rows or more, at most in {size.max()}"
-        warnings.append(at("identical", what, size >= ALIKE, lines))
+        warnings.append(describe_row("identical", what, size >= ALIKE, lines))
     certain = (values <= EPS).any(axis=1)
     if certain.any():
         what = f"rows with a probability of 0, each costing {-np.log(EPS):.2f} if that class is the truth"
-        warnings.append(at("certain", what, certain, lines))
+        warnings.append(describe_row("certain", what, certain, lines))
 
 
 def _check_ids(
-    column: pd.Series, lines: np.ndarray, wanted: pd.Series | None, sample: str, problems: list[Problem]
+    column: pd.Series, lines: np.ndarray, wanted: pd.Series | None, sample: str, problems: list[SubmissionProblem]
 ) -> None:
     values, text = _numbers(column)
     bad = text | ~np.isfinite(values) | (values != np.floor(values))
     if bad.any():
         first = str(column.iloc[int(bad.argmax())])[:60]
-        problems.append(at("id", f"ids that are not whole numbers, first {first!r}", bad, lines))
+        problems.append(describe_row("id", f"ids that are not whole numbers, first {first!r}", bad, lines))
     ids, lines = pd.Series(values[~bad]), lines[~bad]
     repeated = ids.duplicated(keep=False).to_numpy()
     if repeated.any():
         what = f"ids that stand there more than once, first {int(ids[repeated].iloc[0])}"
-        problems.append(at("repeated-id", what, repeated, lines))
+        problems.append(describe_row("repeated-id", what, repeated, lines))
     if wanted is None:
         return
     if len(column) != len(wanted):
-        problems.append(Problem("row-count", f"{len(column):,} rows where {sample} has {len(wanted):,}"))
+        problems.append(SubmissionProblem("row-count", f"{len(column):,} rows where {sample} has {len(wanted):,}"))
     missing, unknown = wanted[~wanted.isin(ids)], ~ids.isin(wanted).to_numpy()
     if len(missing):
-        some = listed("id", tuple(missing[:LISTED]), len(missing))
-        problems.append(Problem("missing-id", f"no row for {some} of {sample}", count=len(missing)))
+        some = list_rows("id", tuple(missing[:LISTED]), len(missing))
+        problems.append(SubmissionProblem("missing-id", f"no row for {some} of {sample}", count=len(missing)))
     if unknown.any():
         what = f"ids that {sample} does not have, first {int(ids[unknown].iloc[0])}"
-        problems.append(at("unknown-id", what, unknown, lines))
+        problems.append(describe_row("unknown-id", what, unknown, lines))

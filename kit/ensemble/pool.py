@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import DataError, KitError
+from kit.evaluation.metrics import EPS
+from kit.evaluation.truth import row_positions
 from kit.predictions import make_predictions
-from kit.scoring.metrics import EPS
-from kit.scoring.truth import positions
 from kit.task import CLASSES, ID
 
 Method = Literal["mean", "geometric", "weights"]
 SLACK = 0.01  # published figures are often rounded to 3 places; rows further from 1 are not probabilities
 
 
-def blend(
+def blend_predictions(
     frames: Sequence[pd.DataFrame],
     names: Sequence[str],
     method: Method = "mean",
@@ -46,13 +46,13 @@ def blend(
         raise KitError(f"no blending method {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + ".")
     if method != "weights" and weights is not None:
         raise KitError(f"method {method} takes no weights", "Use the method weights, or leave the weights out.")
-    shares = convex(weights if weights is not None else [], names) if method == "weights" else None
-    ids, members = stack(frames, names)
+    shares = normalise_weights(weights if weights is not None else [], names) if method == "weights" else None
+    ids, members = stack_predictions(frames, names)
     pooled = geometric_pool(members) if method == "geometric" else arithmetic_pool(members, shares)
     return make_predictions(ids, pooled)
 
 
-def stack(
+def stack_predictions(
     frames: Sequence[pd.DataFrame], names: Sequence[str], files: Sequence[object] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids int64 (N,) of the first frame, and the members' probabilities (M, N, 3) in that order, each row summing to 1.
@@ -64,7 +64,7 @@ def stack(
     """
     ids, members = frames[0][ID].to_numpy(), []
     for frame, name, file in zip(frames, names, files or names, strict=True):
-        member = frame[list(CLASSES)].to_numpy(np.float64)[positions(frame[ID].to_numpy(), ids, name, names[0])]
+        member = frame[list(CLASSES)].to_numpy(np.float64)[row_positions(frame[ID].to_numpy(), ids, name, names[0])]
         total = member.sum(axis=1)
         bad = ~((member >= 0).all(axis=1) & (np.abs(total - 1) <= SLACK))  # so written, NaN is bad too
         if bad.any():
@@ -77,7 +77,7 @@ def stack(
     return ids.astype(np.int64), np.stack(members)
 
 
-def convex(weights: Sequence[float], names: Sequence[str]) -> np.ndarray:
+def normalise_weights(weights: Sequence[float], names: Sequence[str]) -> np.ndarray:
     """Weights (M,) scaled to sum to 1.
 
     Raises:

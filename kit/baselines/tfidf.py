@@ -21,7 +21,7 @@ RAREST = 5  # texts that must have an n-gram for it to count
 Counts = tuple[sparse.csr_array, ...]  # one of each kind, (N, WIDTH) float32
 
 
-def count(texts: Sequence[str]) -> Counts:
+def count_ngrams(texts: Sequence[str]) -> Counts:
     """1 + ln(n) where an n-gram stands n times in one of the N texts, a row each."""
     counts = []
     for kind in KINDS:
@@ -42,7 +42,7 @@ def inverse_frequencies(counts: Sequence[Counts]) -> list[np.ndarray]:
     return weights
 
 
-def weigh(counts: Counts, weights: Sequence[np.ndarray]) -> Counts:
+def weigh_ngrams(counts: Counts, weights: Sequence[np.ndarray]) -> Counts:
     """TF-IDF of the same texts, without the columns of weight 0: each kind's row has the Euclidean length 1, or 0."""
     weighed = []
     for block, weight in zip(counts, weights, strict=True):

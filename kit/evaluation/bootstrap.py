@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 
-class Difference(NamedTuple):
+class LossDifference(NamedTuple):
     """A paired difference of mean losses, x minus y, its interval, and what may be said of x against y."""
 
     mean: float
@@ -17,7 +17,7 @@ class Difference(NamedTuple):
     verdict: Literal["better", "worse", "can't tell"]
 
 
-def interval(
+def loss_interval(
     row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
     """The percentile interval (low, high) of the mean of `row_values` (N,), over resampled groups.
@@ -28,17 +28,17 @@ def interval(
     Raises:
         ValueError: no rows, lengths that differ, or values that are not finite.
     """
-    return intervals(np.asarray(row_values, np.float64)[None], groups, draws, seed, level)[0]
+    return loss_intervals(np.asarray(row_values, np.float64)[None], groups, draws, seed, level)[0]
 
 
-def intervals(
+def loss_intervals(
     row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> list[tuple[float, float]]:
     """`interval` of each of M values of the same rows, (M, N), from one set of draws."""
-    return [_percentiles(each, level) for each in means(row_values, groups, draws, seed)]
+    return [_percentiles(each, level) for each in bootstrap_means(row_values, groups, draws, seed)]
 
 
-def means(row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+def bootstrap_means(row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
     """The means of M values of each row over resampled groups, (M, draws): every value sees the same draws.
 
     As many groups are drawn with replacement as there are; a draw's mean is the sum of its groups' values over
@@ -69,14 +69,14 @@ def means(row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: i
     return found[:-1] / found[-1]
 
 
-def difference(
+def loss_difference(
     row_values_x: np.ndarray,
     row_values_y: np.ndarray,
     groups: np.ndarray,
     draws: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> Difference:
+) -> LossDifference:
     """Compares two losses of the same rows, paired: the interval of the mean of x minus y.
 
     x is "better" when the whole interval is below 0 (losses: less is better), "worse" when it is above, else one
@@ -86,15 +86,15 @@ def difference(
     Args and errors: as `interval`.
     """
     row_values = np.asarray(row_values_x, np.float64) - np.asarray(row_values_y, np.float64)
-    low, high = interval(row_values, groups, draws, seed, level)
+    low, high = loss_interval(row_values, groups, draws, seed, level)
     return _difference(float(row_values.mean()), low, high, len(np.unique(groups)), level)
 
 
-def differences(
+def loss_differences(
     row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
-) -> list[list[Difference]]:
+) -> list[list[LossDifference]]:
     """`difference` of every one of M losses of the same rows, (M, N), to every one, from one set of draws."""
-    drawn, whole = means(row_values, groups, draws, seed), np.mean(row_values, axis=1)
+    drawn, whole = bootstrap_means(row_values, groups, draws, seed), np.mean(row_values, axis=1)
     count = len(np.unique(groups))
     return [
         [
@@ -105,9 +105,9 @@ def differences(
     ]
 
 
-def _difference(mean: float, low: float, high: float, groups: int, level: float) -> Difference:
+def _difference(mean: float, low: float, high: float, groups: int, level: float) -> LossDifference:
     told = 2.0 ** (1 - groups) <= 1 - level and not low <= 0 <= high
-    return Difference(mean, low, high, ("better" if high < 0 else "worse") if told else "can't tell")
+    return LossDifference(mean, low, high, ("better" if high < 0 else "worse") if told else "can't tell")
 
 
 def _percentiles(drawn: np.ndarray, level: float) -> tuple[float, float]:

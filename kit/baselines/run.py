@@ -10,21 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import kit
+from kit.baselines.models import FITS, READS_NGRAMS, PairRows
+from kit.baselines.tfidf import count_ngrams
 from kit.data.features import FEATURES, features
 from kit.data.processed import Processed, open_processed
 from kit.errors import KitError, RunError
+from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.parts import choose_folds, run_origin, summarise_run
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.run import Run
-from kit.scoring.baselines import FITS, READS_NGRAMS, Pairs
-from kit.scoring.metrics import accuracy, log_loss, swap_gap
-from kit.scoring.ngrams import count
 from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import CLASSES, GROUP, HOLDOUT, ID, LABEL, RESPONSES, SWAP, TEST_FILE
 
 
-def run(
+def run_baseline(
     name: str,
     data: Path,
     runs: Path,
@@ -65,7 +65,7 @@ def _run(
             say(f"{run_dir.part(each)} is done already")
     if missing:
         started = time.monotonic()
-        train, test = (pairs(table, name in READS_NGRAMS) for table in (processed.train(), processed.test()))
+        train, test = (baseline_rows(table, name in READS_NGRAMS) for table in (processed.train(), processed.test()))
         say(f"{len(train):,} training and {len(test):,} test rows read in {time.monotonic() - started:.0f} s")
         for each in missing:
             metrics = _fit_part(name, processed, run_dir, each, train, test, started)
@@ -75,16 +75,16 @@ def _run(
     return summarise_run(run_dir, processed)
 
 
-def pairs(table: pa.Table, ngrams: bool) -> Pairs:
+def baseline_rows(table: pa.Table, ngrams: bool) -> PairRows:
     """Processed rows as baselines see them; counting n-grams takes most of the time, so it can be left out."""
     a, b, pair = features(table)
     column = FEATURES.index("characters")
-    counts = tuple(count(pc.binary_join(table[c], "\n").to_pylist()) for c in RESPONSES) if ngrams else None
-    return Pairs(a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table[GROUP].to_numpy(), counts)
+    counts = tuple(count_ngrams(pc.binary_join(table[c], "\n").to_pylist()) for c in RESPONSES) if ngrams else None
+    return PairRows(a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table[GROUP].to_numpy(), counts)
 
 
 def _fit_part(
-    name: str, data: Processed, run_dir: Run, fold: int | str, train: Pairs, test: Pairs, started: float
+    name: str, data: Processed, run_dir: Run, fold: int | str, train: PairRows, test: PairRows, started: float
 ) -> dict[str, Any]:
     """Fits one part and writes it, metrics.json last; `started` is when its work began, reading rows included."""
     table = data.train([ID, LABEL])

@@ -10,14 +10,14 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from kit.scoring.blend import Pool
-from kit.scoring.softmax import loss
+from kit.ensemble.blend import Pool
+from kit.evaluation.softmax import softmax_loss
 
 LEAST = 1e-9  # of a coefficient: the pool of coefficients 0 is nothing
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
-def objective(pool: Pool, members: np.ndarray, labels: np.ndarray) -> Objective:
+def blend_objective(pool: Pool, members: np.ndarray, labels: np.ndarray) -> Objective:
     """The mean log loss of coefficients (M,) with its gradient.
 
     Args:
@@ -28,28 +28,30 @@ def objective(pool: Pool, members: np.ndarray, labels: np.ndarray) -> Objective:
     flat = (np.log(members) if pool == "geometric" else members).reshape(len(members), -1)  # (M, 3N)
 
     def geometric(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, residual = loss((point @ flat).reshape(3, -1), labels)
+        value, residual = softmax_loss((point @ flat).reshape(3, -1), labels)
         return value, flat @ residual.ravel()
 
     def arithmetic(point: np.ndarray) -> tuple[float, np.ndarray]:
         total = point.sum()
         mixed = point @ flat
         logs = np.log(mixed / total)
-        value, residual = loss((total * logs).reshape(3, -1), labels)
+        value, residual = softmax_loss((total * logs).reshape(3, -1), labels)
         residual = residual.ravel()
         return value, total * (flat @ (residual / mixed)) + residual @ logs
 
     return geometric if pool == "geometric" else arithmetic
 
 
-def coefficients(pool: Pool, members: np.ndarray, labels: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+def weight_coefficients(
+    pool: Pool, members: np.ndarray, labels: np.ndarray, start: np.ndarray | None = None
+) -> np.ndarray:
     """Those of the lowest log loss on these rows, (M,); members that only do harm have exactly 0.
 
     Args: as `objective`; the search starts at `start`, or at the mean.
     """
     count = len(members)
     found = minimize(
-        objective(pool, members, labels),
+        blend_objective(pool, members, labels),
         np.full(count, 1 / count) if start is None else np.maximum(start, LEAST),
         jac=True,
         method="L-BFGS-B",
@@ -59,7 +61,7 @@ def coefficients(pool: Pool, members: np.ndarray, labels: np.ndarray, start: np.
     return np.where(found.x > 10 * LEAST, found.x, 0.0)
 
 
-def choose(members: np.ndarray, labels: np.ndarray, steps: int = 50) -> list[int]:
+def choose_weights(members: np.ndarray, labels: np.ndarray, steps: int = 50) -> list[int]:
     """Members of a good arithmetic pool, their numbers in rising order.
 
     Begins with the best member and adds, again and again and with repetition, the one that lowers the log loss of the
@@ -84,7 +86,7 @@ def choose(members: np.ndarray, labels: np.ndarray, steps: int = 50) -> list[int
     return sorted(set(chosen))
 
 
-def spread(
+def weight_spread(
     pool: Pool,
     point: np.ndarray,
     members: np.ndarray,
@@ -110,7 +112,7 @@ def spread(
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     gradients = _row_gradients(pool, point, members, labels)
     sums = np.stack([np.bincount(group, weights=each, minlength=len(sizes)) for each in gradients])  # (M, G)
-    root, inverse = _root(_hessian(objective(pool, members, labels), point))
+    root, inverse = _root(_hessian(blend_objective(pool, members, labels), point))
     generator = np.random.default_rng(seed)
     drawn = np.empty((draws, len(point)))
     for each in drawn:
@@ -129,7 +131,7 @@ def _row_gradients(pool: Pool, point: np.ndarray, members: np.ndarray, labels: n
         mixed, total = np.tensordot(point, members, 1), point.sum()
         logs = np.log(mixed / total)
         slopes, logits = total * members / mixed + logs, total * logs
-    return np.einsum("mkn,kn->mn", slopes, loss(logits, labels)[1])
+    return np.einsum("mkn,kn->mn", slopes, softmax_loss(logits, labels)[1])
 
 
 def _hessian(evaluate: Objective, point: np.ndarray) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kit.ensemble.serialize import check_number, read_fitted, write_fitted
+from kit.evaluation.softmax import log_probabilities, softmax
 from kit.predictions import make_predictions
-from kit.scoring import saved
-from kit.scoring.softmax import logarithms, softmax
 from kit.task import CLASSES, ID
 
 KIND = "calibration"
@@ -31,37 +31,37 @@ class Calibration:
         """Calibrated probabilities, (N, 3) from (N, 3); a zero is taken for the EPS that the log loss takes it for."""
         if self.identity:
             return probabilities
-        return softmax(logarithms(probabilities) / self.temperature + np.array(self.bias)[:, None]).T
+        return softmax(log_probabilities(probabilities) / self.temperature + np.array(self.bias)[:, None]).T
 
 
-def apply(calibration: Calibration, frame: pd.DataFrame) -> pd.DataFrame:
+def apply_calibration(calibration: Calibration, frame: pd.DataFrame) -> pd.DataFrame:
     """The prediction frame with calibrated probabilities; ids and their order stay."""
     return make_predictions(frame[ID].to_numpy(), calibration.of(frame[list(CLASSES)].to_numpy(np.float64)))
 
 
-def content(calibration: Calibration) -> dict[str, Any]:
+def calibration_content(calibration: Calibration) -> dict[str, Any]:
     """The calibration as plain values that JSON can hold and `parse` takes."""
     return {"temperature": calibration.temperature, "bias": list(calibration.bias)}
 
 
-def write(calibration: Calibration, path: str | Path, fitted: dict[str, Any]) -> None:
+def write_calibration(calibration: Calibration, path: str | Path, fitted: dict[str, Any]) -> None:
     """Writes the calibration, and what it was `fitted` to, as JSON that `read` takes."""
-    saved.write(path, KIND, content(calibration) | {"fitted": fitted})
+    write_fitted(path, KIND, calibration_content(calibration) | {"fitted": fitted})
 
 
-def read(path: str | Path) -> Calibration:
+def read_calibration(path: str | Path) -> Calibration:
     """A saved calibration.
 
     Raises:
         DataError: the file is missing or is not one.
     """
-    return parse(path, saved.read(path, KIND))
+    return parse_calibration(path, read_fitted(path, KIND))
 
 
-def parse(path: str | Path, content: dict[str, Any]) -> Calibration:
+def parse_calibration(path: str | Path, content: dict[str, Any]) -> Calibration:
     """The calibration that a JSON object describes; `path` is for errors."""
-    temperature = saved.number(path, content.get("temperature"), "temperature", low=1e-6)
+    temperature = check_number(path, content.get("temperature"), "temperature", low=1e-6)
     bias = content.get("bias")
     if not isinstance(bias, list) or len(bias) != len(CLASSES):
         bias = [None] * len(CLASSES)  # refused as the numbers that they are not
-    return Calibration(temperature, tuple(saved.number(path, each, "bias") for each in bias))
+    return Calibration(temperature, tuple(check_number(path, each, "bias") for each in bias))

@@ -5,7 +5,7 @@ Class-major, (3, N): sums over three classes are then sums of whole rows, severa
 
 import numpy as np
 
-from kit.scoring.metrics import EPS
+from kit.evaluation.metrics import EPS
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -14,7 +14,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=0)
 
 
-def loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+def softmax_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """The mean log loss in nats, and its derivative by the logits, (3, N): probability less truth, over N.
 
     Labels (N,); or (N, 3), the probabilities of the classes times the weight of their row, and then the mean is over
@@ -36,6 +36,6 @@ def loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     return mean, powers
 
 
-def logarithms(probabilities: np.ndarray) -> np.ndarray:
+def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
     """Logits (3, N) of probabilities (N, 3), clipped at EPS where the log loss clips them too."""
     return np.log(np.maximum(probabilities.T, EPS, order="C"))

@@ -18,7 +18,7 @@ from kit.task import HOLDOUT
 ORIGIN = "origin.json"
 
 
-def run_of(path: str | Path) -> Path | None:
+def run_of_file(path: str | Path) -> Path | None:
     """The run directory that a prediction file lies in, if it lies in one: RUN/test.csv, RUN/fold0/valid.csv."""
     folder = Path(path).resolve().parent
     if folder.name == HOLDOUT or re.fullmatch(r"fold\d+", folder.name):
@@ -28,13 +28,13 @@ def run_of(path: str | Path) -> Path | None:
 
 def member_name(path: str | Path) -> str:
     """What a blend calls the file: its run's name, or without a run the file's name less `.csv`."""
-    run = run_of(path)
+    run = run_of_file(path)
     return run.name if run else Path(path).name.removesuffix(".csv")
 
 
-def of_no_run(files: Sequence[str | Path]) -> list[str]:
+def is_of_no_run(files: Sequence[str | Path]) -> list[str]:
     """A note on each file outside run directories: nothing tells whether its model was trained on the fitted rows."""
-    return [f"{Path(file).name} is of no run: its folds are not known" for file in files if run_of(file) is None]
+    return [f"{Path(file).name} is of no run: its folds are not known" for file in files if run_of_file(file) is None]
 
 
 def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFrame]]:
@@ -49,7 +49,7 @@ def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFr
     if twice:
         both = ", ".join(str(file) for file, name in zip(files, names, strict=True) if name == twice[0])
         raise DataError(f"{both}: all called {twice[0]!r}, as a blend names its members", "Rename one of the files.")
-    data = {run: Run(run).origin.get("data") for run in map(run_of, files) if run}
+    data = {run: Run(run).origin.get("data") for run in map(run_of_file, files) if run}
     first = next(iter(data), None)
     other = next((run for run in data if data[run] != data[first]), None)
     if other is not None:

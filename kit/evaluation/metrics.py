@@ -1,6 +1,6 @@
 """What a prediction is worth: log loss as the competition computes it, and the figures that explain it.
 
-Everything takes probabilities float64 (N, 3) and labels int (N,) in the same order; `scoring.truth.align` makes them.
+Everything takes probabilities float64 (N, 3) and labels int (N,) in the same order; `evaluation.truth.align` makes them.
 """
 
 from dataclasses import asdict, dataclass
@@ -62,12 +62,12 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float((probabilities.argmax(axis=1) == labels).mean())
 
 
-def prior(labels: np.ndarray) -> np.ndarray:
+def class_prior(labels: np.ndarray) -> np.ndarray:
     """The share of each class among the labels, (3,)."""
     return np.bincount(labels, minlength=len(CLASSES)) / len(labels)
 
 
-def reliability(
+def reliability_bins(
     probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The reliability diagram of the most probable class: rows, mean confidence and accuracy per bin, each (bins,).
@@ -94,7 +94,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     Top-label, equal-width bins, 15 of them: the estimate of Guo et al. (2017), so that it compares with published
     ones. Noise alone adds to it: a perfectly calibrated model shows about 0.03 on 1,000 rows, 0.006 on 25,000.
     """
-    count, confidence, correct = reliability(probabilities, labels, bins)
+    count, confidence, correct = reliability_bins(probabilities, labels, bins)
     return float((count * np.abs(confidence - correct)).sum() / len(labels))
 
 
@@ -129,9 +129,9 @@ def per_class(probabilities: np.ndarray, labels: np.ndarray) -> tuple[ClassScore
     return tuple(scores)
 
 
-def score(probabilities: np.ndarray, labels: np.ndarray) -> Score:
+def score_predictions(probabilities: np.ndarray, labels: np.ndarray) -> Score:
     """Every figure at once. The class prior is that of these very labels, the best any constant could do."""
-    constant = np.broadcast_to(prior(labels), probabilities.shape)
+    constant = np.broadcast_to(class_prior(labels), probabilities.shape)
     return Score(
         rows=len(labels),
         log_loss=log_loss(probabilities, labels),

@@ -13,13 +13,13 @@ import pandas as pd
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from kit.ensemble.calibration import Calibration
 from kit.errors import KitError
-from kit.scoring.bootstrap import difference
-from kit.scoring.calibration import Calibration
-from kit.scoring.crossfit import cross_fit, folds
-from kit.scoring.metrics import expected_calibration_error, log_loss, reliability, row_losses
-from kit.scoring.softmax import logarithms, loss
-from kit.scoring.truth import align
+from kit.evaluation.bootstrap import loss_difference
+from kit.evaluation.crossfit import cross_fit, crossfit_folds
+from kit.evaluation.metrics import expected_calibration_error, log_loss, reliability_bins, row_losses
+from kit.evaluation.softmax import log_probabilities, softmax_loss
+from kit.evaluation.truth import align_to_truth
 from kit.task import CLASSES, GROUP, ID
 
 Method = Literal["temperature", "bias"]  # "bias" is a temperature and a shift for each class
@@ -30,7 +30,7 @@ PARAMETERS = {"temperature": 1, "bias": len(CLASSES)}
 
 
 @dataclass(frozen=True)
-class Reliability:
+class CalibrationFigures:
     """How good probabilities are, with the bins of a reliability diagram (rows, mean confidence, accuracy)."""
 
     log_loss: float
@@ -41,7 +41,7 @@ class Reliability:
 
 
 @dataclass(frozen=True)
-class Trial:
+class CalibrationTrial:
     """One way to calibrate: its log loss on the rows it was fitted to, and cross-fitted."""
 
     method: str
@@ -50,7 +50,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationFit:
     """A fit and what it is worth.
 
     Attributes:
@@ -68,9 +68,9 @@ class Calibrated:
     method: str
     note: str
     rows: int
-    before: Reliability
-    after: Reliability
-    tried: tuple[Trial, ...]
+    before: CalibrationFigures
+    after: CalibrationFigures
+    tried: tuple[CalibrationTrial, ...]
     crossed: np.ndarray
 
     def as_dict(self) -> dict[str, Any]:
@@ -84,25 +84,29 @@ class Calibrated:
         return {"method": self.method, "rows": self.rows} | losses
 
 
-def calibrate(frame: pd.DataFrame, truth: pd.DataFrame, name: str, method: Method | None = None) -> Calibrated:
+def fit_calibration(
+    frame: pd.DataFrame, truth: pd.DataFrame, name: str, method: Method | None = None
+) -> CalibrationFit:
     """Fits a calibration to out-of-fold predictions, matched to the truth by id.
 
     Args:
         frame: a prediction frame of rows the model was not trained on.
-        truth: what `scoring.truth.read_truth` gives; with prompt groups, these stay together in cross-fitting.
+        truth: what `evaluation.truth.read_truth` gives; with prompt groups, these stay together in cross-fitting.
         name: the frame's file, for errors.
         method: what to fit; None tries a temperature, and then biases too, which must be better beyond doubt.
 
     Raises:
-        DataError: as `scoring.truth.align`.
+        DataError: as `evaluation.truth.align`.
         KitError: an unknown method.
     """
-    probabilities, labels = align(frame, truth, name)
-    return fit(probabilities, labels, truth[GROUP if GROUP in truth else ID].to_numpy(), method)
+    probabilities, labels = align_to_truth(frame, truth, name)
+    return fit_temperature(probabilities, labels, truth[GROUP if GROUP in truth else ID].to_numpy(), method)
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
-def fit(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, method: Method | None = None) -> Calibrated:
+def fit_temperature(
+    probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, method: Method | None = None
+) -> CalibrationFit:
     """The same of probabilities (N, 3), labels (N,) and prompt groups (N,) in one order.
 
     The identity is kept, and the note says so, where rows are too few for the parameters, or where the cross-fitted
@@ -110,30 +114,32 @@ def fit(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, metho
     """
     if method is not None and method not in get_args(Method):
         raise KitError(f"no calibration {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + ".")
-    before = measure(probabilities, labels)
-    fold = folds(groups)
+    before = measure_calibration(probabilities, labels)
+    fold = crossfit_folds(groups)
     best, chosen, after, reason, tried = Calibration(), "none", probabilities, "", []
     for each in (method,) if method else get_args(Method):
-        reason = too_few(labels, groups, PARAMETERS[each])
+        reason = too_few_rows(labels, groups, PARAMETERS[each])
         if reason:
             break
 
         def other(train: np.ndarray, rows: np.ndarray, each: Method = each) -> np.ndarray:
-            return fit_rows(probabilities[train], labels[train], each).of(probabilities[rows])
+            return fit_temperature_rows(probabilities[train], labels[train], each).of(probabilities[rows])
 
-        whole, crossed = fit_rows(probabilities, labels, each), cross_fit(fold, other)
-        gain = difference(row_losses(crossed, labels), row_losses(after, labels), groups, draws=DRAWS)
+        whole, crossed = fit_temperature_rows(probabilities, labels, each), cross_fit(fold, other)
+        gain = loss_difference(row_losses(crossed, labels), row_losses(after, labels), groups, draws=DRAWS)
         if gain.verdict == "better" or (gain.mean < 0 and not tried):  # the more parameters, the more they have to show
             best, chosen, after = whole, each, crossed
-        tried.append(Trial(each, log_loss(whole.of(probabilities), labels), log_loss(crossed, labels)))
+        tried.append(CalibrationTrial(each, log_loss(whole.of(probabilities), labels), log_loss(crossed, labels)))
     if chosen == "none":
         worse = f"{tried[0].cross_fitted:.5f} cross-fitted instead of {before.log_loss:.5f}" if tried else ""
         reason = f"left as it is: {f'the log loss would be {worse}' if worse else reason}"
     note = reason if chosen == "none" else _luck(chosen, tried)
-    return Calibrated(best, chosen, note, len(labels), before, measure(after, labels), tuple(tried), after)
+    return CalibrationFit(
+        best, chosen, note, len(labels), before, measure_calibration(after, labels), tuple(tried), after
+    )
 
 
-def _luck(chosen: str, tried: Sequence[Trial]) -> str:
+def _luck(chosen: str, tried: Sequence[CalibrationTrial]) -> str:
     """That a method of more parameters has a lower log loss than the chosen one, if it has: not beyond doubt."""
     losses = {trial.method: trial.cross_fitted for trial in tried}
     lower = losses[chosen] - losses.get("bias", losses[chosen])
@@ -142,15 +148,15 @@ def _luck(chosen: str, tried: Sequence[Trial]) -> str:
     return f"bias is lower by {lower:.4f}, which may be luck: the simpler one is kept"
 
 
-def fit_rows(probabilities: np.ndarray, labels: np.ndarray, method: Method) -> Calibration:
+def fit_temperature_rows(probabilities: np.ndarray, labels: np.ndarray, method: Method) -> Calibration:
     """The calibration with the lowest log loss on these very rows; the problem is convex in 1/T and the biases."""
-    logits = logarithms(probabilities)
+    logits = log_probabilities(probabilities)
     shifts = 0 if method == "temperature" else len(CLASSES) - 1  # one bias is free: the last starts as 0
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
         shifted = point[0] * logits
         shifted[:shifts] += point[1:, None]
-        value, residual = loss(shifted, labels)
+        value, residual = softmax_loss(shifted, labels)
         return value, np.append(np.vdot(residual, logits), residual[:shifts].sum(axis=1))
 
     bounds = [(1 / HOTTEST, HOTTEST)] + [(-HOTTEST, HOTTEST)] * shifts
@@ -162,7 +168,7 @@ def fit_rows(probabilities: np.ndarray, labels: np.ndarray, method: Method) -> C
     return Calibration(float(1 / found.x[0]), tuple((bias - bias.mean()).tolist()))
 
 
-def too_few(labels: np.ndarray, groups: np.ndarray, parameters: int) -> str:
+def too_few_rows(labels: np.ndarray, groups: np.ndarray, parameters: int) -> str:
     """Why these rows cannot carry a fit of that many parameters, or nothing if they can."""
     needed, prompts = ROWS_PER_PARAMETER * parameters, len(np.unique(groups))
     if len(labels) < needed:
@@ -176,8 +182,8 @@ def too_few(labels: np.ndarray, groups: np.ndarray, parameters: int) -> str:
     return ""
 
 
-def measure(probabilities: np.ndarray, labels: np.ndarray) -> Reliability:
+def measure_calibration(probabilities: np.ndarray, labels: np.ndarray) -> CalibrationFigures:
     """Log loss, calibration error, and the reliability diagram of the most probable class."""
-    bins = [values.tolist() for values in reliability(probabilities, labels)]
+    bins = [values.tolist() for values in reliability_bins(probabilities, labels)]
     error = expected_calibration_error(probabilities, labels)
-    return Reliability(log_loss(probabilities, labels), error, *map(tuple, bins))
+    return CalibrationFigures(log_loss(probabilities, labels), error, *map(tuple, bins))

@@ -14,12 +14,12 @@ FORMAT = 1
 COMMANDS = {"calibration": "kit calibrate", "blend": "kit ensemble"}  # by kind, the command that writes and applies it
 
 
-def write(path: str | Path, kind: str, content: Mapping[str, Any]) -> None:
+def write_fitted(path: str | Path, kind: str, content: Mapping[str, Any]) -> None:
     """Writes `content` with its kind and the format's number, whole or not at all."""
     write_json(path, {"kit": kind, "format": FORMAT, **content})
 
 
-def read(path: str | Path, kind: str) -> dict[str, Any]:
+def read_fitted(path: str | Path, kind: str) -> dict[str, Any]:
     """The content of a file that `write` wrote for this kind.
 
     Raises:
@@ -45,7 +45,7 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def number(path: str | Path, value: Any, what: str, low: float = -math.inf) -> float:
+def check_number(path: str | Path, value: Any, what: str, low: float = -math.inf) -> float:
     """The value as a finite float of at least `low`; raises DataError that names the file and what it is."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not abs(value) <= sys.float_info.max or value < low:  # NaN is within no bounds
@@ -53,9 +53,9 @@ def number(path: str | Path, value: Any, what: str, low: float = -math.inf) -> f
     return float(value)
 
 
-def interval(path: str | Path, content: Mapping[str, Any]) -> tuple[float, float] | None:
+def check_interval(path: str | Path, content: Mapping[str, Any]) -> tuple[float, float] | None:
     """`low` and `high` of an object, both 0 or more, or None where neither is there; raises as `number`."""
     if content.get("low") is None and content.get("high") is None:
         return None
-    low = number(path, content.get("low"), "low", low=0)
-    return low, number(path, content.get("high"), "high", low=low)
+    low = check_number(path, content.get("low"), "low", low=0)
+    return low, check_number(path, content.get("high"), "high", low=low)

@@ -9,7 +9,7 @@ from kit.task import CLASSES
 FOLDS = 5
 
 
-def folds(groups: np.ndarray, number: int = FOLDS, seed: int = 0) -> np.ndarray:
+def crossfit_folds(groups: np.ndarray, number: int = FOLDS, seed: int = 0) -> np.ndarray:
     """The fold of each row (N,), 0 to number-1: groups are whole, and dealt out like cards, the largest first.
 
     Which rows come together depends on the groups and the seed, not on the order of the rows.

@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from kit.ensemble import calibration
+from kit.ensemble.calibration import Calibration
+from kit.ensemble.pool import arithmetic_pool, geometric_pool, normalise_weights, stack_predictions
+from kit.ensemble.serialize import check_interval, check_number, read_fitted, write_fitted
 from kit.errors import DataError
 from kit.predictions import make_predictions
-from kit.scoring import calibration, saved
-from kit.scoring.calibration import Calibration
-from kit.scoring.ensemble import arithmetic_pool, convex, geometric_pool, stack
 
 Pool = Literal["arithmetic", "geometric"]
 
@@ -45,7 +46,7 @@ class Blend:
             KitError: none of them has a weight.
         """
         weights = {n: w for n, w in zip(self.members, self.weights, strict=True) if w > 0 and n in names}
-        shares = convex(list(weights.values()), list(weights))
+        shares = normalise_weights(list(weights.values()), list(weights))
         return replace(self, members=tuple(weights), weights=tuple(shares.tolist()), spread={})
 
     def of(self, members: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ class Blend:
         return self.calibration.of(pooled(members, np.array(self.weights)))
 
 
-def apply(
+def apply_blend(
     blend: Blend, frames: Sequence[pd.DataFrame], names: list[str], files: Sequence[object] | None = None
 ) -> pd.DataFrame:
     """The blend of prediction frames, matched to its members by name and to each other by id; rows as in the first.
@@ -84,7 +85,7 @@ def apply(
         )
     given = [name for name in names if name in blend.used]
     places = [names.index(name) for name in given]
-    ids, members = stack([frames[i] for i in places], given, files and [files[i] for i in places])
+    ids, members = stack_predictions([frames[i] for i in places], given, files and [files[i] for i in places])
     weights = dict(zip(blend.members, blend.weights, strict=True))
     return make_predictions(
         ids, replace(blend, members=tuple(given), weights=tuple(map(weights.get, given))).of(members)
@@ -95,32 +96,32 @@ def _it(names: Sequence[str]) -> str:
     return "it" if len(names) == 1 else "them"
 
 
-def content(blend: Blend) -> dict[str, Any]:
+def blend_content(blend: Blend) -> dict[str, Any]:
     """The blend as plain values that JSON can hold and `parse` takes."""
     shares = [
         {"name": n, "weight": w}
         | (dict(zip(("low", "high"), blend.spread[n], strict=True)) if n in blend.spread else {})
         for n, w in zip(blend.members, blend.weights, strict=True)
     ]
-    return {"pool": blend.pool, "members": shares, "calibration": calibration.content(blend.calibration)}
+    return {"pool": blend.pool, "members": shares, "calibration": calibration.calibration_content(blend.calibration)}
 
 
-def write(blend: Blend, path: str | Path, fitted: dict[str, Any]) -> None:
+def write_blend(blend: Blend, path: str | Path, fitted: dict[str, Any]) -> None:
     """Writes the blend, and what it was `fitted` to, as JSON that `read` takes."""
-    saved.write(path, "blend", content(blend) | {"fitted": fitted})
+    write_fitted(path, "blend", blend_content(blend) | {"fitted": fitted})
 
 
-def read(path: str | Path) -> Blend:
+def read_blend(path: str | Path) -> Blend:
     """A saved blend.
 
     Raises:
         DataError: the file is missing or is not one.
         KitError: all its weights are 0.
     """
-    return parse(path, saved.read(path, "blend"))
+    return parse_blend(path, read_fitted(path, "blend"))
 
 
-def parse(path: str | Path, content: dict[str, Any]) -> Blend:
+def parse_blend(path: str | Path, content: dict[str, Any]) -> Blend:
     """The blend that a JSON object describes; `path` is for errors, which are those of `read`."""
     by_hand = "The file was changed by hand; fit the blend again."
     members, after = content.get("members"), content.get("calibration")
@@ -130,8 +131,8 @@ def parse(path: str | Path, content: dict[str, Any]) -> Blend:
     names = tuple(m.get("name") for m in members) if whole else ()
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise DataError(f"{path}: members are not a list of names, each once, with weights", by_hand)
-    weights = tuple(saved.number(path, m.get("weight"), "weight", low=0) for m in members)
-    convex(weights, names)  # raises where all are 0
-    intervals = {m["name"]: saved.interval(path, m) for m in members}
+    weights = tuple(check_number(path, m.get("weight"), "weight", low=0) for m in members)
+    normalise_weights(weights, names)  # raises where all are 0
+    intervals = {m["name"]: check_interval(path, m) for m in members}
     spread = {name: interval for name, interval in intervals.items() if interval}
-    return Blend(names, weights, content["pool"], calibration.parse(path, after), spread)
+    return Blend(names, weights, content["pool"], calibration.parse_calibration(path, after), spread)

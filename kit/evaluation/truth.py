@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import DataError
+from kit.evaluation.validate import is_gradable
 from kit.predictions import to_numbers
-from kit.scoring.validate import gradable
 from kit.task import CLASSES, EXTRA, GROUP, ID, LABEL, PREDICTION_COLUMNS
 
 FIRST = 5  # ids named in an error
@@ -102,7 +102,9 @@ def _first_bad(path: Path, table: pd.DataFrame, bad: np.ndarray, columns: list[s
         raise DataError(f"{path}: row {table.index[place]}: {what}: {cells}{more}", "Correct or remove these rows.")
 
 
-def positions(ids: np.ndarray, wanted: np.ndarray, name: str, wanted_name: str, partial: bool = False) -> np.ndarray:
+def row_positions(
+    ids: np.ndarray, wanted: np.ndarray, name: str, wanted_name: str, partial: bool = False
+) -> np.ndarray:
     """Where each of the `wanted` ids (N,) stands in `ids` (N,), which must be the same ids in any order.
 
     With `partial`, what is wanted is a truth of which --subset takes a part: the error says so where that helps.
@@ -130,7 +132,7 @@ def _first(ids: pd.Index) -> str:
     return f"{len(ids)} id{'s' * (len(ids) != 1)} ({'first: ' * (len(ids) > FIRST)}{listed})"
 
 
-def restrict(truth: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+def restrict_truth(truth: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """The truth of only those rows that `frame` predicts, in the truth's order.
 
     For a share of a file (validation rows against train.csv). Asked for, never assumed: a prediction that silently
@@ -149,7 +151,7 @@ def without_prompts(truth: pd.DataFrame, path: str | Path) -> list[str]:
     ]
 
 
-def align(frame: pd.DataFrame, truth: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+def align_to_truth(frame: pd.DataFrame, truth: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities float64 (N, 3) and labels int64 (N,) of the same rows, matched by id, in the truth's order.
 
     So `truth["group"]` belongs to them row by row, and two frames aligned to one truth can be compared in pairs.
@@ -162,9 +164,9 @@ def align(frame: pd.DataFrame, truth: pd.DataFrame, name: str) -> tuple[np.ndarr
     Raises:
         DataError: ids that only one side has, ids repeated, or rows that no grader would take.
     """
-    order = positions(frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth", partial=True)
+    order = row_positions(frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth", partial=True)
     probabilities = frame[list(CLASSES)].to_numpy(np.float64)[order]
-    good = gradable(probabilities)
+    good = is_gradable(probabilities)
     if not good.all():
         first, more = truth[ID].iloc[int((~good).argmax())], int((~good).sum()) - 1
         raise DataError(

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from kit.scoring import metrics, ngrams, symmetric
-from kit.scoring.crossfit import folds
+from kit.baselines import linear
+from kit.baselines import tfidf as ngrams
+from kit.evaluation import metrics
+from kit.evaluation.crossfit import crossfit_folds
 from kit.task import CLASSES, SWAP
 
 STRENGTH = 10.0  # of the L2 penalty, against a sum over rows
@@ -24,7 +26,7 @@ LEAVES, RATE, MOST_TREES = 15, 0.05, 240
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairRows:
     """N rows as baselines see them. Nothing here depends on a label or on another row.
 
     Attributes:
@@ -45,47 +47,49 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.a)
 
-    def take(self, rows: np.ndarray) -> "Pairs":
+    def take(self, rows: np.ndarray) -> "PairRows":
         """Some of the rows, by their numbers."""
         counts = self.counts and tuple(tuple(kind[rows] for kind in side) for side in self.counts)
-        return Pairs(self.a[rows], self.b[rows], self.pair[rows], self.lengths[rows], self.groups[rows], counts)
+        return PairRows(self.a[rows], self.b[rows], self.pair[rows], self.lengths[rows], self.groups[rows], counts)
 
     @property
-    def swapped(self) -> "Pairs":
+    def swapped(self) -> "PairRows":
         """The rows with their answers swapped."""
-        return Pairs(self.b, self.a, self.pair, self.lengths[:, ::-1], self.groups, self.counts and self.counts[::-1])
+        return PairRows(
+            self.b, self.a, self.pair, self.lengths[:, ::-1], self.groups, self.counts and self.counts[::-1]
+        )
 
 
 @dataclass(frozen=True)
-class Model:
+class FittedBaseline:
     """A fitted baseline: probabilities (N, 3) of pairs, and how many numbers it has learnt (of trees, at most)."""
 
-    predict: Callable[[Pairs], np.ndarray]
+    predict: Callable[[PairRows], np.ndarray]
     parameters: int
 
 
-def uniform(_: Pairs, __: np.ndarray) -> Model:
+def fit_uniform(_: PairRows, __: np.ndarray) -> FittedBaseline:
     """A third each."""
-    return Model(lambda other: np.full((len(other), len(CLASSES)), 1 / len(CLASSES)), 0)
+    return FittedBaseline(lambda other: np.full((len(other), len(CLASSES)), 1 / len(CLASSES)), 0)
 
 
-def prior(_: Pairs, labels: np.ndarray) -> Model:
+def fit_prior(_: PairRows, labels: np.ndarray) -> FittedBaseline:
     """The classes' shares among the training rows."""
-    shares = metrics.prior(labels) if labels.ndim == 1 else labels.sum(axis=0) / labels.sum()
-    return Model(lambda other: np.tile(shares, (len(other), 1)), len(CLASSES))
+    shares = metrics.class_prior(labels) if labels.ndim == 1 else labels.sum(axis=0) / labels.sum()
+    return FittedBaseline(lambda other: np.tile(shares, (len(other), 1)), len(CLASSES))
 
 
-def length(pairs: Pairs, labels: np.ndarray) -> Model:
+def fit_length(pairs: PairRows, labels: np.ndarray) -> FittedBaseline:
     """Logistic regression on the difference of log lengths; the tie, on its absolute value."""
 
-    def blocks(some: Pairs) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def blocks(some: PairRows) -> tuple[list[np.ndarray], list[np.ndarray]]:
         longer = (some.lengths[:, :1] - some.lengths[:, 1:]).astype(np.float32)
         return [longer], [np.abs(longer)]
 
     return _linear(pairs, labels, blocks, penalty=1e-6)
 
 
-def tfidf(pairs: Pairs, labels: np.ndarray) -> Model:
+def fit_tfidf(pairs: PairRows, labels: np.ndarray) -> FittedBaseline:
     """A linear model on TF-IDF of words and character runs and on the features: signed and absolute differences.
 
     Frequencies, means and deviations are those of the training rows. It cannot favour a place (`symmetric`), which is
@@ -96,8 +100,8 @@ def tfidf(pairs: Pairs, labels: np.ndarray) -> Model:
     mean = _even(pairs).mean(axis=0, dtype=np.float64).astype(np.float32)
     even_scale = _scale(_even(pairs), mean)
 
-    def blocks(some: Pairs) -> tuple[list[symmetric.Block], list[symmetric.Block]]:
-        a, b = (ngrams.weigh(side, weights) for side in some.counts)
+    def blocks(some: PairRows) -> tuple[list[linear.Block], list[linear.Block]]:
+        a, b = (ngrams.weigh_ngrams(side, weights) for side in some.counts)
         signed = [x - y for x, y in zip(a, b, strict=True)]
         odd = np.clip((some.a - some.b) / odd_scale, -OUTLIER, OUTLIER) * np.float32(DENSE)
         even = np.clip((_even(some) - mean) / even_scale, -OUTLIER, OUTLIER) * np.float32(DENSE)
@@ -106,12 +110,12 @@ def tfidf(pairs: Pairs, labels: np.ndarray) -> Model:
     return _linear(pairs, labels, blocks, penalty=STRENGTH / (len(labels) if labels.ndim == 1 else labels.sum()))
 
 
-def boosted(pairs: Pairs, labels: np.ndarray) -> Model:
+def fit_boosted(pairs: PairRows, labels: np.ndarray) -> FittedBaseline:
     """Gradient-boosted trees on the features, trained on both orders of each row and averaged over both.
 
     The number of trees is the best for a fifth of the training prompts; then all training rows are fitted.
     """
-    inner = folds(pairs.groups) == 0
+    inner = crossfit_folds(pairs.groups) == 0
     fitting, judging = np.flatnonzero(~inner), np.flatnonzero(inner)
     trial, held = _trees(MOST_TREES, pairs.take(fitting), labels[fitting]), _both_orders(pairs.take(judging))
     stages = zip(*(trial.staged_predict_proba(order) for order in held), strict=True)
@@ -121,33 +125,33 @@ def boosted(pairs: Pairs, labels: np.ndarray) -> Model:
     ]
     model = _trees(int(np.argmin(losses)) + 1, pairs, labels)
 
-    def predict(other: Pairs) -> np.ndarray:
+    def predict(other: PairRows) -> np.ndarray:
         return _average(model, *map(model.predict_proba, _both_orders(other)))
 
-    return Model(predict, model.n_iter_ * model.n_trees_per_iteration_ * LEAVES)
+    return FittedBaseline(predict, model.n_iter_ * model.n_trees_per_iteration_ * LEAVES)
 
 
-FITS: dict[str, Callable[[Pairs, np.ndarray], Model]] = {
-    "uniform": uniform,
-    "prior": prior,
-    "length": length,
-    "tfidf": tfidf,
-    "boosted": boosted,
+FITS: dict[str, Callable[[PairRows, np.ndarray], FittedBaseline]] = {
+    "uniform": fit_uniform,
+    "prior": fit_prior,
+    "length": fit_length,
+    "tfidf": fit_tfidf,
+    "boosted": fit_boosted,
 }
 READS_NGRAMS = ("tfidf",)
 
 
 def _linear(
-    pairs: Pairs,
+    pairs: PairRows,
     labels: np.ndarray,
-    blocks: Callable[[Pairs], tuple[list[symmetric.Block], list[symmetric.Block]]],
+    blocks: Callable[[PairRows], tuple[list[linear.Block], list[linear.Block]]],
     penalty: float,
-) -> Model:
-    fitted = symmetric.fit(*blocks(pairs), labels, penalty)
-    return Model(lambda other: fitted.predict(*blocks(other)), len(fitted.odd) + len(fitted.even))
+) -> FittedBaseline:
+    fitted = linear.fit_symmetric(*blocks(pairs), labels, penalty)
+    return FittedBaseline(lambda other: fitted.predict(*blocks(other)), len(fitted.odd) + len(fitted.even))
 
 
-def _even(pairs: Pairs) -> np.ndarray:
+def _even(pairs: PairRows) -> np.ndarray:
     """Features that a swap leaves as they are, (N, 2 F + P)."""
     return np.hstack([np.abs(pairs.a - pairs.b), pairs.a + pairs.b, pairs.pair])
 
@@ -158,13 +162,13 @@ def _scale(values: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
     return np.where(deviation > 0, deviation, 1).astype(np.float32)
 
 
-def _both_orders(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+def _both_orders(pairs: PairRows) -> tuple[np.ndarray, np.ndarray]:
     """What trees see, (N, 3 F + P), of the rows as they are and with the answers swapped."""
     a, b = pairs.a, pairs.b
     return np.hstack([a, b, a - b, pairs.pair]), np.hstack([b, a, b - a, pairs.pair])
 
 
-def _trees(number: int, pairs: Pairs, labels: np.ndarray) -> HistGradientBoostingClassifier:
+def _trees(number: int, pairs: PairRows, labels: np.ndarray) -> HistGradientBoostingClassifier:
     model = HistGradientBoostingClassifier(
         learning_rate=RATE,
         max_iter=number,

@@ -11,16 +11,25 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from kit.ensemble.blend import Blend
+from kit.ensemble.calibrate import HOTTEST, CalibrationTrial, too_few_rows
+from kit.ensemble.candidate import (
+    BlendRows,
+    Candidate,
+    Method,
+    as_blend,
+    fit_candidate,
+    pool_of,
+    predict_blend,
+    prune_members,
+)
+from kit.ensemble.pool import stack_predictions
+from kit.ensemble.weights import weight_spread
 from kit.errors import DataError, KitError
-from kit.scoring.blend import Blend
-from kit.scoring.bootstrap import Difference, difference
-from kit.scoring.calibrate import HOTTEST, Trial, too_few
-from kit.scoring.candidate import Candidate, Method, Rows, as_blend, candidate, pool_of, predict, prune
-from kit.scoring.crossfit import folds
-from kit.scoring.ensemble import stack
-from kit.scoring.metrics import EPS, log_loss, row_losses
-from kit.scoring.truth import positions
-from kit.scoring.weights import spread
+from kit.evaluation.bootstrap import LossDifference, loss_difference
+from kit.evaluation.crossfit import crossfit_folds
+from kit.evaluation.metrics import EPS, log_loss, row_losses
+from kit.evaluation.truth import row_positions
 from kit.task import GROUP, ID, LABEL
 
 MANY = 8  # members from which the greedy choice is tried without being asked for
@@ -28,7 +37,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Member:
+class BlendMember:
     """A member by itself and in the blend; the interval of its weight holds 95% of the bootstrap draws.
 
     There is none, but None, where no draw could have moved the weight: of a dropped member, of the only one that is
@@ -43,7 +52,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Fit:
+class BlendFit:
     """A fitted blend and what it is worth.
 
     Attributes:
@@ -67,10 +76,10 @@ class Fit:
     rows: int
     in_sample: float
     cross_fitted: float
-    members: tuple[Member, ...]
+    members: tuple[BlendMember, ...]
     temperature: tuple[float, float] | None
-    tried: tuple[Trial, ...]
-    gain: Difference
+    tried: tuple[CalibrationTrial, ...]
+    gain: LossDifference
     notes: tuple[str, ...]
     crossed: np.ndarray
 
@@ -87,7 +96,7 @@ class Fit:
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
-def fit(
+def fit_blend(
     frames: Sequence[pd.DataFrame],
     names: Sequence[str],
     truth: pd.DataFrame,
@@ -95,7 +104,7 @@ def fit(
     draws: int = 200,
     seed: int = 0,
     files: Sequence[object] | None = None,
-) -> Fit:
+) -> BlendFit:
     """Fits weights and temperature to out-of-fold predictions, matched by id to each other and to the truth.
 
     A member stays if the cross-fitted log loss is worse by `candidate.WORTH` without it.
@@ -103,7 +112,7 @@ def fit(
     Args:
         frames: prediction frames of the very same rows, none of which its model was trained on.
         names: the members' names, as `members.read_members` gives them.
-        truth: what `scoring.truth.read_truth` gives; with prompt groups, these stay together.
+        truth: what `evaluation.truth.read_truth` gives; with prompt groups, these stay together.
         method: how to fit; None tries both pools, and from 8 members the greedy choice too, and takes the lowest
             cross-fitted log loss, or the plain mean if that is as low.
         draws: bootstrap draws for the spread of the weights.
@@ -118,28 +127,32 @@ def fit(
         raise DataError("weights take two prediction files or more to fit", "Name the out-of-fold files of more runs.")
     if method is not None and method not in get_args(Method):
         raise KitError(f"no way to fit {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + ".")
-    ids, members = stack(frames, names, files)
-    members = members[:, positions(ids, truth[ID].to_numpy(), names[0], "the truth", partial=True)]
+    ids, members = stack_predictions(frames, names, files)
+    members = members[:, row_positions(ids, truth[ID].to_numpy(), names[0], "the truth", partial=True)]
     labels = truth[LABEL].to_numpy(np.int64)
     groups = truth[GROUP if GROUP in truth else ID].to_numpy()
-    rows = Rows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, folds(groups, seed=seed))
+    rows = BlendRows(
+        np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, crossfit_folds(groups, seed=seed)
+    )
     alone = [log_loss(each, labels) for each in members]
     mean, best = members.mean(axis=0), int(np.argmin(alone))
-    tried = [Trial(f"best member, {names[best]}", alone[best], alone[best])]
-    tried.append(Trial("mean", log_loss(mean, labels), log_loss(mean, labels)))
+    tried = [CalibrationTrial(f"best member, {names[best]}", alone[best], alone[best])]
+    tried.append(CalibrationTrial("mean", log_loss(mean, labels), log_loss(mean, labels)))
     plain = Candidate(np.full(len(names), 1 / len(names)), mean, tried[-1].cross_fitted)
-    why_plain, drawn = too_few(labels, groups, len(names)), None
+    why_plain, drawn = too_few_rows(labels, groups, len(names)), None
     if not why_plain:
         methods = [method] if method else [m for m in get_args(Method) if m != "greedy" or len(names) >= MANY]
-        fits = {each: candidate(each, rows) for each in methods}
+        fits = {each: fit_candidate(each, rows) for each in methods}
         for each, one in fits.items():
-            tried.append(Trial(each, log_loss(predict(each, one.point, rows.members), labels), one.log_loss))
+            tried.append(
+                CalibrationTrial(each, log_loss(predict_blend(each, one.point, rows.members), labels), one.log_loss)
+            )
         used = min(fits, key=lambda each: fits[each].log_loss)
-        kept, found, notes = prune(used, fits[used], rows, names)
+        kept, found, notes = prune_members(used, fits[used], rows, names)
         if method is None and found.log_loss >= plain.log_loss:
             why_plain = f"the best fit has {found.log_loss:.5f} cross-fitted, and the mean {plain.log_loss:.5f}"
         else:
-            drawn = spread(pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed)
+            drawn = weight_spread(pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed)
     if why_plain:
         used, kept, found = "mean", list(range(len(names))), plain
         notes = [f"nothing is fitted, the plain mean is taken: {why_plain}"]
@@ -152,8 +165,10 @@ def fit(
         ranges = np.quantile(drawn / sums[:, None], both, axis=0).T.tolist()
         within = {names[i]: tuple(ends) for i, ends in zip(kept, ranges, strict=True) if len(kept) > 1}
     blend = replace(as_blend(used, point, names), spread=within)
-    told = [Member(*each, *within.get(each[0], (None, None))) for each in zip(names, alone, blend.weights, strict=True)]
-    return Fit(
+    told = [
+        BlendMember(*each, *within.get(each[0], (None, None))) for each in zip(names, alone, blend.weights, strict=True)
+    ]
+    return BlendFit(
         blend=blend,
         method=used,
         rows=len(truth),
@@ -162,7 +177,7 @@ def fit(
         members=tuple(told),
         temperature=heat,
         tried=tuple(tried),
-        gain=difference(row_losses(found.crossed, labels), row_losses(members[best], labels), groups),
+        gain=loss_difference(row_losses(found.crossed, labels), row_losses(members[best], labels), groups),
         notes=tuple(notes),
         crossed=found.crossed,
     )
