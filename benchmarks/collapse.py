@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from kit.data import sample
-from kit.data.preprocess import preprocess
-from kit.data.processed import Processed, open_processed
+from kit.data.dataset import Dataset, open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.errors import CollapseError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
 from kit.recipe.load import load_recipe
+from kit.sample.generate import write_sample
 from kit.task import LABEL
 from kit.training.callbacks import Progress
 from kit.training.guard import CollapseGuard, constant_loss
@@ -31,7 +31,7 @@ from kit.training.start import tiny_folder
 from kit.training.train import train
 
 
-def backbone(folder: Path, processed: Processed, layers: int, hidden: int) -> Path:
+def backbone(folder: Path, processed: Dataset, layers: int, hidden: int) -> Path:
     """ELECTRA-large's configuration made deep and thin, with random weights and a tokenizer for these rows."""
     tiny = BACKBONES["tiny-electra"]
     shape = {"hidden_size": hidden, "embedding_size": hidden, "intermediate_size": 2 * hidden}
@@ -56,9 +56,9 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        sample.write(root / "raw", rows=options.rows)
-        preprocess(root / "raw", root / "processed")
-        processed = open_processed(root / "processed")
+        write_sample(root / "raw", rows=options.rows)
+        preprocess_files(root / "raw", root / "processed")
+        processed = open_dataset(root / "processed")
         folder = backbone(root / "deep", processed, options.layers, options.hidden)
         train_rows, valid_rows = processed.fold_rows("holdout")
         labels = processed.train([LABEL])[LABEL].to_numpy()

@@ -29,16 +29,16 @@ MIB = 1024**2
 
 def encode(data: Path, part: Path) -> None:
     """Tokens and features of the training rows, as a training makes them; in this process."""
-    from kit.data.encode import encode_cached
-    from kit.data.processed import open_processed
-    from kit.data.tabular import tabulate
+    from kit.data.dataset import open_dataset
+    from kit.data.feature_cache import features_cached
+    from kit.data.tokenize import tokenize_cached
     from kit.model.encoder import load_vocabulary
     from kit.run import Run
 
-    processed = open_processed(data)
+    processed = open_dataset(data)
     rows, content, spec = processed.train(), processed.digest("train"), Run.open(part.parent).recipe.encode
-    encoded = encode_cached(rows, content, load_vocabulary(part), spec, processed.cache)
-    tabulate(rows, content, encoded, processed.cache)
+    encoded = tokenize_cached(rows, content, load_vocabulary(part), spec, processed.cache)
+    features_cached(rows, content, encoded, processed.cache)
 
 
 def measure(*command: str | Path) -> dict[str, float]:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.data import sample
-from kit.data.encode import encode_cached
-from kit.data.preprocess import preprocess
-from kit.data.processed import open_processed
+from kit.data.dataset import open_dataset
+from kit.data.preprocess import preprocess_files
+from kit.data.tokenize import tokenize_cached
 from kit.model.backbones import BACKBONES
 from kit.model.batches import Collator, Padding
 from kit.model.encoder import load_vocabulary
 from kit.recipe.spec import EncodeSpec
+from kit.sample.generate import write_sample
 from kit.training.sampler import LengthBuckets
 from kit.training.start import tiny_folder
 
@@ -47,12 +47,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         data = options.data or Path(scratch) / "processed"
         if not options.data:
-            sample.write(Path(scratch) / "raw", rows=options.rows)
-            preprocess(Path(scratch) / "raw", data)
-        processed = open_processed(data)
+            write_sample(Path(scratch) / "raw", rows=options.rows)
+            preprocess_files(Path(scratch) / "raw", data)
+        processed = open_dataset(data)
         vocabulary = load_vocabulary(tiny_folder(BACKBONES["tiny-roberta"], processed))
         spec = EncodeSpec(max_tokens=options.tokens)
-        encoded = encode_cached(processed.train(), processed.digest("train"), vocabulary, spec, processed.cache)
+        encoded = tokenize_cached(processed.train(), processed.digest("train"), vocabulary, spec, processed.cache)
         collate = Collator(encoded, vocabulary.pad, segments=False)
         shuffled = np.random.default_rng(0).permutation(len(encoded))
         lengths = encoded.lengths[shuffled]

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from kit.data import sample
-from kit.data.preprocess import preprocess
-from kit.data.processed import open_processed
+from kit.data.dataset import open_dataset
+from kit.data.preprocess import preprocess_files
+from kit.sample.generate import write_sample
 from kit.task import LABEL, PROMPT, RESPONSES
 
 HERE = Path(__file__).parent
@@ -63,9 +63,9 @@ def rows_of(raw: Path | None, count: int, predicted: int, scratch: Path) -> tupl
     """Rows to train on and rows to predict, drawn from the training rows of a raw folder, or of a sample."""
     if raw is None:
         raw = scratch / "raw"
-        sample.write(raw, rows=max(4000, count + predicted), seed=0)
-    preprocess(raw, scratch / "processed")
-    table = open_processed(scratch / "processed").train([PROMPT, *RESPONSES, LABEL])
+        write_sample(raw, rows=max(4000, count + predicted), seed=0)
+    preprocess_files(raw, scratch / "processed")
+    table = open_dataset(scratch / "processed").train([PROMPT, *RESPONSES, LABEL])
     chosen = np.random.default_rng(0).permutation(table.num_rows)[: count + predicted]
     rows = [
         {"label": row[LABEL]}

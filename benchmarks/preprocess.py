@@ -69,9 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.child == "rows":
         row_by_row(arguments.raw, arguments.out, arguments.text)
     else:
-        from kit.data.preprocess import preprocess
+        from kit.data.preprocess import preprocess_files
 
-        preprocess(arguments.raw, arguments.out, text=arguments.text, split=arguments.split)
+        preprocess_files(arguments.raw, arguments.out, text=arguments.text, split=arguments.split)
 
 
 WAYS = ("kit", "rows")
@@ -159,9 +159,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw = arguments.raw or Path(folder, "raw")
         if not arguments.raw:
-            from kit.data import sample
+            from kit.sample.generate import write_sample
 
-            sample.write(raw, rows=arguments.rows)
+            write_sample(raw, rows=arguments.rows)
         result = compare(raw, arguments)
     print(json.dumps(result, indent=1)) if arguments.json else show(result)
     sys.exit(0 if all(result["met"].values()) else 1)

@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from kit.data import sample
-from kit.data.preprocess import preprocess
+from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, KitError
 from kit.evaluation.validate import validate_submission
@@ -16,6 +15,7 @@ from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.report.report import Report, report
 from kit.report.written import write
+from kit.sample import generate
 from kit.training.train import train
 
 BACKBONES = ("tiny-deberta", "tiny-roberta", "tiny-electra")
@@ -41,7 +41,7 @@ def run(
     say(f"$ kit sample --rows {rows} --out {raw}")
     _sample(raw, rows)
     say(f"$ kit preprocess --raw {raw} --out {data}")
-    preprocess(raw, data)
+    preprocess_files(raw, data)
     folders = []
     for backbone in BACKBONES:
         say(f"$ kit train --backbone {backbone} --data {data} --runs {runs}")
@@ -76,8 +76,8 @@ def run(
 
 def _sample(raw: Path, rows: int) -> None:
     """Writes the sample unless it is there; never over another one, nor over a competition's files."""
-    summary = raw / sample.SUMMARY_FILE
+    summary = raw / generate.SUMMARY_FILE
     if not summary.exists():
-        sample.write(raw, rows=rows)
+        generate.write_sample(raw, rows=rows)
     elif (there := json.loads(summary.read_text(encoding="utf-8"))["train"]["rows"]) != rows:
         raise KitError(f"{raw} holds a sample of {there} rows, not {rows}", "Add --out with another folder.")

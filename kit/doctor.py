@@ -175,9 +175,9 @@ def raw_files(folder: Path) -> Finding:
 def processed(folder: Path) -> Finding:
     """The processed rows, compared with their manifest."""
     try:
-        from kit.data.processed import open_processed
+        from kit.data.dataset import open_dataset
 
-        counts = open_processed(folder).manifest["counts"]
+        counts = open_dataset(folder).manifest["counts"]
     except ImportError as error:
         return Finding("processed data", "broken", f"cannot be read: {error}", MEND)
     except DataError as error:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 import kit
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
 from kit.errors import RecipeError, RunError
 from kit.evaluation.metrics import accuracy, log_loss
 from kit.predictions import read_predictions, write_predictions
@@ -17,7 +17,7 @@ from kit.storage.lock import hold_lock
 from kit.task import CLASSES, HOLDOUT, ID, LABEL
 
 
-def run_origin(processed: Processed, backbone: str | None = None) -> dict[str, Any]:
+def run_origin(processed: Dataset, backbone: str | None = None) -> dict[str, Any]:
     """What a run remembers of the data it is made from, of its backbone's folder, and of the kit that made it."""
     options = {name: processed.manifest["options"][name] for name in ("text", "split", "folds", "valid", "seed")}
     folder = {"backbone": backbone} if backbone else {}
@@ -39,7 +39,7 @@ def choose_folds(fold: str, folds: int) -> list[int | str]:
     raise RecipeError(f"--fold {fold!r}: these rows have folds 0 to {folds - 1}", "Name one, or `all`, or `holdout`.")
 
 
-def summarise_run(run: Run, processed: Processed, write: bool = True) -> dict[str, Any]:
+def summarise_run(run: Run, processed: Dataset, write: bool = True) -> dict[str, Any]:
     """The run's metrics over its finished parts, and once every fold is done over all rows out of fold.
 
     Args:
@@ -52,7 +52,7 @@ def summarise_run(run: Run, processed: Processed, write: bool = True) -> dict[st
         return _summarise(run, processed, write)
 
 
-def _summarise(run: Run, processed: Processed, write: bool) -> dict[str, Any]:
+def _summarise(run: Run, processed: Dataset, write: bool) -> dict[str, Any]:
     summary: dict[str, Any] = {"run": str(run.path), "parts": run.parts()}
     if all(run.done(fold) for fold in range(processed.folds)):
         oof = pd.concat([_valid(run, processed, fold) for fold in range(processed.folds)])
@@ -66,7 +66,7 @@ def _summarise(run: Run, processed: Processed, write: bool) -> dict[str, Any]:
     return summary
 
 
-def _valid(run: Run, processed: Processed, fold: int) -> pd.DataFrame:
+def _valid(run: Run, processed: Dataset, fold: int) -> pd.DataFrame:
     """A fold's predictions of the rows that it did not train on.
 
     Raises:

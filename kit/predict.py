@@ -12,10 +12,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from kit.data.encode import Encoded, Vocabulary, encode_cached
+from kit.data.dataset import open_dataset
+from kit.data.feature_cache import FeatureTable, features_cached
 from kit.data.preprocess import prepare_input
-from kit.data.processed import open_processed
-from kit.data.tabular import Tabular, tabulate
+from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
 from kit.model.device import choose, prepare
 from kit.model.inference import collator, predict_logits, probabilities
@@ -36,11 +36,11 @@ class _Rows:
     content: str
     cache: Path
 
-    def encoded(self, vocabulary: Vocabulary, recipe: Recipe) -> Encoded:
-        return encode_cached(self.table, self.content, vocabulary, recipe.encode, self.cache, recipe.model.shape)
+    def encoded(self, vocabulary: PairTokenizer, recipe: Recipe) -> TokenizedRows:
+        return tokenize_cached(self.table, self.content, vocabulary, recipe.encode, self.cache, recipe.model.shape)
 
-    def tabular(self, encoded: Encoded) -> Tabular:
-        return tabulate(self.table, self.content, encoded, self.cache)
+    def tabular(self, encoded: TokenizedRows) -> FeatureTable:
+        return features_cached(self.table, self.content, encoded, self.cache)
 
 
 def predict_split(
@@ -54,7 +54,7 @@ def predict_split(
     Raises:
         RunError: the parts that are needed are not finished, or the data are not those the run was trained on.
     """
-    run, processed = Run.open(run), open_processed(data)
+    run, processed = Run.open(run), open_dataset(data)
     run.check_data(processed.digest("train"))
     if split == "test":
         test = _Rows(processed.test(), processed.digest("test"), processed.cache)

@@ -10,11 +10,11 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARAL
 import pytest
 from quick_recipe import QUICK
 
-from kit.data import sample
-from kit.data.preprocess import preprocess
-from kit.data.processed import Processed, open_processed
+from kit.data.dataset import Dataset, open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
+from kit.sample.generate import write_sample
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +36,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small embedded sample in Kaggle's files."""
     folder = tmp_path_factory.mktemp("raw")
-    sample.write(folder, rows=240, seed=3)
+    write_sample(folder, rows=240, seed=3)
     return folder
 
 
@@ -44,14 +44,14 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """It preprocessed, in three folds."""
     folder = tmp_path_factory.mktemp("data") / "processed"
-    preprocess(raw, folder, folds=3, valid=0.2)
+    preprocess_files(raw, folder, folds=3, valid=0.2)
     return folder
 
 
 @pytest.fixture(scope="session")
-def processed(data: Path) -> Processed:
+def processed(data: Path) -> Dataset:
     """It opened."""
-    return open_processed(data)
+    return open_dataset(data)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def quick() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def still(processed: Processed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def still(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone folder with fixed weights and no dropout."""
     import torch
 

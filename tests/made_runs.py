@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
 from kit.parts import run_origin, summarise_run
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.load import load_recipe
@@ -15,7 +15,7 @@ from kit.task import HOLDOUT, ID, LABEL
 
 def make_run(
     runs: Path,
-    processed: Processed,
+    processed: Dataset,
     seed: int = 0,
     parts: tuple[int | str, ...] = (HOLDOUT,),
     skill: float = 1.0,

@@ -4,19 +4,19 @@ import dataclasses
 
 import numpy as np
 
+from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.features import PAIR_FEATURES
-from kit.data.tabular import SIDE_NAMES, Tabular
 
 
-def tabular_rows(rows: int, seed: int = 0) -> Tabular:
+def tabular_rows(rows: int, seed: int = 0) -> FeatureTable:
     """Random numbers under the names that kit computes."""
     rng = np.random.default_rng(seed)
     sides = rng.exponential(1, (rows, 2, len(SIDE_NAMES))) * rng.exponential(3, len(SIDE_NAMES))
     sides[:, :, 3] = 7.0
     pair = rng.normal(2, 5, (rows, len(PAIR_FEATURES)))
-    return Tabular(SIDE_NAMES, PAIR_FEATURES, sides.astype(np.float32), pair.astype(np.float32))
+    return FeatureTable(SIDE_NAMES, PAIR_FEATURES, sides.astype(np.float32), pair.astype(np.float32))
 
 
-def exchanged(tabular: Tabular) -> Tabular:
+def exchanged(tabular: FeatureTable) -> FeatureTable:
     """The same with the answers in each other's place."""
     return dataclasses.replace(tabular, sides=np.ascontiguousarray(tabular.sides[:, ::-1]))

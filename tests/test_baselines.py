@@ -20,8 +20,8 @@ from kit.baselines import tfidf
 from kit.baselines.linear import fit_symmetric
 from kit.baselines.models import FITS, FittedBaseline, PairRows, fit_uniform
 from kit.baselines.run import run_baseline
-from kit.data.preprocess import preprocess
-from kit.data.processed import Processed, open_processed
+from kit.data.dataset import Dataset, open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.ensemble.members import member_name
 from kit.errors import KitError, RecipeError, RunError
 from kit.evaluation import softmax
@@ -208,7 +208,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", list(FITS))
-def test_a_run_holds_what_a_trained_run_holds_less_the_model(name, runs: Path, processed: Processed):
+def test_a_run_holds_what_a_trained_run_holds_less_the_model(name, runs: Path, processed: Dataset):
     run = Run.open(runs / f"baseline-{name}")
     assert (run.name, run.baseline) == (f"baseline-{name}", name)
     assert list(run.parts()) == [HOLDOUT, "fold0", "fold1", "fold2"]
@@ -231,7 +231,7 @@ def test_a_run_holds_what_a_trained_run_holds_less_the_model(name, runs: Path, p
     assert member_name(run.path / "oof.csv") == run.name
 
 
-def test_no_fit_sees_a_validation_row_or_a_prompt_of_one(data: Path, processed: Processed, tmp_path: Path, monkeypatch):
+def test_no_fit_sees_a_validation_row_or_a_prompt_of_one(data: Path, processed: Dataset, tmp_path: Path, monkeypatch):
     groups, labels = (processed.train()[name].to_numpy() for name in ("group", LABEL))
     seen = []
 
@@ -268,7 +268,7 @@ def test_test_rows_that_have_changed_since_are_not_averaged_with_others(raw: Pat
 
     def fit(test: pd.DataFrame, fold: str) -> np.ndarray:
         test.to_csv(source / "test.csv", index=False)
-        preprocess(source, out, folds=3, valid=0.2)
+        preprocess_files(source, out, folds=3, valid=0.2)
         run = Path(run_baseline("length", out, runs, fold)["run"])
         found = read_predictions(run / "test.csv")
         assert found[ID].tolist() == test["id"].astype(int).tolist()
@@ -339,7 +339,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(data: Path, ru
             run_baseline("length", data, tmp_path, fold)
     assert list(tmp_path.iterdir()) == []
     origin = json.loads((runs / "baseline-uniform" / "origin.json").read_text())
-    assert origin["data"] == open_processed(data).digest("train")
+    assert origin["data"] == open_dataset(data).digest("train")
     assert [origin[name] for name in ("text", "split", "folds", "valid", "seed")] == ["unicode", "grouped", 3, 0.2, 0]
     write_json(tmp_path / "baseline-uniform" / "origin.json", origin | {"data": "other"})
     with pytest.raises(RunError, match="other rows"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tabular_rows import tabular_rows
 from token_rows import PAD, token_rows
 
-from kit.data.encode import Encoded
+from kit.data.tokenize import TokenizedRows
 from kit.model.batches import MAX_PACKS, Collator, Padding, cut_packs
 
 LENGTHS = st.lists(st.integers(3, 30), min_size=1, max_size=9).map(lambda each: np.array(sorted(each, reverse=True)))
@@ -43,7 +43,7 @@ def test_a_pack_that_saves_nothing_is_not_opened():
     assert len(cut_packs(np.arange(100, 0, -1), 0)) == MAX_PACKS
 
 
-def tokens_of(encoded: Encoded, side: int) -> list[int]:
+def tokens_of(encoded: TokenizedRows, side: int) -> list[int]:
     return encoded.tokens[encoded.starts[side] : encoded.starts[side + 1]].tolist()
 
 

@@ -36,25 +36,25 @@ def texts(prompt: list, response_a: list, response_b: list) -> pa.Table:
 )
 def test_the_unicode_form_keeps_all_but_what_it_counts_as_repaired(text: str, wanted: str, counted: dict) -> None:
     repairs: Counter = Counter()
-    assert clean.repair(text, repairs) == wanted
+    assert clean.repair_text(text, repairs) == wanted
     assert repairs == counted
 
 
 @given(ANY)
 @settings(deadline=None, max_examples=200)
 def test_a_repaired_text_is_valid_utf8_with_line_feeds_only_and_stays_as_it_is(text: str) -> None:
-    repaired = clean.repair(text, Counter())
+    repaired = clean.repair_text(text, Counter())
     assert repaired.encode().decode() == repaired
     assert not set(repaired) & {"\0", "\r"}
     again: Counter = Counter()
-    assert clean.repair(repaired, again) == repaired
+    assert clean.repair_text(repaired, again) == repaired
     assert not again
 
 
 @given(ANY)
 @settings(deadline=None, max_examples=300)
 def test_the_ascii_form_is_the_references_regular_expressions(text: str) -> None:
-    text = clean.repair(text, Counter())
+    text = clean.repair_text(text, Counter())
     by_regex = re.sub(r"[^\x00-\x7f]+", "", re.sub(r"\s+", " ", text))
     assert clean.strip_to_ascii(text) == re.sub(" +", " ", by_regex).strip()
 

@@ -12,8 +12,8 @@ from quick_recipe import QUICK
 from safetensors.torch import load_file
 
 from kit.cli import main
-from kit.data.encode import encode_cached
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
+from kit.data.tokenize import tokenize_cached
 from kit.model.inference import collator
 from kit.model.pair import PairModel
 from kit.predictions import read_predictions
@@ -110,11 +110,11 @@ def test_a_training_on_one_order_does_not_encode_the_other(
     assert {count / rows for count, rows in seen} == {sequences}
 
 
-def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Processed):
+def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Dataset):
     recipe = load_recipe("tiny-electra", (*CROSS, "model.head=fusion", "model.features=false"))
     model, vocabulary = new_model(recipe, processed)
     table, content = processed.train(), processed.digest("train")
-    encoded = encode_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
+    encoded = tokenize_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
     rows = np.arange(7)
     one, both = (collator(model.eval(), encoded, vocabulary, first_only=first)(rows) for first in (True, False))
     assert sum(len(pack["lengths"]) for pack in one["packs"]) == 7
@@ -136,7 +136,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 
 @pytest.mark.parametrize(("shape", "pooling"), [("cross", "cls"), ("siamese", "mean")])
-def test_a_row_read_whole_is_pooled_by_its_first_token(shape: str, pooling: str, processed: Processed):
+def test_a_row_read_whole_is_pooled_by_its_first_token(shape: str, pooling: str, processed: Dataset):
     automatic, _ = new_model(load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}")), processed)
     assert automatic.spec.pooling == pooling
     chosen, _ = new_model(

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from kit.data import encode as module
-from kit.data.encode import Encoded, Vocabulary, encode, encode_cached
-from kit.data.processed import Processed
+from kit.data import tokenize as module
+from kit.data.dataset import Dataset
+from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached, tokenize_rows
 from kit.errors import DataError
 from kit.model.backbones import BACKBONES
 from kit.model.tiny import SPECIAL, train_tokenizer
@@ -27,12 +27,12 @@ CLS, SEP, PAD = 1, 2, 0
 BAR = "|"  # stands for SEP below; no text has it
 
 
-def per_character() -> Vocabulary:
+def per_character() -> PairTokenizer:
     """A tokenizer that makes every character a token, so that tokens can be read."""
     tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate([*SPECIAL, *LETTERS])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.add_special_tokens(SPECIAL)
-    return Vocabulary(SimpleNamespace(backend_tokenizer=tokenizer), CLS, SEP, PAD)
+    return PairTokenizer(SimpleNamespace(backend_tokenizer=tokenizer), CLS, SEP, PAD)
 
 
 CHARACTERS = per_character()
@@ -53,18 +53,18 @@ def table(rows: list[tuple[list[str], list[str], list[str]]]) -> pa.Table:
     )
 
 
-def encoded(rows: pa.Table, spec: EncodeSpec, folder: Path, vocabulary: Vocabulary = CHARACTERS) -> Encoded:
-    encode(rows, vocabulary, spec, folder)
-    return Encoded.open(folder)
+def encoded(rows: pa.Table, spec: EncodeSpec, folder: Path, vocabulary: PairTokenizer = CHARACTERS) -> TokenizedRows:
+    tokenize_rows(rows, vocabulary, spec, folder)
+    return TokenizedRows.open(folder)
 
 
-def sides(these: Encoded) -> list[list[list[int]]]:
+def sides(these: TokenizedRows) -> list[list[list[int]]]:
     """The tokens of every row's sides."""
     each = [these.tokens[a:b].tolist() for a, b in pairwise(these.starts)]
     return [each[i : i + these.sides] for i in range(0, len(each), these.sides)]
 
 
-def segments(these: Encoded) -> list[tuple[str, str]]:
+def segments(these: TokenizedRows) -> list[tuple[str, str]]:
     """Prompt and response of every side as text, SEP as a bar."""
     letters = dict(enumerate(LETTERS, len(SPECIAL))) | {SEP: BAR}
     found = []
@@ -169,10 +169,10 @@ def test_early_turns_go_first(scratch: Path):
 @given(ROWS, st.integers(1, 4))
 def test_chunking_does_not_matter(scratch: Path, rows: list, chunk: int):
     whole = [(scratch.parent / "whole" / name) for name in ("tokens.int32", "starts.npy", "first_lengths.npy")]
-    encode(table(rows), CHARACTERS, EncodeSpec(30), scratch.parent / "whole")
+    tokenize_rows(table(rows), CHARACTERS, EncodeSpec(30), scratch.parent / "whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK", chunk)
-        encode(table(rows), CHARACTERS, EncodeSpec(30), scratch)
+        tokenize_rows(table(rows), CHARACTERS, EncodeSpec(30), scratch)
     assert [path.read_bytes() for path in whole] == [(scratch / path.name).read_bytes() for path in whole]
 
 
@@ -199,11 +199,13 @@ def test_a_text_that_spells_out_a_special_token_is_text(scratch: Path):
 
 
 @pytest.mark.parametrize("name", ["tiny-deberta", "tiny-roberta", "tiny-electra"])
-def test_a_batch_gives_the_tokens_of_one_text_at_a_time(processed: Processed, scratch: Path, name: str):
+def test_a_batch_gives_the_tokens_of_one_text_at_a_time(processed: Dataset, scratch: Path, name: str):
     rows = processed.train().select(TEXTS)
     texts = rows.to_pylist()
     tokenizer = train_tokenizer(BACKBONES[name], [turn for row in texts for turn in row[PROMPT] + row[RESPONSES[0]]])
-    these = encoded(rows, EncodeSpec(8192), scratch, Vocabulary(SimpleNamespace(backend_tokenizer=tokenizer), 1, 2, 0))
+    these = encoded(
+        rows, EncodeSpec(8192), scratch, PairTokenizer(SimpleNamespace(backend_tokenizer=tokenizer), 1, 2, 0)
+    )
     assert len(these) == len(texts)
     for row, pair in zip(texts[::7], sides(these)[::7], strict=True):
         prompt, *answers = (
@@ -222,9 +224,9 @@ def test_tokens_are_mapped_from_disk_not_read(scratch: Path):
 
 def test_a_cache_hit_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = table([(["ab"], ["c"], ["d"])])
-    first = encode_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
-    monkeypatch.setattr(module, "encode", lambda *_: pytest.fail("encoded again"))
-    again = encode_cached(rows, "content", per_character(), EncodeSpec(), tmp_path)
+    first = tokenize_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
+    monkeypatch.setattr(module, "tokenize_rows", lambda *_: pytest.fail("encoded again"))
+    again = tokenize_cached(rows, "content", per_character(), EncodeSpec(), tmp_path)
     assert sides(again) == sides(first)
 
 
@@ -241,8 +243,8 @@ def test_a_cache_hit_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_another_content_vocabulary_budget_or_shape_is_a_miss(tmp_path: Path, change: dict):
     asked = {"content": "content", "vocabulary": CHARACTERS, "spec": EncodeSpec()}
     rows = table([(["ab"], ["c"], ["d"])])
-    encode_cached(rows, **asked, cache=tmp_path)
-    encode_cached(rows, **asked | change, cache=tmp_path)
+    tokenize_cached(rows, **asked, cache=tmp_path)
+    tokenize_cached(rows, **asked | change, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -257,7 +259,7 @@ def test_another_tokenizer_has_another_digest():
 @pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "first_lengths.npy", "meta.json"])
 def test_a_truncated_cache_says_to_delete_the_folder(tmp_path: Path, file: str, lost: int):
     rows = table([(["ab"], ["c"], ["d"])] * 3)
-    encode_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
+    tokenize_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
     (folder,) = tmp_path.iterdir()
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: max(0, len(content) - lost)])
@@ -265,22 +267,22 @@ def test_a_truncated_cache_says_to_delete_the_folder(tmp_path: Path, file: str, 
         assert json.loads((folder / file).read_text())
         return
     with pytest.raises(DataError, match=folder.name) as caught:
-        encode_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
+        tokenize_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
     assert "Delete the folder" in caught.value.hint
 
 
 @pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "first_lengths.npy"])
 def test_a_missing_file_says_so_too(tmp_path: Path, file: str):
     rows = table([(["ab"], ["c"], ["d"])])
-    encode(rows, CHARACTERS, EncodeSpec(), tmp_path / "tokens")
+    tokenize_rows(rows, CHARACTERS, EncodeSpec(), tmp_path / "tokens")
     (tmp_path / "tokens" / file).unlink()
     with pytest.raises(DataError, match="tokens"):
-        Encoded.open(tmp_path / "tokens")
+        TokenizedRows.open(tmp_path / "tokens")
 
 
 def test_an_encoding_that_was_interrupted_leaves_nothing(tmp_path: Path):
-    broken = Vocabulary(SimpleNamespace(backend_tokenizer=CHARACTERS.backend), CLS, SEP, PAD)
+    broken = PairTokenizer(SimpleNamespace(backend_tokenizer=CHARACTERS.backend), CLS, SEP, PAD)
     rows = table([(["ab"], ["c"], ["d"])]).drop_columns(RESPONSES[1])
     with pytest.raises(KeyError):
-        encode_cached(rows, "content", broken, EncodeSpec(), tmp_path)
+        tokenize_cached(rows, "content", broken, EncodeSpec(), tmp_path)
     assert not list(tmp_path.iterdir())

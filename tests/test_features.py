@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.data import characters
-from kit.data.features import FEATURES, PAIR_FEATURES, PATTERNS, features
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
+from kit.data.features import FEATURES, PAIR_FEATURES, PATTERNS, compute_features
 from kit.task import TEXTS
 
 TURNS = pa.list_(pa.string())
@@ -49,7 +49,7 @@ def table(rows: list[tuple[list[str], list[str], list[str]]]) -> pa.Table:
 def named(answer: str | list[str], prompt: str = "") -> dict[str, float]:
     """The features of an answer, beside an empty one."""
     turns = [answer] if isinstance(answer, str) else answer
-    a, _, _ = features(table([([prompt], turns, [""])]))
+    a, _, _ = compute_features(table([([prompt], turns, [""])]))
     return dict(zip(FEATURES, a[0].tolist(), strict=True))
 
 
@@ -57,8 +57,8 @@ def times(number: float) -> object:
     return pytest.approx(np.log1p(number), rel=1e-6)
 
 
-def test_names_are_those_of_the_columns(processed: Processed):
-    a, b, pair = features(processed.train())
+def test_names_are_those_of_the_columns(processed: Dataset):
+    a, b, pair = compute_features(processed.train())
     rows = processed.train().num_rows
     assert (a.shape, b.shape, pair.shape) == ((rows, len(FEATURES)),) * 2 + ((rows, len(PAIR_FEATURES)),)
     assert len(set(FEATURES) | set(PAIR_FEATURES)) == len(FEATURES) + len(PAIR_FEATURES)
@@ -70,8 +70,8 @@ def test_names_are_those_of_the_columns(processed: Processed):
 @settings(deadline=None, max_examples=60)
 @given(ROWS)
 def test_swapping_the_answers_swaps_their_features_to_the_last_bit(rows):
-    a, b, pair = features(table(rows))
-    swapped = features(table([(prompt, second, first) for prompt, first, second in rows]))
+    a, b, pair = compute_features(table(rows))
+    swapped = compute_features(table([(prompt, second, first) for prompt, first, second in rows]))
     for one, other in zip((b, a, pair), swapped, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -79,25 +79,25 @@ def test_swapping_the_answers_swaps_their_features_to_the_last_bit(rows):
 @settings(deadline=None, max_examples=60)
 @given(ROWS)
 def test_a_row_depends_on_itself_alone_and_nothing_is_nan(rows):
-    together = features(table(rows))
+    together = compute_features(table(rows))
     assert all(np.isfinite(each).all() for each in together)
     for place, row in enumerate(rows):
-        for one, other in zip(features(table([row])), together, strict=True):
+        for one, other in zip(compute_features(table([row])), together, strict=True):
             np.testing.assert_array_equal(one[0], other[place])
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_rows_are_computed_in_pieces_of_any_size(size: int, processed: Processed, monkeypatch: pytest.MonkeyPatch):
-    whole = features(processed.train())
+def test_rows_are_computed_in_pieces_of_any_size(size: int, processed: Dataset, monkeypatch: pytest.MonkeyPatch):
+    whole = compute_features(processed.train())
     monkeypatch.setattr("kit.data.features.ROWS", size)
-    for one, other in zip(features(processed.train()), whole, strict=True):
+    for one, other in zip(compute_features(processed.train()), whole, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @settings(deadline=None, max_examples=60)
 @given(ROWS)
 def test_characters_are_counted_as_python_counts_them_and_shares_are_shares(rows):
-    a, _, _ = features(table(rows))
+    a, _, _ = compute_features(table(rows))
     by_name = dict(zip(FEATURES, a.T, strict=True))
     length = [len("\n".join(turns)) for _, turns, _ in rows]
     np.testing.assert_allclose(by_name["characters"], np.log1p(length), rtol=1e-6)
@@ -114,13 +114,13 @@ def test_characters_are_counted_as_python_counts_them_and_shares_are_shares(rows
 @given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]), max_size=20), min_size=1), st.integers(1, 40))
 def test_bytes_are_counted_in_pieces_of_any_size(texts, size):
     array = pa.array(texts, pa.large_string())
-    counts = characters.histogram(array)
+    counts = characters.character_histogram(array)
     assert counts.sum(axis=1).tolist() == [len(text.encode()) for text in texts]
-    assert characters.characters(counts).tolist() == [len(text) for text in texts]
+    assert characters.character_counts(counts).tolist() == [len(text) for text in texts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(characters, "CHUNK", size)
-        np.testing.assert_array_equal(characters.histogram(array), counts)
-    np.testing.assert_array_equal(characters.histogram(array.slice(1)), counts[1:])
+        np.testing.assert_array_equal(characters.character_histogram(array), counts)
+    np.testing.assert_array_equal(characters.character_histogram(array.slice(1)), counts[1:])
 
 
 def test_marks_of_formatting_are_counted():
@@ -201,7 +201,7 @@ def test_words_are_compared_without_case_and_punctuation():
     found = named("The cat, the CAT; a dog!", prompt="Is the cat black?")
     assert (found["words"], found["distinct_words"]) == (times(6), pytest.approx(4 / 6))
     assert (found["from_prompt"], found["of_prompt"]) == (pytest.approx(2 / 4), pytest.approx(2 / 4))
-    _, _, pair = features(table([(["x"], ["one two three"], ["Two, three four"])]))
+    _, _, pair = compute_features(table([(["x"], ["one two three"], ["Two, three four"])]))
     by_name = dict(zip(PAIR_FEATURES, pair[0].tolist(), strict=True))
     assert by_name["common_words"] == pytest.approx(2 / 4)
     assert by_name["length_ratio"] == pytest.approx(13 / 15)
@@ -217,11 +217,11 @@ def test_an_empty_answer_and_one_cut_short_are_noticed():
     assert (named("")["empty"], named("")["unfinished"]) == (1, 0)
     assert (named("It ends.")["empty"], named("It ends.\n")["unfinished"]) == (0, 0)
     assert named("It ends in the mid")["unfinished"] == 1
-    a, b, pair = features(table([(["x"], ["same"], ["same"]), (["x"], [""], [""])]))
+    a, b, pair = compute_features(table([(["x"], ["same"], ["same"]), (["x"], [""], [""])]))
     assert pair[:, PAIR_FEATURES.index("same")].tolist() == [1, 1]
     np.testing.assert_array_equal(a, b)
 
 
 def test_turns_are_counted_and_no_rows_are_no_features():
     assert named(["one", "two", "three!"])["turns"] == times(3)
-    assert [each.shape[0] for each in features(table([]))] == [0, 0, 0]
+    assert [each.shape[0] for each in compute_features(table([]))] == [0, 0, 0]

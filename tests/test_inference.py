@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_rows import PAD, swapped, token_rows
 
-from kit.data.encode import Encoded, Vocabulary
+from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.model import inference
 from kit.model.backbones import BACKBONES
 from kit.model.device import Compute
@@ -20,7 +20,7 @@ from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 
 CPU = Compute(torch.device("cpu"), "fp32", "for this test")
-VOCABULARY = Vocabulary(SimpleNamespace(), 1, 2, PAD)
+VOCABULARY = PairTokenizer(SimpleNamespace(), 1, 2, PAD)
 ROWS = token_rows(np.random.default_rng(0).integers(3, 60, (23, 2)))
 
 
@@ -84,7 +84,7 @@ def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypat
     flat = [n for row in lengths for n in row]
     starts = np.concatenate([[0], np.cumsum(flat)])
     first = np.array([firsts[n] for n in flat], np.int32)
-    rows = Encoded(np.concatenate([pieces[n] for n in flat]), starts, first, np.array(flat, np.int32), 2, cut=0)
+    rows = TokenizedRows(np.concatenate([pieces[n] for n in flat]), starts, first, np.array(flat, np.int32), 2, cut=0)
     sequences, which = different(rows, np.arange(4), 2)
     assert sequences.tolist() == [0, 1, 7]
     assert which.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
@@ -101,7 +101,9 @@ def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypat
 
 def test_the_same_tokens_with_another_boundary_are_another_sequence():
     rows = token_rows(np.array([[8, 8]]))
-    twice = Encoded(np.tile(rows.tokens[:8], 2), rows.starts, np.array([3, 4], np.int32), rows.whole_lengths, 2, cut=0)
+    twice = TokenizedRows(
+        np.tile(rows.tokens[:8], 2), rows.starts, np.array([3, 4], np.int32), rows.whole_lengths, 2, cut=0
+    )
     assert different(twice, np.arange(1), 2)[1].tolist() == [[0, 1]]
 
 

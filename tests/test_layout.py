@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data.layout import CROSS_FRAME, SIDE_FRAME, Sequenced, orders, sides
+from kit.data.truncation import CROSS_FRAME, SIDE_FRAME, TruncatedSequence, order_sequences, side_sequences
 from kit.recipe.spec import EncodeSpec
 
 CLS, SEP = 1, 2
@@ -20,8 +20,8 @@ def joined(turns: list[list[int]]) -> list[int]:
     return [token for turn in turns for token in (*turn, SEP)][:-1]
 
 
-def cross(prompt: list, a: list, b: list, spec: EncodeSpec) -> list[Sequenced]:
-    return list(orders(prompt, [a, b], spec, CLS, SEP))
+def cross(prompt: list, a: list, b: list, spec: EncodeSpec) -> list[TruncatedSequence]:
+    return list(order_sequences(prompt, [a, b], spec, CLS, SEP))
 
 
 def apart(prompt: list, a: list, b: list, spec: EncodeSpec) -> tuple[list[int], list[int], list[int]]:
@@ -43,7 +43,7 @@ def test_a_sequence_is_prompt_and_both_answers_within_one_budget(prompt: list, a
     assert len(found[0]) <= spec.max_tokens
     sized = [SIDE_FRAME + need(prompt) + need(answer) for answer in (a, b)]
     assert [each.whole for each in cross(prompt, a, b, spec)] == sized
-    assert [each.whole for each in sides(prompt, [a, b], spec, CLS, SEP)] == sized
+    assert [each.whole for each in side_sequences(prompt, [a, b], spec, CLS, SEP)] == sized
     assert [each.lost for each in cross(prompt, a, b, spec)] == [whole > spec.max_tokens] * 2
     if whole > spec.max_tokens:
         assert len(found[0]) >= spec.max_tokens - 4  # at most a SEP with nothing before it for each text, and one token
@@ -89,7 +89,7 @@ def test_both_long_answers_get_as_much():
 def test_equal_answers_make_equal_sequences(prompt: list, answer: list, spec: EncodeSpec):
     first, second = cross(prompt, answer, answer, spec)
     assert first == second
-    one, other = sides(prompt, [answer, answer], spec, CLS, SEP)
+    one, other = side_sequences(prompt, [answer, answer], spec, CLS, SEP)
     assert one == other
 
 

@@ -17,8 +17,8 @@ import pytest
 from quick_recipe import QUICK
 
 from kit.baselines.run import run_baseline as baseline
-from kit.data.preprocess import preprocess
-from kit.data.processed import open_processed
+from kit.data.dataset import open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.errors import DataError, HeldError, KitError
 from kit.recipe.load import load_recipe
 from kit.run import Run
@@ -178,22 +178,22 @@ def test_two_baselines_of_one_name_do_not_meet(data: Path, tmp_path: Path):
 
 def test_two_preprocessings_into_one_folder_do_not_meet(raw: Path, tmp_path: Path):
     with holder(tmp_path / "out") as process, pytest.raises(HeldError, match=refused(process)):
-        preprocess(raw, tmp_path / "out", folds=2)
+        preprocess_files(raw, tmp_path / "out", folds=2)
     assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_rows_that_are_replaced_while_in_use_are_noticed(raw: Path, tmp_path: Path):
-    preprocess(raw, tmp_path, folds=2)
-    opened = open_processed(tmp_path)
+    preprocess_files(raw, tmp_path, folds=2)
+    opened = open_dataset(tmp_path)
     opened.fold_rows(0)
-    preprocess(raw, tmp_path, folds=3)
+    preprocess_files(raw, tmp_path, folds=3)
     with pytest.raises(DataError, match=r"train\.parquet was replaced while it was in use"):
         opened.fold_rows(0)
 
 
 def test_reading_takes_no_lock(data: Path, tmp_path: Path):
     with holder(data):
-        assert open_processed(data).folds == 3
+        assert open_dataset(data).folds == 3
     Run.create(tmp_path, load_recipe("tiny-electra"), {"data": "x"})
     with holder(tmp_path):
         assert [each.name for each in tmp_path.glob("*/origin.json")] == ["origin.json"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import set_seed
 
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build
@@ -82,7 +82,7 @@ def test_they_change_nothing_at_first_and_merging_them_changes_nothing_at_the_en
     assert not [each for each in encoder.modules() if isinstance(each, BaseTunerLayer)]
 
 
-def test_the_optimizer_holds_adapters_and_head_alone(processed: Processed):
+def test_the_optimizer_holds_adapters_and_head_alone(processed: Dataset):
     recipe = load_recipe("tiny-electra", (*LORA, "train.layer_decay=0.5"))
     model, _ = new_model(recipe, processed)
     groups = parameter_groups(model, recipe.train)
@@ -100,7 +100,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(train(load_recipe("tiny-electra", LORA), data, tmp_path_factory.mktemp("runs"))["run"])
 
 
-def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(run: Path, processed: Processed):
+def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(run: Path, processed: Dataset):
     recipe = load_recipe("tiny-electra", LORA)
     weights = load_file(run / "holdout" / "model.safetensors")
     set_seed(recipe.train.seed)

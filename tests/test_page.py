@@ -11,9 +11,8 @@ from made_runs import make_run
 from page_tables import Page
 
 from kit.baselines.run import run_baseline
-from kit.data import sample
-from kit.data.preprocess import preprocess
-from kit.data.processed import Processed, open_processed
+from kit.data.dataset import Dataset, open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.ensemble.blend import write_blend
 from kit.ensemble.fit import fit_blend
 from kit.evaluation.truth import read_truth, restrict_truth
@@ -23,6 +22,7 @@ from kit.report.comparison import Figures, Line
 from kit.report.markdown import markdown
 from kit.report.page import html
 from kit.report.report import Report, report
+from kit.sample.generate import write_sample
 from kit.task import ID, RESPONSES
 
 HOSTILE = (
@@ -32,22 +32,22 @@ NUMBER = re.compile(r"[+\u2212]?\d[\d,]*\.\d+")
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Processed:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Processed rows, every answer B of which wants to be more than text."""
     folder = tmp_path_factory.mktemp("hostile")
-    sample.write(folder / "raw", rows=240, seed=5)
+    write_sample(folder / "raw", rows=240, seed=5)
     for name in ("train.csv", "test.csv"):
         table = pd.read_csv(folder / "raw" / name, dtype=str, keep_default_na=False)
         table[RESPONSES[1]] = [json.dumps([HOSTILE, "second turn " * 200])[:-1] + f', "{i}"]' for i in table[ID]]
         table["prompt"] = [json.dumps([json.loads(p)[0]] * 3) for p in table["prompt"]]
         table[RESPONSES[0]] = [json.dumps([json.loads(p)[0]] * 3) for p in table[RESPONSES[0]]]
         table.to_csv(folder / "raw" / name, index=False)
-    preprocess(folder / "raw", folder / "processed", folds=3, valid=0.3)
-    return open_processed(folder / "processed")
+    preprocess_files(folder / "raw", folder / "processed", folds=3, valid=0.3)
+    return open_dataset(folder / "processed")
 
 
 @pytest.fixture(scope="module")
-def made(hostile: Processed, tmp_path_factory: pytest.TempPathFactory) -> Report:
+def made(hostile: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Two runs, a baseline, a frame with a name to beware of, and a saved blend, with the truth of the test rows."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [make_run(folder, hostile, seed, skill=1 + seed) for seed in range(2)]

@@ -13,8 +13,8 @@ from tabular_rows import exchanged, tabular_rows
 from token_rows import PAD, swapped, token_rows
 from torch import Tensor
 
-from kit.data.encode import Encoded, Vocabulary
-from kit.data.tabular import SIDE_NAMES, Tabular
+from kit.data.feature_cache import SIDE_NAMES, FeatureTable
+from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.errors import RunError
 from kit.model.backbones import BACKBONES
 from kit.model.batches import Collator
@@ -45,7 +45,7 @@ def pair(family: str = "electra", head: str = "symmetric", pooling: str = "mean"
     return PairModel(build(config), config, ModelSpec(shape, pooling=pooling, head=head, head_hidden=8)).eval()
 
 
-def batch(model: PairModel, rows: Encoded = ROWS, places: list[int] | None = None, overhead: int = 0) -> dict:
+def batch(model: PairModel, rows: TokenizedRows = ROWS, places: list[int] | None = None, overhead: int = 0) -> dict:
     segments = model.encoder_config.get("type_vocab_size", 0) > 1
     return Collator(rows, PAD, segments=segments, pack_overhead=overhead)(places or list(range(len(rows))))
 
@@ -171,7 +171,7 @@ def pair_with_features(head: str = "symmetric", shape: str = "siamese") -> PairM
     return model.eval()
 
 
-def batch_with_features(rows: Encoded = ROWS, tabular: Tabular = TABLE, overhead: int = 0) -> dict:
+def batch_with_features(rows: TokenizedRows = ROWS, tabular: FeatureTable = TABLE, overhead: int = 0) -> dict:
     return Collator(rows, PAD, segments=True, pack_overhead=overhead, tabular=tabular)(range(len(rows)))
 
 
@@ -221,7 +221,7 @@ def test_a_model_without_features_reads_none():
     assert not [name for name in model.state_dict() if "features" in name or "beside" in name]
 
 
-def test_what_features_are_standardised_by_is_saved_with_the_model(tmp_path: Path, vocabulary: Vocabulary):
+def test_what_features_are_standardised_by_is_saved_with_the_model(tmp_path: Path, vocabulary: PairTokenizer):
     model = pair_with_features()
     model.save_pretrained(tmp_path / "model", vocabulary)
     again, _ = PairModel.from_pretrained(tmp_path / "model")
@@ -230,7 +230,7 @@ def test_what_features_are_standardised_by_is_saved_with_the_model(tmp_path: Pat
     assert "head.pair.features.side_mean" in load_file(tmp_path / "model" / "model.safetensors")
 
 
-def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, vocabulary: Vocabulary):
+def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, vocabulary: PairTokenizer):
     """A kit that computes more of them, or in another order, feeds it the same numbers."""
     model = pair_with_features()
     model.save_pretrained(tmp_path / "model", vocabulary)
@@ -251,14 +251,14 @@ def test_a_model_saved_before_there_were_features_still_loads(saved: Path):
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> PairTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
     write(BACKBONES["tiny-electra"], ["hello world, this is a text"] * 3, folder)
     return load_vocabulary(folder)
 
 
 @pytest.fixture
-def saved(tmp_path: Path, vocabulary: Vocabulary) -> Path:
+def saved(tmp_path: Path, vocabulary: PairTokenizer) -> Path:
     pair().save_pretrained(tmp_path / "model", vocabulary)
     return tmp_path / "model"
 
@@ -279,7 +279,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("no_network")
 def test_a_saved_model_comes_back_to_the_bit(
-    family: str, head: str, pooling: str, shape: str, tmp_path: Path, vocabulary: Vocabulary
+    family: str, head: str, pooling: str, shape: str, tmp_path: Path, vocabulary: PairTokenizer
 ):
     model = pair(family, head, pooling, shape)
     model.save_pretrained(tmp_path / "deep" / "model", vocabulary)
@@ -301,7 +301,7 @@ def test_only_safetensors_config_and_tokenizer_are_written(saved: Path):
     assert set(load_file(saved / "model.safetensors")) == set(pair().state_dict())
 
 
-def test_saving_over_an_older_model_replaces_it(saved: Path, vocabulary: Vocabulary):
+def test_saving_over_an_older_model_replaces_it(saved: Path, vocabulary: PairTokenizer):
     model = pair("roberta", "fusion")
     model.save_pretrained(saved, vocabulary)
     assert torch.equal(logits(PairModel.from_pretrained(saved)[0]), logits(model))
@@ -384,7 +384,7 @@ def test_a_newer_format_asks_for_a_newer_kit(saved: Path):
     assert "Upgrade" in caught.value.hint
 
 
-def test_weights_of_another_model_are_named(saved: Path, tmp_path: Path, vocabulary: Vocabulary):
+def test_weights_of_another_model_are_named(saved: Path, tmp_path: Path, vocabulary: PairTokenizer):
     for other in (pair("roberta"), pair("electra", "fusion"), pair("electra", pooling="attention")):
         other.save_pretrained(tmp_path / "other", vocabulary)
         shutil.copy(tmp_path / "other" / "model.safetensors", saved)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from quick_recipe import QUICK
 
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
 from kit.errors import DataError, RunError
 from kit.predict import predict_input, predict_split
 from kit.predictions import read_predictions
@@ -70,7 +70,7 @@ def test_validation_predictions_are_those_of_training(run: Path, data: Path):
     pd.testing.assert_frame_equal(again, read_predictions(run / "holdout" / "valid.csv"), rtol=0, atol=1e-9)
 
 
-def test_out_of_fold_predictions_are_those_of_training(run: Path, data: Path, processed: Processed):
+def test_out_of_fold_predictions_are_those_of_training(run: Path, data: Path, processed: Dataset):
     again = predict_split(run, "oof", data)
     assert again[ID].tolist() == processed.train()[ID].to_pylist()
     stored = read_predictions(run / "oof.csv").set_index(ID).loc[again[ID]].reset_index()
@@ -89,7 +89,7 @@ def test_swapping_averages_both_orders(run: Path, raw: Path, tmp_path: Path):
         assert np.allclose(straight, other, atol=1e-6) is equal
 
 
-def test_progress_ends_at_all_rows_of_all_models(run: Path, data: Path, processed: Processed):
+def test_progress_ends_at_all_rows_of_all_models(run: Path, data: Path, processed: Dataset):
     heard: list[tuple[int, int]] = []
     predict_split(run, "test", data, progress=lambda done, total: heard.append((done, total)))
     everything = 3 * processed.test().num_rows

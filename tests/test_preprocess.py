@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data import clean, invariants, merge
+from kit.data import clean
 from kit.data import preprocess as pipeline
-from kit.data.preprocess import prepare_input, preprocess
-from kit.data.processed import MANIFEST, TEST_SCHEMA, TRAIN_SCHEMA, open_processed
-from kit.data.rows import Rows
+from kit.data.dataset import MANIFEST, TEST_SCHEMA, TRAIN_SCHEMA, open_dataset
+from kit.data.deduplicate import inherit_split, merge_rows
+from kit.data.preprocess import prepare_input, preprocess_files
+from kit.data.rows import RawRows
+from kit.data.verify import verify_dataset
 from kit.errors import DataError, KitError
 from kit.storage.atomic import file_sha256
 from kit.task import CLASSES, PREDICTION_COLUMNS, SWAP, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
@@ -67,8 +69,8 @@ def bytes_of(folder: Path) -> list[str]:
 
 
 def test_rows_come_out_as_they_went_in(raw: Path, tmp_path: Path) -> None:
-    manifest = preprocess(raw, tmp_path / "out")
-    opened = open_processed(tmp_path / "out")
+    manifest = preprocess_files(raw, tmp_path / "out")
+    opened = open_dataset(tmp_path / "out")
     train, test = opened.train(), opened.test()
     assert train.schema.equals(TRAIN_SCHEMA)
     assert test.schema.equals(TEST_SCHEMA)
@@ -83,8 +85,8 @@ def test_rows_come_out_as_they_went_in(raw: Path, tmp_path: Path) -> None:
 
 
 def test_groups_are_normalised_prompts_and_shared_with_the_test_rows(raw: Path, tmp_path: Path) -> None:
-    preprocess(raw, tmp_path / "out")
-    opened = open_processed(tmp_path / "out")
+    preprocess_files(raw, tmp_path / "out")
+    opened = open_dataset(tmp_path / "out")
     group = dict(zip(opened.train()["id"].to_pylist(), opened.train()["group"].to_pylist(), strict=True))
     assert len({group[r[0]] for r in SHARED}) == 1
     assert len(set(group.values())) == 61
@@ -94,16 +96,16 @@ def test_groups_are_normalised_prompts_and_shared_with_the_test_rows(raw: Path, 
 
 
 def test_the_same_input_gives_the_same_bytes_wherever_it_is(raw: Path, tmp_path: Path) -> None:
-    preprocess(raw, tmp_path / "one")
-    preprocess(raw.rename(tmp_path / "elsewhere"), tmp_path / "deep" / "two")
+    preprocess_files(raw, tmp_path / "one")
+    preprocess_files(raw.rename(tmp_path / "elsewhere"), tmp_path / "deep" / "two")
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "deep" / "two")
     assert str(tmp_path) not in (tmp_path / "one" / MANIFEST).read_text()
 
 
 def test_a_matching_folder_is_left_alone(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = preprocess(raw, tmp_path / "out")
+    first = preprocess_files(raw, tmp_path / "out")
     monkeypatch.setattr(pipeline, "read_rows", lambda *_, **__: pytest.fail("recomputed"))
-    second = preprocess(raw, tmp_path / "out")
+    second = preprocess_files(raw, tmp_path / "out")
     assert (first.pop("reused"), second.pop("reused")) == (False, True)
     assert first == second == json.loads((tmp_path / "out" / MANIFEST).read_text())
 
@@ -121,20 +123,20 @@ def test_a_matching_folder_is_left_alone(raw: Path, tmp_path: Path, monkeypatch:
     ids=lambda options: next(iter(options)),
 )
 def test_other_options_make_the_folder_anew(options: dict, raw: Path, tmp_path: Path) -> None:
-    preprocess(raw, tmp_path / "out")
-    assert not preprocess(raw, tmp_path / "out", **options)["reused"]
-    preprocess(raw, tmp_path / "fresh", **options)
+    preprocess_files(raw, tmp_path / "out")
+    assert not preprocess_files(raw, tmp_path / "out", **options)["reused"]
+    preprocess_files(raw, tmp_path / "fresh", **options)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
 
 
 def test_a_changed_input_or_output_makes_the_folder_anew(raw: Path, tmp_path: Path) -> None:
-    preprocess(raw, tmp_path / "out")
+    preprocess_files(raw, tmp_path / "out")
     (tmp_path / "out" / "test.parquet").write_bytes(b"")
-    assert not preprocess(raw, tmp_path / "out")["reused"]
+    assert not preprocess_files(raw, tmp_path / "out")["reused"]
     write_train(raw / "train.csv", PLAIN[1:])
-    assert preprocess(raw, tmp_path / "out")["counts"]["train_rows"] == len(PLAIN) - 1
+    assert preprocess_files(raw, tmp_path / "out")["counts"]["train_rows"] == len(PLAIN) - 1
     (tmp_path / "out" / MANIFEST).write_text("{")
-    assert not preprocess(raw, tmp_path / "out")["reused"]
+    assert not preprocess_files(raw, tmp_path / "out")["reused"]
 
 
 def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(raw: Path, tmp_path: Path) -> None:
@@ -147,8 +149,8 @@ def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(raw: 
         (105, [*prompt, ""], a, b, label),
     ]
     write_train(raw / "train.csv", [*PLAIN, *added])
-    manifest = preprocess(raw, tmp_path / "out")
-    train = open_processed(tmp_path / "out").train()
+    manifest = preprocess_files(raw, tmp_path / "out")
+    train = open_dataset(tmp_path / "out").train()
     ids = train["id"].to_pylist()
     assert number in ids
     assert [i for i in ids if 100 < i < 110] == [102, 103, 104, 105]
@@ -166,15 +168,15 @@ TINY = st.lists(st.sampled_from(["", "x", "y", "xx"]), min_size=1, max_size=2)
 @given(st.lists(st.tuples(TINY, TINY, TINY, st.integers(0, 2)), min_size=1, max_size=30), st.integers(0, 30))
 @settings(deadline=None, max_examples=150)
 def test_copies_and_conflicts_are_those_that_a_loop_over_rows_finds(rows: list, own: int) -> None:
-    def read(some: list) -> Rows:
+    def read(some: list) -> RawRows:
         columns = zip(TEXTS, zip(*[r[:3] for r in some], strict=True), strict=True)
         texts = {name: pa.chunked_array([pa.array(column, clean.TURNS)]) for name, column in columns}
         numbers = np.arange(len(some), dtype=np.int64)
-        return Rows(numbers, pa.table(texts), np.array([r[3] for r in some], np.int8), (), Counter())
+        return RawRows(numbers, pa.table(texts), np.array([r[3] for r in some], np.int8), (), Counter())
 
     own = min(own, len(rows) - 1) + 1
     parts = [read(rows[:own]), read([(["no"], ["no"], ["no"], 0)]), [read(rows[own:])] if rows[own:] else []]
-    merged = merge.merge(*parts, allow_test_prompts=False)
+    merged = merge_rows(*parts, allow_test_prompts=False)
     kept: list[tuple] = []
     for number, (p, a, b, label) in enumerate(rows):
         row, turned = (*map(tuple, (p, a, b)), label), (*map(tuple, (p, b, a)), SWAP[label])
@@ -192,12 +194,12 @@ def test_both_text_forms_have_the_same_rows_groups_and_splits(raw: Path, tmp_pat
     write_train(raw / "train.csv", [*PLAIN, *chinese])
     tables = []
     for text in ("unicode", "ascii"):
-        preprocess(raw, tmp_path / text, text=text)
-        tables.append(open_processed(tmp_path / text).train())
+        preprocess_files(raw, tmp_path / text, text=text)
+        tables.append(open_dataset(tmp_path / text).train())
     rest = ["id", "label", "group", "valid", "fold", "extra"]
     assert tables[0].select(rest).equals(tables[1].select(rest))
     assert tables[1]["prompt"].to_pylist()[-1] == [""]
-    assert open_processed(tmp_path / "ascii").test()["response_a"].to_pylist()[2] == ["a b"]
+    assert open_dataset(tmp_path / "ascii").test()["response_a"].to_pylist()[2] == ["a b"]
 
 
 def test_extra_rows_are_merged_without_copies_and_without_test_prompts(raw: Path, tmp_path: Path) -> None:
@@ -217,8 +219,8 @@ def test_extra_rows_are_merged_without_copies_and_without_test_prompts(raw: Path
             (306, ["twice"], a, b, 2),
         ],
     )
-    manifest = preprocess(raw, tmp_path / "out", extra=[extra])
-    train = open_processed(tmp_path / "out").train()
+    manifest = preprocess_files(raw, tmp_path / "out", extra=[extra])
+    train = open_dataset(tmp_path / "out").train()
     rows = [r for r in train.to_pylist() if r["extra"]]
     assert [r["id"] for r in rows] == [302, 304, 17001, 17002, 306, 17003]
     assert [r["prompt"] for r in rows] == [prompt, ["new"], ["newer"], ["newest"], ["one id"], ["twice"]]
@@ -233,22 +235,22 @@ def test_extra_rows_are_merged_without_copies_and_without_test_prompts(raw: Path
 
 def test_a_test_prompt_among_the_extra_rows_stays_only_when_allowed(raw: Path, tmp_path: Path) -> None:
     extra = write_train(tmp_path / "more.csv", [row(300, "Unseen")])
-    assert preprocess(raw, tmp_path / "out", extra=[extra])["counts"]["extra_rows"] == 0
-    assert preprocess(raw, tmp_path / "out", extra=[extra], allow_test_prompts=True)["counts"]["extra_rows"] == 1
+    assert preprocess_files(raw, tmp_path / "out", extra=[extra])["counts"]["extra_rows"] == 0
+    assert preprocess_files(raw, tmp_path / "out", extra=[extra], allow_test_prompts=True)["counts"]["extra_rows"] == 1
 
 
 def test_extra_rows_change_nothing_about_the_competitions_own(raw: Path, tmp_path: Path) -> None:
     extra = write_train(tmp_path / "more.csv", [row(300 + i, f"prompt {i // 2}") for i in range(100)])
-    preprocess(raw, tmp_path / "without")
-    preprocess(raw, tmp_path / "with", extra=[extra])
-    own = open_processed(tmp_path / "with").train().slice(0, len(PLAIN))
-    assert own.equals(open_processed(tmp_path / "without").train())
+    preprocess_files(raw, tmp_path / "without")
+    preprocess_files(raw, tmp_path / "with", extra=[extra])
+    own = open_dataset(tmp_path / "with").train().slice(0, len(PLAIN))
+    assert own.equals(open_dataset(tmp_path / "without").train())
 
 
 def test_extra_rows_are_trained_on_and_never_validated_on(raw: Path, tmp_path: Path) -> None:
     extra = write_train(tmp_path / "more.csv", [row(300 + i, f"prompt {i}") for i in range(80)])
-    preprocess(raw, tmp_path / "out", extra=[extra], folds=4)
-    opened = open_processed(tmp_path / "out")
+    preprocess_files(raw, tmp_path / "out", extra=[extra], folds=4)
+    opened = open_dataset(tmp_path / "out")
     train = opened.train()
     group, is_extra = train["group"].to_numpy(), train["extra"].to_numpy()
     seen = []
@@ -267,20 +269,20 @@ def test_extra_rows_are_trained_on_and_never_validated_on(raw: Path, tmp_path: P
 def test_a_fold_that_is_not_there_is_an_error_that_names_those_that_are(
     fold: object, raw: Path, tmp_path: Path
 ) -> None:
-    preprocess(raw, tmp_path / "out")
+    preprocess_files(raw, tmp_path / "out")
     with pytest.raises(DataError, match=r"has no fold .*: it has 0 to 4 and 'holdout'"):
-        open_processed(tmp_path / "out").fold_rows(fold)
+        open_dataset(tmp_path / "out").fold_rows(fold)
 
 
 def test_the_floor_is_carried_along_and_goes_when_it_is_gone(raw: Path, tmp_path: Path) -> None:
-    preprocess(raw, tmp_path / "out")
-    assert open_processed(tmp_path / "out").floor() is None
+    preprocess_files(raw, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").floor() is None
     (raw / "bayes.csv").write_text("id\n1\n")
-    preprocess(raw, tmp_path / "out")
-    assert open_processed(tmp_path / "out").floor().read_text() == "id\n1\n"
+    preprocess_files(raw, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").floor().read_text() == "id\n1\n"
     (raw / "bayes.csv").unlink()
-    preprocess(raw, tmp_path / "out")
-    assert open_processed(tmp_path / "out").floor() is None
+    preprocess_files(raw, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").floor() is None
     assert not (tmp_path / "out" / "bayes.csv").exists()
 
 
@@ -299,17 +301,17 @@ def test_the_sample_submission_must_have_the_test_ids(
     with (raw / "sample_submission.csv").open("w", newline="") as file:
         csv.writer(file).writerows([PREDICTION_COLUMNS, *([i, 0.3, 0.3, 0.4] for i in ids)])
     if message is None:
-        assert preprocess(raw, tmp_path / "out")["counts"]["test_rows"] == 3
+        assert preprocess_files(raw, tmp_path / "out")["counts"]["test_rows"] == 3
     else:
         with pytest.raises(DataError, match=message):
-            preprocess(raw, tmp_path / "out")
+            preprocess_files(raw, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["train.csv", "test.csv"])
 def test_a_missing_raw_file_names_the_commands_that_make_it(name: str, raw: Path, tmp_path: Path) -> None:
     (raw / name).unlink()
     with pytest.raises(DataError, match=rf"{name}: no such file\n.*kit download.*kit sample"):
-        preprocess(raw, tmp_path / "out")
+        preprocess_files(raw, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -325,22 +327,22 @@ def test_a_missing_raw_file_names_the_commands_that_make_it(name: str, raw: Path
 )
 def test_an_option_out_of_range_is_named(options: dict, message: str, raw: Path, tmp_path: Path) -> None:
     with pytest.raises(KitError, match=message):
-        preprocess(raw, tmp_path / "out", **options)
+        preprocess_files(raw, tmp_path / "out", **options)
 
 
 def test_the_raw_folder_and_a_file_are_refused_as_the_processed_folder(raw: Path) -> None:
     with pytest.raises(KitError, match="is the raw folder"):
-        preprocess(raw, raw / ".." / "raw")
+        preprocess_files(raw, raw / ".." / "raw")
     with pytest.raises(KitError, match="is a file"):
-        preprocess(raw, raw / "train.csv")
+        preprocess_files(raw, raw / "train.csv")
 
 
 def test_a_fault_leaves_the_folder_of_an_earlier_run_as_it_was(raw: Path, tmp_path: Path) -> None:
-    preprocess(raw, tmp_path / "out")
+    preprocess_files(raw, tmp_path / "out")
     before = bytes_of(tmp_path / "out")
     write_train(raw / "train.csv", [*PLAIN, PLAIN[0]])
     with pytest.raises(DataError, match="row 74, id 0: this id stands in row 2 already"):
-        preprocess(raw, tmp_path / "out")
+        preprocess_files(raw, tmp_path / "out")
     assert bytes_of(tmp_path / "out") == before
 
 
@@ -348,18 +350,18 @@ def test_a_fault_leaves_the_folder_of_an_earlier_run_as_it_was(raw: Path, tmp_pa
 def test_a_broken_promise_is_a_bug_in_kit_and_leaves_no_manifest(
     text: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preprocess(raw, tmp_path / "out", text=text)
+    preprocess_files(raw, tmp_path / "out", text=text)
     monkeypatch.setattr(pipeline.splits, "folds", lambda labels, *_: (np.arange(len(labels)) % 5).astype(np.int16))
     with pytest.raises(AssertionError, match=r"bug in kit.*no prompt group crosses a fold or the holdout"):
-        preprocess(raw, tmp_path / "out", text=text, seed=1)
+        preprocess_files(raw, tmp_path / "out", text=text, seed=1)
     with pytest.raises(DataError, match=r"not finished\n.*kit preprocess"):
-        open_processed(tmp_path / "out")
+        open_dataset(tmp_path / "out")
 
 
 def test_every_promise_is_checked_on_what_was_written(raw: Path, tmp_path: Path) -> None:
-    manifest = preprocess(raw, tmp_path / "out")
+    manifest = preprocess_files(raw, tmp_path / "out")
     ids = np.array([r[0] for r in PLAIN]), np.array([r[0] for r in TEST])
-    invariants.check(tmp_path / "out", manifest, *ids)
+    verify_dataset(tmp_path / "out", manifest, *ids)
     counts = manifest["counts"]
     for broken, both, promise in (
         (manifest, (ids[0], ids[1][::-1]), "test ids are the input's"),
@@ -373,29 +375,29 @@ def test_every_promise_is_checked_on_what_was_written(raw: Path, tmp_path: Path)
         (manifest | {"options": manifest["options"] | {"folds": 4}}, ids, "an extra row has a fold or none"),
     ):
         with pytest.raises(AssertionError, match=f"bug in kit.*{promise}"):
-            invariants.check(tmp_path / "out", broken, *both)
+            verify_dataset(tmp_path / "out", broken, *both)
 
 
 def test_a_folder_that_is_not_whole_is_refused_with_the_command_that_makes_it(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"no such folder\n.*Run `kit preprocess"):
-        open_processed(out)
-    preprocess(raw, out)
+        open_dataset(out)
+    preprocess_files(raw, out)
     (out / "train.parquet").write_bytes((out / "test.parquet").read_bytes())
     with pytest.raises(
         DataError, match=r"train.parquet: its SHA-256 is not the one in manifest.json.*\n.*Run `kit preprocess"
     ):
-        open_processed(out)
+        open_dataset(out)
     for text in ("", "[]", '{"outputs": {}}', '{"outputs": {"../train.csv": ""}, "options": {"folds": 5}}'):
         (out / MANIFEST).write_text(text)
         with pytest.raises(DataError, match=r"no manifest.json that can be read"):
-            open_processed(out)
+            open_dataset(out)
 
 
 @pytest.mark.parametrize("text", ["unicode", "ascii"])
 def test_prediction_input_is_cleaned_as_the_test_rows_are(text: str, raw: Path, tmp_path: Path) -> None:
-    preprocess(raw, tmp_path / "out", text=text)
-    opened = open_processed(tmp_path / "out")
+    preprocess_files(raw, tmp_path / "out", text=text)
+    opened = open_dataset(tmp_path / "out")
     assert prepare_input(raw / "test.csv", text).equals(opened.test().drop_columns("group"))
     assert prepare_input(raw / "train.csv", text).equals(opened.train().select(list(TEST_COLUMNS)))
 
@@ -404,10 +406,10 @@ def test_rows_in_several_row_groups_keep_their_order(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_train(raw / "train.csv", [*PLAIN[:30], (990, *PLAIN[3][1:]), *PLAIN[30:]])
-    preprocess(raw, tmp_path / "one")
+    preprocess_files(raw, tmp_path / "one")
     monkeypatch.setattr(pipeline, "ROW_GROUP", 7)
-    preprocess(raw, tmp_path / "many")
-    one, many = (open_processed(tmp_path / name).train() for name in ("one", "many"))
+    preprocess_files(raw, tmp_path / "many")
+    one, many = (open_dataset(tmp_path / name).train() for name in ("one", "many"))
     assert one.equals(many)
     assert one["id"].to_pylist() == [r[0] for r in PLAIN]
 
@@ -415,11 +417,11 @@ def test_rows_in_several_row_groups_keep_their_order(
 def test_rows_without_a_repeated_prompt_have_no_copies(raw: Path, tmp_path: Path) -> None:
     write_train(raw / "train.csv", [row(i, a="same", b="same") for i in range(60)])
     write_test(raw / "test.csv", TEST[:1])
-    counts = preprocess(raw, tmp_path / "out")["counts"]
+    counts = preprocess_files(raw, tmp_path / "out")["counts"]
     assert counts["duplicates_dropped"] == counts["rows_with_a_swapped_copy"] == 0
     assert counts["prompt_groups"] == 60
 
 
 def test_a_group_that_is_unknown_inherits_nothing() -> None:
     groups, values = np.array([4, 2, 4]), np.array([7, 8, 9])
-    assert merge.inherit(groups, values, np.array([2, 3, 4, 9, 0]), -1).tolist() == [8, -1, 7, -1, -1]
+    assert inherit_split(groups, values, np.array([2, 3, 4, 9, 0]), -1).tolist() == [8, -1, 7, -1, -1]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data import raw, source
-from kit.data.rows import Rows, read_rows
+from kit.data import csv_source, raw_csv
+from kit.data.rows import RawRows, read_rows
 from kit.errors import DataError
 from kit.task import CLASSES, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
 
@@ -42,7 +42,7 @@ def table(columns: tuple[str, ...] = TRAIN_COLUMNS, **changed: object) -> bytes:
     return out.getvalue().encode()
 
 
-def same(one: Rows, other: Rows) -> bool:
+def same(one: RawRows, other: RawRows) -> bool:
     return (
         one.texts.equals(other.texts)
         and np.array_equal(one.ids, other.ids)
@@ -212,7 +212,7 @@ def test_kaggles_escapes_become_the_text_they_stand_for(write: Callable[[bytes],
 
 
 def test_a_cell_larger_than_a_block_is_read_whole(write: Callable[[bytes], Path]) -> None:
-    long = "многое " * (raw.BLOCK // 6)
+    long = "многое " * (raw_csv.BLOCK // 6)
     rows = read_rows(write(table(response_b=cell(long))), labelled=True)
     assert rows.texts["response_b"][1].as_py() == [long]
     with pytest.raises(DataError, match=SECOND):
@@ -227,7 +227,7 @@ def test_rows_are_the_same_whatever_the_size_of_a_block(
     path = write(",".join(TRAIN_COLUMNS).encode() + b"\n" + "".join(lines).encode())
     whole = read_rows(path, labelled=True)
     assert whole.ids.tolist() == list(range(40))
-    monkeypatch.setattr(raw, "BLOCK", block)
+    monkeypatch.setattr(raw_csv, "BLOCK", block)
     assert same(read_rows(path, labelled=True), whole)
 
 
@@ -236,8 +236,8 @@ def test_repairs_are_counted_the_same_whatever_the_size_of_a_piece(
     piece: int, write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(b"\xef\xbb\xbf" + WHOLE.replace(b"\n", b"\r\n").replace(b"b1", b"\0b\x001"))
-    monkeypatch.setattr(source, "PIECE", piece)
-    assert source.survey(path) == {"nul_bytes": 2, "byte_order_mark": 1, "crlf_line_ends": 4}
+    monkeypatch.setattr(csv_source, "PIECE", piece)
+    assert csv_source.survey_csv(path) == {"nul_bytes": 2, "byte_order_mark": 1, "crlf_line_ends": 4}
 
 
 def test_the_row_of_a_fault_counts_blank_lines_as_a_spreadsheet_does(write: Callable[[bytes], Path]) -> None:

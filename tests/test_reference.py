@@ -8,12 +8,12 @@ import pytest
 from page_tables import Page
 
 from kit.baselines.run import run_baseline
-from kit.data import sample
-from kit.data.preprocess import preprocess
+from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
 from kit.predictions import read_predictions, write_predictions
 from kit.report.page import html
 from kit.report.report import Report, report
+from kit.sample.generate import write_sample
 from kit.task import CLASSES, ID
 
 DATA = Path(__file__).parent / "data"
@@ -34,14 +34,14 @@ def normalised(row: list[float]) -> list[float]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Report]:
     """The three models as frames beside a baseline, on test rows that have the study's ids."""
     folder = tmp_path_factory.mktemp("reference")
-    sample.write(folder / "raw", rows=240, seed=1)
+    write_sample(folder / "raw", rows=240, seed=1)
     for name in ("test.csv", "sample_submission.csv"):
         table = pd.read_csv(folder / "raw" / name, dtype=str, keep_default_na=False)[: len(PUBLISHED)]
         table[ID] = list(PUBLISHED)
         table.to_csv(folder / "raw" / name, index=False)
     for name in ("truth.csv", "bayes.csv", "summary.json"):
         (folder / "raw" / name).unlink(missing_ok=True)
-    preprocess(folder / "raw", folder / "processed")
+    preprocess_files(folder / "raw", folder / "processed")
     run = run_baseline("length", folder / "processed", folder / "runs")["run"]
     files = [(name, DATA / f"reference_{name}.csv") for name in NAMES]
     members = [read_predictions(file) for _, file in files]

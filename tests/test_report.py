@@ -11,8 +11,8 @@ from page_tables import Page
 
 from kit.baselines.run import run_baseline
 from kit.cli import main
-from kit.data.preprocess import preprocess
-from kit.data.processed import Processed, open_processed
+from kit.data.dataset import Dataset, open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.ensemble import blend as blends
 from kit.errors import DataError, KitError, RunError
 from kit.evaluation.metrics import row_losses
@@ -31,7 +31,7 @@ def written(found) -> Page:
     return Page(html(found))
 
 
-def test_one_run_without_test_predictions(processed: Processed, tmp_path: Path):
+def test_one_run_without_test_predictions(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path, processed, test=False)
     page = written(report([run], processed.folder))
     assert "Correlation between models" not in page.text
@@ -41,19 +41,19 @@ def test_one_run_without_test_predictions(processed: Processed, tmp_path: Path):
     assert len(page.tables[f"Against the best on holdout rows, {run.name}"].rows) == 2  # the class prior
 
 
-def test_the_facts_say_which_rows_a_model_has_taught(processed: Processed, raw: Path, tmp_path: Path):
+def test_the_facts_say_which_rows_a_model_has_taught(processed: Dataset, raw: Path, tmp_path: Path):
     ids = processed.train(["id"])["id"].to_numpy()
     write_predictions(
         make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "oof.csv"
     )
-    preprocess(raw, tmp_path / "soft", folds=3, valid=0.2, soft_labels=[tmp_path / "oof.csv"])
-    soft = open_processed(tmp_path / "soft")
+    preprocess_files(raw, tmp_path / "soft", folds=3, valid=0.2, soft_labels=[tmp_path / "oof.csv"])
+    soft = open_dataset(tmp_path / "soft")
     told = f"soft labels: {len(ids)} rows, by models that may have seen validation labels"
     assert told in markdown(report([make_run(tmp_path / "one", soft)], soft.folder))
     assert "soft labels" not in markdown(report([make_run(tmp_path / "two", processed)], processed.folder))
 
 
-def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Processed, tmp_path: Path):
+def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Dataset, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, parts=(0, 1, 2)) for seed in range(2)]
     found = report(runs, processed.folder)
     assert found.main == "out-of-fold"
@@ -65,7 +65,7 @@ def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Processed, tmp_p
     assert line.minutes == pytest.approx(4.5)
 
 
-def test_baselines_alone_have_no_learning_curves(processed: Processed, tmp_path: Path):
+def test_baselines_alone_have_no_learning_curves(processed: Dataset, tmp_path: Path):
     runs = [run_baseline(name, processed.folder, tmp_path)["run"] for name in ("length", "prior")]
     found = report(runs, processed.folder)
     page = written(found)
@@ -77,7 +77,7 @@ def test_baselines_alone_have_no_learning_curves(processed: Processed, tmp_path:
     assert set(row[1:]) == {"constant"}
 
 
-def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Processed, raw: Path, tmp_path: Path):
+def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Dataset, raw: Path, tmp_path: Path):
     uniform, prior = (Path(run_baseline(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior"))
     trained, truth = make_run(tmp_path, processed), raw / "truth.csv"
 
@@ -92,7 +92,7 @@ def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Processed
     assert names(trained, uniform) == ["uniform", "class prior", trained.name, "baseline-uniform"]
 
 
-def test_test_rows_without_labels_are_shown_but_not_scored(processed: Processed, tmp_path: Path):
+def test_test_rows_without_labels_are_shown_but_not_scored(processed: Dataset, tmp_path: Path):
     found = report([make_run(tmp_path, processed, seed) for seed in range(2)], processed.folder)
     assert [case.rows for case in found.cases] == ["holdout"] * 8 + ["test"] * 3
     assert {case.label for case in found.cases[8:]} == {None}
@@ -101,7 +101,7 @@ def test_test_rows_without_labels_are_shown_but_not_scored(processed: Processed,
     assert page.text.count("True class:") == 8
 
 
-def test_ten_runs_and_their_ninety_pairs(processed: Processed, raw: Path, tmp_path: Path):
+def test_ten_runs_and_their_ninety_pairs(processed: Dataset, raw: Path, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, skill=seed / 3) for seed in range(10)]
     found = report(runs, processed.folder, truth=raw / "truth.csv")
     for each in found.significance:
@@ -114,13 +114,13 @@ def test_ten_runs_and_their_ninety_pairs(processed: Processed, raw: Path, tmp_pa
     assert len(text) < 1_500_000
 
 
-def test_the_main_rows_are_those_of_most_models(processed: Processed, raw: Path, tmp_path: Path):
+def test_the_main_rows_are_those_of_most_models(processed: Dataset, raw: Path, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, test=seed == 0) for seed in range(2)]
     assert report(runs, processed.folder, truth=raw / "truth.csv").main == "holdout"
     assert report(runs[:1], processed.folder, truth=raw / "truth.csv").main == "test"
 
 
-def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Processed, raw: Path, tmp_path: Path):
+def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Dataset, raw: Path, tmp_path: Path):
     lines = (raw / "truth.csv").read_text().splitlines(keepends=True)
     lacking, unknown = tmp_path / "lacking.csv", tmp_path / "unknown.csv"
     lacking.write_text("".join(lines[:-2]))
@@ -132,13 +132,13 @@ def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Proces
         report([make_run(tmp_path, processed)], processed.folder, truth=unknown)
 
 
-def test_a_run_named_twice_counts_once_and_namesakes_are_told_apart(processed: Processed, tmp_path: Path):
+def test_a_run_named_twice_counts_once_and_namesakes_are_told_apart(processed: Dataset, tmp_path: Path):
     one, other = (make_run(tmp_path / place, processed) for place in ("first", "second"))
     names = [line.name for line in report([one, one, other], processed.folder).comparison.lines]
     assert names[-2:] == [f"first/{one.name}", f"second/{one.name}"]
 
 
-def test_two_models_of_one_name_are_refused(processed: Processed, tmp_path: Path):
+def test_two_models_of_one_name_are_refused(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path, processed)
     with pytest.raises(DataError, match="two models are called 'uniform'"):
         report([run], processed.folder, frames=[("uniform", run / "test.csv")])
@@ -146,7 +146,7 @@ def test_two_models_of_one_name_are_refused(processed: Processed, tmp_path: Path
         report([run], processed.folder, frames=[("x", run / "test.csv"), ("x", run / "test.csv")])
 
 
-def test_a_pair_is_the_difference_of_the_two_losses(processed: Processed, tmp_path: Path):
+def test_a_pair_is_the_difference_of_the_two_losses(processed: Dataset, tmp_path: Path):
     found = report([make_run(tmp_path, processed, seed, skill=seed) for seed in range(2)], processed.folder)
     rows, (bad, good) = found.evidence.rows["valid"], found.evidence.models[-2:]
     gap = row_losses(bad.predictions["valid"], rows.labels) - row_losses(good.predictions["valid"], rows.labels)
@@ -158,7 +158,7 @@ def test_a_pair_is_the_difference_of_the_two_losses(processed: Processed, tmp_pa
     assert {pair.verdict, back.verdict} in ({"worse", "better"}, {"can't tell"})
 
 
-def test_slices_hold_every_row_once(processed: Processed, tmp_path: Path):
+def test_slices_hold_every_row_once(processed: Dataset, tmp_path: Path):
     found = report([make_run(tmp_path, processed)], processed.folder)
     name, rows = found.evidence.models[-1].name, len(found.evidence.rows["valid"].ids)
     for by in ("answer length", "turns", "script"):
@@ -169,16 +169,16 @@ def test_slices_hold_every_row_once(processed: Processed, tmp_path: Path):
         assert all(each.losses[name].low is None for each in some if each.prompts < 6)
 
 
-def test_slices_are_measured_some_rows_at_a_time(processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_slices_are_measured_some_rows_at_a_time(processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = make_run(tmp_path, processed)
     whole, rows, histogram = report([run], processed.folder).slices, [], slices.histogram
     monkeypatch.setattr(slices, "ROWS", 7)
-    monkeypatch.setattr(slices, "histogram", lambda texts: rows.append(len(texts)) or histogram(texts))
+    monkeypatch.setattr(slices, "character_histogram", lambda texts: rows.append(len(texts)) or histogram(texts))
     assert report([run], processed.folder).slices == whole
     assert max(rows) == 7
 
 
-def test_confusion_and_bins_hold_every_row_once(processed: Processed, tmp_path: Path):
+def test_confusion_and_bins_hold_every_row_once(processed: Dataset, tmp_path: Path):
     found = report([make_run(tmp_path, processed)], processed.folder)
     diagnosis, line = found.diagnosis[0], found.comparison.lines[-1].valid
     assert sum(map(sum, diagnosis.confusion)) == sum(each.rows for each in diagnosis.bins) == line.rows
@@ -187,7 +187,7 @@ def test_confusion_and_bins_hold_every_row_once(processed: Processed, tmp_path: 
     assert gap == pytest.approx(line.calibration_error)
 
 
-def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Processed, tmp_path: Path):
+def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Dataset, tmp_path: Path):
     found = report([make_run(tmp_path, processed, seed) for seed in range(3)], processed.folder)
     cases = [case for case in found.cases if case.rows == "holdout"]
     groups = dict(zip(found.evidence.rows["valid"].ids, found.evidence.rows["valid"].groups, strict=True))
@@ -199,7 +199,7 @@ def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Processe
         assert case.label == table.loc[case.id, "label"]
 
 
-def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Processed, tmp_path: Path):
+def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Dataset, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, skill=seed, test=False) for seed in range(2)]
     alone = report(runs, processed.folder)
     blends.write_blend(blends.Blend((runs[0].name,), (1.0,), "arithmetic"), tmp_path / "b.json", {"method": "mean"})
@@ -215,7 +215,7 @@ def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Process
     assert not [case for case in one.cases if case.rows == "holdout"]
 
 
-def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Processed, raw: Path, tmp_path: Path):
+def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Dataset, raw: Path, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
     made = blends.Blend(tuple(run.name for run in runs), (0.5, 0.5), "arithmetic")
     blends.write_blend(made, tmp_path / "folds.json", {"method": "arithmetic"})
@@ -234,7 +234,7 @@ def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Proc
     assert "folds" in test.models
 
 
-def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(processed: Processed, tmp_path: Path):
+def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(processed: Dataset, tmp_path: Path):
     both = [make_run(tmp_path / "both", processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
     found = report(both, processed.folder)
     assert found.evidence.validation == "out-of-fold"
@@ -250,7 +250,7 @@ def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(proce
     assert report(both, processed.folder, frames=frames).evidence.validation == "holdout"
 
 
-def test_runs_without_common_rows_are_told_the_shortest_way_to_some(processed: Processed, tmp_path: Path):
+def test_runs_without_common_rows_are_told_the_shortest_way_to_some(processed: Dataset, tmp_path: Path):
     whole = make_run(tmp_path, processed, 0, parts=(0, 1, 2))
     begun = make_run(tmp_path, processed, 1, parts=(0, 1))
     holdout = make_run(tmp_path, processed, 2)
@@ -265,14 +265,14 @@ def test_runs_without_common_rows_are_told_the_shortest_way_to_some(processed: P
         assert caught.value.hint.endswith(hint)
 
 
-def test_a_damaged_log_of_a_training_is_named(processed: Processed, tmp_path: Path):
+def test_a_damaged_log_of_a_training_is_named(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path, processed)
     (run / "holdout" / "trainer_state.json").write_text('{"log_history": [1]}')
     with pytest.raises(RunError, match=r"trainer_state\.json: not a log of a training"):
         html(report([run], processed.folder))
 
 
-def test_a_report_is_a_page_or_markdown(processed: Processed, tmp_path: Path):
+def test_a_report_is_a_page_or_markdown(processed: Dataset, tmp_path: Path):
     found = report([make_run(tmp_path, processed)], processed.folder)
     write(found, tmp_path / "r.MD")
     assert (tmp_path / "r.MD").read_text(encoding="utf-8") == markdown(found)
@@ -282,7 +282,7 @@ def test_a_report_is_a_page_or_markdown(processed: Processed, tmp_path: Path):
     assert caught.value.hint
 
 
-def test_the_command_writes_prints_and_refuses(processed: Processed, tmp_path: Path):
+def test_the_command_writes_prints_and_refuses(processed: Dataset, tmp_path: Path):
     run, runner = make_run(tmp_path / "runs", processed), CliRunner()
     command = ["report", str(run), "--data", str(processed.folder)]
     page = tmp_path / "report.html"
@@ -301,7 +301,7 @@ def test_the_command_writes_prints_and_refuses(processed: Processed, tmp_path: P
     assert (wrong.exit_code, "report.html" in wrong.stderr) == (1, True)
 
 
-def test_the_same_file_to_write_twice_is_a_usage_error(processed: Processed, tmp_path: Path):
+def test_the_same_file_to_write_twice_is_a_usage_error(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path / "runs", processed)
     twice = ["-o", str(tmp_path / "r.md"), "-o", str(tmp_path / "runs" / ".." / "r.md")]
     refused = CliRunner().invoke(main, ["report", str(run), "--data", str(processed.folder), *twice])
@@ -309,7 +309,7 @@ def test_the_same_file_to_write_twice_is_a_usage_error(processed: Processed, tmp
     assert not (tmp_path / "r.md").exists()
 
 
-def test_a_frame_needs_no_training_to_be_compared(processed: Processed, tmp_path: Path):
+def test_a_frame_needs_no_training_to_be_compared(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path, processed)
     mean = read_predictions(run / "holdout" / "valid.csv")
     write_predictions(mean.iloc[::-1], tmp_path / "reversed.csv")
@@ -319,7 +319,7 @@ def test_a_frame_needs_no_training_to_be_compared(processed: Processed, tmp_path
     assert found.correlation.values[0][1] == pytest.approx(1)
 
 
-def test_frames_alone_are_compared_by_a_paired_bootstrap(processed: Processed, raw: Path, tmp_path: Path):
+def test_frames_alone_are_compared_by_a_paired_bootstrap(processed: Dataset, raw: Path, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2), skill=seed) for seed in range(2)]
 
     def printed(*files: Path, code: int = 0, more: tuple[str, ...] = ()):
@@ -347,6 +347,6 @@ def test_frames_alone_are_compared_by_a_paired_bootstrap(processed: Processed, r
     assert "--truth" in unknown
 
 
-def test_a_report_of_nothing_is_wrong_usage(processed: Processed):
+def test_a_report_of_nothing_is_wrong_usage(processed: Dataset):
     refused = CliRunner().invoke(main, ["report", "--data", str(processed.folder)])
     assert (refused.exit_code, "--frame NAME=FILE" in refused.stderr) == (2, True)

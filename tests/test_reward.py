@@ -20,7 +20,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
 from kit.errors import BackboneError
 from kit.model import reward
 from kit.model.backbones import BACKBONES, Backbone
@@ -53,7 +53,7 @@ def classifier(family: str, outputs: int = 1) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(processed: Processed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small DeBERTa reward model with the tokenizer of the toy one, in transformers' own files."""
     folder = tmp_path_factory.mktemp("reward") / "model"
     shutil.copytree(tiny_folder(BACKBONES["tiny-deberta"], processed), folder)
@@ -127,7 +127,7 @@ def test_the_reward_stays_in_float32_under_autocast(checkpoint: Path):
 
 
 def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself(
-    checkpoint: Path, data: Path, processed: Processed, raw: Path, tmp_path: Path
+    checkpoint: Path, data: Path, processed: Dataset, raw: Path, tmp_path: Path
 ):
     overrides = (*QUICK, "train.max_steps=3", "model.reward=true", "model.pooling=cls")
     recipe = load_recipe("default", overrides, backbone=str(checkpoint))

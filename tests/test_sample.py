@@ -19,9 +19,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from kit import task
-from kit.data import judge, sample, sample_text
 from kit.errors import KitError
 from kit.predictions import read_predictions
+from kit.sample import generate
+from kit.sample import labels as judge
+from kit.sample import text as sample_text
 
 CLASSES, TEXTS = list(task.CLASSES), list(task.TEXTS)
 LONE = re.compile("[\ud800-\udfff]")
@@ -40,7 +42,7 @@ def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sample")
-    sample.write(out)
+    generate.write_sample(out)
     return out
 
 
@@ -77,7 +79,7 @@ def _plain(turns: list[str | None]) -> str:
 
 
 def test_the_files_have_kaggles_columns_and_row_counts(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
-    first = {name: (folder / name).read_text("ascii").partition("\n")[0] for name in sample.FILES[:4]}
+    first = {name: (folder / name).read_text("ascii").partition("\n")[0] for name in generate.FILES[:4]}
     assert first[task.TRAIN_FILE] == (
         "id,model_a,model_b,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie"
     )
@@ -153,7 +155,7 @@ def _mess(table: pd.DataFrame) -> dict[str, pd.Series]:
 
 @pytest.mark.parametrize(("rows", "seed"), [(200, 0), (200, 1), (317, 2)])
 def test_a_sample_of_200_rows_has_every_kind_of_mess(tmp_path: Path, rows: int, seed: int):
-    sample.write(tmp_path, rows, seed)
+    generate.write_sample(tmp_path, rows, seed)
     missing = [kind for kind, found in _mess(_read(tmp_path)[0]).items() if not found.any()]
     assert missing == []
 
@@ -194,14 +196,14 @@ def test_bayes_csv_is_the_rule_applied_to_the_text_in_the_files(
 ):
     for table in tables:
         pairs = zip(table["response_a"], table["response_b"], strict=True)
-        expected = [judge.davidson(judge.difference(a, b)) for a, b in pairs]
+        expected = [judge.davidson_probabilities(judge.quality_difference(a, b)) for a, b in pairs]
         assert np.allclose(_bayes(folder, table), expected, rtol=0, atol=1e-15)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.floats(-30, 30))
 def test_davidsons_model_holds_at_any_difference(d: float):
-    win, lose, tie = judge.davidson(d)
+    win, lose, tie = judge.davidson_probabilities(d)
     assert math.isclose(win + lose + tie, 1)
     assert math.isclose(math.log(win / lose), d, abs_tol=1e-9)  # without ties it is Bradley and Terry's
     assert math.isclose(tie, judge.TIES * math.sqrt(win * lose))  # ties go with the geometric mean
@@ -214,14 +216,14 @@ _turns = st.lists(st.none() | st.lists(st.sampled_from(_phrases) | st.text(), ma
 @settings(deadline=None, max_examples=100)
 @given(_turns, _turns)
 def test_swapping_the_answers_permutes_the_probabilities(a: list[str | None], b: list[str | None]):
-    straight, swapped = (judge.davidson(judge.difference(*pair)) for pair in ((a, b), (b, a)))
+    straight, swapped = (judge.davidson_probabilities(judge.quality_difference(*pair)) for pair in ((a, b), (b, a)))
     assert [swapped[c] for c in task.SWAP] == list(straight)
 
 
 def test_equal_answers_have_no_difference(tables: tuple[pd.DataFrame, pd.DataFrame]):
     equal = [(a, b) for a, b in zip(*(tables[0][side] for side in task.RESPONSES), strict=True) if a == b]
     assert len(equal) > 5
-    assert {judge.difference(a, b) for a, b in equal} == {0.0}
+    assert {judge.quality_difference(a, b) for a, b in equal} == {0.0}
 
 
 def test_a_phrase_occurs_nowhere_but_where_it_is_meant():
@@ -239,7 +241,9 @@ def test_a_phrase_occurs_nowhere_but_where_it_is_meant():
 def test_the_beginning_of_an_answer_is_a_fair_sample_of_it(tables: tuple[pd.DataFrame, pd.DataFrame]):
     whole = [turns for side in task.RESPONSES for turns in tables[1][side] if _length(turns) > 400]
     beginnings = [["".join(turn or "" for turn in turns)[:400]] for turns in whole]
-    correlation = np.corrcoef([judge.quality(t) for t in whole], [judge.quality(t) for t in beginnings])[0, 1]
+    correlation = np.corrcoef([judge.answer_quality(t) for t in whole], [judge.answer_quality(t) for t in beginnings])[
+        0, 1
+    ]
     assert correlation > 0.9
 
 
@@ -307,7 +311,7 @@ def test_bags_of_words_learn_most_of_the_rule(folder: Path, tables: tuple[pd.Dat
 
 
 def test_the_summary_says_what_the_files_hold(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
-    summary = json.loads((folder / sample.SUMMARY_FILE).read_text())
+    summary = json.loads((folder / generate.SUMMARY_FILE).read_text())
     assert summary["seed"] == 0
     assert str(judge.TIES) in summary["rule"]
     for part, table in zip(("train", "test"), tables, strict=True):
@@ -324,8 +328,8 @@ def test_the_summary_says_what_the_files_hold(folder: Path, tables: tuple[pd.Dat
 
 def test_another_process_with_other_arithmetic_writes_the_same_bytes(tmp_path: Path):
     here, there, other = tmp_path / "here", tmp_path / "there", tmp_path / "other"
-    summary = sample.write(here, rows=300, seed=7)
-    assert summary == json.loads((here / sample.SUMMARY_FILE).read_text())
+    summary = generate.write_sample(here, rows=300, seed=7)
+    assert summary == json.loads((here / generate.SUMMARY_FILE).read_text())
     dispatched = np.lib.introspect.opt_func_info(func_name="^(exp|log)$", signature="float64")
     every = [re.sub(r"baseline\(.*?\)", "", s["available"]) for each in dispatched.values() for s in each.values()]
     environment = os.environ | {
@@ -334,37 +338,37 @@ def test_another_process_with_other_arithmetic_writes_the_same_bytes(tmp_path: P
     }
     code = "import sys; from kit.data import sample; sample.write(sys.argv[1], rows=300, seed=7)"
     subprocess.run([sys.executable, "-c", code, str(there)], check=True, env=environment)
-    for name in sample.FILES:
+    for name in generate.FILES:
         assert (here / name).read_bytes() == (there / name).read_bytes(), name
-    sample.write(other, rows=300, seed=8)
+    generate.write_sample(other, rows=300, seed=8)
     assert (here / task.TRAIN_FILE).read_bytes() != (other / task.TRAIN_FILE).read_bytes()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 41, 199])
 def test_any_number_of_rows_can_be_had(tmp_path: Path, rows: int):
-    sample.write(tmp_path, rows, seed=rows)
+    generate.write_sample(tmp_path, rows, seed=rows)
     train, test = _read(tmp_path)
     assert (len(train), len(test)) == (rows, max(3, rows // 4))
-    assert {path.name for path in tmp_path.iterdir()} == set(sample.FILES)
+    assert {path.name for path in tmp_path.iterdir()} == set(generate.FILES)
 
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path: Path):
     (tmp_path / task.TRUTH_FILE).write_text("mine")
     with pytest.raises(KitError, match=r"truth\.csv exists already"):
-        sample.write(tmp_path, rows=3)
+        generate.write_sample(tmp_path, rows=3)
     assert [path.name for path in tmp_path.iterdir()] == [task.TRUTH_FILE]
-    sample.write(tmp_path, rows=3, force=True)
+    generate.write_sample(tmp_path, rows=3, force=True)
     assert (tmp_path / task.TRUTH_FILE).read_text() != "mine"
 
 
 @pytest.mark.parametrize(("rows", "seed"), [(0, 0), (-5, 0), (10, -1)])
 def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path: Path, rows: int, seed: int):
     with pytest.raises(KitError, match="cannot be made"):
-        sample.write(tmp_path / "new", rows, seed)
+        generate.write_sample(tmp_path / "new", rows, seed)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path):
     (tmp_path / "raw").write_text("")
     with pytest.raises(KitError, match="is a file"):
-        sample.write(tmp_path / "raw")
+        generate.write_sample(tmp_path / "raw")

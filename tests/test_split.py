@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from kit.data import split
+from kit.data.split import split_folds, split_holdout
 from kit.errors import DataError
 
 
@@ -34,10 +34,10 @@ def test_folds_and_holdout_keep_every_prompt_whole_and_leave_none_empty(
 ) -> None:
     labels, groups = rows(sizes + [1] * singles, seed)
     assume(len(sizes) + singles >= number and np.bincount(labels, minlength=3).min() >= number)
-    fold = split.folds(labels, groups, number, seed)
+    fold = split_folds(labels, groups, number, seed)
     assert not crosses(fold, groups)
     assert set(fold) == set(range(number))
-    held = split.holdout(labels, groups, 0.1, seed)
+    held = split_holdout(labels, groups, 0.1, seed)
     assert not crosses(held, groups)
     assert 0 < held.sum() < len(held)
 
@@ -46,7 +46,7 @@ def test_folds_and_holdout_keep_every_prompt_whole_and_leave_none_empty(
 def test_the_same_seed_gives_the_same_split_and_another_seed_another(groups: bool) -> None:
     labels, numbers = rows([1] * 200 + [3] * 30)
     by = numbers if groups else None
-    for cut in (lambda seed: split.folds(labels, by, 5, seed), lambda seed: split.holdout(labels, by, 0.1, seed)):
+    for cut in (lambda seed: split_folds(labels, by, 5, seed), lambda seed: split_holdout(labels, by, 0.1, seed)):
         assert np.array_equal(cut(7), cut(7))
         assert not np.array_equal(cut(7), cut(8))
 
@@ -54,8 +54,8 @@ def test_the_same_seed_gives_the_same_split_and_another_seed_another(groups: boo
 def test_folds_are_balanced_on_prompts_repeated_as_in_the_competition() -> None:
     generator = np.random.default_rng(1)
     labels, groups = rows([1] * 4000 + (1 + generator.geometric(0.4, 300)).tolist() + [60, 25])
-    assert imbalance(split.folds(labels, groups, 5, 0), labels, 5) <= 2
-    held = split.holdout(labels, groups, 0.1, 0)
+    assert imbalance(split_folds(labels, groups, 5, 0), labels, 5) <= 2
+    held = split_holdout(labels, groups, 0.1, 0)
     shares = np.bincount(labels[held]) / np.bincount(labels)
     assert np.abs(shares - 0.1).max() < 0.005
 
@@ -68,16 +68,16 @@ def test_folds_are_about_as_balanced_as_those_of_stratified_group_k_fold(sizes: 
         StratifiedGroupKFold(5, shuffle=True, random_state=0).split(labels, labels, groups)
     ):
         theirs[chosen] = k
-    assert imbalance(split.folds(labels, groups, 5, 0), labels, 5) <= imbalance(theirs, labels, 5) + 3
+    assert imbalance(split_folds(labels, groups, 5, 0), labels, 5) <= imbalance(theirs, labels, 5) + 3
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_thirteen_prompts_are_enough(seed: int) -> None:
     labels, groups = rows([170, 165, 165, 164, 164, 164, 164, 164, 164, 164, 164, 164, 163], seed)
-    fold = split.folds(labels, groups, 5, seed)
+    fold = split_folds(labels, groups, 5, seed)
     assert np.bincount(fold).min() >= 2 * 163
     assert np.bincount(fold).max() <= 3 * 170
-    held = split.holdout(labels, groups, 0.1, seed)
+    held = split_holdout(labels, groups, 0.1, seed)
     assert held.sum() <= 170
     assert set(labels[held]) == {0, 1, 2}
 
@@ -86,33 +86,33 @@ def test_thirteen_prompts_are_enough(seed: int) -> None:
 @pytest.mark.parametrize("grouped", [True, False])
 def test_the_holdout_has_the_share_asked_for(share: float, grouped: bool) -> None:
     labels, groups = rows([1] * 3000 + [2] * 500)
-    held = split.holdout(labels, groups if grouped else None, share, 0)
+    held = split_holdout(labels, groups if grouped else None, share, 0)
     assert held.mean() == pytest.approx(share, abs=0.002)
 
 
 def test_the_stratified_holdout_is_the_references() -> None:
     labels, _ = rows([1] * 500)
     _, chosen = train_test_split(np.arange(500), test_size=0.1, stratify=labels, random_state=42)
-    assert np.flatnonzero(split.holdout(labels, None, 0.1, 42)).tolist() == sorted(chosen)
+    assert np.flatnonzero(split_holdout(labels, None, 0.1, 42)).tolist() == sorted(chosen)
 
 
 def test_stratified_folds_have_equal_classes() -> None:
     labels, _ = rows([1] * 501)
-    assert imbalance(split.folds(labels, None, 5, 0), labels, 5) <= 1
+    assert imbalance(split_folds(labels, None, 5, 0), labels, 5) <= 1
 
 
 def test_folds_and_holdout_are_different_cuts_even_of_the_same_size() -> None:
     labels, groups = rows([1] * 1000)
-    fold, held = split.folds(labels, groups, 10, 0), split.holdout(labels, groups, 0.1, 0)
+    fold, held = split_folds(labels, groups, 10, 0), split_holdout(labels, groups, 0.1, 0)
     assert (np.bincount(fold[held], minlength=10) > 0).all()
 
 
 def test_too_few_prompts_are_an_error_that_names_the_ways_out() -> None:
     labels, groups = rows([30, 30, 30])
     with pytest.raises(DataError, match=r"only 3 distinct prompts, too few for 5 folds[^\n]*\n.*--folds.*stratified"):
-        split.folds(labels, groups, 5, 0)
+        split_folds(labels, groups, 5, 0)
     with pytest.raises(DataError, match="only 1 distinct prompt, too few for a holdout"):
-        split.holdout(labels, np.zeros(90, int), 0.1, 0)
+        split_holdout(labels, np.zeros(90, int), 0.1, 0)
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -120,10 +120,10 @@ def test_too_few_rows_of_a_class_are_an_error_that_names_the_class(grouped: bool
     labels = np.array([0] * 20 + [1] * 20 + [2] * 4)
     groups = np.arange(44) if grouped else None
     with pytest.raises(DataError, match=r"only 4 rows have winner_tie, too few for 5 folds"):
-        split.folds(labels, groups, 5, 0)
-    assert set(split.folds(labels, groups, 4, 0)) == {0, 1, 2, 3}
+        split_folds(labels, groups, 5, 0)
+    assert set(split_folds(labels, groups, 4, 0)) == {0, 1, 2, 3}
 
 
 def test_a_holdout_without_room_for_every_class_is_an_error() -> None:
     with pytest.raises(DataError, match=r"9 rows are too few to hold out 0\.1"):
-        split.holdout(np.array([0, 1, 2] * 3), None, 0.1, 0)
+        split_holdout(np.array([0, 1, 2] * 3), None, 0.1, 0)

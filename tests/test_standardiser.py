@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tabular_rows import exchanged, tabular_rows
 from torch import Tensor
 
-from kit.data.tabular import Tabular
+from kit.data.feature_cache import FeatureTable
 from kit.model.standardiser import OUTLIER, Standardiser
 
 TABLE = tabular_rows(60)
@@ -15,13 +15,13 @@ SIDES, PAIR = TABLE.sides.shape[2], TABLE.pair.shape[1]
 TRAIN = np.arange(0, 60, 2)
 
 
-def fitted(tabular: Tabular, rows: np.ndarray = TRAIN) -> Standardiser:
+def fitted(tabular: FeatureTable, rows: np.ndarray = TRAIN) -> Standardiser:
     scales = Standardiser(SIDES, PAIR)
     scales.fit(tabular, rows)
     return scales
 
 
-def read(scales: Standardiser, tabular: Tabular) -> Tensor:
+def read(scales: Standardiser, tabular: FeatureTable) -> Tensor:
     return scales(torch.from_numpy(tabular.sides), torch.from_numpy(tabular.pair))
 
 

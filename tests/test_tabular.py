@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tabular_rows import tabular_rows
 
-from kit.data import tabular as module
-from kit.data.encode import Encoded, Vocabulary, encode_cached
-from kit.data.features import FEATURES, PAIR_FEATURES, features
-from kit.data.processed import Processed
-from kit.data.tabular import SIDE_NAMES, TOKENS, Tabular, tabulate
+from kit.data import feature_cache as module
+from kit.data.dataset import Dataset
+from kit.data.feature_cache import SIDE_NAMES, TOKENS, FeatureTable, features_cached
+from kit.data.features import FEATURES, PAIR_FEATURES, compute_features
+from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import DataError, RunError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import load_vocabulary
@@ -19,22 +19,22 @@ from kit.training.start import tiny_folder
 
 
 @pytest.fixture(scope="module")
-def vocabulary(processed: Processed) -> Vocabulary:
+def vocabulary(processed: Dataset) -> PairTokenizer:
     return load_vocabulary(tiny_folder(BACKBONES["tiny-electra"], processed))
 
 
 @pytest.fixture(scope="module")
-def encoded(processed: Processed, vocabulary: Vocabulary) -> Encoded:
-    return encode_cached(processed.train(), processed.digest("train"), vocabulary, EncodeSpec(40), processed.cache)
+def encoded(processed: Dataset, vocabulary: PairTokenizer) -> TokenizedRows:
+    return tokenize_cached(processed.train(), processed.digest("train"), vocabulary, EncodeSpec(40), processed.cache)
 
 
 @pytest.fixture(scope="module")
-def made(processed: Processed, encoded: Encoded, tmp_path_factory: pytest.TempPathFactory) -> Tabular:
-    return tabulate(processed.train(), "content", encoded, tmp_path_factory.mktemp("cache"))
+def made(processed: Dataset, encoded: TokenizedRows, tmp_path_factory: pytest.TempPathFactory) -> FeatureTable:
+    return features_cached(processed.train(), "content", encoded, tmp_path_factory.mktemp("cache"))
 
 
-def test_every_row_has_its_features_and_its_tokens(processed: Processed, made: Tabular):
-    a, b, pair = features(processed.train())
+def test_every_row_has_its_features_and_its_tokens(processed: Dataset, made: FeatureTable):
+    a, b, pair = compute_features(processed.train())
     assert (made.side_names, made.pair_names) == (SIDE_NAMES, PAIR_FEATURES)
     assert made.sides.dtype == made.pair.dtype == np.float32
     np.testing.assert_array_equal(made.sides[:, :, : len(FEATURES)], np.stack([a, b], 1))
@@ -42,9 +42,9 @@ def test_every_row_has_its_features_and_its_tokens(processed: Processed, made: T
 
 
 def test_tokens_are_counted_before_they_are_cut(
-    processed: Processed, encoded: Encoded, vocabulary: Vocabulary, made: Tabular, tmp_path: Path
+    processed: Dataset, encoded: TokenizedRows, vocabulary: PairTokenizer, made: FeatureTable, tmp_path: Path
 ):
-    whole = encode_cached(processed.train(), "content", vocabulary, EncodeSpec(8192), tmp_path)
+    whole = tokenize_cached(processed.train(), "content", vocabulary, EncodeSpec(8192), tmp_path)
     assert encoded.cut > 0
     assert whole.cut == 0
     assert whole.whole_lengths.tolist() == whole.lengths.ravel().tolist() == encoded.whole_lengths.tolist()
@@ -52,33 +52,33 @@ def test_tokens_are_counted_before_they_are_cut(
 
 
 def test_features_are_computed_once(
-    processed: Processed, encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processed: Dataset, encoded: TokenizedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first = tabulate(processed.train(), "content", encoded, tmp_path)
-    monkeypatch.setattr(module, "features", lambda _: pytest.fail("computed again"))
-    again = tabulate(processed.train(), "content", encoded, tmp_path)
+    first = features_cached(processed.train(), "content", encoded, tmp_path)
+    monkeypatch.setattr(module, "compute_features", lambda _: pytest.fail("computed again"))
+    again = features_cached(processed.train(), "content", encoded, tmp_path)
     np.testing.assert_array_equal(again.sides, first.sides)
     np.testing.assert_array_equal(again.pair, first.pair)
     with pytest.raises(pytest.fail.Exception):
-        tabulate(processed.train(), "other content", encoded, tmp_path)
+        features_cached(processed.train(), "other content", encoded, tmp_path)
 
 
 def test_features_of_a_kit_that_counted_otherwise_are_made_anew(
-    processed: Processed, encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processed: Dataset, encoded: TokenizedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "FORMAT", 1)
-    tabulate(processed.train(), "content", encoded, tmp_path)
+    features_cached(processed.train(), "content", encoded, tmp_path)
     monkeypatch.undo()
-    tabulate(processed.train(), "content", encoded, tmp_path)
+    features_cached(processed.train(), "content", encoded, tmp_path)
     assert len(list(tmp_path.glob("features-*"))) == 2
 
 
-def test_a_damaged_cache_says_to_delete_the_folder(processed: Processed, encoded: Encoded, tmp_path: Path):
-    tabulate(processed.train(), "content", encoded, tmp_path)
+def test_a_damaged_cache_says_to_delete_the_folder(processed: Dataset, encoded: TokenizedRows, tmp_path: Path):
+    features_cached(processed.train(), "content", encoded, tmp_path)
     (folder,) = tmp_path.iterdir()
     (folder / "sides.npy").write_bytes((folder / "sides.npy").read_bytes()[:-4])
     with pytest.raises(DataError, match=folder.name) as caught:
-        tabulate(processed.train(), "content", encoded, tmp_path)
+        features_cached(processed.train(), "content", encoded, tmp_path)
     assert "Delete the folder" in caught.value.hint
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from quick_recipe import QUICK
 
 from kit.baselines.run import run_baseline
-from kit.data.merge import copies, duplicates, keys
-from kit.data.preprocess import preprocess
-from kit.data.processed import TRAIN_SCHEMA, Processed, open_processed
+from kit.data.dataset import TRAIN_SCHEMA, Dataset, open_dataset
+from kit.data.deduplicate import find_copies, find_duplicates, row_keys
+from kit.data.preprocess import preprocess_files
 from kit.data.rows import read_rows
 from kit.errors import DataError
 from kit.predictions import make_predictions, read_predictions, write_predictions
@@ -122,12 +122,12 @@ def test_rows_that_differ_in_their_soft_labels_are_no_duplicates():
     texts = [("p", a, b), ("p", a, b), ("p", a, b), ("p", b, a), ("p", b, a), ("q", a, a), ("q", a, a)]
     values = [[[prompt] for prompt, _, _ in texts], [one for _, one, _ in texts], [other for _, _, other in texts]]
     table = pa.table({n: pa.array(v, pa.list_(pa.string())) for n, v in zip(TEXTS, values, strict=True)})
-    rows, _ = keys(table, table.slice(0, 0))
+    rows, _ = row_keys(table, table.slice(0, 0))
     labels = np.array([0, 0, 0, 1, 1, 0, 1])
     probabilities = np.array([[6, 3, 1], [6, 3, 1], [5, 4, 1], [3, 6, 1], [4, 6, 0], [6, 3, 1], [3, 6, 1]]) / 10
-    assert duplicates(rows, labels).tolist() == [False, True, True, False, True, False, False]
-    assert duplicates(rows, labels, probabilities).tolist() == [False, True, False, False, False, False, False]
-    assert copies(rows, labels, probabilities).tolist() == [False, True, False, True, False, False, True]
+    assert find_duplicates(rows, labels).tolist() == [False, True, True, False, True, False, False]
+    assert find_duplicates(rows, labels, probabilities).tolist() == [False, True, False, False, False, False, False]
+    assert find_copies(rows, labels, probabilities).tolist() == [False, True, False, True, False, False, True]
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +143,12 @@ def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     table.to_csv(base / "train.csv", index=False)
     (base / "test.csv").write_bytes((raw / "test.csv").read_bytes())
     extra = write(base / "pseudo.csv", [soft(0.2, 0.7, 0.1), soft(0, 0, 1)], SOFT_LABELS)
-    preprocess(base, base / "out", extra=[extra], folds=3, valid=0.2)
+    preprocess_files(base, base / "out", extra=[extra], folds=3, valid=0.2)
     return base
 
 
-def test_soft_labels_and_weights_reach_the_processed_rows(folder: Path, processed: Processed):
-    opened = open_processed(folder / "out")
+def test_soft_labels_and_weights_reach_the_processed_rows(folder: Path, processed: Dataset):
+    opened = open_dataset(folder / "out")
     table = opened.train()
     assert table.schema.names == [*TRAIN_SCHEMA.names, *SOFT_LABELS, WEIGHT]
     targets = opened.targets()
@@ -162,13 +162,13 @@ def test_soft_labels_and_weights_reach_the_processed_rows(folder: Path, processe
     assert {number: labels[number] for number in before} == before  # scoring is by the label, as ever
 
 
-def test_without_such_columns_nothing_changes(processed: Processed):
+def test_without_such_columns_nothing_changes(processed: Dataset):
     assert processed.train().schema.equals(TRAIN_SCHEMA)
     assert processed.targets().tolist() == processed.train()["label"].to_pylist()
 
 
 def test_rows_of_weight_0_are_validated_on_and_not_trained_on(folder: Path):
-    opened = open_processed(folder / "out")
+    opened = open_dataset(folder / "out")
     weights = opened.train()[WEIGHT].to_numpy()
     fit, valid = opened.fold_rows(0)
     assert weights[fit].min() > 0
@@ -178,14 +178,14 @@ def test_rows_of_weight_0_are_validated_on_and_not_trained_on(folder: Path):
 def test_a_part_without_a_row_to_train_on_is_refused(raw: Path, tmp_path: Path):
     import pandas as pd
 
-    preprocess(raw, tmp_path / "plain", folds=3, valid=0.2)
-    held = open_processed(tmp_path / "plain").train().to_pandas().set_index("id")["fold"] == 1
+    preprocess_files(raw, tmp_path / "plain", folds=3, valid=0.2)
+    held = open_dataset(tmp_path / "plain").train().to_pandas().set_index("id")["fold"] == 1
     table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
     table[WEIGHT] = [str(float(held.get(number, False))) for number in table["id"].astype(int)]
     table.to_csv(tmp_path / "train.csv", index=False)
     (tmp_path / "test.csv").write_bytes((raw / "test.csv").read_bytes())
-    preprocess(tmp_path, tmp_path / "out", folds=3, valid=0.2)
-    opened = open_processed(tmp_path / "out")
+    preprocess_files(tmp_path, tmp_path / "out", folds=3, valid=0.2)
+    opened = open_dataset(tmp_path / "out")
     assert len(opened.fold_rows(0)[0]) == held.sum()
     with pytest.raises(DataError, match="no row outside fold 1 has a weight above 0"):
         opened.fold_rows(1)
@@ -196,11 +196,11 @@ def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
     result = train(load_recipe("tiny-electra", (*overrides, "model.head=fusion")), folder / "out", tmp_path)
     part = result["parts"]["holdout"]
     assert np.isfinite(part["log_loss"])
-    assert part["train_rows"] == len(open_processed(folder / "out").fold_rows("holdout")[0])
+    assert part["train_rows"] == len(open_dataset(folder / "out").fold_rows("holdout")[0])
 
 
 def test_a_baseline_learns_from_them_too(folder: Path, tmp_path: Path):
-    opened = open_processed(folder / "out")
+    opened = open_dataset(folder / "out")
     part = run_baseline("prior", folder / "out", tmp_path)["parts"]["holdout"]
     shares = opened.targets()[opened.fold_rows("holdout")[0]].sum(0)
     found = read_predictions(tmp_path / "baseline-prior" / "holdout" / "test.csv")[list(CLASSES)].to_numpy()
@@ -219,14 +219,14 @@ def test_predictions_become_the_soft_labels_of_their_rows(raw: Path, tmp_path: P
         make_predictions(np.array([9001, 9000]), [[0.1, 0.1, 0.8], [0.3, 0.6, 0.1]]), tmp_path / "pseudo.csv"
     )
     frames = [tmp_path / "oof.csv", tmp_path / "pseudo.csv"]
-    preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=frames)
-    table = open_processed(tmp_path / "out").train().to_pandas().set_index("id")
+    preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=frames)
+    table = open_dataset(tmp_path / "out").train().to_pandas().set_index("id")
     kept = [number for number in ids if number in table.index]
     sure = np.eye(3)[read_rows(raw / "train.csv", labelled=True).labels]
     expected = dict(zip(ids, np.concatenate([sure[:10], probabilities[10:]]), strict=True))
     np.testing.assert_allclose(table.loc[kept, list(SOFT_LABELS)], [expected[number] for number in kept], atol=1e-12)
     assert table.loc[[9000, 9001], "label"].tolist() == [1, 2]
-    assert preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=frames)["reused"]
+    assert preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=frames)["reused"]
 
 
 def test_a_student_has_the_rows_and_folds_of_its_teacher(raw: Path, tmp_path: Path):
@@ -244,18 +244,18 @@ def test_a_student_has_the_rows_and_folds_of_its_teacher(raw: Path, tmp_path: Pa
     asked = [{name: json.dumps([name]) for name in TEXTS} | {"id": 60_000 + k} for k in range(2)]
     extra.append(write(tmp_path / "unlabelled.csv", [*asked, {"id": 60_002}], ()))
 
-    teacher = preprocess(tmp_path, tmp_path / "teacher", extra=extra[:2], folds=3, valid=0.2)
-    rows = open_processed(tmp_path / "teacher").train().to_pandas()
+    teacher = preprocess_files(tmp_path, tmp_path / "teacher", extra=extra[:2], folds=3, valid=0.2)
+    rows = open_dataset(tmp_path / "teacher").train().to_pandas()
     assert teacher["counts"]["duplicates_dropped"] >= 20 <= teacher["counts"]["extra_duplicates_dropped"]
     ids = np.append(rows["id"][~rows["extra"]], range(60_000, 60_003))
     write_predictions(
         make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "predictions.csv"
     )
 
-    student = preprocess(
+    student = preprocess_files(
         tmp_path, tmp_path / "student", extra=extra, soft_labels=[tmp_path / "predictions.csv"], folds=3, valid=0.2
     )
-    found = open_processed(tmp_path / "student").train().to_pandas()
+    found = open_dataset(tmp_path / "student").train().to_pandas()
     same = [name for name in TRAIN_SCHEMA.names if name not in TEXTS]
     pd.testing.assert_frame_equal(found[same].iloc[: len(rows)], rows[same])
     assert found["id"].tolist()[len(rows) :] == [60_000, 60_002]  # an unlabelled twin has nothing of its own to say
@@ -272,7 +272,7 @@ def test_an_id_of_two_unlabelled_rows_is_refused(files: int, raw: Path, tmp_path
         make_predictions(np.array([60_000, 60_001]), np.full((2, 3), 1 / 3)), tmp_path / "predictions.csv"
     )
     with pytest.raises(DataError, match="id 60000: this id stands in two unlabelled extra rows") as caught:
-        preprocess(raw, tmp_path / "out", extra=extra, soft_labels=[tmp_path / "predictions.csv"])
+        preprocess_files(raw, tmp_path / "out", extra=extra, soft_labels=[tmp_path / "predictions.csv"])
     assert f"part{files - 1}.csv: row {2 if files == 2 else 4}" in caught.value.problem
 
 
@@ -287,7 +287,7 @@ def test_predictions_that_do_not_fit_the_rows_are_refused(raw: Path, tmp_path: P
     extra = write(tmp_path / "unlabelled.csv", [{}, {}], ())
     write_predictions(make_predictions(np.array(ids), np.full((len(ids), 3), 1 / 3)), tmp_path / "predictions.csv")
     with pytest.raises(DataError, match=part):
-        preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
+        preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
 
 
 def test_an_id_that_could_mean_either_of_two_rows_is_refused(raw: Path, tmp_path: Path):
@@ -295,13 +295,13 @@ def test_an_id_that_could_mean_either_of_two_rows_is_refused(raw: Path, tmp_path
     extra = write(tmp_path / "unlabelled.csv", [{"id": number}], ())
     write_predictions(make_predictions(np.array([number]), [[1, 0, 0]]), tmp_path / "predictions.csv")
     with pytest.raises(DataError, match=f"id {number}: this id is in train.csv and in an extra file"):
-        preprocess(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
+        preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
 
 
 def test_rows_without_labels_need_predictions(raw: Path, tmp_path: Path):
     extra = write(tmp_path / "unlabelled.csv", [{}], ())
     with pytest.raises(DataError, match="no column winner_model_a"):
-        preprocess(raw, tmp_path / "out", extra=[extra])
+        preprocess_files(raw, tmp_path / "out", extra=[extra])
 
 
 LOGITS = st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=6)

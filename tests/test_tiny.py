@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import models
 
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
 from kit.errors import BackboneError
 from kit.model import tiny
 from kit.model.backbones import BACKBONES
@@ -31,7 +31,7 @@ MIXED = [
 
 
 @pytest.fixture(scope="module")
-def texts(processed: Processed) -> list[str]:
+def texts(processed: Dataset) -> list[str]:
     """What the embedded sample brings, in all its languages."""
     table = processed.train()
     return [turn for name in TEXTS for turns in table[name].to_pylist() for turn in turns]

@@ -19,7 +19,7 @@ from quick_recipe import QUICK
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
 from kit.errors import BackboneError, DeviceError, RecipeError, RunError
 from kit.evaluation.metrics import log_loss
 from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
@@ -52,7 +52,7 @@ def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Run.open(train(quick, data, tmp_path_factory.mktemp("runs"))["run"])
 
 
-def test_a_run_directory_holds_what_it_promises(run: Run, quick: Recipe, processed: Processed):
+def test_a_run_directory_holds_what_it_promises(run: Run, quick: Recipe, processed: Dataset):
     part = run.part("holdout")
     names = {path.name for path in part.iterdir()}
     assert {
@@ -68,7 +68,7 @@ def test_a_run_directory_holds_what_it_promises(run: Run, quick: Recipe, process
     assert run.origin["data"] == processed.digest("train")
 
 
-def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: Run, processed: Processed, tmp_path: Path):
+def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: Run, processed: Dataset, tmp_path: Path):
     fusion = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2", "model.head=fusion"))
     result = train(fusion, processed.folder, tmp_path)
     both, one = (predict_split(result["run"], "valid", processed.folder, swap=swap) for swap in (True, False))
@@ -78,7 +78,7 @@ def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: Run, proces
     assert run.parts()["holdout"]["swap_gap"] == pytest.approx(0, abs=1e-7)
 
 
-def test_the_metrics_are_those_of_the_validation_predictions(run: Run, data: Path, processed: Processed):
+def test_the_metrics_are_those_of_the_validation_predictions(run: Run, data: Path, processed: Dataset):
     valid = read_predictions(run.part("holdout") / "valid.csv")
     rows = processed.fold_rows("holdout")[1]
     assert valid[ID].tolist() == processed.train()[ID].to_numpy()[rows].tolist()
@@ -156,14 +156,14 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_accumulated_batches_take_the_same_steps(
-    weighted: bool, still: Path, data: Path, processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weighted: bool, still: Path, data: Path, processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Without dropout, 16 rows at once, 4 x 4 rows, and as many as have 300 tokens are one and the same step."""
     if weighted:
         rng = np.random.default_rng(0)
         rows = processed.train().num_rows
         targets = (rng.dirichlet([1, 1, 1], rows) * rng.exponential(1, (rows, 1))).astype(np.float32)
-        monkeypatch.setattr(Processed, "targets", lambda _: targets)
+        monkeypatch.setattr(Dataset, "targets", lambda _: targets)
     overrides = (*QUICK, "train.max_steps=6", "model.head_dropout=0.0")
     finals = []
     for micro in ("micro_batch_size=0", "micro_batch_size=4", "micro_tokens=300", "micro_tokens=1"):
@@ -228,7 +228,7 @@ def test_a_training_that_diverges_says_so(data: Path, tmp_path: Path):
         train(monster, data, tmp_path)
 
 
-def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, processed: Processed, tmp_path: Path):
+def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, processed: Dataset, tmp_path: Path):
     recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2"))
     first = train(recipe, data, tmp_path, "1")
     assert "oof" not in first
@@ -353,7 +353,7 @@ def test_two_processes_take_the_steps_of_one_with_weights_features_and_perturbed
 
 def _weighed(raw: Path, tmp_path: Path) -> Path:
     """The sample's rows, every second of them three times as heavy as the others, and every third with soft labels."""
-    from kit.data.preprocess import preprocess
+    from kit.data.preprocess import preprocess_files
 
     table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
     table[WEIGHT] = ["3" if row % 2 else "1" for row in range(len(table))]
@@ -362,7 +362,7 @@ def _weighed(raw: Path, tmp_path: Path) -> Path:
     (tmp_path / "raw").mkdir()
     table.to_csv(tmp_path / "raw" / "train.csv", index=False)
     (tmp_path / "raw" / "test.csv").write_bytes((raw / "test.csv").read_bytes())
-    preprocess(tmp_path / "raw", tmp_path / "data", folds=3, valid=0.2)
+    preprocess_files(tmp_path / "raw", tmp_path / "data", folds=3, valid=0.2)
     return tmp_path / "data"
 
 
@@ -417,7 +417,7 @@ def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
     }
 
 
-def test_label_smoothing_touches_training_only(run: Run, processed: Processed):
+def test_label_smoothing_touches_training_only(run: Run, processed: Dataset):
     """The evaluation loss in the log is the plain log loss, though the recipe smooths labels."""
     valid = read_predictions(run.part("holdout") / "valid.csv")
     labels = processed.train()[LABEL].to_numpy()[processed.fold_rows("holdout")[1]]
@@ -444,7 +444,7 @@ def test_a_recipe_that_cannot_run_leaves_no_run_behind(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path, processed: Processed, tmp_path: Path):
+def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path, processed: Dataset, tmp_path: Path):
     """ALBERT's layers share their weights."""
     small = {"embedding_size": 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
     config = {"model_type": "albert", "vocab_size": BACKBONES["tiny-roberta"].config["vocab_size"], **small}
@@ -471,9 +471,9 @@ def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_pat
 def test_a_multilingual_backbone_is_not_fed_ascii_unawares(
     text: str, warned: bool, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from kit.data.preprocess import preprocess
+    from kit.data.preprocess import preprocess_files
 
-    preprocess(raw, tmp_path / "data", text=text)
+    preprocess_files(raw, tmp_path / "data", text=text)
     monkeypatch.setitem(BACKBONES, "tiny-electra", dataclasses.replace(BACKBONES["tiny-electra"], multilingual=True))
     said: list[str] = []
     with pytest.raises(RecipeError, match="positions"):  # it need not train to say so
@@ -542,9 +542,9 @@ def test_other_errors_are_not_taken_for_memory(data: Path, tmp_path: Path, monke
 
 
 def test_a_run_refuses_other_data(run: Run, quick: Recipe, raw: Path, tmp_path: Path):
-    from kit.data.preprocess import preprocess
+    from kit.data.preprocess import preprocess_files
 
-    preprocess(raw, tmp_path / "other", seed=9)
+    preprocess_files(raw, tmp_path / "other", seed=9)
     with pytest.raises(RunError, match="other rows"):
         train(quick, tmp_path / "other", run.path.parent)
 
@@ -568,7 +568,7 @@ def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
 
 
 def test_features_of_rows_that_are_validated_on_touch_nothing(
-    data: Path, processed: Processed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Whatever they are, the statistics and the weights after training are the same to the bit."""
     recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1"))
@@ -581,7 +581,7 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
         return tabular
 
     runs = [train(recipe, data, tmp_path / "as they are")["run"]]
-    monkeypatch.setattr(material, "tabulate", scrambled)
+    monkeypatch.setattr(material, "features_cached", scrambled)
     runs.append(train(recipe, data, tmp_path / "scrambled")["run"])
     one, other = (load_file(Path(run) / "holdout" / "model.safetensors") for run in runs)
     assert "head.pair.features.side_mean" in one

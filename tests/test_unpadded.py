@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from token_rows import PAD, token_rows
 from torch import Tensor, nn
 
-from kit.data.encode import Vocabulary
+from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model import unpadded
 from kit.model.backbones import BACKBONES
@@ -157,7 +157,7 @@ def pair(family: str, **spec: Any) -> PairModel:
 
 
 def test_the_collator_leaves_padding_out_where_encoder_and_device_allow_it():
-    rows, vocabulary = token_rows(np.array([[9, 30], [12, 5]])), Vocabulary(None, 1, 2, PAD)
+    rows, vocabulary = token_rows(np.array([[9, 30], [12, 5]])), PairTokenizer(None, 1, 2, PAD)
     model = pair("electra", pooling="mean")
     assert collator(model, rows, vocabulary).unpadded
     assert not collator(model, rows, vocabulary, multiple=64).unpadded  # as torch.compile needs it
@@ -174,7 +174,7 @@ def test_predictions_are_the_same_from_either_batch(family: str, monkeypatch: py
     found = []
     for suits in (unpadded.suits, lambda encoder: False):
         monkeypatch.setattr(unpadded, "suits", suits)
-        collate = collator(model, rows, Vocabulary(None, 1, 2, PAD))
+        collate = collator(model, rows, PairTokenizer(None, 1, 2, PAD))
         found.append(predict_logits(model, collate, np.arange(9), compute, both_orders=True))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 

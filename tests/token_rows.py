@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from kit.data.encode import Encoded
+from kit.data.tokenize import TokenizedRows
 
 CLS, SEP, PAD = 1, 2, 0
 
 
-def token_rows(lengths: np.ndarray, seed: int = 0, tokens: int = 200) -> Encoded:
+def token_rows(lengths: np.ndarray, seed: int = 0, tokens: int = 200) -> TokenizedRows:
     """Rows whose sides have these lengths (N, S), framed, with random ids from 4 to `tokens` - 1."""
     rng = np.random.default_rng(seed)
     lengths = np.asarray(lengths)
@@ -15,13 +15,13 @@ def token_rows(lengths: np.ndarray, seed: int = 0, tokens: int = 200) -> Encoded
     ids = rng.integers(4, tokens, starts[-1]).astype(np.int32)
     first = rng.integers(2, np.maximum(lengths.ravel(), 3))  # CLS, perhaps a prompt, SEP
     ids[starts[:-1]], ids[starts[:-1] + first - 1], ids[starts[1:] - 1] = CLS, SEP, SEP
-    return Encoded(ids, starts, first.astype(np.int32), lengths.ravel().astype(np.int32), lengths.shape[1], cut=0)
+    return TokenizedRows(ids, starts, first.astype(np.int32), lengths.ravel().astype(np.int32), lengths.shape[1], cut=0)
 
 
-def swapped(encoded: Encoded) -> Encoded:
+def swapped(encoded: TokenizedRows) -> TokenizedRows:
     """The same rows with their sides in the opposite order."""
     order = np.arange(len(encoded.starts) - 1).reshape(-1, encoded.sides)[:, ::-1].ravel()
     pieces = [encoded.tokens[encoded.starts[i] : encoded.starts[i + 1]] for i in order]
     starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
     lengths = encoded.first_lengths[order], encoded.whole_lengths[order]
-    return Encoded(np.concatenate(pieces), starts, *lengths, encoded.sides, encoded.cut)
+    return TokenizedRows(np.concatenate(pieces), starts, *lengths, encoded.sides, encoded.cut)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 from bout import Job, SecondEpoch, report, wait_for
 
-from kit.data.encode import encode_cached
-from kit.data.tabular import tabulate
+from kit.data.feature_cache import features_cached
+from kit.data.tokenize import tokenize_cached
 from kit.model.device import choose, prepare
 from kit.model.encoder import load_encoder, load_vocabulary
 from kit.model.inference import collator, predict_logits, probabilities
@@ -41,9 +41,9 @@ def main() -> None:
     labels = np.array([row["label"] for row in rows])
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
-        encoded = encode_cached(table, "rows", vocabulary, recipe.encode, Path(scratch))
+        encoded = tokenize_cached(table, "rows", vocabulary, recipe.encode, Path(scratch))
         tokenised = time.perf_counter() - begun
-        tabular = tabulate(table, "rows", encoded, Path(scratch))
+        tabular = features_cached(table, "rows", encoded, Path(scratch))
         trained, others = np.split(np.arange(len(rows)), [len(job.train)])
         model.fit_features(tabular, trained)
         collate = collator(model, encoded, vocabulary, labels, tabular)
@@ -56,8 +56,8 @@ def main() -> None:
         later, places = table.slice(len(job.train)), np.arange(len(job.predict))
         for number in range(2):
             begun = time.perf_counter()
-            tokens = encode_cached(later, f"later {number}", vocabulary, recipe.encode, Path(scratch))
-            numbers = tabulate(later, f"later {number}", tokens, Path(scratch))
+            tokens = tokenize_cached(later, f"later {number}", vocabulary, recipe.encode, Path(scratch))
+            numbers = features_cached(later, f"later {number}", tokens, Path(scratch))
             asked = collator(model, tokens, vocabulary, tabular=numbers)
             probabilities(predict_logits(model, asked, places, compute, both_orders=True))
             wait_for(compute.device.type)

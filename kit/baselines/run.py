@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import kit
 from kit.baselines.models import FITS, READS_NGRAMS, PairRows
 from kit.baselines.tfidf import count_ngrams
-from kit.data.features import FEATURES, features
-from kit.data.processed import Processed, open_processed
+from kit.data.dataset import Dataset, open_dataset
+from kit.data.features import FEATURES, compute_features
 from kit.errors import KitError, RunError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.parts import choose_folds, run_origin, summarise_run
@@ -49,7 +49,7 @@ def run_baseline(
     """
     if name not in FITS:
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
-    processed = open_processed(data)
+    processed = open_dataset(data)
     chosen = choose_folds(fold, processed.folds)
     run_dir = Run.create_baseline(runs, name, run_origin(processed))
     with hold_lock(run_dir.path):
@@ -57,7 +57,7 @@ def run_baseline(
 
 
 def _run(
-    name: str, processed: Processed, run_dir: Run, chosen: list[int | str], say: Callable[[str], None]
+    name: str, processed: Dataset, run_dir: Run, chosen: list[int | str], say: Callable[[str], None]
 ) -> dict[str, Any]:
     missing = [each for each in chosen if not run_dir.done(each)]
     for each in chosen:
@@ -77,14 +77,14 @@ def _run(
 
 def baseline_rows(table: pa.Table, ngrams: bool) -> PairRows:
     """Processed rows as baselines see them; counting n-grams takes most of the time, so it can be left out."""
-    a, b, pair = features(table)
+    a, b, pair = compute_features(table)
     column = FEATURES.index("characters")
     counts = tuple(count_ngrams(pc.binary_join(table[c], "\n").to_pylist()) for c in RESPONSES) if ngrams else None
     return PairRows(a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table[GROUP].to_numpy(), counts)
 
 
 def _fit_part(
-    name: str, data: Processed, run_dir: Run, fold: int | str, train: PairRows, test: PairRows, started: float
+    name: str, data: Dataset, run_dir: Run, fold: int | str, train: PairRows, test: PairRows, started: float
 ) -> dict[str, Any]:
     """Fits one part and writes it, metrics.json last; `started` is when its work began, reading rows included."""
     table = data.train([ID, LABEL])
@@ -113,7 +113,7 @@ def _fit_part(
     return metrics
 
 
-def _test_predictions(name: str, run_dir: Run, processed: Processed) -> None:
+def _test_predictions(name: str, run_dir: Run, processed: Dataset) -> None:
     """The mean over finished folds, or the holdout's where no fold is done, in the run's test.csv.
 
     Raises:

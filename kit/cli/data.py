@@ -21,9 +21,9 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     \b
     Example:  kit sample --rows 57477 --out data/raw
     """
-    from kit.data import sample as embedded
+    from kit.sample.generate import write_sample
 
-    summary = embedded.write(out, rows=rows, seed=seed, force=force)
+    summary = write_sample(out, rows=rows, seed=seed, force=force)
     if as_json:
         return show.json_out(summary)
     show.note(f"{summary['train']['rows']:,} training and {summary['test']['rows']:,} test rows in {out}")
@@ -66,7 +66,7 @@ def preprocess(
     \b
     Example:  kit preprocess --extra more_votes.csv --folds 5
     """
-    from kit.data.preprocess import preprocess as run
+    from kit.data.preprocess import preprocess_files as run
 
     manifest = run(
         raw,

@@ -28,9 +28,9 @@ SCRIPTS = {
 }
 
 
-def histogram(texts: pa.LargeStringArray) -> np.ndarray:
+def character_histogram(texts: pa.LargeStringArray) -> np.ndarray:
     """How often each byte occurs in each text, (N, 256) int32."""
-    data, ends = content(texts)
+    data, ends = text_content(texts)
     counts = np.zeros((len(texts), 256), np.int32)
     first = 0
     while first < len(texts):
@@ -42,7 +42,7 @@ def histogram(texts: pa.LargeStringArray) -> np.ndarray:
     return counts
 
 
-def content(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+def text_content(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     """The bytes of all texts, uint8 (B,), and where each begins and the last one ends, int64 (N + 1,)."""
     _, offsets, data = texts.buffers()
     ends = (
@@ -53,11 +53,11 @@ def content(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(data or b"", np.uint8), ends
 
 
-def count(histograms: np.ndarray, members: bytes | tuple[int, ...]) -> np.ndarray:
+def count_characters(histograms: np.ndarray, members: bytes | tuple[int, ...]) -> np.ndarray:
     """How many bytes of each text (N,) are among `members`; of characters, if they are leading bytes."""
     return histograms[:, list(members)].sum(axis=1)
 
 
-def characters(histograms: np.ndarray) -> np.ndarray:
+def character_counts(histograms: np.ndarray) -> np.ndarray:
     """How many characters each text has, (N,): bytes that do not continue one."""
     return histograms[:, :0x80].sum(axis=1) + histograms[:, 0xC0:].sum(axis=1)

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kit.data import diagnose
-from kit.data.raw import Batch
+from kit.data import csv_errors
+from kit.data.raw_csv import RawBatch
 from kit.errors import DataError
 from kit.task import TEXTS
 
@@ -32,7 +32,7 @@ _SPACES = bytes(32 if chr(code).isspace() else code for code in range(256))  # s
 TURNS = pa.list_(pa.string())
 
 
-def repair(text: str, repairs: Counter) -> str:
+def repair_text(text: str, repairs: Counter) -> str:
     """The text as valid UTF-8 with line feeds only; what was repaired is added to `repairs` (see `REPAIRS`)."""
     if "\0" in text:
         repairs["nul_characters"] += 1
@@ -63,7 +63,7 @@ def prompt_key(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
-def decode(batch: Batch, column: str, repairs: Counter) -> pa.ListArray:
+def decode_turns(batch: RawBatch, column: str, repairs: Counter) -> pa.ListArray:
     """A column's JSON cells as repaired turns (N,) of list<string>: no nulls, at least one turn each.
 
     Raises:
@@ -77,7 +77,7 @@ def decode(batch: Batch, column: str, repairs: Counter) -> pa.ListArray:
         except (ValueError, RecursionError) as error:
             items = _control_characters(batch, record, column, cell, error, repairs)
         if type(items) is not list:
-            raise batch.fault(record, f"{column} is not a JSON list but {diagnose.shorten(cell)}")
+            raise batch.fault(record, f"{column} is not a JSON list but {csv_errors.shorten(cell)}")
         if not items:
             repairs["empty_lists"] += 1
             turns.append("")
@@ -86,16 +86,16 @@ def decode(batch: Batch, column: str, repairs: Counter) -> pa.ListArray:
                 repairs["null_turns"] += 1
                 item = ""
             elif type(item) is not str:
-                raise batch.fault(record, f"{column} holds {diagnose.shorten(json.dumps(item))}, which is not a text")
+                raise batch.fault(record, f"{column} holds {csv_errors.shorten(json.dumps(item))}, which is not a text")
             elif not item.isascii() or "\r" in item or "\0" in item:
-                item = repair(item, repairs)
+                item = repair_text(item, repairs)
             turns.append(item)
         ends.append(len(turns))
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(turns, pa.string()))
 
 
 def _control_characters(
-    batch: Batch, record: int, column: str, cell: str, error: Exception, repairs: Counter
+    batch: RawBatch, record: int, column: str, cell: str, error: Exception, repairs: Counter
 ) -> object:
     try:
         items = json.loads(cell, strict=False)
@@ -105,10 +105,10 @@ def _control_characters(
     return items
 
 
-def _not_json(batch: Batch, record: int, column: str, cell: str, error: Exception) -> DataError:
+def _not_json(batch: RawBatch, record: int, column: str, cell: str, error: Exception) -> DataError:
     known = isinstance(error, json.JSONDecodeError)
     why = f"{error.msg} at character {error.pos + 1}" if known else "nested too deep, or a number too long"
-    problem = f"{column} is not valid JSON ({why}): {diagnose.shorten(cell)}" if cell else f"{column} is empty"
+    problem = f"{column} is not valid JSON ({why}): {csv_errors.shorten(cell)}" if cell else f"{column} is empty"
     return batch.fault(record, problem, cut_short=True)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kit.data.characters import ASCII, SCRIPTS, characters, content, count, histogram
+from kit.data.characters import ASCII, SCRIPTS, character_counts, character_histogram, count_characters, text_content
 from kit.task import PROMPT, RESPONSES
 
 ROWS = 4096  # computed at a time: a histogram of each text's bytes, for all rows at once, would outweigh the texts
@@ -58,7 +58,7 @@ UNSPACED = 20  # bytes per word beyond which a script has no spaces, and its cha
 _FOLD = bytes(32 if chr(b) in string.punctuation else ord(chr(b).lower()) if b < 0x80 else b for b in range(256))
 
 
-def features(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def compute_features(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of processed rows, float32: of answer A (N, F), of answer B (N, F), and of the pair (N, P).
 
     Their names are `FEATURES` and `PAIR_FEATURES`. Swapping the answers' columns swaps the first two and leaves the
@@ -107,10 +107,10 @@ class _Text:
 
 def _read(column: pa.ChunkedArray) -> _Text:
     text = pc.binary_join(column, "\n").cast(pa.large_string()).combine_chunks()
-    bytes_of = histogram(text)
-    length = characters(bytes_of)
-    scripts = np.column_stack([count(bytes_of, leading) for leading in SCRIPTS.values()])
-    kinds = np.column_stack([*(count(bytes_of, members) for members in ASCII.values()), scripts])
+    bytes_of = character_histogram(text)
+    length = character_counts(bytes_of)
+    scripts = np.column_stack([count_characters(bytes_of, leading) for leading in SCRIPTS.values()])
+    kinds = np.column_stack([*(count_characters(bytes_of, members) for members in ASCII.values()), scripts])
     turns = pc.list_value_length(column).to_numpy()
     each = pc.utf8_length(pc.list_flatten(column)).to_numpy()
     numbers = {name: pc.count_substring_regex(text, pattern).to_numpy() for name, pattern in PATTERNS.items()}
@@ -125,7 +125,7 @@ def _read(column: pa.ChunkedArray) -> _Text:
 
 def _words(text: pa.LargeStringArray) -> Iterator[list[bytes] | list[str]]:
     """The words of each text, ASCII letters in lower case; of a script without spaces, the characters."""
-    data, ends = content(text)
+    data, ends = text_content(text)
     folded = data.tobytes().translate(_FOLD)
     for start, end in pairwise(ends.tolist()):
         words = folded[start:end].split()

@@ -14,12 +14,9 @@ from pyarrow import parquet as pq
 
 from kit import __version__
 from kit.data import clean
-from kit.data import raw as raw_files
 from kit.data import split as splits
-from kit.data.distil import join
-from kit.data.invariants import check
-from kit.data.merge import Merged, inherit, merge
-from kit.data.processed import (
+from kit.data.csv_source import require_file
+from kit.data.dataset import (
     MANIFEST,
     SOFT_FIELDS,
     TEST_SCHEMA,
@@ -31,8 +28,11 @@ from kit.data.processed import (
     manifest_digest,
     read_manifest,
 )
-from kit.data.rows import Rows, read_rows
-from kit.data.source import require
+from kit.data.deduplicate import MergedRows, inherit_split, merge_rows
+from kit.data.raw_csv import check_unique_ids, parse_ids, read_raw, row_error
+from kit.data.rows import RawRows, read_rows
+from kit.data.soft_labels import join_soft_labels
+from kit.data.verify import verify_dataset
 from kit.errors import KitError
 from kit.storage.atomic import atomic_file, file_sha256, write_json
 from kit.storage.lock import hold_lock
@@ -43,7 +43,7 @@ ROW_GROUP = 4096  # rows; fixed, so that the bytes are
 
 
 @dataclass(frozen=True)
-class Options:
+class PreprocessOptions:
     """What, with the input files, decides the bytes of the output; checked on creation (`KitError`)."""
 
     text: str
@@ -86,7 +86,7 @@ def _in_form(texts: pa.Table, text: str) -> pa.Table:
     return clean.to_ascii(texts) if text == "ascii" else texts
 
 
-def preprocess(
+def preprocess_files(
     raw: str | Path,
     out: str | Path,
     *,
@@ -106,9 +106,9 @@ def preprocess(
     Args:
         raw: the folder of train.csv and test.csv; sample_submission.csv is held against test.csv if it is there.
         extra: further training files with the columns of train.csv (model names optional), merged and de-duplicated:
-            trained on, never scored. Any training file may have soft labels and weights (`kit.data.targets`); here
+            trained on, never scored. Any training file may have soft labels and weights (`kit.data.labels`); here
             soft labels are enough.
-        soft_labels: prediction frames whose rows are taken as soft labels, by id (`kit.data.distil`).
+        soft_labels: prediction frames whose rows are taken as soft labels, by id (`kit.data.soft_labels`).
         text: "unicode" or "ascii" (see `kit.data.clean`).
         split: "grouped" or "stratified" (see `kit.data.split`).
         valid: the share of the holdout, above 0 and up to 0.5.
@@ -120,7 +120,7 @@ def preprocess(
         KitError: an option is out of range, or `out` cannot be the processed folder.
         HeldError: another process is writing `out`.
     """
-    options = Options(text, split, folds, valid, seed, allow_test_prompts)
+    options = PreprocessOptions(text, split, folds, valid, seed, allow_test_prompts)
     raw, out = Path(raw), Path(out)
     if out.exists() and (not out.is_dir() or out.resolve() == raw.resolve()):
         raise KitError(f"{out} is {'the raw folder' if out.is_dir() else 'a file'}", "Name another folder with --out.")
@@ -129,7 +129,7 @@ def preprocess(
 
 
 def _preprocess(
-    raw: Path, out: Path, extra: Sequence[str | Path], soft_labels: Sequence[str | Path], options: Options
+    raw: Path, out: Path, extra: Sequence[str | Path], soft_labels: Sequence[str | Path], options: PreprocessOptions
 ) -> dict:
     optional = {"sample": raw / SAMPLE_FILE, "floor": raw / BAYES_FILE}
     inputs = {"train": raw / TRAIN_FILE, "test": raw / TEST_FILE} | {r: p for r, p in optional.items() if p.exists()}
@@ -139,7 +139,7 @@ def _preprocess(
         "kit": __version__,
         "format": FORMAT,
         "options": asdict(options),
-        "inputs": [{"role": role, "file": p.name, "sha256": file_sha256(require(p))} for role, p in files],
+        "inputs": [{"role": role, "file": p.name, "sha256": file_sha256(require_file(p))} for role, p in files],
     }
     before = read_manifest(out)
     if before and {key: before.get(key) for key in described} == described and not changed_file(out, before):
@@ -149,10 +149,10 @@ def _preprocess(
     sources = [Path(path) for path in extra]
     anonymous = {"unique_ids": False, "pseudo": True, "unlabelled": bool(soft_labels)}
     extras = [read_rows(path, labelled=True, **anonymous) for path in sources]
-    lessons = join(train, extras, sources, [Path(path) for path in soft_labels]) if soft_labels else None
+    lessons = join_soft_labels(train, extras, sources, [Path(path) for path in soft_labels]) if soft_labels else None
     if "sample" in inputs:
         _check_sample(inputs["sample"], inputs["test"], test.ids)
-    merged = merge(train, test, extras, options.allow_test_prompts, lessons)
+    merged = merge_rows(train, test, extras, options.allow_test_prompts, lessons)
     valid_rows, fold = _cut(merged, options)
     manifest = described | _counts(merged, valid_rows, fold, options, [train, test, *extras])
     columns, schema = [merged.ids, merged.labels, merged.groups, valid_rows, fold, merged.extra], TRAIN_SCHEMA
@@ -171,38 +171,40 @@ def _preprocess(
         with atomic_file(out / BAYES_FILE) as temporary:
             shutil.copyfile(inputs["floor"], temporary)
     manifest["outputs"] = {name: file_sha256(out / name) for name in outputs}
-    check(out, manifest, train.ids, test.ids, schema)
+    verify_dataset(out, manifest, train.ids, test.ids, schema)
     manifest["sha256"] = manifest_digest(manifest)
     write_json(out / MANIFEST, manifest)
     return {**manifest, "reused": False}
 
 
 def _check_sample(path: Path, test_path: Path, test_ids: np.ndarray) -> None:
-    ids = np.concatenate([raw_files.ids(batch) for batch in raw_files.read(path, PREDICTION_COLUMNS).batches])
-    raw_files.check_unique(path, ids)
+    ids = np.concatenate([parse_ids(batch) for batch in read_raw(path, PREDICTION_COLUMNS).batches])
+    check_unique_ids(path, ids)
     for one, having, other, lacking in ((path, ids, test_path, test_ids), (test_path, test_ids, path, ids)):
         strange = ~np.isin(having, lacking)
         if strange.any():
             record = int(strange.argmax())
             remedy = "Both files must come from one download: fetch them again (`kit download`)."
-            raise raw_files.fault(one, record, str(having[record]), f"this id is not in {other}", remedy)
+            raise row_error(one, record, str(having[record]), f"this id is not in {other}", remedy)
 
 
-def _cut(merged: Merged, options: Options) -> tuple[np.ndarray, np.ndarray]:
+def _cut(merged: MergedRows, options: PreprocessOptions) -> tuple[np.ndarray, np.ndarray]:
     """The holdout (N,) and the folds (N,); extra rows go where the competition's rows of their prompt are."""
     own = ~merged.extra
     labels, groups = merged.labels[own], merged.groups[own]
     by = groups if options.split == "grouped" else None
-    held = splits.holdout(labels, by, options.valid, options.seed)
-    fold = splits.folds(labels, by, options.folds, options.seed)
+    held = splits.split_holdout(labels, by, options.valid, options.seed)
+    fold = splits.split_folds(labels, by, options.folds, options.seed)
     others = merged.groups[merged.extra]
     return (
-        np.concatenate([held, inherit(groups, held, others, False)]),
-        np.concatenate([fold, inherit(groups, fold, others, -1)]),
+        np.concatenate([held, inherit_split(groups, held, others, False)]),
+        np.concatenate([fold, inherit_split(groups, fold, others, -1)]),
     )
 
 
-def _counts(merged: Merged, valid: np.ndarray, fold: np.ndarray, options: Options, sources: list[Rows]) -> dict:
+def _counts(
+    merged: MergedRows, valid: np.ndarray, fold: np.ndarray, options: PreprocessOptions, sources: list[RawRows]
+) -> dict:
     own = ~merged.extra
     taught = {} if merged.soft is None else {"rows_with_soft_labels": int((merged.soft.max(1) < 1).sum())}
     if merged.weights is not None:

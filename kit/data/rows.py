@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kit.data import clean, raw, targets
-from kit.data.targets import Targets
+from kit.data import clean
+from kit.data.labels import Targets, concatenate_targets, label_columns, read_targets
+from kit.data.raw_csv import check_unique_ids, parse_ids, read_raw
 from kit.task import TEST_COLUMNS, TEXTS
 
 
 @dataclass(frozen=True)
-class Rows:
+class RawRows:
     """A file of N rows.
 
     Attributes:
@@ -40,7 +41,7 @@ class Rows:
 
 def read_rows(
     path: str | Path, labelled: bool, unique_ids: bool = True, *, pseudo: bool = False, unlabelled: bool = False
-) -> Rows:
+) -> RawRows:
     """Reads a file with the columns of train.csv (`labelled`; model names are not needed) or of test.csv.
 
     Args:
@@ -52,19 +53,19 @@ def read_rows(
     path = Path(path)
 
     def columns(names: list[str]) -> tuple[str, ...]:
-        taught = targets.columns(path, names, not pseudo, unlabelled) if labelled else ()
+        taught = label_columns(path, names, not pseudo, unlabelled) if labelled else ()
         return (*TEST_COLUMNS, *taught)
 
-    file = raw.read(path, columns)
+    file = read_raw(path, columns)
     repairs = Counter({**file.repairs, **dict.fromkeys(clean.REPAIRS, 0)})
     ids, taught, texts = [], [], []
     for batch in file.batches:
-        ids.append(raw.ids(batch))
+        ids.append(parse_ids(batch))
         if labelled:
-            taught.append(targets.read(batch, labelled=not pseudo))
-        texts.append(pa.record_batch({column: clean.decode(batch, column, repairs) for column in TEXTS}))
-    all_ids, each = np.concatenate(ids), targets.concatenate(taught)
-    rows = Rows(all_ids, pa.Table.from_batches(texts), each.labels, file.ignored, repairs, each.soft, each.weights)
+            taught.append(read_targets(batch, labelled=not pseudo))
+        texts.append(pa.record_batch({column: clean.decode_turns(batch, column, repairs) for column in TEXTS}))
+    all_ids, each = np.concatenate(ids), concatenate_targets(taught)
+    rows = RawRows(all_ids, pa.Table.from_batches(texts), each.labels, file.ignored, repairs, each.soft, each.weights)
     if unique_ids:
-        raw.check_unique(path, rows.ids)
+        check_unique_ids(path, rows.ids)
     return rows

@@ -13,7 +13,7 @@ from kit.task import CLASSES, TRAIN_FILE
 SPLITS = ("grouped", "stratified")
 
 
-def folds(labels: np.ndarray, groups: np.ndarray | None, number: int, seed: int) -> np.ndarray:
+def split_folds(labels: np.ndarray, groups: np.ndarray | None, number: int, seed: int) -> np.ndarray:
     """The fold of each row (N,) as int16, 0 to number-1, stratified by label.
 
     Args:
@@ -33,7 +33,7 @@ def folds(labels: np.ndarray, groups: np.ndarray | None, number: int, seed: int)
     return _together(labels, groups, number, seed)
 
 
-def holdout(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int) -> np.ndarray:
+def split_holdout(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int) -> np.ndarray:
     """True for the rows (N,) of the validation share.
 
     Grouped, the share is that of the nearest fraction p/q with q up to 20, or below 1/20 of the nearest 1/q, as far as

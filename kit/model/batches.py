@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kit.data.encode import Encoded
-from kit.data.tabular import Tabular
+from kit.data.feature_cache import FeatureTable
+from kit.data.tokenize import TokenizedRows
 
 MAX_PACKS = 4
 MULTIPLE = 64  # of lengths for a compiled encoder, so that few shapes occur
@@ -50,14 +50,14 @@ class Collator:
 
     def __init__(
         self,
-        encoded: Encoded,
+        encoded: TokenizedRows,
         pad: int,
         *,
         segments: bool,
         labels: np.ndarray | None = None,
         pack_overhead: int = 64,
         count: Padding | None = None,
-        tabular: Tabular | None = None,
+        tabular: FeatureTable | None = None,
         most: int = 0,
         multiple: int = 1,
         first_only: bool = False,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kit.data.encode import Vocabulary
+from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, Backbone, find
 from kit.storage.atomic import file_sha256
@@ -104,7 +104,7 @@ def load_encoder(source: Backbone | Path, fast_attention: bool = True) -> nn.Mod
     return quicken(encoder) if fast_attention else encoder
 
 
-def load_vocabulary(source: Backbone | Path) -> Vocabulary:
+def load_vocabulary(source: Backbone | Path) -> PairTokenizer:
     """The tokenizer of a registry record (from the hub or its cache) or of a folder.
 
     Raises:
@@ -121,7 +121,7 @@ def load_vocabulary(source: Backbone | Path) -> Vocabulary:
     ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     if not getattr(tokenizer, "is_fast", False) or None in ids:
         raise BackboneError(f"{place}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", _FOLDER_HINT)
-    return Vocabulary(tokenizer, *ids)
+    return PairTokenizer(tokenizer, *ids)
 
 
 def resolve(name: str) -> Backbone | Path:

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kit.data.encode import Encoded, Vocabulary
-from kit.data.tabular import Tabular
+from kit.data.feature_cache import FeatureTable
+from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.model import unpadded
 from kit.model.batches import Collator
 from kit.model.device import Compute
@@ -24,10 +24,10 @@ CLASSIFIED = 2048  # rows that pass the head at a time
 
 def collator(
     model: PairModel,
-    encoded: Encoded,
-    vocabulary: Vocabulary,
+    encoded: TokenizedRows,
+    vocabulary: PairTokenizer,
     labels: np.ndarray | None = None,
-    tabular: Tabular | None = None,
+    tabular: FeatureTable | None = None,
     most: int = 0,
     multiple: int = 1,
     first_only: bool = False,
@@ -157,7 +157,7 @@ def _vectors(
     return torch.cat(vectors)[torch.from_numpy(back).to(compute.device)]
 
 
-def different(encoded: Encoded, rows: np.ndarray, sides: int) -> tuple[np.ndarray, np.ndarray]:
+def different(encoded: TokenizedRows, rows: np.ndarray, sides: int) -> tuple[np.ndarray, np.ndarray]:
     """The different sequences of rows, each by the number of its first copy, and which of them each side is (N, sides).
 
     People judge one answer against many others, and many models' answers to a short prompt are the same.

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kit.data.encode import Vocabulary
+from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.features import PAIR_FEATURES
-from kit.data.tabular import SIDE_NAMES, Tabular
+from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
 from kit.model import heads, pooling, reward, unpadded
 from kit.model.encoder import build, load_vocabulary
@@ -87,7 +87,7 @@ class PairModel(nn.Module):
             vectors = self.pooling(states, real)
             return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
 
-    def fit_features(self, tabular: Tabular, rows: np.ndarray) -> None:
+    def fit_features(self, tabular: FeatureTable, rows: np.ndarray) -> None:
         """Standardises features by these rows, which must be rows to train on; does nothing where none are read."""
         if self.reads:
             self.head.features.fit(tabular.select(*self.reads), rows)
@@ -114,7 +114,7 @@ class PairModel(nn.Module):
         swapped = self.classify(sides.flip(1), heads.swap(features))[:, list(SWAP)]
         return torch.stack([self.classify(sides, features), swapped], 1)
 
-    def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary) -> None:
+    def save_pretrained(self, folder: str | Path, vocabulary: PairTokenizer) -> None:
         """Writes model.safetensors, config.json and the tokenizer; `from_pretrained` needs nothing else."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class PairModel(nn.Module):
         write_json(folder / "config.json", {"format": FORMAT, "model": spec, "encoder": self.encoder_config} | reads)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> tuple["PairModel", Vocabulary]:
+    def from_pretrained(cls, folder: str | Path) -> tuple["PairModel", PairTokenizer]:
         """The model (in evaluation mode, float32) and its tokenizer, from `save_pretrained`'s files; no network.
 
         Raises:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kit.data.tabular import Tabular
+from kit.data.feature_cache import FeatureTable
 
 OUTLIER = 5.0  # standard deviations at which a feature is cut off
 
@@ -23,7 +23,7 @@ class Standardiser(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
 
-    def fit(self, tabular: Tabular, rows: np.ndarray) -> None:
+    def fit(self, tabular: FeatureTable, rows: np.ndarray) -> None:
         """Takes means and deviations from `rows` of the table alone; a constant feature has the deviation 1."""
         sides = tabular.sides[rows].astype(np.float64)
         difference = sides[:, 0] - sides[:, 1]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from kit.data.processed import Processed, open_processed
+from kit.data.dataset import Dataset, open_dataset
 from kit.ensemble.pool import stack_predictions
 from kit.errors import DataError
 from kit.evaluation.metrics import class_prior
@@ -48,7 +48,7 @@ class Rows:
 class Evidence:
     """The models with their predictions of `rows` by split, and the runs left out as unfinished."""
 
-    processed: Processed
+    processed: Dataset
     rows: Mapping[str, Rows]
     models: tuple[Model, ...]
     unfinished: tuple[str, ...]
@@ -112,7 +112,7 @@ def gather(
             rows, or of some of them; two models of one name; a blend of models that are not there; no predictions of
             rows with labels.
     """
-    processed = open_processed(data)
+    processed = open_dataset(data)
     every = list({Run.open(run).path.resolve(): Run.open(run) for run in runs}.values())
     opened = [run for run in every if run.parts()]
     if every and not opened:
@@ -143,7 +143,7 @@ def gather(
     return found
 
 
-def _rows(processed: Processed, kind: str, truth: Path | None) -> tuple[dict[str, Rows], np.ndarray]:
+def _rows(processed: Dataset, kind: str, truth: Path | None) -> tuple[dict[str, Rows], np.ndarray]:
     """The rows by split, and the labels of the rows that the class prior is taken from."""
     train = read_truth(processed.folder / "train.parquet")
     valid = train
@@ -163,7 +163,7 @@ def _of(name: str, table: pd.DataFrame) -> Rows:
     return Rows(name, table[ID].to_numpy(np.int64), table[GROUP].to_numpy(np.int64), labels)
 
 
-def _references(processed: Processed, labels: np.ndarray, rows: Mapping[str, Rows]) -> list[Model]:
+def _references(processed: Dataset, labels: np.ndarray, rows: Mapping[str, Rows]) -> list[Model]:
     """Uniform, the class prior of the rows trained on, and the Bayes floor if the rows are a sample's."""
     constants = {UNIFORM: np.full(3, 1 / 3), PRIOR: class_prior(labels)}
     scored = {split: some for split, some in rows.items() if some.labels is not None}

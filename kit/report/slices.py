@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kit.data.characters import SCRIPTS, characters, count, histogram
+from kit.data.characters import SCRIPTS, character_counts, character_histogram, count_characters
 from kit.data.features import ROWS
 from kit.evaluation.bootstrap import loss_intervals
 from kit.evaluation.metrics import row_losses
@@ -73,10 +73,10 @@ def _kinds(texts: pa.Table) -> dict[str, tuple[list[str], np.ndarray]]:
 
 def _measured(texts: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """The mean length of the two answers (N,), and the letters of each script in all three texts (N, S)."""
-    bytes_of = {name: histogram(_joined(texts[name])) for name in TEXTS}
-    length = sum(characters(bytes_of[name]) for name in RESPONSES) / len(RESPONSES)
+    bytes_of = {name: character_histogram(_joined(texts[name])) for name in TEXTS}
+    length = sum(character_counts(bytes_of[name]) for name in RESPONSES) / len(RESPONSES)
     together = sum(bytes_of.values())
-    return length, np.stack([count(together, SCRIPTS[name]) for name in WRITTEN], axis=1)
+    return length, np.stack([count_characters(together, SCRIPTS[name]) for name in WRITTEN], axis=1)
 
 
 def _joined(column: pa.ChunkedArray) -> pa.LargeStringArray:

@@ -7,9 +7,9 @@ import numpy as np
 import transformers
 from accelerate import PartialState
 
-from kit.data.encode import Vocabulary, encode_cached
-from kit.data.processed import Processed
-from kit.data.tabular import tabulate
+from kit.data.dataset import Dataset
+from kit.data.feature_cache import features_cached
+from kit.data.tokenize import PairTokenizer, tokenize_cached
 from kit.model.batches import MULTIPLE, Collator
 from kit.model.device import Compute, choose, prepare
 from kit.model.inference import collator
@@ -33,7 +33,7 @@ class Material:
     """
 
     model: PairModel
-    vocabulary: Vocabulary
+    vocabulary: PairTokenizer
     compute: Compute
     lessons: Collator
     questions: Collator
@@ -45,7 +45,7 @@ class Material:
     cut: float
 
 
-def gather(recipe: Recipe, data: Processed, fold: int | str, say: Callable[[str], None]) -> Material:
+def gather(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], None]) -> Material:
     """The material of one part; random weights follow the recipe's seed. Under torchrun every process calls this.
 
     Raises:
@@ -60,8 +60,8 @@ def gather(recipe: Recipe, data: Processed, fold: int | str, say: Callable[[str]
         compute = choose(train.precision, model.half_width)
         say(compute.reason)
         rows, content = data.train(), data.digest("train")
-        encoded = encode_cached(rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape)
-        tabular = tabulate(rows, content, encoded, data.cache) if recipe.model.features else None
+        encoded = tokenize_cached(rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape)
+        tabular = features_cached(rows, content, encoded, data.cache) if recipe.model.features else None
     cut = encoded.cut / (len(encoded) * encoded.sides)
     say(f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens")
     train_rows, valid_rows = data.fold_rows(fold)

@@ -15,8 +15,8 @@ import transformers
 from accelerate import PartialState
 
 import kit
-from kit.data.encode import Vocabulary
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
+from kit.data.tokenize import PairTokenizer
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.device import out_of_memory
@@ -39,7 +39,7 @@ from kit.training.trainer import PairTrainer, make_trainer
 
 def train_part(
     recipe: Recipe,
-    data: Processed,
+    data: Dataset,
     run: Run,
     fold: int | str,
     *,
@@ -162,7 +162,7 @@ def _trained(recipe: Recipe, material: Material, trainer: PairTrainer) -> dict[s
 def _finish(
     part: Path,
     model: PairModel,
-    vocabulary: Vocabulary,
+    vocabulary: PairTokenizer,
     valid: pd.DataFrame,
     history: list[dict[str, float]],
     metrics: dict[str, Any],

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
 from kit.errors import CollapseError
 from kit.recipe.spec import Recipe
 from kit.run import Run
@@ -27,7 +27,7 @@ SEEDS_APART = 1000  # so that no attempt has the seed of another run of the same
 
 
 def train_again(
-    recipe: Recipe, data: Processed, run: Run, fold: int | str, restarts: int, **options: Any
+    recipe: Recipe, data: Dataset, run: Run, fold: int | str, restarts: int, **options: Any
 ) -> dict[str, Any]:
     """`train_part`, and again up to `restarts` times in all where it collapses or diverges.
 

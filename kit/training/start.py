@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from kit.data.encode import Vocabulary
-from kit.data.processed import Processed
+from kit.data.dataset import Dataset
+from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RecipeError
 from kit.model import reward, tiny
 from kit.model.backbones import Backbone, max_positions
@@ -24,7 +24,7 @@ from kit.training.optim import layer_of
 from kit.training.reinit import reinitialise
 
 
-def new_model(recipe: Recipe, data: Processed) -> tuple[PairModel, Vocabulary]:
+def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
     """The untrained pair model of `recipe` and its tokenizer; random parts follow torch's global seed.
 
     Raises:
@@ -96,7 +96,7 @@ def _require_layers(recipe: Recipe) -> None:
         )
 
 
-def tiny_folder(record: Backbone, data: Processed) -> Path:
+def tiny_folder(record: Backbone, data: Dataset) -> Path:
     """The folder of a toy backbone whose tokenizer was trained on `data`'s training rows; made when it is not there."""
     key = hashlib.sha256(json.dumps([data.digest("train"), record.config], sort_keys=True).encode()).hexdigest()[:16]
     folder = data.cache / f"{record.name}-{key}"

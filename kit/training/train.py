@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from kit.data.processed import open_processed
+from kit.data.dataset import open_dataset
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import folder_digest, resolve
 from kit.parts import choose_folds, run_origin, summarise_run
@@ -54,7 +54,7 @@ def train(
     tracking.require(report_to)
     began = time.monotonic()
     deadline = began + max_hours * 3600
-    processed = open_processed(data)
+    processed = open_dataset(data)
     folds = choose_folds(fold, processed.folds)
     backbone = folder_digest(resolve(recipe.backbone))  # one that does not exist leaves no run behind
     known = BACKBONES.get(recipe.backbone)

@@ -19,9 +19,8 @@ from mutations import mutate
 
 from kit.baselines.run import run_baseline as baseline
 from kit.cli import main
-from kit.data import sample
-from kit.data.preprocess import preprocess
-from kit.data.processed import open_processed
+from kit.data.dataset import open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.data.rows import read_rows
 from kit.ensemble import blend, calibration
 from kit.errors import KitError
@@ -29,6 +28,7 @@ from kit.parts import summarise_run
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipe.load import load_recipe, shipped_recipes
 from kit.run import Run
+from kit.sample.generate import write_sample
 from kit.task import CLASSES, ID
 
 PATIENCE_S = 20
@@ -56,8 +56,8 @@ def place() -> Iterator[Path]:
     """Small good files of every kind."""
     root = Path(tempfile.mkdtemp(prefix="kit-fuzz-"))
     try:
-        sample.write(root / "raw", rows=60, seed=1)
-        preprocess(root / "raw", root / "data", folds=2, valid=0.2)
+        write_sample(root / "raw", rows=60, seed=1)
+        preprocess_files(root / "raw", root / "data", folds=2, valid=0.2)
         for name in ("uniform", "prior"):
             baseline(name, root / "data", root / "runs", "all")
         write_predictions(
@@ -115,7 +115,7 @@ def used_run(path: Path) -> object:
     run, data = run_of(path), path
     while not (data / "data").is_dir():
         data = data.parent
-    processed = open_processed(data / "data")
+    processed = open_dataset(data / "data")
     run.check_data(processed.digest("train"))
     summarise_run(run, processed, write=False)
     return compare([run.path], data / "data")
@@ -135,8 +135,8 @@ def targets(root: Path) -> list[Target]:
         Target("blend", root / "blend.json", blend.read_blend),
         Target("calibration", root / "calibration.json", calibration.read_calibration),
         Target("score", root / "raw/truth.csv", cli("score", prediction, "--truth", "{}", "--subset")),
-        Target("manifest", root / "data/manifest.json", lambda path: open_processed(path.parent).manifest, hashed=True),
-        Target("rows", root / "data/train.parquet", lambda path: open_processed(path.parent).manifest, hashed=True),
+        Target("manifest", root / "data/manifest.json", lambda path: open_dataset(path.parent).manifest, hashed=True),
+        Target("rows", root / "data/train.parquet", lambda path: open_dataset(path.parent).manifest, hashed=True),
         Target("origin", run / "origin.json", used_run),
         Target("metrics", run / "fold0/metrics.json", used_run),
         Target("valid.csv", run / "fold0/valid.csv", used_run),

@@ -10,7 +10,7 @@ from comparing import compare
 from quick_recipe import QUICK
 
 from kit.baselines.run import run_baseline as baseline
-from kit.data.preprocess import preprocess
+from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, RunError
 from kit.model.encoder import folder_digest
@@ -85,7 +85,7 @@ def test_a_run_without_hashes_still_works(run: Run, data: Path, trained: Path):
 
 
 def test_rows_preprocessed_again_are_noticed(run: Run, raw: Path, tmp_path: Path):
-    preprocess(raw, tmp_path / "other", folds=3, valid=0.2, seed=1)
+    preprocess_files(raw, tmp_path / "other", folds=3, valid=0.2, seed=1)
     for act in (
         lambda: predict_split(run.path, "valid", tmp_path / "other"),
         lambda: train(run.recipe, tmp_path / "other", run.path.parent),

@@ -20,7 +20,7 @@ from heard import Heard
 import kit
 from kit.cli import data
 from kit.cli.push import train as push_train
-from kit.data.preprocess import preprocess
+from kit.data.preprocess import preprocess_files
 from kit.errors import KitError
 from kit.recipe.load import load_recipe
 from kit.remote import faults, notebook, preparing, push, wheel
@@ -154,7 +154,7 @@ class TestJob:
 
     def test_the_defaults_are_those_of_the_command(self) -> None:
         typed = {option.name: option.default for option in data.preprocess.params}
-        called = inspect.signature(preprocess).parameters
+        called = inspect.signature(preprocess_files).parameters
         for name, value in preparing.DEFAULTS.items():
             assert typed[name] == called[name].default == value
         assert set(preparing.DEFAULTS) <= {option.name for option in push_train.params}

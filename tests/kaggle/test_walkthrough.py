@@ -14,15 +14,15 @@ from fake_kaggle import FakeKaggle
 from heard import Heard
 
 from kit.cli import main
-from kit.data import sample
-from kit.data.preprocess import preprocess
-from kit.data.processed import open_processed
+from kit.data.dataset import open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.predictions import make_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.remote import ledger
 from kit.remote.retry import Patience
 from kit.remote.session import OUTPUTS
+from kit.sample.generate import write_sample
 from kit.task import ID, LABEL
 
 PAGE = snippets.ROOT / "docs/kaggle.md"
@@ -45,7 +45,7 @@ def fake() -> Iterator[FakeKaggle]:
 
 def trained(recipe: Recipe, data: Path) -> dict[str, bytes]:
     """A run directory with all folds as a training kernel leaves it, its predictions better than the class prior."""
-    processed = open_processed(data)
+    processed = open_dataset(data)
     rows = processed.train([ID, LABEL])
     noise = np.random.default_rng(ord(recipe.name[0])).dirichlet([1, 1, 1], len(rows))
     probabilities = 0.6 * noise + 0.4 * (0.6 * np.eye(3)[rows[LABEL].to_numpy()] + 0.4 / 3)
@@ -73,8 +73,8 @@ def test_the_walk_through_is_what_comes_out(
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    sample.write(Path("data/raw"), rows=700)
-    preprocess(Path("data/raw"), Path("data/processed"))
+    write_sample(Path("data/raw"), rows=700)
+    preprocess_files(Path("data/raw"), Path("data/processed"))
     for where in ("kit.remote.retry", "kit.doctor"):
         monkeypatch.setattr(f"{where}.Patience", functools.partial(Patience, sleep=heard.pauses.append))
 

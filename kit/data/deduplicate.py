@@ -7,21 +7,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kit.data import clean, targets
-from kit.data.rows import Rows
-from kit.data.targets import Targets
+from kit.data import clean
+from kit.data import labels as targets
+from kit.data.labels import Targets
+from kit.data.rows import RawRows
 from kit.task import PROMPT, RESPONSES, SWAP
 
 MIRRORED = np.array([*SWAP, targets.UNLABELLED])  # what a label becomes when the answers change places
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedRows:
     """The training rows that stay, competition rows first, in the order of their files.
 
     Attributes:
         ids, labels, groups, extra: (N,) each; `extra` is True for rows of extra files.
-        soft, weights: (N, 3) and (N,), or None (see `kit.data.targets`).
+        soft, weights: (N, 3) and (N,), or None (see `kit.data.labels`).
         texts, keep: the three texts in unicode form of all rows read, and which of these (True, N times) stay.
         test_groups: (M,) the groups of the test rows, numbered together with `groups`.
         counts: what was read, dropped and kept.
@@ -39,9 +40,9 @@ class Merged:
     counts: dict[str, int]
 
 
-def merge(
-    train: Rows, test: Rows, extras: Sequence[Rows], allow_test_prompts: bool, lessons: Targets | None = None
-) -> Merged:
+def merge_rows(
+    train: RawRows, test: RawRows, extras: Sequence[RawRows], allow_test_prompts: bool, lessons: Targets | None = None
+) -> MergedRows:
     """Puts the competition's rows and the extra ones together.
 
     Dropped are exact duplicates (prompt, responses, label and soft labels) after the first; and of the extra rows also
@@ -50,19 +51,22 @@ def merge(
     on one pair are such duplicates and count once: to keep their numbers give the pair soft labels or a weight.
 
     Args:
-        lessons: what all rows read teach, where that is not what their files say (`kit.data.distil`). Duplicates are
+        lessons: what all rows read teach, where that is not what their files say (`kit.data.soft_labels`). Duplicates are
             judged by the files: of the same files a student gets the rows, and so the folds, of its teacher.
     """
     own = len(train.ids)
     texts = pa.concat_tables([train.texts, *(e.texts for e in extras)])
-    rows, asked = keys(texts, test.texts)
-    said = targets.concatenate([each.targets for each in (train, *extras)])
+    rows, asked = row_keys(texts, test.texts)
+    said = targets.concatenate_targets([each.targets for each in (train, *extras)])
     taught = said if lessons is None else lessons
     labels, soft, weights = taught.labels, taught.soft, taught.weights
     extra = np.arange(len(labels)) >= own
     in_test = np.isin(rows.group, asked.group)
     leaks = extra & in_test & (not allow_test_prompts)
-    repeats = np.where(extra, copies(rows, said.labels, said.soft), duplicates(rows, said.labels, said.soft)) & ~leaks
+    repeats = (
+        np.where(extra, find_copies(rows, said.labels, said.soft), find_duplicates(rows, said.labels, said.soft))
+        & ~leaks
+    )
     keep = ~leaks & ~repeats
     kept = rows.only(keep)
     fresh, renumbered = fresh_ids(
@@ -82,10 +86,10 @@ def merge(
         "test_rows": len(asked.group),
         "prompt_groups": len(np.unique(kept.group)),
         "competition_rows_with_a_test_prompt": int((keep & in_test & ~extra).sum()),
-        "rows_with_conflicting_labels": conflicts(kept, labels[keep]),
-        "rows_with_a_swapped_copy": swapped(kept),
+        "rows_with_conflicting_labels": find_conflicts(kept, labels[keep]),
+        "rows_with_a_swapped_copy": swap_answers(kept),
     }
-    return Merged(
+    return MergedRows(
         np.concatenate([train.ids[keep[:own]], fresh]),
         labels[keep],
         kept.group,
@@ -100,7 +104,7 @@ def merge(
 
 
 @dataclass(frozen=True)
-class Keys:
+class RowKeys:
     """Numbers (N,) that stand for texts, equal where the texts are equal.
 
     Attributes:
@@ -115,12 +119,12 @@ class Keys:
     b: np.ndarray
     group: np.ndarray
 
-    def only(self, chosen: np.ndarray | slice) -> "Keys":
+    def only(self, chosen: np.ndarray | slice) -> "RowKeys":
         """The same of some rows."""
-        return Keys(self.prompt[chosen], self.a[chosen], self.b[chosen], self.group[chosen])
+        return RowKeys(self.prompt[chosen], self.a[chosen], self.b[chosen], self.group[chosen])
 
 
-def keys(train: pa.Table, test: pa.Table) -> tuple[Keys, Keys]:
+def row_keys(train: pa.Table, test: pa.Table) -> tuple[RowKeys, RowKeys]:
     """The keys of two tables of texts in unicode form, numbered together."""
     texts = pa.concat_tables([train, test])
     prompts = pc.binary_join(texts[PROMPT], "\0").to_pylist()  # no turn holds a NUL any more
@@ -132,7 +136,7 @@ def keys(train: pa.Table, test: pa.Table) -> tuple[Keys, Keys]:
     a, b = np.tile(2 * len(prompt) + np.arange(len(prompt)), (2, 1))
     a[again], b[again] = np.split(numbers(pc.binary_join(both, "\0").to_pylist()), 2)
     group = numbers(clean.prompt_key(text.replace("\0", "\n")) for text in prompts)
-    every = Keys(prompt, a, b, group)
+    every = RowKeys(prompt, a, b, group)
     return every.only(slice(train.num_rows)), every.only(slice(train.num_rows, None))
 
 
@@ -165,12 +169,12 @@ def _seen(numbers: np.ndarray) -> np.ndarray:
     return seen
 
 
-def duplicates(rows: Keys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
+def find_duplicates(rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
     """True where prompt, both responses, label and soft labels (N, 3) equal those of an earlier row (N,)."""
     return _seen(_tuples(rows.prompt, rows.a, rows.b, labels, _kinds(soft, len(labels))))
 
 
-def copies(rows: Keys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
+def find_copies(rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
     """True where a row says what an earlier one says, as it stands or with the answers swapped (N,)."""
     mirrored = MIRRORED[labels]
     turned = np.where(rows.a < rows.b, labels, np.where(rows.a > rows.b, mirrored, np.minimum(labels, mirrored)))
@@ -187,13 +191,13 @@ def _kinds(soft: np.ndarray | None, rows: int) -> np.ndarray:
     return np.zeros(rows, np.int64) if soft is None else np.unique(soft, axis=0, return_inverse=True)[1].ravel()
 
 
-def conflicts(rows: Keys, labels: np.ndarray) -> int:
+def find_conflicts(rows: RowKeys, labels: np.ndarray) -> int:
     """How many rows share prompt and both responses with a row of another label (N,)."""
     number = _tuples(rows.prompt, rows.a, rows.b)
     return int((np.bincount(number)[number] > np.bincount(_tuples(number, labels))[_tuples(number, labels)]).sum())
 
 
-def swapped(rows: Keys) -> int:
+def swap_answers(rows: RowKeys) -> int:
     """How many rows stand there with the two (different) responses swapped as well."""
     responses = np.stack([rows.a, rows.b])
     straight, mirrored = np.split(_tuples(np.tile(rows.prompt, 2), responses.ravel(), responses[::-1].ravel()), 2)
@@ -209,7 +213,7 @@ def fresh_ids(ids: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, int]:
     return ids, int(clash.sum())
 
 
-def inherit(groups: np.ndarray, values: np.ndarray, of: np.ndarray, otherwise: object) -> np.ndarray:
+def inherit_split(groups: np.ndarray, values: np.ndarray, of: np.ndarray, otherwise: object) -> np.ndarray:
     """For each group number in `of` (M,) the value of the first row (N,) with that group, else `otherwise` (M,)."""
     if not len(of):
         return np.empty(0, values.dtype)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.data import diagnose, raw
+from kit.data import csv_errors
+from kit.data.raw_csv import RawBatch, parse_labels
 from kit.errors import DataError
 from kit.task import CLASSES, SOFT_LABELS, WEIGHT
 
@@ -37,7 +38,7 @@ class Targets:
     weights: np.ndarray | None = None
 
 
-def columns(path: Path, names: Sequence[str], labelled: bool, unlabelled: bool = False) -> tuple[str, ...]:
+def label_columns(path: Path, names: Sequence[str], labelled: bool, unlabelled: bool = False) -> tuple[str, ...]:
     """Which columns of a file to read for its targets.
 
     Args:
@@ -56,7 +57,7 @@ def columns(path: Path, names: Sequence[str], labelled: bool, unlabelled: bool =
     return optional if bare and not labelled and (soft or unlabelled) else (*CLASSES, *optional)
 
 
-def read(batch: raw.Batch, labelled: bool) -> Targets:
+def read_targets(batch: RawBatch, labelled: bool) -> Targets:
     """The targets of some records. Soft labels and weights may be empty cells: then the label alone, and 1.
 
     Args:
@@ -70,7 +71,7 @@ def read(batch: raw.Batch, labelled: bool) -> Targets:
     soft, bare = _soft(batch) if SOFT_LABELS[0] in names else (None, np.ones(rows, bool))
     if CLASSES[0] in names:
         empty = np.all([_empty(batch, name) for name in CLASSES], axis=0)
-        labels = raw.labels(batch, exempt=empty & ~bare & (not labelled))
+        labels = parse_labels(batch, exempt=empty & ~bare & (not labelled))
     elif soft is None:
         return Targets(np.full(rows, UNLABELLED, np.int8), None, _weights(batch))
     else:
@@ -83,7 +84,7 @@ def read(batch: raw.Batch, labelled: bool) -> Targets:
     return Targets(labels, soft, _weights(batch))
 
 
-def concatenate(parts: Sequence[Targets]) -> Targets:
+def concatenate_targets(parts: Sequence[Targets]) -> Targets:
     """The targets of all rows; soft labels and weights as soon as some part has them."""
     labels = np.concatenate([np.empty(0, np.int8), *(part.labels for part in parts)])
     soft = weights = None
@@ -95,7 +96,7 @@ def concatenate(parts: Sequence[Targets]) -> Targets:
     return Targets(labels, soft, weights)
 
 
-def _soft(batch: raw.Batch) -> tuple[np.ndarray, np.ndarray]:
+def _soft(batch: RawBatch) -> tuple[np.ndarray, np.ndarray]:
     """The soft labels (N, 3), each row divided by its sum, and which rows (N,) have none."""
     bare = np.all([_empty(batch, name) for name in SOFT_LABELS], axis=0)
     soft = np.column_stack([_numbers(batch, name, ~bare) for name in SOFT_LABELS])
@@ -107,7 +108,7 @@ def _soft(batch: raw.Batch) -> tuple[np.ndarray, np.ndarray]:
     return soft / np.where(bare, 1, total)[:, None], bare
 
 
-def _weights(batch: raw.Batch) -> np.ndarray | None:
+def _weights(batch: RawBatch) -> np.ndarray | None:
     if WEIGHT not in batch.cells.schema.names:
         return None
     given = ~_empty(batch, WEIGHT)
@@ -120,17 +121,17 @@ def _weights(batch: raw.Batch) -> np.ndarray | None:
     return weights
 
 
-def _numbers(batch: raw.Batch, name: str, needed: np.ndarray) -> np.ndarray:
+def _numbers(batch: RawBatch, name: str, needed: np.ndarray) -> np.ndarray:
     """A column as float64, 0 where it is not needed."""
     cells = batch.cells[name].to_pandas()
     numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
     bad = needed & ~((numbers >= 0) & np.isfinite(numbers))
     if bad.any():
         record = int(bad.argmax())
-        problem = f"{name} is {diagnose.shorten(cells.iloc[record])}, not a number from 0 on"
+        problem = f"{name} is {csv_errors.shorten(cells.iloc[record])}, not a number from 0 on"
         raise batch.fault(record, problem, cut_short=True)
     return np.where(needed, numbers, 0.0)
 
 
-def _empty(batch: raw.Batch, name: str) -> np.ndarray:
+def _empty(batch: RawBatch, name: str) -> np.ndarray:
     return (batch.cells[name].to_pandas() == "").to_numpy()

@@ -19,7 +19,7 @@ def shorten(value: str, limit: int = 60) -> str:
     return repr(value if len(value) <= limit else value[:limit] + "…")
 
 
-def place(path: Path, row: int, record_id: str | None = None) -> str:
+def describe_place(path: Path, row: int, record_id: str | None = None) -> str:
     """ "train.csv: row 7, id 81"; row counts the header line as row 1, as a spreadsheet does."""
     if record_id is None:
         return f"{path}: row {row}"
@@ -40,7 +40,7 @@ def _lines(data: bytes) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(data), "utf-8", errors="surrogateescape", newline="")
 
 
-def header(data: bytes) -> list[str]:
+def describe_header(data: bytes) -> list[str]:
     """The cells of the first row."""
     with _any_cell_size():
         return next(csv.reader(_lines(data)), [])
@@ -59,7 +59,7 @@ def is_cut_off(data: bytes) -> bool:
     return not data.endswith((b"\n", b"\r"))
 
 
-def structure(path: Path, data: bytes) -> DataError | None:
+def explain_structure(path: Path, data: bytes) -> DataError | None:
     """The first record that is not well-formed CSV: an open quote, too few or too many cells, text that is not UTF-8.
 
     Args:
@@ -75,14 +75,14 @@ def structure(path: Path, data: bytes) -> DataError | None:
             yield line
 
     with _any_cell_size():
-        names = header(data)
+        names = describe_header(data)
         at = names.index(ID)
         reader = csv.reader(lines(), strict=True)
         row = 0
         try:
             for row, cells in enumerate(reader, 1):
                 pending.clear()
-                where = place(path, row, cells[at] if at < len(cells) else None)
+                where = describe_place(path, row, cells[at] if at < len(cells) else None)
                 if cells and len(cells) != len(names):
                     return _wrong_width(where, cells, names, is_cut_off(data) and next(reader, None) is None)
                 bad = next((name for name, cell in zip(names, cells, strict=False) if not _is_utf8(cell)), None)
@@ -93,7 +93,7 @@ def structure(path: Path, data: bytes) -> DataError | None:
                     )
         except csv.Error as error:
             cells = next(csv.reader(pending), [""])
-            where = place(path, row + 1, cells[at] if at < len(cells) else None)
+            where = describe_place(path, row + 1, cells[at] if at < len(cells) else None)
             return _open_quote(where, cells, names, str(error), is_cut_off(data))
     return None
 

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet as pq
 
-from kit.data.merge import numbers
-from kit.data.processed import TEST_SCHEMA, TEST_TABLE, TRAIN_SCHEMA, TRAIN_TABLE
+from kit.data.dataset import TEST_SCHEMA, TEST_TABLE, TRAIN_SCHEMA, TRAIN_TABLE
+from kit.data.deduplicate import numbers
 from kit.task import CLASSES, EXTRA, GROUP, ID, LABEL, PROMPT, RESPONSES, SOFT_LABELS, TEXTS, WEIGHT
 
 
-def check(
+def verify_dataset(
     folder: Path, manifest: dict, train_ids: np.ndarray, test_ids: np.ndarray, schema: pa.Schema = TRAIN_SCHEMA
 ) -> None:
     """Checks the Parquet files in `folder` against the manifest to be written and the input's ids, in order.

@@ -176,7 +176,7 @@ CLOSINGS = (
 )  # fmt: skip
 
 
-def cut(text: str, number: int) -> str:
+def cut_text(text: str, number: int) -> str:
     """The text with half an emoji, as slicing in UTF-16 leaves it: a lone surrogate at the end or at the start."""
     return text + "\ud83d" if number % 2 else "\ude0a" + text
 
@@ -186,7 +186,7 @@ def topic_of(voice: Voice, number: int) -> str:
     return voice.topics[number % len(voice.topics)]
 
 
-def prompt(voice: Voice, number: int, turns: int, pasted: bool) -> list[str]:
+def write_prompt(voice: Voice, number: int, turns: int, pasted: bool) -> list[str]:
     """The prompts of a conversation, one a turn; in a voice, each number has a first turn of its own.
 
     Args:
@@ -202,7 +202,7 @@ def prompt(voice: Voice, number: int, turns: int, pasted: bool) -> list[str]:
     return texts
 
 
-def answer(voice: Voice, topic: str, turns: int, lines: int, quality: int, key: int) -> list[str]:
+def write_answer(voice: Voice, topic: str, turns: int, lines: int, quality: int, key: int) -> list[str]:
     """The answers of a conversation, one a turn: a function of its arguments alone.
 
     Args:

@@ -14,7 +14,7 @@ SIDE_FRAME = 3  # CLS and two SEP
 CROSS_FRAME = 6  # CLS, two SEP before each answer, one at the end
 
 
-class Sequenced(NamedTuple):
+class TruncatedSequence(NamedTuple):
     """One sequence: its two segments, and whether tokens were lost.
 
     whole: tokens that prompt and answer would have as a side without a budget; of a cross sequence, its first answer.
@@ -26,31 +26,35 @@ class Sequenced(NamedTuple):
     lost: bool
 
 
-def sides(prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, cls: int, sep: int) -> Iterator[Sequenced]:
+def side_sequences(
+    prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, cls: int, sep: int
+) -> Iterator[TruncatedSequence]:
     """One sequence for each answer, the prompt its first segment and the answer its second."""
     for answer in answers:
-        kept, (response,), lost = budget(prompt, [answer], spec.max_tokens - SIDE_FRAME, spec, sep)
-        yield Sequenced([cls, *kept, sep], [*response, sep], _whole(prompt, answer), lost)
+        kept, (response,), lost = split_budget(prompt, [answer], spec.max_tokens - SIDE_FRAME, spec, sep)
+        yield TruncatedSequence([cls, *kept, sep], [*response, sep], _whole(prompt, answer), lost)
 
 
-def orders(prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, cls: int, sep: int) -> Iterator[Sequenced]:
+def order_sequences(
+    prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, cls: int, sep: int
+) -> Iterator[TruncatedSequence]:
     """Prompt and both answers in one sequence, once in each order; what is kept of each is the same in both.
 
     Before an answer stand two SEP, as RoBERTa has them between texts: a single one only joins turns. The second
     answer alone is the second segment, because which answer a token belongs to is what has to be told apart.
     """
-    kept, (a, b), lost = budget(prompt, answers, spec.max_tokens - CROSS_FRAME, spec, sep)
+    kept, (a, b), lost = split_budget(prompt, answers, spec.max_tokens - CROSS_FRAME, spec, sep)
     for answer, first, second in zip(answers, (a, b), (b, a), strict=True):
-        yield Sequenced([cls, *kept, sep, sep, *first, sep, sep], [*second, sep], _whole(prompt, answer), lost)
+        yield TruncatedSequence([cls, *kept, sep, sep, *first, sep, sep], [*second, sep], _whole(prompt, answer), lost)
 
 
-LAYOUTS: dict[str, Callable[[Turns, Sequence[Turns], EncodeSpec, int, int], Iterator[Sequenced]]] = {
-    "siamese": sides,
-    "cross": orders,
+LAYOUTS: dict[str, Callable[[Turns, Sequence[Turns], EncodeSpec, int, int], Iterator[TruncatedSequence]]] = {
+    "siamese": side_sequences,
+    "cross": order_sequences,
 }
 
 
-def budget(
+def split_budget(
     prompt: Turns, answers: Sequence[Turns], room: int, spec: EncodeSpec, sep: int
 ) -> tuple[list[int], list[list[int]], bool]:
     """The tokens of a prompt and of the answers beside it within `room`, and whether any were lost.

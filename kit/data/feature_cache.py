@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kit.data.encode import Encoded
-from kit.data.features import FEATURES, PAIR_FEATURES, features
+from kit.data.features import FEATURES, PAIR_FEATURES, compute_features
+from kit.data.tokenize import TokenizedRows
 from kit.errors import DataError, RunError
 from kit.storage.atomic import atomic_folder, save_array
 from kit.storage.lock import make_once
@@ -24,7 +24,7 @@ SIDE_NAMES = (*FEATURES, TOKENS)
 
 
 @dataclass(frozen=True)
-class Tabular:
+class FeatureTable:
     """The numbers of N rows, float32, as they are: a model standardises them by itself.
 
     Attributes:
@@ -37,12 +37,12 @@ class Tabular:
     sides: np.ndarray
     pair: np.ndarray
 
-    def beside(self, name: str, sides: np.ndarray) -> "Tabular":
+    def beside(self, name: str, sides: np.ndarray) -> "FeatureTable":
         """The same with another number of each answer, (N, 2)."""
         added = np.concatenate([self.sides, np.asarray(sides, np.float32)[:, :, None]], 2)
         return replace(self, side_names=(*self.side_names, name), sides=added)
 
-    def select(self, side_names: Sequence[str], pair_names: Sequence[str]) -> "Tabular":
+    def select(self, side_names: Sequence[str], pair_names: Sequence[str]) -> "FeatureTable":
         """Those with these names, in this order.
 
         Raises:
@@ -60,17 +60,17 @@ class Tabular:
             )
         sides = [self.side_names.index(name) for name in side_names]
         pair = [self.pair_names.index(name) for name in pair_names]
-        return Tabular(tuple(side_names), tuple(pair_names), self.sides[:, :, sides], self.pair[:, pair])
+        return FeatureTable(tuple(side_names), tuple(pair_names), self.sides[:, :, sides], self.pair[:, pair])
 
 
 def _compute(table: pa.Table, folder: Path) -> None:
-    a, b, pair = features(table)
+    a, b, pair = compute_features(table)
     with atomic_folder(folder) as temporary:
         save_array(temporary / "sides.npy", np.stack([a, b], 1))
         save_array(temporary / "pair.npy", pair)
 
 
-def tabulate(table: pa.Table, content: str, encoded: Encoded, cache: Path) -> Tabular:
+def features_cached(table: pa.Table, content: str, encoded: TokenizedRows, cache: Path) -> FeatureTable:
     """The numbers of processed rows; those of `content` (a hash of the table) are computed once and kept in `cache`.
 
     Raises:
@@ -87,4 +87,4 @@ def tabulate(table: pa.Table, content: str, encoded: Encoded, cache: Path) -> Ta
             "Delete the folder and run the command again: it is only a cache.",
         ) from error
     tokens = np.log1p(encoded.whole_lengths.reshape(len(encoded), -1))
-    return Tabular(FEATURES, PAIR_FEATURES, sides, np.array(pair)).beside(TOKENS, tokens)
+    return FeatureTable(FEATURES, PAIR_FEATURES, sides, np.array(pair)).beside(TOKENS, tokens)

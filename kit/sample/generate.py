@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from kit import task
-from kit.data import sample_text as text
-from kit.data.judge import LENGTH, QUALITY, RULE, TIES, Turns, davidson, difference
 from kit.errors import DataError
 from kit.predictions import make_predictions, write_predictions
+from kit.sample import text
+from kit.sample.labels import LENGTH, QUALITY, RULE, TIES, Turns, davidson_probabilities, quality_difference
 from kit.storage import atomic
 
 SUMMARY_FILE = "sample.json"
@@ -109,7 +109,7 @@ def _plan(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
     return plan.iloc[rng.permutation(rows)]
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """A judged row: its texts (a turn may be null), the judge's probabilities and the label drawn from them."""
 
     models: tuple[str, str]
@@ -125,25 +125,25 @@ def _draw(probabilities: Sequence[float], luck: float) -> int:
     return 0 if point < win else 1 if point < win + lose else 2
 
 
-def _rows(plan: pd.DataFrame) -> Iterator[Row]:
+def _rows(plan: pd.DataFrame) -> Iterator[SampleRow]:
     for line in plan.itertuples(index=False):
         voice = text.VOICES[line.voice]
         topic = text.topic_of(voice, line.number)
-        prompt = text.prompt(voice, line.number, line.turns, line.pasted)
-        a = text.answer(voice, topic, line.turns, line.lines_a, line.quality_a, line.key_a)
-        b = text.answer(voice, topic, line.turns, line.lines_b, line.quality_b, line.key_b)
+        prompt = text.write_prompt(voice, line.number, line.turns, line.pasted)
+        a = text.write_answer(voice, topic, line.turns, line.lines_a, line.quality_a, line.key_a)
+        b = text.write_answer(voice, topic, line.turns, line.lines_b, line.quality_b, line.key_b)
         chosen = (a, b)[line.side]
         if line.null:
             chosen[line.key_a % line.turns] = None
         if line.cut:
-            chosen[-1] = text.cut(chosen[-1], line.key_a)
+            chosen[-1] = text.cut_text(chosen[-1], line.key_a)
         if line.cut_prompt:
-            prompt[-1] = text.cut(prompt[-1], line.number)
-        probabilities = davidson(difference(a, b, (voice,)))
+            prompt[-1] = text.cut_text(prompt[-1], line.number)
+        probabilities = davidson_probabilities(quality_difference(a, b, (voice,)))
         label = _draw(probabilities, line.luck)
         if line.again:
             label = _draw([p * (c != label) for c, p in enumerate(probabilities)], line.luck_again)
-        yield Row((NAMES[line.model_a], NAMES[line.model_b]), (prompt, a, b), probabilities, label)
+        yield SampleRow((NAMES[line.model_a], NAMES[line.model_b]), (prompt, a, b), probabilities, label)
 
 
 # --- the files
@@ -156,7 +156,9 @@ def _cell(turns: Turns) -> str:
     return _JSON.encode(turns).replace("/", "\\/")
 
 
-def _write_rows(path: Path, rows: Iterator[Row], ids: np.ndarray, labelled: bool) -> tuple[np.ndarray, np.ndarray]:
+def _write_rows(
+    path: Path, rows: Iterator[SampleRow], ids: np.ndarray, labelled: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Writes each row as it is made; returns the probabilities (N, 3) and the labels (N,)."""
     probabilities, labels = np.empty((len(ids), 3)), np.empty(len(ids), np.int64)
     with path.open("w", encoding="ascii", newline="") as file:
@@ -181,7 +183,7 @@ def _summary(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     }
 
 
-def write(out: Path, rows: int = 2400, seed: int = 0, force: bool = False) -> dict:
+def write_sample(out: Path, rows: int = 2400, seed: int = 0, force: bool = False) -> dict:
     """Writes the sample's FILES into the folder `out`; the same rows and seed give the same bytes everywhere.
 
     Args:

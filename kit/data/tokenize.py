@@ -1,4 +1,4 @@
-"""Rows to tokens, once: tokenised in batches by Rust, laid out (see `data.layout`), kept on disk and memory-mapped."""
+"""Rows to tokens, once: tokenised in batches by Rust, laid out (see `data.truncation`), kept on disk and memory-mapped."""
 
 import array
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kit.data.layout import LAYOUTS
+from kit.data.truncation import LAYOUTS
 from kit.errors import DataError
 from kit.recipe.spec import EncodeSpec, Shape
 from kit.storage.atomic import atomic_files, atomic_folder, save_array
@@ -24,7 +24,7 @@ _REMAKE = "Delete the folder and run the command again: it is only a cache."
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class PairTokenizer:
     """A tokenizer as kit needs it: a fast transformers tokenizer and the ids that frame a sequence."""
 
     pretrained: Any
@@ -54,7 +54,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedRows:
     """The tokens of N rows with S sequences each, memory-mapped from disk.
 
     The sequences of a row are its two sides, or under the shape "cross" the row in both orders of its answers.
@@ -81,7 +81,7 @@ class Encoded:
         return np.diff(self.starts).reshape(-1, self.sides)
 
     @classmethod
-    def open(cls, folder: Path) -> "Encoded":
+    def open(cls, folder: Path) -> "TokenizedRows":
         """Maps what `encode` wrote.
 
         Raises:
@@ -103,18 +103,20 @@ class Encoded:
         return encoded
 
 
-def encode_cached(
-    table: pa.Table, content: str, vocabulary: Vocabulary, spec: EncodeSpec, cache: Path, shape: Shape = "siamese"
-) -> Encoded:
+def tokenize_cached(
+    table: pa.Table, content: str, vocabulary: PairTokenizer, spec: EncodeSpec, cache: Path, shape: Shape = "siamese"
+) -> TokenizedRows:
     """`encode`, unless the same `content` (a hash of the table) was encoded the same way before."""
     identity = [FORMAT, content, vocabulary.digest, dataclasses.asdict(spec), shape]
     folder = cache / f"tokens-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     done = (folder / "meta.json").exists
-    make_once(cache, folder.name, done, lambda: encode(table, vocabulary, spec, folder, shape))
-    return Encoded.open(folder)
+    make_once(cache, folder.name, done, lambda: tokenize_rows(table, vocabulary, spec, folder, shape))
+    return TokenizedRows.open(folder)
 
 
-def encode(table: pa.Table, vocabulary: Vocabulary, spec: EncodeSpec, folder: Path, shape: Shape = "siamese") -> None:
+def tokenize_rows(
+    table: pa.Table, vocabulary: PairTokenizer, spec: EncodeSpec, folder: Path, shape: Shape = "siamese"
+) -> None:
     """Encodes every row's two sequences into `folder`, whole or not at all; memory does not grow with the rows."""
     backend, layout, sides, cut, total = vocabulary.backend, LAYOUTS[shape], len(RESPONSES), 0, 0
     lengths, first_lengths, whole_lengths = array.array("q"), array.array("i"), array.array("i")

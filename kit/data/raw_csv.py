@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pacsv
 
-from kit.data import diagnose, source
+from kit.data import csv_errors, csv_source
 from kit.errors import DataError
 from kit.task import CLASSES, ID
 
@@ -20,7 +20,7 @@ FLAGS = ("0", "1", "0.0", "1.0", "False", "True")  # no and yes in turn, as pand
 
 
 @dataclass(frozen=True)
-class Batch:
+class RawBatch:
     """Some records of a CSV file, in its order: the columns asked for as text, unparsed.
 
     Attributes:
@@ -32,9 +32,9 @@ class Batch:
     start: int
     cells: pa.RecordBatch
 
-    def fault(self, record: int, problem: str, hint: str = diagnose.REMEDY, cut_short: bool = False) -> DataError:
+    def fault(self, record: int, problem: str, hint: str = csv_errors.REMEDY, cut_short: bool = False) -> DataError:
         """The error for the `record`-th of these records (from 0); see `fault`."""
-        return fault(self.path, self.start + record, self.cells[ID][record].as_py(), problem, hint, cut_short)
+        return row_error(self.path, self.start + record, self.cells[ID][record].as_py(), problem, hint, cut_short)
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,28 @@ class RawFile:
             `crlf_line_ends` read as line ends, each with its count.
     """
 
-    batches: Iterator[Batch]
+    batches: Iterator[RawBatch]
     ignored: tuple[str, ...]
     repairs: dict[str, int]
 
 
-def fault(
-    path: Path, record: int, record_id: str, problem: str, hint: str = diagnose.REMEDY, cut_short: bool = False
+def row_error(
+    path: Path, record: int, record_id: str, problem: str, hint: str = csv_errors.REMEDY, cut_short: bool = False
 ) -> DataError:
     """The error for a file's `record`-th record (from 0), with its row and id; the file is read again to count rows.
 
     Args:
         cut_short: the problem may come from a file that ends in mid-row; said so if this is the last row.
     """
-    data = source.load(path)
-    row, last = diagnose.find_row(data, record)
-    where = diagnose.place(path, row, record_id)
-    if cut_short and last and diagnose.is_cut_off(data):
-        return DataError(f"{where}: the file is cut off in this row: {problem}", diagnose.CUT_OFF)
+    data = csv_source.load_csv(path)
+    row, last = csv_errors.find_row(data, record)
+    where = csv_errors.describe_place(path, row, record_id)
+    if cut_short and last and csv_errors.is_cut_off(data):
+        return DataError(f"{where}: the file is cut off in this row: {problem}", csv_errors.CUT_OFF)
     return DataError(f"{where}: {problem}", hint)
 
 
-def read(path: str | Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]]) -> RawFile:
+def read_raw(path: str | Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]]) -> RawFile:
     """Opens the named columns of a CSV file as text; column order and further columns are free.
 
     Args:
@@ -79,8 +79,8 @@ def read(path: str | Path, columns: Sequence[str] | Callable[[list[str]], Sequen
             one, the row and the id.
     """
     path = Path(path)
-    repairs = source.survey(path)
-    names = diagnose.header(source.head(path))
+    repairs = csv_source.survey_csv(path)
+    names = csv_errors.describe_header(csv_source.csv_head(path))
     columns = columns(names) if callable(columns) else columns
     _check_header(path, names, columns)
     batches = _batches(path, repairs["nul_bytes"] > 0, columns)
@@ -97,7 +97,7 @@ def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
                 f"{path}: row 1: the columns are separated by {DELIMITERS[other]}, not commas",
                 "Save the file with commas between the cells.",
             )
-        shown = ", ".join(diagnose.shorten(n, 30) for n in names[:12])
+        shown = ", ".join(csv_errors.shorten(n, 30) for n in names[:12])
         raise DataError(
             f"{path}: row 1: no column {', '.join(missing)} (it has {shown})",
             f"The first row must name the columns {','.join(columns)}.",
@@ -107,17 +107,19 @@ def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
         raise DataError(f"{path}: row 1: the column {repeated[0]} stands there twice", "Remove one of them.")
 
 
-def _batches(path: Path, nul_bytes: bool, columns: Sequence[str]) -> Iterator[Batch]:
-    if source.quote_is_open_at_the_end(path) and (error := diagnose.structure(path, source.load(path))):
+def _batches(path: Path, nul_bytes: bool, columns: Sequence[str]) -> Iterator[RawBatch]:
+    if csv_source.quote_is_open_at_the_end(path) and (
+        error := csv_errors.explain_structure(path, csv_source.load_csv(path))
+    ):
         raise error  # pyarrow closes a quote that is open at the end of the file without a word
     done, reason = 0, None
     for block in (BLOCK, min(path.stat().st_size + 1, BLOCK_LIMIT)):
         try:
             first = 0
-            file = pa.BufferReader(source.load(path)) if nul_bytes else pa.OSFile(str(path))
+            file = pa.BufferReader(csv_source.load_csv(path)) if nul_bytes else pa.OSFile(str(path))
             for cells in _reader(file, columns, block):
                 if first + len(cells) > done:
-                    yield Batch(path, done, cells.slice(done - first))
+                    yield RawBatch(path, done, cells.slice(done - first))
                 first += len(cells)
                 done = max(done, first)
             reason = None
@@ -130,8 +132,8 @@ def _batches(path: Path, nul_bytes: bool, columns: Sequence[str]) -> Iterator[Ba
         return
     if reason is None or "Empty CSV" in str(reason):
         raise DataError(f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`).")
-    error = diagnose.structure(path, source.load(path)) or DataError(
-        f"{path}: not a CSV file that can be read: {diagnose.shorten(str(reason))}", diagnose.REMEDY
+    error = csv_errors.explain_structure(path, csv_source.load_csv(path)) or DataError(
+        f"{path}: not a CSV file that can be read: {csv_errors.shorten(str(reason))}", csv_errors.REMEDY
     )
     raise error from reason
 
@@ -145,7 +147,7 @@ def _reader(file: pa.NativeFile, columns: Sequence[str], block: int) -> pacsv.CS
     )
 
 
-def ids(batch: Batch) -> np.ndarray:
+def parse_ids(batch: RawBatch) -> np.ndarray:
     """The ids (N,) as int64.
 
     Raises:
@@ -158,17 +160,17 @@ def ids(batch: Batch) -> np.ndarray:
     return column.cast(pa.int64()).to_numpy()
 
 
-def check_unique(path: Path, ids: np.ndarray) -> None:
+def check_unique_ids(path: Path, ids: np.ndarray) -> None:
     """Raises a DataError that names both rows if an id (N,) of the file stands there twice."""
     _, firsts = np.unique(ids, return_index=True)
     if len(firsts) < len(ids):
         record = int(np.delete(np.arange(len(ids)), firsts)[0])
-        row, _ = diagnose.find_row(source.load(path), int((ids == ids[record]).argmax()))
+        row, _ = csv_errors.find_row(csv_source.load_csv(path), int((ids == ids[record]).argmax()))
         problem = f"this id stands in row {row} already"
-        raise fault(path, record, str(ids[record]), problem, "Every row needs an id of its own.")
+        raise row_error(path, record, str(ids[record]), problem, "Every row needs an id of its own.")
 
 
-def labels(batch: Batch, exempt: np.ndarray | None = None) -> np.ndarray:
+def parse_labels(batch: RawBatch, exempt: np.ndarray | None = None) -> np.ndarray:
     """The labels (N,) as int8, 0, 1 or 2: which of the three class columns is 1.
 
     Args:
@@ -184,7 +186,7 @@ def labels(batch: Batch, exempt: np.ndarray | None = None) -> np.ndarray:
     if bad.any():
         record = int(bad.argmax())
         cells = [batch.cells[c][record].as_py() for c in CLASSES]
-        shown = ", ".join(f"{c} {diagnose.shorten(cell, 12)}" for c, cell in zip(CLASSES, cells, strict=True))
-        remedy = "Exactly one of the three must be 1, the others 0. " + diagnose.REMEDY
+        shown = ", ".join(f"{c} {csv_errors.shorten(cell, 12)}" for c, cell in zip(CLASSES, cells, strict=True))
+        remedy = "Exactly one of the three must be 1, the others 0. " + csv_errors.REMEDY
         raise batch.fault(record, f"not one-hot: {shown}", remedy, cut_short="" in cells)
     return one_hot.argmax(axis=1).astype(np.int8)

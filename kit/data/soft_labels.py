@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.data import raw
-from kit.data.rows import Rows
-from kit.data.targets import TOLERANCE, UNLABELLED, Targets, concatenate
+from kit.data.labels import TOLERANCE, UNLABELLED, Targets, concatenate_targets
+from kit.data.raw_csv import row_error
+from kit.data.rows import RawRows
 from kit.errors import DataError
 from kit.predictions import read_predictions
 from kit.task import CLASSES, ID, TRAIN_FILE
 
 
-def join(train: Rows, extras: Sequence[Rows], paths: Sequence[Path], frames: Sequence[Path]) -> Targets:
+def join_soft_labels(
+    train: RawRows, extras: Sequence[RawRows], paths: Sequence[Path], frames: Sequence[Path]
+) -> Targets:
     """What rows teach, those of train.csv first, with the predictions in `frames` for soft labels, by id.
 
     They go to rows of train.csv, and to rows of extra files that have no label of their own, which all need one.
@@ -50,24 +52,24 @@ def join(train: Rows, extras: Sequence[Rows], paths: Sequence[Path], frames: Seq
         if not found.all():
             record = int(found.argmin())
             hint = "Predict every row of the file (`kit predict RUN --input FILE`)."
-            raise raw.fault(path, record, str(rows.ids[record]), "no label, and no prediction for this id", hint)
+            raise row_error(path, record, str(rows.ids[record]), "no label, and no prediction for this id", hint)
     taught = [_with(rows, predictions) if UNLABELLED in rows.labels else rows.targets for rows in extras]
-    return concatenate([_with(train, predictions), *taught])
+    return concatenate_targets([_with(train, predictions), *taught])
 
 
-def _unique_ids(files: Sequence[tuple[Rows, Path]]) -> np.ndarray:
+def _unique_ids(files: Sequence[tuple[RawRows, Path]]) -> np.ndarray:
     """The ids of all rows in `files`; a prediction could be of either row where two share one."""
     ids = np.empty(0, np.int64)
     for rows, path in files:
         again = np.isin(rows.ids, ids) | pd.Index(rows.ids).duplicated()
         if again.any():
             record, problem = int(again.argmax()), "this id stands in two unlabelled extra rows"
-            raise raw.fault(path, record, str(rows.ids[record]), problem, "Give the extra rows ids of their own.")
+            raise row_error(path, record, str(rows.ids[record]), problem, "Give the extra rows ids of their own.")
         ids = np.append(ids, rows.ids)
     return ids
 
 
-def _with(rows: Rows, predictions: pd.DataFrame) -> Targets:
+def _with(rows: RawRows, predictions: pd.DataFrame) -> Targets:
     """What a file's rows teach, with the predictions of those that have some."""
     found = np.isin(rows.ids, predictions.index)
     taken = predictions.loc[rows.ids[found], list(CLASSES)].to_numpy()

@@ -37,7 +37,7 @@ WEIGHT_FIELD = pa.field(WEIGHT, pa.float64())  # where they have weights
 
 
 @dataclass(frozen=True)
-class Processed:
+class Dataset:
     """An opened processed folder; the files are those the manifest describes, byte for byte."""
 
     folder: Path
@@ -122,7 +122,7 @@ class Processed:
         return path if BAYES_FILE in self.manifest["outputs"] else None
 
 
-def open_processed(folder: str | Path) -> Processed:
+def open_dataset(folder: str | Path) -> Dataset:
     """Opens the folder that `kit preprocess` wrote.
 
     Raises:
@@ -141,7 +141,7 @@ def open_processed(folder: str | Path) -> Processed:
     changed = changed_file(folder, manifest)
     if changed:
         raise DataError(f"{changed}: its SHA-256 is not the one in {MANIFEST}: the file was changed or removed", again)
-    return Processed(folder, manifest, stamps)
+    return Dataset(folder, manifest, stamps)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

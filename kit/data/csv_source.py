@@ -16,7 +16,7 @@ MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
 PIECE = 1 << 20  # bytes read at a time
 
 
-def require(path: str | Path) -> Path:
+def require_file(path: str | Path) -> Path:
     """The path, if a file can be there.
 
     Raises:
@@ -37,13 +37,13 @@ def require(path: str | Path) -> Path:
     return path
 
 
-def survey(path: str | Path) -> dict[str, int]:
+def survey_csv(path: str | Path) -> dict[str, int]:
     """How often each repair of the file's bytes is due (see `raw.RawFile`), read piece by piece.
 
     Raises:
         DataError: the file is missing, empty, or of another kind.
     """
-    path = require(path)
+    path = require_file(path)
     repairs = {"nul_bytes": 0, "byte_order_mark": 0, "crlf_line_ends": 0}
     empty, before = True, b""
     with path.open("rb") as file:
@@ -65,12 +65,12 @@ def survey(path: str | Path) -> dict[str, int]:
     return repairs
 
 
-def load(path: Path) -> bytes:
+def load_csv(path: Path) -> bytes:
     """All of a file without byte order mark and NUL bytes: what faults are looked for in."""
     return path.read_bytes().removeprefix(MARK).replace(b"\0", b"")
 
 
-def head(path: Path) -> bytes:
+def csv_head(path: Path) -> bytes:
     """The start of what `load` gives, long enough for any header."""
     with path.open("rb") as file:
         return file.read(PIECE).removeprefix(MARK).replace(b"\0", b"")
