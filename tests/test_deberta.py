@@ -15,10 +15,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import DebertaV2Model
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
 
-from kit.model import disentangled
+from kit.attention import disentangled
+from kit.attention.deberta import FastAttention, attend_with_bias, table_rows
+from kit.attention.disentangled import Attend
 from kit.model.backbones import BACKBONES
-from kit.model.deberta import FastAttention, attend_with_bias, table_rows
-from kit.model.disentangled import Attend
 from kit.model.encoder import build, load_encoder
 from kit.model.pair import PairModel
 from kit.recipe.spec import ModelSpec

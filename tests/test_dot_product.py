@@ -6,13 +6,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from kit.model import dot_product
+from kit.attention import sdpa
+from kit.attention.chance import STEPS, Draws, in_steps
+from kit.attention.dropout import QuickDropout
+from kit.attention.sdpa import MixedAttention, SequenceLengths, sdpa_attention
+from kit.attention.tiles import cut_tiles
 from kit.model.backbones import BACKBONES
-from kit.model.chance import STEPS, Draws, in_steps
-from kit.model.dot_product import Mixed, Told, attend
-from kit.model.dropout import QuickDropout
 from kit.model.encoder import build
-from kit.model.pieces import cut
 
 FAMILIES = ["tiny-electra", "tiny-roberta", "modernbert-base", "xlm-roberta"]
 
@@ -32,7 +32,7 @@ def mixed(lengths: list[int], barred: Tensor | None, steps: int, *tensors: Tenso
     """`Mixed` as transformers sees it: (B, H, T, D) in and out."""
     size, width = len(tensors[0]), tensors[0].shape[-1]
     flat = (x.transpose(1, 2).flatten(0, 1) for x in tensors)
-    return Mixed.apply(*flat, lengths, barred, width**-0.5, steps).unflatten(0, (size, -1)).transpose(1, 2)
+    return MixedAttention.apply(*flat, lengths, barred, width**-0.5, steps).unflatten(0, (size, -1)).transpose(1, 2)
 
 
 def results(function, tensors: list[Tensor]) -> list[Tensor]:
@@ -50,14 +50,14 @@ def results(function, tensors: list[Tensor]) -> list[Tensor]:
 def test_values_and_gradients_are_torchs(
     monkeypatch: pytest.MonkeyPatch, size: int, heads: int, length: int, width: int, mask: str, chunk: int
 ):
-    monkeypatch.setattr(dot_product, "CHUNK", chunk)
-    monkeypatch.setattr(dot_product, "JOINED", chunk // 2)
+    monkeypatch.setattr(sdpa, "CHUNK", chunk)
+    monkeypatch.setattr(sdpa, "JOINED", chunk // 2)
     tensors = inputs(size, heads, length, width)
     seen = None if mask == "none" else padding([max(1, length - 2 * row) for row in range(size)], length)
     if mask == "window":
         near = (torch.arange(length)[:, None] - torch.arange(length)).abs() < 3
         seen = seen & near | torch.eye(length, dtype=torch.bool)
-    barred = None if seen is None else dot_product._barred(seen, torch.float32)
+    barred = None if seen is None else sdpa._barred(seen, torch.float32)
     assert barred is None or barred.shape[2] == (1 if mask == "padding" or length == 1 else length)
     found = results(lambda q, k, v: mixed([length] * size, barred, 0, q, k, v), tensors)
     expected = results(lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, seen), tensors)
@@ -69,8 +69,8 @@ def test_values_and_gradients_are_torchs(
 @pytest.mark.parametrize("chunk", [1, 1000, 1 << 21])
 def test_sequences_end_to_end_are_what_each_is_by_itself(monkeypatch: pytest.MonkeyPatch, chance: float, chunk: int):
     """Under dropout each alone, with the draws that it gets when it is one of many."""
-    monkeypatch.setattr(dot_product, "CHUNK", chunk)
-    monkeypatch.setattr(dot_product, "JOINED", chunk // 2)
+    monkeypatch.setattr(sdpa, "CHUNK", chunk)
+    monkeypatch.setattr(sdpa, "JOINED", chunk // 2)
     lengths, (heads, width), steps = [9, 9, 5, 1, 14], (3, 8), in_steps(chance)
     tensors = inputs(1, heads, sum(lengths), width)
     torch.manual_seed(9)
@@ -78,7 +78,7 @@ def test_sequences_end_to_end_are_what_each_is_by_itself(monkeypatch: pytest.Mon
     torch.manual_seed(9)
     draws, masks = Draws(), {}
     room = chunk * torch.get_num_threads() // 4
-    for piece in cut(lengths, heads, room, chunk // 2 * torch.get_num_threads() // 4):
+    for piece in cut_tiles(lengths, heads, room, chunk // 2 * torch.get_num_threads() // 4):
         shape = piece.of_scores(torch.empty(heads * sum(n * n for n in lengths))).shape
         kept = draws.signs(torch.Size(shape), steps) >= 0 if steps else torch.ones(shape)
         for number, sequence in enumerate(range(*piece.sequences.indices(len(lengths)))):
@@ -99,7 +99,7 @@ def test_an_unpadded_batch_that_looks_back_only_is_an_error():
     tensors, causal = inputs(1, 2, 9, 4), torch.nn.Module()
     causal.is_causal = True
     with pytest.raises(ValueError, match="look both ways"):
-        attend(causal, *tensors, None, sequences=Told([4, 5]))
+        sdpa_attention(causal, *tensors, None, sequences=SequenceLengths([4, 5]))
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -131,7 +131,7 @@ def test_what_is_kept_for_the_backward_pass_is_the_weights_once():
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        result = attend(torch.nn.Module(), *tensors, None, dropout=0.1, is_causal=False)[0]
+        result = sdpa_attention(torch.nn.Module(), *tensors, None, dropout=0.1, is_causal=False)[0]
     assert result.shape == (2, 64, 4, 8)
     assert sum(seen.values()) < 4 * (2 * 4 * 64 * 64 + 6 * 2 * 4 * 64 * 8)
 
@@ -145,19 +145,21 @@ def test_where_it_is_for_nothing_torchs_kernel_runs(monkeypatch: pytest.MonkeyPa
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
 
-    monkeypatch.setattr(dot_product, "sdpa_attention_forward", listening)
+    monkeypatch.setattr(sdpa, "sdpa_attention_forward", listening)
     tensors, module = inputs(2, 2, 8, 4), torch.nn.Module()
     module.is_causal = False
-    attend(module, *tensors, None)  # float32 without dropout
+    sdpa_attention(module, *tensors, None)  # float32 without dropout
     with torch.no_grad():
-        attend(module, *tensors, None, dropout=0.1)
+        sdpa_attention(module, *tensors, None, dropout=0.1)
         with torch.autocast("cpu", torch.bfloat16):
-            attend(module, *tensors, None)
-    attend(module, tensors[0], *(x[:, :, :4] for x in tensors[1:]), None, dropout=0.1)  # of other keys than queries
+            sdpa_attention(module, *tensors, None)
+    sdpa_attention(
+        module, tensors[0], *(x[:, :, :4] for x in tensors[1:]), None, dropout=0.1
+    )  # of other keys than queries
     assert len(calls) == 4
-    attend(module, *tensors, None, dropout=0.1)
+    sdpa_attention(module, *tensors, None, dropout=0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert attend(module, *tensors, None)[0].dtype == torch.bfloat16
+        assert sdpa_attention(module, *tensors, None)[0].dtype == torch.bfloat16
     assert len(calls) == 4
 
 
@@ -168,10 +170,10 @@ def test_what_looks_back_only_is_left_to_torchs_kernel():
     changed = [torch.cat([x[:, :, :-1], x[:, :, -1:] + 1], 2) for x in tensors]
     with torch.autocast("cpu", torch.bfloat16):
         for module, given in ((causal, {}), (torch.nn.Module(), {"is_causal": True})):
-            first, other = (attend(module, *each, None, **given)[0][:, 0] for each in (tensors, changed))
+            first, other = (sdpa_attention(module, *each, None, **given)[0][:, 0] for each in (tensors, changed))
             assert torch.equal(first, other)
         causal.is_causal = False
-        assert not torch.equal(attend(causal, *changed, None)[0][:, 0], first)
+        assert not torch.equal(sdpa_attention(causal, *changed, None)[0][:, 0], first)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -191,7 +193,7 @@ def test_encoders_of_every_family_agree_with_transformers_own(name: str):
         torch.manual_seed(2)
         encoders.append(build(config, fast_attention=fast).train())
     exchanged = encoders[0]._can_set_attn_implementation()  # ModernBERT not in transformers 5.0 to 5.3
-    assert encoders[0].config._attn_implementation == (dot_product.NAME if exchanged else "sdpa")
+    assert encoders[0].config._attn_implementation == (sdpa.NAME if exchanged else "sdpa")
     assert any(type(module) is QuickDropout for module in encoders[0].modules())
     assert not any(type(module) is QuickDropout for module in encoders[1].modules())
     for encoder in encoders:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from kit.model.chance import STEPS, Draws, flagged, in_steps
-from kit.model.dropout import QuickDropout
+from kit.attention.chance import STEPS, Draws, flagged, in_steps
+from kit.attention.dropout import QuickDropout
 
 
 @pytest.mark.parametrize("chance", [0.05, 0.1, 0.5])

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.model.pieces import all_scores, cut
+from kit.attention.tiles import all_scores, cut_tiles
 
 
 @settings(deadline=None)
@@ -15,7 +15,7 @@ from kit.model.pieces import all_scores, cut
     joined=st.floats(0, 1),
 )
 def test_pieces_are_all_tokens_and_heads_and_scores_once(lengths: list[int], heads: int, room: int, joined: float):
-    pieces = cut(lengths, heads, room, int(room * joined))
+    pieces = cut_tiles(lengths, heads, room, int(room * joined))
     x, numbers = (
         torch.zeros(sum(lengths), heads, 3),
         torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
@@ -41,11 +41,11 @@ def test_pieces_are_all_tokens_and_heads_and_scores_once(lengths: list[int], hea
 
 
 def test_short_sequences_of_one_length_share_a_piece_and_long_ones_do_not():
-    assert [piece.sequences for piece in cut([8, 8, 8, 2, 2, 2], 2, room=200, join=20)] == [
+    assert [piece.sequences for piece in cut_tiles([8, 8, 8, 2, 2, 2], 2, room=200, join=20)] == [
         slice(0, 1),
         slice(1, 2),
         slice(2, 3),
         slice(3, 5),
         slice(5, 6),
     ]
-    assert [piece.heads for piece in cut([10], 3, room=200, join=200)] == [slice(0, 2), slice(2, 3)]
+    assert [piece.heads for piece in cut_tiles([10], 3, room=200, join=200)] == [slice(0, 2), slice(2, 3)]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from token_rows import PAD, token_rows
 from torch import Tensor, nn
 
+from kit.attention import unpadded
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
-from kit.model import unpadded
 from kit.model.backbones import BACKBONES
 from kit.model.batches import Collator
 from kit.model.device import Compute
@@ -53,7 +53,7 @@ def results(model: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, dict[str
     """States of real tokens, and gradients."""
     model.zero_grad()
     if "lengths" in pack:
-        states, real = unpadded.run(model, pack)
+        states, real = unpadded.run_unpadded(model, pack)
     else:
         states, real = model(**pack).last_hidden_state, pack["attention_mask"].bool()
     states = states[real].float()
@@ -63,7 +63,7 @@ def results(model: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, dict[str
 
 
 def agree(model: nn.Module, lengths: list[int]) -> None:
-    assert unpadded.suits(model)
+    assert unpadded.supports_unpadded(model)
     (expected, wanted), (values, slopes) = (results(model, pack) for pack in packs(lengths, model.config))
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
     assert slopes.keys() == wanted.keys()
@@ -102,7 +102,7 @@ def test_under_dropout_no_token_sees_another_sequence(family: str, kind: torch.d
     embedded: list[Tensor] = []
     model.get_input_embeddings().register_forward_hook(lambda *args: embedded.append(args[2]))
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
-        states, real = unpadded.run(model, pack)
+        states, real = unpadded.run_unpadded(model, pack)
     for sequence, own in enumerate((slice(0, 9), slice(9, 23), slice(23, 32))):
         found = states[sequence][real[sequence]].float()
         slope = torch.autograd.grad((found * torch.randn(found.shape)).sum(), embedded[0], retain_graph=True)[0][0]
@@ -137,7 +137,7 @@ def test_gradient_checkpointing_changes_nothing_under_dropout(family: str):
     ids=["modernbert", "convolution", "attention maps", "transformers' own deberta", "transformers' own electra"],
 )
 def test_other_encoders_are_padded(config: dict[str, Any], fast: bool):
-    assert not unpadded.suits(build(config | SMALL, fast_attention=fast))
+    assert not unpadded.supports_unpadded(build(config | SMALL, fast_attention=fast))
 
 
 def test_a_transformers_that_loses_the_sequences_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -147,7 +147,7 @@ def test_a_transformers_that_loses_the_sequences_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(deberta.encoder, "get_attention_mask", lambda mask: mask[:, None, None])
     for model in (bert, deberta):
         with pytest.raises(BackboneError, match="does not tell attention where a sequence ends"):
-            unpadded.run(model, packs(LENGTHS, model.config)[1])
+            unpadded.run_unpadded(model, packs(LENGTHS, model.config)[1])
 
 
 def pair(family: str, **spec: Any) -> PairModel:
@@ -172,8 +172,8 @@ def test_predictions_are_the_same_from_either_batch(family: str, monkeypatch: py
     rows = token_rows(np.random.default_rng(0).integers(3, 40, (9, 2)))
     model, compute = pair(family, pooling="mean"), Compute(torch.device("cpu"), "fp32", "")
     found = []
-    for suits in (unpadded.suits, lambda encoder: False):
-        monkeypatch.setattr(unpadded, "suits", suits)
+    for suits in (unpadded.supports_unpadded, lambda encoder: False):
+        monkeypatch.setattr(unpadded, "supports_unpadded", suits)
         collate = collator(model, rows, PairTokenizer(None, 1, 2, PAD))
         found.append(predict_logits(model, collate, np.arange(9), compute, both_orders=True))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)

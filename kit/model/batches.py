@@ -45,7 +45,7 @@ class Collator:
             `parts`, each a batch for itself, beside the `labels` of them all.
         multiple: lengths are padded to one of it.
         first_only: a row brings its first sequence alone, S = 1.
-        unpadded: for an encoder that `kit.model.unpadded` suits, on a CPU.
+        unpadded: for an encoder that `kit.attention.unpadded` suits, on a CPU.
     """
 
     def __init__(

@@ -21,12 +21,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 def build(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
     """The architecture of a configuration, with random weights, in float32, without a pooler.
 
-    fast_attention: whether attention and dropout are kit's own where that is faster (`model.quicken`), with the same
+    fast_attention: whether attention and dropout are kit's own where that is faster (`attention.patch`), with the same
     names and weights.
     """
     from transformers import AutoConfig, AutoModel
 
-    from kit.model.quicken import quicken
+    from kit.attention.patch import patch_encoder
 
     values = dict(config)
     settings = AutoConfig.for_model(values.pop("model_type"), **values)
@@ -34,7 +34,7 @@ def build(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
     encoder = AutoModel.from_config(settings, dtype=torch.float32)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # kit pools by itself; an unused layer would break distributed training
-    return quicken(encoder) if fast_attention else encoder
+    return patch_encoder(encoder) if fast_attention else encoder
 
 
 def count_parameters(config: dict[str, Any]) -> dict[str, int]:
@@ -72,7 +72,7 @@ def load_encoder(source: Backbone | Path, fast_attention: bool = True) -> nn.Mod
     """
     from transformers import AutoModel
 
-    from kit.model.quicken import quicken
+    from kit.attention.patch import patch_encoder
 
     place = source.hub_id if isinstance(source, Backbone) else source
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
@@ -101,7 +101,7 @@ def load_encoder(source: Backbone | Path, fast_attention: bool = True) -> nn.Mod
     wrong = {p.dtype for p in encoder.parameters()} - {torch.float32}
     if wrong:
         raise BackboneError(f"{place}: weights came as {wrong}, not float32", "This is a bug in kit; please report it.")
-    return quicken(encoder) if fast_attention else encoder
+    return patch_encoder(encoder) if fast_attention else encoder
 
 
 def load_vocabulary(source: Backbone | Path) -> PairTokenizer:

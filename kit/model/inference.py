@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kit.attention.unpadded import supports_unpadded
 from kit.data.feature_cache import FeatureTable
 from kit.data.tokenize import PairTokenizer, TokenizedRows
-from kit.model import unpadded
 from kit.model.batches import Collator
 from kit.model.device import Compute
 from kit.model.pair import PairModel
@@ -50,7 +50,7 @@ def collator(
         most=most,
         multiple=multiple,
         first_only=first_only,
-        unpadded=device == "cpu" and multiple == 1 and unpadded.suits(model.encoder),
+        unpadded=device == "cpu" and multiple == 1 and supports_unpadded(model.encoder),
     )
 
 

@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kit.attention.patch import is_patched
+from kit.attention.unpadded import run_unpadded
 from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
-from kit.model import heads, pooling, reward, unpadded
+from kit.model import heads, pooling, reward
 from kit.model.encoder import build, load_vocabulary
-from kit.model.quicken import quickened
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, write_json
 from kit.task import SWAP
@@ -57,7 +58,7 @@ class PairModel(nn.Module):
         self.reads = reads if spec.features else None
         hidden = encoder.config.hidden_size  # which some families call otherwise in their files
         self.encoder = encoder
-        self.half_width = hidden if quickened(encoder) else 0
+        self.half_width = hidden if is_patched(encoder) else 0
         self.pooling = pooling.build(spec.pooling, hidden)
         self.reward = reward.build(config, hidden) if spec.reward else None
         side = hidden + spec.reward  # a side's vector is what was pooled, and its reward
@@ -80,7 +81,7 @@ class PairModel(nn.Module):
     def pool(self, pack: dict[str, Tensor]) -> Tensor:
         """Pooled vectors, float32, the reward last: (n, T) tokens, or n sequences end to end -> (n, H)."""
         if "lengths" in pack:
-            states, real = unpadded.run(self.encoder, pack)
+            states, real = run_unpadded(self.encoder, pack)
         else:
             states, real = self.encoder(**pack).last_hidden_state, pack["attention_mask"]  # (n, T, H), (n, T)
         with torch.autocast(states.device.type, enabled=False):

@@ -11,23 +11,23 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kit.attention import sdpa
+from kit.attention.deberta import key_mask_encoder
 from kit.errors import BackboneError
-from kit.model import dot_product
 from kit.model.backbones import AFTER_PADDING
-from kit.model.deberta import key_mask_encoder
 
 FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")  # they hand on what they are given; DeBERTa's mask tells it
 
 
-def suits(encoder: nn.Module) -> bool:
+def supports_unpadded(encoder: nn.Module) -> bool:
     """Whether `run` gives this encoder's states: its attention is kit's, and nothing else looks at a neighbour."""
     config, inner = encoder.config, key_mask_encoder(encoder)
     if inner is not None:
         return inner.conv is None and not config.output_attentions
-    return config.model_type in FAMILIES and config._attn_implementation == dot_product.NAME and not config.is_decoder
+    return config.model_type in FAMILIES and config._attn_implementation == sdpa.NAME and not config.is_decoder
 
 
-def run(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def run_unpadded(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The states of a pack of (1, N) tokens with `lengths` (n,), padded: (n, T, H), and which are real (n, T).
 
     Raises:
@@ -38,7 +38,7 @@ def run(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))  # some keep too few zeros of their own
     starts = lengths.cumsum(0) - lengths
     places = (torch.arange(inputs["input_ids"].shape[1]) - starts.repeat_interleave(lengths))[None]
-    told, inner = dot_product.Told(lengths.tolist()), key_mask_encoder(encoder)
+    told, inner = sdpa.SequenceLengths(lengths.tolist()), key_mask_encoder(encoder)
     if inner is not None:
         with inner.unpadded(told):
             states = encoder(**inputs, position_ids=places).last_hidden_state

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Piece:
+class Tile:
     """Some heads of n sequences of T tokens each; `sequences` says which of the batch they are.
 
     Attributes:
@@ -36,7 +36,7 @@ class Piece:
         return x[self.scores].view(heads, -1, self.length, self.length)
 
 
-def cut(lengths: Sequence[int], heads: int, room: int, join: int) -> list[Piece]:
+def cut_tiles(lengths: Sequence[int], heads: int, room: int, join: int) -> list[Tile]:
     """Pieces of at most `room` scores each, or one head of one sequence.
 
     Args:
@@ -54,12 +54,12 @@ def cut(lengths: Sequence[int], heads: int, room: int, join: int) -> list[Piece]
                 stop = min(heads, head + some)
                 after = before + (stop - head) * several * length**2
                 sequences, tokens = slice(first + number, first + number + several), slice(at, at + several * length)
-                pieces.append(Piece(sequences, tokens, slice(head, stop), length, slice(before, after)))
+                pieces.append(Tile(sequences, tokens, slice(head, stop), length, slice(before, after)))
                 before = after
         first, start = first + count, start + count * length
     return pieces
 
 
-def all_scores(pieces: Sequence[Piece], like: Tensor) -> Tensor:
+def all_scores(pieces: Sequence[Tile], like: Tensor) -> Tensor:
     """Room for the scores of all pieces, of the type and on the device of `like`."""
     return torch.empty(pieces[-1].scores.stop, dtype=like.dtype, device=like.device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kit.model.chance import STEPS, Draws, in_steps
+from kit.attention.chance import STEPS, Draws, in_steps
 
 
 class QuickDropout(nn.Dropout):

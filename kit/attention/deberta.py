@@ -18,8 +18,8 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     make_log_bucket_position,
 )
 
-from kit.model.disentangled import Attend, PositionBias, Table
-from kit.model.dot_product import Told
+from kit.attention.disentangled import Attend, PositionBias, Table
+from kit.attention.sdpa import SequenceLengths
 
 
 class FastAttention(DisentangledSelfAttention):
@@ -42,7 +42,7 @@ class FastAttention(DisentangledSelfAttention):
         unusual = output_attentions or query_states is not None or relative_pos is not None
         device = hidden_states.device.type
         if unusual or attention_mask.shape[1:3] != (1, 1) or device not in ("cpu", "cuda"):
-            # also of an encoder that gives attention maps, which `kit.model.unpadded` therefore leaves alone
+            # also of an encoder that gives attention maps, which `kit.attention.unpadded` therefore leaves alone
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
@@ -64,7 +64,7 @@ class FastAttention(DisentangledSelfAttention):
         return x.unflatten(-1, (self.num_attention_heads, -1))
 
     def _tables(self, embeddings: Tensor | None, length: int, scale: float) -> tuple[Table, Table]:
-        """The position tables of `kit.model.disentangled`: the distances that occur are projected once, not per row."""
+        """The position tables of `kit.attention.disentangled`: the distances that occur are projected once, not per row."""
         if not self.relative_attention or not self.pos_att_type:
             return None, None
         start, stop, rows = table_rows(
@@ -93,13 +93,13 @@ class KeyMaskEncoder(DebertaV2Encoder):
 
     What padding itself attends to changes with that, and nothing that it is computed into.
 
-    In an unpadded pass (`kit.model.unpadded`) the layers' mask has the number of each token's sequence, from 1.
+    In an unpadded pass (`kit.attention.unpadded`) the layers' mask has the number of each token's sequence, from 1.
     """
 
-    _told: Told | None = None
+    _told: SequenceLengths | None = None
 
     @contextlib.contextmanager
-    def unpadded(self, told: Told) -> Iterator[None]:
+    def unpadded(self, told: SequenceLengths) -> Iterator[None]:
         """Within it the one row of a batch is sequences of these lengths."""
         self._told = told
         try:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kit.model.chance import STEPS, Draws, flagged, in_steps
-from kit.model.pieces import Piece, all_scores, cut
+from kit.attention.chance import STEPS, Draws, flagged, in_steps
+from kit.attention.tiles import Tile, all_scores, cut_tiles
 
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # bytes of float32 scores at a time; per thread on a CPU, for its cache
 BLOCK = {"cpu": 128, "cuda": 512}  # rows of a position term at a time: T + BLOCK - 1 distances instead of 2T - 1
@@ -131,13 +131,13 @@ class PositionBias(torch.autograd.Function):
         return dq, dk, _like(dc2p, c2p), _like(dp2c, p2c), None
 
 
-def _pieces(q: Tensor, lengths: Sequence[int]) -> list[Piece]:
+def _pieces(q: Tensor, lengths: Sequence[int]) -> list[Tile]:
     """As many sequences, or heads of one, as have CHUNK bytes of float32 scores together."""
     room = CHUNK[q.device.type] * (torch.get_num_threads() if q.device.type == "cpu" else 1) // 4
-    return cut(lengths, q.shape[1], room, room)
+    return cut_tiles(lengths, q.shape[1], room, room)
 
 
-def _near(table: Table, piece: Piece) -> Table:
+def _near(table: Table, piece: Tile) -> Table:
     """The rows of a table for the distances in sequences of T tokens, and the piece's heads: (h, 2T-1, D)."""
     if table is None:
         return None

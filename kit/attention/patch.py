@@ -5,12 +5,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Model
 
-from kit.model import dot_product
-from kit.model.deberta import FastAttention, KeyMaskEncoder, key_mask_encoder
-from kit.model.dropout import QuickDropout
+from kit.attention import sdpa
+from kit.attention.deberta import FastAttention, KeyMaskEncoder, key_mask_encoder
+from kit.attention.dropout import QuickDropout
 
 
-def quicken(encoder: PreTrainedModel) -> PreTrainedModel:
+def patch_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
     """The encoder with kit's own attention and dropout, and all else as it came; weights are not copied.
 
     DeBERTa's attention is another everywhere, that of other families and dropout only in training on a CPU.
@@ -22,7 +22,7 @@ def quicken(encoder: PreTrainedModel) -> PreTrainedModel:
     elif (
         encoder.config._attn_implementation == "sdpa" and encoder._can_set_attn_implementation()
     ):  # else it has its own
-        encoder.set_attn_implementation(dot_product.NAME)
+        encoder.set_attn_implementation(sdpa.NAME)
     for parent in list(encoder.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
@@ -30,9 +30,9 @@ def quicken(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-def quickened(encoder: PreTrainedModel) -> bool:
+def is_patched(encoder: PreTrainedModel) -> bool:
     """Whether its attention is kit's: of these families it is known that they compute well in bf16 on a CPU."""
-    return key_mask_encoder(encoder) is not None or encoder.config._attn_implementation == dot_product.NAME
+    return key_mask_encoder(encoder) is not None or encoder.config._attn_implementation == sdpa.NAME
 
 
 def _exchanged(kind: type[nn.Module], old: nn.Module, config: object) -> nn.Module:

@@ -15,15 +15,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kit.model.chance import STEPS, Draws, flagged, in_steps
-from kit.model.pieces import all_scores, cut
+from kit.attention.chance import STEPS, Draws, flagged, in_steps
+from kit.attention.tiles import all_scores, cut_tiles
 
 NAME = "kit"
 CHUNK = 1 << 21  # bytes of scores at a time and thread, for its cache
 JOINED = 1 << 18  # and of those that sequences of one length have together
 
 
-class Told(list[int]):
+class SequenceLengths(list[int]):
     """The lengths of an unpadded batch's sequences, on their way through transformers.
 
     Attributes:
@@ -33,7 +33,7 @@ class Told(list[int]):
     arrived = False
 
 
-def attend(
+def sdpa_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -41,7 +41,7 @@ def attend(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sequences: Told | None = None,
+    sequences: SequenceLengths | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers calls: query, key, value (B, H, T, D), True in the mask (B, 1, T, T) where a query may look.
@@ -49,7 +49,7 @@ def attend(
     Returns mixed values (B, T, H, D) and, as transformers expects it, the weights, which are None.
 
     Args:
-        sequences: of an unpadded batch (`kit.model.unpadded`); no query looks beyond its own, and there is no mask.
+        sequences: of an unpadded batch (`kit.attention.unpadded`); no query looks beyond its own, and there is no mask.
     """
     if sequences is not None:
         sequences.arrived = True
@@ -67,7 +67,7 @@ def attend(
         size, length = query.shape[0], query.shape[2]
         barred = None if attention_mask is None else _barred(attention_mask, kind)
         q, k, v = (x.to(kind).transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (N, H, D)
-        mixed = Mixed.apply(q, k, v, sequences or [length] * size, barred, scale, in_steps(dropout))
+        mixed = MixedAttention.apply(q, k, v, sequences or [length] * size, barred, scale, in_steps(dropout))
         return mixed.unflatten(0, (size, length)), None
     if sequences is None:
         return sdpa_attention_forward(
@@ -86,7 +86,7 @@ def _causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
     return getattr(module, "is_causal", True) if given is None else given
 
 
-class Mixed(torch.autograd.Function):
+class MixedAttention(torch.autograd.Function):
     """Attention over pieces that stay in a CPU's cache.
 
     Of the scores only the probabilities are kept for the backward pass, once, with their sign telling which of them
@@ -110,7 +110,7 @@ class Mixed(torch.autograd.Function):
             barred: (B, 1, 1 or T, T), added to the scores of B sequences, all of T tokens.
         """
         room = CHUNK * torch.get_num_threads() // q.itemsize
-        pieces = cut(lengths, q.shape[1], room, JOINED * torch.get_num_threads() // q.itemsize)
+        pieces = cut_tiles(lengths, q.shape[1], room, JOINED * torch.get_num_threads() // q.itemsize)
         out, kept = v.new_empty(v.shape), all_scores(pieces, q)
         draws = Draws() if steps else None
         with torch.autocast("cpu", enabled=False):
@@ -168,5 +168,5 @@ def _barred(mask: Tensor, kind: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, sdpa_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
