@@ -25,7 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build
+from kit.model.encoder import build_encoder
 
 SPEED, MEMORY = 1.3, 0.6
 SIDES = ("transformers", "kit")
@@ -109,7 +109,8 @@ def measure(options: argparse.Namespace, tokens: int, kind: torch.dtype) -> dict
     batch = max(1, options.batch * 256 // tokens)
     torch.manual_seed(0)
     steps = {
-        side: Step(build(config, fast_attention=side == "kit"), batch, tokens, kind, options.device) for side in SIDES
+        side: Step(build_encoder(config, fast_attention=side == "kit"), batch, tokens, kind, options.device)
+        for side in SIDES
     }
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     for counted in [False] + [True] * options.repeats:

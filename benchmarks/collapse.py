@@ -21,7 +21,7 @@ from kit.data.dataset import Dataset, open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.errors import CollapseError
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build
+from kit.model.encoder import build_encoder
 from kit.recipe.load import load_recipe
 from kit.sample.generate import write_sample
 from kit.task import LABEL
@@ -37,7 +37,9 @@ def backbone(folder: Path, processed: Dataset, layers: int, hidden: int) -> Path
     shape = {"hidden_size": hidden, "embedding_size": hidden, "intermediate_size": 2 * hidden}
     shape |= {"num_hidden_layers": layers, "num_attention_heads": max(1, hidden // 16)}
     torch.manual_seed(0)
-    build(BACKBONES["electra"].config | shape | {"vocab_size": tiny.config["vocab_size"]}).save_pretrained(folder)
+    build_encoder(BACKBONES["electra"].config | shape | {"vocab_size": tiny.config["vocab_size"]}).save_pretrained(
+        folder
+    )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tiny_folder(tiny, processed) / name).read_bytes())
     return folder

@@ -17,7 +17,7 @@ from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.data.tokenize import tokenize_cached
 from kit.model.backbones import BACKBONES
-from kit.model.batches import Collator, Padding
+from kit.model.collator import Collator, Padding
 from kit.model.encoder import load_vocabulary
 from kit.recipe.spec import EncodeSpec
 from kit.sample.generate import write_sample

@@ -80,14 +80,14 @@ def small_bert(rows: list[dict], folder: Path) -> Path:
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast
 
-    from kit.model.encoder import build
+    from kit.model.encoder import build_encoder
 
     words = BertWordPieceTokenizer()
     words.train_from_iterator((row[key] for row in rows for key in ("prompt", "a", "b")), vocab_size=30522)
     words.save_model(str(folder))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     size = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    build({"model_type": "bert", "vocab_size": 30522} | size, fast_attention=False).save_pretrained(folder)
+    build_encoder({"model_type": "bert", "vocab_size": 30522} | size, fast_attention=False).save_pretrained(folder)
     return folder
 
 

@@ -106,10 +106,10 @@ def _package(requirement: "Requirement") -> Finding:
 def device() -> Iterator[Finding]:
     """The GPUs, whether torch has kernels for them, and the precision a training would choose."""
     try:
-        from kit.model.device import AMX_WIDTH, choose
-        from kit.model.preflight import look
+        from kit.model.device import AMX_WIDTH, choose_device
+        from kit.model.preflight import inspect_gpus
 
-        seen = look()
+        seen = inspect_gpus()
     except (ImportError, OSError, RuntimeError) as error:  # a torch that is broken or for another machine
         text = " ".join(str(error).split())[:200]
         yield Finding("device", "broken", f"torch does not work: {text}", MEND)
@@ -124,7 +124,7 @@ def device() -> Iterator[Finding]:
         mend += " on Kaggle's GPUs: `kit kernels push train --backbone deberta`."
         yield Finding("device", "note", f"{here}; a real encoder takes days without one", mend)
     try:
-        chosen = choose(width=AMX_WIDTH)  # of every real encoder
+        chosen = choose_device(width=AMX_WIDTH)  # of every real encoder
     except KitError as error:
         yield Finding("precision", "broken", error.problem, error.hint)
         return

@@ -17,9 +17,9 @@ from kit.data.feature_cache import FeatureTable, features_cached
 from kit.data.preprocess import prepare_input
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
-from kit.model.device import choose, prepare
-from kit.model.inference import collator, predict_logits, probabilities
-from kit.model.pair import PairModel
+from kit.model.device import choose_device, prepare_device
+from kit.model.inference import make_collator, mean_probabilities, predict_logits
+from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions
 from kit.recipe.spec import Recipe
 from kit.run import Run
@@ -106,13 +106,13 @@ def _average(
     recipe = run.recipe
     precision = "fp32" if recipe.train.precision == "fp32" else "auto"
     swap = recipe.predict.swap if swap is None else swap
-    ranks = PartialState(cpu=choose(precision).device.type == "cpu")
+    ranks = PartialState(cpu=choose_device(precision).device.type == "cpu")
     total = 0.0
     for number, part in enumerate(parts):
         run.check_files(part)
         model, vocabulary = PairModel.from_pretrained(part)
-        compute = choose(precision, model.half_width)
-        prepare(compute)
+        compute = choose_device(precision, model.half_width)
+        prepare_device(compute)
         model.to(compute.device)
         with ranks.main_process_first():
             tokens = source.encoded(vocabulary, recipe)
@@ -122,6 +122,8 @@ def _average(
         def report(done: int, each: int, before: int = number) -> None:
             progress(before * each + done, len(parts) * each)
 
-        collate = collator(model, tokens, vocabulary, tabular=tabular)
-        total = total + probabilities(predict_logits(model, collate, rows, compute, both_orders=swap, progress=report))
+        collate = make_collator(model, tokens, vocabulary, tabular=tabular)
+        total = total + mean_probabilities(
+            predict_logits(model, collate, rows, compute, both_orders=swap, progress=report)
+        )
     return total / len(parts)

@@ -66,14 +66,14 @@ def still(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from kit.model.backbones import BACKBONES
-    from kit.model.encoder import build
+    from kit.model.encoder import build_encoder
     from kit.training.start import tiny_folder
 
     folder = tmp_path_factory.mktemp("backbones") / "still"
     source = tiny_folder(BACKBONES["tiny-roberta"], processed)
     config = BACKBONES["tiny-roberta"].config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(0)
-    build(config).save_pretrained(folder)
+    build_encoder(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((source / name).read_bytes())
     return folder

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build
-from kit.model.pair import PairModel
+from kit.model.encoder import build_encoder
+from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
 from kit.training.adversarial import WorstNearby
 from kit.training.loss import of_two_passes, summed_cross_entropy
@@ -23,7 +23,7 @@ SMOOTHED = partial(summed_cross_entropy, smoothing=0.1)
 def pair() -> PairModel:
     torch.manual_seed(0)
     config = BACKBONES["tiny-electra"].config
-    return PairModel(build(config), config, ModelSpec(pooling="mean")).eval()
+    return PairModel(build_encoder(config), config, ModelSpec(pooling="mean")).eval()
 
 
 def loss(pair: PairModel) -> torch.Tensor:

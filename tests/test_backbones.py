@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kit.errors import BackboneError
-from kit.model.backbones import BACKBONES, Backbone, find, max_positions
-from kit.model.encoder import build, count_parameters
+from kit.model.backbones import BACKBONES, Backbone, find_backbone, max_positions
+from kit.model.encoder import build_encoder, count_parameters
 from kit.recipe.load import shipped_recipes
 
 # As the reference study publishes them: layers, hidden, heads, FFN, vocabulary, max tokens; millions of parameters.
@@ -37,7 +37,7 @@ def test_the_reference_backbones_have_the_published_sizes(name: str):
 def test_every_backbone_builds_and_its_parameters_add_up(name: str):
     config = BACKBONES[name].config
     with torch.device("meta"):
-        encoder = build(config)
+        encoder = build_encoder(config)
     counted = count_parameters(config)
     assert counted["backbone"] + counted["embedding"] == counted["total"]
     assert counted["total"] == sum(p.numel() for p in encoder.parameters())
@@ -81,28 +81,28 @@ def test_a_toy_is_small_in_every_way_but_its_kind():
 def test_names_are_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BackboneError):
-        find(name)
+        find_backbone(name)
 
 
 def test_an_unknown_name_lists_the_registry():
     with pytest.raises(BackboneError, match="no backbone 'debreta'") as caught:
-        find("debreta")
+        find_backbone("debreta")
     assert all(name in caught.value.hint for name in BACKBONES)
 
 
 def test_a_folder_in_hugging_face_layout_is_a_backbone(tmp_path: Path):
     with pytest.raises(BackboneError, match=r"no config\.json"):
-        find(str(tmp_path))
+        find_backbone(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    assert find(str(tmp_path)) == tmp_path
+    assert find_backbone(str(tmp_path)) == tmp_path
 
 
 def test_the_registry_comes_before_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deberta").mkdir()
     (tmp_path / "deberta" / "config.json").write_text("{}")
-    assert find("deberta") is BACKBONES["deberta"]
-    assert find("./deberta") == Path("deberta")
+    assert find_backbone("deberta") is BACKBONES["deberta"]
+    assert find_backbone("./deberta") == Path("deberta")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_limit_on_tokens_is_that_of_the_position_table(config: dict, limit: 
 @pytest.mark.parametrize("name", ["tiny-roberta", "tiny-electra"])
 def test_a_sequence_of_exactly_the_limit_runs_and_a_longer_one_does_not(name: str):
     config = BACKBONES[name].config
-    encoder, limit = build(config).eval(), max_positions(config)
+    encoder, limit = build_encoder(config).eval(), max_positions(config)
 
     def run(length: int) -> torch.Tensor:
         with torch.no_grad():
@@ -141,5 +141,7 @@ def test_relative_positions_reach_past_the_pretraining():
     assert max_positions(config) is None
     tokens = torch.full((1, 700), 7)
     with torch.no_grad():
-        states = build(config).eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        states = (
+            build_encoder(config).eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        )
     assert states.isfinite().all()

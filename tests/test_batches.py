@@ -11,7 +11,7 @@ from tabular_rows import tabular_rows
 from token_rows import PAD, token_rows
 
 from kit.data.tokenize import TokenizedRows
-from kit.model.batches import MAX_PACKS, Collator, Padding, cut_packs
+from kit.model.collator import MAX_PACKS, Collator, Padding, cut_packs
 
 LENGTHS = st.lists(st.integers(3, 30), min_size=1, max_size=9).map(lambda each: np.array(sorted(each, reverse=True)))
 ROWS = st.lists(st.tuples(st.integers(3, 25), st.integers(3, 25)), min_size=1, max_size=8)

@@ -9,7 +9,7 @@ from quick_recipe import QUICK
 from torch import nn
 
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build
+from kit.model.encoder import build_encoder
 from kit.recipe.load import load_recipe
 from kit.training.train import train
 
@@ -22,7 +22,7 @@ def test_values_and_gradients_are_those_of_the_encoder_as_it_is(name: str, preci
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        encoder = build(config).train()
+        encoder = build_encoder(config).train()
         if compiled:
             encoder.compile(dynamic=True, backend="eager")
         grads = []

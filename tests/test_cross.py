@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from kit.cli import main
 from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
-from kit.model.inference import collator
-from kit.model.pair import PairModel
+from kit.model.inference import make_collator
+from kit.model.pair_model import PairModel
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.run import Run
@@ -116,7 +116,7 @@ def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Datas
     table, content = processed.train(), processed.digest("train")
     encoded = tokenize_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
     rows = np.arange(7)
-    one, both = (collator(model.eval(), encoded, vocabulary, first_only=first)(rows) for first in (True, False))
+    one, both = (make_collator(model.eval(), encoded, vocabulary, first_only=first)(rows) for first in (True, False))
     assert sum(len(pack["lengths"]) for pack in one["packs"]) == 7
     with torch.no_grad():
         torch.testing.assert_close(model(**one), model(**both), rtol=1e-4, atol=1e-5)

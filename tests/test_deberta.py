@@ -19,8 +19,8 @@ from kit.attention import disentangled
 from kit.attention.deberta import FastAttention, attend_with_bias, table_rows
 from kit.attention.disentangled import Attend
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build, load_encoder
-from kit.model.pair import PairModel
+from kit.model.encoder import build_encoder, load_encoder
+from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
 
 REGISTRY = [name for name, record in BACKBONES.items() if record.config["model_type"] == "deberta-v2"]
@@ -48,12 +48,12 @@ def shrunk(name: str = "deberta", **changes: Any) -> dict[str, Any]:
 def both(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     """kit's encoder and transformers', with the same weights, large enough for attention to look somewhere."""
     torch.manual_seed(0)
-    own = build(config, fast_attention=False).eval()
+    own = build_encoder(config, fast_attention=False).eval()
     with torch.no_grad():
         for name, parameter in own.named_parameters():
             if "LayerNorm" not in name:
                 parameter.normal_(std=0.3)
-    fast = build(config).eval()
+    fast = build_encoder(config).eval()
     fast.load_state_dict(own.state_dict())
     return fast, own
 
@@ -248,7 +248,7 @@ def test_weights_have_the_same_names_and_draws_with_either_attention():
     states_after, weights = [], []
     for fast in (True, False):
         torch.manual_seed(5)
-        encoder = build(shrunk(), fast_attention=fast)
+        encoder = build_encoder(shrunk(), fast_attention=fast)
         states_after.append(torch.get_rng_state())
         weights.append(encoder.state_dict())
     assert torch.equal(*states_after)
@@ -258,8 +258,8 @@ def test_weights_have_the_same_names_and_draws_with_either_attention():
 
 
 def test_the_switch_leaves_transformers_own_modules(tmp_path: Path):
-    DebertaV2Model(build(shrunk()).config).save_pretrained(tmp_path)
-    for encoder in (build(shrunk(), fast_attention=False), load_encoder(tmp_path, fast_attention=False)):
+    DebertaV2Model(build_encoder(shrunk()).config).save_pretrained(tmp_path)
+    for encoder in (build_encoder(shrunk(), fast_attention=False), load_encoder(tmp_path, fast_attention=False)):
         assert type(encoder.encoder) is DebertaV2Encoder
         assert all(type(layer.attention.self) is DisentangledSelfAttention for layer in encoder.encoder.layer)
     assert isinstance(load_encoder(tmp_path).encoder.layer[1].attention.self, FastAttention)
@@ -270,11 +270,11 @@ def test_a_trained_model_says_which_attention_it_has_and_an_old_one_has_the_defa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: dict[str, bool], fast: bool
 ):
     config = shrunk()
-    model = PairModel(build(config), config, ModelSpec(pooling="mean", head_hidden=8))
+    model = PairModel(build_encoder(config), config, ModelSpec(pooling="mean", head_hidden=8))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     old = {"pooling": "mean", "head": "symmetric", "head_hidden": 8, "head_dropout": 0.1}
     (tmp_path / "config.json").write_text(json.dumps({"format": 1, "model": old | spec, "encoder": config}))
-    monkeypatch.setattr("kit.model.pair.load_vocabulary", lambda folder: None)
+    monkeypatch.setattr("kit.model.pair_model.load_vocabulary", lambda folder: None)
     loaded = PairModel.from_pretrained(tmp_path)[0]
     assert isinstance(loaded.encoder.encoder.layer[0].attention.self, FastAttention) == fast
     assert loaded.spec.fast_attention == fast

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kit.errors import DeviceError
-from kit.model.device import AMX_WIDTH, Compute, check_kernels, choose, prepare
+from kit.model.device import AMX_WIDTH, Compute, check_kernels, choose_device, prepare_device
 
 KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -74,7 +74,7 @@ def test_the_precision_follows_the_gpus_capability(
     monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], precision: str
 ):
     gpu(monkeypatch, name, capability)
-    compute = choose()
+    compute = choose_device()
     assert (compute.device, compute.precision) == (torch.device("cuda:0"), precision)
     assert name in compute.reason
     assert f"{capability[0]}.{capability[1]}" in compute.reason
@@ -84,33 +84,33 @@ def test_the_precision_follows_the_gpus_capability(
 def test_a_pascal_gpu_with_kernels_computes_in_fp32(monkeypatch: pytest.MonkeyPatch):
     gpu(monkeypatch, "GTX 1080", (6, 1))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_61"])
-    assert choose().precision == "fp32"
+    assert choose_device().precision == "fp32"
 
 
 def test_a_p100_is_refused_although_cuda_is_available(monkeypatch: pytest.MonkeyPatch):
     gpu(monkeypatch, "Tesla P100-PCIE-16GB", (6, 0))
     with pytest.raises(DeviceError, match="no kernels for Tesla P100"):
-        choose()
+        choose_device()
 
 
 def test_a_precision_that_is_asked_for_is_taken_if_it_works(monkeypatch: pytest.MonkeyPatch):
     gpu(monkeypatch, "Tesla T4", (7, 5))
-    assert choose("fp32").precision == "fp32"
-    assert choose("fp16").precision == "fp16"
+    assert choose_device("fp32").precision == "fp32"
+    assert choose_device("fp16").precision == "fp16"
     with pytest.raises(DeviceError, match=r"bf16 needs compute capability 8\.0; this GPU has 7\.5") as caught:
-        choose("bf16")
+        choose_device("bf16")
     assert "train.precision=auto" in caught.value.hint
 
 
 def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
     gpu(monkeypatch, "mixed", (8, 0), (7, 5))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (choose().device, choose().precision) == (torch.device("cuda:1"), "fp16")
+    assert (choose_device().device, choose_device().precision) == (torch.device("cuda:1"), "fp16")
 
 
 def test_the_current_gpu_is_used_without_torchrun(monkeypatch: pytest.MonkeyPatch):
     gpu(monkeypatch, "mixed", (7, 5), (8, 0), number=1)
-    assert (choose().device, choose().precision) == (torch.device("cuda:1"), "bf16")
+    assert (choose_device().device, choose_device().precision) == (torch.device("cuda:1"), "bf16")
 
 
 @pytest.fixture
@@ -121,11 +121,11 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_cpu_computes_in_fp32_and_refuses_fp16():
-    assert (choose().device.type, choose().precision) == ("cpu", "fp32")
-    assert "cpu" in choose().reason
-    assert choose("bf16").precision == "bf16"
+    assert (choose_device().device.type, choose_device().precision) == ("cpu", "fp32")
+    assert "cpu" in choose_device().reason
+    assert choose_device("bf16").precision == "bf16"
     with pytest.raises(DeviceError, match=r"fp16 .*this is cpu") as caught:
-        choose("fp16")
+        choose_device("fp16")
     assert "train.precision=auto" in caught.value.hint
 
 
@@ -145,7 +145,7 @@ def test_a_processor_with_matrix_units_computes_in_bf16_from_a_width_on(
     monkeypatch: pytest.MonkeyPatch, units: bool, width: int, asked: str, precision: str
 ):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
-    compute = choose(asked, width)
+    compute = choose_device(asked, width)
     assert compute.precision == precision
     assert precision in compute.reason
 
@@ -157,16 +157,16 @@ def test_glibc_is_told_to_keep_memory_for_a_cpu(monkeypatch: pytest.MonkeyPatch,
     calls: list[tuple[int, int]] = []
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *given: calls.append(given)))
-    prepare(Compute(torch.device(device), "fp32", ""))
+    prepare_device(Compute(torch.device(device), "fp32", ""))
     assert len(calls) == told
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())  # a C library without it
-    prepare(Compute(torch.device(device), "fp32", ""))
+    prepare_device(Compute(torch.device(device), "fp32", ""))
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_mac_uses_its_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert (choose().device.type, choose().precision) == ("mps", "fp32")
+    assert (choose_device().device.type, choose_device().precision) == ("mps", "fp32")
 
 
 @pytest.mark.parametrize(

@@ -83,16 +83,16 @@ def test_a_torch_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatch)
     def fail() -> None:
         raise OSError("libcudart.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(preflight, "look", fail)
+    monkeypatch.setattr(preflight, "inspect_gpus", fail)
     assert kit().exit_code == 1
     assert "libcudart" in finding("device")["found"]
 
 
 def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(monkeypatch: pytest.MonkeyPatch):
     seen = {"names": ["Tesla T4"] * 2, "memory_gb": [15.8] * 2, "capabilities": ["7.5"] * 2, "kernels": ["sm_75"]}
-    monkeypatch.setattr(preflight, "look", lambda: {**seen, "problem": ""})
+    monkeypatch.setattr(preflight, "inspect_gpus", lambda: {**seen, "problem": ""})
     chosen = device.Compute(device.torch.device("cuda", 0), "fp16", "Tesla T4, capability 7.5: fp16")
-    monkeypatch.setattr(device, "choose", lambda width: chosen)
+    monkeypatch.setattr(device, "choose_device", lambda width: chosen)
     found = [f for f in doctor.device() if f.part == "device"]
     assert [f.found for f in found] == ["Tesla T4, 15.8 GB, capability 7.5; torch has kernels for sm_75"] * 2
     assert "bf16 is native only from capability 8.0" in finding("precision")["found"]
@@ -102,7 +102,7 @@ def test_a_gpu_without_kernels_is_broken(monkeypatch: pytest.MonkeyPatch):
     def refuse(**_: object) -> None:
         raise DeviceError("this torch build has no kernels for Tesla P100", "On Kaggle choose the accelerator T4 x2.")
 
-    monkeypatch.setattr(device, "choose", refuse)
+    monkeypatch.setattr(device, "choose_device", refuse)
     found = finding("precision")
     assert (found["state"], "P100" in found["found"], "T4" in found["next"]) == ("broken", True, True)
     assert kit().exit_code == 1

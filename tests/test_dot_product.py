@@ -12,7 +12,7 @@ from kit.attention.dropout import QuickDropout
 from kit.attention.sdpa import MixedAttention, SequenceLengths, sdpa_attention
 from kit.attention.tiles import cut_tiles
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build
+from kit.model.encoder import build_encoder
 
 FAMILIES = ["tiny-electra", "tiny-roberta", "modernbert-base", "xlm-roberta"]
 
@@ -191,7 +191,7 @@ def test_encoders_of_every_family_agree_with_transformers_own(name: str):
     encoders = []
     for fast in (True, False):
         torch.manual_seed(2)
-        encoders.append(build(config, fast_attention=fast).train())
+        encoders.append(build_encoder(config, fast_attention=fast).train())
     exchanged = encoders[0]._can_set_attn_implementation()  # ModernBERT not in transformers 5.0 to 5.3
     assert encoders[0].config._attn_implementation == (sdpa.NAME if exchanged else "sdpa")
     assert any(type(module) is QuickDropout for module in encoders[0].modules())

@@ -30,7 +30,14 @@ from transformers.utils import logging
 
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build, count_parameters, load_config, load_encoder, load_vocabulary, resolve
+from kit.model.encoder import (
+    build_encoder,
+    count_parameters,
+    load_config,
+    load_encoder,
+    load_vocabulary,
+    resolve_backbone,
+)
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
 FAMILIES = {
@@ -84,7 +91,7 @@ def test_a_folder_comes_back_as_it_was_saved_without_its_pooler(checkpoints: Pat
 def test_a_configuration_from_a_folder_builds_the_same_architecture(checkpoints: Path, family: str):
     config = load_config(checkpoints / family)
     again = json.loads(json.dumps(config))  # as a trained model's config.json keeps it
-    assert set(build(again).state_dict()) == set(load_encoder(checkpoints / family).state_dict())
+    assert set(build_encoder(again).state_dict()) == set(load_encoder(checkpoints / family).state_dict())
     assert str(checkpoints) not in json.dumps(config)
     assert count_parameters(config)["embedding"] >= 40 * 8
 
@@ -97,7 +104,7 @@ def test_a_half_precision_checkpoint_is_trained_in_float32(bert: Path, dtype: to
     loaded = load_encoder(bert)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     assert torch.equal(loaded.state_dict()[KEY], saved[KEY].float())
-    assert {p.dtype for p in build(load_config(bert)).parameters()} == {torch.float32}
+    assert {p.dtype for p in build_encoder(load_config(bert)).parameters()} == {torch.float32}
 
 
 def test_a_missing_weight_is_an_error_that_names_it(bert: Path):
@@ -196,12 +203,12 @@ def test_a_backbone_downloaded_to_models_is_used_from_there(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert resolve("deberta") is BACKBONES["deberta"]
+    assert resolve_backbone("deberta") is BACKBONES["deberta"]
     shutil.copytree(checkpoints / "deberta", tmp_path / "models" / "deberta")
-    assert resolve("deberta") == Path("models/deberta")
-    assert load_config(resolve("deberta"))["hidden_size"] == 16
+    assert resolve_backbone("deberta") == Path("models/deberta")
+    assert load_config(resolve_backbone("deberta"))["hidden_size"] == 16
     with pytest.raises(BackboneError):
-        resolve("bert")
+        resolve_backbone("bert")
 
 
 def fast_tokenizer(**special: str) -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kit.model.heads import build
+from kit.model.heads import build_head
 from kit.task import CLASSES, SWAP
 
 
@@ -14,7 +14,7 @@ def head(
     kind: str, hidden: int = 6, width: int = 7, dropout: float = 0.1, seed: int = 0, shape: str = "siamese"
 ) -> nn.Module:
     torch.manual_seed(seed)
-    return build(kind, hidden, width, dropout, shape=shape).eval()
+    return build_head(kind, hidden, width, dropout, shape=shape).eval()
 
 
 def vectors(rows: int, hidden: int = 6, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -93,7 +93,7 @@ def test_dropout_acts_in_training_only(kind: str):
 def test_features_can_be_learnt_in_a_few_hundred_steps_at_the_rate_of_a_head():
     """One feature of each side decides; the encoder's vectors are noise, and a hundred times as many."""
     torch.manual_seed(0)
-    judge = build("symmetric", 384, 256, 0.1, (["length", "other"], ["pair"])).train()
+    judge = build_head("symmetric", 384, 256, 0.1, (["length", "other"], ["pair"])).train()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-4)
     generator = torch.Generator().manual_seed(1)
 

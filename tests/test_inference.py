@@ -13,9 +13,16 @@ from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.model import inference
 from kit.model.backbones import BACKBONES
 from kit.model.device import Compute
-from kit.model.encoder import build
-from kit.model.inference import collator, different, predict_logits, probabilities, softmax, token_batches
-from kit.model.pair import PairModel
+from kit.model.encoder import build_encoder
+from kit.model.inference import (
+    distinct_sequences,
+    make_collator,
+    mean_probabilities,
+    predict_logits,
+    softmax_logits,
+    token_batches,
+)
+from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 
@@ -27,7 +34,9 @@ ROWS = token_rows(np.random.default_rng(0).integers(3, 60, (23, 2)))
 def pair(name: str = "tiny-electra", head: str = "fusion") -> PairModel:
     torch.manual_seed(2)
     config = BACKBONES[name].config
-    return PairModel(build(config), config, ModelSpec(pooling="mean", head=head, head_hidden=8, head_dropout=0.5))
+    return PairModel(
+        build_encoder(config), config, ModelSpec(pooling="mean", head=head, head_hidden=8, head_dropout=0.5)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,7 @@ def model() -> PairModel:
 @pytest.fixture(scope="module")
 def expected(model: PairModel) -> np.ndarray:
     """Logits of every row, each in a batch of its own."""
-    collate = collator(model, ROWS, VOCABULARY)
+    collate = make_collator(model, ROWS, VOCABULARY)
     model.eval()
     with torch.no_grad():
         return np.concatenate([model(**collate([row])).numpy() for row in range(len(ROWS))])
@@ -52,17 +61,17 @@ def test_rows_come_back_in_the_order_they_were_asked_for(
     rows = np.array(order[:number])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "TOKENS", {"cpu": tokens})
-        found = predict_logits(model, collator(model, ROWS, VOCABULARY), rows, CPU)
+        found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), rows, CPU)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected[rows], rtol=1e-5, atol=1e-5)
 
 
 def test_both_orders_come_back_in_order_too(model: PairModel, expected: np.ndarray):
     rows = np.arange(len(ROWS))[::-1]
-    found = predict_logits(model, collator(model, ROWS, VOCABULARY), rows, CPU, both_orders=True)
+    found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), rows, CPU, both_orders=True)
     assert found.shape == (len(ROWS), 2, 3)
     np.testing.assert_allclose(found[:, 0], expected[rows], rtol=1e-5, atol=1e-5)
-    other = predict_logits(model, collator(model, swapped(ROWS), VOCABULARY), rows, CPU)
+    other = predict_logits(model, make_collator(model, swapped(ROWS), VOCABULARY), rows, CPU)
     np.testing.assert_allclose(found[:, 1], other[:, SWAP], rtol=1e-5, atol=1e-5)
 
 
@@ -72,7 +81,7 @@ def test_windows_of_rows_change_nothing(
 ):
     monkeypatch.setattr(inference, "WINDOW", window)
     monkeypatch.setattr(inference, "CLASSIFIED", 3)
-    found = predict_logits(model, collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
+    found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -85,18 +94,20 @@ def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypat
     starts = np.concatenate([[0], np.cumsum(flat)])
     first = np.array([firsts[n] for n in flat], np.int32)
     rows = TokenizedRows(np.concatenate([pieces[n] for n in flat]), starts, first, np.array(flat, np.int32), 2, cut=0)
-    sequences, which = different(rows, np.arange(4), 2)
+    sequences, which = distinct_sequences(rows, np.arange(4), 2)
     assert sequences.tolist() == [0, 1, 7]
     assert which.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
     encoded = []
     pool = model.pool
     monkeypatch.setattr(model, "pool", lambda pack: encoded.append(len(pack["lengths"])) or pool(pack))
-    found = predict_logits(model, collator(model, rows, VOCABULARY), np.arange(4), CPU)
+    found = predict_logits(model, make_collator(model, rows, VOCABULARY), np.arange(4), CPU)
     assert sum(encoded) == 3
     monkeypatch.undo()
     model.eval()
     with torch.no_grad():
-        np.testing.assert_allclose(found, model(**collator(model, rows, VOCABULARY)(range(4))), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            found, model(**make_collator(model, rows, VOCABULARY)(range(4))), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_the_same_tokens_with_another_boundary_are_another_sequence():
@@ -104,16 +115,16 @@ def test_the_same_tokens_with_another_boundary_are_another_sequence():
     twice = TokenizedRows(
         np.tile(rows.tokens[:8], 2), rows.starts, np.array([3, 4], np.int32), rows.whole_lengths, 2, cut=0
     )
-    assert different(twice, np.arange(1), 2)[1].tolist() == [[0, 1]]
+    assert distinct_sequences(twice, np.arange(1), 2)[1].tolist() == [[0, 1]]
 
 
 def test_dropout_is_off_and_the_models_mode_is_left_as_it_was(expected: np.ndarray):
     fresh = pair().train()
-    found = predict_logits(fresh, collator(fresh, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
+    found = predict_logits(fresh, make_collator(fresh, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert fresh.training
     fresh.eval()
-    predict_logits(fresh, collator(fresh, ROWS, VOCABULARY), np.arange(2), CPU)
+    predict_logits(fresh, make_collator(fresh, ROWS, VOCABULARY), np.arange(2), CPU)
     assert not fresh.training
 
 
@@ -121,7 +132,7 @@ def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: py
     monkeypatch.setattr(inference, "TOKENS", {"cpu": 300})
     heard = []
     rows = np.arange(10)
-    collate = collator(model, ROWS, VOCABULARY)
+    collate = make_collator(model, ROWS, VOCABULARY)
     predict_logits(model, collate, rows, CPU, progress=lambda done, total: heard.append((done, total)))
     assert len(heard) > 2
     assert [done for done, _ in heard] == sorted({done for done, _ in heard})
@@ -130,14 +141,14 @@ def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: py
 
 
 def test_no_rows_are_no_logits(model: PairModel):
-    collate = collator(model, ROWS, VOCABULARY)
+    collate = make_collator(model, ROWS, VOCABULARY)
     assert predict_logits(model, collate, np.arange(0), CPU).shape == (0, 3)
     assert predict_logits(model, collate, np.arange(0), CPU, both_orders=True).shape == (0, 2, 3)
 
 
 def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expected: np.ndarray):
     compute = Compute(torch.device("cpu"), "bf16", "for this test")
-    found = predict_logits(model, collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), compute)
+    found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), compute)
     assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.1)
@@ -150,9 +161,9 @@ def test_in_half_precision_rotary_positions_keep_their_angles():
     config = (
         BACKBONES["modernbert-base"].config | size | {"vocab_size": 200, "pad_token_id": 0, "initializer_range": 0.3}
     )
-    model = PairModel(build(config), config, ModelSpec(pooling="mean", head_hidden=8)).eval()
+    model = PairModel(build_encoder(config), config, ModelSpec(pooling="mean", head_hidden=8)).eval()
     rows = token_rows(np.array([[500, 480], [300, 500]]))
-    collate = collator(model, rows, VOCABULARY)
+    collate = make_collator(model, rows, VOCABULARY)
     with torch.no_grad():
         exact = model(**collate([0, 1])).numpy()
         with torch.autocast("cpu", torch.bfloat16):
@@ -167,7 +178,7 @@ def test_in_half_precision_rotary_positions_keep_their_angles():
 
 @pytest.mark.parametrize(("name", "segments"), [("tiny-electra", 1), ("tiny-roberta", 0), ("tiny-deberta", 0)])
 def test_segments_go_to_encoders_that_were_pretrained_with_two(name: str, segments: int):
-    batch = collator(pair(name), ROWS, VOCABULARY)([0, 1])
+    batch = make_collator(pair(name), ROWS, VOCABULARY)([0, 1])
     assert all(("token_type_ids" in pack) == bool(segments) for pack in batch["packs"])
 
 
@@ -189,21 +200,21 @@ def test_batches_stay_within_the_budget_unless_they_are_one_sequence(lengths: li
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(*[st.floats(-1e4, 1e4, width=32)] * 3), min_size=1, max_size=20))
 def test_probabilities_are_finite_and_sum_to_one(rows: list):
-    found = softmax(np.array(rows, np.float32))
+    found = softmax_logits(np.array(rows, np.float32))
     assert found.dtype == np.float64
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-12)
 
 
 def test_extreme_logits_neither_overflow_nor_lose_the_order():
-    np.testing.assert_array_equal(softmax(np.array([[3e38, 0, -3e38]], np.float32)), [[1, 0, 0]])
-    np.testing.assert_allclose(softmax(np.array([1e6, 1e6, 1e6 - np.log(2)])), [0.4, 0.4, 0.2], rtol=1e-9)
-    np.testing.assert_allclose(softmax(np.array([-1e6, -1e6, -np.inf])), [0.5, 0.5, 0])
+    np.testing.assert_array_equal(softmax_logits(np.array([[3e38, 0, -3e38]], np.float32)), [[1, 0, 0]])
+    np.testing.assert_allclose(softmax_logits(np.array([1e6, 1e6, 1e6 - np.log(2)])), [0.4, 0.4, 0.2], rtol=1e-9)
+    np.testing.assert_allclose(softmax_logits(np.array([-1e6, -1e6, -np.inf])), [0.5, 0.5, 0])
 
 
 def test_probabilities_of_both_orders_are_their_average():
     logits = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
     each = np.exp(logits.astype(np.float64))
     each /= each.sum(-1, keepdims=True)
-    np.testing.assert_allclose(probabilities(logits), each.mean(1))
-    np.testing.assert_allclose(probabilities(logits[:, 0]), each[:, 0])
+    np.testing.assert_allclose(mean_probabilities(logits), each.mean(1))
+    np.testing.assert_allclose(mean_probabilities(logits[:, 0]), each[:, 0])

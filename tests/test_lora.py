@@ -17,7 +17,7 @@ from transformers import set_seed
 from kit.data.dataset import Dataset
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build
+from kit.model.encoder import build_encoder
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
@@ -41,7 +41,7 @@ def small(name: str) -> nn.Module:
     special = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1}
     special |= {"eos_token_id": 2, "sep_token_id": 2, "decoder_sparse": False}
     known = {key: value for key, value in special.items() if key in BACKBONES[name].config}
-    return build(BACKBONES[name].config | sizes | known).eval()
+    return build_encoder(BACKBONES[name].config | sizes | known).eval()
 
 
 def states(encoder: nn.Module) -> torch.Tensor:

@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build
-from kit.model.pair import PairModel
+from kit.model.encoder import build_encoder
+from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec, TrainSpec
 from kit.training.optim import Schedule, layer_of, optimizer, parameter_groups
 
@@ -38,7 +38,7 @@ def model(family: str) -> PairModel:
     else:
         config = BACKBONES[family].config | {"num_hidden_layers": LAYERS}
     with torch.device("meta"):
-        return PairModel(build(config), config, ModelSpec(pooling="attention"))
+        return PairModel(build_encoder(config), config, ModelSpec(pooling="attention"))
 
 
 @pytest.fixture(scope="module", params=OUTSIDE)

@@ -17,10 +17,10 @@ from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.errors import RunError
 from kit.model.backbones import BACKBONES
-from kit.model.batches import Collator
-from kit.model.encoder import build, load_vocabulary
-from kit.model.pair import COUNTED, FORMAT, PairModel
-from kit.model.tiny import write
+from kit.model.collator import Collator
+from kit.model.encoder import build_encoder, load_vocabulary
+from kit.model.pair_model import COUNTED, FORMAT, PairModel
+from kit.model.tiny import write_tiny_backbone
 from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 
@@ -42,7 +42,7 @@ ROWS = token_rows(np.array([[9, 30], [12, 12], [40, 5], [3, 3], [31, 8], [17, 22
 def pair(family: str = "electra", head: str = "symmetric", pooling: str = "mean", shape: str = "siamese") -> PairModel:
     torch.manual_seed(1)
     config = CONFIGS[family]
-    return PairModel(build(config), config, ModelSpec(shape, pooling=pooling, head=head, head_hidden=8)).eval()
+    return PairModel(build_encoder(config), config, ModelSpec(shape, pooling=pooling, head=head, head_hidden=8)).eval()
 
 
 def batch(model: PairModel, rows: TokenizedRows = ROWS, places: list[int] | None = None, overhead: int = 0) -> dict:
@@ -164,7 +164,9 @@ TABLE = tabular_rows(len(ROWS))
 def pair_with_features(head: str = "symmetric", shape: str = "siamese") -> PairModel:
     torch.manual_seed(1)
     config = CONFIGS["electra"]
-    model = PairModel(build(config), config, ModelSpec(shape, pooling="mean", head=head, head_hidden=8, features=True))
+    model = PairModel(
+        build_encoder(config), config, ModelSpec(shape, pooling="mean", head=head, head_hidden=8, features=True)
+    )
     model.fit_features(TABLE, np.arange(4))
     for parameter in model.head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # as if it had been trained: the short way begins at zero
@@ -253,7 +255,7 @@ def test_a_model_saved_before_there_were_features_still_loads(saved: Path):
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> PairTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
-    write(BACKBONES["tiny-electra"], ["hello world, this is a text"] * 3, folder)
+    write_tiny_backbone(BACKBONES["tiny-electra"], ["hello world, this is a text"] * 3, folder)
     return load_vocabulary(folder)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kit.model.pooling import AttentionPooling, build
+from kit.model.pooling import AttentionPooling, build_pooling
 
 KINDS = ["mean", "cls", "attention"]
 
@@ -15,7 +15,7 @@ KINDS = ["mean", "cls", "attention"]
 def trained(kind: str, hidden: int, seed: int = 0) -> torch.nn.Module:
     """A pooling whose parameters have moved away from where they start."""
     torch.manual_seed(seed)
-    pooling = build(kind, hidden)
+    pooling = build_pooling(kind, hidden)
     for parameter in pooling.parameters():
         torch.nn.init.normal_(parameter)
     return pooling
@@ -68,23 +68,23 @@ def test_the_result_is_float32_whatever_the_states_are(kind: str, dtype: torch.d
 
 def test_sums_of_half_precision_states_do_not_overflow():
     states, mask = torch.full((1, 512, 4), 1000.0, dtype=torch.float16), torch.ones(1, 512)
-    assert torch.equal(build("mean", 4)(states, mask), torch.full((1, 4), 1000.0))
+    assert torch.equal(build_pooling("mean", 4)(states, mask), torch.full((1, 4), 1000.0))
 
 
 def test_the_mean_is_that_of_the_real_tokens():
     states, mask = example([4, 2, 1])
     expected = [states[i, :n].numpy().astype(np.float64).mean(0) for i, n in enumerate([4, 2, 1])]
-    np.testing.assert_allclose(build("mean", 5)(states, mask), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(build_pooling("mean", 5)(states, mask), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_cls_is_the_first_state():
     states, mask = example([4, 2])
-    assert torch.equal(build("cls", 5)(states, mask), states[:, 0])
+    assert torch.equal(build_pooling("cls", 5)(states, mask), states[:, 0])
 
 
 def test_attention_starts_as_the_masked_mean():
     states, mask = example([4, 2, 1])
-    torch.testing.assert_close(build("attention", 5)(states, mask), build("mean", 5)(states, mask))
+    torch.testing.assert_close(build_pooling("attention", 5)(states, mask), build_pooling("mean", 5)(states, mask))
 
 
 def test_attention_is_a_softmax_over_the_scores_of_real_tokens():
@@ -106,6 +106,6 @@ def test_a_sequence_of_nothing_but_padding_is_the_zero_vector(kind: str):
 
 
 def test_only_attention_has_something_to_learn():
-    counts = {kind: sum(p.numel() for p in build(kind, 5).parameters()) for kind in KINDS}
+    counts = {kind: sum(p.numel() for p in build_pooling(kind, 5).parameters()) for kind in KINDS}
     assert counts == {"mean": 0, "cls": 0, "attention": 6}
-    assert isinstance(build("attention", 5), AttentionPooling)
+    assert isinstance(build_pooling("attention", 5), AttentionPooling)

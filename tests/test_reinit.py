@@ -8,7 +8,7 @@ from torch import nn
 
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build, load_encoder
+from kit.model.encoder import build_encoder, load_encoder
 from kit.training.reinit import reinitialise
 
 FAMILIES = {record.config["model_type"]: name for name, record in BACKBONES.items()}
@@ -25,7 +25,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         config = BACKBONES[FAMILIES[request.param]].config | SMALL
         for token in ("pad", "bos", "cls", "eos", "sep"):
             config[f"{token}_token_id"] = 0
-    encoder = build(config)
+    encoder = build_encoder(config)
     for parameter in encoder.parameters():
         nn.init.constant_(parameter, 0.5)
     folder = tmp_path_factory.mktemp(request.param)

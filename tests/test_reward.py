@@ -22,11 +22,11 @@ from transformers import (
 
 from kit.data.dataset import Dataset
 from kit.errors import BackboneError
-from kit.model import reward
 from kit.model.backbones import BACKBONES, Backbone
-from kit.model.batches import Collator
+from kit.model.collator import Collator
 from kit.model.encoder import load_config, load_encoder
-from kit.model.pair import PairModel
+from kit.model.pair_model import PairModel
+from kit.model.reward import load_reward_head
 from kit.predict import predict_input
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec
@@ -73,7 +73,7 @@ def test_the_encoder_of_a_reward_model_comes_whole(checkpoint: Path):
 def test_the_reward_is_the_one_that_transformers_computes(family: str, tmp_path: Path):
     model = classifier(family)
     model.save_pretrained(tmp_path)
-    head, encoder = reward.load(tmp_path, load_config(tmp_path)), load_encoder(tmp_path).eval()
+    head, encoder = load_reward_head(tmp_path, load_config(tmp_path)), load_encoder(tmp_path).eval()
     tokens = torch.randint(4, 40, (5, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = head(encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state)
@@ -85,7 +85,7 @@ def test_the_reward_is_the_one_that_transformers_computes(family: str, tmp_path:
 def test_each_side_has_its_reward_beside_its_pooled_vector(checkpoint: Path):
     config = load_config(checkpoint)
     model = PairModel(load_encoder(checkpoint), config, ModelSpec(pooling="mean", reward=True)).eval()
-    model.reward = reward.load(checkpoint, config)
+    model.reward = load_reward_head(checkpoint, config)
     original = classifier("deberta-v2")
     batch = Collator(ROWS, PAD, segments=False, pack_overhead=0)(range(len(ROWS)))
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_each_side_has_its_reward_beside_its_pooled_vector(checkpoint: Path):
 def test_before_training_the_odds_of_the_answers_are_those_of_the_reward(checkpoint: Path):
     config = load_config(checkpoint)
     model = PairModel(load_encoder(checkpoint), config, ModelSpec(pooling="cls", reward=True, features=True)).eval()
-    model.reward = reward.load(checkpoint, config)
+    model.reward = load_reward_head(checkpoint, config)
     for parameter in model.head.parameters():
         torch.nn.init.zeros_(parameter)
     torch.manual_seed(0)
@@ -158,17 +158,17 @@ def test_what_is_no_reward_model_is_refused(checkpoint: Path, tmp_path: Path, sp
     spoil(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BackboneError, match=said):
-        reward.load(folder, load_config(folder))
+        load_reward_head(folder, load_config(folder))
 
 
 def test_a_classifier_of_three_classes_is_no_reward_model(tmp_path: Path):
     classifier("roberta", outputs=3).save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match="3 outputs") as caught:
-        reward.load(tmp_path, load_config(tmp_path))
+        load_reward_head(tmp_path, load_config(tmp_path))
     assert "reward-deberta" in caught.value.hint
 
 
 @pytest.mark.parametrize("record", [BACKBONES["tiny-electra"], BACKBONES["modernbert-base"]], ids=lambda r: r.name)
 def test_a_backbone_without_a_reward_says_so(record: Backbone):
     with pytest.raises(BackboneError, match=f"{record.name} starts from random|no reward head is known"):
-        reward.load(record, record.config)
+        load_reward_head(record, record.config)

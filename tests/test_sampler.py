@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.model.batches import cut_packs
+from kit.model.collator import cut_packs
 from kit.training import sampler
 from kit.training.sampler import LengthBuckets
 

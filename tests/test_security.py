@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from kit.cli import main
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build, load_encoder
+from kit.model.encoder import build_encoder, load_encoder
 from kit.remote.download import unpack
 from kit.storage.atomic import atomic_file, atomic_folder
 
@@ -65,7 +65,7 @@ class Trap:
 
 def test_a_pickle_in_a_backbone_folder_is_refused_and_not_run(tmp_path: Path):
     folder, sign = tmp_path / "backbone", tmp_path / "sign"
-    build(BACKBONES["tiny-electra"].config).save_pretrained(folder)
+    build_encoder(BACKBONES["tiny-electra"].config).save_pretrained(folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(sign)))
     with pytest.raises(BackboneError, match="cannot be loaded"):

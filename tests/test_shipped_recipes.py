@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from kit.cli import main
 from kit.model.backbones import BACKBONES, max_positions
-from kit.model.encoder import build
-from kit.model.pair import PairModel
+from kit.model.encoder import build_encoder
+from kit.model.pair_model import PairModel
 from kit.recipe.load import load_recipe, shipped_recipes
 from kit.recipe.spec import Recipe
 from kit.training.optim import Schedule, optimizer
@@ -28,7 +28,9 @@ def test_every_recipe_builds_at_full_size_on_the_meta_device(recipe: Recipe):
     record = BACKBONES[recipe.backbone]
     pooling = record.pooling if recipe.model.pooling == "auto" else recipe.model.pooling
     with torch.device("meta"):
-        model = PairModel(build(record.config), record.config, dataclasses.replace(recipe.model, pooling=pooling))
+        model = PairModel(
+            build_encoder(record.config), record.config, dataclasses.replace(recipe.model, pooling=pooling)
+        )
         vectors = torch.zeros(2, 2, record.sizes["hidden"] + recipe.model.reward)
         features = None
         if model.reads:

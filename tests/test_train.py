@@ -24,9 +24,9 @@ from kit.errors import BackboneError, DeviceError, RecipeError, RunError
 from kit.evaluation.metrics import log_loss
 from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
 from kit.model.backbones import BACKBONES
-from kit.model.batches import Collator
-from kit.model.encoder import build
-from kit.model.pair import PairModel
+from kit.model.collator import Collator
+from kit.model.encoder import build_encoder
+from kit.model.pair_model import PairModel
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
@@ -282,7 +282,7 @@ def test_both_orders_in_one_step_are_a_batch_with_swapped_copies(smoothing: floa
     torch.manual_seed(1)
     config = BACKBONES["tiny-electra"].config
     model = PairModel(
-        build(config), config, ModelSpec(pooling="mean", head="fusion", head_hidden=8, features=True)
+        build_encoder(config), config, ModelSpec(pooling="mean", head="fusion", head_hidden=8, features=True)
     ).eval()
     model.fit_features(tabular, np.arange(len(rows)))
     batches = [
@@ -448,7 +448,7 @@ def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path
     """ALBERT's layers share their weights."""
     small = {"embedding_size": 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
     config = {"model_type": "albert", "vocab_size": BACKBONES["tiny-roberta"].config["vocab_size"], **small}
-    build(config).save_pretrained(tmp_path)
+    build_encoder(config).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((still / name).read_bytes())
     recipe = load_recipe("default", ("train.layer_decay=0.5",), backbone=str(tmp_path))

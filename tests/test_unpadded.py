@@ -15,11 +15,11 @@ from kit.attention import unpadded
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES
-from kit.model.batches import Collator
+from kit.model.collator import Collator
 from kit.model.device import Compute
-from kit.model.encoder import build
-from kit.model.inference import collator, predict_logits
-from kit.model.pair import PairModel
+from kit.model.encoder import build_encoder
+from kit.model.inference import make_collator, predict_logits
+from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 50}
@@ -35,7 +35,7 @@ LENGTHS = [19, 19, 12, 5, 5, 1]
 def encoder(config: dict[str, Any], dropout: float = 0.0, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     chances = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return build(config | SMALL | chances | changes).train()
+    return build_encoder(config | SMALL | chances | changes).train()
 
 
 def packs(lengths: list[int], config: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -137,7 +137,7 @@ def test_gradient_checkpointing_changes_nothing_under_dropout(family: str):
     ids=["modernbert", "convolution", "attention maps", "transformers' own deberta", "transformers' own electra"],
 )
 def test_other_encoders_are_padded(config: dict[str, Any], fast: bool):
-    assert not unpadded.supports_unpadded(build(config | SMALL, fast_attention=fast))
+    assert not unpadded.supports_unpadded(build_encoder(config | SMALL, fast_attention=fast))
 
 
 def test_a_transformers_that_loses_the_sequences_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -153,18 +153,18 @@ def test_a_transformers_that_loses_the_sequences_is_refused(monkeypatch: pytest.
 def pair(family: str, **spec: Any) -> PairModel:
     config = FAMILIES[family] | SMALL | {"vocab_size": 200, "pad_token_id": PAD}
     torch.manual_seed(0)
-    return PairModel(build(config), config, ModelSpec(head_hidden=8, features=False, **spec)).eval()
+    return PairModel(build_encoder(config), config, ModelSpec(head_hidden=8, features=False, **spec)).eval()
 
 
 def test_the_collator_leaves_padding_out_where_encoder_and_device_allow_it():
     rows, vocabulary = token_rows(np.array([[9, 30], [12, 5]])), PairTokenizer(None, 1, 2, PAD)
     model = pair("electra", pooling="mean")
-    assert collator(model, rows, vocabulary).unpadded
-    assert not collator(model, rows, vocabulary, multiple=64).unpadded  # as torch.compile needs it
+    assert make_collator(model, rows, vocabulary).unpadded
+    assert not make_collator(model, rows, vocabulary, multiple=64).unpadded  # as torch.compile needs it
     other = pair("electra", pooling="mean")
     other.encoder.set_attn_implementation("sdpa")
-    assert not collator(other, rows, vocabulary).unpadded
-    assert not collator(model.to("meta"), rows, vocabulary).unpadded
+    assert not make_collator(other, rows, vocabulary).unpadded
+    assert not make_collator(model.to("meta"), rows, vocabulary).unpadded
 
 
 @pytest.mark.parametrize("family", ["electra", "deberta"])
@@ -174,7 +174,7 @@ def test_predictions_are_the_same_from_either_batch(family: str, monkeypatch: py
     found = []
     for suits in (unpadded.supports_unpadded, lambda encoder: False):
         monkeypatch.setattr(unpadded, "supports_unpadded", suits)
-        collate = collator(model, rows, PairTokenizer(None, 1, 2, PAD))
+        collate = make_collator(model, rows, PairTokenizer(None, 1, 2, PAD))
         found.append(predict_logits(model, collate, np.arange(9), compute, both_orders=True))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 

@@ -12,10 +12,10 @@ from bout import Job, SecondEpoch, report, wait_for
 
 from kit.data.feature_cache import features_cached
 from kit.data.tokenize import tokenize_cached
-from kit.model.device import choose, prepare
+from kit.model.device import choose_device, prepare_device
 from kit.model.encoder import load_encoder, load_vocabulary
-from kit.model.inference import collator, predict_logits, probabilities
-from kit.model.pair import PairModel
+from kit.model.inference import make_collator, mean_probabilities, predict_logits
+from kit.model.pair_model import PairModel
 from kit.recipe.load import load_recipe
 from kit.task import PROMPT, RESPONSES
 from kit.training.trainer import make_trainer
@@ -28,10 +28,10 @@ def main() -> None:
     sizes = [f"encode.max_tokens={job.tokens}", f"train.batch_size={job.batch}", "train.epochs=2", "model.pooling=mean"]
     recipe = load_recipe("default", [*sizes, "train.evals_per_epoch=1", *switches], backbone=job.backbone)
     encoder = load_encoder(Path(job.backbone), recipe.model.fast_attention)
-    compute = choose(recipe.train.precision, encoder.config.hidden_size)
+    compute = choose_device(recipe.train.precision, encoder.config.hidden_size)
     if compute.device.type != job.device:
         sys.exit(f"asked to run on {job.device}, but kit takes {compute.device.type}")
-    prepare(compute)
+    prepare_device(compute)
     torch.manual_seed(0)
     model = PairModel(encoder, encoder.config.to_dict(), recipe.model).to(compute.device)
     vocabulary = load_vocabulary(Path(job.backbone))
@@ -46,7 +46,7 @@ def main() -> None:
         tabular = features_cached(table, "rows", encoded, Path(scratch))
         trained, others = np.split(np.arange(len(rows)), [len(job.train)])
         model.fit_features(tabular, trained)
-        collate = collator(model, encoded, vocabulary, labels, tabular)
+        collate = make_collator(model, encoded, vocabulary, labels, tabular)
         trainer = make_trainer(
             recipe.train, model, collate, collate, trained, others[:2], False, compute, Path(scratch), lambda _: None
         )
@@ -58,8 +58,8 @@ def main() -> None:
             begun = time.perf_counter()
             tokens = tokenize_cached(later, f"later {number}", vocabulary, recipe.encode, Path(scratch))
             numbers = features_cached(later, f"later {number}", tokens, Path(scratch))
-            asked = collator(model, tokens, vocabulary, tabular=numbers)
-            probabilities(predict_logits(model, asked, places, compute, both_orders=True))
+            asked = make_collator(model, tokens, vocabulary, tabular=numbers)
+            mean_probabilities(predict_logits(model, asked, places, compute, both_orders=True))
             wait_for(compute.device.type)
             predicted = time.perf_counter() - begun
     lengths = encoded.lengths[trained]

@@ -97,7 +97,7 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def find(name: str) -> Backbone | Path:
+def find_backbone(name: str) -> Backbone | Path:
     """A registry record by its exact name, or a directory in Hugging Face layout.
 
     Raises:

@@ -31,7 +31,7 @@ AMX_WIDTH = (
 )
 
 
-def choose(precision: str = "auto", width: int = 0) -> Compute:
+def choose_device(precision: str = "auto", width: int = 0) -> Compute:
     """The best device here and a precision that works on it.
 
     bf16 from compute capability 8.0; below that fp16 with loss scaling (a T4 says it supports bf16, by emulation).
@@ -64,7 +64,7 @@ def choose(precision: str = "auto", width: int = 0) -> Compute:
     return Compute(torch.device("cuda", number), chosen, f"{name}, capability {major}.{minor}: {chosen}")
 
 
-def prepare(compute: Compute) -> None:
+def prepare_device(compute: Compute) -> None:
     """Lets this process compute well on the device: on a CPU, keep the memory of one batch for the next.
 
     glibc hands large blocks back to the system and the system clears them page by page for the next layer, which took

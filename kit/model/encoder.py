@@ -12,13 +12,13 @@ from torch import nn
 
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
-from kit.model.backbones import BACKBONES, Backbone, find
+from kit.model.backbones import BACKBONES, Backbone, find_backbone
 from kit.storage.atomic import file_sha256
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def build(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
+def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
     """The architecture of a configuration, with random weights, in float32, without a pooler.
 
     fast_attention: whether attention and dropout are kit's own where that is faster (`attention.patch`), with the same
@@ -40,7 +40,7 @@ def build(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
 def count_parameters(config: dict[str, Any]) -> dict[str, int]:
     """Parameters of the encoder without a pooler: `backbone` (layers), `embedding` (all tables and norms), `total`."""
     with torch.device("meta"):
-        encoder = build(config)
+        encoder = build_encoder(config)
     total = sum(p.numel() for p in encoder.parameters())
     embedding = sum(p.numel() for name, p in encoder.named_parameters() if name.startswith("embeddings."))
     return {"backbone": total - embedding, "embedding": embedding, "total": total}
@@ -124,10 +124,10 @@ def load_vocabulary(source: Backbone | Path) -> PairTokenizer:
     return PairTokenizer(tokenizer, *ids)
 
 
-def resolve(name: str) -> Backbone | Path:
+def resolve_backbone(name: str) -> Backbone | Path:
     """As `find`; a registry backbone downloaded to `models/<name>` is used from there."""
     local = Path("models") / name
-    return local if name in BACKBONES and (local / "config.json").is_file() else find(name)
+    return local if name in BACKBONES and (local / "config.json").is_file() else find_backbone(name)
 
 
 def folder_digest(source: Backbone | Path) -> str | None:

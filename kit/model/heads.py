@@ -13,7 +13,7 @@ BESIDE = 256  # width of the features' own layer
 GAIN = 4.0  # of their way to the logits: at the rates of a head it learns in hundreds of steps, not thousands
 
 
-def swap(features: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+def swap_features(features: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
     """The same features with the answers in each other's place."""
     return features and features | {"sides": features["sides"].flip(1)}
 
@@ -86,10 +86,10 @@ class SymmetricHead(nn.Module):
 
     def forward(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         """(B, 2, H), and of the features (B, 2, F) and (B, P) -> (B, 3)."""
-        return self.pair(sides, features) + self.pair(sides.flip(1), swap(features))[:, list(SWAP)]
+        return self.pair(sides, features) + self.pair(sides.flip(1), swap_features(features))[:, list(SWAP)]
 
 
-def build(
+def build_head(
     kind: str,
     hidden: int,
     width: int,

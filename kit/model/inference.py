@@ -13,16 +13,16 @@ from torch import Tensor
 from kit.attention.unpadded import supports_unpadded
 from kit.data.feature_cache import FeatureTable
 from kit.data.tokenize import PairTokenizer, TokenizedRows
-from kit.model.batches import Collator
+from kit.model.collator import Collator
 from kit.model.device import Compute
-from kit.model.pair import PairModel
+from kit.model.pair_model import PairModel
 
 TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}  # of a forward pass, were it padded
 WINDOW = 16384  # rows whose vectors are held at a time
 CLASSIFIED = 2048  # rows that pass the head at a time
 
 
-def collator(
+def make_collator(
     model: PairModel,
     encoded: TokenizedRows,
     vocabulary: PairTokenizer,
@@ -100,7 +100,7 @@ def _logits_of_share(
             def tell(share: float, before: int = done, window: int = len(places)) -> None:
                 progress(before + int(share * window), len(rows))
 
-            sequences, which = different(collate.encoded, rows[places], sides)
+            sequences, which = distinct_sequences(collate.encoded, rows[places], sides)
             vectors = _vectors(model, collate, sequences, compute, tell)
             for start in range(0, len(places), CLASSIFIED):
                 some = slice(start, start + CLASSIFIED)
@@ -157,7 +157,7 @@ def _vectors(
     return torch.cat(vectors)[torch.from_numpy(back).to(compute.device)]
 
 
-def different(encoded: TokenizedRows, rows: np.ndarray, sides: int) -> tuple[np.ndarray, np.ndarray]:
+def distinct_sequences(encoded: TokenizedRows, rows: np.ndarray, sides: int) -> tuple[np.ndarray, np.ndarray]:
     """The different sequences of rows, each by the number of its first copy, and which of them each side is (N, sides).
 
     People judge one answer against many others, and many models' answers to a short prompt are the same.
@@ -196,14 +196,14 @@ def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     return batches
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax_logits(logits: np.ndarray) -> np.ndarray:
     """Probabilities in float64 over the last axis."""
     shifted = np.asarray(logits, np.float64)
     shifted = np.exp(shifted - shifted.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
+def mean_probabilities(logits: np.ndarray) -> np.ndarray:
     """Class probabilities (N, 3); of both orders (N, 2, 3), their average."""
-    each = softmax(logits)
+    each = softmax_logits(logits)
     return each.mean(1) if each.ndim == 3 else each

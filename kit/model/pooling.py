@@ -42,6 +42,6 @@ def _real(states: Tensor, mask: Tensor) -> Tensor:
     return states.float().masked_fill((mask == 0).unsqueeze(-1), 0.0)
 
 
-def build(kind: str, hidden: int) -> nn.Module:
+def build_pooling(kind: str, hidden: int) -> nn.Module:
     """The pooling called `kind`: "mean", "cls" or "attention"."""
     return {"mean": MeanPooling, "cls": ClsPooling, "attention": lambda: AttentionPooling(hidden)}[kind]()

@@ -3,7 +3,7 @@
 import json
 
 
-def look() -> dict[str, object]:
+def inspect_gpus() -> dict[str, object]:
     """Names, memory in GB, capabilities ("7.5"); torch's kernels; in words what is wrong with them ('' if nothing)."""
     import torch
 
@@ -31,4 +31,4 @@ def look() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(look()))
+    print(json.dumps(inspect_gpus()))

@@ -49,7 +49,7 @@ class RewardHead(nn.Module):
         return torch.stack([lead, -lead, torch.zeros_like(lead)], -1)
 
 
-def build(config: dict[str, Any], hidden: int) -> RewardHead:
+def build_reward_head(config: dict[str, Any], hidden: int) -> RewardHead:
     """The reward head that belongs on the encoder of `config`, with random weights.
 
     Raises:
@@ -64,7 +64,7 @@ def build(config: dict[str, Any], hidden: int) -> RewardHead:
     return RewardHead(hidden, config.get(activation, activation))
 
 
-def load(source: Backbone | Path, config: dict[str, Any]) -> RewardHead:
+def load_reward_head(source: Backbone | Path, config: dict[str, Any]) -> RewardHead:
     """The reward head of a checkpoint.
 
     Raises:
@@ -72,7 +72,7 @@ def load(source: Backbone | Path, config: dict[str, Any]) -> RewardHead:
     """
     from transformers import AutoModelForSequenceClassification
 
-    head = build(config, config["hidden_size"])  # an unknown family is told before a large file is read
+    head = build_reward_head(config, config["hidden_size"])  # an unknown family is told before a large file is read
     place = source.hub_id if isinstance(source, Backbone) else source
     if place is None:
         raise BackboneError(f"{source.name} starts from random weights and has no reward", _OTHER)

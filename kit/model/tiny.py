@@ -22,7 +22,7 @@ MAX_CHARACTERS = 3_000_000  # enough text for a vocabulary of two thousand; more
 NEVER = -1e6  # a piece's score: only the framing writes these, never a text that spells one out
 
 
-def write(record: Backbone, texts: Iterable[str], folder: Path) -> None:
+def write_tiny_backbone(record: Backbone, texts: Iterable[str], folder: Path) -> None:
     """Writes `record`'s configuration and a tokenizer trained on `texts` to `folder`, whole or not at all."""
     tokenizer = train_tokenizer(record, _head(texts))
     from transformers import PreTrainedTokenizerFast

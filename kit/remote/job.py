@@ -9,7 +9,7 @@ from typing import Any
 from kit.ensemble.blend import Blend, blend_content
 from kit.ensemble.calibration import Calibration, calibration_content
 from kit.errors import KitError
-from kit.model.backbones import find
+from kit.model.backbones import find_backbone
 from kit.recipe.spec import Recipe
 from kit.remote import preparing
 from kit.task import COMPETITION, HOLDOUT
@@ -136,7 +136,7 @@ def train_job(
             f"the backbone {recipe.backbone!r} is a folder of this machine, which Kaggle does not have",
             "Name one from `kit backbones`; the kernel downloads it.",
         )
-    find(recipe.backbone)  # a name misspelt would cost a push and a GPU session
+    find_backbone(recipe.backbone)  # a name misspelt would cost a push and a GPU session
     preprocess = dict(preprocess or {})
     folds = preparing.folds(preprocess)
     if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from kit.model.batches import Padding
+from kit.model.collator import Padding
 from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
 

@@ -10,10 +10,10 @@ from accelerate import PartialState
 from kit.data.dataset import Dataset
 from kit.data.feature_cache import features_cached
 from kit.data.tokenize import PairTokenizer, tokenize_cached
-from kit.model.batches import MULTIPLE, Collator
-from kit.model.device import Compute, choose, prepare
-from kit.model.inference import collator
-from kit.model.pair import PairModel
+from kit.model.collator import MULTIPLE, Collator
+from kit.model.device import Compute, choose_device, prepare_device
+from kit.model.inference import make_collator
+from kit.model.pair_model import PairModel
 from kit.recipe.spec import Recipe
 from kit.task import ID, LABEL
 from kit.training.start import new_model
@@ -52,12 +52,15 @@ def gather(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], 
         RecipeError, BackboneError: as `start.new_model`.
         DeviceError: the device cannot run this.
     """
-    train, compute = recipe.train, choose(recipe.train.precision)  # refuses a device before a model is fetched for it
+    train, compute = (
+        recipe.train,
+        choose_device(recipe.train.precision),
+    )  # refuses a device before a model is fetched for it
     ranks = PartialState(cpu=compute.device.type == "cpu")
     transformers.set_seed(train.seed)
     with ranks.main_process_first():  # the others find its downloads and caches
         model, vocabulary = new_model(recipe, data)
-        compute = choose(train.precision, model.half_width)
+        compute = choose_device(train.precision, model.half_width)
         say(compute.reason)
         rows, content = data.train(), data.digest("train")
         encoded = tokenize_cached(rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape)
@@ -69,13 +72,13 @@ def gather(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], 
     labels, targets = rows[LABEL].to_numpy(), data.targets()
     if tabular is not None:
         model.fit_features(tabular, train_rows)
-    prepare(compute)
+    prepare_device(compute)
     model.to(compute.device)  # before the collators look where it is
     multiple = MULTIPLE if train.compile else 1
     one = model.reads_first and not train.swap_augmentation
     how = {"most": train.micro_tokens, "multiple": multiple, "first_only": one}
-    lessons = collator(model, encoded, vocabulary, targets, tabular, **how)
-    questions = collator(model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple)
+    lessons = make_collator(model, encoded, vocabulary, targets, tabular, **how)
+    questions = make_collator(model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple)
     if train.compile:
         model.encoder.compile(dynamic=True)
     return Material(

@@ -20,8 +20,8 @@ from kit.data.tokenize import PairTokenizer
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.device import out_of_memory
-from kit.model.inference import predict_logits, probabilities, softmax
-from kit.model.pair import PairModel
+from kit.model.inference import mean_probabilities, predict_logits, softmax_logits
+from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
 from kit.run import Run, model_digests
@@ -102,7 +102,7 @@ def train_part(
         "versions": {"kit": kit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     if ranks.is_main_process:
-        valid = make_predictions(material.ids[material.valid_rows], probabilities(logits))
+        valid = make_predictions(material.ids[material.valid_rows], mean_probabilities(logits))
         _finish(part, model, material.vocabulary, valid, trainer.state.log_history, metrics)
     ranks.wait_for_everyone()
     return metrics
@@ -132,11 +132,11 @@ def _trainer(
 
 def _judged(logits: np.ndarray, material: Material) -> dict[str, Any]:
     """What the logits of the validation rows, (V, 3) or of both orders (V, 2, 3), are worth."""
-    each, labels = probabilities(logits), material.labels[material.valid_rows]
+    each, labels = mean_probabilities(logits), material.labels[material.valid_rows]
     return {
         "log_loss": log_loss(each, labels),
         "accuracy": accuracy(each, labels),
-        "swap_gap": swap_gap(*softmax(logits).swapaxes(0, 1)) if logits.ndim == 3 else None,
+        "swap_gap": swap_gap(*softmax_logits(logits).swapaxes(0, 1)) if logits.ndim == 3 else None,
     }
 
 

@@ -12,10 +12,11 @@ import torch
 from kit.data.dataset import Dataset
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RecipeError
-from kit.model import reward, tiny
 from kit.model.backbones import Backbone, max_positions
-from kit.model.encoder import build, load_config, load_encoder, load_vocabulary, resolve
-from kit.model.pair import PairModel
+from kit.model.encoder import build_encoder, load_config, load_encoder, load_vocabulary, resolve_backbone
+from kit.model.pair_model import PairModel
+from kit.model.reward import load_reward_head
+from kit.model.tiny import write_tiny_backbone
 from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import TEXTS
@@ -32,11 +33,11 @@ def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
         RecipeError: as `require`.
     """
     require(recipe)
-    source = resolve(recipe.backbone)
+    source = resolve_backbone(recipe.backbone)
     config = load_config(source)
     if isinstance(source, Backbone) and source.hub_id is None:
         vocabulary = load_vocabulary(tiny_folder(source, data))
-        encoder = build(config, recipe.model.fast_attention)
+        encoder = build_encoder(config, recipe.model.fast_attention)
     else:
         encoder, vocabulary = load_encoder(source, recipe.model.fast_attention), load_vocabulary(source)
     reinitialise(encoder, recipe.train.reinit_layers)
@@ -52,7 +53,7 @@ def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
         enable({"use_reentrant": False})
     model = PairModel(encoder, config, _pooled(recipe.model, source))
     if recipe.model.reward:
-        model.reward = reward.load(source, config)
+        model.reward = load_reward_head(source, config)
     if recipe.train.lora_rank:
         lora.adapt(model.encoder, recipe.train)
     return model, vocabulary
@@ -72,7 +73,7 @@ def require(recipe: Recipe) -> None:
             f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more than all steps",
             "They are shares of the steps, one after the other: set them so that their sum is well below 1.",
         )
-    limit = max_positions(load_config(resolve(recipe.backbone)))
+    limit = max_positions(load_config(resolve_backbone(recipe.backbone)))
     if limit and recipe.encode.max_tokens > limit:
         raise RecipeError(
             f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions for {limit}",
@@ -88,7 +89,7 @@ def _require_layers(recipe: Recipe) -> None:
     if not asked:
         return
     with torch.device("meta"):
-        encoder = build(load_config(resolve(recipe.backbone)), fast_attention=False)
+        encoder = build_encoder(load_config(resolve_backbone(recipe.backbone)), fast_attention=False)
     if all(layer_of(f"encoder.{name}") is None for name, _ in encoder.named_parameters()):
         raise RecipeError(
             f"train.{asked[0]} works on an encoder's layers, and in {recipe.backbone} no weight is named as one",
@@ -101,7 +102,7 @@ def tiny_folder(record: Backbone, data: Dataset) -> Path:
     key = hashlib.sha256(json.dumps([data.digest("train"), record.config], sort_keys=True).encode()).hexdigest()[:16]
     folder = data.cache / f"{record.name}-{key}"
     done = (folder / "config.json").exists
-    make_once(data.cache, folder.name, done, lambda: tiny.write(record, _texts(data.train()), folder))
+    make_once(data.cache, folder.name, done, lambda: write_tiny_backbone(record, _texts(data.train()), folder))
     return folder
 
 

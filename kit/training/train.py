@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from kit.data.dataset import open_dataset
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import folder_digest, resolve
+from kit.model.encoder import folder_digest, resolve_backbone
 from kit.parts import choose_folds, run_origin, summarise_run
 from kit.recipe.spec import Recipe
 from kit.run import Run
@@ -56,7 +56,7 @@ def train(
     deadline = began + max_hours * 3600
     processed = open_dataset(data)
     folds = choose_folds(fold, processed.folds)
-    backbone = folder_digest(resolve(recipe.backbone))  # one that does not exist leaves no run behind
+    backbone = folder_digest(resolve_backbone(recipe.backbone))  # one that does not exist leaves no run behind
     known = BACKBONES.get(recipe.backbone)
     if known and known.multilingual and processed.manifest["options"]["text"] == "ascii":
         say(

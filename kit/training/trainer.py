@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from kit.evaluation.metrics import accuracy, log_loss
-from kit.model.batches import Collator
+from kit.model.collator import Collator
 from kit.model.device import Compute
-from kit.model.inference import predict_logits, probabilities
-from kit.model.pair import PairModel
+from kit.model.inference import mean_probabilities, predict_logits
+from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
 from kit.training.adversarial import WorstNearby
 from kit.training.arguments import arguments, steps_per_epoch
@@ -150,7 +150,7 @@ class PairTrainer(Trainer):
         labels = self.eval_collate.labels[self.valid]
         if not np.isfinite(logits).all():
             raise diverged(f"at step {self.state.global_step} the logits are not finite", self.spec.lr)
-        each = probabilities(logits)
+        each = mean_probabilities(logits)
         metrics = {
             "eval_log_loss": log_loss(each, labels),
             "eval_accuracy": accuracy(each, labels),

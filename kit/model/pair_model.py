@@ -22,8 +22,10 @@ from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
-from kit.model import heads, pooling, reward
-from kit.model.encoder import build, load_vocabulary
+from kit.model.encoder import build_encoder, load_vocabulary
+from kit.model.heads import build_head, swap_features
+from kit.model.pooling import build_pooling
+from kit.model.reward import build_reward_head
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, write_json
 from kit.task import SWAP
@@ -37,7 +39,7 @@ class PairModel(nn.Module):
     """An encoder shared by both sequences of a row, a pooling, a head, and of a reward model its reward.
 
     Sequences arrive as packs: all B·S of them sorted by length and cut into a few rectangles, each padded only to
-    its own longest, or on a CPU end to end in one row (see `model.batches`). `order` says where in the packs each row's
+    its own longest, or on a CPU end to end in one row (see `model.collator`). `order` says where in the packs each row's
     sequences are. With `spec.features` the head also reads `features`: raw numbers of the sides (B, 2, F) and of the
     pair (B, P).
 
@@ -59,10 +61,10 @@ class PairModel(nn.Module):
         hidden = encoder.config.hidden_size  # which some families call otherwise in their files
         self.encoder = encoder
         self.half_width = hidden if is_patched(encoder) else 0
-        self.pooling = pooling.build(spec.pooling, hidden)
-        self.reward = reward.build(config, hidden) if spec.reward else None
+        self.pooling = build_pooling(spec.pooling, hidden)
+        self.reward = build_reward_head(config, hidden) if spec.reward else None
         side = hidden + spec.reward  # a side's vector is what was pooled, and its reward
-        self.head = heads.build(spec.head, side, spec.head_hidden, spec.head_dropout, self.reads, spec.shape)
+        self.head = build_head(spec.head, side, spec.head_hidden, spec.head_dropout, self.reads, spec.shape)
 
     @property
     def symmetric(self) -> bool:
@@ -112,7 +114,7 @@ class PairModel(nn.Module):
 
     def both_orders(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         """Logits as given and with A and B swapped (classes permuted back): (B, S, H) -> (B, 2, 3)."""
-        swapped = self.classify(sides.flip(1), heads.swap(features))[:, list(SWAP)]
+        swapped = self.classify(sides.flip(1), swap_features(features))[:, list(SWAP)]
         return torch.stack([self.classify(sides, features), swapped], 1)
 
     def save_pretrained(self, folder: str | Path, vocabulary: PairTokenizer) -> None:
@@ -146,7 +148,7 @@ class PairModel(nn.Module):
                     "Train it again, or predict with the kit that trained it.",
                 )
             reads = (config["features"]["sides"], config["features"]["pair"]) if spec.features else ((), ())
-            model = cls(build(config["encoder"], spec.fast_attention), config["encoder"], spec, reads)
+            model = cls(build_encoder(config["encoder"], spec.fast_attention), config["encoder"], spec, reads)
             weights = load_file(folder / "model.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
             raise RunError(f"{folder}: not a trained model of kit: {error}", _AGAIN) from error
