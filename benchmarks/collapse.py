@@ -25,10 +25,10 @@ from kit.model.encoder import build_encoder
 from kit.recipe.load import load_recipe
 from kit.sample.generate import write_sample
 from kit.task import LABEL
-from kit.training.callbacks import Progress
+from kit.training.callbacks import TrainingProgress
 from kit.training.guard import CollapseGuard, constant_loss
 from kit.training.start import tiny_folder
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 
 def backbone(folder: Path, processed: Dataset, layers: int, hidden: int) -> Path:
@@ -69,9 +69,11 @@ def main() -> int:
             overrides = [f"encode.max_tokens={options.tokens}", f"train.epochs={options.epochs}"]
             overrides += [f"train.lr={options.lr}", f"train.head_lr={options.lr}"] if options.lr else []
             overrides += ["train.micro_batch_size=0", "train.gradient_checkpointing=false", "train.evals_per_epoch=4"]
-            curve: list[Progress] = []
+            curve: list[TrainingProgress] = []
             try:
-                train(load_recipe(name, overrides, str(folder)), root / "processed", root / "runs", listen=curve.append)
+                train_recipe(
+                    load_recipe(name, overrides, str(folder)), root / "processed", root / "runs", listen=curve.append
+                )
                 guard = ""
             except CollapseError as error:
                 guard = error.problem

@@ -16,7 +16,7 @@ from kit.recipe.load import load_recipe
 from kit.report.report import Report, report
 from kit.report.written import write
 from kit.sample import generate
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 BACKBONES = ("tiny-deberta", "tiny-roberta", "tiny-electra")
 
@@ -47,7 +47,7 @@ def run(
         say(f"$ kit train --backbone {backbone} --data {data} --runs {runs}")
         recipe = load_recipe(backbone)
         with training(backbone) as listen:
-            folders.append(Path(train(recipe, data, runs, resume=True, listen=listen)["run"]))
+            folders.append(Path(train_recipe(recipe, data, runs, resume=True, listen=listen)["run"]))
     for folder in folders:
         say(f"$ kit predict {folder} --data {data}")
         write_predictions(predict_split(folder, "test", data), folder / "test.csv")

@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 from transformers import TrainerState
 
-from kit.training.callbacks import Steering
+from kit.training.callbacks import ScheduleCallback
 
 
 def interrupt_at(step: int, patch: pytest.MonkeyPatch) -> None:
     """From now on, until `patch` is undone, every training ends with KeyboardInterrupt once `step` is done."""
-    on_step_end = Steering.on_step_end
+    on_step_end = ScheduleCallback.on_step_end
 
-    def stop(self: Steering, args: Any, state: TrainerState, control: Any, **named: Any) -> None:
+    def stop(self: ScheduleCallback, args: Any, state: TrainerState, control: Any, **named: Any) -> None:
         if state.global_step == step:
             raise KeyboardInterrupt
         on_step_end(self, args, state, control, **named)
 
-    patch.setattr(Steering, "on_step_end", stop)
+    patch.setattr(ScheduleCallback, "on_step_end", stop)

@@ -11,7 +11,7 @@ from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
-from kit.training.adversarial import WorstNearby
+from kit.training.awp import WorstNearby
 from kit.training.loss import of_two_passes, summed_cross_entropy
 from kit.training.optim import layer_of
 

@@ -16,7 +16,7 @@ from kit.recipe.load import load_recipe
 from kit.report.comparison import columns, rows
 from kit.run import Run
 from kit.task import ID
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=2")
 
@@ -24,7 +24,7 @@ SHORT = (*QUICK, "train.max_steps=2")
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A holdout run with test predictions."""
-    folder = Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
+    folder = Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
     write_predictions(predict_split(folder, "test", data), folder / "test.csv")
     return folder
 
@@ -92,13 +92,13 @@ def test_an_unfinished_run_is_left_out_and_named(run: Path, data: Path, tmp_path
 
 
 def test_runs_without_common_validation_rows_are_refused(run: Path, data: Path, tmp_path: Path):
-    fold = Path(train(load_recipe("tiny-roberta", SHORT), data, tmp_path, "0")["run"])
+    fold = Path(train_recipe(load_recipe("tiny-roberta", SHORT), data, tmp_path, "0")["run"])
     with pytest.raises(RunError, match="no validation rows in common"):
         compare([run, fold], data)
 
 
 def test_out_of_fold_runs_are_compared_on_all_rows(data: Path, tmp_path: Path):
-    result = train(load_recipe("tiny-roberta", SHORT), data, tmp_path, "all")
+    result = train_recipe(load_recipe("tiny-roberta", SHORT), data, tmp_path, "all")
     comparison = compare([result["run"]], data)
     assert comparison.validation == "out-of-fold"
     assert comparison.lines[-1].valid.log_loss == pytest.approx(result["oof"]["log_loss"], abs=1e-12)

@@ -11,7 +11,7 @@ from torch import nn
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
 from kit.recipe.load import load_recipe
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 
 @pytest.mark.parametrize("name", ["tiny-electra", "tiny-roberta", "tiny-deberta"])
@@ -54,7 +54,7 @@ def test_a_recipe_can_ask_for_it_and_the_model_is_saved_as_any_other(
     for switch in ("false", "true"):
         overrides = (*QUICK, "train.max_steps=4", "model.head_dropout=0.0", f"train.compile={switch}")
         recipe = load_recipe("tiny-roberta", overrides, backbone=str(still))
-        run = train(recipe, data, tmp_path / switch)
+        run = train_recipe(recipe, data, tmp_path / switch)
         losses.append(run["parts"]["holdout"]["log_loss"])
         assert (tmp_path / switch / recipe.run_name / "holdout" / "model.safetensors").exists()
     assert compiled == ["RobertaModel"]

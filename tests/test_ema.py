@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from kit.training.ema import Averaging
+from kit.training.ema import EMACallback
 
 
-def after(averaging: Averaging, step: int) -> None:
+def after(averaging: EMACallback, step: int) -> None:
     averaging.on_step_end(None, TrainerState(global_step=step), TrainerControl())
 
 
@@ -22,7 +22,7 @@ def after(averaging: Averaging, step: int) -> None:
 def test_the_average_is_the_closed_form(path: list[float], decay: float):
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, 1.0)
-    averaging, shares, values = Averaging(layer, decay), [1.0], [1.0]
+    averaging, shares, values = EMACallback(layer, decay), [1.0], [1.0]
     for number, value in enumerate(path, 1):
         nn.init.constant_(layer.weight, value)
         after(averaging, number)
@@ -37,7 +37,7 @@ def test_the_models_own_weights_come_back_to_the_bit_and_training_does_not_see_t
     torch.manual_seed(0)
     layer = nn.Linear(4, 3)
     other = copy.deepcopy(layer)
-    averaging = Averaging(layer, 0.9)
+    averaging = EMACallback(layer, 0.9)
     optim, reference = (torch.optim.AdamW(each.parameters(), lr=0.1, fused=True) for each in (layer, other))
     for number in range(1, 6):
         for each, steps in ((layer, optim), (other, reference)):
@@ -56,12 +56,12 @@ def test_the_models_own_weights_come_back_to_the_bit_and_training_does_not_see_t
 
 def test_a_checkpoint_brings_the_average_back_to_the_bit(tmp_path: Path):
     layer = nn.Linear(4, 3)
-    averaging = Averaging(layer, 0.9)
+    averaging = EMACallback(layer, 0.9)
     nn.init.normal_(layer.weight)
     after(averaging, 3)
     (tmp_path / "checkpoint-3").mkdir()
     averaging.save(tmp_path / "checkpoint-3")
-    fresh = Averaging(nn.Linear(4, 3), 0.9)
+    fresh = EMACallback(nn.Linear(4, 3), 0.9)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     fresh.on_train_begin(arguments, TrainerState(global_step=3), TrainerControl())
     assert all(torch.equal(a, b) for a, b in zip(fresh.average, averaging.average, strict=True))

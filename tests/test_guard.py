@@ -22,11 +22,11 @@ from kit.errors import CollapseError, RunError
 from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
-from kit.training.callbacks import Progress
+from kit.training.callbacks import TrainingProgress
 from kit.training.guard import CollapseGuard, GradientGuard, advice
 from kit.training.optim import optimizer
 from kit.training.restart import attempt
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 REFERENCE = 1.0972
 SHORT = (*QUICK, "train.max_steps=8", "train.evals_per_epoch=2")
@@ -197,13 +197,13 @@ def fussy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_collapse_is_an_error_that_loses_nothing(data: Path, tmp_path: Path):
     recipe = load_recipe("tiny-electra", SHORT)
     with pytest.raises(CollapseError):
-        train(recipe, data, tmp_path)
+        train_recipe(recipe, data, tmp_path)
     assert [p.name for p in (tmp_path / recipe.run_name / "holdout/checkpoints").iterdir()]
     with pytest.raises(RunError, match="unfinished"):
-        train(recipe, data, tmp_path, restarts=2)
+        train_recipe(recipe, data, tmp_path, restarts=2)
     with pytest.raises(CollapseError):  # a resume does not slip past the guard
-        train(recipe, data, tmp_path, resume=True)
-    part = train(recipe, data, tmp_path, resume=True, guard=False)["parts"]["holdout"]
+        train_recipe(recipe, data, tmp_path, resume=True)
+    part = train_recipe(recipe, data, tmp_path, resume=True, guard=False)["parts"]["holdout"]
     assert (part["steps"], part["restarts"], part["lr"]) == (8, [], recipe.train.lr)
 
 
@@ -211,9 +211,9 @@ def test_a_collapse_is_an_error_that_loses_nothing(data: Path, tmp_path: Path):
 def test_restarts_are_made_recorded_and_survive_an_interruption(data: Path, tmp_path: Path):
     recipe = load_recipe("tiny-electra", SHORT)
     with pytest.raises(CollapseError, match=r"0\.0005"):
-        train(recipe, data, tmp_path / "one", restarts=1)
+        train_recipe(recipe, data, tmp_path / "one", restarts=1)
     said: list[str] = []
-    whole = train(recipe, data, tmp_path / "whole", restarts=2, say=said.append)
+    whole = train_recipe(recipe, data, tmp_path / "whole", restarts=2, say=said.append)
     part = whole["parts"]["holdout"]
     assert Path(whole["run"]).name == recipe.run_name
     assert [(each["lr"], each["seed"]) for each in part["restarts"]] == [(1e-3, 0), (5e-4, 1000)]
@@ -221,14 +221,14 @@ def test_restarts_are_made_recorded_and_survive_an_interruption(data: Path, tmp_
     assert (part["lr"], part["seed"]) == (2.5e-4, 2000)
     assert sum("attempt" in line for line in said) == 2
 
-    def interrupt(event: Progress) -> None:
+    def interrupt(event: TrainingProgress) -> None:
         tried = next((tmp_path / "cut").rglob("tried.json"), None)
         if event.step == 8 and tried and len(json.loads(tried.read_text())) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path / "cut", restarts=2, listen=interrupt)
-    resumed = train(recipe, data, tmp_path / "cut", resume=True)
+        train_recipe(recipe, data, tmp_path / "cut", restarts=2, listen=interrupt)
+    resumed = train_recipe(recipe, data, tmp_path / "cut", resume=True)
     assert resumed["parts"]["holdout"]["restarts"] == part["restarts"]
     assert not list(Path(resumed["run"]).rglob("tried.json"))
     assert _weights(resumed) == _weights(whole)
@@ -243,7 +243,7 @@ def test_gradients_that_are_not_finite_end_the_training(data: Path, tmp_path: Pa
     recipe = load_recipe("tiny-electra", (*SHORT, "train.warmup=0.0"))
     monster = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30))
     with pytest.raises(CollapseError, match="diverged") as caught:
-        train(monster, data, tmp_path)
+        train_recipe(monster, data, tmp_path)
     assert "--restart" in caught.value.hint
 
 

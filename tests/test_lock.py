@@ -24,7 +24,7 @@ from kit.recipe.load import load_recipe
 from kit.run import Run
 from kit.storage import lock
 from kit.storage.atomic import write_text
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 HOLD = """
 import sys, time
@@ -167,7 +167,7 @@ def test_two_trainings_of_one_part_do_not_meet(data: Path, tmp_path: Path):
     recipe = load_recipe("tiny-electra", QUICK)
     folder = tmp_path / recipe.run_name
     with holder(folder, "holdout") as process, pytest.raises(HeldError, match=refused(process)):
-        train(recipe, data, tmp_path)
+        train_recipe(recipe, data, tmp_path)
     assert not (folder / "holdout").exists()
 
 

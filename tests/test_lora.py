@@ -22,10 +22,10 @@ from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
-from kit.training.lora import adapt, merge, require
+from kit.training.lora import add_adapters, merge_adapters, require_peft
 from kit.training.optim import parameter_groups
 from kit.training.start import new_model
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 SPEC = TrainSpec(lora_rank=4, lora_alpha=8.0)
 LORA = (*QUICK, "train.lora_rank=4", "train.lora_dropout=0.1", "train.max_steps=8", "train.lr=0.01")
@@ -60,7 +60,7 @@ def stir(encoder: nn.Module) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_adapters_stand_on_all_attention_and_feed_forward_layers_of_every_backbone(name: str):
     encoder = small(name)
-    adapt(encoder, SPEC)
+    add_adapters(encoder, SPEC)
     adapted = [each for each, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
     assert len(adapted) == 3 * LINEARS[BACKBONES[name].config["model_type"]]
     assert not [each for each in adapted if "embeddings" in each]
@@ -71,12 +71,12 @@ def test_adapters_stand_on_all_attention_and_feed_forward_layers_of_every_backbo
 def test_they_change_nothing_at_first_and_merging_them_changes_nothing_at_the_end(name: str):
     encoder = small(name)
     names, plain = set(encoder.state_dict()), states(encoder)
-    adapt(encoder, SPEC)
+    add_adapters(encoder, SPEC)
     torch.testing.assert_close(states(encoder), plain)
     stir(encoder)
     learned = states(encoder)
     assert not torch.allclose(learned, plain, atol=1e-2)
-    merge(encoder)
+    merge_adapters(encoder)
     torch.testing.assert_close(states(encoder), learned, rtol=1e-4, atol=1e-5)
     assert set(encoder.state_dict()) == names
     assert not [each for each in encoder.modules() if isinstance(each, BaseTunerLayer)]
@@ -97,7 +97,7 @@ def test_the_optimizer_holds_adapters_and_head_alone(processed: Dataset):
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The holdout, trained by adapters without interruption."""
-    return Path(train(load_recipe("tiny-electra", LORA), data, tmp_path_factory.mktemp("runs"))["run"])
+    return Path(train_recipe(load_recipe("tiny-electra", LORA), data, tmp_path_factory.mktemp("runs"))["run"])
 
 
 def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(run: Path, processed: Dataset):
@@ -140,8 +140,8 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, data, tmp_path)
-    resumed = Path(train(recipe, data, tmp_path, resume=True)["run"])
+            train_recipe(recipe, data, tmp_path)
+    resumed = Path(train_recipe(recipe, data, tmp_path, resume=True)["run"])
     expected = load_file(run / "holdout" / "model.safetensors")
     for name, weights in load_file(resumed / "holdout" / "model.safetensors").items():
         assert torch.equal(weights, expected[name]), name
@@ -149,7 +149,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 def test_they_go_together_with_averaging_perturbation_and_two_passes(data: Path, tmp_path: Path):
     extras = ("train.ema=0.9", "train.awp=0.01", "train.awp_start=0.0", "train.r_drop=0.5", "train.max_steps=4")
-    result = train(load_recipe("tiny-electra", (*LORA, *extras)), data, tmp_path)
+    result = train_recipe(load_recipe("tiny-electra", (*LORA, *extras)), data, tmp_path)
     weights = load_file(Path(result["run"]) / "holdout" / "model.safetensors")
     assert not [name for name in weights if "lora" in name]
     assert all(value.isfinite().all() for value in weights.values())
@@ -157,7 +157,7 @@ def test_they_go_together_with_averaging_perturbation_and_two_passes(data: Path,
 
 def test_without_peft_it_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    require(TrainSpec())
+    require_peft(TrainSpec())
     with pytest.raises(RecipeError, match="needs peft") as caught:
-        require(SPEC)
+        require_peft(SPEC)
     assert "peft>=0.18" in caught.value.hint

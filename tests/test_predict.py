@@ -17,7 +17,7 @@ from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.run import Run
 from kit.task import CLASSES, ID
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=3")
 
@@ -27,8 +27,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every fold and the holdout of one recipe with the head that is not symmetric, three steps each."""
     runs = tmp_path_factory.mktemp("runs")
     recipe = load_recipe("tiny-roberta", (*SHORT, "model.head=fusion"))
-    train(recipe, data, runs, "all")
-    return Path(train(recipe, data, runs)["run"])
+    train_recipe(recipe, data, runs, "all")
+    return Path(train_recipe(recipe, data, runs)["run"])
 
 
 def test_test_predictions_are_in_the_order_of_the_test_file(run: Path, data: Path, raw: Path):
@@ -97,7 +97,7 @@ def test_progress_ends_at_all_rows_of_all_models(run: Path, data: Path, processe
 
 
 def test_folds_that_are_missing_are_named(data: Path, tmp_path: Path):
-    run = Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path, "1")["run"])
+    run = Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, "1")["run"])
     with pytest.raises(RunError, match=r"needs fold 0, 2[^0-9]"):
         predict_split(run, "oof", data)
     with pytest.raises(RunError, match="holdout"):

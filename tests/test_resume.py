@@ -9,8 +9,8 @@ from quick_recipe import QUICK
 from safetensors.torch import load_file
 
 from kit.recipe.load import load_recipe
-from kit.training.callbacks import Progress
-from kit.training.train import train
+from kit.training.callbacks import TrainingProgress
+from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=6", "train.evals_per_epoch=3")
 CASES = {
@@ -31,17 +31,17 @@ def test_an_interrupted_training_ends_with_the_same_weights(schedule: str, data:
     recipe = load_recipe("tiny-electra", (*SHORT, f"train.schedule={schedule}", *CASES[schedule]))
     losses: list[float] = []
 
-    def note(event: Progress) -> None:
+    def note(event: TrainingProgress) -> None:
         losses.extend([event.log_loss] if event.log_loss is not None else [])
 
-    def interrupt(event: Progress) -> None:
+    def interrupt(event: TrainingProgress) -> None:
         if event.log_loss is not None and event.step == 4:
             raise KeyboardInterrupt
 
-    whole = train(recipe, data, tmp_path / "whole", listen=note)
+    whole = train_recipe(recipe, data, tmp_path / "whole", listen=note)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path / "cut", listen=interrupt)
-    resumed = train(recipe, data, tmp_path / "cut", resume=True)
+        train_recipe(recipe, data, tmp_path / "cut", listen=interrupt)
+    resumed = train_recipe(recipe, data, tmp_path / "cut", resume=True)
     assert weights(resumed) == weights(whole)
     one, other = resumed["parts"]["holdout"], whole["parts"]["holdout"]
     for name in ("log_loss", "accuracy", "best_step", "steps", "skipped_steps"):
@@ -56,14 +56,14 @@ def test_an_interrupted_training_leaves_the_same_log(data: Path, tmp_path: Path)
         "tiny-electra", (*QUICK, "train.batch_size=18", "train.evals_per_epoch=1", "train.max_steps=14")
     )
 
-    def interrupt(event: Progress) -> None:
+    def interrupt(event: TrainingProgress) -> None:
         if event.step == 14:
             raise KeyboardInterrupt
 
-    whole = train(recipe, data, tmp_path / "whole")
+    whole = train_recipe(recipe, data, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path / "cut", listen=interrupt)
-    resumed = train(recipe, data, tmp_path / "cut", resume=True)
+        train_recipe(recipe, data, tmp_path / "cut", listen=interrupt)
+    resumed = train_recipe(recipe, data, tmp_path / "cut", resume=True)
     one, other = (_log(Path(run["run"]) / "holdout/trainer_state.json") for run in (whole, resumed))
     assert {11, 12, 14} <= {entry["step"] for entry in one if "loss" in entry}
     assert one == other
@@ -91,11 +91,11 @@ def test_an_extra_changes_the_weights_and_before_its_time_not_one_bit(
     overrides: tuple[str, ...], same: bool, plain: dict[str, bytes], data: Path, tmp_path: Path
 ):
     recipe = load_recipe("tiny-electra", (*SHORT, "train.max_steps=2", *overrides))
-    assert (weights(train(recipe, data, tmp_path)) == plain) == same
+    assert (weights(train_recipe(recipe, data, tmp_path)) == plain) == same
 
 
 @pytest.fixture(scope="module")
 def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The weights of two steps with nothing extra."""
     recipe = load_recipe("tiny-electra", (*SHORT, "train.max_steps=2"))
-    return weights(train(recipe, data, tmp_path_factory.mktemp("plain")))
+    return weights(train_recipe(recipe, data, tmp_path_factory.mktemp("plain")))

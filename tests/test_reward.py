@@ -32,7 +32,7 @@ from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec
 from kit.task import CLASSES, SWAP
 from kit.training.start import new_model, tiny_folder
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 ROWS = token_rows(np.array([[9, 30], [12, 12], [40, 5], [3, 3]]))
@@ -135,7 +135,7 @@ def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself
     original = classifier("deberta-v2")
     assert torch.equal(begun.reward.dense.weight, original.pooler.dense.weight)
     assert torch.equal(begun.reward.out.weight, original.classifier.weight)
-    run = Path(train(recipe, data, tmp_path / "runs")["run"])
+    run = Path(train_recipe(recipe, data, tmp_path / "runs")["run"])
     rows = pd.read_csv(raw / "test.csv", dtype=str)
     rows.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(tmp_path / "swapped.csv")
     straight = predict_input(run, raw / "test.csv", swap=False)[list(CLASSES)].to_numpy()

@@ -23,7 +23,7 @@ from kit.predictions import make_predictions, read_predictions, write_prediction
 from kit.recipe.load import load_recipe
 from kit.task import CLASSES, SOFT_LABELS, SWAP, TEXTS, WEIGHT
 from kit.training.loss import of_two_passes, summed_cross_entropy
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 HARD = ("1", "0", "0")
 
@@ -193,7 +193,7 @@ def test_a_part_without_a_row_to_train_on_is_refused(raw: Path, tmp_path: Path):
 
 def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
     overrides = (*QUICK, "train.max_steps=3", "train.micro_batch_size=8", "train.swap_augmentation=true")
-    result = train(load_recipe("tiny-electra", (*overrides, "model.head=fusion")), folder / "out", tmp_path)
+    result = train_recipe(load_recipe("tiny-electra", (*overrides, "model.head=fusion")), folder / "out", tmp_path)
     part = result["parts"]["holdout"]
     assert np.isfinite(part["log_loss"])
     assert part["train_rows"] == len(open_dataset(folder / "out").fold_rows("holdout")[0])

@@ -12,7 +12,7 @@ from kit.cli import main
 from kit.errors import RunError
 from kit.recipe.load import load_recipe
 from kit.training import tracking
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=4", "train.evals_per_epoch=2")
 
@@ -27,8 +27,8 @@ def test_without_the_package_the_message_says_what_to_install(
     assert "pip install tensorboard" in result.output
     assert not list(tmp_path.iterdir())
     with pytest.raises(RunError):
-        tracking.require("tensorboard")
-    tracking.require(None)
+        tracking.require_tracker("tensorboard")
+    tracking.require_tracker(None)
 
 
 class Recorder(TrainerCallback):
@@ -49,7 +49,7 @@ def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
 ):
     monkeypatch.setattr(tracking, "find_spec", lambda name: name)
     monkeypatch.setattr("transformers.integrations.TensorBoardCallback", Recorder)
-    run = Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
+    run = Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
     (recorder,) = Recorder.made
     assert recorder.logging_dir == str(run / "holdout/tensorboard/attempt1")
     names = {name for logs in recorder.seen for name in logs}
@@ -57,7 +57,7 @@ def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
 
 
 def test_the_files_are_tensorboards(data: Path, tmp_path: Path):
-    run = Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
+    run = Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "holdout/tensorboard/attempt1"))

@@ -33,14 +33,14 @@ from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec, Recipe, TrainSpec
 from kit.run import Run
 from kit.task import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
-from kit.training import material, trainer
-from kit.training import part as training
-from kit.training.callbacks import Progress
-from kit.training.checkpoints import last_whole
+from kit.training import fold as training
+from kit.training import setup, trainer
+from kit.training.callbacks import TrainingProgress
+from kit.training.checkpoints import last_whole_checkpoint
 from kit.training.loss import summed_cross_entropy
 from kit.training.optim import parameter_groups
 from kit.training.start import new_model
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 # rates at which the loss soon rises
 STOPS_EARLY = ("train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2", "train.warmup=0.0")
@@ -49,7 +49,7 @@ STOPS_EARLY = ("train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.pa
 @pytest.fixture(scope="module")
 def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The holdout of the quick recipe, trained without interruption."""
-    return Run.open(train(quick, data, tmp_path_factory.mktemp("runs"))["run"])
+    return Run.open(train_recipe(quick, data, tmp_path_factory.mktemp("runs"))["run"])
 
 
 def test_a_run_directory_holds_what_it_promises(run: Run, quick: Recipe, processed: Dataset):
@@ -70,7 +70,7 @@ def test_a_run_directory_holds_what_it_promises(run: Run, quick: Recipe, process
 
 def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: Run, processed: Dataset, tmp_path: Path):
     fusion = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2", "model.head=fusion"))
-    result = train(fusion, processed.folder, tmp_path)
+    result = train_recipe(fusion, processed.folder, tmp_path)
     both, one = (predict_split(result["run"], "valid", processed.folder, swap=swap) for swap in (True, False))
     classes, recorded = list(CLASSES), result["parts"]["holdout"]["swap_gap"]
     assert recorded == pytest.approx(2 * np.abs(both[classes] - one[classes]).to_numpy().mean(), rel=1e-3)
@@ -99,7 +99,7 @@ def test_the_kept_weights_are_the_best_evaluation(run: Run):
 
 
 def test_training_twice_gives_the_same_weights(run: Run, quick: Recipe, data: Path, tmp_path: Path):
-    again = Run.open(train(quick, data, tmp_path)["run"])
+    again = Run.open(train_recipe(quick, data, tmp_path)["run"])
     assert (again.part("holdout") / "model.safetensors").read_bytes() == (
         run.part("holdout") / "model.safetensors"
     ).read_bytes()
@@ -108,7 +108,7 @@ def test_training_twice_gives_the_same_weights(run: Run, quick: Recipe, data: Pa
 def test_a_finished_part_is_left_alone(run: Run, quick: Recipe, data: Path):
     before = (run.part("holdout") / "metrics.json").stat().st_mtime_ns
     said: list[str] = []
-    train(quick, data, run.path.parent, say=said.append)
+    train_recipe(quick, data, run.path.parent, say=said.append)
     assert any("done already" in line for line in said)
     assert (run.part("holdout") / "metrics.json").stat().st_mtime_ns == before
 
@@ -150,7 +150,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert last_whole(tmp_path) == tmp_path / "checkpoint-8"
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     assert not (tmp_path / "checkpoint-16").exists()
 
 
@@ -168,7 +168,7 @@ def test_accumulated_batches_take_the_same_steps(
     finals = []
     for micro in ("micro_batch_size=0", "micro_batch_size=4", "micro_tokens=300", "micro_tokens=1"):
         recipe = load_recipe("tiny-roberta", (*overrides, f"train.{micro}"), backbone=str(still))
-        finals.append(train(recipe, data, tmp_path / micro)["parts"]["holdout"])
+        finals.append(train_recipe(recipe, data, tmp_path / micro)["parts"]["holdout"])
     assert {final["steps"] for final in finals} == {6}
     for final in finals[1:]:
         assert final["log_loss"] == pytest.approx(finals[0]["log_loss"], abs=2e-5)
@@ -186,9 +186,9 @@ def test_gradient_checkpointing_changes_memory_not_results(
         made.append(model)
         return model, vocabulary
 
-    monkeypatch.setattr(material, "new_model", keep)
+    monkeypatch.setattr(setup, "new_model", keep)
     with_it, without = (
-        train(
+        train_recipe(
             load_recipe("tiny-roberta", (*overrides, f"train.gradient_checkpointing={flag}"), backbone=folder),
             data,
             tmp_path / flag,
@@ -213,9 +213,9 @@ def test_a_run_that_was_moved_resumes_with_its_best_weights(
     with monkeypatch.context() as patch:
         patch.setattr(training, "_finish", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(quick, data, tmp_path / "before")
+            train_recipe(quick, data, tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
-    moved = train(quick, data, tmp_path / "after", resume=True)["parts"]["holdout"]
+    moved = train_recipe(quick, data, tmp_path / "after", resume=True)["parts"]["holdout"]
     assert moved["log_loss"] == run.parts()["holdout"]["log_loss"]
 
 
@@ -225,15 +225,15 @@ def test_a_training_that_diverges_says_so(data: Path, tmp_path: Path):
     )
     monster = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30))
     with pytest.raises(RunError, match="diverged"):
-        train(monster, data, tmp_path)
+        train_recipe(monster, data, tmp_path)
 
 
 def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, processed: Dataset, tmp_path: Path):
     recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2"))
-    first = train(recipe, data, tmp_path, "1")
+    first = train_recipe(recipe, data, tmp_path, "1")
     assert "oof" not in first
     assert set(first["parts"]) == {"fold1"}
-    result = train(recipe, data, tmp_path, "all")
+    result = train_recipe(recipe, data, tmp_path, "all")
     oof = read_predictions(Path(result["run"]) / "oof.csv")
     truth = read_truth(data / "train.parquet")
     assert sorted(oof[ID]) == sorted(processed.train()[ID].to_pylist())
@@ -250,9 +250,9 @@ def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
         "train.patience=2",
         "train.schedule=plateau",
     )
-    events: list[Progress] = []
+    events: list[TrainingProgress] = []
     recipe = load_recipe("tiny-electra", (*overrides, "train.plateau_patience=0", "train.warmup=0.0"))
-    result = train(recipe, data, tmp_path, listen=events.append)
+    result = train_recipe(recipe, data, tmp_path, listen=events.append)
     part = result["parts"]["holdout"]
     evaluations = [e for e in events if e.log_loss is not None]
     worse = [e.best for e in evaluations][-2:]
@@ -316,7 +316,7 @@ def test_swapped_copies_are_learnt_from_where_the_head_is_not_symmetric(
     monkeypatch.setattr(trainer, "summed_cross_entropy", watched)
     recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2", f"model.head={head}"))
     assert recipe.train.swap_augmentation
-    train(recipe, data, tmp_path)
+    train_recipe(recipe, data, tmp_path)
     assert (3 in shapes) == expected
 
 
@@ -325,7 +325,9 @@ def test_two_processes_take_the_steps_of_one(still: Path, data: Path, tmp_path: 
     overrides = (*QUICK, "train.max_steps=8", "model.head_dropout=0.0")
     overrides += ("train.head_only=0.2", "train.ema=0.9", "train.r_drop=1.0", "train.micro_tokens=300")
     folder = str(still)
-    alone = train(load_recipe("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one")["parts"]["holdout"]
+    alone = train_recipe(load_recipe("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one")["parts"][
+        "holdout"
+    ]
     together = _two_processes(folder, data, tmp_path / "two", overrides)
     assert together["steps"] == alone["steps"] == 8
     assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
@@ -342,7 +344,7 @@ def test_two_processes_take_the_steps_of_one_with_weights_features_and_perturbed
 
     def alone(name: str, *some: str) -> float:
         recipe = load_recipe("tiny-roberta", some, backbone=folder)
-        return train(recipe, data, tmp_path / name)["parts"]["holdout"]["log_loss"]
+        return train_recipe(recipe, data, tmp_path / name)["parts"]["holdout"]["log_loss"]
 
     together = _two_processes(folder, data, tmp_path / "two", perturbed)
     assert together["steps"] == 8
@@ -384,7 +386,7 @@ def test_a_training_killed_after_its_end_does_not_go_on(
 ):
     """From such a checkpoint Trainer would: to the epoch's next batch, or past its stop to the next evaluation."""
     recipe = load_recipe("tiny-electra", (*QUICK, *overrides))
-    straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
+    straight = train_recipe(recipe, data, tmp_path / "straight")["parts"]["holdout"]
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -392,9 +394,9 @@ def test_a_training_killed_after_its_end_does_not_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(training, "predict_logits", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, data, tmp_path / "resumed")
+            train_recipe(recipe, data, tmp_path / "resumed")
     assert list((tmp_path / "resumed").rglob(f"checkpoint-{straight['steps']}"))
-    resumed = train(recipe, data, tmp_path / "resumed", resume=True)["parts"]["holdout"]
+    resumed = train_recipe(recipe, data, tmp_path / "resumed", resume=True)["parts"]["holdout"]
     for name in ("steps", "best_step", "log_loss", "padding_waste"):
         assert resumed[name] == straight[name]
 
@@ -402,16 +404,16 @@ def test_a_training_killed_after_its_end_does_not_go_on(
 def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
     """Interrupted between the first evaluation without gain and the second, it stops where it would have."""
     recipe = load_recipe("tiny-electra", (*QUICK, *STOPS_EARLY))
-    straight = train(recipe, data, tmp_path / "straight")["parts"]["holdout"]
+    straight = train_recipe(recipe, data, tmp_path / "straight")["parts"]["holdout"]
     every = straight["steps"] - straight["best_step"]  # two evaluations
 
-    def interrupt(event: Progress) -> None:
+    def interrupt(event: TrainingProgress) -> None:
         if event.log_loss is not None and event.step == straight["best_step"] + every // 2 + every // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path / "resumed", listen=interrupt)
-    resumed = train(recipe, data, tmp_path / "resumed", resume=True)["parts"]["holdout"]
+        train_recipe(recipe, data, tmp_path / "resumed", listen=interrupt)
+    resumed = train_recipe(recipe, data, tmp_path / "resumed", resume=True)["parts"]["holdout"]
     assert {name: resumed[name] for name in ("steps", "best_step", "log_loss")} == {
         name: straight[name] for name in ("steps", "best_step", "log_loss")
     }
@@ -440,7 +442,7 @@ def test_a_recipe_that_cannot_run_leaves_no_run_behind(
 ):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(RecipeError, match=part):
-        train(load_recipe("tiny-electra", (*QUICK, "train.warmup=0.2", key)), data, tmp_path / "runs")
+        train_recipe(load_recipe("tiny-electra", (*QUICK, "train.warmup=0.2", key)), data, tmp_path / "runs")
     assert not list(tmp_path.iterdir())
 
 
@@ -457,13 +459,13 @@ def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path
     assert {group["lr"] for group in groups} == {recipe.train.lr, recipe.train.head_lr}
     for key in ("train.awp=0.01", "train.lora_rank=2", "train.reinit_layers=1"):
         with pytest.raises(RecipeError, match="no weight is named as one"):
-            train(load_recipe("default", (key,), backbone=str(tmp_path)), processed.folder, tmp_path / "runs")
+            train_recipe(load_recipe("default", (key,), backbone=str(tmp_path)), processed.folder, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_backbone_that_does_not_exist_leaves_no_run_behind(data: Path, tmp_path: Path):
     with pytest.raises(BackboneError, match="debreta"):
-        train(load_recipe("default", QUICK, backbone="debreta"), data, tmp_path)
+        train_recipe(load_recipe("default", QUICK, backbone="debreta"), data, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -477,7 +479,7 @@ def test_a_multilingual_backbone_is_not_fed_ascii_unawares(
     monkeypatch.setitem(BACKBONES, "tiny-electra", dataclasses.replace(BACKBONES["tiny-electra"], multilingual=True))
     said: list[str] = []
     with pytest.raises(RecipeError, match="positions"):  # it need not train to say so
-        train(
+        train_recipe(
             load_recipe("tiny-electra", ("encode.max_tokens=2048",)),
             tmp_path / "data",
             tmp_path / "runs",
@@ -488,7 +490,7 @@ def test_a_multilingual_backbone_is_not_fed_ascii_unawares(
 
 def test_an_unknown_fold_lists_the_folds(quick: Recipe, data: Path, tmp_path: Path):
     with pytest.raises(RecipeError, match="folds 0 to 2"):
-        train(quick, data, tmp_path, "7")
+        train_recipe(quick, data, tmp_path, "7")
 
 
 def test_running_out_of_memory_gives_advice(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -497,7 +499,7 @@ def test_running_out_of_memory_gives_advice(data: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(training, "predict_logits", explode)
     with pytest.raises(DeviceError, match=r"1,024 tokens[\s\S]*micro_tokens=512"):
-        train(load_recipe("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
+        train_recipe(load_recipe("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
 
 
 def test_advice_on_memory_names_no_pass_that_cannot_be_smaller_and_nothing_that_is_there_already():
@@ -526,7 +528,7 @@ def test_processes_do_not_drop_out_alike(still: Path, data: Path, tmp_path: Path
     for number in (0, 1):
         monkeypatch.setattr(TrainingArguments, "process_index", number)
         with pytest.raises(KeyboardInterrupt):
-            train(
+            train_recipe(
                 load_recipe("tiny-roberta", (*QUICK, "train.seed=5"), backbone=str(still)), data, tmp_path / str(number)
             )
     assert seeds == [5, 6]
@@ -538,7 +540,7 @@ def test_other_errors_are_not_taken_for_memory(data: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(training, "predict_logits", explode)
     with pytest.raises(RuntimeError, match="mat1"):
-        train(load_recipe("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
+        train_recipe(load_recipe("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
 
 
 def test_a_run_refuses_other_data(run: Run, quick: Recipe, raw: Path, tmp_path: Path):
@@ -546,7 +548,7 @@ def test_a_run_refuses_other_data(run: Run, quick: Recipe, raw: Path, tmp_path: 
 
     preprocess_files(raw, tmp_path / "other", seed=9)
     with pytest.raises(RunError, match="other rows"):
-        train(quick, tmp_path / "other", run.path.parent)
+        train_recipe(quick, tmp_path / "other", run.path.parent)
 
 
 def test_an_edited_recipe_is_noticed(run: Run, quick: Recipe, data: Path, tmp_path: Path):
@@ -556,12 +558,12 @@ def test_an_edited_recipe_is_noticed(run: Run, quick: Recipe, data: Path, tmp_pa
     text = (copied / "recipe.toml").read_text()
     (copied / "recipe.toml").write_text(text.replace("batch_size = 16", "batch_size = 8"))
     with pytest.raises(RunError, match="edited"):
-        train(quick, data, tmp_path)
+        train_recipe(quick, data, tmp_path)
 
 
 def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
-    events: list[Progress] = []
-    train(load_recipe("tiny-electra", (*QUICK, "train.max_steps=5")), data, tmp_path, listen=events.append)
+    events: list[TrainingProgress] = []
+    train_recipe(load_recipe("tiny-electra", (*QUICK, "train.max_steps=5")), data, tmp_path, listen=events.append)
     assert events[-1].step == events[-1].steps == 5
     assert all(math.isfinite(e.loss) for e in events if e.loss is not None)
     assert np.isfinite([e.log_loss for e in events if e.log_loss is not None]).all()
@@ -573,16 +575,16 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
     """Whatever they are, the statistics and the weights after training are the same to the bit."""
     recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1"))
     held = processed.fold_rows("holdout")[1]
-    tabulate = material.tabulate
+    tabulate = setup.tabulate
 
     def scrambled(*arguments: Any) -> Any:
         tabular = tabulate(*arguments)
         tabular.sides[held], tabular.pair[held] = 1e3 * tabular.sides[held] - 7, 1e6
         return tabular
 
-    runs = [train(recipe, data, tmp_path / "as they are")["run"]]
-    monkeypatch.setattr(material, "features_cached", scrambled)
-    runs.append(train(recipe, data, tmp_path / "scrambled")["run"])
+    runs = [train_recipe(recipe, data, tmp_path / "as they are")["run"]]
+    monkeypatch.setattr(setup, "features_cached", scrambled)
+    runs.append(train_recipe(recipe, data, tmp_path / "scrambled")["run"])
     one, other = (load_file(Path(run) / "holdout" / "model.safetensors") for run in runs)
     assert "head.pair.features.side_mean" in one
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -592,7 +594,7 @@ def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path)
     """Eight seconds are not enough for 600 epochs: training says so early and ends as a finished part."""
     said: list[str] = []
     recipe = load_recipe("tiny-electra", (*QUICK, "train.epochs=600"))
-    result = train(recipe, data, tmp_path, max_hours=8 / 3600, say=said.append)
+    result = train_recipe(recipe, data, tmp_path, max_hours=8 / 3600, say=said.append)
     part = result["parts"]["holdout"]
     assert part["out_of_time"]
     assert 20 < part["steps"] < 600 * 11
@@ -605,6 +607,6 @@ def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path)
 
 def test_a_fold_that_would_not_finish_is_not_begun(data: Path, tmp_path: Path):
     said: list[str] = []
-    result = train(load_recipe("tiny-electra", QUICK), data, tmp_path, "all", max_hours=1e-7, say=said.append)
+    result = train_recipe(load_recipe("tiny-electra", QUICK), data, tmp_path, "all", max_hours=1e-7, say=said.append)
     assert not result["parts"]
     assert any("left: 0, 1, 2" in line for line in said)

@@ -111,7 +111,7 @@ def train(
     from kit.recipe.load import choose_recipe
 
     chosen = choose_recipe(backbone, recipe, overrides)  # before torch is imported: a typing error shows at once
-    from kit.training.train import train as run
+    from kit.training.train import train_recipe as run
 
     with show.training(chosen.run_name) as listen:
         options = {"resume": resume, "guard": guard, "restarts": restart, "report_to": report_to}

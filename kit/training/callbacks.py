@@ -18,7 +18,7 @@ from kit.training.sampler import LengthBuckets
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """What a listener hears: the training loss every few steps, and the validation figures after an evaluation.
 
     seconds_left: at the pace since this process began; evaluations still to come are in it in proportion.
@@ -35,11 +35,15 @@ class Progress:
     best: bool = False
 
 
-class Steering(TrainerCallback):
+class ScheduleCallback(TrainerCallback):
     """Lowers the rate on a plateau, keeps track of the best checkpoint, and tells a listener how it goes."""
 
     def __init__(
-        self, schedule: Schedule, sampler: LengthBuckets, steps_per_epoch: int, listen: Callable[[Progress], None]
+        self,
+        schedule: Schedule,
+        sampler: LengthBuckets,
+        steps_per_epoch: int,
+        listen: Callable[[TrainingProgress], None],
     ):
         self.schedule, self.sampler, self.steps_per_epoch, self.listen = schedule, sampler, steps_per_epoch, listen
         self.best, self.began, self.first, self.loss = math.inf, 0.0, 0, None
@@ -83,11 +87,13 @@ class Steering(TrainerCallback):
             done = max(1, state.global_step - self.first)
             left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
             self.listen(
-                Progress(state.global_step, state.max_steps, state.epoch or 0.0, left, loss=self.loss, **figures)
+                TrainingProgress(
+                    state.global_step, state.max_steps, state.epoch or 0.0, left, loss=self.loss, **figures
+                )
             )
 
 
-class PaddingCount(TrainerCallback, ExportableState):
+class PaddingCallback(TrainerCallback, ExportableState):
     """Counts the tokens of the batches trained on, and goes on counting after a resume.
 
     The collator cannot: it is asked for a batch ahead of each checkpoint. No process waits for its GPU for this.
@@ -116,7 +122,7 @@ class PaddingCount(TrainerCallback, ExportableState):
         return Padding(int(self.useful), self.padded).waste
 
 
-def agreed(mine: bool) -> bool:
+def decide_together(mine: bool) -> bool:
     """What the first process decides, in every process: if one stopped alone, the others would wait for it for ever."""
     return bool(broadcast_object_list([mine])[0])
 
@@ -144,7 +150,7 @@ class TimeBudget(TrainerCallback):
         # Twice the last evaluation and save: both, and then the predictions of the finished model, are still to come.
         reserve = max(2 * self.closing, (self.deadline - self.began) / 20 if math.isfinite(self.deadline) else 0.0)
         late = self.stepped + pace + reserve > self.deadline and state.global_step < state.max_steps
-        if math.isfinite(self.deadline) and agreed(late):
+        if math.isfinite(self.deadline) and decide_together(late):
             self.out_of_time = True
             control.should_training_stop = control.should_log = control.should_evaluate = control.should_save = True
             self.say(f"out of time at step {state.global_step} of {state.max_steps}; ending with the best checkpoint")

@@ -13,7 +13,7 @@ from kit.errors import RunError
 CHECKPOINTS = "checkpoints"
 
 
-def require_none(part: Path) -> None:
+def require_no_checkpoints(part: Path) -> None:
     """Raises RunError where an unfinished training is there."""
     if (part / CHECKPOINTS).exists():
         raise RunError(
@@ -22,15 +22,15 @@ def require_none(part: Path) -> None:
         )
 
 
-def last_whole(checkpoints: Path, below: float = math.inf) -> Path | None:
+def last_whole_checkpoint(checkpoints: Path, below: float = math.inf) -> Path | None:
     """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last.
 
     Args:
         below: the checkpoint of this step and later ones are of no use, and are removed.
     """
-    found = sorted(checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
+    found = sorted(checkpoints.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
     for folder in found:
-        if step_of(folder) >= below:
+        if checkpoint_step(folder) >= below:
             shutil.rmtree(folder)
             continue
         try:
@@ -52,6 +52,6 @@ def _out_of_patience(state: dict[str, Any]) -> bool:
     return bool(saved) and waited >= saved["args"]["early_stopping_patience"]
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """The step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])

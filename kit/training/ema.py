@@ -16,7 +16,7 @@ from kit.storage.atomic import atomic_file
 FILE = "ema.safetensors"  # in a checkpoint, beside the weights that training goes on from
 
 
-class Averaging(TrainerCallback):
+class EMACallback(TrainerCallback):
     """An exponential moving average of the weights over the optimizer's steps.
 
     average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after step n, as TensorFlow's

@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 from kit.errors import CollapseError
 from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.spec import TrainSpec
-from kit.training.callbacks import agreed
+from kit.training.callbacks import decide_together
 
 
 class CollapseGuard(TrainerCallback):
@@ -54,7 +54,7 @@ class CollapseGuard(TrainerCallback):
         loss, spread = metrics["eval_log_loss"], metrics["eval_spread"]
         self.verdict = ""
         near = loss > self.reference - self.MARGIN and spread < self.SPREAD
-        if state.global_step < self.least or not agreed(near):
+        if state.global_step < self.least or not decide_together(near):
             return
         verdict = (
             f"the training collapsed: at step {state.global_step} of {state.max_steps} it predicts nearly the same for "

@@ -11,7 +11,7 @@ from kit.recipe.spec import TrainSpec
 from kit.training.optim import layer_of
 
 
-def require(spec: TrainSpec) -> None:
+def require_peft(spec: TrainSpec) -> None:
     """Raises RecipeError where the recipe wants adapters and peft is not installed."""
     if not spec.lora_rank:
         return
@@ -24,7 +24,7 @@ def require(spec: TrainSpec) -> None:
         ) from error
 
 
-def adapt(encoder: nn.Module, spec: TrainSpec) -> None:
+def add_adapters(encoder: nn.Module, spec: TrainSpec) -> None:
     """Freezes the encoder and puts an adapter on every linear layer of its attention and feed-forward blocks."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -41,7 +41,7 @@ def adapt(encoder: nn.Module, spec: TrainSpec) -> None:
     inject_adapter_in_model(config, encoder)
 
 
-def merge(encoder: nn.Module) -> None:
+def merge_adapters(encoder: nn.Module) -> None:
     """Adds every adapter to the weight it stands on and takes it away; the encoder computes the same as before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -17,9 +17,9 @@ from kit.errors import CollapseError
 from kit.recipe.spec import Recipe
 from kit.run import Run
 from kit.storage.atomic import write_json
-from kit.training.callbacks import agreed
+from kit.training.callbacks import decide_together
 from kit.training.checkpoints import CHECKPOINTS
-from kit.training.part import train_part
+from kit.training.fold import train_fold
 
 TRIED = "tried.json"  # in an unfinished part; a finished one has it in its metrics
 ASIDE = f"{CHECKPOINTS}-of-"
@@ -42,11 +42,11 @@ def train_again(
     while True:
         now = attempt(recipe, len(tried))
         try:
-            metrics = train_part(now, data, run, fold, tried=tried, **options)
+            metrics = train_fold(now, data, run, fold, tried=tried, **options)
             break
         except CollapseError as error:
             late = time.monotonic() > options.get("deadline", math.inf)
-            if agreed(len(tried) >= restarts or late):
+            if decide_together(len(tried) >= restarts or late):
                 raise
             tried = [*tried, rates(now) | {"why": error.problem}]
         gc.collect()  # the model that failed hangs in a reference cycle

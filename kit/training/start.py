@@ -20,7 +20,7 @@ from kit.model.tiny import write_tiny_backbone
 from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import TEXTS
-from kit.training import lora
+from kit.training.lora import add_adapters, require_peft
 from kit.training.optim import layer_of
 from kit.training.reinit import reinitialise
 
@@ -32,7 +32,7 @@ def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
         BackboneError: the encoder cannot be loaded.
         RecipeError: as `require`.
     """
-    require(recipe)
+    check_trainable(recipe)
     source = resolve_backbone(recipe.backbone)
     config = load_config(source)
     if isinstance(source, Backbone) and source.hub_id is None:
@@ -55,11 +55,11 @@ def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
     if recipe.model.reward:
         model.reward = load_reward_head(source, config)
     if recipe.train.lora_rank:
-        lora.adapt(model.encoder, recipe.train)
+        add_adapters(model.encoder, recipe.train)
     return model, vocabulary
 
 
-def require(recipe: Recipe) -> None:
+def check_trainable(recipe: Recipe) -> None:
     """Raises where the recipe cannot be trained here, which is then known before a run is begun.
 
     Raises:
@@ -79,7 +79,7 @@ def require(recipe: Recipe) -> None:
             f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions for {limit}",
             f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such as deberta.",
         )
-    lora.require(spec)
+    require_peft(spec)
     _require_layers(recipe)
 
 

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from kit.errors import RunError
 
 
-def require(report_to: str | None) -> None:
+def require_tracker(report_to: str | None) -> None:
     """Raises, before anything is computed, unless the tracker's package is there.
 
     Raises:
@@ -21,7 +21,7 @@ def require(report_to: str | None) -> None:
         )
 
 
-def tensorboard(folder: Path) -> TrainerCallback:
+def tensorboard_callback(folder: Path) -> TrainerCallback:
     """What Trainer's report_to="tensorboard" adds, in `folder`: Trainer's own place is deleted with the checkpoints."""
     from transformers.integrations import TensorBoardCallback
 

@@ -19,14 +19,14 @@ from kit.recipe.spec import Recipe
 from kit.run import Run
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
-from kit.training import tracking
 from kit.training.arguments import rows_at_once
-from kit.training.callbacks import Progress, agreed
+from kit.training.callbacks import TrainingProgress, decide_together
 from kit.training.restart import train_again
-from kit.training.start import require
+from kit.training.start import check_trainable
+from kit.training.tracking import require_tracker
 
 
-def train(
+def train_recipe(
     recipe: Recipe,
     data: Path,
     runs: Path,
@@ -37,7 +37,7 @@ def train(
     restarts: int = 0,
     report_to: str | None = None,
     max_hours: float = math.inf,
-    listen: Callable[[Progress], None] = lambda _: None,
+    listen: Callable[[TrainingProgress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains `recipe` on the processed rows in `data`, for one fold ("0", "1", …), "all" of them, or the "holdout".
@@ -51,7 +51,7 @@ def train(
     Returns:
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
     """
-    tracking.require(report_to)
+    require_tracker(report_to)
     began = time.monotonic()
     deadline = began + max_hours * 3600
     processed = open_dataset(data)
@@ -63,14 +63,14 @@ def train(
             f"{known.name} reads a hundred languages, but these rows were stripped to ASCII; "
             "`kit preprocess --text unicode` keeps them"
         )
-    require(recipe)
+    check_trainable(recipe)
     ranks = PartialState(cpu=not torch.cuda.is_available())
     rows_at_once(recipe.train, ranks.num_processes)
     with ranks.main_process_first():
         run = Run.create(runs, recipe, run_origin(processed, backbone))
     longest = 0.0
     for number, each in enumerate(folds):
-        if not run.done(each) and agreed(time.monotonic() + longest > deadline):
+        if not run.done(each) and decide_together(time.monotonic() + longest > deadline):
             left = ", ".join(map(str, folds[number:]))
             say(f"no time for another fold; left: {left}. The same command goes on with them")
             break

@@ -22,10 +22,10 @@ from kit.model.device import Compute
 from kit.model.inference import mean_probabilities, predict_logits
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
-from kit.training.adversarial import WorstNearby
 from kit.training.arguments import arguments, steps_per_epoch
-from kit.training.callbacks import PaddingCount, Progress, Steering
-from kit.training.ema import Averaging
+from kit.training.awp import WorstNearby
+from kit.training.callbacks import PaddingCallback, ScheduleCallback, TrainingProgress
+from kit.training.ema import EMACallback
 from kit.training.guard import GradientGuard, diverged
 from kit.training.loss import of_two_passes, summed_cross_entropy, twice
 from kit.training.optim import Schedule, optimizer
@@ -34,7 +34,7 @@ from kit.training.sampler import LengthBuckets
 Kind = TypeVar("Kind", bound=TrainerCallback)
 
 
-class Rows(torch.utils.data.Dataset):
+class RowNumbers(torch.utils.data.Dataset):
     """A dataset of row numbers: the collator reads the rows themselves from the memory map, a batch at a time."""
 
     def __init__(self, rows: np.ndarray):
@@ -73,12 +73,12 @@ class PairTrainer(Trainer):
             loss = of_two_passes(loss, spec.r_drop)
         super().__init__(data_collator=collate, compute_loss_func=loss, **kwargs)
         self.augment = spec.swap_augmentation and not self.model.symmetric
-        self.averaging = Averaging(self.model, spec.ema) if spec.ema else None
+        self.averaging = EMACallback(self.model, spec.ema) if spec.ema else None
         if self.averaging:
             self.add_callback(self.averaging)
         self.nearby = WorstNearby(self.model, spec.awp) if spec.awp else None
 
-    def _get_train_sampler(self, train_dataset: Rows | None = None) -> LengthBuckets:
+    def _get_train_sampler(self, train_dataset: RowNumbers | None = None) -> LengthBuckets:
         return self.sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
@@ -107,7 +107,7 @@ class PairTrainer(Trainer):
 
     def _pass(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         """Forward and backward pass, from `awp_start` on at perturbed weights."""
-        self._callback(PaddingCount).add(inputs["packs"])
+        self._callback(PaddingCallback).add(inputs["packs"])
         if not self.nearby or self.state.global_step < self.spec.awp_start * self.state.max_steps:
             return super().training_step(model, inputs, num_items_in_batch)
         bare = self.accelerator.unwrap_model(model)  # DDP counts the gradients it reduces, and not these
@@ -134,7 +134,7 @@ class PairTrainer(Trainer):
     @property
     def padding_waste(self) -> float:
         """The share of padding in what was trained on."""
-        return self._callback(PaddingCount).waste
+        return self._callback(PaddingCallback).waste
 
     def _callback(self, kind: type[Kind]) -> Kind:
         """The one of this kind; a resume makes it anew."""
@@ -171,7 +171,7 @@ def make_trainer(
     both_orders: bool,
     compute: Compute,
     checkpoints: Path,
-    listen: Callable[[Progress], None],
+    listen: Callable[[TrainingProgress], None],
 ) -> PairTrainer:
     """The trainer of one part. `batch_size` is over all processes; what a device cannot hold at once accumulates.
 
@@ -186,9 +186,9 @@ def make_trainer(
     schedule = Schedule(optim, spec, args.max_steps)
     sampler = LengthBuckets(collate.lengths[train_rows], spec.batch_size, spec.seed)
     callbacks: list[TrainerCallback] = [
-        Steering(schedule, sampler, steps_per_epoch(spec, len(train_rows)), listen),
+        ScheduleCallback(schedule, sampler, steps_per_epoch(spec, len(train_rows)), listen),
         GradientGuard(spec.lr),
-        PaddingCount(),
+        PaddingCallback(),
     ]
     if spec.patience:
         callbacks.append(EarlyStoppingCallback(spec.patience))
@@ -202,8 +202,8 @@ def make_trainer(
         compute=compute,
         model=model,
         args=args,
-        train_dataset=Rows(train_rows),
-        eval_dataset=Rows(valid_rows),
+        train_dataset=RowNumbers(train_rows),
+        eval_dataset=RowNumbers(valid_rows),
         optimizers=(optim, schedule),
         callbacks=callbacks,
     )

@@ -21,7 +21,7 @@ from kit.predict import predict_split
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.task import CLASSES, ID
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1")
 EXTREME = st.sampled_from([0.0, 1.0, EPS, EPS / 2, 1 - EPS, 1e-300, 5e-324, 0.5, 1 / 3, 1e-7, 1 - 1e-9])
@@ -29,7 +29,7 @@ EXTREME = st.sampled_from([0.0, 1.0, EPS, EPS / 2, 1 - EPS, 1e-300, 5e-324, 0.5,
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(train(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
+    return Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
 
 
 def test_a_fresh_process_with_other_hashes_trains_the_same_bits(trained: Path, data: Path, tmp_path: Path):

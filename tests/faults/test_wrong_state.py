@@ -19,7 +19,7 @@ from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.run import Run
 from kit.storage.atomic import write_json
-from kit.training.train import train
+from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=1", "train.evals_per_epoch=1")
 
@@ -29,8 +29,8 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its holdout and its first fold."""
     runs = tmp_path_factory.mktemp("runs")
     recipe = load_recipe("tiny-electra", SHORT)
-    train(recipe, data, runs, "0")
-    return Path(train(recipe, data, runs)["run"])
+    train_recipe(recipe, data, runs, "0")
+    return Path(train_recipe(recipe, data, runs)["run"])
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_rows_preprocessed_again_are_noticed(run: Run, raw: Path, tmp_path: Path
     preprocess_files(raw, tmp_path / "other", folds=3, valid=0.2, seed=1)
     for act in (
         lambda: predict_split(run.path, "valid", tmp_path / "other"),
-        lambda: train(run.recipe, tmp_path / "other", run.path.parent),
+        lambda: train_recipe(run.recipe, tmp_path / "other", run.path.parent),
         lambda: compare([run.path], tmp_path / "other"),
     ):
         with pytest.raises(RunError, match="other rows"):

@@ -67,10 +67,10 @@ def toy() -> Recipe:
 @pytest.fixture(scope="module")
 def run_folder(data: Path, toy: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a toy encoder, trained here."""
-    from kit.training.train import train
+    from kit.training.train import train_recipe
 
     runs = tmp_path_factory.mktemp("trained") / "runs"
-    return Path(train(toy, data, runs, "holdout")["run"])
+    return Path(train_recipe(toy, data, runs, "holdout")["run"])
 
 
 def mount(root: Path, where: str, source: Path) -> Path:

@@ -26,18 +26,18 @@ from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
 from kit.run import Run, model_digests
 from kit.storage.atomic import write_json
-from kit.training import lora
 from kit.training.arguments import steps_per_epoch
-from kit.training.callbacks import Progress, TimeBudget
-from kit.training.checkpoints import CHECKPOINTS, last_whole, require_none, step_of
+from kit.training.callbacks import TimeBudget, TrainingProgress
+from kit.training.checkpoints import CHECKPOINTS, checkpoint_step, last_whole_checkpoint, require_no_checkpoints
 from kit.training.disk import advice_on_disk
 from kit.training.guard import CollapseGuard, constant_loss
-from kit.training.material import Material, gather
-from kit.training.tracking import tensorboard
+from kit.training.lora import merge_adapters
+from kit.training.setup import FoldSetup, prepare_fold
+from kit.training.tracking import tensorboard_callback
 from kit.training.trainer import PairTrainer, make_trainer
 
 
-def train_part(
+def train_fold(
     recipe: Recipe,
     data: Dataset,
     run: Run,
@@ -48,7 +48,7 @@ def train_part(
     tried: Sequence[dict[str, Any]] = (),
     report_to: str | None = None,
     deadline: float = math.inf,
-    listen: Callable[[Progress], None] = lambda _: None,
+    listen: Callable[[TrainingProgress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains `recipe` on everything but `fold` (a number or "holdout") and returns what metrics.json holds.
@@ -74,24 +74,24 @@ def train_part(
         shutil.rmtree(part / CHECKPOINTS, ignore_errors=True)  # left by a process that was killed at its very end
         return run.parts()[part.name]
     if not resume:
-        require_none(part)
+        require_no_checkpoints(part)
     started = time.monotonic()
-    material = gather(recipe, data, fold, say)
+    material = prepare_fold(recipe, data, fold, say)
     ranks, model, compute, budget = PartialState(), material.model, material.compute, TimeBudget(deadline, say)
     trainer = _trainer(recipe, material, part / CHECKPOINTS, budget, guard, listen, say)
     if report_to:
-        trainer.add_callback(tensorboard(part / "tensorboard" / f"attempt{len(tried) + 1}"))
+        trainer.add_callback(tensorboard_callback(part / "tensorboard" / f"attempt{len(tried) + 1}"))
     with ranks.main_process_first():
         # from the last step of all in the middle of an epoch Trainer would take one more
         per_epoch, steps = steps_per_epoch(recipe.train, len(material.train_rows)), trainer.args.max_steps
-        last = last_whole(part / CHECKPOINTS, below=steps if steps % per_epoch else math.inf)
+        last = last_whole_checkpoint(part / CHECKPOINTS, below=steps if steps % per_epoch else math.inf)
     if resume and last:
-        say(f"going on from step {step_of(last)}")
+        say(f"going on from step {checkpoint_step(last)}")
     rows, sequences = trainer.args.per_device_train_batch_size, material.lessons.lengths.shape[1]
     with _advice_on_memory(recipe, rows, sequences), advice_on_disk(part):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if recipe.train.lora_rank:
-            lora.merge(model.encoder)
+            merge_adapters(model.encoder)
         both = recipe.predict.swap
         logits = predict_logits(model, material.questions, material.valid_rows, compute, both_orders=both)
     metrics = _judged(logits, material) | _trained(recipe, material, trainer)
@@ -110,11 +110,11 @@ def train_part(
 
 def _trainer(
     recipe: Recipe,
-    material: Material,
+    material: FoldSetup,
     checkpoints: Path,
     budget: TimeBudget,
     guard: bool,
-    listen: Callable[[Progress], None],
+    listen: Callable[[TrainingProgress], None],
     say: Callable[[str], None],
 ) -> PairTrainer:
     """The trainer with what may end it early: the time budget, and with `guard` a training that learns nothing."""
@@ -130,7 +130,7 @@ def _trainer(
     return trainer
 
 
-def _judged(logits: np.ndarray, material: Material) -> dict[str, Any]:
+def _judged(logits: np.ndarray, material: FoldSetup) -> dict[str, Any]:
     """What the logits of the validation rows, (V, 3) or of both orders (V, 2, 3), are worth."""
     each, labels = mean_probabilities(logits), material.labels[material.valid_rows]
     return {
@@ -140,7 +140,7 @@ def _judged(logits: np.ndarray, material: Material) -> dict[str, Any]:
     }
 
 
-def _trained(recipe: Recipe, material: Material, trainer: PairTrainer) -> dict[str, Any]:
+def _trained(recipe: Recipe, material: FoldSetup, trainer: PairTrainer) -> dict[str, Any]:
     """How far the training came, on what, and at which rates."""
     state = trainer.state
     return {

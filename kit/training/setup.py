@@ -20,7 +20,7 @@ from kit.training.start import new_model
 
 
 @dataclass(frozen=True)
-class Material:
+class FoldSetup:
     """Everything of a part but the training.
 
     Attributes:
@@ -45,7 +45,7 @@ class Material:
     cut: float
 
 
-def gather(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], None]) -> Material:
+def prepare_fold(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], None]) -> FoldSetup:
     """The material of one part; random weights follow the recipe's seed. Under torchrun every process calls this.
 
     Raises:
@@ -81,7 +81,7 @@ def gather(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], 
     questions = make_collator(model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple)
     if train.compile:
         model.encoder.compile(dynamic=True)
-    return Material(
+    return FoldSetup(
         model=model,
         vocabulary=vocabulary,
         compute=compute,
