@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit.errors import DataError, KitError
+from kit.kaggle import credentials
+from kit.kaggle.client import Client
+from kit.kaggle.errors import CredentialsError, KaggleError
+from kit.kaggle.quota import read_limits, read_quota, read_rules
+from kit.kaggle.retry import RetryPolicy
 from kit.memory import memory
-from kit.remote import account, credentials
-from kit.remote.client import Client
-from kit.remote.faults import CredentialsError, KaggleError
-from kit.remote.retry import Patience
 from kit.task import COMPETITION, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def processed(folder: Path) -> Finding:
 
 def credential(needed: bool = False) -> Iterator[Finding]:
     """Which Kaggle credential would be sent, and what is wrong with those that are there."""
-    search = credentials.find()
+    search = credentials.find_credentials()
     for problem in search.problems:
         yield Finding("Kaggle credential", "note", problem)
     elsewhere = os.environ.get("KAGGLE_API_ENVIRONMENT", "")
@@ -206,11 +207,11 @@ def kaggle() -> Iterator[Finding]:
     """What Kaggle says: whose the credential is, whether the rules are accepted, what is left. Reads only."""
     page = f"https://www.kaggle.com/competitions/{COMPETITION}"
     try:
-        with Client(patience=Patience(attempts=2)) as client:
-            rules = account.rules(client)
+        with Client(patience=RetryPolicy(attempts=2)) as client:
+            rules = read_rules(client)
             yield Finding("Kaggle account", "ok", client.owner())
             if rules.joined:
-                yield Finding("submissions", "ok", str(account.limits(client)))
+                yield Finding("submissions", "ok", str(read_limits(client)))
             else:
                 yield Finding("submissions", "broken", f"{COMPETITION} is not joined", f"Accept {page}/rules.")
             yield _quota(client)
@@ -221,7 +222,7 @@ def kaggle() -> Iterator[Finding]:
 
 def _quota(client: Client) -> Finding:
     try:
-        quota = account.quota(client)
+        quota = read_quota(client)
     except KaggleError as error:
         return Finding("GPU quota", "note", error.problem, error.hint)
     if quota.left_hours <= 0:

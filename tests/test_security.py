@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from kit.cli import main
 from kit.errors import BackboneError
+from kit.kaggle.download import unpack_download
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder, load_encoder
-from kit.remote.download import unpack
 from kit.storage.atomic import atomic_file, atomic_folder
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +79,7 @@ def test_an_archive_does_not_escape_its_folder(tmp_path: Path, name: str):
     with zipfile.ZipFile(archive, "w") as bundle:
         bundle.writestr(name, "x")
     with pytest.raises(zipfile.BadZipFile, match="leads out of the folder"):
-        unpack(archive, tmp_path / "in", {name: 1})
+        unpack_download(archive, tmp_path / "in", {name: 1})
     assert sorted(path.name for path in tmp_path.rglob("*")) in (["x.zip"], ["in", "x.zip"])
 
 

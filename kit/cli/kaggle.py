@@ -9,9 +9,9 @@ import click
 from kit.cli import options, show
 
 if TYPE_CHECKING:
-    from kit.remote.client import Client
-    from kit.remote.ledger import Entry
-    from kit.remote.submissions import Submission
+    from kit.kaggle.client import Client
+    from kit.kaggle.ledger import LedgerEntry
+    from kit.kaggle.submissions import Submission
 
 BOOK = Path("submissions/ledger.csv")
 ledger_file = click.option("--ledger", type=options.FILE, default=BOOK, show_default=True, help="The ledger.")
@@ -22,10 +22,10 @@ def connect(attempts: int = 6) -> "Client":
 
     A wait of hours takes more attempts than a single command: 40 outlive half an hour without a network.
     """
-    from kit.remote.client import Client
-    from kit.remote.retry import Patience
+    from kit.kaggle.client import Client
+    from kit.kaggle.retry import RetryPolicy
 
-    return Client(patience=Patience(attempts=attempts, say=show.note))
+    return Client(patience=RetryPolicy(attempts=attempts, say=show.note))
 
 
 @click.command()
@@ -39,7 +39,7 @@ def download(out: Path, competition: str, force: bool, as_json: bool) -> None:
     \b
     Example:  kit download --out data/raw
     """
-    from kit.remote.download import download as run
+    from kit.kaggle.download import download_competition as run
 
     with connect() as client, show.transferring(f"download {competition}") as progress:
         result = run(client, out, competition=competition, force=force, say=show.note, progress=progress)
@@ -83,10 +83,10 @@ def submit(
     """
     if (file is None) == (kernel is None):
         raise click.UsageError("Give --kernel OWNER/SLUG, or a FILE for competitions that take files.")
-    from kit.remote.submissions import wait
-    from kit.remote.submit import check, submit_file, submit_kernel
+    from kit.kaggle.submissions import wait_for_score
+    from kit.kaggle.submit import check_submission, submit_file, submit_kernel
 
-    check(kernel, file, sample)
+    check_submission(kernel, file, sample)
     common = {"competition": competition, "local_score": local_score, "book": ledger, "say": show.note}
     with connect() as client:
         if kernel is not None:
@@ -95,7 +95,7 @@ def submit(
             entry = submit_file(client, file, message, sample=sample, **common)
     if follow:
         with connect(attempts=40) as client:
-            entry = wait(client, entry, book=ledger, say=show.note)
+            entry = wait_for_score(client, entry, book=ledger, say=show.note)
     if as_json:
         return show.json_out(dataclasses.asdict(entry))
     score = f": public score {entry.public_score}" if entry.public_score else ""
@@ -114,7 +114,7 @@ def submissions(competition: str, ledger: Path, as_json: bool) -> None:
     \b
     Example:  kit submissions
     """
-    from kit.remote.submissions import submissions as list_them
+    from kit.kaggle.submissions import list_submissions as list_them
 
     with connect() as client:
         pairs = list_them(client, competition=competition, book=ledger)
@@ -127,7 +127,7 @@ def submissions(competition: str, ledger: Path, as_json: bool) -> None:
         show.note('None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is complete')
 
 
-def _row(submission: "Submission | None", entry: "Entry | None") -> list[str]:
+def _row(submission: "Submission | None", entry: "LedgerEntry | None") -> list[str]:
     """A line of the table: Kaggle's word where it has one, else the ledger's."""
     best = submission or entry
     date = submission.date if submission else entry.time

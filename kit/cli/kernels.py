@@ -10,8 +10,8 @@ from kit.cli import options, push, show
 from kit.cli.kaggle import connect
 
 if TYPE_CHECKING:
-    from kit.remote.client import Client
-    from kit.remote.kernels import KernelRef
+    from kit.kaggle.client import Client
+    from kit.kaggle.kernels import KernelRef
 
 FOLDER = push.FOLDER
 
@@ -39,12 +39,12 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
     \b
     Example:  kit kernels status kit-infer
     """
-    from kit.remote import kernels as remote
-    from kit.remote.push import written
+    from kit.kaggle import kernels as remote
+    from kit.kaggle.push import written_kernel
 
     with connect() as client:
-        refs = [_ref(client, name) for name in names] or [ref for ref in written(FOLDER) if ref.owner != "OWNER"]
-        states = [remote.status(client, ref, missing_ok=not names) for ref in refs]
+        refs = [_ref(client, name) for name in names] or [ref for ref in written_kernel(FOLDER) if ref.owner != "OWNER"]
+        states = [remote.kernel_status(client, ref, missing_ok=not names) for ref in refs]
     rows = [{"kernel": str(s.ref), "status": s.status, "failure": s.failure, "url": s.ref.url} for s in states]
     if as_json:
         show.json_out(rows)
@@ -70,14 +70,14 @@ def wait(name: str, every: float, timeout: float | None, as_json: bool) -> None:
     \b
     Example:  kit kernels wait kit-infer && kit submit --kernel kit-infer -m "mean of two"
     """
-    from kit.remote import kernels as remote
-    from kit.remote.notebook import kind_of
+    from kit.kaggle.kernels import look_up_kernel, wait_for_kernel
+    from kit.kaggle.notebook import kind_of
 
     seconds = None if timeout is None else timeout * 60
     with connect(attempts=40) as client:
         ref = _ref(client, name)
-        kind = kind_of(remote.look_up(client, ref).source)
-        state = remote.wait(client, ref, poll_s=every, timeout_s=seconds, say=show.note)
+        kind = kind_of(look_up_kernel(client, ref).source)
+        state = wait_for_kernel(client, ref, poll_s=every, timeout_s=seconds, say=show.note)
     if as_json:
         return show.json_out({"kernel": str(state.ref), "status": state.status, "url": state.ref.url})
     click.echo(f"{state.ref} {state.status}")
@@ -93,13 +93,13 @@ def logs(name: str, as_json: bool) -> None:
     \b
     Example:  kit kernels logs kit-infer | tail
     """
-    from kit.remote.logs import pieces
+    from kit.kaggle.logs import log_records
 
     with connect() as client:
         ref = _ref(client, name)
         if as_json:
-            return show.json_out({"kernel": str(ref), "log": "".join(pieces(client, ref))})
-        for piece in pieces(client, ref):
+            return show.json_out({"kernel": str(ref), "log": "".join(log_records(client, ref))})
+        for piece in log_records(client, ref):
             click.echo(piece, nl=False)
 
 
@@ -118,17 +118,18 @@ def output(name: str, out: Path | None, only: str | None, runs: Path | None, for
     """
     if runs and (out or only):
         raise click.UsageError("--runs takes whole run directories: no --out, no --only.")
-    from kit.remote import harvest, outputs
+    from kit.kaggle.collect import collect_folds
+    from kit.kaggle.outputs import download_output
 
     with connect() as client, show.transferring(f"download {name}") as progress:
         ref = _ref(client, name)
         if runs:
-            parts = harvest.collect(client, ref, runs, say=show.note)
+            parts = collect_folds(client, ref, runs, say=show.note)
             result = {"kernel": str(ref), "files": [str(part) for part in parts]}
         else:
             out = out or FOLDER / f"{ref.slug}.output"
             take = {"only": lambda file: only is None or fnmatch.fnmatch(file, only), "force": force}
-            got = outputs.download(client, ref, out, **take, say=show.note, progress=progress)
+            got = download_output(client, ref, out, **take, say=show.note, progress=progress)
             result = {"kernel": str(ref), "files": [str(out / f) for f in got.files], "hashes_compared": got.compared}
     if as_json:
         return show.json_out(result)
@@ -140,6 +141,6 @@ def output(name: str, out: Path | None, only: str | None, runs: Path | None, for
 
 def _ref(client: "Client", name: str) -> "KernelRef":
     """The kernel of that name; of your own the slug is enough."""
-    from kit.remote.kernels import KernelRef
+    from kit.kaggle.kernels import KernelRef
 
     return KernelRef.parse(name, "" if "/" in name else client.owner())

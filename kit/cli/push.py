@@ -10,7 +10,7 @@ from kit.cli import options, show
 from kit.cli.kaggle import connect
 
 if TYPE_CHECKING:
-    from kit.remote.job import Job
+    from kit.kaggle.job import Job
 
 FOLDER = Path("kernels")
 NEXT = {  # after a run has completed, by the kind of its job
@@ -96,8 +96,8 @@ def train(
         raise click.UsageError("Several backbones or recipes need --fan-out.")
     if fan_out and (title or follow):
         raise click.UsageError("--fan-out names its kernels and waits for them by itself: no --title, no --wait.")
+    from kit.kaggle.job import train_job, train_jobs
     from kit.recipe.load import choose_recipe
-    from kit.remote.job import train_job, train_jobs
 
     chosen = [choose_recipe(b, r, overrides) for r in recipes or (None,) for b in backbones or (None,)]
     how = {"fold": fold, "gpu": _served(gpu, yes), "max_hours": max_hours, "restarts": restart}
@@ -163,26 +163,27 @@ def infer(
         raise click.UsageError("--weights goes with --method weights, and it with --weights.")
     from kit.ensemble.blend import read_blend
     from kit.ensemble.calibration import read_calibration
-    from kit.remote import matching, sources
-    from kit.remote.job import infer_job
+    from kit.kaggle.job import infer_job
+    from kit.kaggle.matching import match_sources
+    from kit.kaggle.sources import identified_source, named_source, resolve_sources
 
     names, gpu, how = [*runs, *more], _served(gpu, yes), {"weights": weights, "as_dataset": as_dataset}
     settings = {"method": method, "gpu": gpu, "max_hours": max_hours, "local_score": local_score}
     settings |= {"blend": blend and read_blend(blend), "calibration": calibration and read_calibration(calibration)}
     with nullcontext() if dry_run else connect() as client:
-        found = sources.named(names, client.owner() if client else _owner(), **how)
+        found = named_source(names, client.owner() if client else _owner(), **how)
         if blend:
-            found = sources.identified(client, found) if client else found
-            found = matching.match(settings["blend"], found, say=show.note)
+            found = identified_source(client, found) if client else found
+            found = match_sources(settings["blend"], found, say=show.note)
         job = infer_job(found, **settings, title=title or "kit infer")  # refuses before a dataset is published
         if client:
-            sources.resolve(client, names, **how, say=show.note)
+            resolve_sources(client, names, **how, say=show.note)
     _deliver(job, dry_run, follow, out, as_json)
 
 
 def _served(gpu: str, yes: bool) -> str:
     """The GPU that Kaggle will give for the one asked for."""
-    from kit.remote.job import gpu as served
+    from kit.kaggle.job import gpu_name as served
 
     name, remark = served(gpu, yes)
     if remark:
@@ -192,7 +193,7 @@ def _served(gpu: str, yes: bool) -> str:
 
 def _owner() -> str:
     """Whose notebook a dry run writes, without asking Kaggle."""
-    from kit.remote import credentials
+    from kit.kaggle import credentials
 
     return credentials.username() or "OWNER"
 
@@ -201,8 +202,8 @@ def _deliver(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: bool) 
     """Pushes one job, and follows it if asked to."""
     if dry_run:
         return _write([job], out, as_json)
-    from kit.remote.kernels import wait
-    from kit.remote.push import push as run
+    from kit.kaggle.kernels import wait_for_kernel
+    from kit.kaggle.push import push_kernel as run
 
     with connect() as client:
         pushed = run(client, job, out / job.slug, say=show.note)
@@ -210,14 +211,14 @@ def _deliver(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: bool) 
     show.note(f"pushed {pushed.ref}, see {pushed.url}")
     if follow:
         with connect(attempts=40) as client:
-            result["status"] = wait(client, pushed.ref, say=show.note).status
+            result["status"] = wait_for_kernel(client, pushed.ref, say=show.note).status
     show.json_out([result]) if as_json else click.echo(result["kernel"])
     show.note(NEXT[job.kind].format(ref=pushed.ref) if follow else f"Next: kit kernels wait {pushed.ref}")
 
 
 def _write(jobs: "list[Job]", out: Path, as_json: bool) -> None:
     """Writes the folders, and pushes nothing."""
-    from kit.remote.push import write_folder
+    from kit.kaggle.push import write_folder
 
     owner = _owner()
     folders = [write_folder(job, owner, out / job.slug) for job in jobs]
@@ -235,7 +236,7 @@ def _write(jobs: "list[Job]", out: Path, as_json: bool) -> None:
 
 def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:
     """Runs all jobs, brings their runs home, and fails if one of them did."""
-    from kit.remote.fleet import fan_out
+    from kit.kaggle.fan_out import fan_out
 
     with connect(attempts=40) as client:
         outcomes = fan_out(client, jobs, runs, out, say=show.note)

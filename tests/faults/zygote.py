@@ -28,9 +28,9 @@ def preload() -> None:
     import kit.baselines.run
     import kit.cli
     import kit.ensemble.fit
+    import kit.kaggle.download
+    import kit.kaggle.push
     import kit.predict
-    import kit.remote.download
-    import kit.remote.push
     import kit.report.comparison
     import kit.training.train  # noqa: F401
 

@@ -7,7 +7,7 @@ import pytest
 from fake_kaggle import FakeKaggle
 from heard import SECRETS, Heard
 
-from kit.remote.client import Client
+from kit.kaggle.client import Client
 
 
 @pytest.fixture

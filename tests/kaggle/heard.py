@@ -4,7 +4,7 @@ import dataclasses
 
 from fake_kaggle import KEY, TOKEN
 
-from kit.remote.retry import Patience
+from kit.kaggle.retry import RetryPolicy
 
 SECRETS = (KEY, TOKEN, "signed5ecret")
 
@@ -16,8 +16,8 @@ class Heard:
     lines: list[str] = dataclasses.field(default_factory=list)
     pauses: list[float] = dataclasses.field(default_factory=list)
 
-    def patience(self, **more: float) -> Patience:
-        return Patience(sleep=self.pauses.append, say=self.lines.append, **more)
+    def patience(self, **more: float) -> RetryPolicy:
+        return RetryPolicy(sleep=self.pauses.append, say=self.lines.append, **more)
 
     @property
     def text(self) -> str:

@@ -12,9 +12,9 @@ import requests
 from fake_kaggle import KEY, OWNER, TOKEN, FakeKaggle
 from heard import Heard
 
-from kit.remote import faults
-from kit.remote.client import Client
-from kit.remote.credentials import Credential
+from kit.kaggle import errors
+from kit.kaggle.client import Client
+from kit.kaggle.credentials import Credential
 from kit.task import COMPETITION
 
 LIMITS = ("competitions.get_submission_limits", {"competitionName": COMPETITION}, "asking for the limits")
@@ -71,17 +71,17 @@ def test_an_oauth_login_outlives_its_tokens_and_shows_none(fake: FakeKaggle, hom
         assert {call.auth for call in fake.seen("GetSubmissionLimits")} == {"bearer"}
         assert {call.auth for call in fake.seen("GenerateAccessToken")} == {"none"}
         fake.fail("GetSubmissionLimits", 400, f"echo KGAT_access_{len(fake.seen('GenerateAccessToken')) + 1}")
-        with pytest.raises(faults.RefusedError, match=r"echo \[secret\]"):
+        with pytest.raises(errors.RefusedError, match=r"echo \[secret\]"):
             client.call(*LIMITS)
         fake.fail("GenerateAccessToken", 401, "revoked")
-        with pytest.raises(faults.CredentialsError, match="kaggle auth login"):
+        with pytest.raises(errors.CredentialsError, match="kaggle auth login"):
             client.call(*LIMITS)
 
 
 def test_an_oauth_login_that_is_over_says_how_to_log_in(fake: FakeKaggle, home: Path) -> None:
     (home / ".kaggle").mkdir()
     (home / ".kaggle/credentials.json").write_text('{"refresh_token": "old", "username": "kituser"}')
-    with fake.patched(home, {"HOME": str(home)}), pytest.raises(faults.CredentialsError, match="kaggle auth login"):
+    with fake.patched(home, {"HOME": str(home)}), pytest.raises(errors.CredentialsError, match="kaggle auth login"):
         Client()
 
 
@@ -92,14 +92,14 @@ def test_a_given_credential_is_used_though_a_token_would_come_first(fake: FakeKa
 
 
 def test_without_credentials_nothing_is_connected(fake: FakeKaggle, home: Path) -> None:
-    with fake.patched(home, {"HOME": str(home)}), pytest.raises(faults.CredentialsError, match="no Kaggle credentials"):
+    with fake.patched(home, {"HOME": str(home)}), pytest.raises(errors.CredentialsError, match="no Kaggle credentials"):
         Client()
 
 
 def test_a_stale_token_that_shadows_a_good_key_is_explained(fake: FakeKaggle, home: Path) -> None:
     variables = fake.credentials(home) | {"KAGGLE_API_TOKEN": "KGAT_stale"}
     with fake.patched(home, variables), Client() as client:
-        with pytest.raises(faults.CredentialsError, match="unset KAGGLE_API_TOKEN") as caught:
+        with pytest.raises(errors.CredentialsError, match="unset KAGGLE_API_TOKEN") as caught:
             client.call(*LIMITS)
         assert "KGAT_stale" not in str(caught.value)
 
@@ -107,7 +107,7 @@ def test_a_stale_token_that_shadows_a_good_key_is_explained(fake: FakeKaggle, ho
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404])
 def test_a_refused_token_is_an_error_however_kaggle_puts_it(fake: FakeKaggle, home: Path, status: int) -> None:
     fake.introspect_status = status
-    refused = pytest.raises(faults.CredentialsError, match="does not accept the access token")
+    refused = pytest.raises(errors.CredentialsError, match="does not accept the access token")
     with fake.patched(home, fake.credentials(home, "KGAT_stale")), Client() as client, refused:
         client.owner()
 
@@ -115,11 +115,11 @@ def test_a_refused_token_is_an_error_however_kaggle_puts_it(fake: FakeKaggle, ho
 @pytest.mark.parametrize(
     ("status", "message", "kind", "told"),
     [
-        (400, "Bad thing", faults.RefusedError, "Bad thing"),
-        (401, "Unauthenticated", faults.CredentialsError, "does not accept the legacy key"),
-        (403, "You must accept this competition's rules", faults.RulesError, f"competitions/{COMPETITION}/rules"),
-        (403, "Permission denied", faults.NotFoundError, "Permission denied"),
-        (404, "NotFound", faults.NotFoundError, f"does https://www.kaggle.com/competitions/{COMPETITION} exist"),
+        (400, "Bad thing", errors.RefusedError, "Bad thing"),
+        (401, "Unauthenticated", errors.CredentialsError, "does not accept the legacy key"),
+        (403, "You must accept this competition's rules", errors.RulesError, f"competitions/{COMPETITION}/rules"),
+        (403, "Permission denied", errors.NotFoundError, "Permission denied"),
+        (404, "NotFound", errors.NotFoundError, f"does https://www.kaggle.com/competitions/{COMPETITION} exist"),
     ],
 )
 def test_a_refusal_is_not_repeated_and_has_its_own_message(
@@ -134,7 +134,7 @@ def test_a_refusal_is_not_repeated_and_has_its_own_message(
 
 def test_a_refusal_sent_as_success_is_still_a_refusal(client: Client, fake: FakeKaggle) -> None:
     fake.get_submission_limits = lambda _: {"code": 403, "message": "You must accept the rules"}
-    with pytest.raises(faults.RulesError):
+    with pytest.raises(errors.RulesError):
         client.call(*LIMITS)
 
 
@@ -154,7 +154,7 @@ def test_retry_after_is_obeyed_within_bounds(client: Client, fake: FakeKaggle, h
     client.call(*LIMITS)
     assert heard.pauses == [42.0]
     fake.fail("GetSubmissionLimits", 429, headers={"Retry-After": "86400"})
-    with pytest.raises(faults.BusyError, match="429"):
+    with pytest.raises(errors.BusyError, match="429"):
         client.call(*LIMITS)
     assert heard.pauses == [42.0]
 
@@ -162,9 +162,9 @@ def test_retry_after_is_obeyed_within_bounds(client: Client, fake: FakeKaggle, h
 @pytest.mark.parametrize(
     ("fault", "kind", "told"),
     [
-        ({"status": 429}, faults.BusyError, "Wait a few minutes"),
-        ({"status": 502, "message": "down"}, faults.UnreachableError, "502: down"),
-        ({"drop": True}, faults.UnreachableError, "cannot be reached"),
+        ({"status": 429}, errors.BusyError, "Wait a few minutes"),
+        ({"status": 502, "message": "down"}, errors.UnreachableError, "502: down"),
+        ({"drop": True}, errors.UnreachableError, "cannot be reached"),
     ],
 )
 def test_a_lasting_fault_ends_after_bounded_repeats(
@@ -181,27 +181,27 @@ def test_a_stalled_server_does_not_hang_the_client(fake: FakeKaggle, home: Path,
     fake.fail("GetSubmissionLimits", stall_s=5)
     with fake.patched(home), Client(patience=heard.patience(attempts=1), timeout_s=(1, 0.2)) as client:
         began = time.monotonic()
-        with pytest.raises(faults.UnreachableError, match="no answer from Kaggle in time"):
+        with pytest.raises(errors.UnreachableError, match="no answer from Kaggle in time"):
             client.call(*LIMITS)
     assert time.monotonic() - began < 2
 
 
 def test_a_web_page_in_place_of_an_answer_is_not_taken_for_one(client: Client, fake: FakeKaggle) -> None:
     fake.fail("GetSubmissionLimits", 200, raw=b"<html>log in to the hotel's network</html>")
-    with pytest.raises(faults.UnreachableError, match="a web page, not data"):
+    with pytest.raises(errors.UnreachableError, match="a web page, not data"):
         client.call(*LIMITS)
 
 
 def test_a_state_this_client_does_not_know_is_an_error_with_a_next_step(client: Client, fake: FakeKaggle) -> None:
     fake.get_kernel_session_status = lambda _: {"status": "HIBERNATING"}
-    with pytest.raises(faults.UnreachableError, match="pip install -U kaggle"):
+    with pytest.raises(errors.UnreachableError, match="pip install -U kaggle"):
         client.call("kernels.get_kernel_session_status", {"userName": OWNER, "kernelSlug": "x"}, "reading the status")
 
 
 def test_nothing_listening_is_an_error_with_a_next_step(home: Path, heard: Heard) -> None:
     with FakeKaggle() as fake, fake.patched(home):
         client = Client(patience=heard.patience(attempts=2))
-    with pytest.raises(faults.UnreachableError, match="Check the network"):
+    with pytest.raises(errors.UnreachableError, match="Check the network"):
         client.call(*LIMITS)
 
 
@@ -237,7 +237,7 @@ class TestChangesThatMustHappenOnce:
             assert self.change(client, fake) == fake.submissions[0]["ref"]
 
     @pytest.mark.parametrize(
-        "lost", [faults.UnreachableError("list: 503", "Run it again."), requests.ConnectionError()]
+        "lost", [errors.UnreachableError("list: 503", "Run it again."), requests.ConnectionError()]
     )
     def test_where_it_cannot_be_seen_whether_it_took_effect_that_is_said(
         self, client: Client, fake: FakeKaggle, lost: Exception
@@ -248,7 +248,7 @@ class TestChangesThatMustHappenOnce:
         fake.fail("CreateSubmission", after=True, drop=True)
         fake.uploads["up1"] = {"name": "s.csv", "data": b"x"}
         body = {"competitionName": COMPETITION, "blobFileTokens": "up1"}
-        with pytest.raises(faults.UncertainError, match="submitting: it is not known") as caught:
+        with pytest.raises(errors.UncertainError, match="submitting: it is not known") as caught:
             client.change("competitions.create_submission", body, "submitting", happened)
         assert "`kit submissions`" in caught.value.hint
         assert "Run it again" not in str(caught.value)
@@ -256,19 +256,19 @@ class TestChangesThatMustHappenOnce:
 
     def test_a_refusal_is_not_repeated(self, client: Client, fake: FakeKaggle, heard: Heard) -> None:
         fake.fail("CreateSubmission", 400, "no")
-        with pytest.raises(faults.RefusedError):
+        with pytest.raises(errors.RefusedError):
             self.change(client, fake)
         assert heard.pauses == []
 
 
 def test_importing_the_package_is_quiet_offline_and_without_kaggle(tmp_path: Path) -> None:
-    code = "import sys, kit.remote.client; sys.exit('kagglesdk' in sys.modules or 'requests' in sys.modules)"
+    code = "import sys, kit.kaggle.client; sys.exit('kagglesdk' in sys.modules or 'requests' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HOME": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_subprocess_reaches_the_fake_through_the_clients_own_settings(fake: FakeKaggle, home: Path) -> None:
-    code = f"from kit.remote.client import Client\nwith Client() as c: print(c.call(*{LIMITS!r}).num_allowed_now)"
+    code = f"from kit.kaggle.client import Client\nwith Client() as c: print(c.call(*{LIMITS!r}).num_allowed_now)"
     env = fake.env(home) | {"VERBOSE": "1"}  # which makes the kaggle command print its Authorization header
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert (done.stdout, done.stderr) == ("5\n", "")

@@ -15,14 +15,15 @@ from test_fleet import RECIPE, output
 from kit.cli import main
 from kit.ensemble.blend import Blend, parse_blend, write_blend
 from kit.ensemble.calibration import Calibration, parse_calibration, write_calibration
+from kit.kaggle import notebook
+from kit.kaggle.ledger import LedgerEntry, read_ledger, record_submission
+from kit.kaggle.preparing import push_mark
+from kit.kaggle.retry import RetryPolicy
 from kit.recipe.load import load_recipe
-from kit.remote import ledger, notebook
-from kit.remote.preparing import mark
-from kit.remote.retry import Patience
 
 TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
 TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
-TWO = mark({"folds": 2})  # what a slug says of these rows
+TWO = push_mark({"folds": 2})  # what a slug says of these rows
 INFER = f"{OWNER}/kit-infer"
 Kit = Callable[..., Result]
 
@@ -39,9 +40,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def kit(fake: FakeKaggle, home: Path, here: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
     """`kit …` of a user with a legacy key, against the fake; pauses only count, and what is printed is heard."""
-    quick = functools.partial(Patience, sleep=heard.pauses.append)
-    for where in ("kit.remote.retry", "kit.doctor"):
-        monkeypatch.setattr(f"{where}.Patience", quick)
+    quick = functools.partial(RetryPolicy, sleep=heard.pauses.append)
+    for where in ("kit.kaggle.retry", "kit.doctor"):
+        monkeypatch.setattr(f"{where}.RetryPolicy", quick)
 
     def run(*arguments: object) -> Result:
         result = CliRunner().invoke(main, [str(each) for each in arguments])
@@ -67,7 +68,7 @@ def ready(fake: FakeKaggle) -> None:
     """A finished inference kernel on Kaggle."""
     job = {"push": "a" * 32, "sources": [{"ref": f"{OWNER}/kit-train-a", "weight": 1.0}]}
     fake.kernel_script = ["COMPLETE"]
-    text = notebook.build("infer", job)
+    text = notebook.build_notebook("infer", job)
     more = {"kernelType": "notebook", "enableInternet": False, "competitionDataSources": [SLUG]}
     fake.save_kernel({"slug": INFER, "text": text, **more})
 
@@ -96,7 +97,7 @@ def test_the_whole_way_as_typed(kit: Kit, fake: FakeKaggle, here: Path) -> None:
     assert "GPU hours left" in submitted.stderr
     listed = kit("submissions").stdout
     assert all(word in listed for word in ("0.98765", "the whole way", f"{INFER}/1"))
-    assert ledger.read(here / "submissions/ledger.csv")[0].runs == f"{OWNER}/{TRAIN_SLUG}"
+    assert read_ledger(here / "submissions/ledger.csv")[0].runs == f"{OWNER}/{TRAIN_SLUG}"
     assert len(fake.submissions) == 1
 
 
@@ -267,7 +268,7 @@ class TestPush:
         job = notebook.job_of(fake.seen("SaveKernel")[-1].body["text"])
         assert parse_blend("job", job["blend"]) == saved
         assert kit("submit", "--kernel", INFER, "-m", "fitted").exit_code == 0
-        (entry,) = ledger.read(here / "submissions/ledger.csv")
+        (entry,) = read_ledger(here / "submissions/ledger.csv")
         assert (entry.runs, entry.weights) == (f"{OWNER}/kit-train-a {OWNER}/kit-train-b", "0.25 0.75")
 
     def test_a_saved_calibration_reaches_the_notebook(self, nobody: Kit, here: Path) -> None:
@@ -442,7 +443,7 @@ class TestSubmit:
         result = kit("submit", "--kernel", INFER, "-m", "too slow", "--wait")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "longer than 9 hours" in result.stderr
-        assert ledger.read(here / "submissions/ledger.csv")[0].error == "Notebook Timeout"
+        assert read_ledger(here / "submissions/ledger.csv")[0].error == "Notebook Timeout"
 
     @pytest.mark.parametrize(
         ("arguments", "told"),
@@ -479,7 +480,7 @@ class TestSubmit:
         (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
         fake.notebooks_only = False
         assert kit("submit", "mine.csv", "-m", "m").exit_code == 0
-        assert ledger.read()[0].file == "mine.csv"
+        assert read_ledger()[0].file == "mine.csv"
 
     def test_a_run_that_is_not_finished_says_how_to_wait(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script = ["RUNNING"]
@@ -497,8 +498,8 @@ class TestSubmit:
 
     def test_the_list_keeps_what_only_the_ledger_knows(self, kit: Kit, here: Path) -> None:
         assert "None yet" in kit("submissions").stderr
-        old = ledger.Entry("2026-01-01T00:00:00Z", "7", SLUG, kernel="other/kit-infer/3", message="another account")
-        ledger.record(old)
+        old = LedgerEntry("2026-01-01T00:00:00Z", "7", SLUG, kernel="other/kit-infer/3", message="another account")
+        record_submission(old)
         listed = kit("submissions").stdout
         assert "another account" in listed
         assert "in the ledger only" in listed

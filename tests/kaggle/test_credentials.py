@@ -9,9 +9,9 @@ from heard import SECRETS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.remote import credentials
-from kit.remote.credentials import Credential
-from kit.remote.faults import CredentialsError
+from kit.kaggle import credentials
+from kit.kaggle.credentials import Credential
+from kit.kaggle.errors import CredentialsError
 
 
 def write(path: Path, text: str, mode: int = 0o600) -> Path:
@@ -29,7 +29,7 @@ def test_each_place_is_found_and_the_token_comes_first(home: Path) -> None:
     write(home / ".kaggle/access_token", TOKEN + "\n")
     write(home / ".kaggle/kaggle.json", json.dumps({"username": "kituser", "key": KEY}))
     write(home / ".kaggle/credentials.json", json.dumps({"refresh_token": "refresh", "username": "kituser"}))
-    search = credentials.find({"HOME": str(home), "KAGGLE_API_TOKEN": TOKEN})
+    search = credentials.find_credentials({"HOME": str(home), "KAGGLE_API_TOKEN": TOKEN})
     assert kinds(search) == [
         ("token", "KAGGLE_API_TOKEN"),
         ("token", "access_token"),
@@ -42,27 +42,31 @@ def test_each_place_is_found_and_the_token_comes_first(home: Path) -> None:
 
 def test_the_token_variable_may_name_a_file(home: Path) -> None:
     path = write(home / "token.txt", TOKEN)
-    assert credentials.find({"HOME": str(home), "KAGGLE_API_TOKEN": str(path)}).found[0].secret == TOKEN
+    assert credentials.find_credentials({"HOME": str(home), "KAGGLE_API_TOKEN": str(path)}).found[0].secret == TOKEN
 
 
 def test_a_long_token_is_not_taken_for_a_file_name(home: Path) -> None:
-    assert credentials.find({"HOME": str(home), "KAGGLE_API_TOKEN": "x" * 5000}).found[0].secret == "x" * 5000
+    assert (
+        credentials.find_credentials({"HOME": str(home), "KAGGLE_API_TOKEN": "x" * 5000}).found[0].secret == "x" * 5000
+    )
 
 
 def test_environment_and_file_complete_each_other_as_in_the_client(home: Path) -> None:
     write(home / "conf/kaggle.json", json.dumps({"username": "filed", "key": KEY}))
-    found = credentials.find({"HOME": str(home), "KAGGLE_CONFIG_DIR": str(home / "conf"), "KAGGLE_USERNAME": "named"})
+    found = credentials.find_credentials(
+        {"HOME": str(home), "KAGGLE_CONFIG_DIR": str(home / "conf"), "KAGGLE_USERNAME": "named"}
+    )
     assert (found.found[0].username, found.found[0].secret) == ("named", KEY)
 
 
 def test_the_xdg_folder_counts_where_there_is_no_dot_kaggle(home: Path) -> None:
     write(home / ".config/kaggle/kaggle.json", json.dumps({"username": "kituser", "key": KEY}))
-    assert kinds(credentials.find({"HOME": str(home)})) == [("key", "kaggle.json")]
+    assert kinds(credentials.find_credentials({"HOME": str(home)})) == [("key", "kaggle.json")]
 
 
 def test_without_credentials_the_message_says_where_to_get_one(home: Path) -> None:
     with pytest.raises(CredentialsError, match="no Kaggle credentials found") as caught:
-        credentials.require(credentials.find({"HOME": str(home)}))
+        credentials.require_credentials(credentials.find_credentials({"HOME": str(home)}))
     assert "https://www.kaggle.com/settings/api" in str(caught.value)
     assert "KAGGLE_API_TOKEN" in str(caught.value)
 
@@ -83,12 +87,12 @@ def test_what_is_wrong_with_a_credential_is_said(
     if file is not None:
         write(home / ".kaggle/kaggle.json", file)
     with pytest.raises(CredentialsError, match=told):
-        credentials.require(credentials.find({"HOME": str(home), **variables}))
+        credentials.require_credentials(credentials.find_credentials({"HOME": str(home), **variables}))
 
 
 def test_a_key_that_others_can_read_is_reported_and_used(home: Path) -> None:
     write(home / ".kaggle/kaggle.json", json.dumps({"username": "kituser", "key": KEY}), mode=0o644)
-    search = credentials.find({"HOME": str(home)})
+    search = credentials.find_credentials({"HOME": str(home)})
     assert "chmod 600" in search.problems[0]
     assert kinds(search) == [("key", "kaggle.json")]
 
@@ -101,8 +105,8 @@ def test_a_credential_never_shows_its_secret() -> None:
 
 def test_a_refused_token_is_explained_by_what_it_shadows(home: Path) -> None:
     variables = {"HOME": str(home), "KAGGLE_API_TOKEN": "stale", "KAGGLE_USERNAME": "kituser", "KAGGLE_KEY": KEY}
-    search = credentials.find(variables)
-    error = credentials.refused(search.found[0], search)
+    search = credentials.find_credentials(variables)
+    error = credentials.credentials_refused(search.found[0], search)
     assert "legacy key from KAGGLE_KEY" in str(error)
     assert "unset KAGGLE_API_TOKEN" in str(error)
 

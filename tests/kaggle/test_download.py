@@ -18,11 +18,11 @@ from fake_services import SLUG, make_zip
 from heard import Heard
 
 from kit.errors import KitError
-from kit.remote import download as downloading
-from kit.remote import faults
-from kit.remote.client import Client
-from kit.remote.download import download
-from kit.remote.retry import Patience
+from kit.kaggle import download as downloading
+from kit.kaggle import errors
+from kit.kaggle.client import Client
+from kit.kaggle.download import download_competition
+from kit.kaggle.retry import RetryPolicy
 from kit.storage import atomic
 
 NAMES = ["sample_submission.csv", "test.csv", "train.csv"]
@@ -40,7 +40,7 @@ def listed(folder: Path) -> list[str]:
 
 
 def test_the_files_arrive_whole_and_nothing_else(client: Client, fake: FakeKaggle, tmp_path: Path, big: bytes) -> None:
-    result = download(client, tmp_path / "raw")
+    result = download_competition(client, tmp_path / "raw")
     assert listed(tmp_path / "raw") == NAMES
     assert {n: (tmp_path / "raw" / n).read_bytes() for n in NAMES} == fake.competitions[SLUG]
     assert result.sizes["train.csv"] == len(big)
@@ -50,7 +50,7 @@ def test_the_files_arrive_whole_and_nothing_else(client: Client, fake: FakeKaggl
 
 def test_progress_counts_to_the_end(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    download(client, tmp_path / "raw", progress=lambda *now: seen.append(now))
+    download_competition(client, tmp_path / "raw", progress=lambda *now: seen.append(now))
     size = len(make_zip(fake.competitions[SLUG]))
     assert seen[-1] == (size, size)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -59,15 +59,15 @@ def test_progress_counts_to_the_end(client: Client, fake: FakeKaggle, tmp_path: 
 def test_an_unknown_train_csv_is_a_warning_and_the_known_one_is_none(
     client: Client, tmp_path: Path, big: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "Kaggle may have updated it" in download(client, tmp_path / "raw").warnings[0]
+    assert "Kaggle may have updated it" in download_competition(client, tmp_path / "raw").warnings[0]
     monkeypatch.setattr(downloading, "TRAIN_SHA256", hashlib.sha256(big).hexdigest())
-    assert download(client, tmp_path / "raw").warnings == ()
+    assert download_competition(client, tmp_path / "raw").warnings == ()
 
 
 def test_a_second_run_downloads_nothing(client: Client, fake: FakeKaggle, tmp_path: Path, heard: Heard) -> None:
-    download(client, tmp_path / "raw")
+    download_competition(client, tmp_path / "raw")
     before = len(fake.calls)
-    assert download(client, tmp_path / "raw", say=heard.lines.append).already
+    assert download_competition(client, tmp_path / "raw", say=heard.lines.append).already
     assert [c.rpc.split("/")[1] for c in fake.calls[before:]] == ["ListDataFiles"]
     assert "there already" in heard.text
 
@@ -76,26 +76,26 @@ def test_other_files_of_these_names_are_kept_without_force(client: Client, tmp_p
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/train.csv").write_text("mine")
     with pytest.raises(KitError, match=r"train\.csv is there already with 4 bytes.*300,000"):
-        download(client, tmp_path / "raw")
+        download_competition(client, tmp_path / "raw")
     assert (tmp_path / "raw/train.csv").read_text() == "mine"
-    download(client, tmp_path / "raw", force=True)
+    download_competition(client, tmp_path / "raw", force=True)
     assert (tmp_path / "raw/train.csv").stat().st_size == 300_000
 
 
 def test_a_file_of_the_right_length_and_wrong_bytes_is_mended_with_force(
     client: Client, tmp_path: Path, big: bytes
 ) -> None:
-    download(client, tmp_path / "raw")
+    download_competition(client, tmp_path / "raw")
     (tmp_path / "raw/train.csv").write_bytes(big[::-1])
-    kept = download(client, tmp_path / "raw")
+    kept = download_competition(client, tmp_path / "raw")
     assert (kept.already, "--force downloads it again" in kept.warnings[0]) == (True, True)
-    assert not download(client, tmp_path / "raw", force=True).already
+    assert not download_competition(client, tmp_path / "raw", force=True).already
     assert (tmp_path / "raw/train.csv").read_bytes() == big
 
 
 def test_every_page_of_the_list_is_read(client: Client, fake: FakeKaggle) -> None:
     fake.competitions[SLUG] |= {f"extra/{n}.csv": b"x" * n for n in range(450)}
-    assert downloading.files(client, SLUG) == {n: len(d) for n, d in fake.competitions[SLUG].items()}
+    assert downloading.competition_files(client, SLUG) == {n: len(d) for n, d in fake.competitions[SLUG].items()}
     assert len(fake.seen("ListDataFiles")) == 3
 
 
@@ -108,7 +108,7 @@ def test_a_broken_transfer_goes_on_in_the_same_run(
     fake.take_fault("_blob")
     fake.fail("_blob", status=0, stall_s=0.0)  # the request that only asks for the address
     fake.fail("_blob", **fault)
-    download(client, tmp_path / "raw")
+    download_competition(client, tmp_path / "raw")
     assert listed(tmp_path / "raw") == NAMES
     assert len(heard.pauses) == 1
 
@@ -118,7 +118,7 @@ def test_half_a_download_is_continued_and_not_begun_again(
 ) -> None:
     fake.fail("_blob", status=0)
     fake.fail("_blob", 206, drop=True)
-    download(client, tmp_path / "raw", say=heard.lines.append)
+    download_competition(client, tmp_path / "raw", say=heard.lines.append)
     starts = [int(c.headers["Range"].removeprefix("bytes=")[:-1]) for c in fake.calls if "Range" in c.headers]
     assert len(starts) == 1
     assert 64_000 < starts[0] <= len(make_zip(fake.competitions[SLUG])) // 2
@@ -126,25 +126,25 @@ def test_half_a_download_is_continued_and_not_begun_again(
 
 
 def test_a_later_run_continues_where_an_earlier_one_gave_up(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
-    with fake.patched(home), Client(patience=Patience(attempts=1)) as client:
+    with fake.patched(home), Client(patience=RetryPolicy(attempts=1)) as client:
         fake.fail("_blob", status=0)
         fake.fail("_blob", 206, drop=True)
-        with pytest.raises(faults.UnreachableError, match="Check the network"):
-            download(client, tmp_path / "raw")
+        with pytest.raises(errors.UnreachableError, match="Check the network"):
+            download_competition(client, tmp_path / "raw")
         assert [n for n in listed(tmp_path / "raw") if not n.startswith(".")] == []  # nothing under a real name
-        download(client, tmp_path / "raw")
+        download_competition(client, tmp_path / "raw")
     assert any("Range" in c.headers for c in fake.calls)
     assert listed(tmp_path / "raw") == NAMES
 
 
 def test_a_partial_of_another_version_is_not_continued(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
-    with fake.patched(home), Client(patience=Patience(attempts=1)) as client:
+    with fake.patched(home), Client(patience=RetryPolicy(attempts=1)) as client:
         fake.fail("_blob", status=0)
         fake.fail("_blob", 206, drop=True)
-        with pytest.raises(faults.UnreachableError):
-            download(client, tmp_path / "raw")
+        with pytest.raises(errors.UnreachableError):
+            download_competition(client, tmp_path / "raw")
         fake.competitions[SLUG]["train.csv"] = random.Random(1).randbytes(300_000)
-        download(client, tmp_path / "raw")
+        download_competition(client, tmp_path / "raw")
     assert not any("Range" in c.headers for c in fake.calls)
     assert (tmp_path / "raw/train.csv").read_bytes() == fake.competitions[SLUG]["train.csv"]
     assert listed(tmp_path / "raw") == NAMES
@@ -152,16 +152,16 @@ def test_a_partial_of_another_version_is_not_continued(fake: FakeKaggle, home: P
 
 def test_a_web_page_in_place_of_the_archive_is_not_saved(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
     fake.fail("_blob", 200, raw=b"<html>sorry</html>", times=9)
-    with pytest.raises(faults.UnreachableError, match="web page"):
-        download(client, tmp_path / "raw")
+    with pytest.raises(errors.UnreachableError, match="web page"):
+        download_competition(client, tmp_path / "raw")
     assert listed(tmp_path / "raw") == []
 
 
 @pytest.mark.parametrize(
     ("change", "kind", "told"),
     [
-        (lambda fake: fake.rules_accepted.clear(), faults.RulesError, f"competitions/{SLUG}/rules"),
-        (lambda fake: fake.competitions.clear(), faults.NotFoundError, "Check the name of the competition"),
+        (lambda fake: fake.rules_accepted.clear(), errors.RulesError, f"competitions/{SLUG}/rules"),
+        (lambda fake: fake.competitions.clear(), errors.NotFoundError, "Check the name of the competition"),
     ],
 )
 def test_rules_and_names_have_their_own_messages(
@@ -169,7 +169,7 @@ def test_rules_and_names_have_their_own_messages(
 ) -> None:
     change(fake)
     with pytest.raises(kind, match=told):
-        download(client, tmp_path / "raw")
+        download_competition(client, tmp_path / "raw")
     assert listed(tmp_path / "raw") == []
 
 
@@ -215,8 +215,8 @@ def test_a_bad_archive_leaves_nothing(
     client: Client, fake: FakeKaggle, tmp_path: Path, archive: object, told: str
 ) -> None:
     fake.archive = archive(fake.competitions[SLUG])
-    with pytest.raises(faults.UnreachableError, match=told):
-        download(client, tmp_path / "raw")
+    with pytest.raises(errors.UnreachableError, match=told):
+        download_competition(client, tmp_path / "raw")
     assert listed(tmp_path / "raw") == []
     assert listed(tmp_path) in (["home", "raw"], ["home"])
 
@@ -230,7 +230,7 @@ def test_an_archive_with_a_byte_wrong_is_damaged_or_gives_the_same_files(
     for at in range(len(whole)):
         (tmp_path / "archive.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
-            downloading.unpack(tmp_path / "archive.zip", tmp_path / "raw", {"train.csv": len(data)})
+            downloading.unpack_download(tmp_path / "archive.zip", tmp_path / "raw", {"train.csv": len(data)})
         except zipfile.BadZipFile:
             found += 1
         else:
@@ -240,10 +240,10 @@ def test_an_archive_with_a_byte_wrong_is_damaged_or_gives_the_same_files(
 
 def test_a_damaged_stream_is_downloaded_afresh(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
     fake.archive = broken(fake.competitions[SLUG])
-    with pytest.raises(faults.UnreachableError, match="the archive is damaged"):
-        download(client, tmp_path / "raw")
+    with pytest.raises(errors.UnreachableError, match="the archive is damaged"):
+        download_competition(client, tmp_path / "raw")
     fake.archive = None
-    download(client, tmp_path / "raw")
+    download_competition(client, tmp_path / "raw")
     assert not any("Range" in call.headers for call in fake.calls)
     assert listed(tmp_path / "raw") == NAMES
 
@@ -259,7 +259,7 @@ def test_what_may_be_continued_is_on_the_disk(
     monkeypatch.setattr("os.fsync", sync)
     fake.fail("_blob", status=0)
     fake.fail("_blob", 206, drop=True)
-    download(client, tmp_path / "raw")
+    download_competition(client, tmp_path / "raw")
     half, whole = (size for suffix, size in synced if suffix == ".part")
     assert 64_000 < half < whole == len(make_zip(fake.competitions[SLUG]))
 
@@ -270,7 +270,7 @@ def test_a_disk_too_small_is_said_before_anything_is_written(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1000))
     with pytest.raises(KitError, match=r"MB are needed, 0 MB are free"):
-        download(client, tmp_path / "raw")
+        download_competition(client, tmp_path / "raw")
     assert listed(tmp_path / "raw") == []
 
 
@@ -283,5 +283,5 @@ def test_a_disk_that_fills_up_leaves_no_half_file(
 
     monkeypatch.setattr(atomic, "atomic_file", full)
     with pytest.raises(KitError, match="No space left on device"):
-        download(client, tmp_path / "raw")
+        download_competition(client, tmp_path / "raw")
     assert [n for n in listed(tmp_path / "raw") if not n.startswith(".")] == []

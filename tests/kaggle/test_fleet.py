@@ -11,14 +11,15 @@ import pytest
 from fake_kaggle import OWNER, FakeKaggle
 from heard import Heard
 
+from kit.kaggle import errors, fan_out
+from kit.kaggle.client import Client
+from kit.kaggle.collect import collect_folds, fold_origins
+from kit.kaggle.job import Job, train_jobs
+from kit.kaggle.kernels import KernelRef
+from kit.kaggle.runtime.session import OUTPUTS
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
-from kit.remote import faults, fleet, harvest
-from kit.remote.client import Client
-from kit.remote.job import Job, train_jobs
-from kit.remote.kernels import KernelRef
-from kit.remote.session import OUTPUTS
 from kit.run import Run
 from kit.storage.lock import hold_lock
 from kit.task import PREDICTION_COLUMNS
@@ -80,7 +81,7 @@ def most_at_once(fake: FakeKaggle) -> int:
 def test_every_fold_is_trained_and_brought_home(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
 ) -> None:
-    outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
+    outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
     assert [o.status for o in outcomes] == ["done"] * 3
     run = Run.open(tmp_path / "runs" / RECIPE.run_name)
     assert list(run.parts()) == ["fold0", "fold1", "fold2"]
@@ -92,13 +93,13 @@ def test_every_fold_is_trained_and_brought_home(
     }
     assert read_predictions(run.path / "oof.csv")["id"].tolist() == [0, 1, 2]
     assert most_at_once(fake) == 2
-    assert harvest.origins(run.path) == {f"fold{n}": str(outcomes[n].ref) for n in range(3)}
+    assert fold_origins(run.path) == {f"fold{n}": str(outcomes[n].ref) for n in range(3)}
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [RECIPE.run_name]
 
 
 def test_a_second_start_repeats_nothing(client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path) -> None:
-    fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
-    outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["there already"] * 3
     assert len(fake.seen("SaveKernel")) == 3
 
@@ -106,22 +107,22 @@ def test_a_second_start_repeats_nothing(client: Client, fake: FakeKaggle, jobs: 
 def test_rows_prepared_otherwise_are_not_there_already(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
-    fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels")
+    fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels")
     others = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "text": "ascii"})
     again = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "seed": 7})
-    outcomes = fleet.fan_out(client, [*others, *again], tmp_path / "runs", tmp_path / "kernels")
+    outcomes = fan_out.fan_out(client, [*others, *again], tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["failed", "there already"]  # of its seed the run knows nothing
     assert "with --text unicode, and this training is to be with --text ascii" in outcomes[0].problem
     assert len(fake.seen("SaveKernel")) == 1
-    (elsewhere,) = fleet.fan_out(client, others, tmp_path / "ascii", tmp_path / "kernels")
+    (elsewhere,) = fan_out.fan_out(client, others, tmp_path / "ascii", tmp_path / "kernels")
     assert (elsewhere.status, elsewhere.ref.version) == ("done", 1)  # a kernel of its own
 
 
 def test_what_runs_on_kaggle_already_is_taken_up(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
 ) -> None:
-    fleet.fan_out(client, jobs[:1], tmp_path / "elsewhere", tmp_path / "kernels")
-    outcomes = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
+    fan_out.fan_out(client, jobs[:1], tmp_path / "elsewhere", tmp_path / "kernels")
+    outcomes = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
     assert [o.status for o in outcomes] == ["done"]
     assert len(fake.seen("SaveKernel")) == 1
     assert "is on Kaggle already" in heard.text
@@ -138,7 +139,7 @@ def test_one_failure_does_not_stop_the_others(
         return real(body)
 
     fake.save_kernel = save
-    outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert "The log ends:\nhello" in outcomes[1].problem
     assert list(Run.open(tmp_path / "runs" / RECIPE.run_name).parts()) == ["fold0", "fold2"]
@@ -148,9 +149,9 @@ def test_a_job_that_failed_is_pushed_again_at_the_next_start(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
     fake.kernel_script = ["ERROR"]
-    assert fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
+    assert fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
     fake.kernel_script = ["QUEUED", "COMPLETE"]
-    assert fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].ref.version == 2
+    assert fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].ref.version == 2
 
 
 def test_sessions_taken_by_others_are_waited_for(
@@ -165,22 +166,22 @@ def test_sessions_taken_by_others_are_waited_for(
             del fake.kernels[f"{OWNER}/another"]
 
     object.__setattr__(client.patience, "sleep", pause)
-    outcomes = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k", say=heard.lines.append)
+    outcomes = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k", say=heard.lines.append)
     assert outcomes[0].status == "done"
     assert heard.text.count("session count of 2") == 3
 
 
 def test_an_outage_is_outlived(client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path) -> None:
     fake.fail("GetKernelSessionStatus", 503, times=20)
-    assert fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "done"
+    assert fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "done"
 
 
 def test_an_outage_without_end_ends_the_fleet(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
     fake.fail("GetKernelSessionStatus", 503, times=10**6)
-    with pytest.raises(faults.UnreachableError):
-        fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    with pytest.raises(errors.UnreachableError):
+        fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
 
 @pytest.mark.parametrize("method", ["GetKernel", "SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"])
@@ -188,8 +189,8 @@ def test_a_credential_that_is_over_is_no_failure_of_the_jobs(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, method: str
 ) -> None:
     fake.fail(method, 401, "Unauthenticated", times=10**6)
-    with pytest.raises(faults.CredentialsError):
-        fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    with pytest.raises(errors.CredentialsError):
+        fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
 
 def test_a_run_of_other_data_is_not_mixed_in(client: Client, jobs: list[Job], tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_a_run_of_other_data_is_not_mixed_in(client: Client, jobs: list[Job], tm
     home.mkdir(parents=True)
     (home / "recipe.toml").write_text(RECIPE.to_toml())
     (home / "origin.json").write_text('{"data": "others", "folds": 3}')
-    (outcome,) = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    (outcome,) = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
     assert outcome.status == "failed"
     assert "other rows" in outcome.problem
     assert not (home / "fold0").exists()
@@ -210,7 +211,7 @@ def test_an_unfinished_training_of_this_machine_is_not_overwritten(
     (home / "fold0/checkpoints/checkpoint-7").mkdir(parents=True)
     (home / "recipe.toml").write_text(RECIPE.to_toml())
     (home / "origin.json").write_text('{"data": "d1", "folds": 3}')
-    (outcome,) = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    (outcome,) = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
     assert (outcome.status, "unfinished training" in outcome.problem) == ("failed", True)
     assert (home / "fold0/checkpoints/checkpoint-7").is_dir()
 
@@ -218,17 +219,17 @@ def test_an_unfinished_training_of_this_machine_is_not_overwritten(
 def test_a_part_that_is_being_trained_here_is_left_to_it(client: Client, jobs: list[Job], tmp_path: Path) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
     with hold_lock(home, "fold1"):
-        outcomes = fleet.fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
+        outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert f"fold1 is in use by process {os.getpid()}" in outcomes[1].problem
     assert list(Run.open(home).parts()) == ["fold0", "fold2"]
-    assert set(harvest.origins(home)) == {"fold0", "fold2"}
+    assert set(fold_origins(home)) == {"fold0", "fold2"}
 
 
 def test_a_kernel_is_brought_home_by_one_process_at_a_time(client: Client, jobs: list[Job], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with hold_lock(runs, f"{jobs[0].slug}.collect"):
-        (outcome,) = fleet.fan_out(client, jobs[:1], runs, tmp_path / "k")
+        (outcome,) = fan_out.fan_out(client, jobs[:1], runs, tmp_path / "k")
     assert (outcome.status, "in use by" in outcome.problem) == ("failed", True)
     assert not runs.exists()
 
@@ -248,7 +249,7 @@ def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
     writer = threading.Thread(target=write)
     writer.start()
     begun.wait(10)
-    (outcome,) = fleet.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    (outcome,) = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
     writer.join()
     assert outcome.status == "done"
     assert "which is busy with" in caplog.text
@@ -259,13 +260,13 @@ def test_the_version_is_remembered_though_none_was_named(client: Client, fake: F
     fake.kernel_script, fake.kernel_files = ["COMPLETE"], output(RECIPE, "0")
     for _ in range(2):
         fake.save_kernel({"slug": f"{OWNER}/kit-train", "newTitle": "kit train", "text": ""})
-    harvest.collect(client, KernelRef(OWNER, "kit-train"), tmp_path / "runs")
-    assert harvest.origins(tmp_path / "runs" / RECIPE.run_name) == {"fold0": f"{OWNER}/kit-train/2"}
+    collect_folds(client, KernelRef(OWNER, "kit-train"), tmp_path / "runs")
+    assert fold_origins(tmp_path / "runs" / RECIPE.run_name) == {"fold0": f"{OWNER}/kit-train/2"}
 
 
 def test_an_output_without_a_run_is_an_error(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
     fake.kernel_script = ["COMPLETE"]
     fake.save_kernel({"slug": f"{OWNER}/kit-other", "newTitle": "kit other", "text": ""})
-    with pytest.raises(faults.KaggleError, match="holds no run directory"):
-        harvest.collect(client, KernelRef(OWNER, "kit-other", 1), tmp_path / "runs")
+    with pytest.raises(errors.KaggleError, match="holds no run directory"):
+        collect_folds(client, KernelRef(OWNER, "kit-other", 1), tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []

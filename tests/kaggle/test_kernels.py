@@ -7,9 +7,9 @@ import pytest
 from fake_kaggle import OWNER, FakeKaggle
 from heard import Heard
 
-from kit.remote import faults, kernels, logs
-from kit.remote.client import Client
-from kit.remote.kernels import KernelRef
+from kit.kaggle import errors, logs
+from kit.kaggle.client import Client
+from kit.kaggle.kernels import KernelRef, kernel_exists, kernel_status, wait_for_kernel
 
 REF = KernelRef(OWNER, "kit-train", 1)
 
@@ -43,7 +43,7 @@ def test_a_kernel_is_named_by_slug_or_address(text: str, read: KernelRef) -> Non
 
 @pytest.mark.parametrize("text", ["", "a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"])
 def test_what_names_no_kernel_is_refused(text: str) -> None:
-    with pytest.raises(faults.KaggleError, match="does not name a kernel"):
+    with pytest.raises(errors.KaggleError, match="does not name a kernel"):
         KernelRef.parse(text)
 
 
@@ -51,13 +51,13 @@ def test_what_names_no_kernel_is_refused(text: str) -> None:
     "text", ["https://www.kaggle.com/code/me/kit-train?scriptVersionId=9", "kit-train?scriptVersionId=9"]
 )
 def test_an_address_of_a_version_that_cannot_be_looked_up_is_not_taken_for_the_latest(text: str) -> None:
-    with pytest.raises(faults.KaggleError, match="scriptVersionId") as caught:
+    with pytest.raises(errors.KaggleError, match="scriptVersionId") as caught:
         KernelRef.parse(text, "me")
     assert "Write me/kit-train/VERSION" in caught.value.hint
 
 
 def test_wait_follows_the_version_to_its_end(client: Client, save: Callable, heard: Heard) -> None:
-    state = kernels.wait(client, save(), say=heard.lines.append)
+    state = wait_for_kernel(client, save(), say=heard.lines.append)
     assert state.status == "COMPLETE"
     assert [line.rsplit(" ", 1)[1] for line in heard.lines] == ["QUEUED", "RUNNING", "COMPLETE"]
 
@@ -65,7 +65,7 @@ def test_wait_follows_the_version_to_its_end(client: Client, save: Callable, hea
 def test_wait_without_a_version_means_the_latest_of_this_moment(client: Client, save: Callable) -> None:
     save()
     save()
-    assert kernels.wait(client, KernelRef(OWNER, "kit-train")).ref.version == 2
+    assert wait_for_kernel(client, KernelRef(OWNER, "kit-train")).ref.version == 2
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_a_run_without_success_is_an_error_that_ends_with_its_log(
     fake.kernel_script = ["QUEUED", "RUNNING", end]
     fake.kernel_failure = "Your notebook failed"
     fake.kernel_log = [{"stream_name": "stderr", "time": n, "data": f"line {n}\n"} for n in range(40)]
-    with pytest.raises(faults.RunFailedError, match=told) as caught:
-        kernels.wait(client, save())
+    with pytest.raises(errors.RunFailedError, match=told) as caught:
+        wait_for_kernel(client, save())
     assert caught.value.log_tail.splitlines()[-1] == "line 39"
     assert "line 0\n" not in str(caught.value)
 
@@ -87,13 +87,13 @@ def test_passing_faults_do_not_end_a_wait(client: Client, fake: FakeKaggle, save
     fake.fail("GetKernelSessionStatus", 429, headers={"Retry-After": "7"})
     fake.fail("GetKernelSessionStatus", drop=True)
     fake.fail("GetKernelSessionStatus", 503)
-    assert kernels.wait(client, save()).status == "COMPLETE"
+    assert wait_for_kernel(client, save()).status == "COMPLETE"
 
 
 def test_wait_gives_up_when_the_time_is_over(client: Client, fake: FakeKaggle, save: Callable, heard: Heard) -> None:
     fake.kernel_script = ["RUNNING"]
-    with pytest.raises(faults.UnreachableError, match="is RUNNING after 2 minutes"):
-        kernels.wait(client, save(), poll_s=30, timeout_s=120)
+    with pytest.raises(errors.UnreachableError, match="is RUNNING after 2 minutes"):
+        wait_for_kernel(client, save(), poll_s=30, timeout_s=120)
     assert sum(heard.pauses) == 120
 
 
@@ -102,7 +102,7 @@ def test_a_finished_version_is_believed_at_once_where_versions_are_told_apart(
 ) -> None:
     save()
     fake.kernel_script = ["COMPLETE"]
-    assert kernels.wait(client, save()).status == "COMPLETE"
+    assert wait_for_kernel(client, save()).status == "COMPLETE"
     assert heard.pauses == []
 
 
@@ -118,14 +118,14 @@ class TestWhereOnlyTheLatestSessionIsReported:
     ) -> None:
         save()
         fake.kernel_script = ["COMPLETE", "COMPLETE", "QUEUED", "RUNNING", "ERROR"]  # two of them are the old one's
-        with pytest.raises(faults.RunFailedError):
-            kernels.wait(client, save("kit-push:" + "a" * 32))
+        with pytest.raises(errors.RunFailedError):
+            wait_for_kernel(client, save("kit-push:" + "a" * 32))
 
     def test_an_end_that_nothing_proves_is_no_success(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
         save()
         fake.kernel_script = ["COMPLETE"]
-        with pytest.raises(faults.UnreachableError, match="may be an earlier version's"):
-            kernels.wait(client, save("kit-push:" + "a" * 32))
+        with pytest.raises(errors.UnreachableError, match="may be an earlier version's"):
+            wait_for_kernel(client, save("kit-push:" + "a" * 32))
 
     def test_the_token_in_the_log_proves_it(
         self, client: Client, fake: FakeKaggle, save: Callable, heard: Heard
@@ -133,7 +133,7 @@ class TestWhereOnlyTheLatestSessionIsReported:
         save()
         fake.kernel_script = ["COMPLETE"]
         fake.kernel_log = [{"data": "kit | kit-push:" + "a" * 32}]
-        assert kernels.wait(client, save("kit-push:" + "a" * 32)).status == "COMPLETE"
+        assert wait_for_kernel(client, save("kit-push:" + "a" * 32)).status == "COMPLETE"
         assert heard.pauses == []
 
     def test_an_older_version_cannot_be_waited_for(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
@@ -141,26 +141,26 @@ class TestWhereOnlyTheLatestSessionIsReported:
         fake.kernel_script = ["COMPLETE"]
         save()
         save()
-        with pytest.raises(faults.KaggleError, match="reports only the latest version here, 3"):
-            kernels.wait(client, KernelRef(OWNER, "kit-train", 2))
+        with pytest.raises(errors.KaggleError, match="reports only the latest version here, 3"):
+            wait_for_kernel(client, KernelRef(OWNER, "kit-train", 2))
 
 
 def test_a_kernel_that_is_not_there_is_said_to_be_perhaps_misspelt(client: Client) -> None:
-    with pytest.raises(faults.NotFoundError, match="check the spelling"):
-        kernels.status(client, KernelRef(OWNER, "no-such-kernel"))
-    assert kernels.exists(client, KernelRef(OWNER, "no-such-kernel")) is None
+    with pytest.raises(errors.NotFoundError, match="check the spelling"):
+        kernel_status(client, KernelRef(OWNER, "no-such-kernel"))
+    assert kernel_exists(client, KernelRef(OWNER, "no-such-kernel")) is None
 
 
 class TestLogs:
     def test_a_finished_log_is_plain_text(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
         fake.kernel_log = [{"data": "a\n"}, {"data": "\x1b[31mred\x1b[0m\x07\rb\n"}]
         ref = save()
-        kernels.wait(client, ref)
-        assert logs.read(client, ref) == "a\nredb\n"
+        wait_for_kernel(client, ref)
+        assert logs.read_log(client, ref) == "a\nredb\n"
 
     def test_a_running_log_is_read_as_far_as_it_goes(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
         fake.kernel_log = [{"data": "so far\n"}]
-        assert logs.read(client, save()) == "so far\n"
+        assert logs.read_log(client, save()) == "so far\n"
 
     def test_following_survives_a_break_without_repeating_lines(
         self, client: Client, fake: FakeKaggle, save: Callable, monkeypatch: pytest.MonkeyPatch
@@ -180,7 +180,7 @@ class TestLogs:
 
         monkeypatch.setattr(logs, "_events", breaking)
         fake.kernels[f"{OWNER}/kit-train"]["versions"][1]["log"] = fake.kernel_log
-        assert list(logs.follow(client, ref)) == ["0\n", "1\n", "2\n", "3\n", "4\n"]
+        assert list(logs.follow_log(client, ref)) == ["0\n", "1\n", "2\n", "3\n", "4\n"]
         assert len(opened) == 2
 
     def test_following_ends_when_it_only_breaks(
@@ -192,9 +192,9 @@ class TestLogs:
             raise requests.exceptions.ConnectionError
 
         monkeypatch.setattr(logs, "_events", broken)
-        with pytest.raises(faults.UnreachableError, match="breaks again and again"):
-            list(logs.follow(client, save()))
+        with pytest.raises(errors.UnreachableError, match="breaks again and again"):
+            list(logs.follow_log(client, save()))
 
     @pytest.mark.parametrize("text", ["not json", json.dumps({"a": 1})])
     def test_a_log_in_another_form_is_shown_as_it_is(self, text: str) -> None:
-        assert logs.plain(text) == text
+        assert logs.plain_log(text) == text

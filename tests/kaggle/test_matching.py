@@ -11,11 +11,12 @@ from test_fleet import RECIPE, output
 from kit.ensemble.blend import Blend, parse_blend, read_blend, write_blend
 from kit.ensemble.calibration import Calibration
 from kit.errors import KitError
+from kit.kaggle import errors, notebook
+from kit.kaggle.client import Client
+from kit.kaggle.job import Source, infer_job
+from kit.kaggle.matching import match_sources
+from kit.kaggle.sources import identified_source, named_source
 from kit.recipe.load import load_recipe
-from kit.remote import faults, notebook, sources
-from kit.remote.client import Client
-from kit.remote.job import Source, infer_job
-from kit.remote.matching import match
 
 OTHER = load_recipe("tiny-roberta")
 BLEND = Blend(("roberta-2", "deberta-1", "electra-3"), (0.7, 0.3, 0.0), "geometric", Calibration(0.9))
@@ -26,13 +27,13 @@ def source(ref: str, *runs: str) -> Source:
 
 
 def test_members_find_their_sources_by_name_and_folds_share_a_weight() -> None:
-    found = match(BLEND, [source("a", "deberta-1"), source("b", "roberta-2"), source("c", "deberta-1")])
+    found = match_sources(BLEND, [source("a", "deberta-1"), source("b", "roberta-2"), source("c", "deberta-1")])
     assert [(s.ref, s.weight) for s in found] == [("me/a", 0.15), ("me/b", 0.7), ("me/c", 0.15)]
 
 
 def test_a_dropped_run_is_not_mounted(heard: Heard) -> None:
     named = [source("a", "deberta-1"), source("b", "roberta-2"), source("c", "electra-3")]
-    assert [s.ref for s in match(BLEND, named, say=heard.lines.append)] == ["me/a", "me/b"]
+    assert [s.ref for s in match_sources(BLEND, named, say=heard.lines.append)] == ["me/a", "me/b"]
     assert "me/c is not mounted" in heard.text
 
 
@@ -45,26 +46,26 @@ def test_a_dropped_run_is_not_mounted(heard: Heard) -> None:
 )
 def test_a_member_without_a_run_or_a_run_without_a_member_is_refused(named: list[Source], told: str) -> None:
     with pytest.raises(KitError, match=told):
-        match(BLEND, named)
+        match_sources(BLEND, named)
 
 
 def test_a_baseline_in_the_blend_is_refused_with_the_reason() -> None:
     blend = Blend(("roberta-2", "baseline-tfidf"), (0.7, 0.3), "arithmetic")
     with pytest.raises(KitError, match="baseline keeps no model"):
-        match(blend, [source("b", "roberta-2")])
+        match_sources(blend, [source("b", "roberta-2")])
 
 
 def test_what_a_source_holds_may_be_unknown_until_the_push(heard: Heard) -> None:
     named = [source("a", "deberta-1"), source("b")]
-    assert [s.ref for s in match(BLEND, named, say=heard.lines.append)] == ["me/a", "me/b"]
+    assert [s.ref for s in match_sources(BLEND, named, say=heard.lines.append)] == ["me/a", "me/b"]
     assert "me/b: which runs it holds is compared" in heard.text
 
 
 def test_the_job_carries_the_blend_as_it_was_saved(tmp_path: Path) -> None:
     write_blend(BLEND, tmp_path / "blend.json", {})
-    found = match(read_blend(tmp_path / "blend.json"), [source("a", "deberta-1"), source("b", "roberta-2")])
+    found = match_sources(read_blend(tmp_path / "blend.json"), [source("a", "deberta-1"), source("b", "roberta-2")])
     job = infer_job(found, blend=read_blend(tmp_path / "blend.json"))
-    carried = notebook.job_of(notebook.build("infer", job.session() | {"push": "a" * 32}))
+    carried = notebook.job_of(notebook.build_notebook("infer", job.session() | {"push": "a" * 32}))
     assert carried["method"] == "blend"
     assert parse_blend("job", carried["blend"]) == BLEND
     assert carried["sources"][0] == {"ref": "me/a", "weight": 0.3, "kind": "kernel", "runs": ["deberta-1"]}
@@ -84,18 +85,18 @@ class TestOnKaggle:
             fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
 
     def test_a_kernels_runs_are_those_in_its_output(self, client: Client) -> None:
-        named = sources.named(["kit-train-a", "kit-train-b"], OWNER)
-        assert [s.runs for s in sources.identified(client, named)] == [(RECIPE.run_name,), (OTHER.run_name,)]
+        named = named_source(["kit-train-a", "kit-train-b"], OWNER)
+        assert [s.runs for s in identified_source(client, named)] == [(RECIPE.run_name,), (OTHER.run_name,)]
 
     def test_a_kernel_without_a_run_is_refused(self, client: Client) -> None:
-        with pytest.raises(faults.RefusedError, match="holds no run directory"):
-            sources.identified(client, sources.named(["kit-other"], OWNER))
+        with pytest.raises(errors.RefusedError, match="holds no run directory"):
+            identified_source(client, named_source(["kit-other"], OWNER))
 
     def test_an_unfinished_kernel_is_refused(self, client: Client, fake: FakeKaggle) -> None:
         fake.kernel_script = ["RUNNING"]
         fake.save_kernel({"slug": f"{OWNER}/kit-train-c", "text": ""})
-        with pytest.raises(faults.RefusedError, match="is RUNNING"):
-            sources.identified(client, sources.named(["kit-train-c"], OWNER))
+        with pytest.raises(errors.RefusedError, match="is RUNNING"):
+            identified_source(client, named_source(["kit-train-c"], OWNER))
 
 
 def test_a_run_of_this_machine_is_named_by_its_folder(tmp_path: Path) -> None:
@@ -104,5 +105,5 @@ def test_a_run_of_this_machine_is_named_by_its_folder(tmp_path: Path) -> None:
     for name, text in files.items():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(text)
-    (found,) = sources.named([run], "me", as_dataset=True)
+    (found,) = named_source([run], "me", as_dataset=True)
     assert found.runs == ("tiny-0a1b2c3d",)

@@ -16,11 +16,11 @@ from kit.cli import training as commands
 from kit.ensemble.blend import Blend, apply_blend
 from kit.ensemble.calibration import Calibration
 from kit.evaluation.validate import validate_submission
+from kit.kaggle.job import Job, Source, infer_job, train_job
+from kit.kaggle.notebook import build_notebook
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
-from kit.remote import notebook
-from kit.remote.job import Job, Source, infer_job, train_job
 from kit.task import COMPETITION, TEST_COLUMNS
 
 RUNNER = """
@@ -39,7 +39,7 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Runs a job's notebook below `tmp_path`/kaggle, away from this checkout, with no network."""
 
     def run(job: Job, **environment: str) -> subprocess.CompletedProcess:
-        text = notebook.build(job.kind, {**job.session(), "push": "a" * 32})
+        text = build_notebook(job.kind, {**job.session(), "push": "a" * 32})
         (tmp_path / "notebook.ipynb").write_text(text, encoding="utf-8")
         working = tmp_path / "kaggle/working"
         working.mkdir(parents=True, exist_ok=True)

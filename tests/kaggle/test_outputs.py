@@ -9,11 +9,12 @@ import pytest
 from fake_kaggle import OWNER, FakeKaggle
 
 from kit.errors import KitError
-from kit.remote import faults, outputs
-from kit.remote.client import Client
-from kit.remote.kernels import KernelRef
-from kit.remote.retry import Patience
-from kit.remote.session import OUTPUTS
+from kit.kaggle import errors
+from kit.kaggle.client import Client
+from kit.kaggle.kernels import KernelRef
+from kit.kaggle.outputs import download_output, output_addresses
+from kit.kaggle.retry import RetryPolicy
+from kit.kaggle.runtime.session import OUTPUTS
 
 REF = KernelRef(OWNER, "kit-train", 1)
 
@@ -37,7 +38,7 @@ def finish(fake: FakeKaggle) -> Callable[[dict[str, bytes]], None]:
 def test_every_page_of_files_and_the_log_arrive(client: Client, finish: Callable, tmp_path: Path) -> None:
     files = {f"runs/a/fold{n}/model.bin": bytes([n]) * n for n in range(230)}
     finish(files)
-    result = outputs.download(client, REF, tmp_path / "out")
+    result = download_output(client, REF, tmp_path / "out")
     assert {n: (tmp_path / "out" / n).read_bytes() for n in files} == files
     assert (tmp_path / "out/kit-train.log").read_text() == "hello\n"
     assert (len(result.files), result.compared) == (230, False)
@@ -47,7 +48,7 @@ def test_every_page_of_files_and_the_log_arrive(client: Client, finish: Callable
 def test_files_are_compared_with_what_the_notebook_wrote(client: Client, finish: Callable, tmp_path: Path) -> None:
     files = {"submission.csv": b"id\n1\n", "a/b.txt": b""}
     finish(files | {OUTPUTS: listing(files)})
-    assert outputs.download(client, REF, tmp_path / "out").compared
+    assert download_output(client, REF, tmp_path / "out").compared
 
 
 @pytest.mark.parametrize(
@@ -61,8 +62,8 @@ def test_what_differs_from_what_was_written_is_not_kept(
     client: Client, finish: Callable, tmp_path: Path, written: dict, told: str
 ) -> None:
     finish({"submission.csv": b"id\n1\n", OUTPUTS: listing(written)})
-    with pytest.raises(faults.UnreachableError, match=told):
-        outputs.download(client, REF, tmp_path / "out")
+    with pytest.raises(errors.UnreachableError, match=told):
+        download_output(client, REF, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home"]
 
 
@@ -80,8 +81,8 @@ def test_an_error_page_is_never_saved_as_the_file(
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
     fake.fail("_blob", **fault)
-    with pytest.raises(faults.KaggleError) as caught:
-        outputs.download(client, REF, tmp_path / "out")
+    with pytest.raises(errors.KaggleError) as caught:
+        download_output(client, REF, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert "signed5ecret" not in str(caught.value)
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix == ".csv"] == []
@@ -92,7 +93,7 @@ def test_an_expired_address_is_asked_for_again(
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
     fake.fail("_blob", 403, raw=b"<Error>ExpiredToken</Error>")
-    outputs.download(client, REF, tmp_path / "out")
+    download_output(client, REF, tmp_path / "out")
     assert (tmp_path / "out/submission.csv").read_bytes() == b"id\n1\n"
     assert len(fake.seen("ListKernelSessionOutput")) == 3  # the list, a new address, the log
 
@@ -100,13 +101,13 @@ def test_an_expired_address_is_asked_for_again(
 def test_an_interrupted_download_goes_on_later(fake: FakeKaggle, finish: Callable, home: Path, tmp_path: Path) -> None:
     files = {"a.bin": bytes(range(256)) * 2000, "b.bin": bytes(range(255, -1, -1)) * 2000}
     finish(files)
-    with fake.patched(home), Client(patience=Patience(attempts=1)) as client:
+    with fake.patched(home), Client(patience=RetryPolicy(attempts=1)) as client:
         fake.fail("_blob", 0)
         fake.fail("_blob", 206, drop=True)
-        with pytest.raises(faults.UnreachableError):
-            outputs.download(client, REF, tmp_path / "out")
+        with pytest.raises(errors.UnreachableError):
+            download_output(client, REF, tmp_path / "out")
         assert not (tmp_path / "out").exists()
-        outputs.download(client, REF, tmp_path / "out")
+        download_output(client, REF, tmp_path / "out")
     assert {n: (tmp_path / "out" / n).read_bytes() for n in files} == files
     assert [c.headers["Range"].split("-")[0] for c in fake.calls if "Range" in c.headers] != []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
@@ -115,11 +116,11 @@ def test_an_interrupted_download_goes_on_later(fake: FakeKaggle, finish: Callabl
 def test_an_earlier_output_is_replaced_with_force_only(client: Client, finish: Callable, tmp_path: Path) -> None:
     files = {"submission.csv": b"id\n1\n", "runs/a/old.bin": b"x"}
     finish(files | {OUTPUTS: listing(files)})
-    outputs.download(client, REF, tmp_path / "out")
+    download_output(client, REF, tmp_path / "out")
     with pytest.raises(KitError, match="exists already"):
-        outputs.download(client, REF, tmp_path / "out")
+        download_output(client, REF, tmp_path / "out")
     finish({"submission.csv": b"id\n2\n"})
-    outputs.download(client, KernelRef(OWNER, "kit-train", 2), tmp_path / "out", force=True)
+    download_output(client, KernelRef(OWNER, "kit-train", 2), tmp_path / "out", force=True)
     assert (tmp_path / "out/submission.csv").read_bytes() == b"id\n2\n"
     assert not (tmp_path / "out/runs").exists()
 
@@ -133,7 +134,7 @@ def test_what_no_kernel_left_is_not_lost_though_forced(
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(KitError, match=f"holds {mine}"):
-        outputs.download(client, REF, tmp_path / "out", force=True)
+        download_output(client, REF, tmp_path / "out", force=True)
     assert (tmp_path / "out" / mine).read_text() == (tmp_path / "out/submission.csv").read_text() == "mine"
     assert not [call for call in fake.calls if "_blob" in call.path]  # found before anything is downloaded
 
@@ -142,7 +143,7 @@ def test_a_file_in_the_place_of_the_folder_is_kept(client: Client, finish: Calla
     finish({"submission.csv": b"id\n1\n"})
     (tmp_path / "out").write_text("mine")
     with pytest.raises(KitError, match="is a file"):
-        outputs.download(client, REF, tmp_path / "out", force=True)
+        download_output(client, REF, tmp_path / "out", force=True)
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -154,13 +155,13 @@ def test_a_folder_without_a_name_of_its_own_is_refused(
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
     with pytest.raises(KitError, match="not a folder that a download can replace"):
-        outputs.download(client, REF, out, force=True)
+        download_output(client, REF, out, force=True)
 
 
 def test_no_files_is_an_error_and_not_an_empty_folder(client: Client, finish: Callable, tmp_path: Path) -> None:
     finish({})
-    with pytest.raises(faults.KaggleError, match="no output files"):
-        outputs.download(client, REF, tmp_path / "out")
+    with pytest.raises(errors.KaggleError, match="no output files"):
+        download_output(client, REF, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -170,11 +171,11 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
 ) -> None:
     finish({name: b"x"})
     with pytest.raises(KitError, match="leads out of the folder"):
-        outputs.download(client, REF, tmp_path / "out")
+        download_output(client, REF, tmp_path / "out")
 
 
 def test_a_list_that_never_ends_is_left(client: Client, fake: FakeKaggle, finish: Callable) -> None:
     finish({"a.txt": b"x"})
     real = fake.list_kernel_session_output
     fake.list_kernel_session_output = lambda body: real(body) | {"nextPageToken": "0"}
-    assert list(outputs.addresses(client, REF)) == ["a.txt"]
+    assert list(output_addresses(client, REF)) == ["a.txt"]

@@ -22,11 +22,12 @@ from kit.cli import data
 from kit.cli.push import train as push_train
 from kit.data.preprocess import preprocess_files
 from kit.errors import KitError
+from kit.kaggle import errors, notebook, preparing, push
+from kit.kaggle.client import Client
+from kit.kaggle.job import Job, Source, gpu_name, infer_job, train_job
+from kit.kaggle.push import METADATA
+from kit.kaggle.wheel import build_wheel
 from kit.recipe.load import load_recipe
-from kit.remote import faults, notebook, preparing, push, wheel
-from kit.remote.client import Client
-from kit.remote.job import Job, Source, gpu, infer_job, train_job
-from kit.remote.push import METADATA
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def job() -> Job:
 class TestNotebook:
     @pytest.fixture
     def cells(self) -> list[dict]:
-        text = notebook.build("infer", {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"})
+        text = notebook.build_notebook("infer", {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"})
         nbformat.validate(nbformat.reads(text, as_version=4))
         return json.loads(text)["cells"]
 
@@ -53,11 +54,11 @@ class TestNotebook:
 
     def test_the_job_and_the_marks_can_be_read_back(self) -> None:
         job = {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"}
-        text = notebook.build("train", job)
+        text = notebook.build_notebook("train", job)
         assert notebook.job_of(text) == job
-        assert notebook.marks(text) == {"push": "a" * 32, "job": notebook.fingerprint("train", job)}
-        assert notebook.fingerprint("train", job) == notebook.fingerprint("train", job | {"push": "b" * 32})
-        assert notebook.fingerprint("train", job) != notebook.fingerprint("train", job | {"text": ""})
+        assert notebook.marks(text) == {"push": "a" * 32, "job": notebook.job_fingerprint("train", job)}
+        assert notebook.job_fingerprint("train", job) == notebook.job_fingerprint("train", job | {"push": "b" * 32})
+        assert notebook.job_fingerprint("train", job) != notebook.job_fingerprint("train", job | {"text": ""})
 
     @pytest.mark.parametrize("text", ["", "print()", "[]", '{"cells": [{"source": "KIT_PAYLOAD = 1"}]}'])
     def test_a_notebook_of_somebody_else_has_no_job(self, text: str) -> None:
@@ -65,21 +66,21 @@ class TestNotebook:
         assert notebook.marks(text) == {}
 
     def test_it_stays_well_below_kaggles_limit(self) -> None:
-        assert len(notebook.build("train", {"push": "a" * 32})) < notebook.LIMIT // 2
+        assert len(notebook.build_notebook("train", {"push": "a" * 32})) < notebook.LIMIT // 2
 
     def test_one_that_is_too_large_is_refused_here(self) -> None:
         with pytest.raises(KitError, match="Kaggle takes less than 1,000,000"):
-            notebook.build("train", {"push": "a" * 32, "text": "x" * 1_000_000})
+            notebook.build_notebook("train", {"push": "a" * 32, "text": "x" * 1_000_000})
 
 
 class TestWheel:
     def test_it_is_the_same_bytes_each_time(self) -> None:
-        first = wheel.build("kit")
-        wheel.build.cache_clear()
-        assert wheel.build("kit") == first
+        first = build_wheel("kit")
+        build_wheel.cache_clear()
+        assert build_wheel("kit") == first
 
     def test_pip_installs_it_and_kit_runs_from_it(self, tmp_path: Path) -> None:
-        made = wheel.build("kit")
+        made = build_wheel("kit")
         (tmp_path / made.name).write_bytes(made.data)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
         subprocess.run([*pip, "--target", tmp_path / "lib", tmp_path / made.name], check=True)
@@ -91,7 +92,7 @@ class TestWheel:
         assert len(json.loads(recipes)) > 10  # the package's data travels too
 
     def test_it_holds_no_caches_and_a_record_of_every_file(self) -> None:
-        with zipfile.ZipFile(io.BytesIO(wheel.build("kit").data)) as bundle:
+        with zipfile.ZipFile(io.BytesIO(build_wheel("kit").data)) as bundle:
             names = bundle.namelist()
             record = bundle.read(next(n for n in names if n.endswith("RECORD"))).decode()
         assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]
@@ -99,7 +100,7 @@ class TestWheel:
 
     def test_what_is_no_folder_cannot_be_packed(self) -> None:
         with pytest.raises(KitError, match="no_such_package"):
-            wheel.build("no_such_package")
+            build_wheel("no_such_package")
 
 
 class TestJob:
@@ -176,8 +177,8 @@ class TestJob:
             (lambda: infer_job([Source("a/kernel")], title="Kit!"), "cannot be a kernel's title"),
             (lambda: infer_job([Source("a/kernel")], title="x" * 51), "5 to 50"),
             (lambda: infer_job([Source("a/kernel")], max_hours=13), "at most 12 hours"),
-            (lambda: gpu("a100"), "no such GPU"),
-            (lambda: gpu("p100"), "retired the P100"),
+            (lambda: gpu_name("a100"), "no such GPU"),
+            (lambda: gpu_name("p100"), "retired the P100"),
         ],
     )
     def test_what_kaggle_would_refuse_is_refused_here(self, make: object, told: str) -> None:
@@ -185,9 +186,9 @@ class TestJob:
             make()
 
     def test_a_p100_becomes_a_t4_once_the_user_agrees(self) -> None:
-        assert gpu("p100", yes=True)[0] == "t4"
-        assert "in its place" in gpu("p100", yes=True)[1]
-        assert gpu("t4") == ("t4", "")
+        assert gpu_name("p100", yes=True)[0] == "t4"
+        assert "in its place" in gpu_name("p100", yes=True)[1]
+        assert gpu_name("t4") == ("t4", "")
 
     def test_a_backbone_that_is_a_local_folder_does_not_travel(self, tmp_path: Path) -> None:
         recipe = dataclasses.replace(load_recipe("tiny-electra"), backbone=str(tmp_path))
@@ -197,14 +198,14 @@ class TestJob:
 
 class TestPush:
     def test_the_version_that_kaggle_made_is_returned(self, client: Client, job: Job, tmp_path: Path) -> None:
-        first = push.push(client, job, tmp_path / "k")
+        first = push.push_kernel(client, job, tmp_path / "k")
         assert (first.ref.owner, first.ref.slug, first.ref.version) == (OWNER, job.slug, 1)
-        assert push.push(client, job, tmp_path / "k").ref.version == 2
+        assert push.push_kernel(client, job, tmp_path / "k").ref.version == 2
 
     def test_the_request_is_the_real_clients_own(
         self, client: Client, fake: FakeKaggle, job: Job, home: Path, tmp_path: Path
     ) -> None:
-        folder = push.push(client, job, tmp_path / "k").folder
+        folder = push.push_kernel(client, job, tmp_path / "k").folder
         code = f"""
 import sys
 sys.argv = ["kaggle", "kernels", "push", "-p", {str(folder)!r}, "-t", "33300"]
@@ -231,20 +232,20 @@ main()
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path
     ) -> None:
         fake.save_kernel = lambda _: {"error": "Notebook not found", "ref": "", "url": ""}
-        with pytest.raises(faults.RefusedError, match="Notebook not found"):
-            push.push(client, job, tmp_path / "k")
+        with pytest.raises(errors.RefusedError, match="Notebook not found"):
+            push.push_kernel(client, job, tmp_path / "k")
 
     def test_sources_that_kaggle_drops_are_an_error(self, client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
         runs = [Source(f"{OWNER}/kit-gone"), Source(f"{OWNER}/gone", kind="dataset")]
-        with pytest.raises(faults.RefusedError, match=f"without dataset {OWNER}/gone, kernel {OWNER}/kit-gone"):
-            push.push(client, infer_job(runs), tmp_path / "k")
+        with pytest.raises(errors.RefusedError, match=f"without dataset {OWNER}/gone, kernel {OWNER}/kit-gone"):
+            push.push_kernel(client, infer_job(runs), tmp_path / "k")
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
     def test_a_lost_answer_makes_no_second_version(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, fault: dict
     ) -> None:
         fake.fail("SaveKernel", after=True, **fault)
-        assert push.push(client, job, tmp_path / "k").ref.version == 1
+        assert push.push_kernel(client, job, tmp_path / "k").ref.version == 1
         assert len(fake.kernels[f"{OWNER}/{job.slug}"]["versions"]) == 1
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 503}, {"status": 429}])
@@ -252,12 +253,12 @@ main()
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, fault: dict
     ) -> None:
         fake.fail("SaveKernel", **fault)
-        assert push.push(client, job, tmp_path / "k").ref.version == 1
+        assert push.push_kernel(client, job, tmp_path / "k").ref.version == 1
 
     def test_a_version_of_somebody_else_is_not_taken_for_ours(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path
     ) -> None:
-        push.push(client, job, tmp_path / "k")
+        push.push_kernel(client, job, tmp_path / "k")
         fake.fail("SaveKernel", drop=True)
         real = fake.get_kernel
 
@@ -268,27 +269,27 @@ main()
             return real(body)
 
         fake.get_kernel = meanwhile
-        assert push.push(client, job, tmp_path / "k").ref.version == 3
+        assert push.push_kernel(client, job, tmp_path / "k").ref.version == 3
 
     def test_taken_sessions_are_waited_for_within_bounds(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
         fake.max_gpu_sessions = 0
-        with pytest.raises(faults.BusyError, match="session count of 0"):
-            push.push(client, job, tmp_path / "k", slot_wait_s=120)
+        with pytest.raises(errors.BusyError, match="session count of 0"):
+            push.push_kernel(client, job, tmp_path / "k", slot_wait_s=120)
         assert heard.pauses == [30.0] * 4
 
     def test_the_quota_is_told_and_may_be_missing(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
         fake.gpu_total_s, fake.max_gpu_sessions = 30 * 3600, 3
-        push.push(client, job, tmp_path / "k", say=heard.lines.append)
+        push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append)
         assert "29.0 of 30 GPU hours left" in heard.text
         fake.fail("GetAcceleratorQuotaStatistics", 404, "gone")
-        push.push(client, job, tmp_path / "k", say=heard.lines.append)
+        push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append)
         assert "quota cannot be read" in heard.text
         fake.get_accelerator_quota_statistics = lambda _: {}
-        push.push(client, job, tmp_path / "k", say=heard.lines.append)
+        push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append)
         assert "Kaggle's answer has none" in heard.text
 
     def test_the_name_that_kaggle_gives_is_the_one_that_counts(
@@ -300,12 +301,14 @@ main()
             return real(body) | {"url": f"https://www.kaggle.com/code/{OWNER}/another-name?scriptVersionId=9"}
 
         fake.save_kernel = renamed
-        assert push.push(client, job, tmp_path / "k", say=heard.lines.append).ref.slug == "another-name"
+        assert push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append).ref.slug == "another-name"
         assert "has named the kernel" in heard.text
 
 
 def test_the_payload_carries_what_the_notebook_needs() -> None:
-    (cell,) = [c for c in json.loads(notebook.build("train", {"push": "a" * 32}))["cells"] if c["id"] == "payload"]
+    (cell,) = [
+        c for c in json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"] if c["id"] == "payload"
+    ]
     payload = ast.literal_eval(ast.parse(cell["source"]).body[0].value)
     for name, package in zip(payload["wheels"], ("kit", "tomli_w"), strict=True):
         with zipfile.ZipFile(io.BytesIO(base64.b64decode(payload["wheels"][name]))) as bundle:

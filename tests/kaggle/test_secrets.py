@@ -10,11 +10,15 @@ from fake_kaggle import FakeKaggle
 from heard import SECRETS, Heard
 
 from kit.errors import KitError
+from kit.kaggle import submit
+from kit.kaggle.client import Client
+from kit.kaggle.download import download_competition
+from kit.kaggle.job import train_job
+from kit.kaggle.kernels import KernelRef, kernel_status
+from kit.kaggle.outputs import download_output
+from kit.kaggle.push import push_kernel
+from kit.kaggle.quota import read_quota
 from kit.recipe.load import load_recipe
-from kit.remote import account, download, kernels, outputs, push, submit
-from kit.remote.client import Client
-from kit.remote.job import train_job
-from kit.remote.kernels import KernelRef
 
 REF = KernelRef("kituser", "kit-train", 1)
 FAULTS = [
@@ -26,19 +30,19 @@ FAULTS = [
     {"drop": True},
 ]
 STEPS: dict[str, tuple[str, Callable[[Client, Path], object]]] = {
-    "download": ("ListDataFiles", lambda client, folder: download.download(client, folder / "raw")),
-    "archive": ("_blob", lambda client, folder: download.download(client, folder / "raw")),
+    "download": ("ListDataFiles", lambda client, folder: download_competition(client, folder / "raw")),
+    "archive": ("_blob", lambda client, folder: download_competition(client, folder / "raw")),
     "push": (
         "SaveKernel",
-        lambda client, folder: push.push(client, train_job(load_recipe("tiny-electra")), folder / "k"),
+        lambda client, folder: push_kernel(client, train_job(load_recipe("tiny-electra")), folder / "k"),
     ),
-    "status": ("GetKernelSessionStatus", lambda client, folder: kernels.status(client, REF)),
-    "output": ("_blob", lambda client, folder: outputs.download(client, REF, folder / "out")),
+    "status": ("GetKernelSessionStatus", lambda client, folder: kernel_status(client, REF)),
+    "output": ("_blob", lambda client, folder: download_output(client, REF, folder / "out")),
     "submit": (
         "CreateCodeSubmission",
         lambda client, folder: submit.submit_kernel(client, str(REF), "m", book=folder / "b"),
     ),
-    "quota": ("GetAcceleratorQuotaStatistics", lambda client, folder: account.quota(client)),
+    "quota": ("GetAcceleratorQuotaStatistics", lambda client, folder: read_quota(client)),
 }
 
 

@@ -13,11 +13,11 @@ import pytest
 from kit.ensemble import blend as blends
 from kit.ensemble.calibration import Calibration, apply_calibration
 from kit.evaluation.validate import validate_submission
+from kit.kaggle.runtime import infer as infer_cell
+from kit.kaggle.runtime import session as sessions
+from kit.kaggle.runtime import train as train_cell
+from kit.kaggle.runtime.session import OUTPUTS, NotebookSession
 from kit.predictions import make_predictions, read_predictions, write_predictions
-from kit.remote import session as sessions
-from kit.remote.notebooks import infer as infer_cell
-from kit.remote.notebooks import train as train_cell
-from kit.remote.session import OUTPUTS, Session
 from kit.task import COMPETITION
 
 LAYOUTS = ("old", "by kind")
@@ -57,10 +57,10 @@ def root(tmp_path: Path, layout: str) -> Path:
 
 
 @pytest.fixture
-def session(root: Path) -> Session:
+def session(root: Path) -> NotebookSession:
     sources = [{"ref": "me/kit-train-a", "weight": 1.0}, {"ref": "me/kit-train-b", "weight": 3.0}]
     job = {"push": "a" * 32, "competition": COMPETITION, "gpu": "none", "max_hours": 1.0}
-    return Session(job | {"sources": sources, "method": "mean"}, root)
+    return NotebookSession(job | {"sources": sources, "method": "mean"}, root)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], l
     def prepare(answers: dict[str, object]) -> list[list[str]]:
         commands: list[list[str]] = []
 
-        def kit(_: Session, arguments: list, *__: object, **___: str) -> int:
+        def kit(_: NotebookSession, arguments: list, *__: object, **___: str) -> int:
             commands.append([str(a) for a in arguments])
             answer = answers[Path(arguments[1]).name]
             answer = next(answer) if isinstance(answer, Iterator) else answer
@@ -80,8 +80,8 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], l
             write_predictions(make_predictions(ids, [[answer, 1 - answer, 0.0]] * len(ids)), arguments[5])
             return 0
 
-        monkeypatch.setattr(Session, "kit", kit)
-        monkeypatch.setattr(Session, "devices", lambda self: 0)
+        monkeypatch.setattr(NotebookSession, "kit", kit)
+        monkeypatch.setattr(NotebookSession, "devices", lambda self: 0)
         return commands
 
     return prepare
@@ -91,23 +91,25 @@ def submission(root: Path) -> pd.DataFrame:
     return read_predictions(root / "working/submission.csv")
 
 
-def test_inputs_are_found_under_either_layout(session: Session) -> None:
+def test_inputs_are_found_under_either_layout(session: NotebookSession) -> None:
     assert session.competition_file("test.csv").parent.name == COMPETITION
     assert [r.name for r in session.runs("me/kit-train-a")] == ["kit-train-a-run"]
     assert session.runs("me/kit-train") == []
 
 
-def test_a_competition_that_is_not_mounted_is_said_with_what_is_there(session: Session) -> None:
+def test_a_competition_that_is_not_mounted_is_said_with_what_is_there(session: NotebookSession) -> None:
     with pytest.raises(RuntimeError, match="push the notebook again"):
         session.competition_file("no_such.csv")
 
 
 @pytest.mark.parametrize("layout", ["by kind"], indirect=True)
-def test_an_owner_of_the_same_slug_is_not_taken(session: Session) -> None:
+def test_an_owner_of_the_same_slug_is_not_taken(session: NotebookSession) -> None:
     assert session.runs("you/kit-train-a") == []
 
 
-def test_all_models_are_blended_for_the_test_set_there(session: Session, root: Path, predicts: Callable) -> None:
+def test_all_models_are_blended_for_the_test_set_there(
+    session: NotebookSession, root: Path, predicts: Callable
+) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
     infer_cell.infer(session)
     assert submission(root).to_numpy().tolist() == [[7.0, pytest.approx(0.4), pytest.approx(0.6), 0.0]]
@@ -115,13 +117,15 @@ def test_all_models_are_blended_for_the_test_set_there(session: Session, root: P
     assert (listed["push"], list(listed["files"])) == ("a" * 32, ["submission.csv"])
 
 
-def test_weights_count(session: Session, root: Path, predicts: Callable) -> None:
+def test_weights_count(session: NotebookSession, root: Path, predicts: Callable) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
     infer_cell.infer(dataclasses.replace(session, job={**session.job, "method": "weights"}))
     assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
 
 
-def blended(session: Session, shares: dict[str, float], pool: str = "arithmetic", heat: float = 1.0) -> Session:
+def blended(
+    session: NotebookSession, shares: dict[str, float], pool: str = "arithmetic", heat: float = 1.0
+) -> NotebookSession:
     """The session with a fitted blend as a push writes it, whatever the order of sources and members."""
     saved = blends.Blend(tuple(shares), tuple(shares.values()), pool, Calibration(heat))
     job = {**session.job, "method": "blend", "blend": blends.blend_content(saved)}
@@ -133,7 +137,7 @@ class TestFittedBlend:
 
     @pytest.mark.parametrize(("pool", "heat"), [("arithmetic", 1.0), ("arithmetic", 0.8), ("geometric", 1.25)])
     def test_it_is_what_kit_ensemble_makes_of_the_same_predictions(
-        self, session: Session, root: Path, predicts: Callable, pool: str, heat: float
+        self, session: NotebookSession, root: Path, predicts: Callable, pool: str, heat: float
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
         infer_cell.infer(blended(session, self.SHARES, pool, heat))
@@ -142,7 +146,9 @@ class TestFittedBlend:
         expected = blends.apply_blend(saved, members, list(self.SHARES))
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.to_numpy()[0].tolist())]
 
-    def test_folds_in_several_sources_are_one_run(self, session: Session, root: Path, predicts: Callable) -> None:
+    def test_folds_in_several_sources_are_one_run(
+        self, session: NotebookSession, root: Path, predicts: Callable
+    ) -> None:
         extra = place(root, "old", "notebooks", "me", "kit-train-c") / "runs/kit-train-a-run"
         extra.mkdir(parents=True)
         for name in ("recipe.toml", "origin.json"):
@@ -155,7 +161,7 @@ class TestFittedBlend:
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.75 * 0.6 + 0.25 * 0.2)]
 
     def test_a_dataset_is_known_by_its_run_and_not_by_its_folder(
-        self, session: Session, root: Path, predicts: Callable
+        self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         first, second = session.job["sources"]
         sources = [first | {"runs": ["deberta-1"]}, second | {"runs": ["roberta-2"]}]
@@ -164,7 +170,7 @@ class TestFittedBlend:
         infer_cell.infer(blended(session, {"roberta-2": 0.75, "deberta-1": 0.25}))
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
 
-    def test_a_dropped_run_is_not_run(self, session: Session, root: Path, predicts: Callable) -> None:
+    def test_a_dropped_run_is_not_run(self, session: NotebookSession, root: Path, predicts: Callable) -> None:
         commands = predicts({"kit-train-b-run": 0.6})
         infer_cell.infer(blended(session, {"kit-train-b-run": 1.0, "kit-train-a-run": 0.0}))
         assert [Path(c[1]).name for c in commands] == ["kit-train-b-run"]
@@ -173,7 +179,7 @@ class TestFittedBlend:
     @pytest.mark.parametrize("rerun", ["", "1"])
     def test_without_a_broken_model_the_others_weights_are_scaled_up_and_said(
         self,
-        session: Session,
+        session: NotebookSession,
         root: Path,
         predicts: Callable,
         monkeypatch: pytest.MonkeyPatch,
@@ -195,7 +201,7 @@ class TestFittedBlend:
         assert "kit-train-a-run 0.200, third 0.800" in said
 
     def test_a_member_that_is_nowhere_is_an_error_before_scoring_and_done_without_then(
-        self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self, session: NotebookSession, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         predicts({"kit-train-b-run": 0.6})
         session = blended(session, {"kit-train-b-run": 0.5, "elsewhere": 0.5})
@@ -206,7 +212,7 @@ class TestFittedBlend:
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
     def test_a_saved_calibration_is_applied_to_what_comes_out(
-        self, session: Session, root: Path, predicts: Callable
+        self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         predicts({"kit-train-a-run": 0.3, "kit-train-b-run": 0.5})
         job = {**session.job, "calibration": {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]}}
@@ -219,8 +225,8 @@ class TestARunThatWasMeant:
     """A kernel whose run is known by name, as that of a local run directory is."""
 
     @pytest.fixture
-    def meant(self, session: Session) -> Callable[[str], Session]:
-        def known(name: str) -> Session:
+    def meant(self, session: NotebookSession) -> Callable[[str], NotebookSession]:
+        def known(name: str) -> NotebookSession:
             first, second = session.job["sources"]
             sources = [first | {"kind": "kernel", "runs": [name]}, second]
             return dataclasses.replace(session, job={**session.job, "sources": sources})
@@ -254,7 +260,7 @@ class TestARunThatWasMeant:
 
 
 def test_nothing_is_left_in_the_temporary_folder(
-    session: Session, predicts: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    session: NotebookSession, predicts: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -264,7 +270,7 @@ def test_nothing_is_left_in_the_temporary_folder(
     predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
     with pytest.raises(RuntimeError):
         infer_cell.infer(session)
-    monkeypatch.setattr(Session, "kit", lambda *_: 1)
+    monkeypatch.setattr(NotebookSession, "kit", lambda *_: 1)
     job = {**session.job, "recipe": "", "fold": "0", "preprocess": {}}
     with pytest.raises(RuntimeError, match="preprocess failed"):
         train_cell.train(dataclasses.replace(session, job=job))
@@ -274,7 +280,7 @@ def test_nothing_is_left_in_the_temporary_folder(
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
 class TestWhatGoesWrong:
     def test_one_model_that_fails_is_left_out_loudly(
-        self, session: Session, root: Path, predicts: Callable, capfd: pytest.CaptureFixture[str]
+        self, session: NotebookSession, root: Path, predicts: Callable, capfd: pytest.CaptureFixture[str]
     ) -> None:
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
         infer_cell.infer(session)
@@ -282,7 +288,7 @@ class TestWhatGoesWrong:
         assert "kit-train-a-run FAILED" in capfd.readouterr().out
 
     def test_all_failing_is_an_error_where_the_author_sees_it(
-        self, session: Session, root: Path, predicts: Callable
+        self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
         with pytest.raises(RuntimeError, match="no model gave predictions"):
@@ -291,7 +297,7 @@ class TestWhatGoesWrong:
 
     def test_all_failing_while_scoring_still_leaves_a_valid_submission(
         self,
-        session: Session,
+        session: NotebookSession,
         root: Path,
         predicts: Callable,
         monkeypatch: pytest.MonkeyPatch,
@@ -305,7 +311,7 @@ class TestWhatGoesWrong:
         assert "NO MODEL WORKED" in capfd.readouterr().out
 
     def test_a_missing_source_is_an_error_before_scoring_and_left_out_then(
-        self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self, session: NotebookSession, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         predicts({"kit-train-b-run": 0.6})
         (root / "input/kit-train-a/runs/kit-train-a-run/recipe.toml").unlink()
@@ -316,14 +322,14 @@ class TestWhatGoesWrong:
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
     def test_no_gpu_is_an_error_before_scoring_and_the_cpu_then(
-        self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self, session: NotebookSession, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
 
-        def gone(_: Session) -> int:
+        def gone(_: NotebookSession) -> int:
             raise RuntimeError("a GPU was asked for and there is none")
 
-        monkeypatch.setattr(Session, "devices", gone)
+        monkeypatch.setattr(NotebookSession, "devices", gone)
         with pytest.raises(RuntimeError, match="there is none"):
             infer_cell.infer(session)
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
@@ -331,29 +337,29 @@ class TestWhatGoesWrong:
         assert len(submission(root)) == 1
 
     def test_several_gpus_are_tried_first_and_then_one(
-        self, session: Session, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self, session: NotebookSession, predicts: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         commands = predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
-        monkeypatch.setattr(Session, "devices", lambda self: 2)
+        monkeypatch.setattr(NotebookSession, "devices", lambda self: 2)
         infer_cell.infer(session)
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run"] * 2 + ["kit-train-b-run"]
 
     def test_what_a_failed_attempt_wrote_is_not_in_the_way_of_the_next(
-        self, session: Session, root: Path, monkeypatch: pytest.MonkeyPatch
+        self, session: NotebookSession, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def kit(_: Session, arguments: list, processes: int, *__: object, **___: str) -> int:
+        def kit(_: NotebookSession, arguments: list, processes: int, *__: object, **___: str) -> int:
             if Path(arguments[5]).exists():
                 return 1  # as kit predict without --force
             write_predictions(make_predictions([7], [[0.3, 0.7, 0.0]]), arguments[5])
             return 1 if processes == 2 else 0
 
-        monkeypatch.setattr(Session, "kit", kit)
-        monkeypatch.setattr(Session, "devices", lambda self: 2)
+        monkeypatch.setattr(NotebookSession, "kit", kit)
+        monkeypatch.setattr(NotebookSession, "devices", lambda self: 2)
         infer_cell.infer(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.3)]
 
     def test_a_used_up_budget_stops_predicting(
-        self, session: Session, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self, session: NotebookSession, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         commands = predicts({})
@@ -365,7 +371,7 @@ class TestWhatGoesWrong:
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
 class TestTraining:
     @pytest.fixture
-    def job(self, session: Session) -> Session:
+    def job(self, session: NotebookSession) -> NotebookSession:
         settings = {"recipe": "name = 'x'\n", "fold": "all", "preprocess": {"text": "ascii", "folds": 3}}
         return dataclasses.replace(session, job={**session.job, **settings})
 
@@ -375,7 +381,7 @@ class TestTraining:
         made: list[tuple[list[str], int]] = []
         self.codes = {"preprocess": 0, "train": 0}
 
-        def kit(_: Session, arguments: list, processes: int, __: float) -> int:
+        def kit(_: NotebookSession, arguments: list, processes: int, __: float) -> int:
             made.append(([str(a) for a in arguments], processes))
             if arguments[0] == "train" and self.codes["train"] != 9:
                 for name in ("fold0/metrics.json", "fold1/checkpoints/checkpoint-5/optimizer.pt"):
@@ -384,12 +390,12 @@ class TestTraining:
                     path.write_text("{}")
             return self.codes[arguments[0]]
 
-        monkeypatch.setattr(Session, "kit", kit)
-        monkeypatch.setattr(Session, "devices", lambda self: 2)
+        monkeypatch.setattr(NotebookSession, "kit", kit)
+        monkeypatch.setattr(NotebookSession, "devices", lambda self: 2)
         return made
 
     def test_rows_are_made_and_every_gpu_trains_within_the_budget(
-        self, job: Session, commands: list, root: Path
+        self, job: NotebookSession, commands: list, root: Path
     ) -> None:
         train_cell.train(job)
         (preprocess, one), (train, two) = commands
@@ -399,7 +405,7 @@ class TestTraining:
         assert 0.8 < float(train[train.index("--max-hours") + 1]) < 1.0
         assert train[train.index("--runs") + 1] == str(root / "working/runs")
 
-    def test_what_has_not_finished_is_not_in_the_output(self, job: Session, commands: list, root: Path) -> None:
+    def test_what_has_not_finished_is_not_in_the_output(self, job: NotebookSession, commands: list, root: Path) -> None:
         train_cell.train(job)
         assert list(json.loads((root / "working" / OUTPUTS).read_text())["files"]) == ["runs/x-1/fold0/metrics.json"]
 
@@ -411,7 +417,9 @@ class TestTraining:
             ({"train": -15}, "not everything was trained"),
         ],
     )
-    def test_a_failure_ends_the_notebook_as_failed(self, job: Session, commands: list, codes: dict, told: str) -> None:
+    def test_a_failure_ends_the_notebook_as_failed(
+        self, job: NotebookSession, commands: list, codes: dict, told: str
+    ) -> None:
         self.codes |= codes
         with pytest.raises(RuntimeError, match=told):
             train_cell.train(job)
@@ -420,7 +428,7 @@ class TestTraining:
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
 class TestChildren:
     def test_a_command_that_outlives_its_budget_is_stopped(
-        self, session: Session, monkeypatch: pytest.MonkeyPatch
+        self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sessions.sys, "executable", "/bin/sleep")
         real = sessions.subprocess.Popen
@@ -430,7 +438,7 @@ class TestChildren:
         assert time.monotonic() - began < 5
 
     def test_its_lines_reach_the_log(
-        self, session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+        self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         real = sessions.subprocess.Popen
         fake = ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]
@@ -448,7 +456,7 @@ class TestChildren:
         ],
     )
     def test_a_gpu_that_cannot_be_used_is_an_error(
-        self, session: Session, monkeypatch: pytest.MonkeyPatch, seen: dict, gpu: str, told: str
+        self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch, seen: dict, gpu: str, told: str
     ) -> None:
         line = json.dumps({"memory_gb": [], "kernels": ["sm_75"], **seen})
         done = sessions.subprocess.CompletedProcess([], 0, "a warning\n" + line + "\n", "")
@@ -456,7 +464,7 @@ class TestChildren:
         with pytest.raises(RuntimeError, match=told):
             dataclasses.replace(session, job={**session.job, "gpu": gpu}).devices()
 
-    def test_two_gpus_are_two_processes(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_two_gpus_are_two_processes(self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
         line = json.dumps({"memory_gb": [15.8, 15.8], "kernels": ["sm_75"], "names": ["Tesla T4"] * 2, "problem": ""})
         done = sessions.subprocess.CompletedProcess([], 0, line, "")
         monkeypatch.setattr(sessions.subprocess, "run", lambda *_, **__: done)

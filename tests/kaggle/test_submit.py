@@ -9,9 +9,11 @@ from fake_services import SLUG
 from heard import Heard
 
 from kit.errors import DataError, KitError
-from kit.remote import faults, kernels, ledger, notebook, submissions, submit
-from kit.remote.client import Client
-from kit.remote.kernels import KernelRef
+from kit.kaggle import errors, ledger, submit
+from kit.kaggle.client import Client
+from kit.kaggle.kernels import KernelRef, wait_for_kernel
+from kit.kaggle.notebook import build_notebook
+from kit.kaggle.submissions import list_submissions, wait_for_score
 
 GOOD = "id,winner_model_a,winner_model_b,winner_tie\n1,0.3,0.3,0.4\n2,0.5,0.25,0.25\n"
 KERNEL = f"{OWNER}/kit-infer"
@@ -29,9 +31,9 @@ def ready(client: Client, fake: FakeKaggle) -> Callable[..., None]:
     def put(**more: object) -> None:
         job = {"push": "a" * 32, "local_score": "1.0123"}
         job["sources"] = [{"ref": "me/train-a", "weight": 2.0}, {"ref": "me/train-b", "weight": 0.5}]
-        body = {"slug": KERNEL, "text": notebook.build("infer", job), "kernelType": "notebook"}
+        body = {"slug": KERNEL, "text": build_notebook("infer", job), "kernelType": "notebook"}
         fake.save_kernel(body | {"enableInternet": False, "competitionDataSources": [SLUG]} | more)
-        kernels.wait(client, KernelRef.parse(KERNEL))
+        wait_for_kernel(client, KernelRef.parse(KERNEL))
 
     return put
 
@@ -51,7 +53,7 @@ class TestKernel:
             "fileName": "submission.csv",
             "submissionDescription": "two models",
         }
-        assert ledger.read(book) == [entry]
+        assert ledger.read_ledger(book) == [entry]
         assert entry.kernel == f"{KERNEL}/2"
         assert (entry.runs, entry.weights, entry.local_score) == ("me/train-a me/train-b", "2 0.5", "1.0123")
         assert len(entry.sha256) == 64
@@ -70,26 +72,26 @@ class TestKernel:
     ) -> None:
         fake.competitions["titanic"] = {}
         ready(**more)
-        with pytest.raises(faults.RefusedError, match=told):
+        with pytest.raises(errors.RefusedError, match=told):
             submit.submit_kernel(client, KERNEL, "m", book=book)
         assert (fake.submissions, book.exists()) == ([], False)
 
     def test_a_run_that_is_not_finished_is_refused(self, client: Client, fake: FakeKaggle, book: Path) -> None:
         fake.kernel_script = ["RUNNING"]
         fake.save_kernel({"slug": KERNEL, "text": ""})
-        with pytest.raises(faults.UnreachableError, match="is RUNNING"):
+        with pytest.raises(errors.UnreachableError, match="is RUNNING"):
             submit.submit_kernel(client, KERNEL, "m", book=book)
 
     def test_a_run_that_failed_is_refused(self, client: Client, fake: FakeKaggle, book: Path) -> None:
         fake.kernel_script = ["ERROR"]
         fake.save_kernel({"slug": KERNEL, "text": ""})
-        with pytest.raises(faults.RunFailedError, match="hello"):
+        with pytest.raises(errors.RunFailedError, match="hello"):
             submit.submit_kernel(client, KERNEL, "m", book=book)
 
     @pytest.mark.parametrize(
         ("files", "kind", "told"),
         [
-            ({"other.csv": b"x"}, faults.RefusedError, "left no submission.csv"),
+            ({"other.csv": b"x"}, errors.RefusedError, "left no submission.csv"),
             ({"submission.csv": GOOD.replace("0.4", "0.9").encode()}, DataError, "would not be scored"),
             ({"submission.csv": b"<html>"}, DataError, "would not be scored"),
         ],
@@ -109,7 +111,7 @@ class TestKernel:
         ready()
         fake.daily_limit = 1
         submit.submit_kernel(client, KERNEL, "m", book=book)
-        with pytest.raises(faults.RefusedError, match="no submission is left today"):
+        with pytest.raises(errors.RefusedError, match="no submission is left today"):
             submit.submit_kernel(client, KERNEL, "m", book=book)
         assert len(fake.seen("CreateCodeSubmission")) == 1
 
@@ -118,7 +120,7 @@ class TestKernel:
     ) -> None:
         ready()
         fake.rules_accepted.clear()
-        with pytest.raises(faults.RulesError, match=f"competitions/{SLUG}/rules"):
+        with pytest.raises(errors.RulesError, match=f"competitions/{SLUG}/rules"):
             submit.submit_kernel(client, KERNEL, "m", book=book)
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
@@ -130,7 +132,7 @@ class TestKernel:
         fake.fail("CreateCodeSubmission", after=True, **fault)
         entry = submit.submit_kernel(client, KERNEL, "same words", book=book)
         assert len(fake.submissions) == 2
-        assert [e.ref for e in ledger.read(book)] == [str(s["ref"]) for s in reversed(fake.submissions)]
+        assert [e.ref for e in ledger.read_ledger(book)] == [str(s["ref"]) for s in reversed(fake.submissions)]
         assert entry.ref == str(fake.submissions[0]["ref"])
 
     @pytest.mark.parametrize("answer", [{"after": True, "drop": True}, {"message": "no number in it"}])
@@ -145,7 +147,7 @@ class TestKernel:
         real, fake.create_code_submission = fake.create_code_submission, lost
         if "drop" in answer:
             fake.fail("CreateCodeSubmission", **answer)
-        with pytest.raises(faults.UncertainError, match="it is not known whether that took effect") as caught:
+        with pytest.raises(errors.UncertainError, match="it is not known whether that took effect") as caught:
             submit.submit_kernel(client, KERNEL, "m", book=book)
         assert "Run it again" not in str(caught.value)
         assert len(fake.seen("CreateCodeSubmission")) == 1
@@ -215,7 +217,7 @@ class TestFile:
         return path
 
     def test_this_competition_takes_no_files(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
-        with pytest.raises(faults.RefusedError, match="takes notebooks only") as caught:
+        with pytest.raises(errors.RefusedError, match="takes notebooks only") as caught:
             submit.submit_file(client, file, "m", book=book)
         assert "kit kernels push infer" in str(caught.value)
         assert fake.uploads == {}
@@ -237,23 +239,23 @@ class TestFile:
     def test_a_failed_upload_is_no_submission(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
         fake.notebooks_only = False
         fake.fail("_upload", 500, times=99)
-        with pytest.raises(faults.UnreachableError, match=r"uploading mine\.csv"):
+        with pytest.raises(errors.UnreachableError, match=r"uploading mine\.csv"):
             submit.submit_file(client, file, "m", book=book)
         assert (fake.submissions, book.exists()) == ([], False)
 
 
 class TestScore:
     @pytest.fixture
-    def entry(self, client: Client, ready: Callable, book: Path) -> ledger.Entry:
+    def entry(self, client: Client, ready: Callable, book: Path) -> ledger.LedgerEntry:
         ready()
         return submit.submit_kernel(client, KERNEL, "m", book=book)
 
     def test_it_is_waited_for_and_written_down(
-        self, client: Client, entry: ledger.Entry, book: Path, heard: Heard
+        self, client: Client, entry: ledger.LedgerEntry, book: Path, heard: Heard
     ) -> None:
-        scored = submissions.wait(client, entry, book=book, say=heard.lines.append)
+        scored = wait_for_score(client, entry, book=book, say=heard.lines.append)
         assert (scored.status, scored.public_score) == ("COMPLETE", "0.98765")
-        assert ledger.read(book) == [scored]
+        assert ledger.read_ledger(book) == [scored]
         assert heard.pauses[-2:] == [60.0, 60.0]
 
     @pytest.mark.parametrize(
@@ -275,9 +277,9 @@ class TestScore:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], reason
         ready()
         entry = submit.submit_kernel(client, KERNEL, "m", book=book)
-        with pytest.raises(faults.RefusedError, match=told):
-            submissions.wait(client, entry, book=book)
-        assert [(e.status, e.error) for e in ledger.read(book)] == [("ERROR", reason)]
+        with pytest.raises(errors.RefusedError, match=told):
+            wait_for_score(client, entry, book=book)
+        assert [(e.status, e.error) for e in ledger.read_ledger(book)] == [("ERROR", reason)]
 
     def test_waiting_ends_when_the_time_is_over(
         self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
@@ -285,16 +287,16 @@ class TestScore:
         fake.submission_script = ["PENDING"]
         ready()
         entry = submit.submit_kernel(client, KERNEL, "m", book=book)
-        with pytest.raises(faults.UnreachableError, match="not scored after 10 minutes"):
-            submissions.wait(client, entry, timeout_s=600, book=book)
-        assert ledger.read(book)[0].status == "PENDING"
+        with pytest.raises(errors.UnreachableError, match="not scored after 10 minutes"):
+            wait_for_score(client, entry, timeout_s=600, book=book)
+        assert ledger.read_ledger(book)[0].status == "PENDING"
 
     def test_the_list_fills_in_scores_and_shows_what_others_sent(
-        self, client: Client, fake: FakeKaggle, entry: ledger.Entry, book: Path
+        self, client: Client, fake: FakeKaggle, entry: ledger.LedgerEntry, book: Path
     ) -> None:
         fake._add_submission({"competitionName": SLUG, "submissionDescription": "by hand"}, "x.csv")
         for _ in range(3):
-            rows = submissions.submissions(client, book=book)
+            rows = list_submissions(client, book=book)
         assert [(s.message, e.ref if e else None) for s, e in rows] == [("by hand", None), ("m", entry.ref)]
-        assert ledger.read(book)[0].public_score == "0.98765"
-        assert len(ledger.read(book)) == 1
+        assert ledger.read_ledger(book)[0].public_score == "0.98765"
+        assert len(ledger.read_ledger(book)) == 1

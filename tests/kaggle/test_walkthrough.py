@@ -16,12 +16,12 @@ from heard import Heard
 from kit.cli import main
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
+from kit.kaggle.ledger import read_ledger
+from kit.kaggle.retry import RetryPolicy
+from kit.kaggle.runtime.session import OUTPUTS
 from kit.predictions import make_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
-from kit.remote import ledger
-from kit.remote.retry import Patience
-from kit.remote.session import OUTPUTS
 from kit.sample.generate import write_sample
 from kit.task import ID, LABEL
 
@@ -75,8 +75,8 @@ def test_the_walk_through_is_what_comes_out(
     monkeypatch.chdir(folder)
     write_sample(Path("data/raw"), rows=700)
     preprocess_files(Path("data/raw"), Path("data/processed"))
-    for where in ("kit.remote.retry", "kit.doctor"):
-        monkeypatch.setattr(f"{where}.Patience", functools.partial(Patience, sleep=heard.pauses.append))
+    for where in ("kit.kaggle.retry", "kit.doctor"):
+        monkeypatch.setattr(f"{where}.RetryPolicy", functools.partial(RetryPolicy, sleep=heard.pauses.append))
 
     def kit(words: list[str]) -> tuple[int, str]:
         result = CliRunner().invoke(main, words)
@@ -89,6 +89,6 @@ def test_the_walk_through_is_what_comes_out(
         snippets.rewrite(PAGE, outcomes)
     else:
         assert [each.problem for each in outcomes if each.problem] == []
-    (entry,) = ledger.read("submissions/ledger.csv")
+    (entry,) = read_ledger("submissions/ledger.csv")
     assert len(entry.runs.split()) == 2
     assert sum(map(float, entry.weights.split())) == pytest.approx(1)

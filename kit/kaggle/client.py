@@ -11,10 +11,10 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kit.remote import credentials, faults, retry, wire
-from kit.remote.credentials import Credential
-from kit.remote.faults import KaggleError, NotFoundError, RefusedError, UnreachableError
-from kit.remote.retry import Patience
+from kit.kaggle import credentials, wire
+from kit.kaggle.credentials import Credential
+from kit.kaggle.errors import KaggleError, NotFoundError, RefusedError, UnreachableError, explain_http_error
+from kit.kaggle.retry import RetryPolicy, call_once, retry_call
 
 if TYPE_CHECKING:
     import requests
@@ -37,7 +37,7 @@ class Client:
     def __init__(
         self,
         credential: Credential | None = None,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         timeout_s: tuple[float, float] = TIMEOUT_S,
     ):
         """Connects nothing yet.
@@ -46,9 +46,9 @@ class Client:
             CredentialsError: no credential given or found.
             KaggleError: `kagglesdk` is not installed.
         """
-        self._search = credentials.find()
-        self.credential = credential or credentials.require(self._search)
-        self.patience = patience or Patience()
+        self._search = credentials.find_credentials()
+        self.credential = credential or credentials.require_credentials(self._search)
+        self.patience = patience or RetryPolicy()
         self._timeout_s = timeout_s
         self._username = self.credential.username
         self._secrets = [*credentials.secrets_of(self._search), self.credential.secret]
@@ -75,7 +75,7 @@ class Client:
             except (NotFoundError, RefusedError):  # how a token that is no longer known may be answered
                 answer = None
             if answer is None or not answer.active or not answer.username:
-                raise credentials.refused(self.credential, self._search)
+                raise credentials.credentials_refused(self.credential, self._search)
             self._username = answer.username
         return self._username
 
@@ -93,7 +93,7 @@ class Client:
         Raises:
             KaggleError: see `faults`.
         """
-        return self.explained(lambda: retry.again(lambda: self._send(method, body), self.patience), doing, _page(body))
+        return self.explained(lambda: retry_call(lambda: self._send(method, body), self.patience), doing, _page(body))
 
     def change(self, method: str, body: Mapping[str, Any], doing: str, happened: Callable[[], Any]) -> Any:
         """The same for a call that must take effect once only; see `retry.once`.
@@ -103,7 +103,7 @@ class Client:
         """
 
         def send() -> Any:
-            return retry.once(lambda: self._send(method, body), happened, self.patience, doing)
+            return call_once(lambda: self._send(method, body), happened, self.patience, doing)
 
         return self.explained(send, doing, _page(body))
 
@@ -132,7 +132,7 @@ class Client:
             response.raise_for_status()
             return response
 
-        return self.explained(lambda: retry.again(open_once, self.patience), doing)
+        return self.explained(lambda: retry_call(open_once, self.patience), doing)
 
     def explained(self, call: Callable[[], T], doing: str, page: str = "") -> T:
         """Runs `call`; what it raises becomes a `KaggleError` without secrets. `page` is the competition's address."""
@@ -142,8 +142,8 @@ class Client:
             return call()
         except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
             text = credentials.redact(" ".join(str(error).split()), self._secrets)[:300]
-            refused = credentials.refused(self.credential, self._search)
-            raise faults.explain(error, doing, text, refused, page) from None
+            refused = credentials.credentials_refused(self.credential, self._search)
+            raise explain_http_error(error, doing, text, refused, page) from None
 
     def _send(self, method: str, body: Mapping[str, Any]) -> Any:
         service, name = method.split(".")
@@ -188,16 +188,16 @@ class Client:
 
     def _login(self, kagglesdk: Any, sdk: Any, http: Any) -> None:
         """Has the session signed by the OAuth login, once that has given a token."""
-        from kit.remote.oauth import Login
+        from kit.kaggle.oauth import Login
 
         try:
             saved = kagglesdk.KaggleCredentials.load(sdk, str(self.credential.path))
         except (ValueError, AttributeError):
             saved = None
         if saved is None:
-            raise credentials.refused(self.credential, self._search)
+            raise credentials.credentials_refused(self.credential, self._search)
         http._session.auth = login = Login(saved, self._secrets.append)
-        self.explained(lambda: retry.again(login.token, self.patience), "renewing the OAuth login")
+        self.explained(lambda: retry_call(login.token, self.patience), "renewing the OAuth login")
 
 
 def _page(body: Mapping[str, Any]) -> str:

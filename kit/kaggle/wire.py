@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from kit.remote import credentials
+from kit.kaggle import credentials
 
 if TYPE_CHECKING:
     import requests

@@ -11,12 +11,12 @@ from kit.run import Run
 DEFAULTS = {"text": "unicode", "split": "grouped", "folds": 5, "valid": 0.1, "seed": 0}  # the command's own
 
 
-def folds(options: Mapping[str, Any]) -> int:
+def push_folds(options: Mapping[str, Any]) -> int:
     """The number of folds that they make."""
     return int(options.get("folds", DEFAULTS["folds"]))
 
 
-def mark(options: Mapping[str, Any]) -> str:
+def push_mark(options: Mapping[str, Any]) -> str:
     """Four hex digits for the options that are not the command's defaults; '' where all of them are."""
     said = {name: value for name, value in options.items() if value != DEFAULTS.get(name)}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:4] if said else ""

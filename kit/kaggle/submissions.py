@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kit.remote import ledger
-from kit.remote.client import Client
-from kit.remote.faults import RefusedError, UnreachableError
-from kit.remote.ledger import Entry
+from kit.kaggle import ledger
+from kit.kaggle.client import Client
+from kit.kaggle.errors import RefusedError, UnreachableError
+from kit.kaggle.ledger import LedgerEntry
 from kit.task import COMPETITION
 
 CAUSES = {  # Kaggle's words, and what to do; source: its page on debugging submissions to code competitions
@@ -35,15 +35,15 @@ class Submission:
     error: str
 
 
-def wait(
+def wait_for_score(
     client: Client,
-    entry: Entry,
+    entry: LedgerEntry,
     *,
     poll_s: float = 60.0,
     timeout_s: float | None = None,
     book: str | Path = ledger.LEDGER,
     say: Callable[[str], None] = lambda _: None,
-) -> Entry:
+) -> LedgerEntry:
     """Follows a submission to its score and writes that to the ledger.
 
     Raises:
@@ -67,40 +67,40 @@ def wait(
         client.patience.sleep(poll_s)
         waited += poll_s
     entry = _settled(entry, submission)
-    ledger.record(entry, book)
+    ledger.record_submission(entry, book)
     if submission.status != "COMPLETE":
         raise RefusedError(
-            f"submission {entry.ref} failed: {entry.error or 'Kaggle gives no reason'}", explain(entry.error)
+            f"submission {entry.ref} failed: {entry.error or 'Kaggle gives no reason'}", explain_submission(entry.error)
         )
     return entry
 
 
-def submissions(
+def list_submissions(
     client: Client, *, competition: str = COMPETITION, book: str | Path = ledger.LEDGER
-) -> list[tuple[Submission | None, Entry | None]]:
+) -> list[tuple[Submission | None, LedgerEntry | None]]:
     """Kaggle's submissions, newest first, each with its entry in the ledger, whose scores are brought up to date.
 
     After them come the ledger's entries that Kaggle does not list for this account, newest first.
     """
-    known = {entry.ref: entry for entry in ledger.read(book)}
-    rows: list[tuple[Submission | None, Entry | None]] = []
-    for submission in newest(client, competition):
+    known = {entry.ref: entry for entry in ledger.read_ledger(book)}
+    rows: list[tuple[Submission | None, LedgerEntry | None]] = []
+    for submission in newest_submission(client, competition):
         entry = known.pop(str(submission.ref), None)
         if entry is not None and _settled(entry, submission) != entry:
             entry = _settled(entry, submission)
-            ledger.record(entry, book)
+            ledger.record_submission(entry, book)
         rows.append((submission, entry))
     return rows + [(None, entry) for entry in reversed(known.values()) if entry.competition == competition]
 
 
-def explain(error: str) -> str:
+def explain_submission(error: str) -> str:
     """What Kaggle's reason means, and what to do."""
     words = error.lower()
     meaning = next((text for cause, text in CAUSES.items() if cause in words), "")
     return meaning or "Look at the submission's page: https://www.kaggle.com/submissions."
 
 
-def newest(client: Client, competition: str, pages: int = 5, size: int = 100) -> list[Submission]:
+def newest_submission(client: Client, competition: str, pages: int = 5, size: int = 100) -> list[Submission]:
     """The newest submissions, newest first."""
     found: list[Submission] = []
     for page in range(1, pages + 1):
@@ -126,7 +126,7 @@ def _read(answer: Any) -> Submission:
     )
 
 
-def _settled(entry: Entry, submission: Submission) -> Entry:
+def _settled(entry: LedgerEntry, submission: Submission) -> LedgerEntry:
     return replace(
         entry,
         status=submission.status,

@@ -9,9 +9,9 @@ from typing import Any
 from kit.ensemble.blend import Blend, blend_content
 from kit.ensemble.calibration import Calibration, calibration_content
 from kit.errors import KitError
+from kit.kaggle.preparing import push_folds, push_mark
 from kit.model.backbones import find_backbone
 from kit.recipe.spec import Recipe
-from kit.remote import preparing
 from kit.task import COMPETITION, HOLDOUT
 
 GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
@@ -93,7 +93,7 @@ class Job:
         }
 
 
-def gpu(name: str, yes: bool = False) -> tuple[str, str]:
+def gpu_name(name: str, yes: bool = False) -> tuple[str, str]:
     """The GPU to ask for, and what to tell the user about it ('' if nothing).
 
     Raises:
@@ -138,13 +138,13 @@ def train_job(
         )
     find_backbone(recipe.backbone)  # a name misspelt would cost a push and a GPU session
     preprocess = dict(preprocess or {})
-    folds = preparing.folds(preprocess)
+    folds = push_folds(preprocess)
     if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
         raise KitError(
             f"there is no fold {fold[:20]!r}", f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds makes other ones."
         )
     part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
-    rows = preparing.mark(preprocess)
+    rows = push_mark(preprocess)
     name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[: 16 if rows else 20].strip("-")  # a title has 50 characters
     settings = {
         "recipe": recipe.to_toml(),
@@ -168,7 +168,7 @@ def train_jobs(
     """
     if len({recipe.run_name for recipe in recipes}) < len(recipes):
         raise KitError("two of these trainings are the same", "Name each backbone or recipe once.")
-    folds = [str(k) for k in range(preparing.folds(preprocess or {}))] if fold == "all" else [fold]
+    folds = [str(k) for k in range(push_folds(preprocess or {}))] if fold == "all" else [fold]
     return [train_job(recipe, fold=k, preprocess=preprocess, **options) for recipe in recipes for k in folds]
 
 

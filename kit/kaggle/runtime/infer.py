@@ -17,8 +17,8 @@ from kit.ensemble.calibration import apply_calibration, parse_calibration
 from kit.ensemble.pool import blend_predictions
 from kit.errors import KitError
 from kit.evaluation.validate import validate_submission
+from kit.kaggle.runtime.session import NotebookSession, print_line, run_loudly
 from kit.predictions import make_predictions, read_predictions, write_predictions
-from kit.remote.session import Session, loud, say
 from kit.task import ID, TEST_FILE
 
 SUBMISSION = "submission.csv"
@@ -35,7 +35,7 @@ class Member:
     weight: float
 
 
-def infer(session: Session) -> None:
+def infer(session: NotebookSession) -> None:
     """Predicts with every attached run and writes submission.csv, blended again after each.
 
     Raises:
@@ -48,11 +48,11 @@ def infer(session: Session) -> None:
         for number, member in enumerate(members):
             file = Path(scratch) / f"{number}.csv"
             if not _predict(session, member, test, file, processes, len(members) - number):
-                loud(f"{member.name} FAILED and is left out of the submission")
+                run_loudly(f"{member.name} FAILED and is left out of the submission")
                 continue
             done.append((member, read_predictions(file)))
             write_predictions(_blended(session, done), session.working / SUBMISSION)
-            say(f"{member.name}: {len(done)} of {len(members)} models are in {SUBMISSION}")
+            print_line(f"{member.name}: {len(done)} of {len(members)} models are in {SUBMISSION}")
     if not done:
         _without_models(session, test)
     elif "blend" in session.job:
@@ -61,17 +61,17 @@ def infer(session: Session) -> None:
     session.finish()
 
 
-def _processes(session: Session) -> int:
+def _processes(session: NotebookSession) -> int:
     try:
         return max(1, session.devices())
     except RuntimeError as error:
         if not session.rerun:
             raise
-        loud(f"going on without a GPU: {error}")
+        run_loudly(f"going on without a GPU: {error}")
         return 0
 
 
-def _members(session: Session) -> list[Member]:
+def _members(session: NotebookSession) -> list[Member]:
     """The runs of every source that count; a source's weight is shared by its runs."""
     members: list[Member] = []
     for source in session.job["sources"]:
@@ -94,11 +94,11 @@ def _members(session: Session) -> list[Member]:
     if missing:
         _fault(session, f"the blend needs {', '.join(missing)}; the sources hold {', '.join(held) or 'no run'}")
     for name in (name for name in held if name not in used):
-        say(f"{name} has no weight in the blend and is not run")
+        print_line(f"{name} has no weight in the blend and is not run")
     return [member for member in members if member.name in used]
 
 
-def _meant(session: Session, ref: str, runs: list[Path], names: list[str]) -> list[Path]:
+def _meant(session: NotebookSession, ref: str, runs: list[Path], names: list[str]) -> list[Path]:
     """Those of a kernel's runs that were meant; another training's does not pass for them in silence."""
     held = [run.name for run in runs]
     missing = [name for name in names if name not in held]
@@ -108,14 +108,14 @@ def _meant(session: Session, ref: str, runs: list[Path], names: list[str]) -> li
     return [run for run in runs if run.name in names] or runs
 
 
-def _fault(session: Session, problem: str) -> None:
+def _fault(session: NotebookSession, problem: str) -> None:
     """Something is missing: an error where the author sees it, a loud line in Kaggle's scoring run."""
     if not session.rerun:
         raise RuntimeError(problem)
-    loud(problem)
+    run_loudly(problem)
 
 
-def _predict(session: Session, member: Member, test: Path, file: Path, processes: int, left: int) -> bool:
+def _predict(session: NotebookSession, member: Member, test: Path, file: Path, processes: int, left: int) -> bool:
     """Runs `kit predict` on all GPUs, then once more on one if that fails; whether `file` is there."""
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if processes == 0 else {}
@@ -123,7 +123,7 @@ def _predict(session: Session, member: Member, test: Path, file: Path, processes
         spare = session.seconds_left() - RESERVE_S
         budget = min(spare, 2 * spare / left)  # a model that hangs leaves time for the others
         if budget <= 0:
-            loud("the time budget is used up")
+            run_loudly("the time budget is used up")
             return False
         file.unlink(missing_ok=True)  # kit predict would not overwrite what a failed attempt has left
         command = ["predict", member.run, "--input", test, "-o", file]
@@ -132,7 +132,7 @@ def _predict(session: Session, member: Member, test: Path, file: Path, processes
     return False
 
 
-def _blended(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
+def _blended(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
     if "blend" in session.job:
         return _blended_as_saved(session, done)
     method = session.job["method"]
@@ -143,7 +143,7 @@ def _blended(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> pd.Da
     return blended
 
 
-def _blended_as_saved(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
+def _blended_as_saved(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
     """The saved blend of the runs there are; a run from several sources is the mean of its folds, as at home."""
     names = list(dict.fromkeys(member.name for member, _ in done))
     runs = []
@@ -153,45 +153,45 @@ def _blended_as_saved(session: Session, done: list[tuple[Member, pd.DataFrame]])
     return blends.apply_blend(_saved(session).among(names), runs, names)
 
 
-def _saved(session: Session) -> blends.Blend:
+def _saved(session: NotebookSession) -> blends.Blend:
     return blends.parse_blend("the job", session.job["blend"])
 
 
-def _tell_weights(session: Session, done: list[tuple[Member, pd.DataFrame]]) -> None:
+def _tell_weights(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> None:
     """The weights in use, loudly where they are not those that were fitted."""
     fitted, names = _saved(session), {member.name for member, _ in done}
     left = fitted.among(names)
     shares = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(left.members, left.weights, strict=True))
     gone = [name for name in fitted.used if name not in names]
     if gone:
-        loud(f"the blend goes on without {', '.join(gone)}; the weights of the others were scaled up: {shares}")
+        run_loudly(f"the blend goes on without {', '.join(gone)}; the weights of the others were scaled up: {shares}")
     else:
-        say(f"{fitted.pool} blend: {shares}; temperature {fitted.calibration.temperature:.4f}")
+        print_line(f"{fitted.pool} blend: {shares}; temperature {fitted.calibration.temperature:.4f}")
 
 
-def _without_models(session: Session, test: Path) -> None:
+def _without_models(session: NotebookSession, test: Path) -> None:
     if not session.rerun:
         raise RuntimeError("no model gave predictions; the messages stand above")
-    loud(f"NO MODEL WORKED: {SUBMISSION} holds the class prior")
+    run_loudly(f"NO MODEL WORKED: {SUBMISSION} holds the class prior")
     ids = pd.read_csv(test, usecols=[ID])[ID].to_numpy()
     write_predictions(
         make_predictions(ids, np.tile(np.array(PRIOR, float), (len(ids), 1))), session.working / SUBMISSION
     )
 
 
-def _check(session: Session, test: Path) -> None:
+def _check(session: NotebookSession, test: Path) -> None:
     """Judges the submission as Kaggle's grader does, against the ids of the test set that is there."""
     try:
         report = validate_submission(session.working / SUBMISSION, test)
     except KitError as error:
-        loud(f"{SUBMISSION} could not be checked: {error}")
+        run_loudly(f"{SUBMISSION} could not be checked: {error}")
         return
     for problem in report.problems:
-        loud(f"{SUBMISSION}: {problem}")
+        run_loudly(f"{SUBMISSION}: {problem}")
     if report.problems and not session.rerun:
         raise RuntimeError(f"{SUBMISSION} is not valid; the problems stand above")
-    say(f"{SUBMISSION}: {report.rows:,} rows, {'valid' if report.ok else 'NOT VALID'}")
+    print_line(f"{SUBMISSION}: {report.rows:,} rows, {'valid' if report.ok else 'NOT VALID'}")
 
 
 if __name__ == "__main__":
-    infer(Session.open())
+    infer(NotebookSession.open())

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kit.remote.faults import SETTINGS, CredentialsError
+from kit.kaggle.errors import SETTINGS, CredentialsError
 
 HOW_TO = (
     f"Make a token at {SETTINGS} (Generate New Token), then `export KAGGLE_API_TOKEN=…`, or save it as "
@@ -48,7 +48,7 @@ class Search:
     problems: tuple[str, ...] = ()
 
 
-def find(environ: Mapping[str, str] | None = None) -> Search:
+def find_credentials(environ: Mapping[str, str] | None = None) -> Search:
     """Looks everywhere Kaggle's client looks, without the network; never raises."""
     environ = os.environ if environ is None else environ
     home = Path(environ.get("HOME") or Path.home())
@@ -57,13 +57,13 @@ def find(environ: Mapping[str, str] | None = None) -> Search:
     return Search(tuple(found), tuple(problems))
 
 
-def require(search: Search | None = None) -> Credential:
+def require_credentials(search: Search | None = None) -> Credential:
     """The credential that the client would send.
 
     Raises:
         CredentialsError: there is none; the message says how to get one and what was wrong with what was found.
     """
-    search = search or find()
+    search = search or find_credentials()
     if search.found:
         return search.found[0]
     problem = "; ".join(("no Kaggle credentials found", *search.problems))
@@ -72,12 +72,12 @@ def require(search: Search | None = None) -> Credential:
 
 def username(search: Search | None = None) -> str:
     """The user name, where a credential says it without asking Kaggle; '' elsewhere."""
-    return next((c.username for c in (search or find()).found if c.username), "")
+    return next((c.username for c in (search or find_credentials()).found if c.username), "")
 
 
-def refused(credential: Credential, search: Search | None = None) -> CredentialsError:
+def credentials_refused(credential: Credential, search: Search | None = None) -> CredentialsError:
     """The error for a credential that Kaggle answers with 401, naming what it shadows."""
-    others = [c for c in (search or find()).found if c.source != credential.source]
+    others = [c for c in (search or find_credentials()).found if c.source != credential.source]
     if others and credential.kind == "token":
         away = f"unset {credential.source}" if "/" not in credential.source else f"delete {credential.source}"
         return CredentialsError(

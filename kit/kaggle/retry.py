@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from kit.remote.faults import KaggleError, UncertainError, status_of
+from kit.kaggle.errors import KaggleError, UncertainError, http_status
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often and how long to wait, in seconds; `sleep` is replaced in tests.
 
     `longest_s` bounds our own pauses; `retry_after_s` bounds what a Retry-After header may ask for, since a server
@@ -42,7 +42,7 @@ class Patience:
 
     def wait(self, error: BaseException, seconds: float) -> None:
         """Says why and for how long, and sleeps."""
-        status = status_of(error)
+        status = http_status(error)
         what = f"Kaggle answers {status}" if status else f"no answer from Kaggle ({type(error).__name__})"
         self.say(f"{what}; trying again in {seconds:.0f} s")
         self.sleep(seconds)
@@ -70,7 +70,7 @@ def transient(error: BaseException) -> bool:
 
     if isinstance(error, requests.exceptions.SSLError):
         return False  # a certificate does not get better
-    status = status_of(error)
+    status = http_status(error)
     if status:
         return status in (408, 429) or status >= 500
     return isinstance(
@@ -88,12 +88,12 @@ def untouched(error: BaseException) -> bool:
     """Whether the failed call certainly changed nothing: refused for its rate, or never delivered."""
     import requests
 
-    if status_of(error) == 429 or isinstance(error, requests.exceptions.ConnectTimeout):
+    if http_status(error) == 429 or isinstance(error, requests.exceptions.ConnectTimeout):
         return True
     return "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error)
 
 
-def again(call: Callable[[], T], patience: Patience) -> T:
+def retry_call(call: Callable[[], T], patience: RetryPolicy) -> T:
     """Runs a call that is safe to repeat until it works or patience ends; raises the last error."""
     attempt = 0
     while True:
@@ -107,7 +107,7 @@ def again(call: Callable[[], T], patience: Patience) -> T:
         attempt += 1
 
 
-def once(call: Callable[[], T], happened: Callable[[], T | None], patience: Patience, doing: str) -> T:
+def call_once(call: Callable[[], T], happened: Callable[[], T | None], patience: RetryPolicy, doing: str) -> T:
     """Runs a call that must not take effect twice.
 
     After a failure that leaves open whether it took effect (a dropped socket, a timeout, a 5xx), `happened` looks:
@@ -127,7 +127,7 @@ def once(call: Callable[[], T], happened: Callable[[], T | None], patience: Pati
             open_question = not untouched(error)
             if pause is not None or open_question:
                 patience.wait(error, patience.first_s if pause is None else pause)
-            found = look(happened, doing) if open_question else None
+            found = poll_once(happened, doing) if open_question else None
             if found is not None:
                 return found
             if pause is None:
@@ -135,7 +135,7 @@ def once(call: Callable[[], T], happened: Callable[[], T | None], patience: Pati
         attempt += 1
 
 
-def look(happened: Callable[[], T | None], doing: str) -> T | None:
+def poll_once(happened: Callable[[], T | None], doing: str) -> T | None:
     """What `happened` finds of a change whose answer does not say whether it took effect; `doing` names the change.
 
     Raises:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.remote import transfer
-from kit.remote.client import Client
-from kit.remote.faults import KaggleError, NotFoundError, RefusedError, UnreachableError
+from kit.kaggle.client import Client
+from kit.kaggle.errors import KaggleError, NotFoundError, RefusedError, UnreachableError
+from kit.kaggle.transfer import upload_file
 from kit.run import Run
 
 LEFT_OUT = ("checkpoints", "tensorboard")
@@ -19,7 +19,7 @@ _FAILED = ("FAILED", "DELETED")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedDataset:
     """A dataset that is ready to be mounted."""
 
     ref: str
@@ -28,7 +28,7 @@ class Published:
     files: int
 
 
-def publish(
+def publish_dataset(
     client: Client,
     run: str | Path,
     *,
@@ -36,7 +36,7 @@ def publish(
     poll_s: float = 10.0,
     timeout_s: float = 3600.0,
     say: Callable[[str], None] = lambda _: None,
-) -> Published:
+) -> PublishedDataset:
     """Uploads a run directory as a private dataset, or as a new version of it, and waits until Kaggle has it ready.
 
     Raises:
@@ -45,7 +45,7 @@ def publish(
     """
     run_dir = Run.open(run)
     run_dir.require_parts()
-    slug = slug or slug_of(run_dir)
+    slug = slug or dataset_slug(run_dir)
     ref = f"{client.owner()}/{slug}"
     before = _version(client, ref)
     if before:
@@ -70,10 +70,10 @@ def publish(
     if answer is not True and (answer.error or (answer.status or "ok").lower() == "error"):
         raise RefusedError(f"Kaggle refuses the dataset {ref}: {answer.error or 'no reason given'}", "")
     _wait(client, ref, before + 1, poll_s, timeout_s, say)
-    return Published(ref, f"https://www.kaggle.com/datasets/{ref}", before + 1, count)
+    return PublishedDataset(ref, f"https://www.kaggle.com/datasets/{ref}", before + 1, count)
 
 
-def slug_of(run: Run) -> str:
+def dataset_slug(run: Run) -> str:
     """The slug that a run is published under."""
     return re.sub(r"[^a-z0-9]+", "-", f"kit-run-{run.name}".lower()).strip("-")[:50].strip("-")
 
@@ -127,7 +127,7 @@ def _blob(client: Client, path: Path) -> str:
     stat, doing = path.stat(), f"uploading {path.name}"
     body = {"type": "DATASET", "name": path.name, "contentLength": stat.st_size}
     answer = client.call("blobs.start_blob_upload", body | {"lastModifiedEpochSeconds": int(stat.st_mtime)}, doing)
-    transfer.upload(client, answer.create_url, path, doing)
+    upload_file(client, answer.create_url, path, doing)
     return answer.token
 
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kit.remote.client import Client
-from kit.remote.faults import UnreachableError
+from kit.kaggle.client import Client
+from kit.kaggle.errors import UnreachableError
 
 if TYPE_CHECKING:
-    from kit.remote.kernels import KernelRef
+    from kit.kaggle.kernels import KernelRef
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _END = "END_OF_LOG"
@@ -18,12 +18,12 @@ _RECONNECTS = 5
 _SILENCE_S = 30.0  # a connection that lasted this long was ended by a quiet training, not by the network
 
 
-def read(client: Client, ref: "KernelRef") -> str:
+def read_log(client: Client, ref: "KernelRef") -> str:
     """The whole log, once the run has ended."""
-    return "".join(pieces(client, ref))
+    return "".join(log_records(client, ref))
 
 
-def pieces(client: Client, ref: "KernelRef") -> Iterator[str]:
+def log_records(client: Client, ref: "KernelRef") -> Iterator[str]:
     """The log of a finished run; of one that runs, what there is and what comes until it ends.
 
     Raises:
@@ -32,12 +32,12 @@ def pieces(client: Client, ref: "KernelRef") -> Iterator[str]:
     body = {**ref.body(), "pageSize": 1}
     answer = client.call("kernels.list_kernel_session_output", body, f"reading the log of {ref}")
     if answer.log:
-        yield plain(answer.log)
+        yield plain_log(answer.log)
     else:
-        yield from follow(client, ref)
+        yield from follow_log(client, ref)
 
 
-def plain(log: str) -> str:
+def plain_log(log: str) -> str:
     """The text of Kaggle's log format, a JSON array of {stream_name, time, data}; other text as it is."""
     try:
         events = json.loads(log)
@@ -46,12 +46,12 @@ def plain(log: str) -> str:
     return "".join(_data(event) for event in events) if isinstance(events, list) else _CONTROL.sub("", log)
 
 
-def tail(text: str, lines: int = 25) -> str:
+def log_tail(text: str, lines: int = 25) -> str:
     """Its last lines."""
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
-def follow(client: Client, ref: "KernelRef") -> Iterator[str]:
+def follow_log(client: Client, ref: "KernelRef") -> Iterator[str]:
     """The log in pieces until it ends, from the beginning; a lost connection is taken up where it broke.
 
     Raises:

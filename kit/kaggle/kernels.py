@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from kit.remote import logs, notebook
-from kit.remote.client import Client
-from kit.remote.faults import KaggleError, NotFoundError, RefusedError, RunFailedError, UnreachableError
+from kit.kaggle import notebook
+from kit.kaggle.client import Client
+from kit.kaggle.errors import KaggleError, NotFoundError, RefusedError, RunFailedError, UnreachableError
+from kit.kaggle.logs import log_tail, read_log
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
 FAILURES = {
@@ -68,7 +69,7 @@ class KernelRef:
 
 
 @dataclass(frozen=True)
-class State:
+class KernelState:
     """A version's state as Kaggle names it (QUEUED, RUNNING, COMPLETE, ERROR, …) and why it failed."""
 
     ref: KernelRef
@@ -93,7 +94,7 @@ class Kernel:
     competitions: tuple[str, ...]
 
 
-def look_up(client: Client, ref: KernelRef) -> Kernel:
+def look_up_kernel(client: Client, ref: KernelRef) -> Kernel:
     """The kernel as it is stored.
 
     Raises:
@@ -111,26 +112,26 @@ def look_up(client: Client, ref: KernelRef) -> Kernel:
     )
 
 
-def exists(client: Client, ref: KernelRef) -> Kernel | None:
+def kernel_exists(client: Client, ref: KernelRef) -> Kernel | None:
     """The kernel, or None where Kaggle says that there is none."""
     try:
-        return look_up(client, ref)
+        return look_up_kernel(client, ref)
     except NotFoundError:
         return None
 
 
-def status(client: Client, ref: KernelRef, missing_ok: bool = False) -> State:
+def kernel_status(client: Client, ref: KernelRef, missing_ok: bool = False) -> KernelState:
     """The state of the version named, or of the latest; with `missing_ok` one that is not there is MISSING."""
     try:
         answer = client.call("kernels.get_kernel_session_status", ref.body(), f"reading the status of {ref}")
     except NotFoundError:
         if missing_ok:
-            return State(ref, "MISSING", "Kaggle has no such kernel; was it pushed?")
+            return KernelState(ref, "MISSING", "Kaggle has no such kernel; was it pushed?")
         raise
-    return State(ref, answer.status.name, answer.failure_message or "")
+    return KernelState(ref, answer.status.name, answer.failure_message or "")
 
 
-def wait(
+def wait_for_kernel(
     client: Client,
     ref: KernelRef,
     *,
@@ -138,7 +139,7 @@ def wait(
     settle_s: float = 180.0,
     timeout_s: float | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> State:
+) -> KernelState:
     """Follows one version until it is COMPLETE; without a version in `ref`, the latest at this moment.
 
     Args:
@@ -149,10 +150,10 @@ def wait(
         RunFailedError: it failed or was cancelled; the message ends with the log's last lines.
         KaggleError: it cannot be seen, or the time is over.
     """
-    ref = ref if ref.version else replace(ref, version=look_up(client, ref).latest or None)
+    ref = ref if ref.version else replace(ref, version=look_up_kernel(client, ref).latest or None)
     waited, last, moved = 0.0, "", False
     while True:
-        state = status(client, ref)
+        state = kernel_status(client, ref)
         if state.status != last:
             say(f"{ref}: {state.status}")
             last = state.status
@@ -172,14 +173,14 @@ def wait(
         client.patience.sleep(poll_s)
         waited += poll_s
     if state.status != "COMPLETE":
-        raise failed(client, state)
+        raise kernel_failure(client, state)
     return state
 
 
-def failed(client: Client, state: State) -> RunFailedError:
+def kernel_failure(client: Client, state: KernelState) -> RunFailedError:
     """The error for a version that did not complete, with the end of its log if that can be had."""
     try:
-        end = logs.tail(logs.read(client, state.ref))
+        end = log_tail(read_log(client, state.ref))
     except KaggleError as error:
         end = f"(its log cannot be read: {error.problem})"
     why = f": {state.failure}" if state.failure else ""
@@ -197,11 +198,11 @@ def _is_its_own(client: Client, ref: KernelRef) -> bool:
         client.call("kernels.get_kernel_session_status", impossible.body(), "checking that versions are told apart")
     except (NotFoundError, RefusedError):
         return True  # it knows that there is no such version
-    kernel = look_up(client, ref)
+    kernel = look_up_kernel(client, ref)
     if kernel.latest != ref.version:
         raise KaggleError(
             f"{ref}: Kaggle reports only the latest version here, {kernel.latest}",
             f"Name {ref.owner}/{ref.slug}/{kernel.latest}, or see {ref.url}.",
         )
     token = notebook.marks(kernel.source).get("push")
-    return bool(token) and token in logs.read(client, ref)
+    return bool(token) and token in read_log(client, ref)

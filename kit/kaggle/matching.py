@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from kit.ensemble.blend import Blend
 from kit.errors import KitError
-from kit.remote.job import Source
+from kit.kaggle.job import Source
 
 
-def match(blend: Blend, sources: Sequence[Source], *, say: Callable[[str], None] = lambda _: None) -> list[Source]:
+def match_sources(
+    blend: Blend, sources: Sequence[Source], *, say: Callable[[str], None] = lambda _: None
+) -> list[Source]:
     """The sources that the blend needs, each with its part of its runs' weights.
 
     A run's weight is shared by the sources that hold it, as the kernels of its folds do. A source whose runs the blend

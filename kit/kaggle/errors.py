@@ -48,7 +48,7 @@ class RunFailedError(KaggleError):
         self.log_tail = log_tail
 
 
-def status_of(error: BaseException) -> int:
+def http_status(error: BaseException) -> int:
     """The HTTP status of a failed call, or 0 where there was no answer.
 
     Kaggle also answers failures as HTTP 200 with `{"code": 403}` in the body; the body's code wins. A response
@@ -67,7 +67,9 @@ def status_of(error: BaseException) -> int:
     return int(response.status_code)
 
 
-def explain(error: Exception, doing: str, text: str, refused: CredentialsError, page: str = "") -> KaggleError:
+def explain_http_error(
+    error: Exception, doing: str, text: str, refused: CredentialsError, page: str = ""
+) -> KaggleError:
     """The `KaggleError` for a failed call.
 
     Args:
@@ -77,7 +79,7 @@ def explain(error: Exception, doing: str, text: str, refused: CredentialsError, 
         refused: what to raise for a 401.
         page: the address of the competition, if the call was about one.
     """
-    status = status_of(error)
+    status = http_status(error)
     name = type(error).__name__
     if status == 401:
         return refused

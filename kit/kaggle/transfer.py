@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit.errors import KitError
-from kit.remote import faults, retry
-from kit.remote.client import Client
-from kit.remote.faults import RefusedError, UnreachableError
+from kit.kaggle.client import Client
+from kit.kaggle.errors import RefusedError, UnreachableError, http_status
+from kit.kaggle.retry import retry_call
 
 if TYPE_CHECKING:
     import requests
@@ -31,7 +31,7 @@ def _quiet(done: int, total: int) -> None:
     """Shows nothing."""
 
 
-def fetch(
+def fetch_file(
     client: Client, address: Callable[[], str], target: Path, doing: str, say: Say, progress: Progress = _quiet
 ) -> Path:
     """Downloads to a hidden file beside `target` and returns that file, complete; the caller gives it its name.
@@ -63,7 +63,7 @@ def fetch(
                 pause = client.patience.pause(error, attempt)
                 if pause is not None:
                     client.patience.wait(error, pause)
-                elif attempt or faults.status_of(error) not in _EXPIRED:
+                elif attempt or http_status(error) not in _EXPIRED:
                     raise
             attempt += 1
 
@@ -120,13 +120,13 @@ def _attempt(client: Client, url: str, target: Path, doing: str, say: Say, progr
     return part
 
 
-def discard(target: Path) -> None:
+def discard_partial(target: Path) -> None:
     """Removes what an interrupted download of `target` left, once it is of no more use."""
     for part in _parts(target):
         part.unlink()
 
 
-def upload(client: Client, url: str, path: Path, doing: str) -> None:
+def upload_file(client: Client, url: str, path: Path, doing: str) -> None:
     """Sends a file to a signed address, continuing after a drop where the receiver says it stopped.
 
     Source: the resumable-upload protocol of Google Cloud Storage (308 with a Range header).
@@ -151,7 +151,7 @@ def upload(client: Client, url: str, path: Path, doing: str) -> None:
             response.raise_for_status()
             raise RefusedError(f"{doing}: the upload ends with {response.status_code}", "Run it again.")
 
-    client.explained(lambda: retry.again(send, client.patience), doing)
+    client.explained(lambda: retry_call(send, client.patience), doing)
 
 
 def _received(client: Client, url: str, size: int) -> int:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.errors import KitError, RunError
-from kit.remote import harvest, kernels, notebook, preparing, push
-from kit.remote.client import Client
-from kit.remote.faults import BusyError, CredentialsError, KaggleError, UnreachableError
-from kit.remote.job import Job
-from kit.remote.kernels import KernelRef
+from kit.kaggle import kernels, notebook, preparing
+from kit.kaggle.client import Client
+from kit.kaggle.collect import collect_folds
+from kit.kaggle.errors import BusyError, CredentialsError, KaggleError, UnreachableError
+from kit.kaggle.job import Job
+from kit.kaggle.kernels import KernelRef
+from kit.kaggle.push import push_kernel
 from kit.run import Run
 
 AT_ONCE = 2  # batch GPU sessions that Kaggle runs for one account
@@ -94,13 +96,13 @@ def _begin(
         return Outcome(job.title, "failed", problem=str(error)), None
     ref = KernelRef(client.owner(), job.slug)
     try:
-        kernel = kernels.exists(client, ref)
-        if kernel and notebook.marks(kernel.source).get("job") == notebook.fingerprint(job.kind, job.session()):
+        kernel = kernels.kernel_exists(client, ref)
+        if kernel and notebook.marks(kernel.source).get("job") == notebook.job_fingerprint(job.kind, job.session()):
             ref = KernelRef(ref.owner, ref.slug, kernel.latest)
-            if kernels.status(client, ref).status in (*kernels.ACTIVE, "COMPLETE"):
+            if kernels.kernel_status(client, ref).status in (*kernels.ACTIVE, "COMPLETE"):
                 say(f"{job.title}: {ref} is on Kaggle already")
                 return None, ref
-        pushed = push.push(client, job, folder / job.slug, slot_wait_s=0.0, say=say)
+        pushed = push_kernel(client, job, folder / job.slug, slot_wait_s=0.0, say=say)
     except (BusyError, CredentialsError):
         raise
     except KaggleError as error:
@@ -112,11 +114,11 @@ def _begin(
 def _look(client: Client, job: Job, ref: KernelRef, runs: Path, say: Callable[[str], None]) -> Outcome | None:
     """The outcome of a running job once it has one."""
     try:
-        state = kernels.status(client, ref)
+        state = kernels.kernel_status(client, ref)
         if state.active:
             return None
-        kernels.wait(client, ref, poll_s=20.0, say=say)  # believes an end only when it is this version's
-        parts = harvest.collect(client, ref, runs, say=say)
+        kernels.wait_for_kernel(client, ref, poll_s=20.0, say=say)  # believes an end only when it is this version's
+        parts = collect_folds(client, ref, runs, say=say)
     except (UnreachableError, CredentialsError):
         raise
     except KitError as error:

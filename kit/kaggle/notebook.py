@@ -13,13 +13,13 @@ from typing import Any
 
 import kit
 from kit.errors import KitError
-from kit.remote import wheel
+from kit.kaggle import wheel
 
 LIMIT = 1_000_000  # bytes of a kernel's source that Kaggle takes
 _MARK = re.compile(r"kit-(push|job):([0-9a-f]{16,64})")
 
 
-def build(kind: str, job: Mapping[str, Any]) -> str:
+def build_notebook(kind: str, job: Mapping[str, Any]) -> str:
     """The notebook of a job as JSON text.
 
     Args:
@@ -29,12 +29,12 @@ def build(kind: str, job: Mapping[str, Any]) -> str:
     Raises:
         KitError: it is larger than Kaggle takes.
     """
-    wheels = {w.name: base64.b64encode(w.data).decode() for w in map(wheel.build, wheel.CARRIED)}
+    wheels = {w.name: base64.b64encode(w.data).decode() for w in map(wheel.build_wheel, wheel.CARRIED)}
     payload = {"job": json.dumps(job, sort_keys=True), "wheels": wheels}
     about = (
         f"Made by kit {kit.__version__} (`kit kernels push {kind}`). The first code cell is data: the job, and kit "
         f"itself as a wheel. Change the job with the command's options, not here.\n\n"
-        f"kit-push:{job['push']} kit-job:{fingerprint(kind, job)}"
+        f"kit-push:{job['push']} kit-job:{job_fingerprint(kind, job)}"
     )
     cells = [
         _cell("about", "markdown", about),
@@ -53,7 +53,7 @@ def build(kind: str, job: Mapping[str, Any]) -> str:
     return text
 
 
-def fingerprint(kind: str, job: Mapping[str, Any]) -> str:
+def job_fingerprint(kind: str, job: Mapping[str, Any]) -> str:
     """What tells equal jobs from others: everything but the push token, and the version of kit."""
     rest = {key: value for key, value in job.items() if key != "push"}
     return hashlib.sha256(json.dumps([kind, kit.__version__, rest], sort_keys=True).encode()).hexdigest()[:32]

@@ -5,13 +5,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from kit.remote.session import Session, loud, say
+from kit.kaggle.runtime.session import NotebookSession, print_line, run_loudly
 from kit.task import TRAIN_FILE
 
 RESERVE_S = 300.0  # for writing and hashing what was trained
 
 
-def train(session: Session) -> None:
+def train(session: NotebookSession) -> None:
     """Preprocesses and trains; the run directories end up in the session's working folder.
 
     Raises:
@@ -24,18 +24,18 @@ def train(session: Session) -> None:
         code = _run(session, raw, Path(scratch), runs, processes)
     finished = sorted(p.parent for p in runs.glob("*/*/metrics.json"))
     for checkpoints in runs.glob("*/*/checkpoints"):
-        say(f"{checkpoints.parent} has not finished; its checkpoints are not kept")
+        print_line(f"{checkpoints.parent} has not finished; its checkpoints are not kept")
         shutil.rmtree(checkpoints.parent)
     if not finished:
         raise RuntimeError(f"kit train ended with {code} and finished nothing; its messages stand above")
     if code:
-        loud(f"kit train ended with {code}; finished: {', '.join(f'{p.parent.name}/{p.name}' for p in finished)}")
+        run_loudly(f"kit train ended with {code}; finished: {', '.join(f'{p.parent.name}/{p.name}' for p in finished)}")
     session.finish()
     if code:
         raise RuntimeError("not everything was trained; what was is in the output")
 
 
-def _run(session: Session, raw: Path, scratch: Path, runs: Path, processes: int) -> int:
+def _run(session: NotebookSession, raw: Path, scratch: Path, runs: Path, processes: int) -> int:
     """Prepares the rows in `scratch` and trains on them; the exit code of `kit train`."""
     (scratch / "recipe.toml").write_text(session.job["recipe"], encoding="utf-8")
     options = [f"--{name}={value}" for name, value in session.job["preprocess"].items()]
@@ -51,4 +51,4 @@ def _run(session: Session, raw: Path, scratch: Path, runs: Path, processes: int)
 
 
 if __name__ == "__main__":
-    train(Session.open())
+    train(NotebookSession.open())

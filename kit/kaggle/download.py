@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kit.errors import KitError
-from kit.remote import transfer
-from kit.remote.client import Client
-from kit.remote.faults import UnreachableError
+from kit.kaggle.client import Client
+from kit.kaggle.errors import UnreachableError
+from kit.kaggle.transfer import discard_partial, fetch_file
 from kit.storage.atomic import atomic_file, file_sha256
 from kit.storage.lock import hold_lock
 from kit.task import COMPETITION, TRAIN_FILE
@@ -31,7 +31,7 @@ class Downloaded:
     warnings: tuple[str, ...] = ()
 
 
-def download(
+def download_competition(
     client: Client,
     out: str | Path,
     *,
@@ -63,11 +63,11 @@ def _download(
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> Downloaded:
-    sizes = files(client, competition)
+    sizes = competition_files(client, competition)
     here = {name: (out / name).stat().st_size for name in sizes if (out / name).is_file()}
     target = out / f"{competition}.zip"
     if here == sizes and not force:
-        transfer.discard(target)  # a process that was killed had unpacked it
+        discard_partial(target)  # a process that was killed had unpacked it
         say(f"{out}: all {len(sizes)} files are there already")
         return _report(out, sizes, competition, already=True)
     for name, size in here.items():
@@ -79,9 +79,9 @@ def _download(
     _check_space(out, sum(sizes.values()))
     doing = f"downloading {competition}"
     say(f"{doing}: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB unpacked")
-    archive = transfer.fetch(client, lambda: _address(client, competition), target, doing, say, progress)
+    archive = fetch_file(client, lambda: _address(client, competition), target, doing, say, progress)
     try:
-        unpack(archive, out, sizes)
+        unpack_download(archive, out, sizes)
     except zipfile.BadZipFile as error:
         archive.unlink()
         raise UnreachableError(f"{doing}: the archive is damaged ({error})", "Run it again.") from error
@@ -93,7 +93,7 @@ def _download(
     return _report(out, sizes, competition, already=False)
 
 
-def files(client: Client, competition: str = COMPETITION) -> dict[str, int]:
+def competition_files(client: Client, competition: str = COMPETITION) -> dict[str, int]:
     """The competition's files with their sizes in bytes, all pages of the list."""
     sizes: dict[str, int] = {}
     token, seen = "", set()
@@ -110,7 +110,7 @@ def files(client: Client, competition: str = COMPETITION) -> dict[str, int]:
     return sizes
 
 
-def unpack(archive: Path, out: Path, sizes: dict[str, int]) -> None:
+def unpack_download(archive: Path, out: Path, sizes: dict[str, int]) -> None:
     """Unpacks exactly the listed files: all under temporary names first, then all renamed.
 
     Raises:

@@ -28,7 +28,7 @@ class Wheel:
 
 
 @functools.cache
-def build(package: str) -> Wheel:
+def build_wheel(package: str) -> Wheel:
     """The wheel of a pure-Python package as it is installed, the same bytes each time.
 
     Raises:

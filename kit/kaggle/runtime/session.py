@@ -27,7 +27,7 @@ PUSH = "kit-push:"  # printed first, so that a log shows which push it belongs t
 
 
 @dataclass(frozen=True)
-class Session:
+class NotebookSession:
     """A notebook run: its job (from the notebook's payload), folders, and the moment it began."""
 
     job: Mapping[str, Any]
@@ -35,13 +35,13 @@ class Session:
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls) -> "Session":
+    def open(cls) -> "NotebookSession":
         """The session of this process, as the notebook's first cells have set it up; says what is here."""
         job = json.loads(Path(os.environ["KIT_JOB"]).read_text(encoding="utf-8"))
         session = cls(job, Path(os.environ.get("KIT_KAGGLE_ROOT", "/kaggle")))
-        say(PUSH + job["push"])
-        say(f"kit {kit.__version__} in {Path(kit.__file__).parent}")
-        say("python " + platform.python_version() + "".join(f", {n} {_version(n)}" for n in PACKAGES))
+        print_line(PUSH + job["push"])
+        print_line(f"kit {kit.__version__} in {Path(kit.__file__).parent}")
+        print_line("python " + platform.python_version() + "".join(f", {n} {_version(n)}" for n in PACKAGES))
         return session
 
     @property
@@ -102,7 +102,7 @@ class Session:
             raise RuntimeError(f"the check of the GPU failed: {out.stderr.strip()[-800:]}")
         seen = json.loads(out.stdout.splitlines()[-1])
         names = ", ".join(seen["names"]) or "none"
-        say(f"GPUs: {names}; memory {seen['memory_gb']} GB; torch has kernels for {seen['kernels']}")
+        print_line(f"GPUs: {names}; memory {seen['memory_gb']} GB; torch has kernels for {seen['kernels']}")
         if seen["problem"]:
             raise RuntimeError(seen["problem"])
         if asked and not seen["names"]:
@@ -118,7 +118,7 @@ class Session:
         if processes > 1:
             launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launch]
         command = [sys.executable, *launch, *map(str, arguments)]
-        say("$ " + " ".join(command[1:]))
+        print_line("$ " + " ".join(command[1:]))
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             start_new_session=True, env={**os.environ, **environment},
@@ -146,15 +146,15 @@ class Session:
             if path.is_file() and not any(p.startswith((".", "__")) for p in path.relative_to(self.working).parts)
         }
         atomic.write_json(self.working / OUTPUTS, {"push": self.job["push"], "files": files})
-        say(f"done: {len(files)} files in {self.working}")
+        print_line(f"done: {len(files)} files in {self.working}")
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """A line of ours in the log."""
     print("kit |", text, flush=True)
 
 
-def loud(text: str) -> None:
+def run_loudly(text: str) -> None:
     """A line that nobody scrolls past."""
     print("\n" + "!" * 100 + f"\nkit | {text}\n" + "!" * 100 + "\n", flush=True)
 

@@ -12,18 +12,21 @@ from typing import Any
 
 from kit.errors import DataError, KitError
 from kit.evaluation.validate import sample_ids, validate_submission
-from kit.remote import account, kernels, ledger, notebook, outputs, retry, submissions, transfer
-from kit.remote.client import Client
-from kit.remote.faults import RefusedError, RulesError
-from kit.remote.kernels import KernelRef
-from kit.remote.ledger import Entry
+from kit.kaggle import ledger, notebook, quota, submissions
+from kit.kaggle.client import Client
+from kit.kaggle.errors import RefusedError, RulesError
+from kit.kaggle.kernels import KernelRef, look_up_kernel, wait_for_kernel
+from kit.kaggle.ledger import LedgerEntry
+from kit.kaggle.outputs import download_output, output_addresses
+from kit.kaggle.retry import poll_once
+from kit.kaggle.transfer import upload_file
 from kit.storage.atomic import file_sha256
 from kit.task import COMPETITION
 
 SUBMISSION = "submission.csv"
 
 
-def check(kernel: str | None, file: str | Path | None, sample: str | Path | None) -> None:
+def check_submission(kernel: str | None, file: str | Path | None, sample: str | Path | None) -> None:
     """Raises where the arguments themselves are wrong, before a credential is read and anybody is asked.
 
     Raises:
@@ -48,7 +51,7 @@ def submit_kernel(
     local_score: str = "",
     book: str | Path = ledger.LEDGER,
     say: Callable[[str], None] = lambda _: None,
-) -> Entry:
+) -> LedgerEntry:
     """Submits a version of a kernel (the latest, if none is named) and writes it to the ledger.
 
     Before that: the rules are accepted, a submission is left today, the version is complete, has the competition
@@ -58,11 +61,11 @@ def submit_kernel(
         KaggleError, KitError: it would fail, and why.
     """
     ref = KernelRef.parse(kernel, client.owner() if "/" not in kernel else "")
-    stored = kernels.look_up(client, ref)
+    stored = look_up_kernel(client, ref)
     ref = ref if ref.version else replace(ref, version=stored.latest)
     _require_place(client, competition, files=False, say=say)
-    account.tell_quota(client, say)
-    kernels.wait(client, ref, settle_s=0.0, timeout_s=0.0)
+    quota.tell_quota(client, say)
+    wait_for_kernel(client, ref, settle_s=0.0, timeout_s=0.0)
     if stored.internet:
         raise RefusedError(
             f"{ref} runs with internet, which this competition does not take",
@@ -81,7 +84,7 @@ def submit_kernel(
         "fileName": SUBMISSION,
         "submissionDescription": message,
     }
-    entry = Entry(
+    entry = LedgerEntry(
         _now(),
         "",
         competition,
@@ -106,7 +109,7 @@ def submit_file(
     local_score: str = "",
     book: str | Path = ledger.LEDGER,
     say: Callable[[str], None] = lambda _: None,
-) -> Entry:
+) -> LedgerEntry:
     """Uploads and submits a file, for competitions that take files, and writes it to the ledger.
 
     Raises:
@@ -120,17 +123,19 @@ def submit_file(
     start = {"competitionName": competition, "fileName": file.name, "contentLength": stat.st_size}
     start |= {"lastModifiedEpochSeconds": int(stat.st_mtime)}
     opened = client.call("competitions.start_submission_upload", start, doing)
-    transfer.upload(client, opened.create_url, file, doing)
+    upload_file(client, opened.create_url, file, doing)
     body = {"competitionName": competition, "blobFileTokens": opened.token, "submissionDescription": message}
     digest = file_sha256(file)
-    entry = Entry(_now(), "", competition, file=str(file), sha256=digest, local_score=local_score, message=message)
+    entry = LedgerEntry(
+        _now(), "", competition, file=str(file), sha256=digest, local_score=local_score, message=message
+    )
     return _send(client, "competitions.create_submission", body, entry, book, say)
 
 
 def _require_place(client: Client, competition: str, *, files: bool, say: Callable[[str], None]) -> None:
     """Raises unless the competition takes this kind of submission from this account today."""
     page = f"https://www.kaggle.com/competitions/{competition}"
-    rules = account.rules(client, competition)
+    rules = quota.read_rules(client, competition)
     if files and rules.notebooks_only:
         raise RefusedError(
             f"{competition} takes notebooks only, no files",
@@ -140,7 +145,7 @@ def _require_place(client: Client, competition: str, *, files: bool, say: Callab
         raise RulesError(f"this account has not joined {competition}", f"Open {page}/rules and accept them.")
     if rules.closed:
         raise RefusedError(f"{competition} takes no more submissions", f"See {page}.")
-    limits = account.limits(client, competition)
+    limits = quota.read_limits(client, competition)
     say(str(limits))
     if limits.left <= 0 < limits.today:  # all zero is what an account without a submission yet gets
         raise RefusedError(f"no submission is left today for {competition}", "The count begins again at 00:00 UTC.")
@@ -148,11 +153,11 @@ def _require_place(client: Client, competition: str, *, files: bool, say: Callab
 
 def _check_output(client: Client, ref: KernelRef, test: str | Path | None, say: Callable[[str], None]) -> str:
     """The SHA-256 of the version's submission.csv, once it was found valid."""
-    if SUBMISSION not in outputs.addresses(client, ref):
+    if SUBMISSION not in output_addresses(client, ref):
         raise RefusedError(f"{ref} left no {SUBMISSION}", f"`kit kernels logs {ref}` shows why.")
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
         folder = Path(scratch) / "output"
-        outputs.download(client, ref, folder, only=lambda name: name == SUBMISSION)
+        download_output(client, ref, folder, only=lambda name: name == SUBMISSION)
         _require_valid(folder / SUBMISSION, test)
         say(f"{ref}: its {SUBMISSION} is valid")
         return file_sha256(folder / SUBMISSION)
@@ -168,24 +173,24 @@ def _require_valid(file: Path, sample: str | Path | None) -> None:
 
 
 def _send(
-    client: Client, method: str, body: dict[str, Any], entry: Entry, book: str | Path, say: Callable[[str], None]
-) -> Entry:
+    client: Client, method: str, body: dict[str, Any], entry: LedgerEntry, book: str | Path, say: Callable[[str], None]
+) -> LedgerEntry:
     """Makes the submission, once, and writes it down."""
-    ledger.require_writable(book)
-    before = {s.ref for s in submissions.newest(client, entry.competition)}
+    ledger.require_writable_ledger(book)
+    before = {s.ref for s in submissions.newest_submission(client, entry.competition)}
 
     def happened() -> submissions.Submission | None:
-        new = [s for s in submissions.newest(client, entry.competition) if s.ref not in before]
+        new = [s for s in submissions.newest_submission(client, entry.competition) if s.ref not in before]
         return next((s for s in new if s.message == entry.message), None)
 
     doing = f"submitting to {entry.competition}"
     answer = client.change(method, body, doing, happened)
-    made = answer if answer.ref else retry.look(happened, doing)
+    made = answer if answer.ref else poll_once(happened, doing)
     if made is None:
         raise RefusedError(f"Kaggle did not take the submission: {answer.message or 'no reason given'}")
     entry = replace(entry, ref=str(made.ref))
     try:
-        ledger.record(entry, book)
+        ledger.record_submission(entry, book)
     except (OSError, KitError) as error:
         why = error.problem if isinstance(error, KitError) else error.strerror
         raise KitError(

@@ -16,7 +16,7 @@ TOLD = ("status", "public_score", "private_score", "error")  # by Kaggle, after 
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One submission; all as text, as it stands in the file.
 
     time: UTC. ref: Kaggle's number of it. kernel: owner/slug/version, '' for a file. file, sha256: of the file
@@ -39,19 +39,19 @@ class Entry:
     error: str = ""
 
 
-COLUMNS = tuple(f.name for f in fields(Entry))
+COLUMNS = tuple(f.name for f in fields(LedgerEntry))
 
 
-def read(path: str | Path = LEDGER) -> list[Entry]:
+def read_ledger(path: str | Path = LEDGER) -> list[LedgerEntry]:
     """The entries, oldest first; none where there is no file. Columns that others have added are left alone.
 
     Raises:
         DataError: it is not a ledger.
     """
-    return [Entry(**{c: row.get(c) or "" for c in COLUMNS}) for row in _rows(Path(path))]
+    return [LedgerEntry(**{c: row.get(c) or "" for c in COLUMNS}) for row in _rows(Path(path))]
 
 
-def record(entry: Entry, path: str | Path = LEDGER) -> None:
+def record_submission(entry: LedgerEntry, path: str | Path = LEDGER) -> None:
     """Adds an entry; of one that is there, by its ref, only what Kaggle tells later is changed: people edit the rest.
 
     Raises:
@@ -69,7 +69,7 @@ def record(entry: Entry, path: str | Path = LEDGER) -> None:
         _write(rows, path)
 
 
-def require_writable(path: str | Path) -> None:
+def require_writable_ledger(path: str | Path) -> None:
     """Finds out, before a submission counts, whether it can be written down.
 
     Raises:

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 
 from kit.errors import RunError
+from kit.kaggle.client import Client
+from kit.kaggle.errors import KaggleError
+from kit.kaggle.kernels import KernelRef, look_up_kernel
+from kit.kaggle.outputs import download_output
 from kit.predictions import read_predictions, write_predictions
-from kit.remote import kernels, outputs
-from kit.remote.client import Client
-from kit.remote.faults import KaggleError
-from kit.remote.kernels import KernelRef
 from kit.run import Run
 from kit.storage import atomic
 from kit.storage.lock import hold_lock
@@ -22,7 +22,7 @@ from kit.storage.lock import hold_lock
 ORIGINS = "kernels.json"  # in a run directory: which kernel each of its parts is from
 
 
-def collect(
+def collect_folds(
     client: Client, ref: KernelRef, runs: str | Path, *, say: Callable[[str], None] = lambda _: None
 ) -> list[Path]:
     """Brings the run directories in a training kernel's output into `runs`; the parts that are new there.
@@ -36,7 +36,7 @@ def collect(
         HeldError: another process brings this kernel home, or is training a part that it would bring.
     """
     runs = Path(runs)
-    ref = ref if ref.version else replace(ref, version=kernels.look_up(client, ref).latest or None)
+    ref = ref if ref.version else replace(ref, version=look_up_kernel(client, ref).latest or None)
     runs.mkdir(parents=True, exist_ok=True)
     with hold_lock(runs, f"{ref.slug}.collect"):
         return _collect(client, ref, runs, say)
@@ -45,7 +45,7 @@ def collect(
 def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], None]) -> list[Path]:
     staging = runs / f".{ref.slug}.output"
     shutil.rmtree(staging, ignore_errors=True)
-    outputs.download(client, ref, staging, say=say)
+    download_output(client, ref, staging, say=say)
     found = sorted(p.parent for p in staging.rglob("recipe.toml"))
     if not found:
         shutil.rmtree(staging)
@@ -75,7 +75,7 @@ def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     finally:  # what came stays, whatever became of the others
         if moved:
             with hold_lock(home, "metrics", wait=True):
-                atomic.write_json(home / ORIGINS, origins(home) | {part.name: str(ref) for part in moved})
+                atomic.write_json(home / ORIGINS, fold_origins(home) | {part.name: str(ref) for part in moved})
                 _summarise(Run(home))
     return moved
 
@@ -111,7 +111,7 @@ def _summarise(run: Run) -> None:
     atomic.write_json(run.path / "metrics.json", summary)
 
 
-def origins(run: str | Path) -> dict[str, str]:
+def fold_origins(run: str | Path) -> dict[str, str]:
     """The kernel that each part of a local run was brought home from, as owner/slug/version, by the part's name."""
     path = Path(run) / ORIGINS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from kit.remote.client import Client
-from kit.remote.faults import KaggleError, UnreachableError
+from kit.kaggle.client import Client
+from kit.kaggle.errors import KaggleError, UnreachableError
 from kit.task import COMPETITION
 
 
@@ -47,7 +47,7 @@ class Rules:
     closed: bool
 
 
-def quota(client: Client) -> Quota:
+def read_quota(client: Client) -> Quota:
     """The week's GPU quota. Durations are read as such: as text, Kaggle's client drops whole days of them.
 
     Raises:
@@ -66,19 +66,19 @@ def quota(client: Client) -> Quota:
 def tell_quota(client: Client, say: Callable[[str], None]) -> None:
     """Says what is left of the week's GPU hours; that it cannot be read stops nothing."""
     try:
-        say(str(quota(client)))
+        say(str(read_quota(client)))
     except KaggleError as error:
         say(f"the GPU quota cannot be read: {error.problem}")
 
 
-def limits(client: Client, competition: str = COMPETITION) -> Limits:
+def read_limits(client: Client, competition: str = COMPETITION) -> Limits:
     """The day's submissions."""
     body = {"competitionName": competition}
     answer = client.call("competitions.get_submission_limits", body, "reading the submission limits")
     return Limits(answer.num_today, answer.num_allowed_now)
 
 
-def rules(client: Client, competition: str = COMPETITION) -> Rules:
+def read_rules(client: Client, competition: str = COMPETITION) -> Rules:
     """The competition's rules for submissions."""
     body = {"competitionName": competition}
     answer = client.call("competitions.get_competition", body, f"looking up the competition {competition}")

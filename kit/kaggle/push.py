@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError
-from kit.remote import account, kernels, notebook
-from kit.remote.client import Client
-from kit.remote.faults import BusyError, RefusedError
-from kit.remote.job import SESSION_HOURS, Job
-from kit.remote.kernels import KernelRef
+from kit.kaggle import notebook, quota
+from kit.kaggle.client import Client
+from kit.kaggle.errors import BusyError, RefusedError
+from kit.kaggle.job import SESSION_HOURS, Job
+from kit.kaggle.kernels import KernelRef, kernel_exists
 from kit.storage.atomic import atomic_folder
 
 METADATA = "kernel-metadata.json"
@@ -40,14 +40,14 @@ def write_folder(job: Job, owner: str, folder: str | Path) -> Path:
     if folder.exists() and any(p.suffix != ".ipynb" and p.name != METADATA for p in folder.iterdir()):
         raise KitError(f"{folder} holds other files", "Choose a new folder for the notebook.")
     metadata = job.metadata(owner)
-    text = notebook.build(job.kind, {**job.session(), "push": secrets.token_hex(16)})
+    text = notebook.build_notebook(job.kind, {**job.session(), "push": secrets.token_hex(16)})
     with atomic_folder(folder) as temporary:
         (temporary / metadata["code_file"]).write_text(text, encoding="utf-8")
         (temporary / METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
-def written(folder: str | Path) -> list[KernelRef]:
+def written_kernel(folder: str | Path) -> list[KernelRef]:
     """The kernels whose folders are in `folder`, pushed or not, by name."""
     found = []
     for path in sorted(Path(folder).glob(f"*/{METADATA}")):
@@ -60,7 +60,7 @@ def written(folder: str | Path) -> list[KernelRef]:
     return found
 
 
-def push(
+def push_kernel(
     client: Client,
     job: Job,
     folder: str | Path,
@@ -84,10 +84,10 @@ def push(
     text = (folder / metadata["code_file"]).read_text(encoding="utf-8")
     ref, waited = KernelRef(owner, job.slug), 0.0
     if metadata["enable_gpu"]:
-        account.tell_quota(client, say)
-    before = kernels.exists(client, ref)
+        quota.tell_quota(client, say)
+    before = kernel_exists(client, ref)
     while True:
-        answer = _save(client, request(metadata, text, job.max_hours), ref, before.latest if before else 0)
+        answer = _save(client, push_request(metadata, text, job.max_hours), ref, before.latest if before else 0)
         if not answer.error:
             break
         if "session count" not in answer.error:
@@ -108,7 +108,7 @@ def push(
     return Pushed(KernelRef(real.owner, real.slug, answer.version_number or None), real.url, folder)
 
 
-def request(metadata: Mapping[str, Any], source: str, max_hours: float) -> dict[str, Any]:
+def push_request(metadata: Mapping[str, Any], source: str, max_hours: float) -> dict[str, Any]:
     """The push as Kaggle's client would put it, with a session limit a little above the job's own."""
     names = {
         "slug": "id", "newTitle": "title", "language": "language", "kernelType": "kernel_type",
@@ -137,7 +137,7 @@ def _save(client: Client, body: Mapping[str, Any], ref: KernelRef, before: int) 
     token = notebook.marks(body["text"])["push"]
 
     def happened() -> _Found | None:
-        kernel = kernels.exists(client, ref)
+        kernel = kernel_exists(client, ref)
         if kernel is None or kernel.latest <= before or token not in kernel.source:
             return None
         return _Found(kernel.latest, ref.url)

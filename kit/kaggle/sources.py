@@ -5,15 +5,18 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from kit.errors import KitError
-from kit.remote import dataset, harvest, kernels, outputs
-from kit.remote.client import Client
-from kit.remote.faults import RefusedError
-from kit.remote.job import Source
-from kit.remote.kernels import KernelRef
+from kit.kaggle import kernels
+from kit.kaggle.client import Client
+from kit.kaggle.collect import fold_origins
+from kit.kaggle.datasets import dataset_slug, publish_dataset
+from kit.kaggle.errors import RefusedError
+from kit.kaggle.job import Source
+from kit.kaggle.kernels import KernelRef
+from kit.kaggle.outputs import output_addresses
 from kit.run import Run
 
 
-def resolve(
+def resolve_sources(
     client: Client,
     runs: Sequence[str | Path],
     *,
@@ -28,18 +31,18 @@ def resolve(
         KaggleError: a kernel is not there, a dataset cannot be published.
         KitError: as `named`.
     """
-    found = named(runs, client.owner(), weights=weights, as_dataset=as_dataset)
+    found = named_source(runs, client.owner(), weights=weights, as_dataset=as_dataset)
     for source in found:
         if source.kind == "kernel":
             _require_complete(client, source.ref)
             _require_latest(client, source)
     if as_dataset:
         for run in (run for run in runs if Path(run).is_dir()):
-            dataset.publish(client, run, say=say)
+            publish_dataset(client, run, say=say)
     return found
 
 
-def named(
+def named_source(
     runs: Sequence[str | Path], owner: str, *, weights: Sequence[float] | None = None, as_dataset: bool = False
 ) -> list[Source]:
     """The sources for kernels (OWNER/SLUG, or the slug of one of yours) and local run directories; asks nobody.
@@ -72,14 +75,14 @@ def named(
         elif as_dataset:
             run_dir = Run.open(run)
             run_dir.require_parts()
-            found.append(Source(f"{owner}/{dataset.slug_of(run_dir)}", weight, "dataset", (run_dir.name,)))
+            found.append(Source(f"{owner}/{dataset_slug(run_dir)}", weight, "dataset", (run_dir.name,)))
         else:
             homes, name = _came_from(Path(run)), Run.open(run).name
             found += [Source(ref, weight / len(homes), runs=(name,), versions=homes[ref]) for ref in homes]
     return found
 
 
-def identified(client: Client, found: Sequence[Source]) -> list[Source]:
+def identified_source(client: Client, found: Sequence[Source]) -> list[Source]:
     """The sources, every kernel with the names of the runs in its output.
 
     Raises:
@@ -94,7 +97,7 @@ def identified(client: Client, found: Sequence[Source]) -> list[Source]:
 
 def _runs_of(client: Client, ref: str) -> tuple[str, ...]:
     _require_complete(client, ref)
-    files = map(PurePosixPath, outputs.addresses(client, KernelRef.parse(ref)))
+    files = map(PurePosixPath, output_addresses(client, KernelRef.parse(ref)))
     runs = tuple(sorted({file.parent.name for file in files if file.name == "origin.json"}))
     if not runs:
         raise RefusedError(f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why.")
@@ -103,7 +106,7 @@ def _runs_of(client: Client, ref: str) -> tuple[str, ...]:
 
 def _require_complete(client: Client, ref: str) -> None:
     """Raises unless the latest version, which is the one that Kaggle mounts, is known to have an output."""
-    status = kernels.status(client, KernelRef.parse(ref)).status
+    status = kernels.kernel_status(client, KernelRef.parse(ref)).status
     if status != "COMPLETE":
         what = "follows it" if status in kernels.ACTIVE else "shows why"
         command = "wait" if status in kernels.ACTIVE else "logs"
@@ -115,7 +118,7 @@ def _require_complete(client: Client, ref: str) -> None:
 
 def _require_latest(client: Client, source: Source) -> None:
     """Raises where another version was meant than the latest, since no other can be mounted."""
-    latest = kernels.look_up(client, KernelRef.parse(source.ref)).latest if source.versions else 0
+    latest = kernels.look_up_kernel(client, KernelRef.parse(source.ref)).latest if source.versions else 0
     other = next((version for version in source.versions if latest and version != latest), None)
     if other is not None:
         what = f"{source.runs[0]} is from" if source.runs else "what was named is"
@@ -128,7 +131,7 @@ def _require_latest(client: Client, source: Source) -> None:
 
 def _came_from(run: Path) -> dict[str, tuple[int, ...]]:
     """The kernels, as owner/slug, that the finished parts of a local run are from, with the versions of these."""
-    known = harvest.origins(run)
+    known = fold_origins(run)
     parts = [part.name for part in Run.open(run).require_parts()]
     missing = [part for part in parts if part not in known]
     if missing:

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kit.errors import KitError
-from kit.remote import logs, transfer
-from kit.remote.client import Client
-from kit.remote.faults import KaggleError, UnreachableError
-from kit.remote.kernels import KernelRef
-from kit.remote.session import OUTPUTS
+from kit.kaggle.client import Client
+from kit.kaggle.errors import KaggleError, UnreachableError
+from kit.kaggle.kernels import KernelRef
+from kit.kaggle.logs import read_log
+from kit.kaggle.runtime.session import OUTPUTS
+from kit.kaggle.transfer import fetch_file
 from kit.storage import atomic
 from kit.storage.lock import hold_lock
 
 
 @dataclass(frozen=True)
-class Output:
+class KernelOutput:
     """A downloaded output: its files by name below `folder`, and whether their hashes were compared."""
 
     ref: KernelRef
@@ -30,7 +31,7 @@ class Output:
     compared: bool
 
 
-def addresses(client: Client, ref: KernelRef) -> dict[str, str]:
+def output_addresses(client: Client, ref: KernelRef) -> dict[str, str]:
     """The signed address of each output file, by its name; they expire."""
     found: dict[str, str] = {}
     token, seen = "", set()
@@ -45,7 +46,7 @@ def addresses(client: Client, ref: KernelRef) -> dict[str, str]:
     return found
 
 
-def download(
+def download_output(
     client: Client,
     ref: KernelRef,
     out: str | Path,
@@ -54,7 +55,7 @@ def download(
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Output:
+) -> KernelOutput:
     """Downloads the output files and the log of a finished run into `out`.
 
     The folder appears when everything in it is complete. An interrupted download goes on where it stopped.
@@ -83,8 +84,8 @@ def _download(
     only: Callable[[str], bool],
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
-) -> Output:
-    listed = addresses(client, ref)
+) -> KernelOutput:
+    listed = output_addresses(client, ref)
     wanted = [name for name in listed if only(name) or name == OUTPUTS]
     if not wanted:
         raise KaggleError(f"{ref} has no output files", f"Is it finished? `kit kernels status {ref}` says.")
@@ -94,16 +95,16 @@ def _download(
     for number, name in enumerate(wanted, 1):
         say(f"{ref}: {number} of {len(wanted)}: {name}")
         address = _fresh(client, ref, name, listed[name])
-        parts[name] = transfer.fetch(client, address, staging / name, f"downloading {name}", say, progress)
+        parts[name] = fetch_file(client, address, staging / name, f"downloading {name}", say, progress)
     for name, part in parts.items():
         part.replace(staging / name)
     compared = _compare(staging, ref, set(wanted), set(listed))
-    (staging / f"{ref.slug}.log").write_text(logs.read(client, ref), encoding="utf-8")
+    (staging / f"{ref.slug}.log").write_text(read_log(client, ref), encoding="utf-8")
     with atomic.atomic_folder(out) as temporary:
         for path in staging.iterdir():
             path.replace(temporary / path.name)
     shutil.rmtree(staging)
-    return Output(ref, out, tuple(wanted), compared)
+    return KernelOutput(ref, out, tuple(wanted), compared)
 
 
 def _require_output(out: Path, listed: set[str], ref: KernelRef) -> None:
@@ -154,7 +155,7 @@ def _fresh(client: Client, ref: KernelRef, name: str, url: str) -> Callable[[], 
     first = [url]
 
     def address() -> str:
-        return first.pop() if first else addresses(client, ref)[name]
+        return first.pop() if first else output_addresses(client, ref)[name]
 
     return address
 
