@@ -13,8 +13,8 @@ from kit.evaluation.validate import validate_submission
 from kit.predict import predict_split
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
-from kit.report.report import Report, report
-from kit.report.written import write
+from kit.report.export import write_report
+from kit.report.report import Report, build_report
 from kit.sample import generate
 from kit.training.train import train_recipe
 
@@ -68,9 +68,9 @@ def run(
         f"$ kit report {' '.join(map(str, folders))} --data {data} --truth {raw / 'truth.csv'} {frames} "
         f"-o {out / 'report.html'} -o {out / 'report.md'}"
     )
-    compared = report(folders, data, frames=blends, truth=raw / "truth.csv")
+    compared = build_report(folders, data, frames=blends, truth=raw / "truth.csv")
     for name in ("report.html", "report.md"):
-        write(compared, out / name)
+        write_report(compared, out / name)
     return compared
 
 

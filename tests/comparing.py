@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit.report.comparison import Comparison, tabulate
-from kit.report.evidence import gather
+from kit.report.comparison import Comparison, tabulate_models
+from kit.report.inputs import gather_inputs
 
 
 def compare(
     runs: Sequence[str | Path], data: Path, frames: Sequence[tuple[str, Path]] = (), truth: Path | None = None
 ) -> Comparison:
     """The table of `runs` on the processed rows in `data`."""
-    return tabulate(gather(runs, data, frames=frames, truth=truth))
+    return tabulate_models(gather_inputs(runs, data, frames=frames, truth=truth))

@@ -12,8 +12,8 @@ from kit.ensemble.fit import BlendFit, fit_blend
 from kit.errors import DataError
 from kit.evaluation.metrics import log_loss
 from kit.predictions import make_predictions
-from kit.report.blended import blended
-from kit.report.model import Model
+from kit.report.blended import blended_models
+from kit.report.models import ReportModel
 from kit.task import GROUP, ID, LABEL
 
 ROWS = 1500
@@ -26,29 +26,29 @@ def truth() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def models(truth: pd.DataFrame) -> list[Model]:
+def models(truth: pd.DataFrame) -> list[ReportModel]:
     """Two that know something, and a third that knows nothing."""
     generator = np.random.default_rng(1)
     found = []
     for name, skill in (("a", 1.0), ("b", 0.8), ("none", 0.0)):
         valid = predictions(generator, truth[LABEL].to_numpy(), skill)
-        found.append(Model(name, {"valid": valid, "test": valid[:10]}))
+        found.append(ReportModel(name, {"valid": valid, "test": valid[:10]}))
     return found
 
 
 @pytest.fixture(scope="module", params=["arithmetic", "geometric"])
-def fitted(request: pytest.FixtureRequest, models: list[Model], truth: pd.DataFrame) -> BlendFit:
+def fitted(request: pytest.FixtureRequest, models: list[ReportModel], truth: pd.DataFrame) -> BlendFit:
     frames = [make_predictions(truth[ID].to_numpy(), model.predictions["valid"]) for model in models]
     return fit_blend(frames, [model.name for model in models], truth, request.param, draws=2)
 
 
-def of(fitted: BlendFit, models: list[Model], truth: pd.DataFrame, path: Path) -> Model:
+def of(fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, path: Path) -> ReportModel:
     blends.write_blend(fitted.blend, path, fitted.fitted)
-    return blended(path, models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
+    return blended_models(path, models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
 
 
 def test_its_validation_loss_is_the_cross_fitted_one(
-    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
     model = of(fitted, models, truth, tmp_path / "my.blend.json")
     assert model.name == "my.blend"
@@ -59,7 +59,7 @@ def test_its_validation_loss_is_the_cross_fitted_one(
 
 
 def test_its_test_predictions_are_what_applying_it_gives(
-    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
     model = of(fitted, models[::-1], truth, tmp_path / "blend.json")
     frames = [make_predictions(np.arange(10), each.predictions["test"]) for each in models[:2]]
@@ -68,14 +68,14 @@ def test_its_test_predictions_are_what_applying_it_gives(
 
 
 def test_rows_that_a_member_lacks_are_left_out(
-    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
-    lacking = [Model("a", {"valid": models[0].predictions["valid"]}), *models[1:]]
+    lacking = [ReportModel("a", {"valid": models[0].predictions["valid"]}), *models[1:]]
     assert set(of(fitted, lacking, truth, tmp_path / "blend.json").predictions) == {"valid"}
 
 
 def test_a_missing_member_and_namesakes_are_named(
-    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
     with pytest.raises(DataError, match=r"blend\.json: blends a, of which"):
         of(fitted, models[1:], truth, tmp_path / "blend.json")
@@ -83,20 +83,20 @@ def test_a_missing_member_and_namesakes_are_named(
         of(fitted, [*models, models[1]], truth, tmp_path / "blend.json")
 
 
-def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[Model], truth: pd.DataFrame, tmp_path: Path):
+def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path):
     plain = blends.Blend(("a", "b"), (0.5, 0.5), "arithmetic")
     blends.write_blend(plain, tmp_path / "mean.json", {"method": "mean"})
-    model = blended(tmp_path / "mean.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
+    model = blended_models(tmp_path / "mean.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
     expected = (models[0].predictions["valid"] + models[1].predictions["valid"]) / 2
     np.testing.assert_allclose(model.predictions["valid"], expected, rtol=1e-12)
     assert model.saved.note == "is applied as it was saved: its weights were not fitted"
 
 
 def test_on_a_share_of_the_rows_it_was_fitted_to_it_is_cross_fitted_too(
-    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
     """As on the holdout, whose rows are among those out of fold."""
-    share = [Model(each.name, {"valid": each.predictions["valid"][:600]}) for each in models]
+    share = [ReportModel(each.name, {"valid": each.predictions["valid"][:600]}) for each in models]
     model = of(fitted, share, truth[:600], tmp_path / "blend.json")
     frames = [make_predictions(np.arange(600), each.predictions["valid"]) for each in share[:2]]
     there = fit_blend(frames, ["a", "b"], truth[:600], fitted.method, draws=2)
@@ -107,10 +107,11 @@ def test_on_a_share_of_the_rows_it_was_fitted_to_it_is_cross_fitted_too(
 
 
 def test_on_too_few_rows_it_has_no_validation_predictions(
-    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
     some = [
-        Model(each.name, {"valid": each.predictions["valid"][:40], "test": each.predictions["test"]}) for each in models
+        ReportModel(each.name, {"valid": each.predictions["valid"][:40], "test": each.predictions["test"]})
+        for each in models
     ]
     model = of(fitted, some, truth[:40], tmp_path / "blend.json")
     assert set(model.predictions) == {"test"}
@@ -118,8 +119,8 @@ def test_on_too_few_rows_it_has_no_validation_predictions(
 
 
 def test_a_file_that_tells_no_rows_is_cross_fitted_like_any(
-    fitted: BlendFit, models: list[Model], truth: pd.DataFrame, tmp_path: Path
+    fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
     blends.write_blend(fitted.blend, tmp_path / "blend.json", {"method": fitted.method})
-    model = blended(tmp_path / "blend.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
+    model = blended_models(tmp_path / "blend.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
     assert log_loss(model.predictions["valid"], truth[LABEL].to_numpy()) == pytest.approx(fitted.cross_fitted, abs=1e-5)

@@ -13,7 +13,7 @@ from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
 from kit.predict import predict_split
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
-from kit.report.comparison import columns, rows
+from kit.report.comparison import comparison_columns, comparison_rows
 from kit.run import Run
 from kit.task import ID
 from kit.training.train import train_recipe
@@ -66,13 +66,13 @@ def test_the_class_prior_does_not_look_at_the_validation_rows(run: Path, data: P
 def test_without_the_truth_test_columns_stay_empty(run: Path, data: Path):
     comparison = compare([run], data)
     assert all(line.test is None for line in comparison.lines)
-    assert rows(comparison)[-1][3] == ""
+    assert comparison_rows(comparison)[-1][3] == ""
 
 
 def test_the_table_has_a_cell_for_every_column(run: Path, data: Path, raw: Path):
     comparison = compare([run], data, truth=raw / "truth.csv")
-    assert {len(row) for row in rows(comparison)} == {len(columns(comparison))}
-    assert len(rows(comparison)) == len(comparison.lines)
+    assert {len(row) for row in comparison_rows(comparison)} == {len(comparison_columns(comparison))}
+    assert len(comparison_rows(comparison)) == len(comparison.lines)
 
 
 def test_a_frame_of_other_rows_is_refused(run: Path, data: Path, raw: Path, tmp_path: Path):

@@ -18,10 +18,10 @@ from kit.ensemble.fit import fit_blend
 from kit.evaluation.truth import read_truth, restrict_truth
 from kit.predictions import read_predictions
 from kit.report import figures
-from kit.report.comparison import Figures, Line
-from kit.report.markdown import markdown
-from kit.report.page import html
-from kit.report.report import Report, report
+from kit.report.comparison import ComparisonLine, ModelFigures
+from kit.report.html import render_html
+from kit.report.markdown import render_markdown
+from kit.report.report import Report, build_report
 from kit.sample.generate import write_sample
 from kit.task import ID, RESPONSES
 
@@ -56,7 +56,7 @@ def made(hostile: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Report:
     truth = restrict_truth(read_truth(hostile.folder / "train.parquet"), frames[0])
     fitted = fit_blend(frames, [run.name for run in runs[:2]], truth, "geometric", draws=2)
     write_blend(fitted.blend, folder / "blend.json", fitted.fitted)
-    return report(
+    return build_report(
         runs,
         hostile.folder,
         frames=[("<b>$x_1$|`", runs[0] / "test.csv")],
@@ -67,7 +67,7 @@ def made(hostile: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 @pytest.fixture(scope="module")
 def text(made: Report) -> str:
-    return html(made)
+    return render_html(made)
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +177,8 @@ def test_ids_are_unique_and_figures_say_what_they_show(page: Page):
 
 def test_names_stand_left_of_the_intervals_they_belong_to():
     names = ["short", "tiny-electra-6f3a2b1c", "a-name-much-longer-than-two-lines-can-hold-whatever-they-are-6f3a2b1c"]
-    each = Figures(rows=9, log_loss=1.0, low=0.9, high=1.05, accuracy=0.4, calibration_error=0.1)
-    svg = figures.intervals([Line(name, valid=each) for name in names], "valid", "holdout").svg
+    each = ModelFigures(rows=9, log_loss=1.0, low=0.9, high=1.05, accuracy=0.4, calibration_error=0.1)
+    svg = figures.plot_intervals([ComparisonLine(name, valid=each) for name in names], "valid", "holdout").svg
     labels = re.findall(r'text-anchor: end[^"]*" x="([\d.]+)"[^>]*>([^<]*)', svg)
     shown = [text for _, text in labels if not text.startswith("log loss")]
     assert shown[:2] == names[:2]
@@ -211,12 +211,12 @@ def test_colours_are_the_pages_in_light_and_in_dark(text: str):
 
 def test_the_same_report_gives_the_same_bytes(made: Report, text: str):
     again = Report(made.evidence)
-    assert html(again) == text
-    assert markdown(again) == markdown(made)
+    assert render_html(again) == text
+    assert render_markdown(again) == render_markdown(made)
 
 
 def test_markdown_says_the_same_as_the_page(page: Page, made: Report):
-    text = markdown(made)
+    text = render_markdown(made)
     tables = re.findall(r"((?:^\|.*\n)+)", text, re.MULTILINE)
     found = []
     for table in tables:
@@ -228,7 +228,7 @@ def test_markdown_says_the_same_as_the_page(page: Page, made: Report):
 
 
 def test_markdown_speaks_of_no_picture(page: Page, made: Report):
-    text = markdown(made)
+    text = render_markdown(made)
     pictured = r"\b(dots?|diagonal|thin|strong|dotted)\b"
     assert not re.search(pictured, text, re.IGNORECASE)
     assert len(set(re.findall(pictured, page.text))) > 3
@@ -238,7 +238,7 @@ def test_markdown_speaks_of_no_picture(page: Page, made: Report):
 
 def test_texts_in_markdown_cannot_leave_their_block(made: Report):
     fence, inside = "", []
-    for line in markdown(made).splitlines():
+    for line in render_markdown(made).splitlines():
         if fence:
             inside.append(line)
             fence = "" if line == fence else fence
@@ -248,7 +248,7 @@ def test_texts_in_markdown_cannot_leave_their_block(made: Report):
             assert "<script" not in line.replace("\\<", "")
     assert not fence
     assert any("<script>alert(1)</script>" in line for line in inside)
-    assert "\\<b\\>$x\\_1$\\|\\`" in markdown(made)
+    assert "\\<b\\>$x\\_1$\\|\\`" in render_markdown(made)
 
 
 def test_a_long_text_is_folded_and_a_very_long_one_cut(page: Page):

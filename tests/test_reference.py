@@ -11,8 +11,8 @@ from kit.baselines.run import run_baseline
 from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
 from kit.predictions import read_predictions, write_predictions
-from kit.report.page import html
-from kit.report.report import Report, report
+from kit.report.html import render_html
+from kit.report.report import Report, build_report
 from kit.sample.generate import write_sample
 from kit.task import CLASSES, ID
 
@@ -48,8 +48,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Report]:
     for method in ("mean", "geometric"):
         write_predictions(blend_predictions(members, NAMES, method), folder / f"{method}.csv")
         files.append((method, folder / f"{method}.csv"))
-    found = report([run], folder / "processed", frames=files)
-    return Page(html(found)), found
+    found = build_report([run], folder / "processed", frames=files)
+    return Page(render_html(found)), found
 
 
 @pytest.mark.parametrize("row", PUBLISHED)

@@ -18,22 +18,22 @@ from kit.errors import DataError, KitError, RunError
 from kit.evaluation.metrics import row_losses
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.report import slices
-from kit.report.markdown import markdown
-from kit.report.page import html
-from kit.report.report import report
-from kit.report.written import write
+from kit.report.export import write_report
+from kit.report.html import render_html
+from kit.report.markdown import render_markdown
+from kit.report.report import build_report
 
 
 def written(found) -> Page:
     """The page, which must parse; the JSON and the Markdown must be possible too."""
     json.dumps(found.as_dict(), allow_nan=False)
-    assert markdown(found)
-    return Page(html(found))
+    assert render_markdown(found)
+    return Page(render_html(found))
 
 
 def test_one_run_without_test_predictions(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path, processed, test=False)
-    page = written(report([run], processed.folder))
+    page = written(build_report([run], processed.folder))
     assert "Correlation between models" not in page.text
     assert "Where models disagree most" not in page.text
     table = page.tables["All models"]
@@ -49,13 +49,13 @@ def test_the_facts_say_which_rows_a_model_has_taught(processed: Dataset, raw: Pa
     preprocess_files(raw, tmp_path / "soft", folds=3, valid=0.2, soft_labels=[tmp_path / "oof.csv"])
     soft = open_dataset(tmp_path / "soft")
     told = f"soft labels: {len(ids)} rows, by models that may have seen validation labels"
-    assert told in markdown(report([make_run(tmp_path / "one", soft)], soft.folder))
-    assert "soft labels" not in markdown(report([make_run(tmp_path / "two", processed)], processed.folder))
+    assert told in render_markdown(build_report([make_run(tmp_path / "one", soft)], soft.folder))
+    assert "soft labels" not in render_markdown(build_report([make_run(tmp_path / "two", processed)], processed.folder))
 
 
 def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Dataset, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, parts=(0, 1, 2)) for seed in range(2)]
-    found = report(runs, processed.folder)
+    found = build_report(runs, processed.folder)
     assert found.main == "out-of-fold"
     page = written(found)
     assert [row[1] for row in page.tables["Trained parts"].rows[1:]] == ["fold0", "fold1", "fold2"] * 2
@@ -67,7 +67,7 @@ def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Dataset, tmp_pat
 
 def test_baselines_alone_have_no_learning_curves(processed: Dataset, tmp_path: Path):
     runs = [run_baseline(name, processed.folder, tmp_path)["run"] for name in ("length", "prior")]
-    found = report(runs, processed.folder)
+    found = build_report(runs, processed.folder)
     page = written(found)
     assert "Learning curves" not in page.text
     assert found.comparison.lines[-2].swap_gap == pytest.approx(0, abs=1e-6)
@@ -82,7 +82,7 @@ def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Dataset, 
     trained, truth = make_run(tmp_path, processed), raw / "truth.csv"
 
     def names(*runs: Path) -> list[str]:
-        found = report(runs, processed.folder, truth=truth)
+        found = build_report(runs, processed.folder, truth=truth)
         written(found)
         return [line.name for line in found.comparison.lines if line.name != "Bayes floor"]
 
@@ -93,7 +93,7 @@ def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Dataset, 
 
 
 def test_test_rows_without_labels_are_shown_but_not_scored(processed: Dataset, tmp_path: Path):
-    found = report([make_run(tmp_path, processed, seed) for seed in range(2)], processed.folder)
+    found = build_report([make_run(tmp_path, processed, seed) for seed in range(2)], processed.folder)
     assert [case.rows for case in found.cases] == ["holdout"] * 8 + ["test"] * 3
     assert {case.label for case in found.cases[8:]} == {None}
     page = written(found)
@@ -103,21 +103,21 @@ def test_test_rows_without_labels_are_shown_but_not_scored(processed: Dataset, t
 
 def test_ten_runs_and_their_ninety_pairs(processed: Dataset, raw: Path, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, skill=seed / 3) for seed in range(10)]
-    found = report(runs, processed.folder, truth=raw / "truth.csv")
+    found = build_report(runs, processed.folder, truth=raw / "truth.csv")
     for each in found.significance:
         assert len(each.pairs) == 11 * 10
         losses = [line for line in found.comparison.lines if line.name in each.models]
         split = "valid" if each.rows == "holdout" else "test"
         assert list(each.models) == [x.name for x in sorted(losses, key=lambda line: getattr(line, split).log_loss)]
-    text = html(found)
+    text = render_html(found)
     Page(text)
     assert len(text) < 1_500_000
 
 
 def test_the_main_rows_are_those_of_most_models(processed: Dataset, raw: Path, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, test=seed == 0) for seed in range(2)]
-    assert report(runs, processed.folder, truth=raw / "truth.csv").main == "holdout"
-    assert report(runs[:1], processed.folder, truth=raw / "truth.csv").main == "test"
+    assert build_report(runs, processed.folder, truth=raw / "truth.csv").main == "holdout"
+    assert build_report(runs[:1], processed.folder, truth=raw / "truth.csv").main == "test"
 
 
 def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Dataset, raw: Path, tmp_path: Path):
@@ -127,27 +127,27 @@ def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Datase
     unknown.write_text("".join([*lines, "1,1,0,0\n"]))
     ids = ", ".join(line.split(",")[0] for line in lines[-2:])
     with pytest.raises(DataError, match=rf"lacking\.csv lacks 2 ids \({ids}\) of test\.csv"):
-        report([make_run(tmp_path, processed)], processed.folder, truth=lacking)
+        build_report([make_run(tmp_path, processed)], processed.folder, truth=lacking)
     with pytest.raises(DataError, match=r"unknown\.csv has 1 id \(1\) that test\.csv does not have"):
-        report([make_run(tmp_path, processed)], processed.folder, truth=unknown)
+        build_report([make_run(tmp_path, processed)], processed.folder, truth=unknown)
 
 
 def test_a_run_named_twice_counts_once_and_namesakes_are_told_apart(processed: Dataset, tmp_path: Path):
     one, other = (make_run(tmp_path / place, processed) for place in ("first", "second"))
-    names = [line.name for line in report([one, one, other], processed.folder).comparison.lines]
+    names = [line.name for line in build_report([one, one, other], processed.folder).comparison.lines]
     assert names[-2:] == [f"first/{one.name}", f"second/{one.name}"]
 
 
 def test_two_models_of_one_name_are_refused(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path, processed)
     with pytest.raises(DataError, match="two models are called 'uniform'"):
-        report([run], processed.folder, frames=[("uniform", run / "test.csv")])
+        build_report([run], processed.folder, frames=[("uniform", run / "test.csv")])
     with pytest.raises(DataError, match="of the same rows as another file"):
-        report([run], processed.folder, frames=[("x", run / "test.csv"), ("x", run / "test.csv")])
+        build_report([run], processed.folder, frames=[("x", run / "test.csv"), ("x", run / "test.csv")])
 
 
 def test_a_pair_is_the_difference_of_the_two_losses(processed: Dataset, tmp_path: Path):
-    found = report([make_run(tmp_path, processed, seed, skill=seed) for seed in range(2)], processed.folder)
+    found = build_report([make_run(tmp_path, processed, seed, skill=seed) for seed in range(2)], processed.folder)
     rows, (bad, good) = found.evidence.rows["valid"], found.evidence.models[-2:]
     gap = row_losses(bad.predictions["valid"], rows.labels) - row_losses(good.predictions["valid"], rows.labels)
     pair = found.significance[0].pair(bad.name, good.name)
@@ -159,7 +159,7 @@ def test_a_pair_is_the_difference_of_the_two_losses(processed: Dataset, tmp_path
 
 
 def test_slices_hold_every_row_once(processed: Dataset, tmp_path: Path):
-    found = report([make_run(tmp_path, processed)], processed.folder)
+    found = build_report([make_run(tmp_path, processed)], processed.folder)
     name, rows = found.evidence.models[-1].name, len(found.evidence.rows["valid"].ids)
     for by in ("answer length", "turns", "script"):
         some = [each for each in found.slices if each.by == by]
@@ -171,15 +171,15 @@ def test_slices_hold_every_row_once(processed: Dataset, tmp_path: Path):
 
 def test_slices_are_measured_some_rows_at_a_time(processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = make_run(tmp_path, processed)
-    whole, rows, histogram = report([run], processed.folder).slices, [], slices.histogram
+    whole, rows, histogram = build_report([run], processed.folder).slices, [], slices.histogram
     monkeypatch.setattr(slices, "ROWS", 7)
     monkeypatch.setattr(slices, "character_histogram", lambda texts: rows.append(len(texts)) or histogram(texts))
-    assert report([run], processed.folder).slices == whole
+    assert build_report([run], processed.folder).slices == whole
     assert max(rows) == 7
 
 
 def test_confusion_and_bins_hold_every_row_once(processed: Dataset, tmp_path: Path):
-    found = report([make_run(tmp_path, processed)], processed.folder)
+    found = build_report([make_run(tmp_path, processed)], processed.folder)
     diagnosis, line = found.diagnosis[0], found.comparison.lines[-1].valid
     assert sum(map(sum, diagnosis.confusion)) == sum(each.rows for each in diagnosis.bins) == line.rows
     assert sum(diagnosis.confusion[k][k] for k in range(3)) / line.rows == pytest.approx(line.accuracy)
@@ -188,7 +188,7 @@ def test_confusion_and_bins_hold_every_row_once(processed: Dataset, tmp_path: Pa
 
 
 def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Dataset, tmp_path: Path):
-    found = report([make_run(tmp_path, processed, seed) for seed in range(3)], processed.folder)
+    found = build_report([make_run(tmp_path, processed, seed) for seed in range(3)], processed.folder)
     cases = [case for case in found.cases if case.rows == "holdout"]
     groups = dict(zip(found.evidence.rows["valid"].ids, found.evidence.rows["valid"].groups, strict=True))
     assert len({groups[case.id] for case in cases}) == len(cases)
@@ -201,17 +201,17 @@ def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Dataset,
 
 def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Dataset, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, skill=seed, test=False) for seed in range(2)]
-    alone = report(runs, processed.folder)
+    alone = build_report(runs, processed.folder)
     blends.write_blend(blends.Blend((runs[0].name,), (1.0,), "arithmetic"), tmp_path / "b.json", {"method": "mean"})
     constants = [Path(run_baseline(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior")]
-    found = report([*runs, *constants], processed.folder, blends=[tmp_path / "b.json"])
+    found = build_report([*runs, *constants], processed.folder, blends=[tmp_path / "b.json"])
 
     def ranked(some):
         return [(case.id, case.divergence) for case in some.cases if case.rows == "holdout"]
 
     assert ranked(found) == ranked(alone)
     assert {"baseline-uniform", "b"} <= set(found.cases[0].probabilities)
-    one = report([runs[0], *constants], processed.folder)
+    one = build_report([runs[0], *constants], processed.folder)
     assert not [case for case in one.cases if case.rows == "holdout"]
 
 
@@ -221,11 +221,11 @@ def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Data
     blends.write_blend(made, tmp_path / "folds.json", {"method": "arithmetic"})
     blends.write_blend(made, tmp_path / "plain.json", {"method": "mean"})
     files = [tmp_path / "folds.json", tmp_path / "plain.json"]
-    page = written(report(runs, processed.folder, blends=files))
+    page = written(build_report(runs, processed.folder, blends=files))
     assert "plain is applied as it was saved: its weights were not fitted." in page.text
     assert "The validation figures of folds are cross-fitted: the weights" in page.text
     holdout = [("mean", runs[0] / "holdout" / "valid.csv")]
-    found = report(runs, processed.folder, blends=files, frames=holdout, truth=raw / "truth.csv")
+    found = build_report(runs, processed.folder, blends=files, frames=holdout, truth=raw / "truth.csv")
     page = written(found)
     assert "folds has no validation figures: its weights may have seen these labels, and " in page.text
     assert "cross-fitted: the weights" not in page.text
@@ -236,18 +236,18 @@ def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Data
 
 def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(processed: Dataset, tmp_path: Path):
     both = [make_run(tmp_path / "both", processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
-    found = report(both, processed.folder)
+    found = build_report(both, processed.folder)
     assert found.evidence.validation == "out-of-fold"
     note = "Compared out of fold; each run has a holdout too."
     assert note in written(found).text
     shown = CliRunner().invoke(main, ["report", *map(str, both), "--data", str(processed.folder)])
     assert shown.stderr.splitlines()[-1] == note
     folds = make_run(tmp_path / "folds", processed, 2, parts=(0, 1, 2))
-    assert report([*both, folds], processed.folder).comparison.note == ""
+    assert build_report([*both, folds], processed.folder).comparison.note == ""
     holdout = make_run(tmp_path / "holdout", processed, 3)
-    assert report([*both, holdout], processed.folder).evidence.validation == "holdout"
+    assert build_report([*both, holdout], processed.folder).evidence.validation == "holdout"
     frames = [("mean", both[0] / "holdout" / "valid.csv")]
-    assert report(both, processed.folder, frames=frames).evidence.validation == "holdout"
+    assert build_report(both, processed.folder, frames=frames).evidence.validation == "holdout"
 
 
 def test_runs_without_common_rows_are_told_the_shortest_way_to_some(processed: Dataset, tmp_path: Path):
@@ -260,7 +260,7 @@ def test_runs_without_common_rows_are_told_the_shortest_way_to_some(processed: D
         ([holdout, begun], "no finished holdout", "--fold holdout`, or every fold of each run."),
     ):
         with pytest.raises(RunError, match=problem) as caught:
-            report(runs, processed.folder)
+            build_report(runs, processed.folder)
         assert str(begun) in caught.value.problem
         assert caught.value.hint.endswith(hint)
 
@@ -269,15 +269,15 @@ def test_a_damaged_log_of_a_training_is_named(processed: Dataset, tmp_path: Path
     run = make_run(tmp_path, processed)
     (run / "holdout" / "trainer_state.json").write_text('{"log_history": [1]}')
     with pytest.raises(RunError, match=r"trainer_state\.json: not a log of a training"):
-        html(report([run], processed.folder))
+        render_html(build_report([run], processed.folder))
 
 
 def test_a_report_is_a_page_or_markdown(processed: Dataset, tmp_path: Path):
-    found = report([make_run(tmp_path, processed)], processed.folder)
-    write(found, tmp_path / "r.MD")
-    assert (tmp_path / "r.MD").read_text(encoding="utf-8") == markdown(found)
+    found = build_report([make_run(tmp_path, processed)], processed.folder)
+    write_report(found, tmp_path / "r.MD")
+    assert (tmp_path / "r.MD").read_text(encoding="utf-8") == render_markdown(found)
     with pytest.raises(KitError, match=r"report\.html or report\.md") as caught:
-        write(found, tmp_path / "report.pdf")
+        write_report(found, tmp_path / "report.pdf")
     assert not (tmp_path / "report.pdf").exists()
     assert caught.value.hint
 
@@ -313,7 +313,7 @@ def test_a_frame_needs_no_training_to_be_compared(processed: Dataset, tmp_path: 
     run = make_run(tmp_path, processed)
     mean = read_predictions(run / "holdout" / "valid.csv")
     write_predictions(mean.iloc[::-1], tmp_path / "reversed.csv")
-    found = report([run], processed.folder, frames=[("reversed", tmp_path / "reversed.csv")])
+    found = build_report([run], processed.folder, frames=[("reversed", tmp_path / "reversed.csv")])
     assert found.comparison.lines[-1].valid == found.comparison.lines[-2].valid
     assert found.significance[0].pair("reversed", run.name).verdict == "can't tell"
     assert found.correlation.values[0][1] == pytest.approx(1)
@@ -337,7 +337,9 @@ def test_frames_alone_are_compared_by_a_paired_bootstrap(processed: Dataset, raw
         (each,) = found["significance"]
         assert each["rows"] == rows
         told = next(pair for pair in each["pairs"] if (pair["model"], pair["other"]) == ("x", "y"))
-        with_runs = report(runs, processed.folder, frames=list(zip("xy", files, strict=True)), truth=raw / "truth.csv")
+        with_runs = build_report(
+            runs, processed.folder, frames=list(zip("xy", files, strict=True)), truth=raw / "truth.csv"
+        )
         beside = next(one for one in with_runs.significance if one.rows == rows).pair("x", "y")
         assert (told["mean"], told["verdict"]) == (pytest.approx(beside.mean), beside.verdict)
         assert told["low"] <= told["mean"] <= told["high"]

@@ -90,15 +90,15 @@ def report(
         raise click.UsageError("Choose --markdown or --json.")
     if len({path.resolve() for path in out}) < len(out):
         raise click.UsageError("-o names the same file twice.")
-    from kit.report.markdown import markdown as text
-    from kit.report.report import report as compare
-    from kit.report.written import check, write
+    from kit.report.export import check_export, write_report
+    from kit.report.markdown import render_markdown as text
+    from kit.report.report import build_report as compare
 
-    check(out)
+    check_export(out)
     options.refuse_overwrites(out, force)
     found = compare(runs, data, frames=named, blends=blends, truth=truth)
     for path in out:
-        write(found, path)
+        write_report(found, path)
     if as_json:
         show.json_out(found.as_dict())
     elif markdown:

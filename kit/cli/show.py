@@ -222,10 +222,10 @@ def examined(findings: Sequence[Any]) -> None:
 
 def compared(report: Any) -> None:
     """The comparison table, and what may be said of each model against the best one."""
-    from kit.report.comparison import columns, rows
+    from kit.report.comparison import comparison_columns, comparison_rows
 
     comparison = report.comparison
-    table("", columns(comparison), rows(comparison))
+    table("", comparison_columns(comparison), comparison_rows(comparison))
     for each in report.significance:
         pairs = [each.pair(name, each.best) for name in each.models if name != each.best]
         found = [[pair.model, f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", pair.verdict] for pair in pairs]

@@ -14,12 +14,12 @@ from kit.ensemble.serialize import read_fitted
 from kit.errors import DataError
 from kit.evaluation.crossfit import crossfit_folds
 from kit.evaluation.metrics import EPS
-from kit.report.model import Model, Saved
+from kit.report.models import ReportModel, SavedModel
 
 CROSS_FITTED = ("arithmetic", "geometric", "greedy")
 
 
-def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.ndarray) -> Model:
+def blended_models(path: Path, models: Sequence[ReportModel], labels: np.ndarray, groups: np.ndarray) -> ReportModel:
     """The blend as a model, called by its file's name.
 
     Its validation predictions are cross-fitted: weights and temperature of the same members, fitted in the same way to
@@ -60,7 +60,7 @@ def blended(path: Path, models: Sequence[Model], labels: np.ndarray, groups: np.
             note = f"has no validation figures: its weights may have seen these labels, and {few}"
         else:
             predictions["valid"] = _crossed(method, members, labels, groups)
-    return Model(path.name.removesuffix(".json"), predictions, saved=Saved(path.name, blend, fitted, note))
+    return ReportModel(path.name.removesuffix(".json"), predictions, saved=SavedModel(path.name, blend, fitted, note))
 
 
 def _crossed(method: str, members: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:

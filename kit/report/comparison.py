@@ -8,12 +8,12 @@ import numpy as np
 from kit.errors import RunError
 from kit.evaluation.bootstrap import loss_intervals
 from kit.evaluation.metrics import accuracy, expected_calibration_error, row_losses
-from kit.report.evidence import Evidence, Rows
-from kit.report.model import Model
+from kit.report.inputs import ReportInputs, ReportRows
+from kit.report.models import ReportModel
 
 
 @dataclass(frozen=True)
-class Figures:
+class ModelFigures:
     """Log loss on some rows, its 95% bootstrap interval over prompts, accuracy and calibration error."""
 
     rows: int
@@ -25,7 +25,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonLine:
     """One model of the comparison; figures are None where it has no predictions of those rows.
 
     Attributes:
@@ -36,8 +36,8 @@ class Line:
     """
 
     name: str
-    valid: Figures | None = None
-    test: Figures | None = None
+    valid: ModelFigures | None = None
+    test: ModelFigures | None = None
     swap_gap: float | None = None
     best_epoch: float | None = None
     parameters: int | None = None
@@ -54,7 +54,7 @@ class Comparison:
         note: what else there was to compare on, if anything.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[ComparisonLine, ...]
     validation: str
     unfinished: tuple[str, ...] = ()
     note: str = ""
@@ -64,11 +64,11 @@ class Comparison:
         return asdict(self)
 
 
-def tabulate(evidence: Evidence) -> Comparison:
+def tabulate_models(evidence: ReportInputs) -> Comparison:
     """A line for each model, the references first."""
     figures = {split: _figures(evidence, split) for split in evidence.scored}
     lines = [
-        Line(
+        ComparisonLine(
             model.name,
             **{split: each[model.name] for split, each in figures.items() if model.name in each},
             **_training(model, evidence.validation),
@@ -79,48 +79,48 @@ def tabulate(evidence: Evidence) -> Comparison:
     return Comparison(tuple(lines), evidence.validation, evidence.unfinished, note)
 
 
-def columns(comparison: Comparison) -> list[str]:
+def comparison_columns(comparison: Comparison) -> list[str]:
     """Column titles of `rows`."""
     scores = [f"{comparison.validation} log loss [95%]", "accuracy", "test log loss [95%]", "accuracy"]
     return ["model", *scores, "best epoch", "parameters", "minutes"]
 
 
-def rows(comparison: Comparison) -> list[list[str]]:
+def comparison_rows(comparison: Comparison) -> list[list[str]]:
     """The comparison's cells as text, as many as fit a terminal."""
 
-    def of(figures: Figures | None) -> list[str]:
-        return [loss(figures), f"{figures.accuracy:.3f}"] if figures else ["", ""]
+    def of(figures: ModelFigures | None) -> list[str]:
+        return [format_loss(figures), f"{figures.accuracy:.3f}"] if figures else ["", ""]
 
     return [
         [
             line.name,
             *of(line.valid),
             *of(line.test),
-            number(line.best_epoch, ".2f"),
-            number(line.parameters, ","),
-            number(line.minutes, ".1f"),
+            format_number(line.best_epoch, ".2f"),
+            format_number(line.parameters, ","),
+            format_number(line.minutes, ".1f"),
         ]
         for line in comparison.lines
     ]
 
 
-def loss(figures: Figures | None) -> str:
+def format_loss(figures: ModelFigures | None) -> str:
     """Log loss with its interval, nothing where there is none."""
     return f"{figures.log_loss:.4f} [{figures.low:.4f}, {figures.high:.4f}]" if figures else ""
 
 
-def number(value: float | None, form: str) -> str:
+def format_number(value: float | None, form: str) -> str:
     """A number in its form, nothing for None."""
     return "" if value is None else format(value, form)
 
 
-def _figures(evidence: Evidence, split: str) -> dict[str, Figures]:
+def _figures(evidence: ReportInputs, split: str) -> dict[str, ModelFigures]:
     """The figures of every model that has predictions of the split, by name."""
-    some: Rows = evidence.rows[split]
+    some: ReportRows = evidence.rows[split]
     models = evidence.having(split, references=True)
     losses = np.stack([row_losses(model.predictions[split], some.labels) for model in models])
     return {
-        model.name: Figures(
+        model.name: ModelFigures(
             len(some.ids),
             float(loss.mean()),
             low,
@@ -132,7 +132,7 @@ def _figures(evidence: Evidence, split: str) -> dict[str, Figures]:
     }
 
 
-def _training(model: Model, validation: str) -> dict[str, Any]:
+def _training(model: ReportModel, validation: str) -> dict[str, Any]:
     """What the parts tell that the validation predictions are from; an older run may not know its swap gap."""
     parts = list(model.parts(validation).values())
     if not parts:

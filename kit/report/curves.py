@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kit.errors import RunError
-from kit.report.evidence import Evidence
+from kit.report.inputs import ReportInputs
 
 MOST_POINTS = 120  # of the training loss; more are averaged, which also makes the trend visible
 
@@ -29,7 +29,7 @@ class Curve:
     best_epoch: float
 
 
-def curves(evidence: Evidence) -> tuple[Curve, ...]:
+def read_curves(evidence: ReportInputs) -> tuple[Curve, ...]:
     """Those of the parts that the validation predictions are from; baselines have none.
 
     Raises:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.evaluation.metrics import reliability_bins
-from kit.report.evidence import Evidence
+from kit.report.inputs import ReportInputs
 from kit.task import CLASSES
 
 
 @dataclass(frozen=True)
-class Bin:
+class ReliabilityBin:
     """Rows of like confidence, the probability of the most probable class; means over the bin."""
 
     rows: int
@@ -28,7 +28,7 @@ class Diagnosis:
     """
 
     model: str
-    bins: tuple[Bin, ...]
+    bins: tuple[ReliabilityBin, ...]
     confusion: tuple[tuple[int, ...], ...]
 
 
@@ -40,13 +40,14 @@ class Correlation:
     values: tuple[tuple[float | None, ...], ...]
 
 
-def diagnose(evidence: Evidence, split: str) -> tuple[Diagnosis, ...]:
+def diagnose_model(evidence: ReportInputs, split: str) -> tuple[Diagnosis, ...]:
     """Every model but the references."""
     labels, found = evidence.rows[split].labels, []
     for model in evidence.having(split):
         probabilities = model.predictions[split]
         bins = (
-            Bin(int(n), float(c), float(a)) for n, c, a in zip(*reliability_bins(probabilities, labels), strict=True)
+            ReliabilityBin(int(n), float(c), float(a))
+            for n, c, a in zip(*reliability_bins(probabilities, labels), strict=True)
         )
         pairs = np.bincount(labels * len(CLASSES) + probabilities.argmax(axis=1), minlength=len(CLASSES) ** 2)
         confusion = tuple(map(tuple, pairs.reshape(len(CLASSES), -1).tolist()))
@@ -54,7 +55,7 @@ def diagnose(evidence: Evidence, split: str) -> tuple[Diagnosis, ...]:
     return tuple(found)
 
 
-def correlate(evidence: Evidence, split: str) -> Correlation:
+def correlate_errors(evidence: ReportInputs, split: str) -> Correlation:
     """Pearson's correlation of all probabilities, each class less its mean, so that a common prior does not count."""
     models = evidence.having(split)
     each = np.stack([model.predictions[split] for model in models])

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.evaluation.metrics import EPS
-from kit.report.evidence import Evidence
+from kit.report.inputs import ReportInputs
 from kit.task import TEXTS
 
 CASES, TEST_CASES = 8, 3  # rows shown: of labelled rows, and of test rows that nobody knows the labels of
 
 
 @dataclass(frozen=True)
-class Case:
+class DisagreementCase:
     """One row.
 
     Attributes:
@@ -31,7 +31,7 @@ class Case:
     texts: tuple[tuple[str, ...], ...]
 
 
-def cases(evidence: Evidence, split: str, number: int = CASES) -> tuple[Case, ...]:
+def find_cases(evidence: ReportInputs, split: str, number: int = CASES) -> tuple[DisagreementCase, ...]:
     """The rows with the largest divergence, one of each prompt, the largest first; equal ones in their order.
 
     Blends, which lie between their members, and models that say the same of every row have no say in the order, but
@@ -52,7 +52,7 @@ def cases(evidence: Evidence, split: str, number: int = CASES) -> tuple[Case, ..
         places = order[np.sort(np.unique(rows.groups[order], return_index=True)[1])][:number]
     texts = evidence.texts(split, places)
     return tuple(
-        Case(
+        DisagreementCase(
             rows.name,
             int(rows.ids[place]),
             None if rows.labels is None else int(rows.labels[place]),

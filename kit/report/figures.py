@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
-from kit.report.comparison import Line
+from kit.report.comparison import ComparisonLine
 from kit.report.curves import Curve
 from kit.report.diagnosis import Diagnosis
-from kit.report.visible import line as name_of
+from kit.report.escape import one_line as name_of
 
 # What is drawn in these colours takes the page's; they are chosen to occur nowhere else.
 INK, SOFT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
@@ -45,7 +45,7 @@ class Figure:
     title: str
 
 
-def intervals(lines: Sequence[Line], split: str, rows: str) -> Figure:
+def plot_intervals(lines: Sequence[ComparisonLine], split: str, rows: str) -> Figure:
     """Each model's log loss with its interval, in the table's order; names have a margin of their own."""
     known = [(line.name, figures) for line in lines if (figures := getattr(line, split))]
     labels = [_label(name_of(name)) for name, _ in known]
@@ -86,7 +86,7 @@ def _label(name: str) -> list[str]:
     return [name[: NAME_LINE - 1].rstrip() + "…", name[-NAME_LINE:].lstrip()]
 
 
-def learning(name: str, curves: Sequence[Curve], key: str) -> Figure:
+def plot_learning(name: str, curves: Sequence[Curve], key: str) -> Figure:
     """One run's losses over the epochs, all its parts, with the checkpoints that were kept marked."""
 
     def draw(axes: Axes) -> None:
@@ -94,21 +94,21 @@ def learning(name: str, curves: Sequence[Curve], key: str) -> Figure:
             if curve.training:
                 axes.plot(*zip(*curve.training, strict=True), color=SECOND, linewidth=0.8)
             axes.plot(*zip(*curve.validation, strict=True), color=FIRST, marker=".", markersize=3)
-            axes.plot(*best(curve), "o", color=FIRST, markersize=7)
+            axes.plot(*plot_best(curve), "o", color=FIRST, markersize=7)
         axes.set_xlabel("epoch")
         axes.set_ylabel("log loss")
         axes.grid(color=SOFT, linewidth=0.5)
 
-    told = "; ".join(f"{c.part} best {best(c)[1]:.4f} at epoch {c.best_epoch:.2f}" for c in curves)
+    told = "; ".join(f"{c.part} best {plot_best(c)[1]:.4f} at epoch {c.best_epoch:.2f}" for c in curves)
     return _figure(f"curve-{key}", f"Learning curve of {name}: {told}", draw, 200, (44, 8, 32, 8))
 
 
-def best(curve: Curve) -> tuple[float, float]:
+def plot_best(curve: Curve) -> tuple[float, float]:
     """The epoch of the checkpoint that was kept, and the validation log loss there."""
     return min(curve.validation, key=lambda point: (abs(point[0] - curve.best_epoch), point[1]))
 
 
-def reliability(diagnosis: Diagnosis, key: str) -> Figure:
+def plot_reliability(diagnosis: Diagnosis, key: str) -> Figure:
     """One model's accuracy over its confidence."""
     total = sum(each.rows for each in diagnosis.bins)
 

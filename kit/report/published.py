@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedScore:
     """One model of the study; what was said of its best epoch and size, in words."""
 
     name: str
@@ -18,7 +18,7 @@ class Published:
 
 
 STUDY = (
-    Published("DeBERTa-v3-xsmall", 1.0597, 0.454, "8", "≈ 70 million"),
-    Published("RoBERTa-base", 1.0492, 0.464, "2", "≈ 125 million"),
-    Published("ELECTRA-large", 1.0974, 0.349, "never converged", "≈ 335 million"),
+    PublishedScore("DeBERTa-v3-xsmall", 1.0597, 0.454, "8", "≈ 70 million"),
+    PublishedScore("RoBERTa-base", 1.0492, 0.464, "2", "≈ 125 million"),
+    PublishedScore("ELECTRA-large", 1.0974, 0.349, "never converged", "≈ 335 million"),
 )

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from kit import __version__
-from kit.report.comparison import Comparison, tabulate
-from kit.report.curves import Curve, curves
-from kit.report.diagnosis import Correlation, Diagnosis, correlate, diagnose
-from kit.report.disagreement import TEST_CASES, Case, cases
-from kit.report.evidence import Evidence, gather
-from kit.report.model import Model
+from kit.report.comparison import Comparison, tabulate_models
+from kit.report.curves import Curve, read_curves
+from kit.report.diagnosis import Correlation, Diagnosis, correlate_errors, diagnose_model
+from kit.report.disagreement import TEST_CASES, DisagreementCase, find_cases
+from kit.report.inputs import ReportInputs, gather_inputs
+from kit.report.models import ReportModel
 from kit.report.published import STUDY
-from kit.report.significance import Significance, significance
-from kit.report.slices import Slice, slices
+from kit.report.significance import Significance, test_significance
+from kit.report.slices import Slice, score_slices
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportFacts:
     """What data it is, and which kit looked at it.
 
     Attributes:
@@ -48,7 +48,7 @@ class Facts:
 class Report:
     """The evidence, and what follows from it."""
 
-    evidence: Evidence
+    evidence: ReportInputs
 
     @property
     def main(self) -> str:
@@ -56,11 +56,11 @@ class Report:
         return self.evidence.rows[self.evidence.main].name
 
     @cached_property
-    def facts(self) -> Facts:
+    def facts(self) -> ReportFacts:
         """Of the processed folder's manifest."""
         manifest, rows = self.evidence.processed.manifest, self.evidence.rows
         options, counts = manifest["options"], manifest["counts"]
-        return Facts(
+        return ReportFacts(
             train=counts["train_rows"],
             validation=len(rows["valid"].ids),
             test=0 if rows["test"].labels is None else len(rows["test"].ids),
@@ -78,43 +78,43 @@ class Report:
     @cached_property
     def comparison(self) -> Comparison:
         """The table."""
-        return tabulate(self.evidence)
+        return tabulate_models(self.evidence)
 
     @cached_property
     def significance(self) -> tuple[Significance, ...]:
         """On validation rows, and on test rows where they have labels."""
-        return tuple(filter(None, (significance(self.evidence, split) for split in self.evidence.scored)))
+        return tuple(filter(None, (test_significance(self.evidence, split) for split in self.evidence.scored)))
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
         """Of every part that was trained."""
-        return curves(self.evidence)
+        return read_curves(self.evidence)
 
     @cached_property
     def diagnosis(self) -> tuple[Diagnosis, ...]:
         """Of every model, on the main rows."""
-        return diagnose(self.evidence, self.evidence.main)
+        return diagnose_model(self.evidence, self.evidence.main)
 
     @cached_property
     def correlation(self) -> Correlation:
         """Between all models, on the main rows."""
-        return correlate(self.evidence, self.evidence.main)
+        return correlate_errors(self.evidence, self.evidence.main)
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
         """Of the main rows."""
-        return slices(self.evidence, self.evidence.main)
+        return score_slices(self.evidence, self.evidence.main)
 
     @property
-    def blends(self) -> tuple[Model, ...]:
+    def blends(self) -> tuple[ReportModel, ...]:
         """The saved blends."""
         return tuple(model for model in self.evidence.models if model.saved)
 
     @cached_property
-    def cases(self) -> tuple[Case, ...]:
+    def cases(self) -> tuple[DisagreementCase, ...]:
         """Of the main rows if there are two models to disagree; and some test rows, where nobody knows the labels."""
-        found = cases(self.evidence, self.evidence.main)
-        unknown = () if "test" in self.evidence.scored else cases(self.evidence, "test", TEST_CASES)
+        found = find_cases(self.evidence, self.evidence.main)
+        unknown = () if "test" in self.evidence.scored else find_cases(self.evidence, "test", TEST_CASES)
         return found + unknown
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Report:
         }
 
 
-def report(
+def build_report(
     runs: Sequence[str | Path],
     data: Path,
     *,
@@ -141,7 +141,7 @@ def report(
     truth: Path | None = None,
 ) -> Report:
     """A report of runs and what goes with them; arguments and errors as `evidence.gather`."""
-    return Report(gather(runs, data, frames=frames, blends=blends, truth=truth))
+    return Report(gather_inputs(runs, data, frames=frames, blends=blends, truth=truth))
 
 
 def _plain(values: Sequence[Any]) -> list[dict[str, Any]]:

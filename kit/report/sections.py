@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 
 from kit.report.diagnosis import Diagnosis
-from kit.report.disagreement import Case
+from kit.report.disagreement import DisagreementCase
 from kit.report.report import Report
 from kit.report.slices import Slice
-from kit.report.standings import significance, standing
-from kit.report.table import MINUS, NAMES, Cell, Section, Table, cells
+from kit.report.standings import significance_sections, standing_section
+from kit.report.table import MINUS, NAMES, Cell, Section, Table, format_cells
 
 
-def sections(report: Report) -> tuple[Section, ...]:
+def report_sections(report: Report) -> tuple[Section, ...]:
     """All sections that have something to say."""
-    found = [standing(report), significance(report), _curves(report), _reliability(report)]
+    found = [standing_section(report), significance_sections(report), _curves(report), _reliability(report)]
     found += [_confusion(report), _slices(report), _correlation(report), _blends(report), _cases(report)]
     return tuple(section for section in found if section)
 
 
-def facts(report: Report) -> list[tuple[str, str]]:
+def list_facts(report: Report) -> list[tuple[str, str]]:
     """What data it is, as names and values."""
     known = report.facts
     rows = [("training rows", f"{known.train:,}"), (f"{report.evidence.validation} rows", f"{known.validation:,}")]
@@ -34,7 +34,9 @@ def _curves(report: Report) -> Section | None:
     if not report.curves:
         return None
     body = [
-        cells(c.model, c.part, str(len(c.validation)), f"{c.best_epoch:.2f}", f"{min(v for _, v in c.validation):.4f}")
+        format_cells(
+            c.model, c.part, str(len(c.validation)), f"{c.best_epoch:.2f}", f"{min(v for _, v in c.validation):.4f}"
+        )
         for c in report.curves
         if c.validation
     ]
@@ -53,7 +55,7 @@ def _curves(report: Report) -> Section | None:
 
 def _reliability(report: Report) -> Section:
     body = [
-        cells(each.model, f"{b.rows:,}", f"{b.confidence:.3f}", f"{b.accuracy:.3f}")
+        format_cells(each.model, f"{b.rows:,}", f"{b.confidence:.3f}", f"{b.accuracy:.3f}")
         for each in report.diagnosis
         for b in each.bins
     ]
@@ -91,7 +93,7 @@ def _slices(report: Report) -> Section:
         for one in map(each.losses.__getitem__, models):
             interval = "" if one.low is None else f" [{one.low:.3f}, {one.high:.3f}]"
             losses.append(Cell(f"{one.log_loss:.3f}{interval}", strong=len(models) > 1 and one.log_loss == lowest))
-        return *cells(each.name, f"{each.rows:,}", f"{each.prompts:,}"), *losses
+        return *format_cells(each.name, f"{each.rows:,}", f"{each.prompts:,}"), *losses
 
     tables = [
         Table(f"Log loss by {by}", (by, "rows", "prompts", *models), tuple(map(row, some)))
@@ -147,7 +149,7 @@ def _cases(report: Report) -> Section | None:
     return Section("disagreement", "Where models disagree most", text, cases=report.cases) if report.cases else None
 
 
-def probabilities(case: Case) -> Table:
+def probability_sections(case: DisagreementCase) -> Table:
     """What each model says of a row, its most probable class in bold."""
     body = []
     for model, row in case.probabilities.items():

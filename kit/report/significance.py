@@ -6,7 +6,7 @@ import numpy as np
 
 from kit.evaluation.bootstrap import loss_differences
 from kit.evaluation.metrics import row_losses
-from kit.report.evidence import FLOOR, UNIFORM, Evidence
+from kit.report.inputs import FLOOR, UNIFORM, ReportInputs
 
 NOT_COMPARED = (UNIFORM, FLOOR)  # the prior is at least as good a constant; nothing can beat the floor
 
@@ -44,7 +44,7 @@ class Significance:
         return next(pair for pair in self.pairs if (pair.model, pair.other) == (model, other))
 
 
-def significance(evidence: Evidence, split: str) -> Significance | None:
+def test_significance(evidence: ReportInputs, split: str) -> Significance | None:
     """Compares all models that have predictions of the split; None where no run has, or only one model in all."""
     rows = evidence.rows[split]
     if not evidence.having(split):

@@ -11,7 +11,7 @@ from kit.data.characters import SCRIPTS, character_counts, character_histogram, 
 from kit.data.features import ROWS
 from kit.evaluation.bootstrap import loss_intervals
 from kit.evaluation.metrics import row_losses
-from kit.report.evidence import Evidence
+from kit.report.inputs import ReportInputs
 from kit.task import PROMPT, RESPONSES, TEXTS
 
 LENGTHS = (250, 500, 1000, 2000, 4000)  # characters at which a slice ends
@@ -22,7 +22,7 @@ FEWEST_GROUPS = 6  # of fewer prompts an interval says nothing
 
 
 @dataclass(frozen=True)
-class Loss:
+class SliceLoss:
     """The mean log loss of some rows with its 95% interval, None of too few prompts."""
 
     log_loss: float
@@ -38,10 +38,10 @@ class Slice:
     name: str
     rows: int
     prompts: int
-    losses: dict[str, Loss]
+    losses: dict[str, SliceLoss]
 
 
-def slices(evidence: Evidence, split: str) -> tuple[Slice, ...]:
+def score_slices(evidence: ReportInputs, split: str) -> tuple[Slice, ...]:
     """The models' losses on each slice of the split's rows that is not empty."""
     rows, models = evidence.rows[split], evidence.having(split)
     losses = np.stack([row_losses(model.predictions[split], rows.labels) for model in models])
@@ -54,7 +54,9 @@ def slices(evidence: Evidence, split: str) -> tuple[Slice, ...]:
             groups, each = rows.groups[of], losses[:, of]
             prompts = len(np.unique(groups))
             bounds = loss_intervals(each, groups) if prompts >= FEWEST_GROUPS else [(None, None)] * len(models)
-            losses_of = {m.name: Loss(float(mean), *b) for m, mean, b in zip(models, each.mean(1), bounds, strict=True)}
+            losses_of = {
+                m.name: SliceLoss(float(mean), *b) for m, mean, b in zip(models, each.mean(1), bounds, strict=True)
+            }
             found.append(Slice(by, name, len(of), prompts, losses_of))
     return tuple(found)
 

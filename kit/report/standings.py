@@ -1,15 +1,15 @@
 """The report's first two sections: how the models stand, and which differences are more than luck."""
 
-from kit.report.comparison import Figures, Line, loss, number
-from kit.report.published import STUDY, Published
+from kit.report.comparison import ComparisonLine, ModelFigures, format_loss, format_number
+from kit.report.published import STUDY, PublishedScore
 from kit.report.report import Report
 from kit.report.significance import Significance
-from kit.report.table import MINUS, Cell, Section, Table, cells
+from kit.report.table import MINUS, Cell, Section, Table, format_cells
 
 TONES = {"better": "good", "worse": "bad", "can't tell": "quiet"}
 
 
-def standing(report: Report) -> Section:
+def standing_section(report: Report) -> Section:
     """The table of all models, the reference study's below it."""
     comparison, tested = report.comparison, "test" in report.evidence.scored
     head = [f"{comparison.validation} log loss [95%]", "accuracy", "calibration error"]
@@ -21,20 +21,24 @@ def standing(report: Report) -> Section:
         for split in ("valid", "test")
     }
 
-    def row(line: Line) -> tuple[Cell, ...]:
-        def of(figures: Figures | None, lowest: float | None) -> list[Cell]:
+    def row(line: ComparisonLine) -> tuple[Cell, ...]:
+        def of(figures: ModelFigures | None, lowest: float | None) -> list[Cell]:
             if figures is None:
                 return [Cell("")] * 3
             first = line.name not in references and figures.log_loss == lowest
-            more = cells(f"{figures.accuracy:.3f}", f"{figures.calibration_error:.3f}")
-            return [Cell(loss(figures), strong=first), *more]
+            more = format_cells(f"{figures.accuracy:.3f}", f"{figures.calibration_error:.3f}")
+            return [Cell(format_loss(figures), strong=first), *more]
 
         scores = of(line.valid, best["valid"]) + (of(line.test, best["test"]) if tested else [])
-        numbers = [number(line.swap_gap, ".3f"), number(line.best_epoch, ".2f"), number(line.parameters, ",")]
+        numbers = [
+            format_number(line.swap_gap, ".3f"),
+            format_number(line.best_epoch, ".2f"),
+            format_number(line.parameters, ","),
+        ]
         tone = "quiet" if line.name in references else ""
-        return Cell(line.name, tone=tone), *scores, *cells(*numbers, number(line.minutes, ".1f"))
+        return Cell(line.name, tone=tone), *scores, *format_cells(*numbers, format_number(line.minutes, ".1f"))
 
-    def published(model: Published) -> tuple[Cell, ...]:
+    def published(model: PublishedScore) -> tuple[Cell, ...]:
         texts = [f"{model.name}, on other rows", f"{model.log_loss:.4f}", f"{model.accuracy:.3f}", ""]
         texts += ["", "", ""] * tested + ["", model.best_epoch, model.parameters, ""]
         return tuple(Cell(text, tone="quiet") for text in texts)
@@ -67,7 +71,7 @@ def _of_blends(report: Report) -> list[str]:
     return text
 
 
-def significance(report: Report) -> Section | None:
+def significance_sections(report: Report) -> Section | None:
     """Each model against the best, and all pairs; nothing where there is only one."""
     if not report.significance:
         return None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kit.report.disagreement import Case
+from kit.report.disagreement import DisagreementCase
 
 NAMES = ("A", "B", "tie")  # of the classes
 TITLES = ("Prompt", "Answer A", "Answer B")  # of the texts
@@ -44,10 +44,10 @@ class Section:
     paragraphs: tuple[str, ...] = ()
     figures: str = ""
     tables: tuple[Table, ...] = ()
-    cases: tuple[Case, ...] = ()
+    cases: tuple[DisagreementCase, ...] = ()
     unpictured: tuple[str, ...] = ()
 
 
-def cells(*texts: str) -> tuple[Cell, ...]:
+def format_cells(*texts: str) -> tuple[Cell, ...]:
     """Plain cells."""
     return tuple(Cell(text) for text in texts)

@@ -12,7 +12,7 @@ from kit.task import HOLDOUT, ID
 OOF, OOF_FILE = "out-of-fold", "oof.csv"
 
 
-def common(runs: Sequence[Run], processed: Dataset, frames: Sequence[tuple[str, Path]]) -> str:
+def common_rows(runs: Sequence[Run], processed: Dataset, frames: Sequence[tuple[str, Path]]) -> str:
     """The rows that all runs have validation predictions of: out of fold, of which there are more, or the holdout.
 
     The holdout, where there are both or no runs at all, if one of the frames is of its rows.

@@ -16,9 +16,9 @@ from kit.errors import DataError
 from kit.evaluation.metrics import class_prior
 from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth, row_positions
 from kit.predictions import read_predictions
-from kit.report.blended import blended
-from kit.report.model import Model
-from kit.report.validation import OOF, OOF_FILE, common
+from kit.report.blended import blended_models
+from kit.report.models import ReportModel
+from kit.report.validation import OOF, OOF_FILE, common_rows
 from kit.run import Run
 from kit.task import GROUP, HOLDOUT, ID, LABEL, TEST_FILE, TEXTS
 
@@ -28,7 +28,7 @@ Split = Literal["valid", "test"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class ReportRows:
     """N rows that models are compared on.
 
     Attributes:
@@ -45,12 +45,12 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReportInputs:
     """The models with their predictions of `rows` by split, and the runs left out as unfinished."""
 
     processed: Dataset
-    rows: Mapping[str, Rows]
-    models: tuple[Model, ...]
+    rows: Mapping[str, ReportRows]
+    models: tuple[ReportModel, ...]
     unfinished: tuple[str, ...]
 
     @property
@@ -69,7 +69,7 @@ class Evidence:
         """The splits whose labels are known."""
         return tuple(split for split in ("valid", "test") if self.rows[split].labels is not None)
 
-    def having(self, split: str, references: bool = False) -> list[Model]:
+    def having(self, split: str, references: bool = False) -> list[ReportModel]:
         """The models with predictions of that split, in the order of the table; with or without the references."""
         return [model for model in self.models if split in model.predictions and (references or not model.reference)]
 
@@ -85,14 +85,14 @@ class Evidence:
         return table.take(pd.Index(table[ID].to_numpy()).get_indexer(ids)).combine_chunks()
 
 
-def gather(
+def gather_inputs(
     runs: Sequence[str | Path],
     data: Path,
     *,
     frames: Sequence[tuple[str, Path]] = (),
     blends: Sequence[Path] = (),
     truth: Path | None = None,
-) -> Evidence:
+) -> ReportInputs:
     """Reads runs, further prediction frames and saved blends, and adds uniform, the class prior and the Bayes floor.
 
     A baseline run that is uniform or the prior stands for that reference, if it has predictions of the same rows.
@@ -119,23 +119,23 @@ def gather(
         every[0].require_parts()  # says what to do about it
     for run in opened:
         run.check_data(processed.digest("train"))
-    kind = common(opened, processed, frames)
+    kind = common_rows(opened, processed, frames)
     rows, trained_on = _rows(processed, kind, truth)
     names = Counter(run.name for run in opened)
     models = _references(processed, trained_on, rows)
     for run in opened:
         files = [run.part(HOLDOUT) / "valid.csv" if kind == HOLDOUT else run.path / OOF_FILE, run.path / TEST_FILE]
         name = run.name if names[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}"
-        models.append(Model(name, _predictions([f for f in files if f.is_file()], rows), run=run))
+        models.append(ReportModel(name, _predictions([f for f in files if f.is_file()], rows), run=run))
     models = [model for model in models if not (model.reference and _there_as_run(model, models))]
     for name in dict.fromkeys(name for name, _ in frames):
-        models.append(Model(name, _predictions([file for other, file in frames if other == name], rows)))
+        models.append(ReportModel(name, _predictions([file for other, file in frames if other == name], rows)))
     valid = rows["valid"]
-    models += [blended(path, models, valid.labels, valid.groups) for path in blends]
+    models += [blended_models(path, models, valid.labels, valid.groups) for path in blends]
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
     if twice:
         raise DataError(f"two models are called {twice[0]!r}", "Name them apart with --frame NAME=FILE.")
-    found = Evidence(processed, rows, tuple(models), tuple(run.name for run in every if run not in opened))
+    found = ReportInputs(processed, rows, tuple(models), tuple(run.name for run in every if run not in opened))
     if not found.having(found.main):
         raise DataError(
             "all these predictions are of the test rows, whose labels are not known", "Give them with --truth FILE."
@@ -143,7 +143,7 @@ def gather(
     return found
 
 
-def _rows(processed: Dataset, kind: str, truth: Path | None) -> tuple[dict[str, Rows], np.ndarray]:
+def _rows(processed: Dataset, kind: str, truth: Path | None) -> tuple[dict[str, ReportRows], np.ndarray]:
     """The rows by split, and the labels of the rows that the class prior is taken from."""
     train = read_truth(processed.folder / "train.parquet")
     valid = train
@@ -158,27 +158,27 @@ def _rows(processed: Dataset, kind: str, truth: Path | None) -> tuple[dict[str, 
     return rows, trained_on[LABEL].to_numpy(np.int64)
 
 
-def _of(name: str, table: pd.DataFrame) -> Rows:
+def _of(name: str, table: pd.DataFrame) -> ReportRows:
     labels = table[LABEL].to_numpy(np.int64) if LABEL in table else None
-    return Rows(name, table[ID].to_numpy(np.int64), table[GROUP].to_numpy(np.int64), labels)
+    return ReportRows(name, table[ID].to_numpy(np.int64), table[GROUP].to_numpy(np.int64), labels)
 
 
-def _references(processed: Dataset, labels: np.ndarray, rows: Mapping[str, Rows]) -> list[Model]:
+def _references(processed: Dataset, labels: np.ndarray, rows: Mapping[str, ReportRows]) -> list[ReportModel]:
     """Uniform, the class prior of the rows trained on, and the Bayes floor if the rows are a sample's."""
     constants = {UNIFORM: np.full(3, 1 / 3), PRIOR: class_prior(labels)}
     scored = {split: some for split, some in rows.items() if some.labels is not None}
     models = [
-        Model(name, {split: np.tile(row, (len(some.ids), 1)) for split, some in scored.items()}, reference=True)
+        ReportModel(name, {split: np.tile(row, (len(some.ids), 1)) for split, some in scored.items()}, reference=True)
         for name, row in constants.items()
     ]
     if floor := processed.floor():
         bayes = read_predictions(floor)
         known = {split: _aligned(bayes[bayes[ID].isin(some.ids)], some, str(floor)) for split, some in scored.items()}
-        models.append(Model(FLOOR, known, reference=True))
+        models.append(ReportModel(FLOOR, known, reference=True))
     return models
 
 
-def _there_as_run(reference: Model, models: Sequence[Model]) -> bool:
+def _there_as_run(reference: ReportModel, models: Sequence[ReportModel]) -> bool:
     """Whether a baseline run is the same model, and says as much."""
     same = BASELINES.get(reference.name)
     return same is not None and any(
@@ -189,7 +189,7 @@ def _there_as_run(reference: Model, models: Sequence[Model]) -> bool:
     )
 
 
-def _predictions(files: Sequence[Path], rows: Mapping[str, Rows]) -> dict[str, np.ndarray]:
+def _predictions(files: Sequence[Path], rows: Mapping[str, ReportRows]) -> dict[str, np.ndarray]:
     """Probabilities (N, 3) by split from prediction files; the ids of each say which rows it is of."""
     found: dict[str, np.ndarray] = {}
     for file in files:
@@ -208,7 +208,7 @@ def _predictions(files: Sequence[Path], rows: Mapping[str, Rows]) -> dict[str, n
     return found
 
 
-def _aligned(frame: pd.DataFrame, rows: Rows, name: str) -> np.ndarray:
+def _aligned(frame: pd.DataFrame, rows: ReportRows, name: str) -> np.ndarray:
     """Probabilities (N, 3) in the order of `rows`; those that are scored must be as graders take them."""
     if rows.labels is not None:
         return align_to_truth(frame, pd.DataFrame({ID: rows.ids, LABEL: rows.labels}), name)[0]

@@ -12,7 +12,7 @@ from kit.task import HOLDOUT
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedModel:
     """A saved blend.
 
     Attributes:
@@ -29,7 +29,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Model:
+class ReportModel:
     """A model of the comparison.
 
     Attributes:
@@ -44,7 +44,7 @@ class Model:
     predictions: Mapping[str, np.ndarray]
     reference: bool = False
     run: Run | None = None
-    saved: Saved | None = None
+    saved: SavedModel | None = None
 
     def constant(self, split: str) -> bool:
         """Whether it says the same of every row of the split, which it has."""

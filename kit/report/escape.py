@@ -12,23 +12,23 @@ HIDDEN = re.compile(
 SHOWN, MOST = 480, 12_000  # characters of a text shown at once, and in all
 
 
-def visible(text: str) -> str:
+def make_visible(text: str) -> str:
     """The text with each such character as its code point in brackets, such as ⟨U+202E⟩."""
     return HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
-def line(text: str) -> str:
+def one_line(text: str) -> str:
     """The same on one line: for names."""
-    return " ".join(visible(text).split())
+    return " ".join(make_visible(text).split())
 
 
-def pieces(turns: tuple[str, ...]) -> tuple[str, str, int]:
+def visible_pieces(turns: tuple[str, ...]) -> tuple[str, str, int]:
     """A text as it is shown: its beginning, the whole where that is longer, and how many characters are left out."""
-    text = visible("\n\n".join(turns)) if len(turns) == 1 else _numbered(turns)
+    text = make_visible("\n\n".join(turns)) if len(turns) == 1 else _numbered(turns)
     if len(text) <= SHOWN:
         return text, "", 0
     return text[:SHOWN].rstrip() + " …", text[:MOST], max(0, len(text) - MOST)
 
 
 def _numbered(turns: tuple[str, ...]) -> str:
-    return "\n\n".join(f"[turn {number}]\n{visible(turn)}" for number, turn in enumerate(turns, 1))
+    return "\n\n".join(f"[turn {number}]\n{make_visible(turn)}" for number, turn in enumerate(turns, 1))

@@ -7,14 +7,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from kit.report import figures, sections
-from kit.report.figures import Figure
+from kit.report.escape import one_line, visible_pieces
+from kit.report.figures import Figure, plot_intervals, plot_learning, plot_reliability
 from kit.report.report import Report
+from kit.report.sections import list_facts, probability_sections, report_sections
 from kit.report.table import NAMES, TITLES
-from kit.report.visible import line, pieces
 
 
-def html(report: Report) -> str:
+def render_html(report: Report) -> str:
     """The page. The same report gives the same bytes.
 
     Raises:
@@ -27,15 +27,15 @@ def html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"line": line, "pieces": pieces}
+    environment.filters |= {"line": one_line, "pieces": visible_pieces}
     page = environment.get_template("page.html.jinja")
     return page.render(
         css=Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8")),
-        facts=sections.facts(report),
-        sections=sections.sections(report),
+        facts=list_facts(report),
+        sections=report_sections(report),
         figures={kind: list(make(report)) for kind, make in FIGURES.items()},
         markup=Markup,
-        probabilities=sections.probabilities,
+        probabilities=probability_sections,
         titles=TITLES,
         classes=NAMES,
     )
@@ -43,18 +43,18 @@ def html(report: Report) -> str:
 
 def _intervals(report: Report) -> Iterator[Figure]:
     for split in report.evidence.scored:
-        yield figures.intervals(report.comparison.lines, split, report.evidence.rows[split].name)
+        yield plot_intervals(report.comparison.lines, split, report.evidence.rows[split].name)
 
 
 def _curves(report: Report) -> Iterator[Figure]:
     drawn = [curve for curve in report.curves if curve.validation]
     for number, (name, parts) in enumerate(groupby(drawn, key=lambda curve: curve.model)):
-        yield figures.learning(name, list(parts), str(number))
+        yield plot_learning(name, list(parts), str(number))
 
 
 def _reliability(report: Report) -> Iterator[Figure]:
     for number, diagnosis in enumerate(report.diagnosis):
-        yield figures.reliability(diagnosis, str(number))
+        yield plot_reliability(diagnosis, str(number))
 
 
 FIGURES = {"intervals": _intervals, "curves": _curves, "reliability": _reliability}
