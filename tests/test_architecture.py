@@ -14,25 +14,25 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 ROOMS = (
     ("task", "errors", "__init__"),
     ("recipe", "storage", "attention"),
-    ("predictions", "lock", "atomic", "memory", "schema"),
-    ("data", "sample", "evaluation", "scoring"),
+    ("predictions", "memory"),
+    ("data", "sample", "evaluation"),
     ("model", "run"),
     ("parts",),
-    ("predict", "training", "baselines", "baseline", "ensemble"),
-    ("report", "kaggle", "remote"),
+    ("predict", "training", "baselines", "ensemble"),
+    ("report", "kaggle"),
     ("demo", "doctor"),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY_IN = {
-    "torch": {"model", "predict", "training"},
-    "transformers": {"model", "training"},
+    "torch": {"attention", "model", "predict", "training"},
+    "transformers": {"attention", "model", "training"},
     "accelerate": {"predict", "training"},
     "peft": {"training"},
     "kaggle": set(),  # whose import logs in, prints and exits; kagglesdk is the same transport without that
-    "kagglesdk": {"remote"},
-    "requests": {"remote"},
+    "kagglesdk": {"kaggle"},
+    "requests": {"kaggle"},
     "click": {"cli"},
     "rich": {"cli"},
     "matplotlib": {"report"},
@@ -82,13 +82,13 @@ def test_only_the_client_and_its_wire_import_kaggles_package():
 
 
 def test_kaggle_is_reached_without_torch():
-    names = [f"kit.remote.{path.stem}" for path in (ROOT / "kit/remote").glob("*.py") if path.stem != "__init__"]
+    names = [f"kit.kaggle.{path.stem}" for path in (ROOT / "kit/kaggle").glob("*.py") if path.stem != "__init__"]
     code = f"import importlib, sys; [importlib.import_module(n) for n in {names!r}]; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_scoring_knows_neither_data_nor_models():
-    for module in (ROOT / "kit" / "scoring").glob("*.py"):
+def test_evaluation_knows_neither_data_nor_models():
+    for module in (ROOT / "kit" / "evaluation").glob("*.py"):
         assert not rooms_imported(module) & {"data", "model", "training"}, module
 
 

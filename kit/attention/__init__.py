@@ -1,1 +1,1 @@
-"""TODO"""
+"""Compute attention: faster kernels than transformers has, and which family of encoders takes which."""

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from kit.attention import sdpa
 from kit.attention.deberta import key_mask_encoder
+from kit.attention.families import AFTER_PADDING
 from kit.errors import BackboneError
-from kit.model.backbones import AFTER_PADDING
 
 FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")  # they hand on what they are given; DeBERTa's mask tells it
 

@@ -1,1 +1,1 @@
-"""From raw competition files to rows a model can read: sample, raw, clean, split, preprocess, encode."""
+"""Turn the competition's files into rows a model can read: parse, clean, split, tokenise, count features."""

@@ -87,4 +87,4 @@ def _cell(name: str, kind: str, source: str) -> dict[str, Any]:
 
 
 def _source(name: str) -> str:
-    return (resources.files("kit.remote") / "notebooks" / f"{name}.py").read_text(encoding="utf-8").rstrip("\n")
+    return (resources.files("kit.kaggle") / "runtime" / f"{name}.py").read_text(encoding="utf-8").rstrip("\n")

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kit.attention.families import AFTER_PADDING
 from kit.errors import BackboneError
 
 
@@ -58,10 +59,6 @@ class Backbone:
         }
 
 
-AFTER_PADDING = {  # families that number positions from the padding id on
-    *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "ibert"),
-    *("longformer", "luke", "mpnet", "xmod"),
-}
 FP16_DEBERTA = "bf16; fp16 only by autocast over float32 weights (its scores overflow in pure fp16)"
 RTD, MLM = "replaced-token detection", "masked language model"
 

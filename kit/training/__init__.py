@@ -1,1 +1,1 @@
-"""Fine-tuning: transformers' Trainer with kit's own sampler, optimizer groups, schedule and callbacks."""
+"""Fine-tune encoders with transformers' Trainer and kit's own sampler, optimizer groups, schedule and callbacks."""

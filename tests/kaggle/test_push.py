@@ -48,7 +48,7 @@ class TestNotebook:
         (assignment,) = ast.parse(cells[1]["source"]).body
         assert isinstance(assignment, ast.Assign)
         ast.literal_eval(assignment.value)
-        folder = Path(kit.__file__).parent / "remote/notebooks"
+        folder = Path(kit.__file__).parent / "kaggle/runtime"
         for cell in cells[2:]:
             assert cell["source"] + "\n" == (folder / f"{cell['id']}.py").read_text(encoding="utf-8")
 

@@ -1,1 +1,0 @@
-"""Kaggle, from here: download, kernels on its GPUs, submissions. Only `client` knows Kaggle's own package."""
