@@ -9,7 +9,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "kit/__init__.py").read_text(encoding="utf-8"))[1]
+VERSION = re.search(
+    r'__version__ = "(.+?)"', (ROOT / "kit/__init__.py").read_text(encoding="utf-8")
+)[1]
 
 setup(
     name="kit-llm-preference",

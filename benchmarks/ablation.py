@@ -21,7 +21,10 @@ import numpy as np
 
 from kit.recipe.load import load_recipe
 
-RATES = {"train.lr": "5e-5", "train.head_lr": "5e-4"}  # a few hundred steps need more than a full training does
+RATES = {
+    "train.lr": "5e-5",
+    "train.head_lr": "5e-4",
+}  # a few hundred steps need more than a full training does
 REFERENCE = {
     "model.head": "fusion",
     "model.features": "false",
@@ -40,7 +43,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     "fusion head, one order": {"model.head": "fusion", "train.swap_augmentation": "false"},
     "no layer-wise decay": {"train.layer_decay": "1.0"},
     "label smoothing 0.1": {"train.label_smoothing": "0.1"},
-    "cross-encoder": {"model.shape": "cross"},  # with twice the tokens a sequence, so that it reads as much
+    "cross-encoder": {
+        "model.shape": "cross"
+    },  # with twice the tokens a sequence, so that it reads as much
     "moving average 0.99": {"train.ema": "0.99"},
     "R-Drop 1": {"train.r_drop": "1.0"},
     "perturbed weights 0.005": {"train.awp": "0.005"},
@@ -50,8 +55,16 @@ VARIANTS: dict[str, dict[str, str]] = {
 def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Trains and predicts one run, unless it is there, and returns its log losses."""
     tokens = options.tokens * (2 if "cross" in variant else 1)
-    budget = {"encode.max_tokens": tokens, "train.batch_size": options.batch, "train.max_steps": options.steps}
-    keys = RATES | {"train.evals_per_epoch": "1", "train.precision": options.precision} | VARIANTS[variant]
+    budget = {
+        "encode.max_tokens": tokens,
+        "train.batch_size": options.batch,
+        "train.max_steps": options.steps,
+    }
+    keys = (
+        RATES
+        | {"train.evals_per_epoch": "1", "train.precision": options.precision}
+        | VARIANTS[variant]
+    )
     sets = [f"{key}={value}" for key, value in (keys | budget | {"train.seed": seed}).items()]
     recipe = load_recipe("default", sets, backbone=str(options.backbone))
     runs = options.runs / variant.replace(" ", "-").replace(",", "")
@@ -63,20 +76,28 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, flo
         kit("train", *backbone, *data, "--runs", str(runs), "--resume", *overrides)
     truth = ["--truth", str(options.data / "train.parquet"), "--subset", "--json"]
     calibrated = json.loads(kit("calibrate", str(run / "fold0" / "valid.csv"), *truth))
-    losses = {"validation": calibrated["before"]["log_loss"], "calibrated": calibrated["after"]["log_loss"]}
+    losses = {
+        "validation": calibrated["before"]["log_loss"],
+        "calibrated": calibrated["after"]["log_loss"],
+    }
     if options.truth:
         if not (run / "test.csv").exists():
             kit("predict", str(run), *data)
-        losses["test"] = json.loads(kit("score", str(run / "test.csv"), "--truth", str(options.truth), "--json"))[
-            "log_loss"
-        ]
+        losses["test"] = json.loads(
+            kit("score", str(run / "test.csv"), "--truth", str(options.truth), "--json")
+        )["log_loss"]
     print(f"{variant}, seed {seed}: {losses}", file=sys.stderr, flush=True)
     return losses
 
 
 def kit(*command: str) -> str:
     """A kit command in a process of its own, so that a run is what a user would get; its standard output."""
-    done = subprocess.run([sys.executable, "-m", "kit", *command], capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-m", "kit", *command],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+    )
     if done.returncode:
         sys.exit(f"kit {' '.join(command)}\n{done.stderr}")
     return done.stdout
@@ -108,7 +129,10 @@ def main() -> None:
         for rows in results["default", 0]:
             losses = np.array([results[variant, seed][rows] for seed in range(options.seeds)])
             default = np.array([results["default", seed][rows] for seed in range(options.seeds)])
-            row[rows] = {"alone": _mean_and_sd(losses), "to default": _mean_and_sd(losses - default)}
+            row[rows] = {
+                "alone": _mean_and_sd(losses),
+                "to default": _mean_and_sd(losses - default),
+            }
     if options.json:
         print(json.dumps(table, indent=1))
         return
@@ -117,7 +141,8 @@ def main() -> None:
     print("| --- |" + " --- | --- |" * len(kinds))
     for variant, row in table.items():
         cells = (
-            "{:.4f} ± {:.4f}".format(*row[k]["alone"]) + " | {:+.4f} ± {:.4f}".format(*row[k]["to default"])
+            "{:.4f} ± {:.4f}".format(*row[k]["alone"])
+            + " | {:+.4f} ± {:.4f}".format(*row[k]["to default"])
             for k in kinds
         )
         print(f"| {variant} | " + " | ".join(cells) + " |")

@@ -36,11 +36,17 @@ class Step:
 
     def __init__(self, encoder: nn.Module, batch: int, tokens: int, kind: torch.dtype, device: str):
         encoder.to(device)
-        self.attention, self.kind, self.device = encoder.encoder.layer[0].attention.self.train(), kind, device
+        self.attention, self.kind, self.device = (
+            encoder.encoder.layer[0].attention.self.train(),
+            kind,
+            device,
+        )
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(batch, tokens, encoder.config.hidden_size, generator=generator)
         self.hidden = hidden.to(device).requires_grad_()
-        lengths = torch.linspace(tokens, tokens * 0.9, batch).long()  # what length buckets leave of padding
+        lengths = torch.linspace(
+            tokens, tokens * 0.9, batch
+        ).long()  # what length buckets leave of padding
         mask = (torch.arange(tokens) < lengths[:, None]).long()
         self.mask = encoder.encoder.get_attention_mask(mask.to(device))
         self.distances = encoder.encoder.get_rel_pos(self.hidden)
@@ -51,9 +57,9 @@ class Step:
         self.attention.zero_grad()
         self.hidden.grad = self.embeddings.grad = None
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.kind == torch.bfloat16):
-            return self.attention(self.hidden, self.mask, relative_pos=self.distances, rel_embeddings=self.embeddings)[
-                0
-            ]
+            return self.attention(
+                self.hidden, self.mask, relative_pos=self.distances, rel_embeddings=self.embeddings
+            )[0]
 
     def __call__(self) -> None:
         self.forward().sum().backward()
@@ -72,7 +78,10 @@ class Step:
 
     def kept(self) -> int:
         """Bytes that autograd holds between the passes."""
-        known = {x.untyped_storage().data_ptr() for x in (*self.attention.parameters(), self.hidden, self.embeddings)}
+        known = {
+            x.untyped_storage().data_ptr()
+            for x in (*self.attention.parameters(), self.hidden, self.embeddings)
+        }
         seen: dict[int, int] = {}
 
         def keep(x: Tensor) -> Tensor:
@@ -104,12 +113,18 @@ class Step:
 
 def measure(options: argparse.Namespace, tokens: int, kind: torch.dtype) -> dict[str, object]:
     """One line of the table."""
-    size = {"hidden_size": options.hidden, "num_attention_heads": options.heads, "num_hidden_layers": 1}
+    size = {
+        "hidden_size": options.hidden,
+        "num_attention_heads": options.heads,
+        "num_hidden_layers": 1,
+    }
     config = BACKBONES["deberta"].config | size | {"vocab_size": 10}
     batch = max(1, options.batch * 256 // tokens)
     torch.manual_seed(0)
     steps = {
-        side: Step(build_encoder(config, fast_attention=side == "kit"), batch, tokens, kind, options.device)
+        side: Step(
+            build_encoder(config, fast_attention=side == "kit"), batch, tokens, kind, options.device
+        )
         for side in SIDES
     }
     times: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -119,22 +134,32 @@ def measure(options: argparse.Namespace, tokens: int, kind: torch.dtype) -> dict
             if counted:
                 times[side].append(elapsed)
     medians = {side: statistics.median(several) for side, several in times.items()}
-    kept, peak = ({side: how(step) for side, step in steps.items()} for how in (Step.kept, Step.peak))
+    kept, peak = (
+        {side: how(step) for side, step in steps.items()} for how in (Step.kept, Step.peak)
+    )
     line = {"precision": str(kind).removeprefix("torch."), "tokens": tokens, "batch": batch}
     line |= {f"{side} s": medians[side] for side in SIDES}
     line |= {f"{side} kept MiB": kept[side] / 2**20 for side in SIDES}
     line |= {f"{side} peak MiB": peak[side] / 2**20 for side in SIDES}
-    line |= {"speed": medians["transformers"] / medians["kit"], "kept": kept["kit"] / kept["transformers"]}
+    line |= {
+        "speed": medians["transformers"] / medians["kit"],
+        "kept": kept["kit"] / kept["transformers"],
+    }
     line |= {"peak": peak["kit"] / peak["transformers"]}
     return line | {"met": line["speed"] >= SPEED and line["peak"] <= MEMORY}
 
 
 def main() -> int:
     """Prints a table, or JSON; exits with 1 when a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 512])
     parser.add_argument(
-        "--batch", type=int, default=16, help="sequences of 256 tokens; as many tokens at other lengths"
+        "--batch",
+        type=int,
+        default=16,
+        help="sequences of 256 tokens; as many tokens at other lengths",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--hidden", type=int, default=384)
@@ -144,10 +169,22 @@ def main() -> int:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA GPU here")
-    lines = [measure(options, tokens, kind) for kind in (torch.float32, torch.bfloat16) for tokens in options.tokens]
-    setting = {"torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version()}
+    lines = [
+        measure(options, tokens, kind)
+        for kind in (torch.float32, torch.bfloat16)
+        for tokens in options.tokens
+    ]
+    setting = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
     if options.json:
-        print(json.dumps(setting | {"target speed": SPEED, "target peak": MEMORY, "results": lines}, indent=1))
+        print(
+            json.dumps(
+                setting | {"target speed": SPEED, "target peak": MEMORY, "results": lines}, indent=1
+            )
+        )
     else:
         print(", ".join(f"{name} {value}" for name, value in setting.items()))
         print(f"{'':22}{'seconds a step':>22}{'peak MiB':>22}{'speed':>8}{'peak':>7}{'kept':>7}")

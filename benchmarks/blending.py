@@ -44,7 +44,10 @@ class Measured:
 def generate(folder: Path, rows: int, seed: int = 0) -> tuple[list[str], str]:
     """Writes prediction files of ten members, each a noisy view of one truth drawn from what they share."""
     generator = np.random.default_rng(seed)
-    shared, ids = generator.normal(size=(3, rows)) * 0.7, generator.choice(2**32, rows, replace=False)
+    shared, ids = (
+        generator.normal(size=(3, rows)) * 0.7,
+        generator.choice(2**32, rows, replace=False),
+    )
     files = []
     for member in range(MEMBERS):
         files.append(str(folder / f"member{member}.csv"))
@@ -67,7 +70,16 @@ def measure(rows: int, repeats: int) -> list[Measured]:
             "kit score": [*KIT, "score", files[0], "--truth", truth],
             "kit validate": [*KIT, "validate", files[0], "--sample", truth],
             "kit calibrate": [*KIT, "calibrate", files[0], "--truth", truth, *out],
-            "kit ensemble --method fit": [*KIT, "ensemble", *files, "--method", "fit", "--truth", truth, *out],
+            "kit ensemble --method fit": [
+                *KIT,
+                "ensemble",
+                *files,
+                "--method",
+                "fit",
+                "--truth",
+                truth,
+                *out,
+            ],
         }
         for file in files:
             commands["kit ensemble --method fit"] += ["--fit", file]
@@ -80,7 +92,9 @@ def measure(rows: int, repeats: int) -> list[Measured]:
     taken = {one: statistics.median(several) for one, several in times.items()}
     libraries = taken.pop("import pandas, sklearn")
     limits = {one: 20.0 if "ensemble" in one else 3 * libraries for one in taken}
-    return [Measured(one, time, limits[one], "s", time <= limits[one]) for one, time in taken.items()]
+    return [
+        Measured(one, time, limits[one], "s", time <= limits[one]) for one, time in taken.items()
+    ]
 
 
 def measure_tfidf(rows: int) -> list[Measured]:
@@ -89,8 +103,13 @@ def measure_tfidf(rows: int) -> list[Measured]:
         raw, data, runs = (str(Path(name) / part) for part in ("raw", "processed", "runs"))
         seconds([*KIT, "sample", "--rows", str(rows), "--out", raw])
         seconds([*KIT, "preprocess", "--raw", raw, "--out", data])
-        minutes = seconds([*KIT, "baseline", "tfidf", "--fold", "all", "--data", data, "--runs", runs]) / 60
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / GIB  # of the largest process so far
+        minutes = (
+            seconds([*KIT, "baseline", "tfidf", "--fold", "all", "--data", data, "--runs", runs])
+            / 60
+        )
+    memory = (
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / GIB
+    )  # of the largest process so far
     return [
         Measured("kit baseline tfidf", minutes, 10, "min", minutes <= 10),
         Measured("kit baseline tfidf", memory, 6, "GiB", memory <= 6),
@@ -99,24 +118,38 @@ def measure_tfidf(rows: int) -> list[Measured]:
 
 def main() -> None:
     """Prints a table, or JSON with --json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=57_477, help="rows of the generated files (default: 57477)")
-    parser.add_argument("--repeats", type=int, default=3, help="counted runs of each command (default: 3)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, default=57_477, help="rows of the generated files (default: 57477)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="counted runs of each command (default: 3)"
+    )
     parser.add_argument("--tfidf", action="store_true", help="measure the TF-IDF baseline too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     if options.rows < 1 or options.repeats < 1:
         parser.error("--rows and --repeats must be 1 or more")
-    results = (measure_tfidf(options.rows) if options.tfidf else []) + measure(options.rows, options.repeats)
+    results = (measure_tfidf(options.rows) if options.tfidf else []) + measure(
+        options.rows, options.repeats
+    )
     setting = {"rows": options.rows, "repeats": options.repeats, "cores": os.cpu_count()}
-    setting |= {"python": platform.python_version(), "pandas": pd.__version__, "numpy": np.__version__}
+    setting |= {
+        "python": platform.python_version(),
+        "pandas": pd.__version__,
+        "numpy": np.__version__,
+    }
     if options.json:
         print(json.dumps(setting | {"results": [asdict(one) for one in results]}, indent=1))
         return
     print(", ".join(f"{name} {value}" for name, value in setting.items()))
     for one in results:
         verdict = "met" if one.met else "missed"
-        print(f"{one.command:<28}{one.taken:>8.2f} {one.unit:<4} limit {one.limit:>6.2f}  {verdict}")
+        print(
+            f"{one.command:<28}{one.taken:>8.2f} {one.unit:<4} limit {one.limit:>6.2f}  {verdict}"
+        )
 
 
 if __name__ == "__main__":

@@ -37,9 +37,9 @@ def backbone(folder: Path, processed: Dataset, layers: int, hidden: int) -> Path
     shape = {"hidden_size": hidden, "embedding_size": hidden, "intermediate_size": 2 * hidden}
     shape |= {"num_hidden_layers": layers, "num_attention_heads": max(1, hidden // 16)}
     torch.manual_seed(0)
-    build_encoder(BACKBONES["electra"].config | shape | {"vocab_size": tiny.config["vocab_size"]}).save_pretrained(
-        folder
-    )
+    build_encoder(
+        BACKBONES["electra"].config | shape | {"vocab_size": tiny.config["vocab_size"]}
+    ).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tiny_folder(tiny, processed) / name).read_bytes())
     return folder
@@ -53,7 +53,9 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--lr", type=float, help="the peak rate of the top layer and of the head, in both regimes")
+    parser.add_argument(
+        "--lr", type=float, help="the peak rate of the top layer and of the head, in both regimes"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,19 +69,33 @@ def main() -> int:
         result = {"class shares": constant_loss(labels[train_rows], labels[valid_rows])}
         for name in ("electra-reference", "electra"):
             overrides = [f"encode.max_tokens={options.tokens}", f"train.epochs={options.epochs}"]
-            overrides += [f"train.lr={options.lr}", f"train.head_lr={options.lr}"] if options.lr else []
-            overrides += ["train.micro_batch_size=0", "train.gradient_checkpointing=false", "train.evals_per_epoch=4"]
+            overrides += (
+                [f"train.lr={options.lr}", f"train.head_lr={options.lr}"] if options.lr else []
+            )
+            overrides += [
+                "train.micro_batch_size=0",
+                "train.gradient_checkpointing=false",
+                "train.evals_per_epoch=4",
+            ]
             curve: list[TrainingProgress] = []
             try:
                 train_recipe(
-                    load_recipe(name, overrides, str(folder)), root / "processed", root / "runs", listen=curve.append
+                    load_recipe(name, overrides, str(folder)),
+                    root / "processed",
+                    root / "runs",
+                    listen=curve.append,
                 )
                 guard = ""
             except CollapseError as error:
                 guard = error.problem
             losses = [event.log_loss for event in curve if event.log_loss is not None]
             learned = min(losses) < result["class shares"] - CollapseGuard.MARGIN
-            result[name] = {"steps": curve[-1].step, "log loss": losses, "learned": learned, "guard": guard}
+            result[name] = {
+                "steps": curve[-1].step,
+                "log loss": losses,
+                "learned": learned,
+                "guard": guard,
+            }
     met = bool(result["electra-reference"]["guard"]) and result["electra"]["learned"]
     if options.json:
         print(json.dumps(result | {"met": met}, indent=1))
@@ -87,8 +103,13 @@ def main() -> int:
         print(f"log loss of the class shares: {result['class shares']:.4f}")
         for name in ("electra-reference", "electra"):
             each = result[name]
-            losses, verdict = " ".join(f"{loss:.4f}" for loss in each["log loss"]), "learned" if each["learned"] else ""
-            print(f"{name}: {each['steps']} steps, validation log loss {losses} {each['guard'] or verdict}")
+            losses, verdict = (
+                " ".join(f"{loss:.4f}" for loss in each["log loss"]),
+                "learned" if each["learned"] else "",
+            )
+            print(
+                f"{name}: {each['steps']} steps, validation log loss {losses} {each['guard'] or verdict}"
+            )
     return 0 if met else 1
 
 

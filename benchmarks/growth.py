@@ -23,7 +23,12 @@ ROWS = (1_000, 8_000, 57_477, 500_000)
 PEAK_MIB, TEXTS, SLOWER = 8192, 2.0, 1.5
 STEPS = ("sample", "preprocess", "encode", "predict")
 OVERRIDES = ("encode.max_tokens=32", "train.max_steps=8", "train.evals_per_epoch=1")
-TINY = ("train", "--backbone", "tiny-electra", *(each for override in OVERRIDES for each in ("--set", override)))
+TINY = (
+    "train",
+    "--backbone",
+    "tiny-electra",
+    *(each for override in OVERRIDES for each in ("--set", override)),
+)
 MIB = 1024**2
 
 
@@ -36,7 +41,11 @@ def encode(data: Path, part: Path) -> None:
     from kit.run import Run
 
     processed = open_dataset(data)
-    rows, content, spec = processed.train(), processed.digest("train"), Run.open(part.parent).recipe.encode
+    rows, content, spec = (
+        processed.train(),
+        processed.digest("train"),
+        Run.open(part.parent).recipe.encode,
+    )
     encoded = tokenize_cached(rows, content, load_vocabulary(part), spec, processed.cache)
     features_cached(rows, content, encoded, processed.cache)
 
@@ -48,17 +57,23 @@ def measure(*command: str | Path) -> dict[str, float]:
     os.sync()  # kit waits for its files to be on disk, and would wait for those of the step before
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
-        child = subprocess.Popen([sys.executable, "-P", *map(str, command)], env=environment, stdout=log, stderr=log)
+        child = subprocess.Popen(
+            [sys.executable, "-P", *map(str, command)], env=environment, stdout=log, stderr=log
+        )
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)
         if child.returncode:
-            raise SystemExit(f"{' '.join(map(str, command))} ended with {child.returncode}:\n{log.read()[-2000:]}")
+            raise SystemExit(
+                f"{' '.join(map(str, command))} ended with {child.returncode}:\n{log.read()[-2000:]}"
+            )
     return {
         "seconds": seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mib": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MIB,  # macOS counts bytes, Linux KiB
+        "peak_mib": usage.ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / MIB,  # macOS counts bytes, Linux KiB
     }
 
 
@@ -72,8 +87,12 @@ def walk(sizes: list[int], folder: Path) -> list[dict]:
         train, test = ((raw / name).stat().st_size / MIB for name in ("train.csv", "test.csv"))
         tested = max(3, rows // 4)  # as many as a sample has
 
-        def note(step: str, rows: int, text_mib: float, figures: dict[str, float], sample: int = rows) -> None:
-            records.append({"sample": sample, "step": step, "rows": rows, "text_mib": text_mib, **figures})
+        def note(
+            step: str, rows: int, text_mib: float, figures: dict[str, float], sample: int = rows
+        ) -> None:
+            records.append(
+                {"sample": sample, "step": step, "rows": rows, "text_mib": text_mib, **figures}
+            )
             print(json.dumps(records[-1]), file=sys.stderr, flush=True)
 
         note("sample", rows + tested, 0.0, figures)
@@ -82,9 +101,16 @@ def walk(sizes: list[int], folder: Path) -> list[dict]:
         if part is None:
             measure("-m", "kit", *TINY, "--data", data, "--runs", folder / "runs")
             part = next((folder / "runs").glob("*/holdout"))
-        note("encode", rows, train, measure(__file__, "--child", "encode", "--data", data, "--part", part))
+        note(
+            "encode",
+            rows,
+            train,
+            measure(__file__, "--child", "encode", "--data", data, "--part", part),
+        )
         out = folder / f"predictions{rows}.csv"
-        figures = measure("-m", "kit", "predict", part.parent, "--input", raw / "test.csv", "-o", out)
+        figures = measure(
+            "-m", "kit", "predict", part.parent, "--input", raw / "test.csv", "-o", out
+        )
         note("predict", tested, test, figures)
         shutil.rmtree(raw)
         shutil.rmtree(data)
@@ -99,7 +125,10 @@ def growth(records: list[dict]) -> dict:
     """
     least, *_, before, most = records
     text = most["text_mib"] - before["text_mib"]
-    each = [(r["cpu_seconds"] - least["cpu_seconds"]) / (r["rows"] - least["rows"]) for r in (before, most)]
+    each = [
+        (r["cpu_seconds"] - least["cpu_seconds"]) / (r["rows"] - least["rows"])
+        for r in (before, most)
+    ]
     return {
         "mib_per_mib_of_text": (most["peak_mib"] - before["peak_mib"]) / text if text else 0.0,
         "cpu_microseconds_per_row": each[1] * 1e6,
@@ -114,21 +143,36 @@ def draw(records: list[dict], path: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.hashsalt": "growth", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with rc_context(
+        {
+            "svg.hashsalt": "growth",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         cost, memory = figure.subplots(1, 2)
         for step in STEPS:
             of = [r for r in records if r["step"] == step]
             rows = [r["rows"] for r in of]
-            cost.plot(rows, [1000 * r["cpu_seconds"] / r["rows"] for r in of], marker="o", label=step)
+            cost.plot(
+                rows, [1000 * r["cpu_seconds"] / r["rows"] for r in of], marker="o", label=step
+            )
             memory.plot(rows, [r["peak_mib"] / 1024 for r in of], marker="o", label=step)
         memory.axhline(PEAK_MIB / 1024, color="0.6", linestyle="--", linewidth=1)
         cost.set(
-            xscale="log", yscale="log", xlabel="rows of the step", title="CPU milliseconds a row, start-up included"
+            xscale="log",
+            yscale="log",
+            xlabel="rows of the step",
+            title="CPU milliseconds a row, start-up included",
         )
         memory.set(
-            xscale="log", ylim=(0, None), xlabel="rows of the step", title="peak memory in GiB (dashed: the target)"
+            xscale="log",
+            ylim=(0, None),
+            xlabel="rows of the step",
+            title="peak memory in GiB (dashed: the target)",
         )
         cost.legend(frameon=False)
         figure.get_layout_engine().set(w_pad=0.1)
@@ -150,12 +194,21 @@ def show(result: dict) -> None:
         words = {"peak": f"{found['peak_mib'] / 1024:.1f} GiB (target under {PEAK_MIB / 1024:g})"}
         words["memory"] = f"{found['mib_per_mib_of_text']:.2f} times its text (at most {TEXTS:g})"
         words["time"] = f"{found['slower']:.2f} times as dear a row (at most {SLOWER})"
-        print(f"{step}: " + "; ".join(f"{words[name]}: {'met' if good else 'MISSED'}" for name, good in met.items()))
+        print(
+            f"{step}: "
+            + "; ".join(
+                f"{words[name]}: {'met' if good else 'MISSED'}" for name, good in met.items()
+            )
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="three sizes or more, ascending")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=ROWS, help="three sizes or more, ascending"
+    )
     parser.add_argument("--figure", type=Path, help="draw the result into this SVG file")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--child", choices=["encode"], help=argparse.SUPPRESS)

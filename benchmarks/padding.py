@@ -52,7 +52,9 @@ def main() -> int:
         processed = open_dataset(data)
         vocabulary = load_vocabulary(tiny_folder(BACKBONES["tiny-roberta"], processed))
         spec = EncodeSpec(max_tokens=options.tokens)
-        encoded = tokenize_cached(processed.train(), processed.digest("train"), vocabulary, spec, processed.cache)
+        encoded = tokenize_cached(
+            processed.train(), processed.digest("train"), vocabulary, spec, processed.cache
+        )
         collate = Collator(encoded, vocabulary.pad, segments=False)
         shuffled = np.random.default_rng(0).permutation(len(encoded))
         lengths = encoded.lengths[shuffled]
@@ -62,10 +64,13 @@ def main() -> int:
             "tokens a side": options.tokens,
             "batch": options.batch,
             "padded to the budget": 1 - lengths.sum() / (lengths.size * options.tokens),
-            "padded to the longest of a batch": 1 - lengths.sum() / sum(part.size * part.max() for part in full),
+            "padded to the longest of a batch": 1
+            - lengths.sum() / sum(part.size * part.max() for part in full),
             "packs, shuffled rows": waste(collate, shuffled, options.batch),
             "packs, length buckets": waste(
-                collate, np.array(list(LengthBuckets(encoded.lengths, options.batch, seed=0))), options.batch
+                collate,
+                np.array(list(LengthBuckets(encoded.lengths, options.batch, seed=0))),
+                options.batch,
             ),
         }
     met = result["packs, length buckets"] < TARGET

@@ -41,25 +41,35 @@ CONTENDERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # the script, the pr
     "sentence-transformers, float32": ("sentences", "fp32", {}),
     "sentence-transformers, half precision": ("sentences", "half", {}),
 }
-TARGETS = {"train rows/s": (3.0, 2.0), "predict rows/s": (2.5, 1.4)}  # against the notebook, sentence-transformers
+TARGETS = {
+    "train rows/s": (3.0, 2.0),
+    "predict rows/s": (2.5, 1.4),
+}  # against the notebook, sentence-transformers
 SHARE = 0.5
 
 
 def environment() -> Path:
     """The peers' Python, installed on the first call."""
     python = PEERS / "bin/python"
-    wanted = "".join((HERE.parent / name).read_text(encoding="utf-8") for name in ("constraints.txt", "setup.py"))
+    wanted = "".join(
+        (HERE.parent / name).read_text(encoding="utf-8") for name in ("constraints.txt", "setup.py")
+    )
     wanted, installed = hashlib.sha256(wanted.encode()).hexdigest(), PEERS / "installed"
     if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
         print(f"installing the peers in {PEERS.name} …", file=sys.stderr)
         venv.create(PEERS, with_pip=True, clear=True)
         constraints = ["-c", str(HERE.parent / "constraints.txt")]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, f"{HERE.parent}[bench]"], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", *constraints, f"{HERE.parent}[bench]"],
+            check=True,
+        )
         installed.write_text(wanted, encoding="utf-8")
     return python
 
 
-def rows_of(raw: Path | None, count: int, predicted: int, scratch: Path) -> tuple[list[dict], list[dict]]:
+def rows_of(
+    raw: Path | None, count: int, predicted: int, scratch: Path
+) -> tuple[list[dict], list[dict]]:
     """Rows to train on and rows to predict, drawn from the training rows of a raw folder, or of a sample."""
     if raw is None:
         raw = scratch / "raw"
@@ -69,7 +79,10 @@ def rows_of(raw: Path | None, count: int, predicted: int, scratch: Path) -> tupl
     chosen = np.random.default_rng(0).permutation(table.num_rows)[: count + predicted]
     rows = [
         {"label": row[LABEL]}
-        | {key: "\n".join(row[name]) for key, name in zip(("prompt", "a", "b"), (PROMPT, *RESPONSES), strict=True)}
+        | {
+            key: "\n".join(row[name])
+            for key, name in zip(("prompt", "a", "b"), (PROMPT, *RESPONSES), strict=True)
+        }
         for row in table.take(chosen).to_pylist()
     ]
     return rows[:count], rows[count:]
@@ -83,11 +96,20 @@ def small_bert(rows: list[dict], folder: Path) -> Path:
     from kit.model.encoder import build_encoder
 
     words = BertWordPieceTokenizer()
-    words.train_from_iterator((row[key] for row in rows for key in ("prompt", "a", "b")), vocab_size=30522)
+    words.train_from_iterator(
+        (row[key] for row in rows for key in ("prompt", "a", "b")), vocab_size=30522
+    )
     words.save_model(str(folder))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    size = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    build_encoder({"model_type": "bert", "vocab_size": 30522} | size, fast_attention=False).save_pretrained(folder)
+    size = {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    }
+    build_encoder(
+        {"model_type": "bert", "vocab_size": 30522} | size, fast_attention=False
+    ).save_pretrained(folder)
     return folder
 
 
@@ -98,7 +120,9 @@ def run(name: str, job: Path, device: str, half: str) -> dict[str, Any]:
     said = {"precision": half if precision == "half" else precision, "options": options}
     said |= {"device": device, "started": time.time()}
     command = [str(python), str(HERE / "contenders" / f"{script}.py"), str(job), json.dumps(said)]
-    settings = {"TOKENIZERS_PARALLELISM": "true"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    settings = {"TOKENIZERS_PARALLELISM": "true"} | (
+        {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    )
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -107,16 +131,22 @@ def run(name: str, job: Path, device: str, half: str) -> dict[str, Any]:
 
 def main() -> int:
     """Prints the table, or JSON; exits with 1 when a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--raw", type=Path, help="a folder of Kaggle's files (default: a sample)")
-    parser.add_argument("--backbone", type=Path, help="a folder in Hugging Face layout (default: random weights)")
+    parser.add_argument(
+        "--backbone", type=Path, help="a folder in Hugging Face layout (default: random weights)"
+    )
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rows", type=int, default=64, help="rows of an epoch (default: 64)")
     parser.add_argument("--predict", type=int, default=128, help="rows to predict (default: 128)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--half", choices=["bf16", "fp16"], default="bf16", help="the peers' half precision")
+    parser.add_argument(
+        "--half", choices=["bf16", "fp16"], default="bf16", help="the peers' half precision"
+    )
     parser.add_argument("--only", action="append", choices=list(CONTENDERS))
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
@@ -128,14 +158,21 @@ def main() -> int:
             (scratch / "bert").mkdir()
             options.backbone = small_bert(train + predict, scratch / "bert")
         job = scratch / "job.json"
-        sizes = {"backbone": str(options.backbone.resolve()), "tokens": options.tokens, "batch": options.batch}
+        sizes = {
+            "backbone": str(options.backbone.resolve()),
+            "tokens": options.tokens,
+            "batch": options.batch,
+        }
         job.write_text(json.dumps(sizes | {"train": train, "predict": predict}), encoding="utf-8")
         bouts: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for number in range(options.repeats):
             for name in names if number % 2 == 0 else names[::-1]:
                 bouts[name].append(run(name, job, options.device, options.half))
                 print(f"{number + 1}/{options.repeats} {name}: {bouts[name][-1]}", file=sys.stderr)
-    medians = {name: {key: _median([bout[key] for bout in each]) for key in each[0]} for name, each in bouts.items()}
+    medians = {
+        name: {key: _median([bout[key] for bout in each]) for key in each[0]}
+        for name, each in bouts.items()
+    }
     checks = judge(medians) if set(names) == set(CONTENDERS) else {}
     if options.json:
         print(json.dumps({"medians": medians, "checks": checks, "bouts": bouts}, indent=1))
@@ -152,7 +189,9 @@ def judge(medians: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for key, (over_notebook, over_sentences) in TARGETS.items():
         best = max(each[key] for each in sentences)
         checks[f"{key} / padded notebook"] = _check(ours[key] / notebook[key], over_notebook)
-        checks[f"{key} / sentence-transformers at its best"] = _check(ours[key] / best, over_sentences)
+        checks[f"{key} / sentence-transformers at its best"] = _check(
+            ours[key] / best, over_sentences
+        )
     for name in ("kit", "kit, float32"):
         each = medians[name]
         checks[f"{name}: useful operations / matrix products in {each['precision']}"] = _check(
@@ -171,11 +210,20 @@ def _median(values: list[Any]) -> Any:
 
 def print_table(medians: dict[str, dict[str, Any]], checks: dict[str, dict[str, Any]]) -> None:
     """As Markdown."""
-    keys = ["train rows/s", "predict rows/s", "tokenise rows/s", "padding", "start-up s", "peak MiB"]
+    keys = [
+        "train rows/s",
+        "predict rows/s",
+        "tokenise rows/s",
+        "padding",
+        "start-up s",
+        "peak MiB",
+    ]
     keys += ["GPU MiB"] if any("GPU MiB" in each for each in medians.values()) else []
     print("| | " + " | ".join(keys) + " |\n|" + " --- |" * (len(keys) + 1))
     for name, each in medians.items():
-        cells = (f"{each[key]:.{3 if key == 'padding' else 1}f}" if key in each else "" for key in keys)
+        cells = (
+            f"{each[key]:.{3 if key == 'padding' else 1}f}" if key in each else "" for key in keys
+        )
         print(f"| {name} | " + " | ".join(cells) + " |")
     for name in (name for name in ("kit", "kit, float32") if name in medians):
         each = medians[name]
@@ -184,7 +232,9 @@ def print_table(medians: dict[str, dict[str, Any]], checks: dict[str, dict[str, 
     if checks:
         print("\n| target | reached | at least | |\n| --- | --- | --- | --- |")
     for name, check in checks.items():
-        print(f"| {name} | {check['found']:.2f} | {check['at least']:g} | {'met' if check['met'] else 'missed'} |")
+        print(
+            f"| {name} | {check['found']:.2f} | {check['at least']:g} | {'met' if check['met'] else 'missed'} |"
+        )
 
 
 if __name__ == "__main__":

@@ -39,19 +39,31 @@ def row_by_row(raw: Path, out: Path, text: str) -> None:
         return re.sub(" +", " ", turn).strip()
 
     def key(prompt: list[str]) -> str:
-        return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", "\n".join(prompt)).casefold()).strip()
+        return re.sub(
+            r"\s+", " ", unicodedata.normalize("NFKC", "\n".join(prompt)).casefold()
+        ).strip()
 
     numbers: dict[str, int] = {}
     for name in ("train", "test"):
         frame = pd.read_csv(raw / f"{name}.csv")
         for column in TEXTS:
-            frame[column] = frame.apply(lambda row, c=column: [repair(t) for t in json.loads(row[c]) or [""]], axis=1)
-        frame["group"] = frame.apply(lambda row: numbers.setdefault(key(row["prompt"]), len(numbers)), axis=1)
+            frame[column] = frame.apply(
+                lambda row, c=column: [repair(t) for t in json.loads(row[c]) or [""]], axis=1
+            )
+        frame["group"] = frame.apply(
+            lambda row: numbers.setdefault(key(row["prompt"]), len(numbers)), axis=1
+        )
         if name == "train":
-            frame["label"] = frame.apply(lambda row: CLASSES.index(max(CLASSES, key=lambda c: row[c])), axis=1)
-            same = frame.apply(lambda row: json.dumps([row["label"], *(row[c] for c in TEXTS)]), axis=1).duplicated()
+            frame["label"] = frame.apply(
+                lambda row: CLASSES.index(max(CLASSES, key=lambda c: row[c])), axis=1
+            )
+            same = frame.apply(
+                lambda row: json.dumps([row["label"], *(row[c] for c in TEXTS)]), axis=1
+            ).duplicated()
             frame = frame[~same].reset_index(drop=True)
-            held = train_test_split(frame.index, test_size=0.1, stratify=frame["label"], random_state=0)[1]
+            held = train_test_split(
+                frame.index, test_size=0.1, stratify=frame["label"], random_state=0
+            )[1]
             frame["valid"] = frame.index.isin(held)
             for k, (_, rows) in enumerate(
                 StratifiedKFold(5, shuffle=True, random_state=0).split(frame, frame["label"])
@@ -59,9 +71,13 @@ def row_by_row(raw: Path, out: Path, text: str) -> None:
                 frame.loc[rows, "fold"] = k
         if text == "ascii":
             for column in TEXTS:
-                frame[column] = frame.apply(lambda row, c=column: [strip(turn) for turn in row[c]], axis=1)
+                frame[column] = frame.apply(
+                    lambda row, c=column: [strip(turn) for turn in row[c]], axis=1
+                )
         out.mkdir(parents=True, exist_ok=True)
-        frame.drop(columns=["model_a", "model_b", *CLASSES], errors="ignore").to_parquet(out / f"{name}.parquet")
+        frame.drop(columns=["model_a", "model_b", *CLASSES], errors="ignore").to_parquet(
+            out / f"{name}.parquet"
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -101,7 +117,13 @@ def same_rows(one: Path, other: Path, split: str) -> bool:
     """Whether both ways wrote the same ids, texts, labels and groups, and the same split if kit made that one."""
     from pyarrow import parquet as pq
 
-    columns = ["id", *TEXTS, "label", "group", *(["valid", "fold"] if split == "stratified" else [])]
+    columns = [
+        "id",
+        *TEXTS,
+        "label",
+        "group",
+        *(["valid", "fold"] if split == "stratified" else []),
+    ]
     a, b = (pq.read_table(folder / "train.parquet", columns=columns) for folder in (one, other))
     return all(a[c].to_pylist() == b[c].to_pylist() for c in columns)
 
@@ -122,28 +144,44 @@ def compare(raw: Path, arguments: argparse.Namespace) -> dict:
         "same_rows": same,
     } | {
         key: {way: whole(run[key] for run in taken) for way, taken in runs.items()}
-        for key, whole in (("seconds", statistics.median), ("cpu_seconds", statistics.median), ("peak_mib", max))
+        for key, whole in (
+            ("seconds", statistics.median),
+            ("cpu_seconds", statistics.median),
+            ("peak_mib", max),
+        )
     }
-    pairs = zip(runs["rows"], runs["kit"], strict=True)  # of one repetition: what else the machine does hits both alike
+    pairs = zip(
+        runs["rows"], runs["kit"], strict=True
+    )  # of one repetition: what else the machine does hits both alike
     result["ratio"] = statistics.median(rows["seconds"] / kit["seconds"] for rows, kit in pairs)
-    result["met"] = {"ratio": result["ratio"] >= RATIO, "peak": result["peak_mib"]["kit"] < PEAK_MIB, "same_rows": same}
+    result["met"] = {
+        "ratio": result["ratio"] >= RATIO,
+        "peak": result["peak_mib"]["kit"] < PEAK_MIB,
+        "same_rows": same,
+    }
     return result
 
 
 def show(result: dict) -> None:
-    print(f"train.csv of {result['train_bytes'] / 1e6:.0f} MB, --text {result['text']} --split {result['split']}")
+    print(
+        f"train.csv of {result['train_bytes'] / 1e6:.0f} MB, --text {result['text']} --split {result['split']}"
+    )
     print(f"median of {result['repetitions']} fresh processes each, imports included")
     print(f"{'way':12}{'seconds':>9}{'CPU s':>9}{'peak MiB':>10}")
     for way, name in (("kit", "kit"), ("rows", "row by row")):
         values = (result[key][way] for key in ("seconds", "cpu_seconds", "peak_mib"))
         print("{:12}{:9.2f}{:9.2f}{:10.0f}".format(name, *values))
-    print(f"{result['ratio']:.2f} times as fast (target {RATIO}): {'met' if result['met']['ratio'] else 'MISSED'}")
+    print(
+        f"{result['ratio']:.2f} times as fast (target {RATIO}): {'met' if result['met']['ratio'] else 'MISSED'}"
+    )
     print(f"peak under {PEAK_MIB} MiB: {'met' if result['met']['peak'] else 'MISSED'}")
     print(f"both wrote the same rows: {'yes' if result['same_rows'] else 'NO'}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=57_477, help="size of the sample that is made")
     parser.add_argument("--raw", type=Path, help="use this raw folder instead of a sample")
     parser.add_argument("--text", default="unicode", choices=["unicode", "ascii"])

@@ -45,7 +45,10 @@ class Measured:
 def generate(folder: Path, rows: int, seed: int = 0) -> tuple[Path, Path]:
     """Writes a prediction file and its truth, rows in another order; the truth serves as the sample too."""
     generator = np.random.default_rng(seed)
-    ids, probabilities = generator.choice(2**32, rows, replace=False), generator.dirichlet([2, 2, 2], rows)
+    ids, probabilities = (
+        generator.choice(2**32, rows, replace=False),
+        generator.dirichlet([2, 2, 2], rows),
+    )
     write_predictions(make_predictions(ids, probabilities), folder / "predictions.csv")
     one_hot = np.eye(len(task.CLASSES), dtype=int)[generator.integers(0, len(task.CLASSES), rows)]
     truth = pd.DataFrame(one_hot, columns=list(task.CLASSES))
@@ -59,10 +62,14 @@ def seconds(command: list[str]) -> float:
     """Wall time of one process, from the repository's root; raises SystemExit with its message if it fails."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}
+    )
     elapsed = time.perf_counter() - start
     if done.returncode:
-        sys.exit(f"{' '.join(command)}\nfailed with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}")
+        sys.exit(
+            f"{' '.join(command)}\nfailed with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}"
+        )
     return elapsed
 
 
@@ -87,7 +94,9 @@ def measure(rows: int, repeats: int) -> list[Measured]:
 
     def against(command: str, yardstick: str, target: float) -> Measured:
         ratio = median[command] / median[yardstick]
-        return Measured(command, median[command], yardstick, median[yardstick], ratio, target, ratio <= target)
+        return Measured(
+            command, median[command], yardstick, median[yardstick], ratio, target, ratio <= target
+        )
 
     return [
         against("kit validate", "import pandas, sklearn.metrics", 2),
@@ -98,21 +107,33 @@ def measure(rows: int, repeats: int) -> list[Measured]:
 
 def main() -> None:
     """Prints a table, or JSON with --json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=25_000, help="rows of the generated files (default: 25000)")
-    parser.add_argument("--repeats", type=int, default=7, help="counted runs of each command (default: 7)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, default=25_000, help="rows of the generated files (default: 25000)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="counted runs of each command (default: 7)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     if options.rows < 1 or options.repeats < 1:
         parser.error("--rows and --repeats must be 1 or more")
     results = measure(options.rows, options.repeats)
     setting = {"rows": options.rows, "repeats": options.repeats, "cores": os.cpu_count()}
-    setting |= {"python": platform.python_version(), "pandas": pd.__version__, "numpy": np.__version__}
+    setting |= {
+        "python": platform.python_version(),
+        "pandas": pd.__version__,
+        "numpy": np.__version__,
+    }
     if options.json:
         print(json.dumps(setting | {"results": [asdict(one) for one in results]}, indent=1))
         return
     print(", ".join(f"{name} {value}" for name, value in setting.items()))
-    print(f"{'command':<14}{'median s':>9}  {'against':<32}{'median s':>9}{'ratio':>7}{'target':>8}")
+    print(
+        f"{'command':<14}{'median s':>9}  {'against':<32}{'median s':>9}{'ratio':>7}{'target':>8}"
+    )
     for one in results:
         verdict = "met" if one.met else "missed"
         print(

@@ -22,7 +22,11 @@ BACKBONES = ("tiny-deberta", "tiny-roberta", "tiny-electra")
 
 
 def run(
-    out: Path, rows: int, *, say: Callable[[str], None], training: Callable[[str], AbstractContextManager[Any]]
+    out: Path,
+    rows: int,
+    *,
+    say: Callable[[str], None],
+    training: Callable[[str], AbstractContextManager[Any]],
 ) -> Report:
     """Sample, preprocess, train three toy backbones, predict, blend, validate, compare; everything under `out`.
 
@@ -47,7 +51,9 @@ def run(
         say(f"$ kit train --backbone {backbone} --data {data} --runs {runs}")
         recipe = load_recipe(backbone)
         with training(backbone) as listen:
-            folders.append(Path(train_recipe(recipe, data, runs, resume=True, listen=listen)["run"]))
+            folders.append(
+                Path(train_recipe(recipe, data, runs, resume=True, listen=listen)["run"])
+            )
     for folder in folders:
         say(f"$ kit predict {folder} --data {data}")
         write_predictions(predict_split(folder, "test", data), folder / "test.csv")
@@ -56,13 +62,18 @@ def run(
         files, target = [folder / name for folder in folders], out / f"ensemble-{split}.csv"
         say(f"$ kit ensemble {' '.join(map(str, files))} -o {target}")
         write_predictions(
-            blend_predictions([read_predictions(file) for file in files], [str(file) for file in files]), target
+            blend_predictions(
+                [read_predictions(file) for file in files], [str(file) for file in files]
+            ),
+            target,
         )
         blends.append(("ensemble (mean)", target))
     say(f"$ kit validate {blends[-1][1]} --sample {raw / 'sample_submission.csv'}")
     valid = validate_submission(blends[-1][1], raw / "sample_submission.csv")
     if not valid.ok:
-        raise DataError(f"{blends[-1][1]}: {valid.problems[0]}", "This is a bug in kit; please report it.")
+        raise DataError(
+            f"{blends[-1][1]}: {valid.problems[0]}", "This is a bug in kit; please report it."
+        )
     frames = " ".join(f"--frame '{name}={file}'" for name, file in blends)
     say(
         f"$ kit report {' '.join(map(str, folders))} --data {data} --truth {raw / 'truth.csv'} {frames} "
@@ -80,4 +91,6 @@ def _sample(raw: Path, rows: int) -> None:
     if not summary.exists():
         generate.write_sample(raw, rows=rows)
     elif (there := json.loads(summary.read_text(encoding="utf-8"))["train"]["rows"]) != rows:
-        raise KitError(f"{raw} holds a sample of {there} rows, not {rows}", "Add --out with another folder.")
+        raise KitError(
+            f"{raw} holds a sample of {there} rows, not {rows}", "Add --out with another folder."
+        )

@@ -77,14 +77,20 @@ def packages() -> Iterator[Finding]:
         needed = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         yield Finding("Python", "ok", python)
-        yield Finding("kit", "broken", "not installed, so its packages are not either", "Run `make setup`.")
+        yield Finding(
+            "kit", "broken", "not installed, so its packages are not either", "Run `make setup`."
+        )
         return
     except ImportError as error:
         yield Finding("packages", "broken", f"cannot be compared: {error}", MEND)
         return
     asked = about["Requires-Python"] or ""
     fits = SpecifierSet(asked).contains(python, prereleases=True)
-    again = "" if fits else "Run `rm -rf .venv && make setup PYTHON=python3.12`, or with another one that fits."
+    again = (
+        ""
+        if fits
+        else "Run `rm -rf .venv && make setup PYTHON=python3.12`, or with another one that fits."
+    )
     yield Finding("Python", "ok" if fits else "broken", f"{python} (needs {asked})", again)
     for requirement in map(Requirement, needed):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
@@ -111,17 +117,31 @@ def device() -> Iterator[Finding]:
         from kit.model.preflight import inspect_gpus
 
         seen = inspect_gpus()
-    except (ImportError, OSError, RuntimeError) as error:  # a torch that is broken or for another machine
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a torch that is broken or for another machine
         text = " ".join(str(error).split())[:200]
         yield Finding("device", "broken", f"torch does not work: {text}", MEND)
         return
     kernels = ", ".join(seen["kernels"])
-    for name, size, capability in zip(seen["names"], seen["memory_gb"], seen["capabilities"], strict=True):
-        yield Finding("device", "ok", f"{name}, {size} GB, capability {capability}; torch has kernels for {kernels}")
+    for name, size, capability in zip(
+        seen["names"], seen["memory_gb"], seen["capabilities"], strict=True
+    ):
+        yield Finding(
+            "device",
+            "ok",
+            f"{name}, {size} GB, capability {capability}; torch has kernels for {kernels}",
+        )
     if not seen["names"]:
         driver = shutil.which("nvidia-smi") is not None
         here = "a GPU driver is here, but this torch sees no GPU" if driver else "no CUDA GPU"
-        mend = "Install a torch build for its CUDA (https://pytorch.org), or train" if driver else "Train"
+        mend = (
+            "Install a torch build for its CUDA (https://pytorch.org), or train"
+            if driver
+            else "Train"
+        )
         mend += " on Kaggle's GPUs: `kit kernels push train --backbone deberta`."
         yield Finding("device", "note", f"{here}; a real encoder takes days without one", mend)
     try:
@@ -143,7 +163,9 @@ def main_memory() -> Finding:
     if left < 1 * GB:
         return Finding("memory", "broken", text, "Preprocessing takes 2 GB: close other programs.")
     if left < 4 * GB:
-        return Finding("memory", "note", text, "Enough to preprocess; training takes 4 GB and more.")
+        return Finding(
+            "memory", "note", text, "Enough to preprocess; training takes 4 GB and more."
+        )
     return Finding("memory", "ok", text)
 
 
@@ -153,9 +175,13 @@ def disk() -> Finding:
     free = shutil.disk_usage(here).free
     text = f"{free / GB:,.1f} GB free in {here}"
     if not os.access(here, os.W_OK):
-        return Finding("disk", "broken", f"{here} cannot be written to", "Go to a folder of your own.")
+        return Finding(
+            "disk", "broken", f"{here} cannot be written to", "Go to a folder of your own."
+        )
     if free < 2 * GB:
-        return Finding("disk", "broken", text, "The rows take 1 GB and a run several: free some space.")
+        return Finding(
+            "disk", "broken", text, "The rows take 1 GB and a run several: free some space."
+        )
     if free < 20 * GB:
         return Finding("disk", "note", text, "All folds of a large encoder take 20 GB.")
     return Finding("disk", "ok", text)
@@ -170,7 +196,9 @@ def raw_files(folder: Path) -> Finding:
     if missing:
         return Finding("raw data", "note", f"{folder} has no {', '.join(missing)}", get)
     what = "kit's own sample: " if (folder / SAMPLE).is_file() else ""
-    return Finding("raw data", "ok", what + ", ".join(f"{name} {size:,} bytes" for name, size in sizes.items()))
+    return Finding(
+        "raw data", "ok", what + ", ".join(f"{name} {size:,} bytes" for name, size in sizes.items())
+    )
 
 
 def processed(folder: Path) -> Finding:
@@ -182,8 +210,14 @@ def processed(folder: Path) -> Finding:
     except ImportError as error:
         return Finding("processed data", "broken", f"cannot be read: {error}", MEND)
     except DataError as error:
-        return Finding("processed data", "broken" if folder.exists() else "note", error.problem, error.hint)
-    return Finding("processed data", "ok", f"{counts['train_rows']:,} training and {counts['test_rows']:,} test rows")
+        return Finding(
+            "processed data", "broken" if folder.exists() else "note", error.problem, error.hint
+        )
+    return Finding(
+        "processed data",
+        "ok",
+        f"{counts['train_rows']:,} training and {counts['test_rows']:,} test rows",
+    )
 
 
 def credential(needed: bool = False) -> Iterator[Finding]:
@@ -193,12 +227,21 @@ def credential(needed: bool = False) -> Iterator[Finding]:
         yield Finding("Kaggle credential", "note", problem)
     elsewhere = os.environ.get("KAGGLE_API_ENVIRONMENT", "")
     if elsewhere:
-        yield Finding("Kaggle credential", "note", "KAGGLE_API_ENVIRONMENT sends it elsewhere", "Unset it.")
+        yield Finding(
+            "Kaggle credential", "note", "KAGGLE_API_ENVIRONMENT sends it elsewhere", "Unset it."
+        )
     for other in search.found[1:]:
         how = f"If Kaggle refuses it, take away {search.found[0].source}."
-        yield Finding("Kaggle credential", "note", f"the {other} is not used while the first one is there", how)
+        yield Finding(
+            "Kaggle credential",
+            "note",
+            f"the {other} is not used while the first one is there",
+            how,
+        )
     if not search.found:
-        yield Finding("Kaggle credential", "broken" if needed else "note", "none found", credentials.HOW_TO)
+        yield Finding(
+            "Kaggle credential", "broken" if needed else "note", "none found", credentials.HOW_TO
+        )
     else:
         yield Finding("Kaggle credential", "ok", f"would use the {search.found[0]}")
 
@@ -213,7 +256,9 @@ def kaggle() -> Iterator[Finding]:
             if rules.joined:
                 yield Finding("submissions", "ok", str(read_limits(client)))
             else:
-                yield Finding("submissions", "broken", f"{COMPETITION} is not joined", f"Accept {page}/rules.")
+                yield Finding(
+                    "submissions", "broken", f"{COMPETITION} is not joined", f"Accept {page}/rules."
+                )
             yield _quota(client)
     except KaggleError as error:
         part = "Kaggle credential" if isinstance(error, CredentialsError) else "Kaggle"
@@ -226,5 +271,7 @@ def _quota(client: Client) -> Finding:
     except KaggleError as error:
         return Finding("GPU quota", "note", error.problem, error.hint)
     if quota.left_hours <= 0:
-        return Finding("GPU quota", "note", str(quota), "Kernels run without a GPU until then: `--gpu none`.")
+        return Finding(
+            "GPU quota", "note", str(quota), "Kernels run without a GPU until then: `--gpu none`."
+        )
     return Finding("GPU quota", "ok", str(quota))

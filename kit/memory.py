@@ -22,13 +22,20 @@ def memory(root: Path = Path("/")) -> Memory:
     total = free = None
     try:
         lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, *_ in map(str.split, lines)}
+        sizes = {
+            name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, *_ in map(str.split, lines)
+        }
         total, free = sizes.get("MemTotal"), sizes.get("MemAvailable")
     except (OSError, ValueError):
         if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
             total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        limit, used = (int((root / "sys/fs/cgroup" / name).read_text()) for name in ("memory.max", "memory.current"))
+        limit, used = (
+            int((root / "sys/fs/cgroup" / name).read_text())
+            for name in ("memory.max", "memory.current")
+        )
     except (OSError, ValueError):  # no control group, or "max"
         return Memory(total, free)
-    return Memory(min(total or limit, limit), min(limit - used if free is None else free, limit - used))
+    return Memory(
+        min(total or limit, limit), min(limit - used if free is None else free, limit - used)
+    )

@@ -19,7 +19,10 @@ from kit.task import CLASSES, HOLDOUT, ID, LABEL
 
 def run_origin(processed: Dataset, backbone: str | None = None) -> dict[str, Any]:
     """What a run remembers of the data it is made from, of its backbone's folder, and of the kit that made it."""
-    options = {name: processed.manifest["options"][name] for name in ("text", "split", "folds", "valid", "seed")}
+    options = {
+        name: processed.manifest["options"][name]
+        for name in ("text", "split", "folds", "valid", "seed")
+    }
     folder = {"backbone": backbone} if backbone else {}
     return {"data": processed.digest("train"), "kit": kit.__version__} | options | folder
 
@@ -36,7 +39,10 @@ def choose_folds(fold: str, folds: int) -> list[int | str]:
         return list(range(folds))
     if fold.isdecimal() and int(fold) < folds:
         return [int(fold)]
-    raise RecipeError(f"--fold {fold!r}: these rows have folds 0 to {folds - 1}", "Name one, or `all`, or `holdout`.")
+    raise RecipeError(
+        f"--fold {fold!r}: these rows have folds 0 to {folds - 1}",
+        "Name one, or `all`, or `holdout`.",
+    )
 
 
 def summarise_run(run: Run, processed: Dataset, write: bool = True) -> dict[str, Any]:
@@ -48,7 +54,9 @@ def summarise_run(run: Run, processed: Dataset, write: bool = True) -> dict[str,
     Returns:
         `run` (its folder), `parts` (their metrics), and `oof` (log_loss, accuracy, rows) once every fold is done.
     """
-    with hold_lock(run.path, "metrics", wait=True) if write else nullcontext():  # folds may be trained side by side
+    with (
+        hold_lock(run.path, "metrics", wait=True) if write else nullcontext()
+    ):  # folds may be trained side by side
         return _summarise(run, processed, write)
 
 
@@ -58,7 +66,11 @@ def _summarise(run: Run, processed: Dataset, write: bool) -> dict[str, Any]:
         oof = pd.concat([_valid(run, processed, fold) for fold in range(processed.folds)])
         truth = processed.train([ID, LABEL]).to_pandas().set_index(ID)[LABEL]
         labels, each = truth[oof[ID]].to_numpy(np.int64), oof[list(CLASSES)].to_numpy()
-        summary["oof"] = {"log_loss": log_loss(each, labels), "accuracy": accuracy(each, labels), "rows": len(oof)}
+        summary["oof"] = {
+            "log_loss": log_loss(each, labels),
+            "accuracy": accuracy(each, labels),
+            "rows": len(oof),
+        }
         if write:
             write_predictions(oof, run.path / "oof.csv")
     if write:

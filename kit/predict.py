@@ -37,14 +37,21 @@ class _Rows:
     cache: Path
 
     def encoded(self, vocabulary: PairTokenizer, recipe: Recipe) -> TokenizedRows:
-        return tokenize_cached(self.table, self.content, vocabulary, recipe.encode, self.cache, recipe.model.shape)
+        return tokenize_cached(
+            self.table, self.content, vocabulary, recipe.encode, self.cache, recipe.model.shape
+        )
 
     def tabular(self, encoded: TokenizedRows) -> FeatureTable:
         return features_cached(self.table, self.content, encoded, self.cache)
 
 
 def predict_split(
-    run: str | Path, split: str, data: Path, *, swap: bool | None = None, progress: Progress = lambda done, total: None
+    run: str | Path,
+    split: str,
+    data: Path,
+    *,
+    swap: bool | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> pd.DataFrame:
     """The run's predictions on processed rows, a prediction frame.
 
@@ -67,17 +74,27 @@ def predict_split(
             f"{run.path}: --split {split} needs fold {', '.join(missing)}, which has not finished",
             f"Run `kit train --recipe {run.path / 'recipe.toml'} --fold {'all' if split == 'oof' else HOLDOUT}`.",
         )
-    train, places, each = _Rows(processed.train(), processed.digest("train"), processed.cache), [], []
+    train, places, each = (
+        _Rows(processed.train(), processed.digest("train"), processed.cache),
+        [],
+        [],
+    )
     for fold in folds:
         rows = processed.fold_rows(fold)[1]
         each.append(_average(run, [run.part(fold)], train, rows, swap, progress))
         places.append(rows)
     order = np.argsort(np.concatenate(places))
-    return make_predictions(train.table[ID].to_numpy()[np.concatenate(places)[order]], np.concatenate(each)[order])
+    return make_predictions(
+        train.table[ID].to_numpy()[np.concatenate(places)[order]], np.concatenate(each)[order]
+    )
 
 
 def predict_input(
-    run: str | Path, file: Path, *, swap: bool | None = None, progress: Progress = lambda done, total: None
+    run: str | Path,
+    file: Path,
+    *,
+    swap: bool | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> pd.DataFrame:
     """The run's predictions on any CSV with test.csv's columns, cleaned as the run's training rows were."""
     run = Run.open(run)
@@ -85,7 +102,9 @@ def predict_input(
     table = prepare_input(file, run.noted("text", str))
     ranks = PartialState(cpu=not torch.cuda.is_available())
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-        shared = broadcast_object_list([scratch])[0]  # the first process encodes for all of this machine
+        shared = broadcast_object_list([scratch])[
+            0
+        ]  # the first process encodes for all of this machine
         each = _average(run, parts, _Rows(table, "input", Path(shared)), None, swap, progress)
         ranks.wait_for_everyone()  # before the folder goes
     return make_predictions(table[ID].to_numpy(), each)

@@ -15,7 +15,9 @@ from kit.storage.atomic import atomic_file
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 DIGITS = 300  # the largest float has 309
-BEFORE_EXACT = Version(pd.__version__) < Version("3.1")  # whose quick parser of numbers is off by a bit
+BEFORE_EXACT = Version(pd.__version__) < Version(
+    "3.1"
+)  # whose quick parser of numbers is off by a bit
 
 
 def make_predictions(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -25,8 +27,13 @@ def make_predictions(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame
     """
     probabilities = np.asarray(probabilities, np.float64)
     if not np.isfinite(probabilities).all():
-        raise DataError("a model gave probabilities that are not finite numbers", "Train it again with a lower rate.")
-    frame = pd.DataFrame(probabilities / probabilities.sum(axis=1, keepdims=True), columns=list(CLASSES))
+        raise DataError(
+            "a model gave probabilities that are not finite numbers",
+            "Train it again with a lower rate.",
+        )
+    frame = pd.DataFrame(
+        probabilities / probabilities.sum(axis=1, keepdims=True), columns=list(CLASSES)
+    )
     frame.insert(0, ID, np.asarray(ids))
     return frame
 
@@ -38,7 +45,9 @@ def write_predictions(frame: pd.DataFrame, path: str | Path) -> None:
         DataError: a probability is not a finite number.
     """
     if not np.isfinite(frame[list(CLASSES)].to_numpy(np.float64)).all():
-        raise DataError(f"{path}: not written: its probabilities are not finite numbers", "Make them again.")
+        raise DataError(
+            f"{path}: not written: its probabilities are not finite numbers", "Make them again."
+        )
     with atomic_file(path) as temporary:
         frame.to_csv(temporary, columns=list(PREDICTION_COLUMNS), index=False, lineterminator="\n")
 
@@ -60,7 +69,9 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
             "A prediction file has the columns " + ", ".join(PREDICTION_COLUMNS) + ".",
         )
     if frame.empty:
-        raise DataError(f"{path}: no rows", "Make it again; `kit validate` shows what a submission needs.")
+        raise DataError(
+            f"{path}: no rows", "Make it again; `kit validate` shows what a submission needs."
+        )
     for column in PREDICTION_COLUMNS:
         numbers = to_numbers(frame[column])
         bad = ~np.isfinite(numbers.astype("float64").to_numpy())
@@ -103,13 +114,21 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     """Any CSV of ours, with the errors of a missing, empty or unreadable file made plain."""
     path = Path(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file", "Check the path, or run the command that makes it.")
+        raise DataError(
+            f"{path}: no such file", "Check the path, or run the command that makes it."
+        )
     if path.is_dir():
         raise DataError(f"{path} is a directory, not a CSV file", "Name a file in it.")
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # where pandas reads the file, Ctrl-C becomes a fault of the file
-        return pd.read_csv(io.StringIO(text), float_precision="round_trip" if BEFORE_EXACT else None)
+        text = path.read_bytes().decode(
+            "utf-8-sig"
+        )  # where pandas reads the file, Ctrl-C becomes a fault of the file
+        return pd.read_csv(
+            io.StringIO(text), float_precision="round_trip" if BEFORE_EXACT else None
+        )
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty", "Make it again.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a CSV file: {error}", "Make it again, as UTF-8 with commas.") from error
+        raise DataError(
+            f"{path}: not a CSV file: {error}", "Make it again, as UTF-8 with commas."
+        ) from error

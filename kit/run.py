@@ -48,11 +48,17 @@ class Run:
         run = cls(runs / recipe.run_name)
         if not (run.path / "recipe.toml").exists():
             text = recipe.to_toml()
-            write_json(run.path / "origin.json", {"format": FORMAT, **origin, "recipe": _digest_of_toml(text)})
+            write_json(
+                run.path / "origin.json",
+                {"format": FORMAT, **origin, "recipe": _digest_of_toml(text)},
+            )
             write_text(run.path / "recipe.toml", text)
             return run
         if run.recipe.hash != recipe.hash:
-            raise RunError(f"{run.path}: its recipe.toml was edited since", "Restore it, or train into another --runs.")
+            raise RunError(
+                f"{run.path}: its recipe.toml was edited since",
+                "Restore it, or train into another --runs.",
+            )
         run.check_data(origin["data"])
         before, now = run.origin.get("backbone"), origin.get("backbone")
         if before and now and before != now:
@@ -85,10 +91,15 @@ class Run:
             made = run.origin.get("format", FORMAT)
             if not isinstance(made, int) or made > FORMAT:
                 raise RunError(
-                    f"{path} was made by kit {run.origin.get('kit')}, newer than this {__version__}", "Upgrade kit."
+                    f"{path} was made by kit {run.origin.get('kit')}, newer than this {__version__}",
+                    "Upgrade kit.",
                 )
             return run
-        near = sorted(p.parent.name for p in path.parent.glob("*/origin.json")) if path.parent.is_dir() else []
+        near = (
+            sorted(p.parent.name for p in path.parent.glob("*/origin.json"))
+            if path.parent.is_dir()
+            else []
+        )
         known = f"Runs in {path.parent}: {', '.join(near)}." if near else "`kit train` makes one."
         raise RunError(f"{path} is not a run directory", known)
 
@@ -111,7 +122,10 @@ class Run:
         """
         self._require_model()
         path, origin = self.path / "recipe.toml", self.origin
-        if "recipe" in origin and _digest_of_toml(path.read_text(encoding="utf-8")) != origin["recipe"]:
+        if (
+            "recipe" in origin
+            and _digest_of_toml(path.read_text(encoding="utf-8")) != origin["recipe"]
+        ):
             raise RunError(
                 f"{path} was edited since the run was begun: its hash is not the one in origin.json",
                 "Restore it: a run's recipe says how its model was made. For another experiment copy it and train.",
@@ -154,7 +168,10 @@ class Run:
             raise RunError(f"{part / 'metrics.json'}: files is no JSON object", _AGAIN)
         for name, digest in files.items():
             if (part / name).is_file() and file_sha256(part / name) != digest:
-                raise RunError(f"{part / name}: its SHA-256 is not the one in metrics.json: it was changed", _AGAIN)
+                raise RunError(
+                    f"{part / name}: its SHA-256 is not the one in metrics.json: it was changed",
+                    _AGAIN,
+                )
 
     def check_data(self, data: str) -> None:
         """Raises unless the training rows, by their hash, are those that the run was made from."""
@@ -175,7 +192,9 @@ class Run:
     def parts(self) -> dict[str, dict[str, Any]]:
         """The metrics of every finished part, by folder name: the holdout first, then folds by number."""
         folders = [p.parent for p in self.path.glob("*/metrics.json")]
-        folds = sorted((p for p in folders if re.fullmatch(r"fold\d+", p.name)), key=lambda p: int(p.name[4:]))
+        folds = sorted(
+            (p for p in folders if re.fullmatch(r"fold\d+", p.name)), key=lambda p: int(p.name[4:])
+        )
         holdout = [p for p in folders if p.name == HOLDOUT]
         return {p.name: _read(p / "metrics.json") for p in holdout + folds}
 
@@ -210,7 +229,9 @@ _AGAIN = "Copy the run directory again, or train it again."
 
 def model_digests(part: Path) -> dict[str, str]:
     """The SHA-256 of each file that makes a part's model."""
-    files = sorted(path for path in part.iterdir() if path.suffix in MODEL_FILES and path.name not in LOGS)
+    files = sorted(
+        path for path in part.iterdir() if path.suffix in MODEL_FILES and path.name not in LOGS
+    )
     return {path.name: file_sha256(path) for path in files}
 
 

@@ -6,7 +6,9 @@ Source: the data page of kaggle.com/competitions/llm-classification-finetuning.
 COMPETITION = "llm-classification-finetuning"
 TRAIN_FILE, TEST_FILE, SAMPLE_FILE = "train.csv", "test.csv", "sample_submission.csv"
 TRUTH_FILE = "truth.csv"  # kit's own: the labels of a test file, where they are known
-BAYES_FILE = "bayes.csv"  # kit's own: the true probabilities of made-up rows, whose loss no model can beat
+BAYES_FILE = (
+    "bayes.csv"  # kit's own: the true probabilities of made-up rows, whose loss no model can beat
+)
 
 ID = "id"
 MODELS = ("model_a", "model_b")
@@ -22,6 +24,8 @@ PREDICTION_COLUMNS = (ID, *CLASSES)
 LABEL = "label"  # 0, 1 or 2: the index into CLASSES
 GROUP = "group"  # of processed rows: those of one normalised prompt share a number
 EXTRA = "extra"  # of processed rows: from an extra file, trained on and never scored
-SOFT_LABELS = tuple(f"soft_label_{name}" for name in CLASSES)  # optional: probabilities to train on, not on the label
+SOFT_LABELS = tuple(
+    f"soft_label_{name}" for name in CLASSES
+)  # optional: probabilities to train on, not on the label
 WEIGHT = "weight"  # optional: how much a row counts in training
 HOLDOUT = "holdout"  # the name of the validation share, beside folds 0, 1, ...

@@ -11,9 +11,17 @@ ROOT = Path(__file__).parent.parent
 def licence(package: Distribution) -> str:
     """The SPDX expression, else the classifiers, else the first line of the licence field."""
     data = package.metadata
-    classified = [c.rpartition(" :: ")[2] for c in data.get_all("Classifier", []) if c.startswith("License :: ")]
+    classified = [
+        c.rpartition(" :: ")[2]
+        for c in data.get_all("Classifier", [])
+        if c.startswith("License :: ")
+    ]
     stated = (data.get("License") or "").strip().splitlines()
-    return data.get("License-Expression") or ", ".join(classified) or (stated[0][:60] if stated else "not stated")
+    return (
+        data.get("License-Expression")
+        or ", ".join(classified)
+        or (stated[0][:60] if stated else "not stated")
+    )
 
 
 def page(pins: list[str]) -> str:
@@ -39,4 +47,6 @@ def page(pins: list[str]) -> str:
 if __name__ == "__main__":
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/licences.md"
-    target.write_text(page(re.findall(r"^[A-Za-z0-9_.-]+==\S+", text, re.MULTILINE)), encoding="utf-8")
+    target.write_text(
+        page(re.findall(r"^[A-Za-z0-9_.-]+==\S+", text, re.MULTILINE)), encoding="utf-8"
+    )

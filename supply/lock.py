@@ -12,7 +12,9 @@ from pathlib import Path
 
 def lock(report: dict) -> str:
     """The lock's text; a package without a SHA-256, as a local folder is, cannot be locked and is left out."""
-    lines = [f"# Made by `make lock` for Python {platform.python_version()}, {platform.system()} {platform.machine()}."]
+    lines = [
+        f"# Made by `make lock` for Python {platform.python_version()}, {platform.system()} {platform.machine()}."
+    ]
     lines.append("# pip install --require-hashes -r requirements.lock")
     lines.append("# pip install --no-deps --no-build-isolation .")
     for item in sorted(report["install"], key=lambda item: item["metadata"]["name"].lower()):
@@ -24,4 +26,6 @@ def lock(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(lock(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), encoding="utf-8")
+    Path(sys.argv[2]).write_text(
+        lock(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), encoding="utf-8"
+    )

@@ -8,7 +8,10 @@ from kit.report.inputs import gather_inputs
 
 
 def compare(
-    runs: Sequence[str | Path], data: Path, frames: Sequence[tuple[str, Path]] = (), truth: Path | None = None
+    runs: Sequence[str | Path],
+    data: Path,
+    frames: Sequence[tuple[str, Path]] = (),
+    truth: Path | None = None,
 ) -> Comparison:
     """The table of `runs` on the processed rows in `data`."""
     return tabulate_models(gather_inputs(runs, data, frames=frames, truth=truth))

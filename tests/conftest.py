@@ -5,7 +5,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")  # before transformers
+os.environ.update(
+    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true"
+)  # before transformers
 
 import pytest
 from quick_recipe import QUICK
@@ -19,7 +21,9 @@ from kit.sample.generate import write_sample
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--update`: what the documentation shows is written anew where it is no longer true."""
-    parser.addoption("--update", action="store_true", help="Write the documentation's outputs and tables anew.")
+    parser.addoption(
+        "--update", action="store_true", help="Write the documentation's outputs and tables anew."
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,7 +75,10 @@ def still(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("backbones") / "still"
     source = tiny_folder(BACKBONES["tiny-roberta"], processed)
-    config = BACKBONES["tiny-roberta"].config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BACKBONES["tiny-roberta"].config | {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     torch.manual_seed(0)
     build_encoder(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):

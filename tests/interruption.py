@@ -12,7 +12,9 @@ def interrupt_at(step: int, patch: pytest.MonkeyPatch) -> None:
     """From now on, until `patch` is undone, every training ends with KeyboardInterrupt once `step` is done."""
     on_step_end = ScheduleCallback.on_step_end
 
-    def stop(self: ScheduleCallback, args: Any, state: TrainerState, control: Any, **named: Any) -> None:
+    def stop(
+        self: ScheduleCallback, args: Any, state: TrainerState, control: Any, **named: Any
+    ) -> None:
         if state.global_step == step:
             raise KeyboardInterrupt
         on_step_end(self, args, state, control, **named)

@@ -30,7 +30,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
         self.ids += [value for name, value in attributes if name == "id"]
-        self.addresses += [value for name, value in attributes if name in ("href", "src", "xlink:href", "srcset")]
+        self.addresses += [
+            value for name, value in attributes if name in ("href", "src", "xlink:href", "srcset")
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
         if tag == "table":

@@ -15,7 +15,9 @@ from kit.recipe.spec import RANGES, Recipe
 PAGE = Path(__file__).parent.parent / "docs/recipes.md"
 HEAD = "| key | default | allowed | meaning | source |\n| --- | --- | --- | --- | --- |\n"
 MISSING = "…"
-SECTIONS = {name: kind for name, kind in get_type_hints(Recipe).items() if dataclasses.is_dataclass(kind)}
+SECTIONS = {
+    name: kind for name, kind in get_type_hints(Recipe).items() if dataclasses.is_dataclass(kind)
+}
 
 
 def with_tables(text: str) -> str:
@@ -71,5 +73,7 @@ def _allowed(key: str, kind: Any) -> str:
 def _from_docstring(spec: type, name: str) -> str:
     """The words behind `name:` in the docstring, up to the next key's or the end of the sentence."""
     others = "|".join(field.name for field in dataclasses.fields(spec))
-    found = re.search(rf"\b{name}: (.+?)(?=;? (?:{others}): |\.? *$|\. )", " ".join((spec.__doc__ or "").split()))
+    found = re.search(
+        rf"\b{name}: (.+?)(?=;? (?:{others}): |\.? *$|\. )", " ".join((spec.__doc__ or "").split())
+    )
     return found[1].rstrip(".;").replace("|", "\\|") if found else MISSING

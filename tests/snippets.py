@@ -15,7 +15,11 @@ import click
 from kit.cli import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("[ks]*s/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("[ks]*s/README.md")),
+]
 RUN = "<!-- run -->"
 SLACK = 0.05  # of a toy's figures, between one machine's arithmetic and another's
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
@@ -50,7 +54,9 @@ class Block:
                 if command:
                     found.append(Step(start, command, tuple(shown)))
                 command, shown, start = line[2:], [], number
-            elif command.endswith("\\") or (command.startswith("for ") and not command.endswith("done")):
+            elif command.endswith("\\") or (
+                command.startswith("for ") and not command.endswith("done")
+            ):
                 command += "\n" + line.strip()
             else:
                 shown.append(line)
@@ -111,7 +117,9 @@ def parse(words: list[str], whole: bool) -> None:
         command.make_context(context.info_name, list(rest), parent=context.parent)
         return
     inner = [command, *command.commands.values()] if isinstance(command, click.Group) else [command]
-    refusals = [_refusal(each, list(rest)) for each in inner]  # `kit kernels push … --dry-run` is said of them all
+    refusals = [
+        _refusal(each, list(rest)) for each in inner
+    ]  # `kit kernels push … --dry-run` is said of them all
     if all(refusals):
         raise refusals[0]
 
@@ -129,13 +137,17 @@ def _refusal(command: click.Command, words: list[str]) -> click.UsageError | Non
 def words_of(step: Step) -> list[str]:
     """The words of a step that is run, its patterns replaced by the files they match, as a shell does."""
     ((*words,),) = programs(step.command)
-    expanded = [sorted(map(str, Path().glob(word))) or [word] if "*" in word else [word] for word in words]
+    expanded = [
+        sorted(map(str, Path().glob(word))) or [word] if "*" in word else [word] for word in words
+    ]
     return [word for each in expanded for word in each]
 
 
 def differs(shown: tuple[str, ...], real: str) -> str:
     """Where what a command printed is not what the page shows, or nothing."""
-    expected, printed = ([_plain(line) for line in lines if line.strip()] for lines in (shown, real.splitlines()))
+    expected, printed = (
+        [_plain(line) for line in lines if line.strip()] for lines in (shown, real.splitlines())
+    )
     if not expected or _matches(expected, printed):
         return ""
     return "shown:\n" + "\n".join(expected) + "\nprinted:\n" + "\n".join(printed)
@@ -156,7 +168,9 @@ def _same(expected: str, printed: str) -> bool:
         numbers.append(float(number[0]))
         end = number.end()
     found = re.fullmatch((pattern + re.escape(expected[end:])).replace("…", ".*"), printed)
-    return bool(found) and all(abs(float(a) - b) <= SLACK for a, b in zip(found.groups(), numbers, strict=True))
+    return bool(found) and all(
+        abs(float(a) - b) <= SLACK for a, b in zip(found.groups(), numbers, strict=True)
+    )
 
 
 def _plain(line: str) -> str:
@@ -185,8 +199,14 @@ def run(page: Path, kit: Callable[[list[str]], tuple[int, str]]) -> list[Outcome
     for step in (step for block in blocks(page) if block.runs for step in block.steps()):
         code, printed = kit(words_of(step)[1:])
         expected = int(any(line.startswith(("Error:", "problem:")) for line in step.shown))
-        problem = differs(step.shown, printed) if code == expected else f"exit code {code}:\n{printed}"
-        outcomes.append(Outcome(step, printed, problem and f"{page.name}:{step.line}: $ {step.command}\n{problem}"))
+        problem = (
+            differs(step.shown, printed) if code == expected else f"exit code {code}:\n{printed}"
+        )
+        outcomes.append(
+            Outcome(
+                step, printed, problem and f"{page.name}:{step.line}: $ {step.command}\n{problem}"
+            )
+        )
     return outcomes
 
 

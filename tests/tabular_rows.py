@@ -14,7 +14,9 @@ def tabular_rows(rows: int, seed: int = 0) -> FeatureTable:
     sides = rng.exponential(1, (rows, 2, len(SIDE_NAMES))) * rng.exponential(3, len(SIDE_NAMES))
     sides[:, :, 3] = 7.0
     pair = rng.normal(2, 5, (rows, len(PAIR_FEATURES)))
-    return FeatureTable(SIDE_NAMES, PAIR_FEATURES, sides.astype(np.float32), pair.astype(np.float32))
+    return FeatureTable(
+        SIDE_NAMES, PAIR_FEATURES, sides.astype(np.float32), pair.astype(np.float32)
+    )
 
 
 def exchanged(tabular: FeatureTable) -> FeatureTable:

@@ -43,14 +43,20 @@ def test_the_encoders_matrices_move_along_their_gradient_by_a_share_of_their_nor
             if layer_of(name) is None or parameter.ndim == 1:
                 assert torch.equal(parameter, before[name]), name
                 continue
-            assert move.norm().item() == pytest.approx(0.01 * before[name].norm().item(), rel=1e-3), name
-            assert functional.cosine_similarity(move.ravel(), gradients[name].ravel(), dim=0) > 0.999, name
+            assert move.norm().item() == pytest.approx(
+                0.01 * before[name].norm().item(), rel=1e-3
+            ), name
+            assert (
+                functional.cosine_similarity(move.ravel(), gradients[name].ravel(), dim=0) > 0.999
+            ), name
         worse = loss(pair).item()
     assert worse > loss(pair).item()
     assert all(torch.equal(p, before[name]) for name, p in pair.named_parameters())
 
 
-def test_the_gradient_is_that_of_the_perturbed_weights_and_adds_to_what_was_accumulated(pair: PairModel):
+def test_the_gradient_is_that_of_the_perturbed_weights_and_adds_to_what_was_accumulated(
+    pair: PairModel,
+):
     nearby = WorstNearby(pair, 0.01)
     with nearby.around(loss(pair)):
         expected = torch.autograd.grad(loss(pair), list(pair.parameters()), allow_unused=True)
@@ -115,14 +121,21 @@ def test_r_drop_counts_rows_by_their_weight_and_orders_by_half():
     first, second = torch.randn(2, 4, 3)
     soft = functional.one_hot(LABELS, 3).float()
     plain = of_two_passes(SMOOTHED, 0.7)((first, second), LABELS, 4)
-    assert of_two_passes(SMOOTHED, 0.7)((first, second), 2 * soft, 8).item() == pytest.approx(plain.item(), rel=1e-6)
+    assert of_two_passes(SMOOTHED, 0.7)((first, second), 2 * soft, 8).item() == pytest.approx(
+        plain.item(), rel=1e-6
+    )
     orders = tuple(torch.stack([each, each], 1) for each in (first, second))
-    assert of_two_passes(SMOOTHED, 0.7)(orders, LABELS, 4).item() == pytest.approx(plain.item(), rel=1e-6)
+    assert of_two_passes(SMOOTHED, 0.7)(orders, LABELS, 4).item() == pytest.approx(
+        plain.item(), rel=1e-6
+    )
 
 
 def test_r_drop_of_accumulated_batches_is_that_of_the_whole():
     torch.manual_seed(0)
     passes = torch.randn(2, 4, 3)
     whole = of_two_passes(SMOOTHED, 0.7)(tuple(passes), LABELS, 4)
-    parts = sum(of_two_passes(SMOOTHED, 0.7)(tuple(passes[:, i : i + 2]), LABELS[i : i + 2], 4) for i in (0, 2))
+    parts = sum(
+        of_two_passes(SMOOTHED, 0.7)(tuple(passes[:, i : i + 2]), LABELS[i : i + 2], 4)
+        for i in (0, 2)
+    )
     assert parts.item() == pytest.approx(whole.item(), rel=1e-6)

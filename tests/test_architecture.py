@@ -73,7 +73,9 @@ def test_imports_go_one_way(module: Path):
 def test_heavy_packages_stay_in_their_rooms(module: Path):
     packages = {name.split(".")[0] for name in imports(module)}
     for package, allowed in ONLY_IN.items():
-        assert package not in packages or room_of(module) in allowed, f"{package} in {room_of(module)}"
+        assert package not in packages or room_of(module) in allowed, (
+            f"{package} in {room_of(module)}"
+        )
 
 
 def test_only_the_client_and_its_wire_import_kaggles_package():
@@ -82,9 +84,18 @@ def test_only_the_client_and_its_wire_import_kaggles_package():
 
 
 def test_kaggle_is_reached_without_torch():
-    names = [f"kit.kaggle.{path.stem}" for path in (ROOT / "kit/kaggle").glob("*.py") if path.stem != "__init__"]
+    names = [
+        f"kit.kaggle.{path.stem}"
+        for path in (ROOT / "kit/kaggle").glob("*.py")
+        if path.stem != "__init__"
+    ]
     code = f"import importlib, sys; [importlib.import_module(n) for n in {names!r}]; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 def test_evaluation_knows_neither_data_nor_models():
@@ -103,7 +114,9 @@ def test_every_module_says_why_it_exists(module: Path):
 def test_every_public_function_and_class_is_documented(module: Path):
     tree = ast.parse(module.read_text(encoding="utf-8"))
     public = [
-        node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
     ]
     assert not [node.name for node in public if not ast.get_docstring(node)]
 
@@ -122,7 +135,9 @@ def test_nothing_is_pickled_or_evaluated(module: Path):
 
 def test_the_command_line_loads_nothing_heavy():
     code = "import sys, kit.cli; print(sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     for package in (
         "torch",
         "transformers",

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from kit.errors import KitError
-from kit.storage.atomic import atomic_file, atomic_folder, file_sha256, refuse_overwrite, write_json, write_text
+from kit.storage.atomic import (
+    atomic_file,
+    atomic_folder,
+    file_sha256,
+    refuse_overwrite,
+    write_json,
+    write_text,
+)
 
 
 def left_over(folder: Path) -> list[str]:
@@ -21,7 +28,9 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path: Path):
     with atomic_file(target) as temporary:
         temporary.write_text("half")
         assert not target.exists()
-        assert temporary.parent == target.parent  # a rename within one file system cannot fail half-way
+        assert (
+            temporary.parent == target.parent
+        )  # a rename within one file system cannot fail half-way
     assert target.read_text() == "half"
     assert left_over(target.parent) == ["result.csv"]
 
@@ -46,7 +55,9 @@ def test_the_data_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pyt
     events = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), fsync(handle)))
-    monkeypatch.setattr(Path, "replace", lambda path, to: (events.append("replace"), replace(path, to)))
+    monkeypatch.setattr(
+        Path, "replace", lambda path, to: (events.append("replace"), replace(path, to))
+    )
     write_text(tmp_path / "x.txt", "x")
     assert events == ["fsync", "replace"]
 

@@ -25,7 +25,9 @@ def test_the_reference_backbones_have_the_published_sizes(name: str):
     found = BACKBONES[name].sizes
     assert list(found) == ["layers", "hidden", "heads", "ffn", "vocabulary", "max_tokens"]
     for value, published in zip(found.values(), sizes, strict=True):
-        assert value == pytest.approx(published, rel=1e-3)  # its vocabulary of DeBERTa leaves 100 unused rows out
+        assert value == pytest.approx(
+            published, rel=1e-3
+        )  # its vocabulary of DeBERTa leaves 100 unused rows out
     counted = count_parameters(BACKBONES[name].config)
     assert list(counted) == ["backbone", "embedding", "total"]
     for value, published in zip(counted.values(), millions, strict=True):
@@ -77,7 +79,9 @@ def test_a_toy_is_small_in_every_way_but_its_kind():
         assert count_parameters(toy.config)["total"] < 300_000
 
 
-@pytest.mark.parametrize("name", ["Deberta", "deberta-", "tiny", "roberta-base", "microsoft/deberta-v3-xsmall", ""])
+@pytest.mark.parametrize(
+    "name", ["Deberta", "deberta-", "tiny", "roberta-base", "microsoft/deberta-v3-xsmall", ""]
+)
 def test_names_are_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BackboneError):
@@ -97,7 +101,9 @@ def test_a_folder_in_hugging_face_layout_is_a_backbone(tmp_path: Path):
     assert find_backbone(str(tmp_path)) == tmp_path
 
 
-def test_the_registry_comes_before_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_registry_comes_before_a_folder_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deberta").mkdir()
     (tmp_path / "deberta" / "config.json").write_text("{}")
@@ -112,8 +118,22 @@ def test_the_registry_comes_before_a_folder_of_the_same_name(tmp_path: Path, mon
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
         ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
         ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
-        ({"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": False}, None),
-        ({"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": True}, 512),
+        (
+            {
+                "model_type": "deberta-v2",
+                "max_position_embeddings": 512,
+                "position_biased_input": False,
+            },
+            None,
+        ),
+        (
+            {
+                "model_type": "deberta-v2",
+                "max_position_embeddings": 512,
+                "position_biased_input": True,
+            },
+            512,
+        ),
         ({"model_type": "xlnet"}, None),
     ],
 )
@@ -129,7 +149,9 @@ def test_a_sequence_of_exactly_the_limit_runs_and_a_longer_one_does_not(name: st
     def run(length: int) -> torch.Tensor:
         with torch.no_grad():
             tokens = torch.full((1, length), 7)
-            return encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+            return encoder(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens)
+            ).last_hidden_state
 
     assert run(limit).shape == (1, limit, config["hidden_size"])
     with pytest.raises((IndexError, RuntimeError, ValueError)):
@@ -142,6 +164,8 @@ def test_relative_positions_reach_past_the_pretraining():
     tokens = torch.full((1, 700), 7)
     with torch.no_grad():
         states = (
-            build_encoder(config).eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+            build_encoder(config)
+            .eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+            .last_hidden_state
         )
     assert states.isfinite().all()

@@ -42,9 +42,14 @@ def pairs(rows: int, seed: int = 0) -> tuple[PairRows, np.ndarray]:
     better = np.where(good[0] == good[1], 2, np.where(good[0], 0, 1))
     labels = np.where(generator.random(rows) < 0.2, generator.integers(0, 3, rows), better)
     lengths = generator.normal(6, 1, (rows, 2)).astype(np.float32)
-    a, b = (np.column_stack([length, generator.normal(size=rows)]).astype(np.float32) for length in lengths.T)
+    a, b = (
+        np.column_stack([length, generator.normal(size=rows)]).astype(np.float32)
+        for length in lengths.T
+    )
     pair = generator.normal(size=(rows, 1)).astype(np.float32)
-    return PairRows(a, b, pair, lengths, np.arange(rows) // 2, tuple(map(tfidf.count_ngrams, texts))), labels
+    return PairRows(
+        a, b, pair, lengths, np.arange(rows) // 2, tuple(map(tfidf.count_ngrams, texts))
+    ), labels
 
 
 @pytest.mark.parametrize("name", [name for name in FITS if name != "prior"])
@@ -63,7 +68,9 @@ def test_training_on_the_other_order_gives_the_same_model(name):
     train, labels = pairs(400)
     other, _ = pairs(50, seed=1)
     flipped = FITS[name](train.swapped, np.array(SWAP)[labels])
-    np.testing.assert_allclose(flipped.predict(other), FITS[name](train, labels).predict(other), atol=0.02)
+    np.testing.assert_allclose(
+        flipped.predict(other), FITS[name](train, labels).predict(other), atol=0.02
+    )
 
 
 @pytest.mark.parametrize("name", list(FITS))
@@ -73,13 +80,17 @@ def test_a_prediction_depends_on_its_row_and_the_training_rows_only(name):
     model = FITS[name](train, labels)
     together = model.predict(other)
     for row in (0, 7, 29):
-        np.testing.assert_allclose(model.predict(other.take(np.array([row])))[0], together[row], rtol=1e-5)
+        np.testing.assert_allclose(
+            model.predict(other.take(np.array([row])))[0], together[row], rtol=1e-5
+        )
 
 
 def test_tfidf_learns_the_phrase_that_decides_and_constants_do_not():
     train, labels = pairs(1500)
     other, truth = pairs(500, seed=1)
-    losses = {name: log_loss(fit(train, labels).predict(other), truth) for name, fit in FITS.items()}
+    losses = {
+        name: log_loss(fit(train, labels).predict(other), truth) for name, fit in FITS.items()
+    }
     assert losses["uniform"] == pytest.approx(np.log(3))
     assert losses["prior"] <= losses["uniform"] + 0.001
     assert losses["tfidf"] < 0.75 * losses["prior"]
@@ -91,9 +102,13 @@ def test_trees_learn_what_depends_on_two_features_at_once():
     other, _ = pairs(1000, seed=1)
 
     def rule(some: PairRows) -> np.ndarray:
-        return np.where(some.pair[:, 0] > 0, some.a[:, 1] < some.b[:, 1], some.a[:, 1] > some.b[:, 1]).astype(int)
+        return np.where(
+            some.pair[:, 0] > 0, some.a[:, 1] < some.b[:, 1], some.a[:, 1] > some.b[:, 1]
+        ).astype(int)
 
-    boosted, linear = (FITS[name](train, rule(train)).predict(other) for name in ("boosted", "length"))
+    boosted, linear = (
+        FITS[name](train, rule(train)).predict(other) for name in ("boosted", "length")
+    )
     assert accuracy(boosted, rule(other)) > 0.9 > 0.6 > accuracy(linear, rule(other))
 
 
@@ -107,7 +122,9 @@ def test_certain_soft_labels_of_weight_1_are_labels(name):
     train, labels = pairs(400)
     other, _ = pairs(50, seed=1)
     expected = FITS[name](train, labels).predict(other)
-    np.testing.assert_allclose(FITS[name](train, expanded(labels)).predict(other), expected, atol=2e-3)
+    np.testing.assert_allclose(
+        FITS[name](train, expanded(labels)).predict(other), expected, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["prior", "length"])
@@ -116,18 +133,27 @@ def test_a_row_of_weight_2_counts_as_two_rows(name):
     weights = np.random.default_rng(0).integers(1, 4, 300)
     often = np.repeat(np.arange(300), weights)
     expected = FITS[name](train.take(often), labels[often]).predict(train)
-    np.testing.assert_allclose(FITS[name](train, expanded(labels, weights)).predict(train), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        FITS[name](train, expanded(labels, weights)).predict(train), expected, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["length", "tfidf", "boosted"])
 def test_soft_labels_and_weights_outweigh_wrong_labels(name):
     train, _ = pairs(1200)
     right = np.where(train.lengths[:, 0] > train.lengths[:, 1], 0, 1)
-    wrong, light = 1 - right, np.random.default_rng(0).random(1200) < 0.6  # most rows are wrong, and of little weight
+    wrong, light = (
+        1 - right,
+        np.random.default_rng(0).random(1200) < 0.6,
+    )  # most rows are wrong, and of little weight
     labels = np.where(light, wrong, right)
     weighed = expanded(labels, np.where(light, 0.01, 1.0))
-    doubtful = np.where(light[:, None], 0.45 * expanded(labels) + 0.55 * expanded(1 - labels), expanded(labels))
-    misled, by_weight, by_doubt = (FITS[name](train, each).predict(train) for each in (labels, weighed, doubtful))
+    doubtful = np.where(
+        light[:, None], 0.45 * expanded(labels) + 0.55 * expanded(1 - labels), expanded(labels)
+    )
+    misled, by_weight, by_doubt = (
+        FITS[name](train, each).predict(train) for each in (labels, weighed, doubtful)
+    )
     assert accuracy(misled, right) < 0.5
     assert accuracy(by_weight, right) > 0.8
     assert accuracy(by_doubt, right) > 0.8
@@ -135,11 +161,16 @@ def test_soft_labels_and_weights_outweigh_wrong_labels(name):
 
 def test_the_gradient_by_soft_targets_is_that_of_the_loss():
     generator = np.random.default_rng(0)
-    logits, targets = generator.normal(size=(3, 5)), generator.dirichlet([1, 1, 1], 5) * generator.random((5, 1))
+    logits, targets = (
+        generator.normal(size=(3, 5)),
+        generator.dirichlet([1, 1, 1], 5) * generator.random((5, 1)),
+    )
     value, gradient = softmax.softmax_loss(logits, targets)
     chances = softmax.softmax(logits).T
     assert value == pytest.approx(-(targets * np.log(chances)).sum() / targets.sum())
-    found = approx_fprime(logits.ravel(), lambda flat: softmax.softmax_loss(flat.reshape(3, 5), targets)[0], 1e-7)
+    found = approx_fprime(
+        logits.ravel(), lambda flat: softmax.softmax_loss(flat.reshape(3, 5), targets)[0], 1e-7
+    )
     np.testing.assert_allclose(gradient.ravel(), found, atol=1e-5)
 
 
@@ -151,7 +182,9 @@ def test_length_is_a_regression_on_both_orders():
     labels = np.where(tie, 2, np.where(longer + generator.logistic(size=800) > 0, 0, 1))
     both = np.concatenate([longer, -longer])
     peer = LogisticRegression(C=1e6, max_iter=1000, tol=1e-10)
-    peer.fit(np.column_stack([both, np.abs(both)]), np.concatenate([labels, np.array(SWAP)[labels]]))
+    peer.fit(
+        np.column_stack([both, np.abs(both)]), np.concatenate([labels, np.array(SWAP)[labels]])
+    )
     expected = peer.predict_proba(np.column_stack([longer, np.abs(longer)]))
     np.testing.assert_allclose(FITS["length"](train, labels).predict(train), expected, atol=0.003)
     assert FITS["length"](train, labels).parameters == 3
@@ -180,7 +213,9 @@ def test_tfidf_is_that_of_scikit_learn(monkeypatch):
         raw.data = np.exp(raw.data - 1)
         expected = TfidfTransformer(sublinear_tf=True).fit_transform(raw)
         used = np.flatnonzero(np.bincount(block.indices, minlength=tfidf.WIDTH))
-        np.testing.assert_allclose(found.toarray(), expected[:, used].toarray(), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            found.toarray(), expected[:, used].toarray(), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_rare_ngrams_have_no_column_and_leave_no_trace():
@@ -188,13 +223,22 @@ def test_rare_ngrams_have_no_column_and_leave_no_trace():
     weighed = tfidf.weigh_ngrams(counts, tfidf.inverse_frequencies([counts]))
     assert weighed[0].shape == (tfidf.RAREST + 1, 1)
     np.testing.assert_allclose(weighed[0].toarray(), 1)
-    unknown = tfidf.weigh_ngrams(tfidf.count_ngrams(["entirely new"]), tfidf.inverse_frequencies([counts]))
+    unknown = tfidf.weigh_ngrams(
+        tfidf.count_ngrams(["entirely new"]), tfidf.inverse_frequencies([counts])
+    )
     assert [block.nnz for block in unknown] == [0, 0]
 
 
 def test_texts_without_a_frequent_ngram_leave_the_features_to_learn_from():
     train, labels = pairs(200)
-    bare = PairRows(train.a, train.b, train.pair, train.lengths, train.groups, (tfidf.count_ngrams([""] * 200),) * 2)
+    bare = PairRows(
+        train.a,
+        train.b,
+        train.pair,
+        train.lengths,
+        train.groups,
+        (tfidf.count_ngrams([""] * 200),) * 2,
+    )
     assert np.isfinite(FITS["tfidf"](bare, labels).predict(bare)).all()
 
 
@@ -215,23 +259,32 @@ def test_a_run_holds_what_a_trained_run_holds_less_the_model(name, runs: Path, p
     table = processed.train()
     truth = dict(zip(table[ID].to_pylist(), table[LABEL].to_pylist(), strict=True))
     for fold in (HOLDOUT, 0, 1, 2):
-        valid, figures = read_predictions(run.part(fold) / "valid.csv"), run.parts()[run.part(fold).name]
+        valid, figures = (
+            read_predictions(run.part(fold) / "valid.csv"),
+            run.parts()[run.part(fold).name],
+        )
         rows = processed.fold_rows(fold)[1]
         assert valid[ID].tolist() == table[ID].to_numpy()[rows].tolist()
         labels = valid[ID].map(truth).to_numpy()
-        assert figures["log_loss"] == pytest.approx(log_loss(valid[list(CLASSES)].to_numpy(), labels), abs=1e-9)
+        assert figures["log_loss"] == pytest.approx(
+            log_loss(valid[list(CLASSES)].to_numpy(), labels), abs=1e-9
+        )
         assert (figures["best_epoch"], figures["valid_rows"]) == (None, len(rows))
         assert figures["parameters"] >= 0 < figures["minutes"]
     oof, test = read_predictions(run.path / "oof.csv"), read_predictions(run.path / "test.csv")
     assert sorted(oof[ID]) == sorted(truth)
     assert test[ID].tolist() == processed.test()[ID].to_pylist()
-    each = [read_predictions(run.part(fold) / "test.csv")[list(CLASSES)].to_numpy() for fold in range(3)]
+    each = [
+        read_predictions(run.part(fold) / "test.csv")[list(CLASSES)].to_numpy() for fold in range(3)
+    ]
     np.testing.assert_allclose(test[list(CLASSES)].to_numpy(), np.mean(each, axis=0), rtol=1e-12)
     assert json.loads((run.path / "metrics.json").read_text())["oof"]["rows"] == len(oof)
     assert member_name(run.path / "oof.csv") == run.name
 
 
-def test_no_fit_sees_a_validation_row_or_a_prompt_of_one(data: Path, processed: Dataset, tmp_path: Path, monkeypatch):
+def test_no_fit_sees_a_validation_row_or_a_prompt_of_one(
+    data: Path, processed: Dataset, tmp_path: Path, monkeypatch
+):
     groups, labels = (processed.train()[name].to_numpy() for name in ("group", LABEL))
     seen = []
 
@@ -243,7 +296,10 @@ def test_no_fit_sees_a_validation_row_or_a_prompt_of_one(data: Path, processed: 
     run_baseline("uniform", data, tmp_path, "all")
     for fold, (train_groups, train_labels) in enumerate(seen):
         train, valid = processed.fold_rows(fold)
-        assert (train_groups, train_labels) == (sorted(groups[train].tolist()), sorted(labels[train].tolist()))
+        assert (train_groups, train_labels) == (
+            sorted(groups[train].tolist()),
+            sorted(labels[train].tolist()),
+        )
         assert not set(train_groups) & set(groups[valid].tolist())
     assert len(seen) == 3
 
@@ -253,7 +309,9 @@ def test_the_holdout_alone_gives_test_predictions_too(data: Path, tmp_path: Path
     result = run_baseline("length", data, tmp_path, say=said.append)
     run = Path(result["run"])
     assert "oof" not in result
-    pd.testing.assert_frame_equal(read_predictions(run / "test.csv"), read_predictions(run / HOLDOUT / "test.csv"))
+    pd.testing.assert_frame_equal(
+        read_predictions(run / "test.csv"), read_predictions(run / HOLDOUT / "test.csv")
+    )
     before = (run / HOLDOUT / "metrics.json").stat().st_mtime_ns
     run_baseline("length", data, tmp_path, say=said.append)
     assert "is done already" in said[-1]
@@ -277,11 +335,16 @@ def test_test_rows_that_have_changed_since_are_not_averaged_with_others(raw: Pat
     fit(table, "0")
     turned = fit(table[::-1], "1")
     each = [
-        read_predictions(runs / "baseline-length" / f"fold{k}" / "test.csv")[list(CLASSES)].to_numpy() for k in range(2)
+        read_predictions(runs / "baseline-length" / f"fold{k}" / "test.csv")[
+            list(CLASSES)
+        ].to_numpy()
+        for k in range(2)
     ]
     np.testing.assert_allclose(turned, (each[0][::-1] + each[1]) / 2, rtol=1e-12)
     others = table.assign(id=table["id"].astype(int) + 500_000)
-    with pytest.raises(RunError, match=r"fold0, .*fold1: predictions of other test rows than") as caught:
+    with pytest.raises(
+        RunError, match=r"fold0, .*fold1: predictions of other test rows than"
+    ) as caught:
         fit(others, "2")
     assert caught.value.hint == "Delete them and run `kit baseline length --fold all` again."
     for k in range(2):
@@ -289,7 +352,9 @@ def test_test_rows_that_have_changed_since_are_not_averaged_with_others(raw: Pat
     fit(others, "all")
 
 
-def test_texts_are_read_once_for_all_folds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_texts_are_read_once_for_all_folds(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     read, whole = pq.read_table, []
 
     def counted(path: Path, columns: list[str] | None = None, **more: object) -> object:
@@ -308,10 +373,15 @@ def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):
     figures = Run.open(runs / "baseline-tfidf").parts()["fold0"]
     whole = json.loads((runs / "baseline-tfidf" / "metrics.json").read_text())["oof"]
     assert lines["baseline-tfidf"].valid.log_loss == pytest.approx(whole["log_loss"])
-    assert (lines["baseline-tfidf"].best_epoch, lines["baseline-tfidf"].parameters) == (None, figures["parameters"])
+    assert (lines["baseline-tfidf"].best_epoch, lines["baseline-tfidf"].parameters) == (
+        None,
+        figures["parameters"],
+    )
 
 
-def test_a_report_without_common_rows_names_the_baseline_to_run(runs: Path, data: Path, tmp_path: Path):
+def test_a_report_without_common_rows_names_the_baseline_to_run(
+    runs: Path, data: Path, tmp_path: Path
+):
     run_baseline("uniform", data, tmp_path, "0")
     with pytest.raises(RunError, match="kit baseline uniform --fold holdout"):
         compare([runs / "baseline-length", tmp_path / "baseline-uniform"], data)
@@ -331,7 +401,9 @@ def test_a_folder_without_a_recipe_is_a_run_only_if_it_is_a_baseline(tmp_path: P
         Run.open(tmp_path / "odd")
 
 
-def test_what_cannot_be_run_is_refused_before_anything_is_written(data: Path, runs: Path, tmp_path: Path):
+def test_what_cannot_be_run_is_refused_before_anything_is_written(
+    data: Path, runs: Path, tmp_path: Path
+):
     with pytest.raises(KitError, match="no baseline 'bayes'"):
         run_baseline("bayes", data, tmp_path)
     for fold in ("3", "-1", "first"):
@@ -340,7 +412,13 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(data: Path, ru
     assert list(tmp_path.iterdir()) == []
     origin = json.loads((runs / "baseline-uniform" / "origin.json").read_text())
     assert origin["data"] == open_dataset(data).digest("train")
-    assert [origin[name] for name in ("text", "split", "folds", "valid", "seed")] == ["unicode", "grouped", 3, 0.2, 0]
+    assert [origin[name] for name in ("text", "split", "folds", "valid", "seed")] == [
+        "unicode",
+        "grouped",
+        3,
+        0.2,
+        0,
+    ]
     write_json(tmp_path / "baseline-uniform" / "origin.json", origin | {"data": "other"})
     with pytest.raises(RunError, match="other rows"):
         run_baseline("uniform", data, tmp_path)

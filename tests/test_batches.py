@@ -13,7 +13,9 @@ from token_rows import PAD, token_rows
 from kit.data.tokenize import TokenizedRows
 from kit.model.collator import MAX_PACKS, Collator, Padding, cut_packs
 
-LENGTHS = st.lists(st.integers(3, 30), min_size=1, max_size=9).map(lambda each: np.array(sorted(each, reverse=True)))
+LENGTHS = st.lists(st.integers(3, 30), min_size=1, max_size=9).map(
+    lambda each: np.array(sorted(each, reverse=True))
+)
 ROWS = st.lists(st.tuples(st.integers(3, 25), st.integers(3, 25)), min_size=1, max_size=8)
 
 
@@ -49,7 +51,9 @@ def tokens_of(encoded: TokenizedRows, side: int) -> list[int]:
 
 @settings(deadline=None, max_examples=120)
 @given(ROWS, st.sampled_from([0, 10, 10**6]), st.booleans(), st.data())
-def test_packs_hold_exactly_the_tokens_of_the_rows(rows: list, overhead: int, segments: bool, data: st.DataObject):
+def test_packs_hold_exactly_the_tokens_of_the_rows(
+    rows: list, overhead: int, segments: bool, data: st.DataObject
+):
     encoded = token_rows(np.array(rows))
     chosen = data.draw(st.permutations(range(len(rows))))[: data.draw(st.integers(1, len(rows)))]
     batch = Collator(encoded, PAD, segments=segments, pack_overhead=overhead)(chosen)
@@ -57,8 +61,13 @@ def test_packs_hold_exactly_the_tokens_of_the_rows(rows: list, overhead: int, se
     assert batch["order"].shape == (len(chosen), 2)
     found = []
     for pack in batch["packs"]:
-        assert set(pack) == {"input_ids", "attention_mask"} | ({"token_type_ids"} if segments else set())
-        assert all(value.dtype == torch.int64 and value.shape == pack["input_ids"].shape for value in pack.values())
+        assert set(pack) == {"input_ids", "attention_mask"} | (
+            {"token_type_ids"} if segments else set()
+        )
+        assert all(
+            value.dtype == torch.int64 and value.shape == pack["input_ids"].shape
+            for value in pack.values()
+        )
         assert (pack["input_ids"][pack["attention_mask"] == 0] == PAD).all()
         real = pack["attention_mask"].sum(1).tolist()
         assert max(real) == pack["input_ids"].shape[1]  # padded only to its own longest
@@ -83,7 +92,8 @@ def test_rows_may_be_a_list_or_an_array_and_may_repeat():
     assert torch.equal(listed["order"], array["order"])
     assert sorted(listed["order"].ravel().tolist()) == list(range(6))
     assert all(
-        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(listed["packs"], array["packs"], strict=True)
+        torch.equal(a["input_ids"], b["input_ids"])
+        for a, b in zip(listed["packs"], array["packs"], strict=True)
     )
 
 
@@ -113,7 +123,8 @@ def test_parts_are_of_bounded_size_and_hold_every_row_once(rows: list, most: int
         alone = whole(part["labels"].numpy())
         assert torch.equal(part["order"], alone["order"])
         assert all(
-            torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(part["packs"], alone["packs"], strict=True)
+            torch.equal(a["input_ids"], b["input_ids"])
+            for a, b in zip(part["packs"], alone["packs"], strict=True)
         )
 
 
@@ -121,10 +132,14 @@ def test_parts_are_of_bounded_size_and_hold_every_row_once(rows: list, most: int
 @given(ROWS, st.sampled_from([4, 64]))
 def test_lengths_are_padded_to_a_multiple(rows: list, multiple: int):
     encoded, chosen = token_rows(np.array(rows)), range(len(rows))
-    plain, padded = (Collator(encoded, PAD, segments=False, multiple=each)(chosen) for each in (1, multiple))
+    plain, padded = (
+        Collator(encoded, PAD, segments=False, multiple=each)(chosen) for each in (1, multiple)
+    )
     assert all(pack["input_ids"].shape[1] % multiple == 0 for pack in padded["packs"])
     for each in (plain, padded):
-        assert sum(int(pack["attention_mask"].sum()) for pack in each["packs"]) == encoded.starts[-1]
+        assert (
+            sum(int(pack["attention_mask"].sum()) for pack in each["packs"]) == encoded.starts[-1]
+        )
 
 
 def test_labels_are_those_of_the_rows():
@@ -139,7 +154,10 @@ def test_features_are_the_raw_numbers_of_the_rows():
     tabular = tabular_rows(4)
     encoded = token_rows(np.array([[5, 7], [9, 4], [6, 6], [3, 3]]))
     found = Collator(encoded, PAD, segments=False, tabular=tabular)([3, 0])["features"]
-    assert {name: each.dtype for name, each in found.items()} == {"sides": torch.float32, "pair": torch.float32}
+    assert {name: each.dtype for name, each in found.items()} == {
+        "sides": torch.float32,
+        "pair": torch.float32,
+    }
     assert torch.equal(found["sides"], torch.from_numpy(tabular.sides[[3, 0]]))
     assert torch.equal(found["pair"], torch.from_numpy(tabular.pair[[3, 0]]))
 
@@ -148,9 +166,13 @@ def test_features_are_the_raw_numbers_of_the_rows():
 @given(ROWS, st.sampled_from([0, 10, 10**6]))
 def test_padding_counts_what_the_encoder_runs(rows: list, overhead: int):
     count = Padding()
-    collate = Collator(token_rows(np.array(rows)), PAD, segments=False, pack_overhead=overhead, count=count)
+    collate = Collator(
+        token_rows(np.array(rows)), PAD, segments=False, pack_overhead=overhead, count=count
+    )
     packs = [pack for _ in range(2) for pack in collate(range(len(rows)))["packs"]]
-    assert count.useful == 2 * np.sum(rows) == sum(int(pack["attention_mask"].sum()) for pack in packs)
+    assert (
+        count.useful == 2 * np.sum(rows) == sum(int(pack["attention_mask"].sum()) for pack in packs)
+    )
     assert count.padded == sum(pack["input_ids"].numel() for pack in packs)
     assert count.waste == pytest.approx(1 - count.useful / count.padded)
     assert 0 <= count.waste < 1
@@ -165,7 +187,9 @@ def test_packing_leaves_a_fraction_of_the_padding():
     waste = []
     for overhead in (10**9, 64):
         count = Padding()
-        Collator(token_rows(lengths), PAD, segments=False, pack_overhead=overhead, count=count)(range(32))
+        Collator(token_rows(lengths), PAD, segments=False, pack_overhead=overhead, count=count)(
+            range(32)
+        )
         waste.append(count.waste)
     assert waste[0] > 0.4
     assert waste[1] < waste[0] / 2

@@ -37,8 +37,12 @@ def models(truth: pd.DataFrame) -> list[ReportModel]:
 
 
 @pytest.fixture(scope="module", params=["arithmetic", "geometric"])
-def fitted(request: pytest.FixtureRequest, models: list[ReportModel], truth: pd.DataFrame) -> BlendFit:
-    frames = [make_predictions(truth[ID].to_numpy(), model.predictions["valid"]) for model in models]
+def fitted(
+    request: pytest.FixtureRequest, models: list[ReportModel], truth: pd.DataFrame
+) -> BlendFit:
+    frames = [
+        make_predictions(truth[ID].to_numpy(), model.predictions["valid"]) for model in models
+    ]
     return fit_blend(frames, [model.name for model in models], truth, request.param, draws=2)
 
 
@@ -64,7 +68,9 @@ def test_its_test_predictions_are_what_applying_it_gives(
     model = of(fitted, models[::-1], truth, tmp_path / "blend.json")
     frames = [make_predictions(np.arange(10), each.predictions["test"]) for each in models[:2]]
     applied = blends.apply_blend(fitted.blend, frames, ["a", "b"])
-    np.testing.assert_allclose(model.predictions["test"], applied.iloc[:, 1:].to_numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        model.predictions["test"], applied.iloc[:, 1:].to_numpy(), rtol=1e-12
+    )
 
 
 def test_rows_that_a_member_lacks_are_left_out(
@@ -79,14 +85,20 @@ def test_a_missing_member_and_namesakes_are_named(
 ):
     with pytest.raises(DataError, match=r"blend\.json: blends a, of which"):
         of(fitted, models[1:], truth, tmp_path / "blend.json")
-    with pytest.raises(DataError, match=r"blend\.json: blends b, of which the report has 2 predictions"):
+    with pytest.raises(
+        DataError, match=r"blend\.json: blends b, of which the report has 2 predictions"
+    ):
         of(fitted, [*models, models[1]], truth, tmp_path / "blend.json")
 
 
-def test_a_blend_that_was_not_fitted_stays_as_it_is(models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path):
+def test_a_blend_that_was_not_fitted_stays_as_it_is(
+    models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
+):
     plain = blends.Blend(("a", "b"), (0.5, 0.5), "arithmetic")
     blends.write_blend(plain, tmp_path / "mean.json", {"method": "mean"})
-    model = blended_models(tmp_path / "mean.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
+    model = blended_models(
+        tmp_path / "mean.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy()
+    )
     expected = (models[0].predictions["valid"] + models[1].predictions["valid"]) / 2
     np.testing.assert_allclose(model.predictions["valid"], expected, rtol=1e-12)
     assert model.saved.note == "is applied as it was saved: its weights were not fitted"
@@ -110,17 +122,25 @@ def test_on_too_few_rows_it_has_no_validation_predictions(
     fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
     some = [
-        ReportModel(each.name, {"valid": each.predictions["valid"][:40], "test": each.predictions["test"]})
+        ReportModel(
+            each.name, {"valid": each.predictions["valid"][:40], "test": each.predictions["test"]}
+        )
         for each in models
     ]
     model = of(fitted, some, truth[:40], tmp_path / "blend.json")
     assert set(model.predictions) == {"test"}
-    assert model.saved.note.startswith("has no validation figures: its weights may have seen these labels, and 40 rows")
+    assert model.saved.note.startswith(
+        "has no validation figures: its weights may have seen these labels, and 40 rows"
+    )
 
 
 def test_a_file_that_tells_no_rows_is_cross_fitted_like_any(
     fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
 ):
     blends.write_blend(fitted.blend, tmp_path / "blend.json", {"method": fitted.method})
-    model = blended_models(tmp_path / "blend.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy())
-    assert log_loss(model.predictions["valid"], truth[LABEL].to_numpy()) == pytest.approx(fitted.cross_fitted, abs=1e-5)
+    model = blended_models(
+        tmp_path / "blend.json", models, truth[LABEL].to_numpy(), truth[GROUP].to_numpy()
+    )
+    assert log_loss(model.predictions["valid"], truth[LABEL].to_numpy()) == pytest.approx(
+        fitted.cross_fitted, abs=1e-5
+    )

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from kit.evaluation.bootstrap import bootstrap_means, loss_difference, loss_differences, loss_interval, loss_intervals
+from kit.evaluation.bootstrap import (
+    bootstrap_means,
+    loss_difference,
+    loss_differences,
+    loss_interval,
+    loss_intervals,
+)
 
 
 def grouped(groups=400, size=1, seed=0):
@@ -16,7 +22,9 @@ def test_for_independent_rows_it_is_the_normal_interval():
     values, groups = grouped(2000)
     low, high = loss_interval(values, groups, draws=2000)
     error = values.std() / np.sqrt(len(values))
-    assert [low, high] == pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.2 * error)
+    assert [low, high] == pytest.approx(
+        [values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.2 * error
+    )
 
 
 def test_rows_of_one_group_count_once():
@@ -59,16 +67,23 @@ def test_the_same_seed_repeats_and_another_does_not():
 def test_neither_the_order_of_rows_nor_the_names_of_groups_matter():
     values, groups = grouped(size=3)
     order = np.random.default_rng(1).permutation(len(values))
-    assert loss_interval(values[order], groups[order] * 10 + 7) == pytest.approx(loss_interval(values, groups))
+    assert loss_interval(values[order], groups[order] * 10 + 7) == pytest.approx(
+        loss_interval(values, groups)
+    )
 
 
 def test_a_wider_level_is_a_wider_interval():
     values, groups = grouped()
-    narrow, wide = loss_interval(values, groups, level=0.5), loss_interval(values, groups, level=0.99)
+    narrow, wide = (
+        loss_interval(values, groups, level=0.5),
+        loss_interval(values, groups, level=0.99),
+    )
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
-@pytest.mark.parametrize(("values", "groups"), [([], []), ([1.0, 2.0], [1]), ([1.0, np.nan], [1, 2]), ([[1.0]], [[1]])])
+@pytest.mark.parametrize(
+    ("values", "groups"), [([], []), ([1.0, 2.0], [1]), ([1.0, np.nan], [1, 2]), ([[1.0]], [[1]])]
+)
 def test_values_that_have_no_interval_are_refused(values, groups):
     with pytest.raises(ValueError, match="value"):
         loss_interval(np.array(values), np.array(groups))
@@ -96,7 +111,9 @@ def test_equal_losses_cannot_be_told_apart():
     assert loss_difference(values, values, groups) == (0, 0, 0, "can't tell")
 
 
-@pytest.mark.parametrize(("groups", "verdict"), [(1, "can't tell"), (5, "can't tell"), (6, "better")])
+@pytest.mark.parametrize(
+    ("groups", "verdict"), [(1, "can't tell"), (5, "can't tell"), (6, "better")]
+)
 def test_a_handful_of_groups_proves_nothing(groups, verdict):
     values, names = grouped(groups, size=50)
     assert loss_difference(values - 0.5, values, names).verdict == verdict
@@ -108,9 +125,14 @@ def test_several_losses_see_the_same_draws():
     losses = generator.gamma(2, 0.5, (3, 300))
     drawn = bootstrap_means(losses, groups, draws=50)
     assert drawn.shape == (3, 50)
-    np.testing.assert_allclose(drawn[0] - drawn[2], bootstrap_means((losses[0] - losses[2])[None], groups, draws=50)[0])
+    np.testing.assert_allclose(
+        drawn[0] - drawn[2], bootstrap_means((losses[0] - losses[2])[None], groups, draws=50)[0]
+    )
     assert loss_intervals(losses, groups)[1] == pytest.approx(loss_interval(losses[1], groups))
-    pair, alone = loss_differences(losses, groups)[0][2], loss_difference(losses[0], losses[2], groups)
+    pair, alone = (
+        loss_differences(losses, groups)[0][2],
+        loss_difference(losses[0], losses[2], groups),
+    )
     assert pair[:3] == pytest.approx(alone[:3])
     assert pair.verdict == alone.verdict
     assert loss_differences(losses, groups)[2][0].mean == pytest.approx(-pair.mean)

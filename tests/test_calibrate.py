@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
 from kit.ensemble.calibrate import fit_calibration, fit_temperature, fit_temperature_rows
-from kit.ensemble.calibration import Calibration, apply_calibration, read_calibration, write_calibration
+from kit.ensemble.calibration import (
+    Calibration,
+    apply_calibration,
+    read_calibration,
+    write_calibration,
+)
 from kit.ensemble.serialize import write_fitted
 from kit.errors import DataError, KitError
 from kit.evaluation import crossfit
@@ -20,11 +25,17 @@ from kit.predictions import make_predictions
 from kit.task import CLASSES
 
 
-def made(rows: int, truth: Calibration, seed: int = 0, width: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def made(
+    rows: int, truth: Calibration, seed: int = 0, width: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predictions (N, 3), labels drawn from their calibration by `truth`, and groups of two rows."""
     generator = np.random.default_rng(seed)
     probabilities = softmax(generator.normal(size=(3, rows)) * width).T
-    labels = (generator.random((rows, 1)) > truth.of(probabilities).cumsum(axis=1)).sum(axis=1).clip(0, 2)
+    labels = (
+        (generator.random((rows, 1)) > truth.of(probabilities).cumsum(axis=1))
+        .sum(axis=1)
+        .clip(0, 2)
+    )
     return probabilities, labels, np.arange(rows) // 2
 
 
@@ -38,7 +49,9 @@ def test_the_gradient_is_that_of_the_loss():
     )
     assert error < 1e-7
     each = softmax(logits.reshape(3, 4)).T
-    assert softmax_loss(logits.reshape(3, 4), labels)[0] == pytest.approx(log_loss(each, labels), abs=1e-14)
+    assert softmax_loss(logits.reshape(3, 4), labels)[0] == pytest.approx(
+        log_loss(each, labels), abs=1e-14
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.7])
@@ -72,14 +85,19 @@ def test_a_simpler_method_that_is_kept_though_biases_do_better_says_why():
         simple, bias = (trial.cross_fitted for trial in found.tried)
         lower = found.method == "temperature" and simple - bias >= 5e-5
         assert found.note == (
-            f"bias is lower by {simple - bias:.4f}, which may be luck: the simpler one is kept" * lower
+            f"bias is lower by {simple - bias:.4f}, which may be luck: the simpler one is kept"
+            * lower
         )
         said.append(lower)
     assert {True, False} == set(said)
 
 
 def test_the_cross_fitted_loss_is_not_below_the_one_in_sample_over_seeds():
-    trials = [trial for seed in range(30) for trial in fit_temperature(*made(400, Calibration(1.2), seed)).tried]
+    trials = [
+        trial
+        for seed in range(30)
+        for trial in fit_temperature(*made(400, Calibration(1.2), seed)).tried
+    ]
     gaps = [trial.cross_fitted - trial.in_sample for trial in trials]
     assert np.mean(gaps) > 0
     assert np.mean(gaps) > 2 * np.std(gaps) / np.sqrt(len(gaps))
@@ -95,7 +113,10 @@ def test_the_fit_is_the_lowest_loss_that_a_grid_finds():
 
 @pytest.mark.parametrize(
     ("rows", "per_group", "words"),
-    [(60, 1, "60 rows are too few to fit 1 parameter: it takes 100"), (400, 50, "8 distinct prompts are too few")],
+    [
+        (60, 1, "60 rows are too few to fit 1 parameter: it takes 100"),
+        (400, 50, "8 distinct prompts are too few"),
+    ],
 )
 def test_few_rows_or_prompts_are_left_as_they_are_and_told_so(rows, per_group, words):
     probabilities, labels, _ = made(rows, Calibration(2.0))
@@ -136,13 +157,17 @@ def test_rows_are_matched_to_the_truth_by_id_and_their_order_is_free():
 
 @settings(deadline=None, max_examples=50)
 @given(st.floats(0.5, 10), st.tuples(*[st.floats(-2, 2)] * 3), st.integers(0, 100))
-def test_applying_keeps_rows_probabilities_and_a_temperature_keeps_their_order(temperature, bias, seed):
+def test_applying_keeps_rows_probabilities_and_a_temperature_keeps_their_order(
+    temperature, bias, seed
+):
     probabilities = np.random.default_rng(seed).dirichlet([2] * 3, 20)
     applied = Calibration(temperature, bias).of(probabilities)
     np.testing.assert_allclose(applied.sum(axis=1), 1, rtol=1e-12)
     cooled = Calibration(temperature).of(probabilities)
     assert (cooled.argmax(axis=1) == probabilities.argmax(axis=1)).all()
-    np.testing.assert_allclose(Calibration(1 / temperature).of(cooled), probabilities, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        Calibration(1 / temperature).of(cooled), probabilities, rtol=1e-6, atol=1e-9
+    )
 
 
 def test_a_zero_is_calibrated_without_a_fault():
@@ -160,8 +185,13 @@ def test_a_saved_calibration_does_what_the_fitted_one_does(tmp_path):
     predicted = make_predictions(np.arange(3000)[::-1], probabilities)
     applied = apply_calibration(again, predicted)
     assert applied["id"].tolist() == predicted["id"].tolist()
-    np.testing.assert_allclose(applied[list(CLASSES)], found.calibration.of(probabilities), rtol=1e-12)
-    assert json.loads((tmp_path / "c.json").read_text())["fitted"]["log_loss_cross_fitted"] == found.after.log_loss
+    np.testing.assert_allclose(
+        applied[list(CLASSES)], found.calibration.of(probabilities), rtol=1e-12
+    )
+    assert (
+        json.loads((tmp_path / "c.json").read_text())["fitted"]["log_loss_cross_fitted"]
+        == found.after.log_loss
+    )
     json.dumps(found.as_dict(), allow_nan=False)
 
 
@@ -172,11 +202,23 @@ def test_a_saved_calibration_does_what_the_fitted_one_does(tmp_path):
         ("[]", "not a saved calibration"),
         ('{"kit": "blend", "format": 1}', "not a saved calibration"),
         ('{"kit": "calibration", "format": 2}', "format '2'"),
-        ('{"kit": "calibration", "format": 1, "temperature": 0, "bias": [0, 0, 0]}', "temperature is '0'"),
-        ('{"kit": "calibration", "format": 1, "temperature": NaN, "bias": [0, 0, 0]}', "temperature is 'nan'"),
-        ('{"kit": "calibration", "format": 1, "temperature": true, "bias": [0, 0, 0]}', "temperature is 'True'"),
+        (
+            '{"kit": "calibration", "format": 1, "temperature": 0, "bias": [0, 0, 0]}',
+            "temperature is '0'",
+        ),
+        (
+            '{"kit": "calibration", "format": 1, "temperature": NaN, "bias": [0, 0, 0]}',
+            "temperature is 'nan'",
+        ),
+        (
+            '{"kit": "calibration", "format": 1, "temperature": true, "bias": [0, 0, 0]}',
+            "temperature is 'True'",
+        ),
         ('{"kit": "calibration", "format": 1, "temperature": 1, "bias": [0, 0]}', "bias is 'None'"),
-        ('{"kit": "calibration", "format": 1, "temperature": 1, "bias": [0, 0, "x"]}', "bias is 'x'"),
+        (
+            '{"kit": "calibration", "format": 1, "temperature": 1, "bias": [0, 0, "x"]}',
+            "bias is 'x'",
+        ),
     ],
 )
 def test_a_file_that_is_no_calibration_is_refused_by_name(tmp_path, text, words):

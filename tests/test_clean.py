@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kit.data import clean
 
 ANY = st.text(
-    st.characters(exclude_categories=()) | st.sampled_from("\r\n\t \0\x1c\x85\xa0\u3000é中\ud83d"), max_size=30
+    st.characters(exclude_categories=()) | st.sampled_from("\r\n\t \0\x1c\x85\xa0\u3000é中\ud83d"),
+    max_size=30,
 )
 
 
@@ -31,10 +32,16 @@ def texts(prompt: list, response_a: list, response_b: list) -> pa.Table:
         ("a\ud83db\udc00", "a\ufffdb\ufffd", {"lone_surrogates": 1}),
         ("a\0b\0", "ab", {"nul_characters": 1}),
         ("a\r\nb\rc\n", "a\nb\nc\n", {"carriage_returns": 1}),
-        ("\0\r\n\ud83d", "\n\ufffd", {"nul_characters": 1, "carriage_returns": 1, "lone_surrogates": 1}),
+        (
+            "\0\r\n\ud83d",
+            "\n\ufffd",
+            {"nul_characters": 1, "carriage_returns": 1, "lone_surrogates": 1},
+        ),
     ],
 )
-def test_the_unicode_form_keeps_all_but_what_it_counts_as_repaired(text: str, wanted: str, counted: dict) -> None:
+def test_the_unicode_form_keeps_all_but_what_it_counts_as_repaired(
+    text: str, wanted: str, counted: dict
+) -> None:
     repairs: Counter = Counter()
     assert clean.repair_text(text, repairs) == wanted
     assert repairs == counted
@@ -64,13 +71,17 @@ def test_the_ascii_form_closes_the_gaps_of_what_it_drops() -> None:
 
 
 def test_the_ascii_form_of_a_slice_is_the_slice_of_the_ascii_form() -> None:
-    table = texts([["a  b"], ["é", "c\n"], ["", "中"]], [["x"], ["y "], ["z"]], [["1"], ["2"], ["3", "4 "]])
+    table = texts(
+        [["a  b"], ["é", "c\n"], ["", "中"]], [["x"], ["y "], ["z"]], [["1"], ["2"], ["3", "4 "]]
+    )
     assert clean.to_ascii(table.slice(1, 2)).to_pylist() == clean.to_ascii(table).to_pylist()[1:]
     assert clean.to_ascii(table)["prompt"].to_pylist() == [["a b"], ["", "c"], ["", ""]]
 
 
 def test_prompts_that_differ_in_case_width_or_white_space_are_the_same() -> None:
-    keys = {clean.prompt_key(p) for p in ("Straße ﬁn １", "strasse  FIN\n1 ", "\tSTRASSE fin\u30001")}
+    keys = {
+        clean.prompt_key(p) for p in ("Straße ﬁn １", "strasse  FIN\n1 ", "\tSTRASSE fin\u30001")
+    }
     assert len(keys) == 1
     assert clean.prompt_key("résumé") != clean.prompt_key("resume")
 

@@ -57,7 +57,9 @@ def test_every_command_helps_with_an_example(name: str):
     assert re.fullmatch(r"[A-Z][^.]*\.?", summary), "one imperative sentence"
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if not isinstance(command, click.Group)])
+@pytest.mark.parametrize(
+    "name", [name for name, command in COMMANDS.items() if not isinstance(command, click.Group)]
+)
 def test_what_prints_results_prints_them_as_json_too(name: str):
     assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
 
@@ -75,8 +77,21 @@ def test_every_command_is_in_the_readme(name: str):
 
 
 def test_commands_come_in_pipeline_order():
-    order = [line.split()[0] for line in kit("--help").output.partition("Commands:")[2].strip().splitlines()]
-    pipeline = ["doctor", "sample", "download", "preprocess", "train", "predict", "ensemble", "validate", "score"]
+    order = [
+        line.split()[0]
+        for line in kit("--help").output.partition("Commands:")[2].strip().splitlines()
+    ]
+    pipeline = [
+        "doctor",
+        "sample",
+        "download",
+        "preprocess",
+        "train",
+        "predict",
+        "ensemble",
+        "validate",
+        "score",
+    ]
     pipeline += ["report", "kernels", "submit", "submissions", "demo"]
     assert [name for name in order if name in pipeline] == pipeline
 
@@ -153,7 +168,9 @@ def test_json_is_json_and_nothing_else(arguments: list[str], raw: Path, data: Pa
 
 
 @pytest.mark.parametrize("command", ["calibrate {b} {t}", "ensemble --fit {b} --fit {s} {t}"])
-def test_a_truth_without_prompts_is_told_from_one_with_them(command: str, raw: Path, data: Path, tmp_path: Path):
+def test_a_truth_without_prompts_is_told_from_one_with_them(
+    command: str, raw: Path, data: Path, tmp_path: Path
+):
     rows = pd.read_parquet(data / "train.parquet")
     bayes = read_predictions(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
     for name in "bs":
@@ -193,8 +210,20 @@ def test_an_unknown_recipe_key_lists_the_choices():
 
 
 def test_training_from_the_command_line(data: Path, tmp_path: Path):
-    settings = [argument for override in (*QUICK, "train.max_steps=2") for argument in ("--set", override)]
-    trained = kit("train", "--backbone", "tiny-electra", "--data", data, "--runs", tmp_path, *settings, "--json")
+    settings = [
+        argument for override in (*QUICK, "train.max_steps=2") for argument in ("--set", override)
+    ]
+    trained = kit(
+        "train",
+        "--backbone",
+        "tiny-electra",
+        "--data",
+        data,
+        "--runs",
+        tmp_path,
+        *settings,
+        "--json",
+    )
     assert trained.exit_code == 0, trained.stderr
     run = json.loads(trained.stdout)["run"]
     predicted = kit("predict", run, "--data", data)
@@ -206,10 +235,13 @@ def test_training_from_the_command_line(data: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "command", [["validate"], ["score", "--truth", "{raw}/truth.csv"], ["ensemble", "-o", "{tmp}/o.csv"]]
+    "command",
+    [["validate"], ["score", "--truth", "{raw}/truth.csv"], ["ensemble", "-o", "{tmp}/o.csv"]],
 )
 def test_numbers_need_no_torch(command: list[str], raw: Path, tmp_path: Path):
-    arguments = [each.format(raw=raw, tmp=tmp_path) for each in command] + [str(raw / "sample_submission.csv")]
+    arguments = [each.format(raw=raw, tmp=tmp_path) for each in command] + [
+        str(raw / "sample_submission.csv")
+    ]
     code = f"import sys, kit.cli; kit.cli.main({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
@@ -230,18 +262,37 @@ def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, 
     files = [run / "test.csv" for run in baselines]
     oof = [each for run in baselines for each in ("--fit", run / "oof.csv")]
     truth = ("--truth", data / "train.parquet")
-    fitted = kit("ensemble", *files, *oof, *truth, "-o", tmp_path / "fitted.csv", "--save", tmp_path / "blend.json")
+    fitted = kit(
+        "ensemble",
+        *files,
+        *oof,
+        *truth,
+        "-o",
+        tmp_path / "fitted.csv",
+        "--save",
+        tmp_path / "blend.json",
+    )
     assert fitted.exit_code == 0, fitted.stderr
     assert "baseline-length" in fitted.stdout
-    applied = kit("ensemble", *reversed(files), "--apply", tmp_path / "blend.json", "-o", tmp_path / "applied.csv")
+    applied = kit(
+        "ensemble",
+        *reversed(files),
+        "--apply",
+        tmp_path / "blend.json",
+        "-o",
+        tmp_path / "applied.csv",
+    )
     assert applied.exit_code == 0, applied.stderr
     ours, theirs = (
-        read_predictions(tmp_path / f"{name}.csv").set_index("id").sort_index() for name in ("fitted", "applied")
+        read_predictions(tmp_path / f"{name}.csv").set_index("id").sort_index()
+        for name in ("fitted", "applied")
     )
     pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-12)
 
 
-def test_a_fit_whose_predictions_cannot_be_made_is_not_saved_either(baselines: list[Path], data: Path, tmp_path: Path):
+def test_a_fit_whose_predictions_cannot_be_made_is_not_saved_either(
+    baselines: list[Path], data: Path, tmp_path: Path
+):
     truth, save = ("--truth", data / "train.parquet"), tmp_path / "saved.json"
     fit = [each for run in baselines for each in ("--fit", run / "oof.csv")]
     for arguments in (
@@ -262,7 +313,11 @@ def test_a_fit_whose_predictions_cannot_be_made_is_not_saved_either(baselines: l
 def test_a_fit_to_predictions_of_no_run_says_that_their_folds_are_not_known(
     baselines: list[Path], data: Path, tmp_path
 ):
-    other, truth, known = tmp_path / "other_folds.csv", ("--truth", data / "train.parquet"), baselines[0] / "oof.csv"
+    other, truth, known = (
+        tmp_path / "other_folds.csv",
+        ("--truth", data / "train.parquet"),
+        baselines[0] / "oof.csv",
+    )
     other.write_bytes((baselines[1] / "oof.csv").read_bytes())
     for arguments in (["ensemble", "--fit", known, "--fit", other], ["calibrate", other]):
         done = kit(*arguments, *truth)
@@ -271,17 +326,37 @@ def test_a_fit_to_predictions_of_no_run_says_that_their_folds_are_not_known(
         assert "oof.csv is of no run" not in done.stderr
 
 
-def test_a_calibration_is_saved_and_applied(baselines: list[Path], data: Path, raw: Path, tmp_path: Path):
+def test_a_calibration_is_saved_and_applied(
+    baselines: list[Path], data: Path, raw: Path, tmp_path: Path
+):
     oof, truth = baselines[0] / "oof.csv", ("--truth", data / "train.parquet")
     done = kit(
-        "calibrate", oof, *truth, "--method", "temperature", "--save", tmp_path / "t.json", "-o", tmp_path / "c.csv"
+        "calibrate",
+        oof,
+        *truth,
+        "--method",
+        "temperature",
+        "--save",
+        tmp_path / "t.json",
+        "-o",
+        tmp_path / "c.csv",
     )
     assert done.exit_code == 0, done.stderr
     assert "cross-fitted" in done.stdout
     assert sorted(read_predictions(tmp_path / "c.csv")["id"]) == sorted(read_predictions(oof)["id"])
-    applied = kit("calibrate", baselines[0] / "test.csv", "--apply", tmp_path / "t.json", "-o", tmp_path / "test.csv")
+    applied = kit(
+        "calibrate",
+        baselines[0] / "test.csv",
+        "--apply",
+        tmp_path / "t.json",
+        "-o",
+        tmp_path / "test.csv",
+    )
     assert applied.exit_code == 0, applied.stderr
-    assert kit("validate", tmp_path / "test.csv", "--sample", raw / "sample_submission.csv").exit_code == 0
+    assert (
+        kit("validate", tmp_path / "test.csv", "--sample", raw / "sample_submission.csv").exit_code
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,19 +380,35 @@ def test_half_a_request_is_wrong_usage(arguments: list[str]):
 @pytest.mark.parametrize(
     ("arguments", "first", "second"),
     [
-        *((["ensemble", "a.csv", "--apply", "b.json", *more, "-o", "c.csv"], "--apply", more[0]) for more in OTHERS),
+        *(
+            (["ensemble", "a.csv", "--apply", "b.json", *more, "-o", "c.csv"], "--apply", more[0])
+            for more in OTHERS
+        ),
         *((["ensemble", "a.csv", *more, "-o", "c.csv"], "--fit", more[0]) for more in OTHERS[3:]),
         *(
             (["calibrate", "a.csv", "--apply", "b.json", *more, "-o", "c.csv"], "--apply", more[0])
             for more in OTHERS[3:]
         ),
-        (["calibrate", "a.csv", "--apply", "b.json", "--method", "bias", "-o", "c.csv"], "--apply", "--method"),
-        *((["ensemble", "--fit", "a.csv", "--truth", "t.csv", *more], "--fit", more[0]) for more in OTHERS[1:3]),
-        (["ensemble", "a.csv", "--method", "mean", "--weights", "1", "-o", "c.csv"], "--method mean", "--weights"),
+        (
+            ["calibrate", "a.csv", "--apply", "b.json", "--method", "bias", "-o", "c.csv"],
+            "--apply",
+            "--method",
+        ),
+        *(
+            (["ensemble", "--fit", "a.csv", "--truth", "t.csv", *more], "--fit", more[0])
+            for more in OTHERS[1:3]
+        ),
+        (
+            ["ensemble", "a.csv", "--method", "mean", "--weights", "1", "-o", "c.csv"],
+            "--method mean",
+            "--weights",
+        ),
     ],
     ids=str,
 )
-def test_an_option_that_would_do_nothing_is_wrong_usage_and_both_are_named(arguments, first, second):
+def test_an_option_that_would_do_nothing_is_wrong_usage_and_both_are_named(
+    arguments, first, second
+):
     refused = kit(*arguments)
     assert refused.exit_code == 2
     said = refused.stderr.partition("Error: ")[2]
@@ -327,12 +418,24 @@ def test_an_option_that_would_do_nothing_is_wrong_usage_and_both_are_named(argum
 
 @pytest.mark.parametrize(
     "arguments",
-    [["calibrate", "a.csv", "--truth", "b.csv"], ["ensemble", "a.csv", "--fit", "a.csv", "--truth", "b.csv"]],
+    [
+        ["calibrate", "a.csv", "--truth", "b.csv"],
+        ["ensemble", "a.csv", "--fit", "a.csv", "--truth", "b.csv"],
+    ],
     ids=["calibrate", "ensemble"],
 )
-def test_the_fit_and_the_predictions_are_not_written_to_one_file(arguments: list[str], tmp_path: Path):
+def test_the_fit_and_the_predictions_are_not_written_to_one_file(
+    arguments: list[str], tmp_path: Path
+):
     (tmp_path / "sub").mkdir()
-    refused = kit(*arguments, "--save", tmp_path / "x.json", "-o", tmp_path / "sub" / ".." / "x.json", "--force")
+    refused = kit(
+        *arguments,
+        "--save",
+        tmp_path / "x.json",
+        "-o",
+        tmp_path / "sub" / ".." / "x.json",
+        "--force",
+    )
     assert refused.exit_code == 2
     assert "--save and -o name the same file" in refused.stderr
 

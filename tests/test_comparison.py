@@ -24,7 +24,11 @@ SHORT = (*QUICK, "train.max_steps=2")
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A holdout run with test predictions."""
-    folder = Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
+    folder = Path(
+        train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))[
+            "run"
+        ]
+    )
     write_predictions(predict_split(folder, "test", data), folder / "test.csv")
     return folder
 
@@ -32,9 +36,17 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_line_is_scored_on_the_same_rows(run: Path, data: Path, raw: Path):
     blend = run / "test.csv"
     comparison = compare([run], data, frames=[("blend", blend)], truth=raw / "truth.csv")
-    assert [line.name for line in comparison.lines] == ["uniform", "class prior", "Bayes floor", run.name, "blend"]
+    assert [line.name for line in comparison.lines] == [
+        "uniform",
+        "class prior",
+        "Bayes floor",
+        run.name,
+        "blend",
+    ]
     by_name = {line.name: line for line in comparison.lines}
-    assert {line.valid.rows for line in comparison.lines if line.valid} == {by_name[run.name].valid.rows}
+    assert {line.valid.rows for line in comparison.lines if line.valid} == {
+        by_name[run.name].valid.rows
+    }
     assert {line.test.rows for line in comparison.lines} == {60}
     assert by_name["uniform"].test.log_loss == pytest.approx(np.log(3))
     assert by_name["blend"].valid is None
@@ -48,7 +60,9 @@ def test_a_figure_is_the_log_loss_with_an_interval_around_it(run: Path, data: Pa
     assert line.test.log_loss == pytest.approx(log_loss(*test), abs=1e-12)
     valid = read_predictions(run / "holdout" / "valid.csv")
     truth = restrict_truth(read_truth(data / "train.parquet"), valid)
-    assert line.valid.log_loss == pytest.approx(log_loss(*align_to_truth(valid, truth, "valid")), abs=1e-12)
+    assert line.valid.log_loss == pytest.approx(
+        log_loss(*align_to_truth(valid, truth, "valid")), abs=1e-12
+    )
     for figures in (line.test, line.valid):
         assert figures.low < figures.log_loss < figures.high
 
@@ -71,7 +85,9 @@ def test_without_the_truth_test_columns_stay_empty(run: Path, data: Path):
 
 def test_the_table_has_a_cell_for_every_column(run: Path, data: Path, raw: Path):
     comparison = compare([run], data, truth=raw / "truth.csv")
-    assert {len(row) for row in comparison_rows(comparison)} == {len(comparison_columns(comparison))}
+    assert {len(row) for row in comparison_rows(comparison)} == {
+        len(comparison_columns(comparison))
+    }
     assert len(comparison_rows(comparison)) == len(comparison.lines)
 
 
@@ -101,5 +117,7 @@ def test_out_of_fold_runs_are_compared_on_all_rows(data: Path, tmp_path: Path):
     result = train_recipe(load_recipe("tiny-roberta", SHORT), data, tmp_path, "all")
     comparison = compare([result["run"]], data)
     assert comparison.validation == "out-of-fold"
-    assert comparison.lines[-1].valid.log_loss == pytest.approx(result["oof"]["log_loss"], abs=1e-12)
+    assert comparison.lines[-1].valid.log_loss == pytest.approx(
+        result["oof"]["log_loss"], abs=1e-12
+    )
     assert comparison.lines[-1].valid.rows == len(read_truth(data / "train.parquet"))

@@ -18,7 +18,10 @@ from kit.training.train import train_recipe
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_values_and_gradients_are_those_of_the_encoder_as_it_is(name: str, precision: str):
     """Traced by dynamo and run by torch itself: no compiler has to be here."""
-    config = BACKBONES[name].config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BACKBONES[name].config | {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -33,7 +36,9 @@ def test_values_and_gradients_are_those_of_the_encoder_as_it_is(name: str, preci
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 states = encoder(ids, attention_mask=mask).last_hidden_state
             states[mask.bool()].float().pow(3).sum().backward()
-            grads.append(torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None]))
+            grads.append(
+                torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+            )
         found.append((states.float(), *grads))
     for plain, compiled in zip(*found, strict=True):
         scale = 1e-5 if precision == "fp32" else 0.03
@@ -52,7 +57,12 @@ def test_a_recipe_can_ask_for_it_and_the_model_is_saved_as_any_other(
     monkeypatch.setattr(nn.Module, "compile", listening)
     losses = []
     for switch in ("false", "true"):
-        overrides = (*QUICK, "train.max_steps=4", "model.head_dropout=0.0", f"train.compile={switch}")
+        overrides = (
+            *QUICK,
+            "train.max_steps=4",
+            "model.head_dropout=0.0",
+            f"train.compile={switch}",
+        )
         recipe = load_recipe("tiny-roberta", overrides, backbone=str(still))
         run = train_recipe(recipe, data, tmp_path / switch)
         losses.append(run["parts"]["holdout"]["log_loss"])

@@ -56,16 +56,22 @@ def exchanged(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test file with its answers swapped."""
     rows = pd.read_csv(raw / "test.csv", dtype=str)
     file = tmp_path_factory.mktemp("swapped") / "test.csv"
-    rows.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(file, index=False)
+    rows.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(
+        file, index=False
+    )
     return file
 
 
-def test_it_trains_and_predicts_through_the_same_commands(run: Path, data: Path, raw: Path, tmp_path: Path):
+def test_it_trains_and_predicts_through_the_same_commands(
+    run: Path, data: Path, raw: Path, tmp_path: Path
+):
     kit("predict", run, "--data", data)
     ours = read_predictions(run / "test.csv")
     assert len(ours) == len(pd.read_csv(raw / "test.csv"))
     np.testing.assert_allclose(
-        predictions(run, raw / "test.csv", tmp_path / "again.csv"), ours[list(CLASSES)].to_numpy(), atol=1e-6
+        predictions(run, raw / "test.csv", tmp_path / "again.csv"),
+        ours[list(CLASSES)].to_numpy(),
+        atol=1e-6,
     )
     assert ours[list(CLASSES)].std().min() > 0  # it reads its input
     assert Run.open(run).recipe.model.shape == "cross"
@@ -86,7 +92,9 @@ def test_swapping_the_answers_permutes_the_symmetric_models_predictions(
     np.testing.assert_allclose(other[:, [1, 0, 2]], straight, atol=1e-5)
 
 
-def test_both_orders_make_the_plain_one_symmetric(data: Path, raw: Path, exchanged: Path, tmp_path: Path):
+def test_both_orders_make_the_plain_one_symmetric(
+    data: Path, raw: Path, exchanged: Path, tmp_path: Path
+):
     run = train(data, tmp_path / "runs", "model.head=fusion")
     for option, equal in (("--swap", True), ("--no-swap", False)):
         straight = predictions(run, raw / "test.csv", tmp_path / f"straight{option}.csv", option)
@@ -116,7 +124,10 @@ def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Datas
     table, content = processed.train(), processed.digest("train")
     encoded = tokenize_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
     rows = np.arange(7)
-    one, both = (make_collator(model.eval(), encoded, vocabulary, first_only=first)(rows) for first in (True, False))
+    one, both = (
+        make_collator(model.eval(), encoded, vocabulary, first_only=first)(rows)
+        for first in (True, False)
+    )
     assert sum(len(pack["lengths"]) for pack in one["packs"]) == 7
     with torch.no_grad():
         torch.testing.assert_close(model(**one), model(**both), rtol=1e-4, atol=1e-5)
@@ -136,11 +147,16 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 
 @pytest.mark.parametrize(("shape", "pooling"), [("cross", "cls"), ("siamese", "mean")])
-def test_a_row_read_whole_is_pooled_by_its_first_token(shape: str, pooling: str, processed: Dataset):
-    automatic, _ = new_model(load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}")), processed)
+def test_a_row_read_whole_is_pooled_by_its_first_token(
+    shape: str, pooling: str, processed: Dataset
+):
+    automatic, _ = new_model(
+        load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}")), processed
+    )
     assert automatic.spec.pooling == pooling
     chosen, _ = new_model(
-        load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")), processed
+        load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")),
+        processed,
     )
     assert chosen.spec.pooling == "attention"
 

@@ -13,7 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import DebertaV2Model
-from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
+from transformers.models.deberta_v2.modeling_deberta_v2 import (
+    DebertaV2Encoder,
+    DisentangledSelfAttention,
+)
 
 from kit.attention import disentangled
 from kit.attention.deberta import FastAttention, attend_with_bias, table_rows
@@ -23,8 +26,16 @@ from kit.model.encoder import build_encoder, load_encoder
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
 
-REGISTRY = [name for name, record in BACKBONES.items() if record.config["model_type"] == "deberta-v2"]
-SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 16, "vocab_size": 50}
+REGISTRY = [
+    name for name, record in BACKBONES.items() if record.config["model_type"] == "deberta-v2"
+]
+SMALL = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 16,
+    "vocab_size": 50,
+}
 VARIANTS = {
     "only c2p": {"pos_att_type": ["c2p"]},
     "only p2c": {"pos_att_type": ["p2c"]},
@@ -61,7 +72,10 @@ def both(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
 def batch(lengths: list[int]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    return {"input_ids": torch.randint(1, 50, mask.shape, generator=generator) * mask, "attention_mask": mask}
+    return {
+        "input_ids": torch.randint(1, 50, mask.shape, generator=generator) * mask,
+        "attention_mask": mask,
+    }
 
 
 def states(encoder: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -74,18 +88,24 @@ def gradients(encoder: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, di
     found = states(encoder, inputs)
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
     (found.float() * weights).mean().backward()
-    return found.detach(), {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    return found.detach(), {
+        name: p.grad for name, p in encoder.named_parameters() if p.grad is not None
+    }
 
 
 def agree(config: dict[str, Any], lengths: list[int]) -> None:
     fast, own = both(config)
     assert isinstance(fast.encoder.layer[0].attention.self, FastAttention)
-    (values, slopes), (own_values, own_slopes) = (gradients(encoder, batch(lengths)) for encoder in (fast, own))
+    (values, slopes), (own_values, own_slopes) = (
+        gradients(encoder, batch(lengths)) for encoder in (fast, own)
+    )
     torch.testing.assert_close(values, own_values, rtol=1e-5, atol=1e-5)
     assert slopes.keys() == own_slopes.keys()
     for name, slope in slopes.items():
         largest = float(own_slopes[name].abs().max())
-        torch.testing.assert_close(slope, own_slopes[name], rtol=0, atol=1e-4 * largest + 1e-8, msg=name)
+        torch.testing.assert_close(
+            slope, own_slopes[name], rtol=0, atol=1e-4 * largest + 1e-8, msg=name
+        )
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -111,11 +131,16 @@ def test_every_kind_of_relative_position_agrees_with_transformers(change: dict[s
     block=st.sampled_from([1, 7, 16, 128]),
     buckets=st.sampled_from([-1, 2, 8, 32]),
 )
-def test_neither_lengths_nor_chunks_nor_blocks_change_it(lengths: list[int], chunk: int, block: int, buckets: int):
+def test_neither_lengths_nor_chunks_nor_blocks_change_it(
+    lengths: list[int], chunk: int, block: int, buckets: int
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(disentangled.CHUNK, "cpu", chunk)
         patch.setitem(disentangled.BLOCK, "cpu", block)
-        agree(shrunk(position_buckets=buckets, max_position_embeddings=40, num_hidden_layers=1), lengths)
+        agree(
+            shrunk(position_buckets=buckets, max_position_embeddings=40, num_hidden_layers=1),
+            lengths,
+        )
 
 
 def parts(size: int = 3, length: int = 21, width: int = 8, seed: int = 0) -> list[Tensor]:
@@ -136,16 +161,26 @@ def test_the_bias_for_fused_kernels_gives_the_same_values_and_gradients(length: 
     real = torch.arange(length) < torch.tensor([[length], [length // 2 + 1], [1]])
     weights = torch.randn(3 * length, 2, 8)
     found = []
-    for way in (lambda *given: Attend.apply(*given[:5], [length] * 3, *given[5:]), attend_with_bias):
+    for way in (
+        lambda *given: Attend.apply(*given[:5], [length] * 3, *given[5:]),
+        attend_with_bias,
+    ):
         mixed = way(*inputs, real, 0.0)
-        found.append([mixed, *torch.autograd.grad((mixed * weights).sum(), [x for x in inputs if x is not None])])
+        found.append(
+            [
+                mixed,
+                *torch.autograd.grad((mixed * weights).sum(), [x for x in inputs if x is not None]),
+            ]
+        )
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("length", [40, 150])
-def test_in_half_precision_it_is_as_close_to_float32_as_transformers(kind: torch.dtype, length: int):
+def test_in_half_precision_it_is_as_close_to_float32_as_transformers(
+    kind: torch.dtype, length: int
+):
     fast, own = both(shrunk())
     inputs = batch([length, length // 2])
     exact, slopes = gradients(own, inputs)
@@ -153,7 +188,9 @@ def test_in_half_precision_it_is_as_close_to_float32_as_transformers(kind: torch
     for encoder in (fast, own):
         with torch.autocast("cpu", dtype=kind):
             found, half = gradients(encoder, inputs)
-        errors.append([(found - exact).norm(), *((half[name] - slopes[name]).norm() for name in slopes)])
+        errors.append(
+            [(found - exact).norm(), *((half[name] - slopes[name]).norm() for name in slopes)]
+        )
     assert errors[0][0] < 1.1 * errors[1][0]
     assert sum(errors[0][1:]) < 1.1 * sum(errors[1][1:])
 
@@ -195,7 +232,9 @@ def test_dropout_removes_the_share_asked_for_and_keeps_the_mean(dropout: float):
         assert float((each - dropout).abs().max()) < 5 * (dropout * (1 - dropout) / count) ** 0.5
     one, next_one = gone[..., :-1].float() - dropout, gone[..., 1:].float() - dropout
     assert abs(float((one * next_one).mean())) < 5 * spread  # neighbours in memory are independent
-    torch.testing.assert_close(found[~gone], (plain / (1 - dropout)).expand_as(found)[~gone], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        found[~gone], (plain / (1 - dropout)).expand_as(found)[~gone], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_dropout_has_the_gradients_of_the_mask_it_drew():
@@ -208,7 +247,11 @@ def test_dropout_has_the_gradients_of_the_mask_it_drew():
 
     q, k, v = (x.unflatten(0, (3, 16)).transpose(1, 2) for x in inputs[:3])
     distance = (torch.arange(16) - torch.arange(16)[:, None] + 15).expand(3, 2, 16, 16)
-    scores = q @ k.mT + (q @ inputs[3].mT).gather(-1, distance) + (k @ inputs[4].mT).gather(-1, distance).mT
+    scores = (
+        q @ k.mT
+        + (q @ inputs[3].mT).gather(-1, distance)
+        + (k @ inputs[4].mT).gather(-1, distance).mT
+    )
     expected = ((scores.softmax(-1) * mask) @ v).transpose(1, 2)
     torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
     weights = torch.randn_like(mixed)
@@ -231,7 +274,9 @@ def test_the_seed_decides_what_is_dropped():
 def test_gradient_checkpointing_changes_nothing_under_dropout(kind: torch.dtype):
     plain = both(shrunk())[0].train()
     checkpointed = copy.deepcopy(plain)
-    enable = getattr(checkpointed, "activation_checkpointing_enable", None)  # its name since transformers 5.23
+    enable = getattr(
+        checkpointed, "activation_checkpointing_enable", None
+    )  # its name since transformers 5.23
     (enable or checkpointed.gradient_checkpointing_enable)({"use_reentrant": False})
     found = []
     for encoder in (plain, checkpointed, plain):
@@ -241,7 +286,9 @@ def test_gradient_checkpointing_changes_nothing_under_dropout(kind: torch.dtype)
     for values, slopes in found[1:]:
         assert torch.equal(values, found[0][0])
         assert all(torch.equal(slopes[name], slope) for name, slope in found[0][1].items())
-        assert len(slopes) == len(dict(plain.named_parameters()))  # none is unused, which distributed training forbids
+        assert len(slopes) == len(
+            dict(plain.named_parameters())
+        )  # none is unused, which distributed training forbids
 
 
 def test_weights_have_the_same_names_and_draws_with_either_attention():
@@ -259,9 +306,15 @@ def test_weights_have_the_same_names_and_draws_with_either_attention():
 
 def test_the_switch_leaves_transformers_own_modules(tmp_path: Path):
     DebertaV2Model(build_encoder(shrunk()).config).save_pretrained(tmp_path)
-    for encoder in (build_encoder(shrunk(), fast_attention=False), load_encoder(tmp_path, fast_attention=False)):
+    for encoder in (
+        build_encoder(shrunk(), fast_attention=False),
+        load_encoder(tmp_path, fast_attention=False),
+    ):
         assert type(encoder.encoder) is DebertaV2Encoder
-        assert all(type(layer.attention.self) is DisentangledSelfAttention for layer in encoder.encoder.layer)
+        assert all(
+            type(layer.attention.self) is DisentangledSelfAttention
+            for layer in encoder.encoder.layer
+        )
     assert isinstance(load_encoder(tmp_path).encoder.layer[1].attention.self, FastAttention)
 
 
@@ -273,7 +326,9 @@ def test_a_trained_model_says_which_attention_it_has_and_an_old_one_has_the_defa
     model = PairModel(build_encoder(config), config, ModelSpec(pooling="mean", head_hidden=8))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     old = {"pooling": "mean", "head": "symmetric", "head_hidden": 8, "head_dropout": 0.1}
-    (tmp_path / "config.json").write_text(json.dumps({"format": 1, "model": old | spec, "encoder": config}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"format": 1, "model": old | spec, "encoder": config})
+    )
     monkeypatch.setattr("kit.model.pair_model.load_vocabulary", lambda folder: None)
     loaded = PairModel.from_pretrained(tmp_path)[0]
     assert isinstance(loaded.encoder.encoder.layer[0].attention.self, FastAttention) == fast
@@ -312,7 +367,11 @@ def test_it_keeps_less_than_six_tenths_for_the_backward_pass():
     for encoder in both(shrunk(attention_probs_dropout_prob=0.1, num_hidden_layers=1)):
         module, seen = encoder.encoder.layer[0].attention.self.train(), {}
         length = 96
-        mask = torch.ones(2, 1, 1, length) if isinstance(module, FastAttention) else torch.ones(2, 1, length, length)
+        mask = (
+            torch.ones(2, 1, 1, length)
+            if isinstance(module, FastAttention)
+            else torch.ones(2, 1, length, length)
+        )
 
         def keep(x: Tensor, seen: dict[int, int] = seen) -> Tensor:
             seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()

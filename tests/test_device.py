@@ -38,7 +38,9 @@ KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
         ((9, 0), ["gfx90a", "gfx942"], True),  # ROCm
     ],
 )
-def test_which_kernels_run_on_which_gpu(capability: tuple[int, int], architectures: list[str], runs: bool):
+def test_which_kernels_run_on_which_gpu(
+    capability: tuple[int, int], architectures: list[str], runs: bool
+):
     if runs:
         check_kernels("a GPU", capability, architectures)
         return
@@ -49,11 +51,15 @@ def test_which_kernels_run_on_which_gpu(capability: tuple[int, int], architectur
     assert "T4" in caught.value.hint
 
 
-def gpu(monkeypatch: pytest.MonkeyPatch, name: str, *capabilities: tuple[int, int], number: int = 0) -> None:
+def gpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, *capabilities: tuple[int, int], number: int = 0
+) -> None:
     """Makes torch see GPUs of these capabilities, `number` being the current one."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # a T4 says so too, by emulation
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda *_, **__: True
+    )  # a T4 says so too, by emulation
     monkeypatch.setattr(torch.cuda, "current_device", lambda: number)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
@@ -97,7 +103,9 @@ def test_a_precision_that_is_asked_for_is_taken_if_it_works(monkeypatch: pytest.
     gpu(monkeypatch, "Tesla T4", (7, 5))
     assert choose_device("fp32").precision == "fp32"
     assert choose_device("fp16").precision == "fp16"
-    with pytest.raises(DeviceError, match=r"bf16 needs compute capability 8\.0; this GPU has 7\.5") as caught:
+    with pytest.raises(
+        DeviceError, match=r"bf16 needs compute capability 8\.0; this GPU has 7\.5"
+    ) as caught:
         choose_device("bf16")
     assert "train.precision=auto" in caught.value.hint
 
@@ -151,12 +159,17 @@ def test_a_processor_with_matrix_units_computes_in_bf16_from_a_width_on(
 
 
 @pytest.mark.parametrize(
-    ("platform", "device", "told"), [("linux", "cpu", 3), ("linux", "cuda", 0), ("darwin", "cpu", 0)]
+    ("platform", "device", "told"),
+    [("linux", "cpu", 3), ("linux", "cuda", 0), ("darwin", "cpu", 0)],
 )
-def test_glibc_is_told_to_keep_memory_for_a_cpu(monkeypatch: pytest.MonkeyPatch, platform: str, device: str, told: int):
+def test_glibc_is_told_to_keep_memory_for_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, platform: str, device: str, told: int
+):
     calls: list[tuple[int, int]] = []
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *given: calls.append(given)))
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *given: calls.append(given))
+    )
     prepare_device(Compute(torch.device(device), "fp32", ""))
     assert len(calls) == told
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())  # a C library without it
@@ -170,7 +183,8 @@ def test_a_mac_uses_its_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
 def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype):
     with Compute(torch.device("cpu"), precision, "").autocast():

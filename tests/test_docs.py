@@ -18,7 +18,12 @@ STORY = ROOT / "docs/concepts.md"
 KAGGLE = ROOT / "docs/kaggle.md"  # run against a Kaggle that is none, in tests/kaggle
 ALL = [block for page in snippets.PAGES for block in snippets.blocks(page)]
 LANGUAGES = {"console", "toml", "text", "markdown"}
-OTHERS = {"make", "hf", "git", "python"}  # programs that are not kit and may stand in a console block
+OTHERS = {
+    "make",
+    "hf",
+    "git",
+    "python",
+}  # programs that are not kit and may stand in a console block
 FROZEN = {ROOT / "docs/results.md"}  # what was measured keeps the names it had
 
 
@@ -62,7 +67,9 @@ def test_the_story_is_run():
     assert any(block.runs for block in snippets.blocks(KAGGLE))
 
 
-@pytest.mark.parametrize("block", [b for b in ALL if b.language == "console"], ids=lambda b: f"{b.page.name}:{b.line}")
+@pytest.mark.parametrize(
+    "block", [b for b in ALL if b.language == "console"], ids=lambda b: f"{b.page.name}:{b.line}"
+)
 def test_every_command_in_a_block_can_be_typed(block: snippets.Block):
     assert block.steps(), "a console block shows a command behind `$ `"
     for step in block.steps():
@@ -71,7 +78,9 @@ def test_every_command_in_a_block_can_be_typed(block: snippets.Block):
                 whole = not any("…" in word or "$" in word for word in words)
                 snippets.parse([word for word in words if word != "…"], whole)
             elif words[0] == "make":
-                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+                assert re.search(
+                    rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+                )
             elif words[0] == "python" and words[1].endswith(".py"):
                 assert (ROOT / words[1]).is_file()
             else:
@@ -92,11 +101,17 @@ def test_every_command_in_a_sentence_exists(page: Path):
 def test_no_block_escapes():
     """Each block is commands, a recipe, or a picture; a language of its own would be looked at by nobody."""
     assert {block.language for block in ALL} <= LANGUAGES
-    loose = [f"{b.page.name}:{b.line}" for b in ALL if b.language != "console" and any("$ kit" in x for x in b.lines)]
+    loose = [
+        f"{b.page.name}:{b.line}"
+        for b in ALL
+        if b.language != "console" and any("$ kit" in x for x in b.lines)
+    ]
     assert loose == []
 
 
-@pytest.mark.parametrize("block", [b for b in ALL if b.language == "toml"], ids=lambda b: f"{b.page.name}:{b.line}")
+@pytest.mark.parametrize(
+    "block", [b for b in ALL if b.language == "toml"], ids=lambda b: f"{b.page.name}:{b.line}"
+)
 def test_every_recipe_shown_can_be_loaded(block: snippets.Block, tmp_path: Path):
     (tmp_path / "mine.toml").write_text("\n".join(block.lines), encoding="utf-8")
     load_recipe(tmp_path / "mine.toml")
@@ -115,23 +130,33 @@ def test_the_recipe_keys_are_all_explained(request: pytest.FixtureRequest):
 def current(name: str) -> str:
     """A run's name of letters, words and eight hex digits, with the hash that its recipe has now."""
     stem = name[:-9]
-    known = [each for each in shipped_recipes() if each != "default" and (stem == each or stem.endswith(f"-{each}"))]
+    known = [
+        each
+        for each in shipped_recipes()
+        if each != "default" and (stem == each or stem.endswith(f"-{each}"))
+    ]
     return f"{stem}-{load_recipe(max(known, key=len)).hash}" if known else name
 
 
 @pytest.mark.parametrize("page", [p for p in snippets.PAGES if p not in FROZEN], ids=name_of)
-def test_runs_have_the_names_that_the_commands_give_them(page: Path, request: pytest.FixtureRequest):
+def test_runs_have_the_names_that_the_commands_give_them(
+    page: Path, request: pytest.FixtureRequest
+):
     text = page.read_text(encoding="utf-8")
     true = re.sub(r"\b[a-z]+(?:-[a-z]+)*-[0-9a-f]{8}\b", lambda match: current(match[0]), text)
     if request.config.getoption("--update"):
         page.write_text(true, encoding="utf-8")
     else:
-        assert text == true, "a recipe key was added or a default changed: pytest tests/test_docs.py --update"
+        assert text == true, (
+            "a recipe key was added or a default changed: pytest tests/test_docs.py --update"
+        )
 
 
 def test_every_page_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in readme] == []
+    assert [
+        page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in readme
+    ] == []
 
 
 @pytest.mark.parametrize("page", snippets.PAGES, ids=name_of)

@@ -24,7 +24,13 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder and a home with nothing in them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+    for name in (
+        "KAGGLE_API_TOKEN",
+        "KAGGLE_USERNAME",
+        "KAGGLE_KEY",
+        "KAGGLE_CONFIG_DIR",
+        "XDG_CONFIG_HOME",
+    ):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -42,7 +48,17 @@ def test_nothing_is_broken_here_and_every_part_is_named():
     result = kit()
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith("Nothing is broken\n")
-    for part in ("Python", "torch", "kaggle", "device", "precision", "memory", "disk", "raw data", "processed data"):
+    for part in (
+        "Python",
+        "torch",
+        "kaggle",
+        "device",
+        "precision",
+        "memory",
+        "disk",
+        "raw data",
+        "processed data",
+    ):
         assert f"  {part} " in result.stdout
     assert "Next: Run `kit download --out data/raw`" in result.stdout
     assert "https://www.kaggle.com/settings/api" in result.stdout
@@ -63,7 +79,9 @@ def test_every_package_of_the_installed_metadata_is_compared():
         ("no-such-package; extra == 'test'", None),
     ],
 )
-def test_a_package_out_of_range_is_broken(needed: str, told: str | None, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_out_of_range_is_broken(
+    needed: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: [needed])
     result = kit()
     assert result.exit_code == (told is not None)
@@ -88,23 +106,41 @@ def test_a_torch_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatch)
     assert "libcudart" in finding("device")["found"]
 
 
-def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(monkeypatch: pytest.MonkeyPatch):
-    seen = {"names": ["Tesla T4"] * 2, "memory_gb": [15.8] * 2, "capabilities": ["7.5"] * 2, "kernels": ["sm_75"]}
+def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen = {
+        "names": ["Tesla T4"] * 2,
+        "memory_gb": [15.8] * 2,
+        "capabilities": ["7.5"] * 2,
+        "kernels": ["sm_75"],
+    }
     monkeypatch.setattr(preflight, "inspect_gpus", lambda: {**seen, "problem": ""})
-    chosen = device.Compute(device.torch.device("cuda", 0), "fp16", "Tesla T4, capability 7.5: fp16")
+    chosen = device.Compute(
+        device.torch.device("cuda", 0), "fp16", "Tesla T4, capability 7.5: fp16"
+    )
     monkeypatch.setattr(device, "choose_device", lambda width: chosen)
     found = [f for f in doctor.device() if f.part == "device"]
-    assert [f.found for f in found] == ["Tesla T4, 15.8 GB, capability 7.5; torch has kernels for sm_75"] * 2
+    assert [f.found for f in found] == [
+        "Tesla T4, 15.8 GB, capability 7.5; torch has kernels for sm_75"
+    ] * 2
     assert "bf16 is native only from capability 8.0" in finding("precision")["found"]
 
 
 def test_a_gpu_without_kernels_is_broken(monkeypatch: pytest.MonkeyPatch):
     def refuse(**_: object) -> None:
-        raise DeviceError("this torch build has no kernels for Tesla P100", "On Kaggle choose the accelerator T4 x2.")
+        raise DeviceError(
+            "this torch build has no kernels for Tesla P100",
+            "On Kaggle choose the accelerator T4 x2.",
+        )
 
     monkeypatch.setattr(device, "choose_device", refuse)
     found = finding("precision")
-    assert (found["state"], "P100" in found["found"], "T4" in found["next"]) == ("broken", True, True)
+    assert (found["state"], "P100" in found["found"], "T4" in found["next"]) == (
+        "broken",
+        True,
+        True,
+    )
     assert kit().exit_code == 1
 
 
@@ -120,7 +156,9 @@ class TestMemory:
     def root(self, tmp_path: Path) -> Path:
         (tmp_path / "proc").mkdir()
         (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-        (tmp_path / "proc/meminfo").write_text("MemTotal:  16000 kB\nMemAvailable:  8000 kB\nHugePages_Total:  0\n")
+        (tmp_path / "proc/meminfo").write_text(
+            "MemTotal:  16000 kB\nMemAvailable:  8000 kB\nHugePages_Total:  0\n"
+        )
         return tmp_path
 
     @pytest.mark.parametrize(
@@ -132,7 +170,9 @@ class TestMemory:
             (str(10**15), "0", (16000 * 1024, 8000 * 1024)),
         ],
     )
-    def test_a_containers_limit_counts(self, root: Path, limit: str | None, used: str, expected: tuple[int, int]):
+    def test_a_containers_limit_counts(
+        self, root: Path, limit: str | None, used: str, expected: tuple[int, int]
+    ):
         if limit:
             (root / "sys/fs/cgroup/memory.max").write_text(limit + "\n")
             (root / "sys/fs/cgroup/memory.current").write_text(used + "\n")
@@ -144,8 +184,12 @@ class TestMemory:
         assert here.total > 2**28
         assert here.free is None
 
-    @pytest.mark.parametrize(("free", "state"), [(5 * 10**8, "broken"), (2 * 10**9, "note"), (10**10, "ok")])
-    def test_too_little_of_it_is_broken(self, free: int, state: str, monkeypatch: pytest.MonkeyPatch):
+    @pytest.mark.parametrize(
+        ("free", "state"), [(5 * 10**8, "broken"), (2 * 10**9, "note"), (10**10, "ok")]
+    )
+    def test_too_little_of_it_is_broken(
+        self, free: int, state: str, monkeypatch: pytest.MonkeyPatch
+    ):
         monkeypatch.setattr(doctor, "memory", lambda: memory.Memory(10**10, free))
         assert finding("memory")["state"] == state
 
@@ -156,7 +200,9 @@ class TestMemory:
 
 class TestData:
     def test_what_is_there_is_counted(self, raw: Path, data: Path):
-        rows = {name: pq.read_metadata(data / f"{name}.parquet").num_rows for name in ("train", "test")}
+        rows = {
+            name: pq.read_metadata(data / f"{name}.parquet").num_rows for name in ("train", "test")
+        }
         counted = f"{rows['train']} training and {rows['test']} test rows"
         assert counted in finding("processed data", "--data", data)["found"]
         found = finding("raw data", "--raw", raw)
@@ -168,8 +214,13 @@ class TestData:
         (empty / "some").mkdir()
         shutil.copy(raw / "test.csv", empty / "some")
         found = finding("raw data", "--raw", "some")
-        assert (found["state"], found["found"]) == ("note", "some has no train.csv, sample_submission.csv")
-        assert finding("processed data")["next"] == "Run `kit preprocess --out data/processed` first."
+        assert (found["state"], found["found"]) == (
+            "note",
+            "some has no train.csv, sample_submission.csv",
+        )
+        assert (
+            finding("processed data")["next"] == "Run `kit preprocess --out data/processed` first."
+        )
 
     def test_processed_rows_that_were_changed_are_broken(self, data: Path, empty: Path):
         shutil.copytree(data, empty / "copy")
@@ -180,7 +231,9 @@ class TestData:
 
 
 class TestCredential:
-    def test_the_one_that_is_sent_is_named_and_so_is_what_it_shadows(self, monkeypatch: pytest.MonkeyPatch):
+    def test_the_one_that_is_sent_is_named_and_so_is_what_it_shadows(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
         for name, value in {"API_TOKEN": "sec-token", "USERNAME": "me", "KEY": "sec-key"}.items():
             monkeypatch.setenv(f"KAGGLE_{name}", value)
         result = kit()
@@ -207,7 +260,9 @@ class TestCredential:
         ("packaging", "packages", "cannot be compared: not"),
     ],
 )
-def test_a_broken_package_is_a_finding_and_no_traceback(tmp_path: Path, package: str, part: str, told: str):
+def test_a_broken_package_is_a_finding_and_no_traceback(
+    tmp_path: Path, package: str, part: str, told: str
+):
     (tmp_path / f"{package}.py").write_text("raise ImportError('not\\n  here')")
     command = [sys.executable, "-c", "from kit.cli import main; main(['doctor'])"]
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}

@@ -20,7 +20,9 @@ FAMILIES = ["tiny-electra", "tiny-roberta", "modernbert-base", "xlm-roberta"]
 def inputs(size: int, heads: int, length: int, width: int) -> list[Tensor]:
     """Query, key and value as transformers has them: views with heads and places exchanged."""
     torch.manual_seed(0)
-    return [torch.randn(size, length, heads, width).transpose(1, 2).requires_grad_() for _ in range(3)]
+    return [
+        torch.randn(size, length, heads, width).transpose(1, 2).requires_grad_() for _ in range(3)
+    ]
 
 
 def padding(lengths: list[int], length: int) -> Tensor:
@@ -32,7 +34,11 @@ def mixed(lengths: list[int], barred: Tensor | None, steps: int, *tensors: Tenso
     """`Mixed` as transformers sees it: (B, H, T, D) in and out."""
     size, width = len(tensors[0]), tensors[0].shape[-1]
     flat = (x.transpose(1, 2).flatten(0, 1) for x in tensors)
-    return MixedAttention.apply(*flat, lengths, barred, width**-0.5, steps).unflatten(0, (size, -1)).transpose(1, 2)
+    return (
+        MixedAttention.apply(*flat, lengths, barred, width**-0.5, steps)
+        .unflatten(0, (size, -1))
+        .transpose(1, 2)
+    )
 
 
 def results(function, tensors: list[Tensor]) -> list[Tensor]:
@@ -43,31 +49,46 @@ def results(function, tensors: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("size", "heads", "length", "width"), [(3, 4, 9, 8), (2, 3, 33, 5), (1, 1, 1, 4), (5, 2, 64, 16)]
+    ("size", "heads", "length", "width"),
+    [(3, 4, 9, 8), (2, 3, 33, 5), (1, 1, 1, 4), (5, 2, 64, 16)],
 )
 @pytest.mark.parametrize("mask", ["none", "padding", "window"])
 @pytest.mark.parametrize("chunk", [1, 3000, 1 << 21])
 def test_values_and_gradients_are_torchs(
-    monkeypatch: pytest.MonkeyPatch, size: int, heads: int, length: int, width: int, mask: str, chunk: int
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    heads: int,
+    length: int,
+    width: int,
+    mask: str,
+    chunk: int,
 ):
     monkeypatch.setattr(sdpa, "CHUNK", chunk)
     monkeypatch.setattr(sdpa, "JOINED", chunk // 2)
     tensors = inputs(size, heads, length, width)
-    seen = None if mask == "none" else padding([max(1, length - 2 * row) for row in range(size)], length)
+    seen = (
+        None
+        if mask == "none"
+        else padding([max(1, length - 2 * row) for row in range(size)], length)
+    )
     if mask == "window":
         near = (torch.arange(length)[:, None] - torch.arange(length)).abs() < 3
         seen = seen & near | torch.eye(length, dtype=torch.bool)
     barred = None if seen is None else sdpa._barred(seen, torch.float32)
     assert barred is None or barred.shape[2] == (1 if mask == "padding" or length == 1 else length)
     found = results(lambda q, k, v: mixed([length] * size, barred, 0, q, k, v), tensors)
-    expected = results(lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, seen), tensors)
+    expected = results(
+        lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, seen), tensors
+    )
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.3])
 @pytest.mark.parametrize("chunk", [1, 1000, 1 << 21])
-def test_sequences_end_to_end_are_what_each_is_by_itself(monkeypatch: pytest.MonkeyPatch, chance: float, chunk: int):
+def test_sequences_end_to_end_are_what_each_is_by_itself(
+    monkeypatch: pytest.MonkeyPatch, chance: float, chunk: int
+):
     """Under dropout each alone, with the draws that it gets when it is one of many."""
     monkeypatch.setattr(sdpa, "CHUNK", chunk)
     monkeypatch.setattr(sdpa, "JOINED", chunk // 2)
@@ -86,7 +107,9 @@ def test_sequences_end_to_end_are_what_each_is_by_itself(monkeypatch: pytest.Mon
 
     def each(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = []
-        for number, (qs, ks, vs) in enumerate(zip(*(x[0].split(lengths, 1) for x in (q, k, v)), strict=True)):
+        for number, (qs, ks, vs) in enumerate(
+            zip(*(x[0].split(lengths, 1) for x in (q, k, v)), strict=True)
+        ):
             weights = torch.softmax(qs @ ks.mT * width**-0.5, -1) * torch.cat(masks[number])
             out.append(weights / (1 - steps / STEPS) @ vs)
         return torch.cat(out, 1)[None]
@@ -107,9 +130,13 @@ def test_dropout_masks_the_weights_and_their_gradient(kind: torch.dtype):
     size, heads, length, width, chance = 2, 3, 20, 8, 0.3
     tensors = [x.detach().to(kind).requires_grad_() for x in inputs(size, heads, length, width)]
     torch.manual_seed(9)
-    found = results(lambda q, k, v: mixed([length] * size, None, in_steps(chance), q, k, v), tensors)
+    found = results(
+        lambda q, k, v: mixed([length] * size, None, in_steps(chance), q, k, v), tensors
+    )
     torch.manual_seed(9)
-    drawn = Draws().signs(torch.Size((heads, size, length, length)), in_steps(chance))  # one piece: all of it fits
+    drawn = Draws().signs(
+        torch.Size((heads, size, length, length)), in_steps(chance)
+    )  # one piece: all of it fits
     kept = drawn.transpose(0, 1) >= 0
     assert 0.6 < kept.float().mean() < 0.8
 
@@ -119,7 +146,9 @@ def test_dropout_masks_the_weights_and_their_gradient(kind: torch.dtype):
 
     expected = results(plainly, tensors)
     for one, other in zip(found, expected, strict=True):
-        close = {"rtol": 1e-4, "atol": 1e-5} if kind == torch.float32 else {"rtol": 0.05, "atol": 0.03}
+        close = (
+            {"rtol": 1e-4, "atol": 1e-5} if kind == torch.float32 else {"rtol": 0.05, "atol": 0.03}
+        )
         torch.testing.assert_close(one.float(), other.float(), **close)
 
 
@@ -170,7 +199,9 @@ def test_what_looks_back_only_is_left_to_torchs_kernel():
     changed = [torch.cat([x[:, :, :-1], x[:, :, -1:] + 1], 2) for x in tensors]
     with torch.autocast("cpu", torch.bfloat16):
         for module, given in ((causal, {}), (torch.nn.Module(), {"is_causal": True})):
-            first, other = (sdpa_attention(module, *each, None, **given)[0][:, 0] for each in (tensors, changed))
+            first, other = (
+                sdpa_attention(module, *each, None, **given)[0][:, 0] for each in (tensors, changed)
+            )
             assert torch.equal(first, other)
         causal.is_causal = False
         assert not torch.equal(sdpa_attention(causal, *changed, None)[0][:, 0], first)
@@ -192,7 +223,9 @@ def test_encoders_of_every_family_agree_with_transformers_own(name: str):
     for fast in (True, False):
         torch.manual_seed(2)
         encoders.append(build_encoder(config, fast_attention=fast).train())
-    exchanged = encoders[0]._can_set_attn_implementation()  # ModernBERT not in transformers 5.0 to 5.3
+    exchanged = encoders[
+        0
+    ]._can_set_attn_implementation()  # ModernBERT not in transformers 5.0 to 5.3
     assert encoders[0].config._attn_implementation == (sdpa.NAME if exchanged else "sdpa")
     assert any(type(module) is QuickDropout for module in encoders[0].modules())
     assert not any(type(module) is QuickDropout for module in encoders[1].modules())
@@ -203,11 +236,20 @@ def test_encoders_of_every_family_agree_with_transformers_own(name: str):
     ids = torch.randint(2, 50, (3, 19))
     real = torch.arange(19) < torch.tensor([19, 12, 5])[:, None]
     for training in (True, False):
-        with torch.autocast("cpu", torch.bfloat16):  # with float32 and no dropout both would run torch's kernel
-            states = [e.train(training)(ids, attention_mask=real.long()).last_hidden_state[real] for e in encoders]
+        with torch.autocast(
+            "cpu", torch.bfloat16
+        ):  # with float32 and no dropout both would run torch's kernel
+            states = [
+                e.train(training)(ids, attention_mask=real.long()).last_hidden_state[real]
+                for e in encoders
+            ]
         torch.testing.assert_close(states[0].float(), states[1].float(), rtol=0.05, atol=0.05)
     with torch.autocast("cpu", torch.bfloat16):
         for encoder in encoders:
-            encoder.train()(ids, attention_mask=real.long()).last_hidden_state[real].float().pow(3).sum().backward()
-    found, expected = (torch.cat([p.grad.flatten() for p in encoder.parameters()]) for encoder in encoders)
+            encoder.train()(ids, attention_mask=real.long()).last_hidden_state[real].float().pow(
+                3
+            ).sum().backward()
+    found, expected = (
+        torch.cat([p.grad.flatten() for p in encoder.parameters()]) for encoder in encoders
+    )
     assert (found - expected).norm() < 0.02 * expected.norm()

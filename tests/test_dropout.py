@@ -17,7 +17,9 @@ def test_a_share_of_the_numbers_is_zero_and_the_mean_stays(chance: float, kind: 
     dropped = (out == 0).float()
     assert abs(dropped.mean() - chance) < 5 * (chance * (1 - chance) / x.numel()) ** 0.5 + 1 / STEPS
     assert out.dtype == kind
-    assert torch.equal(out[out != 0], torch.full_like(out[out != 0], 1 / (1 - in_steps(chance) / STEPS)))
+    assert torch.equal(
+        out[out != 0], torch.full_like(out[out != 0], 1 / (1 - in_steps(chance) / STEPS))
+    )
     neighbours = (dropped[:, 1:] * dropped[:, :-1]).mean() - chance**2  # independent of each other
     assert abs(neighbours) < 0.001
 
@@ -58,7 +60,9 @@ def test_it_does_nothing_in_evaluation_and_at_zero():
 
 def test_other_types_and_whole_loss_are_torchs_own():
     assert torch.equal(QuickDropout(1.0)(torch.ones(99999)), torch.zeros(99999))
-    assert torch.equal(QuickDropout(1.0)(torch.ones(9, dtype=torch.float64)), torch.zeros(9, dtype=torch.float64))
+    assert torch.equal(
+        QuickDropout(1.0)(torch.ones(9, dtype=torch.float64)), torch.zeros(9, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

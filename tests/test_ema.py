@@ -38,7 +38,9 @@ def test_the_models_own_weights_come_back_to_the_bit_and_training_does_not_see_t
     layer = nn.Linear(4, 3)
     other = copy.deepcopy(layer)
     averaging = EMACallback(layer, 0.9)
-    optim, reference = (torch.optim.AdamW(each.parameters(), lr=0.1, fused=True) for each in (layer, other))
+    optim, reference = (
+        torch.optim.AdamW(each.parameters(), lr=0.1, fused=True) for each in (layer, other)
+    )
     for number in range(1, 6):
         for each, steps in ((layer, optim), (other, reference)):
             each(torch.ones(2, 4)).square().sum().backward()
@@ -47,7 +49,9 @@ def test_the_models_own_weights_come_back_to_the_bit_and_training_does_not_see_t
         after(averaging, number)
         before = [p.detach().clone() for p in layer.parameters()]
         with averaging.in_place():
-            assert all(torch.equal(p, a) is False for p, a in zip(layer.parameters(), before, strict=True))
+            assert all(
+                torch.equal(p, a) is False for p, a in zip(layer.parameters(), before, strict=True)
+            )
             inside = [p.detach().clone() for p in layer.parameters()]
         assert all(torch.equal(a, b) for a, b in zip(averaging.average, inside, strict=True))
         for mine, plain in zip(layer.parameters(), other.parameters(), strict=True):

@@ -29,7 +29,9 @@ BAR = "|"  # stands for SEP below; no text has it
 
 def per_character() -> PairTokenizer:
     """A tokenizer that makes every character a token, so that tokens can be read."""
-    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate([*SPECIAL, *LETTERS])}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel({c: i for i, c in enumerate([*SPECIAL, *LETTERS])}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.add_special_tokens(SPECIAL)
     return PairTokenizer(SimpleNamespace(backend_tokenizer=tokenizer), CLS, SEP, PAD)
@@ -49,11 +51,16 @@ SPECS = st.builds(
 def table(rows: list[tuple[list[str], list[str], list[str]]]) -> pa.Table:
     columns = zip(*rows, strict=True)
     return pa.table(
-        {name: pa.array(column, pa.list_(pa.string())) for name, column in zip(TEXTS, columns, strict=True)}
+        {
+            name: pa.array(column, pa.list_(pa.string()))
+            for name, column in zip(TEXTS, columns, strict=True)
+        }
     )
 
 
-def encoded(rows: pa.Table, spec: EncodeSpec, folder: Path, vocabulary: PairTokenizer = CHARACTERS) -> TokenizedRows:
+def encoded(
+    rows: pa.Table, spec: EncodeSpec, folder: Path, vocabulary: PairTokenizer = CHARACTERS
+) -> TokenizedRows:
     tokenize_rows(rows, vocabulary, spec, folder)
     return TokenizedRows.open(folder)
 
@@ -72,7 +79,12 @@ def segments(these: TokenizedRows) -> list[tuple[str, str]]:
         tokens = these.tokens[start:end].tolist()
         assert tokens[0] == CLS
         assert tokens[first - 1] == tokens[-1] == SEP
-        found.append(tuple("".join(letters[t] for t in part) for part in (tokens[1 : first - 1], tokens[first:-1])))
+        found.append(
+            tuple(
+                "".join(letters[t] for t in part)
+                for part in (tokens[1 : first - 1], tokens[first:-1])
+            )
+        )
     return found
 
 
@@ -83,22 +95,35 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(deadline=None, max_examples=80)
 @given(ROWS, SPECS)
-def test_no_side_is_over_budget_and_none_that_was_cut_far_under_it(scratch: Path, rows: list, spec: EncodeSpec):
+def test_no_side_is_over_budget_and_none_that_was_cut_far_under_it(
+    scratch: Path, rows: list, spec: EncodeSpec
+):
     these = encoded(table(rows), spec, scratch)
     lengths = these.lengths
     assert lengths.shape == (len(rows), len(RESPONSES))
     assert lengths.max() <= spec.max_tokens
-    need = np.array([[3 + sum(len(BAR.join(t)) for t in (row[0], answer)) for answer in row[1:]] for row in rows])
+    need = np.array(
+        [
+            [3 + sum(len(BAR.join(t)) for t in (row[0], answer)) for answer in row[1:]]
+            for row in rows
+        ]
+    )
     assert these.cut == (need > spec.max_tokens).sum()
     assert (lengths[need <= spec.max_tokens] == need[need <= spec.max_tokens]).all()
-    assert (lengths[need > spec.max_tokens] >= spec.max_tokens - 2).all()  # at most a SEP with nothing before it
+    assert (
+        lengths[need > spec.max_tokens] >= spec.max_tokens - 2
+    ).all()  # at most a SEP with nothing before it
 
 
 @settings(deadline=None, max_examples=80)
 @given(ROWS, st.floats(0, 1), st.floats(0, 1))
-def test_nothing_is_lost_when_it_fits(scratch: Path, rows: list, prompt_share: float, head_share: float):
+def test_nothing_is_lost_when_it_fits(
+    scratch: Path, rows: list, prompt_share: float, head_share: float
+):
     these = encoded(table(rows), EncodeSpec(210, prompt_share, head_share), scratch)
-    assert segments(these) == [(BAR.join(row[0]), BAR.join(answer)) for row in rows for answer in row[1:]]
+    assert segments(these) == [
+        (BAR.join(row[0]), BAR.join(answer)) for row in rows for answer in row[1:]
+    ]
     assert these.cut == 0
 
 
@@ -109,7 +134,10 @@ def test_swapping_the_answers_swaps_the_sides(scratch: Path, rows: list, spec: E
     expected = [side[::-1] for side in sides(straight)]
     swapped = encoded(table([(prompt, b, a) for prompt, a, b in rows]), spec, scratch)
     assert sides(swapped) == expected
-    assert swapped.first_lengths.reshape(-1, 2).tolist() == straight.first_lengths.reshape(-1, 2)[:, ::-1].tolist()
+    assert (
+        swapped.first_lengths.reshape(-1, 2).tolist()
+        == straight.first_lengths.reshape(-1, 2)[:, ::-1].tolist()
+    )
 
 
 def is_kept(turns: list[str], text: str, head_share: float) -> bool:
@@ -124,11 +152,15 @@ def is_kept(turns: list[str], text: str, head_share: float) -> bool:
 
 @settings(deadline=None, max_examples=120)
 @given(ROWS, SPECS)
-def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(scratch: Path, rows: list, spec: EncodeSpec):
+def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(
+    scratch: Path, rows: list, spec: EncodeSpec
+):
     these = encoded(table(rows), spec, scratch)
     room = spec.max_tokens - 3
     texts = [(row[0], answer) for row in rows for answer in row[1:]]
-    for (prompt, response), (kept_prompt, kept_response) in zip(texts, segments(these), strict=True):
+    for (prompt, response), (kept_prompt, kept_response) in zip(
+        texts, segments(these), strict=True
+    ):
         assert is_kept(prompt, kept_prompt, spec.head_share)
         assert is_kept(response, kept_response, spec.head_share)
         for_prompt = int(room * spec.prompt_share)
@@ -141,7 +173,11 @@ def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(scratch: Pa
     [
         (EncodeSpec(13, 0.5, 0.5), "abcde", "vwxyz"),
         (EncodeSpec(11, 0.5, 0.5), "abde", "vwyz"),
-        (EncodeSpec(11, 0.25, 0.5), "abe", "vwxyz"),  # more than its share, since the response leaves it free
+        (
+            EncodeSpec(11, 0.25, 0.5),
+            "abe",
+            "vwxyz",
+        ),  # more than its share, since the response leaves it free
         (EncodeSpec(11, 0.0, 0.5), "abe", "vwxyz"),
         (EncodeSpec(8, 1.0, 0.5), "abcde", ""),
         (EncodeSpec(8, 0.0, 1.0), "", "vwxyz"),
@@ -149,7 +185,9 @@ def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(scratch: Pa
         (EncodeSpec(9, 0.5, 0.0), "cde", "xyz"),
     ],
 )
-def test_the_budget_is_shared_as_the_recipe_says(scratch: Path, spec: EncodeSpec, prompt: str, response: str):
+def test_the_budget_is_shared_as_the_recipe_says(
+    scratch: Path, spec: EncodeSpec, prompt: str, response: str
+):
     these = encoded(table([(["abcde"], ["vwxyz"], ["vwxyz"])]), spec, scratch)
     assert segments(these)[0] == (prompt, response)
 
@@ -157,7 +195,8 @@ def test_the_budget_is_shared_as_the_recipe_says(scratch: Path, spec: EncodeSpec
 def test_early_turns_go_first(scratch: Path):
     turns = ["aaaa", "bbbb", "cccc"]
     kept = [
-        segments(encoded(table([([""], turns, turns)]), EncodeSpec(n + 3, 0.0), scratch))[0][1] for n in range(5, 15)
+        segments(encoded(table([([""], turns, turns)]), EncodeSpec(n + 3, 0.0), scratch))[0][1]
+        for n in range(5, 15)
     ]
     assert kept == [
         *("cccc", "b|cccc", "bb|cccc", "bbb|cccc", "bbbb|cccc", "bbbb|cccc"),
@@ -168,19 +207,26 @@ def test_early_turns_go_first(scratch: Path):
 @settings(deadline=None, max_examples=40)
 @given(ROWS, st.integers(1, 4))
 def test_chunking_does_not_matter(scratch: Path, rows: list, chunk: int):
-    whole = [(scratch.parent / "whole" / name) for name in ("tokens.int32", "starts.npy", "first_lengths.npy")]
+    whole = [
+        (scratch.parent / "whole" / name)
+        for name in ("tokens.int32", "starts.npy", "first_lengths.npy")
+    ]
     tokenize_rows(table(rows), CHARACTERS, EncodeSpec(30), scratch.parent / "whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK", chunk)
         tokenize_rows(table(rows), CHARACTERS, EncodeSpec(30), scratch)
-    assert [path.read_bytes() for path in whole] == [(scratch / path.name).read_bytes() for path in whole]
+    assert [path.read_bytes() for path in whole] == [
+        (scratch / path.name).read_bytes() for path in whole
+    ]
 
 
 def test_neither_do_the_tables_own_chunks(scratch: Path):
     rows = [([f"p{i}".replace("p", "a" * i)], ["b" * i, ""], ["c"]) for i in range(9)]
     pieces = pa.concat_tables([table(rows[:2]), table(rows[2:3]), table(rows[3:])])
     assert pieces[PROMPT].num_chunks == 3
-    assert sides(encoded(pieces, EncodeSpec(), scratch)) == sides(encoded(table(rows), EncodeSpec(), scratch))
+    assert sides(encoded(pieces, EncodeSpec(), scratch)) == sides(
+        encoded(table(rows), EncodeSpec(), scratch)
+    )
     assert sides(encoded(pieces.slice(1, 4), EncodeSpec(), scratch)) == sides(
         encoded(table(rows[1:5]), EncodeSpec(), scratch)
     )
@@ -199,17 +245,28 @@ def test_a_text_that_spells_out_a_special_token_is_text(scratch: Path):
 
 
 @pytest.mark.parametrize("name", ["tiny-deberta", "tiny-roberta", "tiny-electra"])
-def test_a_batch_gives_the_tokens_of_one_text_at_a_time(processed: Dataset, scratch: Path, name: str):
+def test_a_batch_gives_the_tokens_of_one_text_at_a_time(
+    processed: Dataset, scratch: Path, name: str
+):
     rows = processed.train().select(TEXTS)
     texts = rows.to_pylist()
-    tokenizer = train_tokenizer(BACKBONES[name], [turn for row in texts for turn in row[PROMPT] + row[RESPONSES[0]]])
+    tokenizer = train_tokenizer(
+        BACKBONES[name], [turn for row in texts for turn in row[PROMPT] + row[RESPONSES[0]]]
+    )
     these = encoded(
-        rows, EncodeSpec(8192), scratch, PairTokenizer(SimpleNamespace(backend_tokenizer=tokenizer), 1, 2, 0)
+        rows,
+        EncodeSpec(8192),
+        scratch,
+        PairTokenizer(SimpleNamespace(backend_tokenizer=tokenizer), 1, 2, 0),
     )
     assert len(these) == len(texts)
     for row, pair in zip(texts[::7], sides(these)[::7], strict=True):
         prompt, *answers = (
-            [t for turn in row[name] for t in (*tokenizer.encode(turn, add_special_tokens=False).ids, SEP)]
+            [
+                t
+                for turn in row[name]
+                for t in (*tokenizer.encode(turn, add_special_tokens=False).ids, SEP)
+            ]
             for name in TEXTS
         )
         assert pair == [[CLS, *prompt, *answer] for answer in answers]
@@ -237,7 +294,10 @@ def test_a_cache_hit_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         {"vocabulary": dataclasses.replace(CHARACTERS, sep=3)},
         {"vocabulary": dataclasses.replace(CHARACTERS, cls=3)},
         {"shape": "cross"},
-        *({"spec": EncodeSpec(**change)} for change in ({"max_tokens": 9}, {"prompt_share": 0.3}, {"head_share": 0.1})),
+        *(
+            {"spec": EncodeSpec(**change)}
+            for change in ({"max_tokens": 9}, {"prompt_share": 0.3}, {"head_share": 0.1})
+        ),
     ],
 )
 def test_another_content_vocabulary_budget_or_shape_is_a_miss(tmp_path: Path, change: dict):

@@ -39,20 +39,38 @@ from kit.model.encoder import (
     resolve_backbone,
 )
 
-SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+}
 FAMILIES = {
     "bert": (BertModel, BertConfig(**SMALL, intermediate_size=32)),
     "roberta": (RobertaModel, RobertaConfig(**SMALL, intermediate_size=32)),
     "electra": (ElectraModel, ElectraConfig(**SMALL, intermediate_size=32, embedding_size=8)),
     "deberta": (
         DebertaV2Model,
-        DebertaV2Config(**SMALL, intermediate_size=32, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+        DebertaV2Config(
+            **SMALL, intermediate_size=32, relative_attention=True, pos_att_type=["p2c", "c2p"]
+        ),
     ),
     "modernbert": (
         ModernBertModel,
-        ModernBertConfig(**SMALL, intermediate_size=32, bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2),
+        ModernBertConfig(
+            **SMALL,
+            intermediate_size=32,
+            bos_token_id=1,
+            cls_token_id=1,
+            eos_token_id=2,
+            sep_token_id=2,
+        ),
     ),
-    "distilbert": (DistilBertModel, DistilBertConfig(vocab_size=40, dim=16, hidden_dim=32, n_layers=2, n_heads=2)),
+    "distilbert": (
+        DistilBertModel,
+        DistilBertConfig(vocab_size=40, dim=16, hidden_dim=32, n_layers=2, n_heads=2),
+    ),
 }
 KEY = "encoder.layer.1.attention.self.query.weight"
 
@@ -91,7 +109,9 @@ def test_a_folder_comes_back_as_it_was_saved_without_its_pooler(checkpoints: Pat
 def test_a_configuration_from_a_folder_builds_the_same_architecture(checkpoints: Path, family: str):
     config = load_config(checkpoints / family)
     again = json.loads(json.dumps(config))  # as a trained model's config.json keeps it
-    assert set(build_encoder(again).state_dict()) == set(load_encoder(checkpoints / family).state_dict())
+    assert set(build_encoder(again).state_dict()) == set(
+        load_encoder(checkpoints / family).state_dict()
+    )
     assert str(checkpoints) not in json.dumps(config)
     assert count_parameters(config)["embedding"] >= 40 * 8
 
@@ -165,7 +185,9 @@ def test_corrupt_weights_are_one_error(bert: Path, keep: int):
 )
 def test_a_configuration_that_cannot_be_used_is_one_error(bert: Path, config: str):
     (bert / "config.json").write_text(config)
-    with pytest.raises(BackboneError, match=r"bert: (its config\.json cannot be used|cannot be loaded)"):
+    with pytest.raises(
+        BackboneError, match=r"bert: (its config\.json cannot be used|cannot be loaded)"
+    ):
         [
             read(bert) for read in (load_config, load_encoder)
         ]  # transformers 5.0 to 5.3 find some of it only in the second
@@ -189,11 +211,15 @@ def test_code_that_comes_with_a_folder_is_never_run(
 
 
 @pytest.mark.parametrize("load", [load_encoder, load_vocabulary])
-def test_offline_and_not_downloaded_says_how_to_get_it(load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_offline_and_not_downloaded_says_how_to_get_it(
+    load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BackboneError, match=r"deberta \(microsoft/deberta-v3-xsmall\) cannot be loaded") as caught:
+    with pytest.raises(
+        BackboneError, match=r"deberta \(microsoft/deberta-v3-xsmall\) cannot be loaded"
+    ) as caught:
         load(BACKBONES["deberta"])
     assert "hf download microsoft/deberta-v3-xsmall --local-dir models/deberta" in caught.value.hint
     assert "--backbone FOLDER" in caught.value.hint
@@ -214,7 +240,9 @@ def test_a_backbone_downloaded_to_models_is_used_from_there(
 def fast_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "hello"])}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), unk_token="<unk>", **special
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        unk_token="<unk>",
+        **special,
     )
 
 
@@ -234,13 +262,17 @@ def test_a_tokenizer_that_cannot_frame_a_sequence_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("content", [None, "{", '{"model": 3}'])
 def test_a_tokenizer_that_is_missing_or_broken_is_one_error(tmp_path: Path, content: str | None):
     if content is not None:
-        fast_tokenizer(cls_token="<s>", sep_token="</s>", pad_token="<pad>").save_pretrained(tmp_path)
+        fast_tokenizer(cls_token="<s>", sep_token="</s>", pad_token="<pad>").save_pretrained(
+            tmp_path
+        )
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(BackboneError, match="cannot be loaded"):
         load_vocabulary(tmp_path)
 
 
-def test_loading_says_nothing_and_leaves_the_log_level_as_it_was(bert: Path, capfd: pytest.CaptureFixture):
+def test_loading_says_nothing_and_leaves_the_log_level_as_it_was(
+    bert: Path, capfd: pytest.CaptureFixture
+):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     rewrite(bert, lambda weights: [weights.pop(key) for key in list(weights) if "pooler" in key])
     load_encoder(bert)

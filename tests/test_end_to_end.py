@@ -25,7 +25,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
 
 
 def test_each_toy_backbone_closes_half_of_the_gap_to_the_floor(compared: tuple[Report, Path]):
-    lines = {line.name.rpartition("-")[0] or line.name: line.test.log_loss for line in compared[0].comparison.lines}
+    lines = {
+        line.name.rpartition("-")[0] or line.name: line.test.log_loss
+        for line in compared[0].comparison.lines
+    }
     prior, floor = lines["class prior"], lines["Bayes floor"]
     for backbone in demo.BACKBONES:
         assert (prior - lines[backbone]) / (prior - floor) > 0.5, backbone
@@ -56,11 +59,22 @@ def test_a_second_demo_trains_nothing_again(compared: tuple[Report, Path]):
 
 def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
     """Recipes and configurations travel; the package is imported from the unpacked wheel, not from here."""
-    source = tmp_path / "source"  # a copy, so that no stale build folder can stand in for what is packaged
+    source = (
+        tmp_path / "source"
+    )  # a copy, so that no stale build folder can stand in for what is packaged
     shutil.copytree(ROOT / "kit", source / "kit", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(source),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
@@ -71,7 +85,9 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
         "print(json.dumps([kit.__file__, list(r.shipped_recipes()), b.BACKBONES['electra'].sizes, page]))"
     )
     environment = {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     file, recipes, sizes, page = json.loads(done.stdout)
     assert Path(file).is_relative_to(tmp_path / "site")
     assert {"electra", "default", "tiny-roberta"} <= set(recipes)

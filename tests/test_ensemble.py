@@ -44,7 +44,10 @@ def reference():
 
 
 def test_the_reference_predictions_pick_the_classes_they_picked():
-    picks = {name: numbers(one).argmax(axis=1).tolist() for name, one in zip(NAMES, reference(), strict=True)}
+    picks = {
+        name: numbers(one).argmax(axis=1).tolist()
+        for name, one in zip(NAMES, reference(), strict=True)
+    }
     assert picks == dict(zip(NAMES, [[2, 0, 0], [1, 1, 1], [0, 0, 0]], strict=True))
 
 
@@ -52,9 +55,14 @@ def test_the_mean_of_the_reference_predictions():
     blended = blend_predictions(reference(), NAMES)
     assert blended["id"].tolist() == [136060, 211333, 1233961]
     row_1 = [(0.267 + 0.033 + 0.349) / 3, (0.234 + 0.814 + 0.335) / 3, (0.499 + 0.153 + 0.316) / 3]
-    row_2 = [(0.363 + 0.298 / 0.999 + 0.349) / 3, (0.335 + 0.352 / 0.999 + 0.335) / 3]  # its figures sum to 0.999
+    row_2 = [
+        (0.363 + 0.298 / 0.999 + 0.349) / 3,
+        (0.335 + 0.352 / 0.999 + 0.335) / 3,
+    ]  # its figures sum to 0.999
     row_3 = [(0.412 + 0.227 + 0.349) / 3, (0.299 + 0.470 + 0.335) / 3, (0.289 + 0.303 + 0.316) / 3]
-    np.testing.assert_allclose(numbers(blended), [row_1, [*row_2, 1 - sum(row_2)], row_3], rtol=1e-12)
+    np.testing.assert_allclose(
+        numbers(blended), [row_1, [*row_2, 1 - sum(row_2)], row_3], rtol=1e-12
+    )
     assert numbers(blended).argmax(axis=1).tolist() == [1, 1, 1]
 
 
@@ -67,15 +75,27 @@ def test_the_geometric_mean_of_the_reference_predictions():
 
 def test_weights_count_by_their_ratios():
     halves = blend(reference(), "weights", [0.5, 0.25, 0.25])
-    np.testing.assert_allclose(numbers(blend(reference(), "weights", [2, 1, 1])), numbers(halves), rtol=1e-14)
-    np.testing.assert_allclose(numbers(blend(reference(), "weights", [1.6e308, 8e307, 8e307])), numbers(halves))
-    expected = [0.267 / 2 + 0.033 / 4 + 0.349 / 4, 0.234 / 2 + 0.814 / 4 + 0.335 / 4, 0.499 / 2 + 0.153 / 4 + 0.316 / 4]
+    np.testing.assert_allclose(
+        numbers(blend(reference(), "weights", [2, 1, 1])), numbers(halves), rtol=1e-14
+    )
+    np.testing.assert_allclose(
+        numbers(blend(reference(), "weights", [1.6e308, 8e307, 8e307])), numbers(halves)
+    )
+    expected = [
+        0.267 / 2 + 0.033 / 4 + 0.349 / 4,
+        0.234 / 2 + 0.814 / 4 + 0.335 / 4,
+        0.499 / 2 + 0.153 / 4 + 0.316 / 4,
+    ]
     np.testing.assert_allclose(numbers(halves)[0], expected, rtol=1e-12)
 
 
 def test_equal_weights_are_the_mean_and_a_weight_of_zero_leaves_a_member_out():
-    np.testing.assert_allclose(numbers(blend(reference(), "weights", [3, 3, 3])), numbers(blend(reference())))
-    np.testing.assert_allclose(numbers(blend(reference(), "weights", [1, 0, 1])), numbers(blend(reference()[::2])))
+    np.testing.assert_allclose(
+        numbers(blend(reference(), "weights", [3, 3, 3])), numbers(blend(reference()))
+    )
+    np.testing.assert_allclose(
+        numbers(blend(reference(), "weights", [1, 0, 1])), numbers(blend(reference()[::2]))
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -88,13 +108,17 @@ def test_the_order_of_rows_and_of_members_does_not_matter(frames, method, random
     shuffled = [frames[i].sample(frac=1, random_state=random.randrange(1000)) for i in order]
     found = blend(shuffled, method, [weights[i] for i in order] if weights else None)
     assert found["id"].tolist() == shuffled[0]["id"].tolist()
-    np.testing.assert_allclose(numbers(found.sort_values("id")), numbers(expected.sort_values("id")), rtol=1e-9)
+    np.testing.assert_allclose(
+        numbers(found.sort_values("id")), numbers(expected.sort_values("id")), rtol=1e-9
+    )
 
 
 @settings(deadline=None, max_examples=60)
 @given(members(), st.sampled_from(METHODS))
 def test_equal_members_blend_to_themselves_and_one_stays_what_it_is(frames, method):
-    np.testing.assert_allclose(numbers(blend([frames[0]] * 3, method)), numbers(frames[0]), rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(
+        numbers(blend([frames[0]] * 3, method)), numbers(frames[0]), rtol=1e-9, atol=1e-14
+    )
     alone = blend(frames[:1], method)
     np.testing.assert_allclose(numbers(alone), numbers(frames[0]), rtol=1e-9, atol=1e-14)
     assert list(alone.columns) == list(frames[0].columns)
@@ -118,7 +142,9 @@ def test_blending_swapped_answers_is_swapping_the_blend(frames, method):
         return make_predictions(table["id"].to_numpy(), numbers(table)[:, list(SWAP)])
 
     np.testing.assert_allclose(
-        numbers(blend([swap(f) for f in frames], method)), numbers(swap(blend(frames, method))), rtol=1e-9
+        numbers(blend([swap(f) for f in frames], method)),
+        numbers(swap(blend(frames, method))),
+        rtol=1e-9,
     )
 
 
@@ -142,7 +168,9 @@ def test_ids_that_do_not_match_are_named_with_the_files():
         blend_predictions([one, pd.concat([other, other.iloc[:1]])], ["a.csv", "b.csv"])
 
 
-@pytest.mark.parametrize("row", [[30.0, 30.0, 40.0], [-0.1, 0.6, 0.5], [np.nan, 0.5, 0.5], [0.0, 0.0, 0.0]])
+@pytest.mark.parametrize(
+    "row", [[30.0, 30.0, 40.0], [-0.1, 0.6, 0.5], [np.nan, 0.5, 0.5], [0.0, 0.0, 0.0]]
+)
 def test_rows_that_are_not_probabilities_are_not_blended(row):
     one, other = reference()[:2]
     other.loc[1, list(CLASSES)] = row

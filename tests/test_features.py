@@ -43,7 +43,9 @@ ROWS = st.lists(st.tuples(*[st.lists(TEXT, min_size=1, max_size=3)] * 3), min_si
 
 
 def table(rows: list[tuple[list[str], list[str], list[str]]]) -> pa.Table:
-    return pa.table({name: pa.array([row[i] for row in rows], TURNS) for i, name in enumerate(TEXTS)})
+    return pa.table(
+        {name: pa.array([row[i] for row in rows], TURNS) for i, name in enumerate(TEXTS)}
+    )
 
 
 def named(answer: str | list[str], prompt: str = "") -> dict[str, float]:
@@ -60,11 +62,15 @@ def times(number: float) -> object:
 def test_names_are_those_of_the_columns(processed: Dataset):
     a, b, pair = compute_features(processed.train())
     rows = processed.train().num_rows
-    assert (a.shape, b.shape, pair.shape) == ((rows, len(FEATURES)),) * 2 + ((rows, len(PAIR_FEATURES)),)
+    assert (a.shape, b.shape, pair.shape) == ((rows, len(FEATURES)),) * 2 + (
+        (rows, len(PAIR_FEATURES)),
+    )
     assert len(set(FEATURES) | set(PAIR_FEATURES)) == len(FEATURES) + len(PAIR_FEATURES)
     assert a.dtype == b.dtype == pair.dtype == np.float32
     assert np.isfinite(np.hstack([a, b, pair])).all()
-    assert (a.std(axis=0) > 0).mean() > 0.8  # on texts as mixed as the sample's nearly every feature says something
+    assert (
+        a.std(axis=0) > 0
+    ).mean() > 0.8  # on texts as mixed as the sample's nearly every feature says something
 
 
 @settings(deadline=None, max_examples=60)
@@ -87,7 +93,9 @@ def test_a_row_depends_on_itself_alone_and_nothing_is_nan(rows):
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_rows_are_computed_in_pieces_of_any_size(size: int, processed: Dataset, monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_computed_in_pieces_of_any_size(
+    size: int, processed: Dataset, monkeypatch: pytest.MonkeyPatch
+):
     whole = compute_features(processed.train())
     monkeypatch.setattr("kit.data.features.ROWS", size)
     for one, other in zip(compute_features(processed.train()), whole, strict=True):
@@ -101,17 +109,29 @@ def test_characters_are_counted_as_python_counts_them_and_shares_are_shares(rows
     by_name = dict(zip(FEATURES, a.T, strict=True))
     length = [len("\n".join(turns)) for _, turns, _ in rows]
     np.testing.assert_allclose(by_name["characters"], np.log1p(length), rtol=1e-6)
-    np.testing.assert_allclose(by_name["last_turn"], np.log1p([len(turns[-1]) for _, turns, _ in rows]), rtol=1e-6)
+    np.testing.assert_allclose(
+        by_name["last_turn"], np.log1p([len(turns[-1]) for _, turns, _ in rows]), rtol=1e-6
+    )
     np.testing.assert_allclose(
         by_name["lines"], np.log1p([1 + "\n".join(t).count("\n") for _, t, _ in rows]), rtol=1e-6
     )
-    for name in (*characters.ASCII, *characters.SCRIPTS, "distinct_words", "from_prompt", "of_prompt", "script_match"):
+    for name in (
+        *characters.ASCII,
+        *characters.SCRIPTS,
+        "distinct_words",
+        "from_prompt",
+        "of_prompt",
+        "script_match",
+    ):
         assert (by_name[name] >= 0).all()
         assert (by_name[name] <= 1 + 1e-6).all()
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]), max_size=20), min_size=1), st.integers(1, 40))
+@given(
+    st.lists(st.text(st.characters(blacklist_categories=["Cs"]), max_size=20), min_size=1),
+    st.integers(1, 40),
+)
 def test_bytes_are_counted_in_pieces_of_any_size(texts, size):
     array = pa.array(texts, pa.large_string())
     counts = characters.character_histogram(array)
@@ -127,7 +147,10 @@ def test_marks_of_formatting_are_counted():
     text = "# Title\n\nSome **bold** text with `code`.\n- one\n* two\n  1. three\n2) four\n"
     text += "```py\nx\n```\n|a|b|\nhttps://x.org ok?"
     found = named(text)
-    assert {name: found[name] for name in ("headings", "bold", "paragraphs", "table_rows", "links", "questions")} == {
+    assert {
+        name: found[name]
+        for name in ("headings", "bold", "paragraphs", "table_rows", "links", "questions")
+    } == {
         "headings": times(1),
         "bold": times(1),
         "paragraphs": times(1),
@@ -200,7 +223,10 @@ def test_each_script_is_told_by_its_share(text, script):
 def test_words_are_compared_without_case_and_punctuation():
     found = named("The cat, the CAT; a dog!", prompt="Is the cat black?")
     assert (found["words"], found["distinct_words"]) == (times(6), pytest.approx(4 / 6))
-    assert (found["from_prompt"], found["of_prompt"]) == (pytest.approx(2 / 4), pytest.approx(2 / 4))
+    assert (found["from_prompt"], found["of_prompt"]) == (
+        pytest.approx(2 / 4),
+        pytest.approx(2 / 4),
+    )
     _, _, pair = compute_features(table([(["x"], ["one two three"], ["Two, three four"])]))
     by_name = dict(zip(PAIR_FEATURES, pair[0].tolist(), strict=True))
     assert by_name["common_words"] == pytest.approx(2 / 4)

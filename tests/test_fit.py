@@ -26,7 +26,9 @@ from kit.task import CLASSES
 
 def predictions(rows: int, count: int, seed: int = 0, width: float = 1.3) -> np.ndarray:
     """Members (M, N, 3) that disagree."""
-    return softmax(np.random.default_rng(seed).normal(size=(3, rows * count)) * width).T.reshape(count, rows, 3)
+    return softmax(np.random.default_rng(seed).normal(size=(3, rows * count)) * width).T.reshape(
+        count, rows, 3
+    )
 
 
 def drawn(truth: Blend, made: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -56,7 +58,9 @@ def test_a_known_blend_and_temperature_are_recovered_to_two_decimals(pool):
     assert found.blend.members == truth.members
     assert found.blend.weights == pytest.approx(truth.weights, abs=0.01)
     assert found.blend.calibration.temperature == pytest.approx(0.7, abs=0.01)
-    assert [m.low < w < m.high for m, w in zip(found.members, truth.weights, strict=True)] == [True] * 3
+    assert [m.low < w < m.high for m, w in zip(found.members, truth.weights, strict=True)] == [
+        True
+    ] * 3
     assert found.temperature[0] < 0.7 < found.temperature[1]
     assert found.gain.verdict == "better"
 
@@ -98,11 +102,19 @@ def test_the_cross_fitted_loss_is_not_below_the_one_in_sample_over_seeds():
 def test_few_rows_get_the_plain_mean_and_are_told_so():
     frames, names, table = case(Blend(("a", "b"), (0.9, 0.1), "arithmetic"), 150)
     found = fit_blend(frames, names, table)
-    assert (found.method, found.blend.weights, found.blend.calibration.identity) == ("mean", (0.5, 0.5), True)
+    assert (found.method, found.blend.weights, found.blend.calibration.identity) == (
+        "mean",
+        (0.5, 0.5),
+        True,
+    )
     assert "150 rows are too few to fit 2 parameters: it takes 200" in found.notes[0]
     mean = np.mean([numbers(each) for each in frames], axis=0)
     np.testing.assert_allclose(found.crossed, mean, rtol=1e-12)
-    assert found.in_sample == found.cross_fitted == pytest.approx(log_loss(mean, table["label"].to_numpy()))
+    assert (
+        found.in_sample
+        == found.cross_fitted
+        == pytest.approx(log_loss(mean, table["label"].to_numpy()))
+    )
 
 
 def test_the_plain_mean_is_kept_where_no_fit_is_better():
@@ -114,14 +126,18 @@ def test_the_plain_mean_is_kept_where_no_fit_is_better():
     assert len(kept) >= 4
     for one in kept:
         assert one.blend == Blend(truth.members, (1 / 3, 1 / 3, 1 / 3), "arithmetic")
-        assert one.notes[0].startswith("nothing is fitted, the plain mean is taken: the best fit has ")
+        assert one.notes[0].startswith(
+            "nothing is fitted, the plain mean is taken: the best fit has "
+        )
     asked = fit_blend(*case(truth, 400), "geometric", draws=2)
     assert asked.method == "geometric"
 
 
 @pytest.mark.parametrize("method", [None, "arithmetic", "geometric", "greedy"])
 def test_applying_a_saved_blend_is_the_fit(tmp_path, method):
-    frames, names, table = case(Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "geometric", Calibration(1.2)), 3000)
+    frames, names, table = case(
+        Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "geometric", Calibration(1.2)), 3000
+    )
     found = fit_blend(frames, names, table, method, draws=20)
     write_blend(found.blend, tmp_path / "b.json", found.fitted)
     again = read_blend(tmp_path / "b.json")
@@ -131,7 +147,9 @@ def test_applying_a_saved_blend_is_the_fit(tmp_path, method):
     applied = apply_blend(again, shuffled, [names[i] for i in order])
     assert applied["id"].tolist() == shuffled[0]["id"].tolist()
     aligned = applied.set_index("id").loc[table["id"]]
-    assert log_loss(numbers(aligned), table["label"].to_numpy()) == pytest.approx(found.in_sample, abs=1e-12)
+    assert log_loss(numbers(aligned), table["label"].to_numpy()) == pytest.approx(
+        found.in_sample, abs=1e-12
+    )
     whole = found.blend.of(np.stack([numbers(each) for each in frames]))
     np.testing.assert_allclose(numbers(aligned), whole, rtol=1e-12)
     json.dumps(found.as_dict(), allow_nan=False)
@@ -150,7 +168,9 @@ def test_the_order_of_members_and_rows_does_not_matter(seed, order):
         draws=5,
     )
     shares = dict(zip(one.blend.members, one.blend.weights, strict=True))
-    assert dict(zip(other.blend.members, other.blend.weights, strict=True)) == pytest.approx(shares, abs=1e-4)
+    assert dict(zip(other.blend.members, other.blend.weights, strict=True)) == pytest.approx(
+        shares, abs=1e-4
+    )
     assert other.cross_fitted == pytest.approx(one.cross_fitted, abs=1e-6)
 
 
@@ -162,15 +182,23 @@ def test_the_gradient_is_that_of_the_loss(pool):
         np.testing.assert_allclose(
             objective(point)[1], approx_fprime(point, lambda p: objective(p)[0], 1e-7), atol=1e-5
         )
-        shares = Blend(("a", "b", "c"), tuple(point / point.sum()), pool, Calibration(1 / point.sum()))
-        assert objective(point)[0] == pytest.approx(log_loss(shares.of(made.transpose(0, 2, 1)), np.arange(50) % 3))
+        shares = Blend(
+            ("a", "b", "c"), tuple(point / point.sum()), pool, Calibration(1 / point.sum())
+        )
+        assert objective(point)[0] == pytest.approx(
+            log_loss(shares.of(made.transpose(0, 2, 1)), np.arange(50) % 3)
+        )
 
 
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
 def test_one_step_of_the_bootstrap_is_nearly_a_whole_fit(pool):
     truth = Blend(("a", "b", "c"), (0.6, 0.3, 0.1), pool, Calibration(1.2))
     made = predictions(1200, 3)
-    major, labels, groups = np.ascontiguousarray(made.transpose(0, 2, 1)), drawn(truth, made), np.arange(1200) // 2
+    major, labels, groups = (
+        np.ascontiguousarray(made.transpose(0, 2, 1)),
+        drawn(truth, made),
+        np.arange(1200) // 2,
+    )
     point = weight_coefficients(pool, major, labels)
     quick = weight_spread(pool, point, major, labels, groups, draws=40, seed=3)
     generator, whole = np.random.default_rng(3), []
@@ -204,7 +232,9 @@ def test_members_that_are_all_harmful_make_a_flat_blend(method):
     labels = made.mean(axis=0).argmin(axis=1)
     ids = np.arange(2000)
     table = pd.DataFrame({"id": ids, "label": labels})
-    found = fit_blend([make_predictions(ids, each) for each in made], ["a", "b"], table, method, draws=5)
+    found = fit_blend(
+        [make_predictions(ids, each) for each in made], ["a", "b"], table, method, draws=5
+    )
     assert found.cross_fitted < log_loss(made.mean(axis=0), labels)
     assert found.cross_fitted == pytest.approx(np.log(3), abs=0.2)
     assert np.isfinite(found.crossed).all()
@@ -226,7 +256,9 @@ def test_frames_of_other_rows_are_refused():
 def test_a_blend_takes_each_of_its_members_once_by_name():
     known = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
     one, other = (make_predictions(np.array([1, 2]), each) for each in predictions(2, 2))
-    with pytest.raises(DataError, match=r"is of it; the blend does not know c\. Its members: a, b\n"):
+    with pytest.raises(
+        DataError, match=r"is of it; the blend does not know c\. Its members: a, b\n"
+    ):
         apply_blend(known, [one, other], ["a", "c"])
     with pytest.raises(DataError, match="needs b, and no file is of it"):
         apply_blend(known, [one], ["a"])
@@ -249,7 +281,9 @@ def test_a_member_that_is_no_prediction_is_sent_to_validate_by_its_file():
     files = ["runs/a/oof.csv", "runs/b/oof.csv"]
     for broken in (
         lambda: fit_blend(frames, names, table, files=files),
-        lambda: apply_blend(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), frames[::-1], names[::-1], files[::-1]),
+        lambda: apply_blend(
+            Blend(("a", "b"), (0.5, 0.5), "arithmetic"), frames[::-1], names[::-1], files[::-1]
+        ),
     ):
         with pytest.raises(DataError, match="b: id ") as raised:
             broken()
@@ -271,25 +305,37 @@ def test_a_weight_that_no_draw_could_move_has_no_interval():
     found = fit_blend(frames, names, table, "arithmetic", draws=20)
     assert [m.low is None for m in found.members] == [False, False, True]
     assert set(found.blend.spread) == {"a", "b"}
-    sole = fit_blend([frames[2], frames[0]], ["useless", "a"], table.assign(label=numbers(frames[0]).argmax(axis=1)))
-    assert (sole.blend.used, {m.low for m in sole.members}, sole.blend.spread) == (("a",), {None}, {})
+    sole = fit_blend(
+        [frames[2], frames[0]],
+        ["useless", "a"],
+        table.assign(label=numbers(frames[0]).argmax(axis=1)),
+    )
+    assert (sole.blend.used, {m.low for m in sole.members}, sole.blend.spread) == (
+        ("a",),
+        {None},
+        {},
+    )
     few = fit_blend([each[:100] for each in frames[:2]], names[:2], table[:100])
     assert ({m.low for m in few.members}, few.temperature, few.blend.spread) == ({None}, None, {})
 
 
 def test_an_older_saved_blend_has_no_spread_and_a_spread_changed_by_hand_is_refused(tmp_path):
-    known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric", spread={"a": (0.4, 0.6), "b": (0.4, 0.6)})
+    known = Blend(
+        ("a", "b", "c"), (0.5, 0.5, 0.0), "geometric", spread={"a": (0.4, 0.6), "b": (0.4, 0.6)}
+    )
     write_blend(known, tmp_path / "new.json", {})
     assert read_blend(tmp_path / "new.json") == known
     content = json.loads((tmp_path / "new.json").read_text())
-    assert [sorted(each) for each in content["members"]] == [["high", "low", "name", "weight"]] * 2 + [
-        ["name", "weight"]
-    ]
+    assert [sorted(each) for each in content["members"]] == [
+        ["high", "low", "name", "weight"]
+    ] * 2 + [["name", "weight"]]
     content["members"][0] |= {"low": 0.7}
     write_json(tmp_path / "changed.json", content)
     with pytest.raises(DataError, match=r"changed.json: high is '0.6'"):
         read_blend(tmp_path / "changed.json")
-    content["members"] = [{"name": each["name"], "weight": each["weight"]} for each in content["members"]]
+    content["members"] = [
+        {"name": each["name"], "weight": each["weight"]} for each in content["members"]
+    ]
     write_json(tmp_path / "old.json", content)
     assert read_blend(tmp_path / "old.json").spread == {}
 
@@ -298,7 +344,8 @@ def test_a_dropped_member_may_be_named_or_left_out():
     known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric")
     three = [make_predictions(np.array([1, 2]), each) for each in predictions(2, 3)]
     pd.testing.assert_frame_equal(
-        apply_blend(known, three[::-1], ["c", "b", "a"]), apply_blend(known, three[1::-1], ["b", "a"])
+        apply_blend(known, three[::-1], ["c", "b", "a"]),
+        apply_blend(known, three[1::-1], ["b", "a"]),
     )
 
 
@@ -309,14 +356,21 @@ def test_a_dropped_member_may_be_named_or_left_out():
         ({"members": []}, "not a list of names"),
         ({"members": [{"name": "a", "weight": 1}] * 2}, "not a list of names"),
         ({"members": [{"name": "a", "weight": -1}]}, "weight is '-1'"),
-        ({"members": [{"name": "a", "weight": 0}]}, "weights must be 0 or more, and one of them above 0"),
+        (
+            {"members": [{"name": "a", "weight": 0}]},
+            "weights must be 0 or more, and one of them above 0",
+        ),
         ({"calibration": None}, "pool is"),
         ({"calibration": {"temperature": -1, "bias": [0, 0, 0]}}, "temperature is '-1'"),
     ],
 )
 def test_a_blend_changed_by_hand_is_refused(tmp_path, change, words):
     good = {"pool": "arithmetic", "members": [{"name": "a", "weight": 1.0}]}
-    write_fitted(tmp_path / "b.json", "blend", good | {"calibration": {"temperature": 1.0, "bias": [0, 0, 0]}} | change)
+    write_fitted(
+        tmp_path / "b.json",
+        "blend",
+        good | {"calibration": {"temperature": 1.0, "bias": [0, 0, 0]}} | change,
+    )
     with pytest.raises(KitError, match=words):
         read_blend(tmp_path / "b.json")
 
@@ -330,8 +384,16 @@ def written(path, seed=0):
 def test_members_are_called_by_their_run_or_by_their_file(tmp_path):
     run = tmp_path / "deberta-1a2b3c4d"
     write_json(run / "origin.json", {"data": "x"})
-    files = [written(run / "oof.csv"), written(run / "fold0" / "valid.csv"), written(tmp_path / "roberta.v2.csv")]
-    assert [member_name(each) for each in files] == ["deberta-1a2b3c4d", "deberta-1a2b3c4d", "roberta.v2"]
+    files = [
+        written(run / "oof.csv"),
+        written(run / "fold0" / "valid.csv"),
+        written(tmp_path / "roberta.v2.csv"),
+    ]
+    assert [member_name(each) for each in files] == [
+        "deberta-1a2b3c4d",
+        "deberta-1a2b3c4d",
+        "roberta.v2",
+    ]
     names, frames = read_members([files[0], files[2]])
     assert (names, len(frames)) == (["deberta-1a2b3c4d", "roberta.v2"], 2)
     with pytest.raises(DataError, match="all called 'deberta-1a2b3c4d'"):

@@ -26,7 +26,9 @@ def test_probabilities_that_are_not_finite_are_refused():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(*[st.floats(1e-300, 1)] * 3), min_size=1, max_size=20), st.integers(0, 2**40))
+@given(
+    st.lists(st.tuples(*[st.floats(1e-300, 1)] * 3), min_size=1, max_size=20), st.integers(0, 2**40)
+)
 def test_what_is_written_is_read_back_to_the_last_bit(tmp_path_factory, rows, first):
     path = tmp_path_factory.mktemp("frame") / "p.csv"
     made = make_predictions(np.arange(first, first + len(rows)), np.array(rows))
@@ -35,14 +37,23 @@ def test_what_is_written_is_read_back_to_the_last_bit(tmp_path_factory, rows, fi
 
 
 def test_a_written_file_stands_alone_with_plain_line_ends(tmp_path):
-    write_predictions(make_predictions(np.array([7]), np.array([[1.0, 1.0, 2.0]])), tmp_path / "p.csv")
+    write_predictions(
+        make_predictions(np.array([7]), np.array([[1.0, 1.0, 2.0]])), tmp_path / "p.csv"
+    )
     assert (tmp_path / "p.csv").read_bytes() == (HEADER + "7,0.25,0.25,0.5\n").encode()
     assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
 
 
 def test_column_order_and_extra_columns_are_free(tmp_path):
-    (tmp_path / "p.csv").write_text("note,winner_tie,id,winner_model_b,winner_model_a\nx,.5,3,.3,.2\n")
-    assert read_predictions(tmp_path / "p.csv")[list(PREDICTION_COLUMNS)].iloc[0].tolist() == [3, 0.2, 0.3, 0.5]
+    (tmp_path / "p.csv").write_text(
+        "note,winner_tie,id,winner_model_b,winner_model_a\nx,.5,3,.3,.2\n"
+    )
+    assert read_predictions(tmp_path / "p.csv")[list(PREDICTION_COLUMNS)].iloc[0].tolist() == [
+        3,
+        0.2,
+        0.3,
+        0.5,
+    ]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
@@ -68,7 +79,10 @@ def test_ids_are_read_as_int64_and_classes_as_float64_however_they_are_written(t
         (HEADER + "1,.2,.3,.5\n2,.2,,.5\n", "row 3: winner_model_b"),
         (HEADER + "1,.2,.3,inf\n", "row 2: winner_tie is 'inf'"),
         (HEADER + "1.5,.2,.3,.5\n", "row 2: id is '1.5'"),
-        (HEADER + "7,.2,.3,.5\n9223372036854775808,.2,.3,.5\n", "row 3: id is '9223372036854775808'"),
+        (
+            HEADER + "7,.2,.3,.5\n9223372036854775808,.2,.3,.5\n",
+            "row 3: id is '9223372036854775808'",
+        ),
         (HEADER + "9007199254740993,.2,.3,.5\n7.0,.2,.3,.5\n", "row 2: id is '900719925474099"),
         (HEADER + "1,.2,.3,.5\n2,.2,.3,.5\n1,.2,.3,.5\n", "row 4: id 1 "),
         (HEADER + "1,.2,.3,.5,.6\n2,.2,.3,.5\n3,.2,.3,.5,.6,.7\n", "not a CSV file"),

@@ -38,9 +38,17 @@ def alone() -> None:
 
 
 def evaluate(
-    guard: CollapseGuard, step: int, loss: float, spread: float, best: float | None = None, steps: int = 1000
+    guard: CollapseGuard,
+    step: int,
+    loss: float,
+    spread: float,
+    best: float | None = None,
+    steps: int = 1000,
 ) -> TrainerControl:
-    state, control = TrainerState(global_step=step, max_steps=steps, best_metric=best), TrainerControl()
+    state, control = (
+        TrainerState(global_step=step, max_steps=steps, best_metric=best),
+        TrainerControl(),
+    )
     guard.on_evaluate(None, state, control, {"eval_log_loss": loss, "eval_spread": spread})
     return control
 
@@ -56,12 +64,16 @@ def evaluate(
 def test_a_training_that_may_yet_learn_or_has_learned_goes_on(
     step: int, loss: float, spread: float, best: float | None
 ):
-    assert not evaluate(CollapseGuard(REFERENCE, 100, TrainSpec()), step, loss, spread, best).should_training_stop
+    assert not evaluate(
+        CollapseGuard(REFERENCE, 100, TrainSpec()), step, loss, spread, best
+    ).should_training_stop
 
 
 @pytest.mark.parametrize("loss", [1.0975, 1.0943, 1.3])
 def test_class_shares_for_every_row_are_a_collapse_from_half_of_the_steps_on(loss: float):
-    with pytest.raises(CollapseError, match=r"step 500 of 1000 .* 1\.0972 for the class shares") as caught:
+    with pytest.raises(
+        CollapseError, match=r"step 500 of 1000 .* 1\.0972 for the class shares"
+    ) as caught:
         evaluate(CollapseGuard(REFERENCE, 100, TrainSpec()), 500, loss, 0.001, 1.0971)
     assert "--set train.lr=1e-05" in caught.value.hint
     assert "--restart" in caught.value.hint
@@ -85,12 +97,16 @@ def test_a_model_that_had_learned_keeps_its_best_checkpoint():
 def test_the_end_of_the_time_before_anything_was_learned_is_an_end_as_any_other():
     said: list[str] = []
     guard = CollapseGuard(REFERENCE, 100, TrainSpec(), said.append, expired=lambda: True)
-    assert evaluate(guard, 600, 1.0975, 0.001).should_training_stop  # before Trainer has noted any best
+    assert evaluate(
+        guard, 600, 1.0975, 0.001
+    ).should_training_stop  # before Trainer has noted any best
     assert said[0].endswith("ending with the best checkpoint")
 
 
 @pytest.mark.parametrize("expired", [False, True])
-def test_early_stopping_at_the_class_shares_is_a_collapse_and_the_end_of_the_time_is_none(expired: bool):
+def test_early_stopping_at_the_class_shares_is_a_collapse_and_the_end_of_the_time_is_none(
+    expired: bool,
+):
     guard = CollapseGuard(REFERENCE, 100, TrainSpec(), expired=lambda: expired)
     evaluate(guard, 300, 1.0975, 0.001)
     if expired:
@@ -102,7 +118,13 @@ def test_early_stopping_at_the_class_shares_is_a_collapse_and_the_end_of_the_tim
 
 def test_what_the_recipe_has_already_is_no_advice():
     flat = advice(TrainSpec(lr=5e-5, head_lr=5e-5, warmup=0.0))
-    cures = ("train.lr=2.5e-05", "train.head_lr=0.00025", "train.warmup=", "train.layer_decay=", "train.head_only=")
+    cures = (
+        "train.lr=2.5e-05",
+        "train.head_lr=0.00025",
+        "train.warmup=",
+        "train.layer_decay=",
+        "train.head_only=",
+    )
     assert all(cure in flat for cure in cures)
     assert "train.reinit_layers=" in flat
     cured = advice(TrainSpec(lr=1e-5, warmup=0.15, layer_decay=0.9, head_only=0.1, reinit_layers=1))
@@ -241,7 +263,9 @@ def _weights(result: dict[str, Any]) -> dict[str, bytes]:
 
 def test_gradients_that_are_not_finite_end_the_training(data: Path, tmp_path: Path):
     recipe = load_recipe("tiny-electra", (*SHORT, "train.warmup=0.0"))
-    monster = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30))
+    monster = dataclasses.replace(
+        recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30)
+    )
     with pytest.raises(CollapseError, match="diverged") as caught:
         train_recipe(monster, data, tmp_path)
     assert "--restart" in caught.value.hint
@@ -256,6 +280,8 @@ def test_restart_may_name_how_often(words: list[str], times: int, monkeypatch: p
         return {"run": "runs/x", "parts": {}}
 
     monkeypatch.setattr("kit.training.train.train", listen)
-    result = CliRunner().invoke(main, ["train", "--backbone", "tiny-electra", *words, "--resume", "--no-guard"])
+    result = CliRunner().invoke(
+        main, ["train", "--backbone", "tiny-electra", *words, "--resume", "--no-guard"]
+    )
     assert result.exit_code == 0, result.output
     assert (asked["restarts"], asked["guard"], asked["resume"]) == (times, False, True)

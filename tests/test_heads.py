@@ -11,7 +11,12 @@ from kit.task import CLASSES, SWAP
 
 
 def head(
-    kind: str, hidden: int = 6, width: int = 7, dropout: float = 0.1, seed: int = 0, shape: str = "siamese"
+    kind: str,
+    hidden: int = 6,
+    width: int = 7,
+    dropout: float = 0.1,
+    seed: int = 0,
+    shape: str = "siamese",
 ) -> nn.Module:
     torch.manual_seed(seed)
     return build_head(kind, hidden, width, dropout, shape=shape).eval()

@@ -35,7 +35,9 @@ def pair(name: str = "tiny-electra", head: str = "fusion") -> PairModel:
     torch.manual_seed(2)
     config = BACKBONES[name].config
     return PairModel(
-        build_encoder(config), config, ModelSpec(pooling="mean", head=head, head_hidden=8, head_dropout=0.5)
+        build_encoder(config),
+        config,
+        ModelSpec(pooling="mean", head=head, head_hidden=8, head_dropout=0.5),
     )
 
 
@@ -54,7 +56,11 @@ def expected(model: PairModel) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.permutations(range(len(ROWS))), st.integers(1, len(ROWS)), st.sampled_from([1, 90, 500, 10**6]))
+@given(
+    st.permutations(range(len(ROWS))),
+    st.integers(1, len(ROWS)),
+    st.sampled_from([1, 90, 500, 10**6]),
+)
 def test_rows_come_back_in_the_order_they_were_asked_for(
     model: PairModel, expected: np.ndarray, order: list[int], number: int, tokens: int
 ):
@@ -68,7 +74,9 @@ def test_rows_come_back_in_the_order_they_were_asked_for(
 
 def test_both_orders_come_back_in_order_too(model: PairModel, expected: np.ndarray):
     rows = np.arange(len(ROWS))[::-1]
-    found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), rows, CPU, both_orders=True)
+    found = predict_logits(
+        model, make_collator(model, ROWS, VOCABULARY), rows, CPU, both_orders=True
+    )
     assert found.shape == (len(ROWS), 2, 3)
     np.testing.assert_allclose(found[:, 0], expected[rows], rtol=1e-5, atol=1e-5)
     other = predict_logits(model, make_collator(model, swapped(ROWS), VOCABULARY), rows, CPU)
@@ -85,21 +93,31 @@ def test_windows_of_rows_change_nothing(
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypatch: pytest.MonkeyPatch):
+def test_a_sequence_that_comes_again_is_encoded_once(
+    model: PairModel, monkeypatch: pytest.MonkeyPatch
+):
     lengths = [[5, 9], [9, 5], [5, 5], [9, 12]]
-    one = token_rows(np.array([[5], [9], [12]]), seed=3)  # of its pieces the rows are made: a b, b a, a a, b c
-    pieces = {n: one.tokens[s:e] for n, s, e in zip((5, 9, 12), one.starts, one.starts[1:], strict=False)}
+    one = token_rows(
+        np.array([[5], [9], [12]]), seed=3
+    )  # of its pieces the rows are made: a b, b a, a a, b c
+    pieces = {
+        n: one.tokens[s:e] for n, s, e in zip((5, 9, 12), one.starts, one.starts[1:], strict=False)
+    }
     firsts = dict(zip((5, 9, 12), one.first_lengths, strict=True))
     flat = [n for row in lengths for n in row]
     starts = np.concatenate([[0], np.cumsum(flat)])
     first = np.array([firsts[n] for n in flat], np.int32)
-    rows = TokenizedRows(np.concatenate([pieces[n] for n in flat]), starts, first, np.array(flat, np.int32), 2, cut=0)
+    rows = TokenizedRows(
+        np.concatenate([pieces[n] for n in flat]), starts, first, np.array(flat, np.int32), 2, cut=0
+    )
     sequences, which = distinct_sequences(rows, np.arange(4), 2)
     assert sequences.tolist() == [0, 1, 7]
     assert which.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
     encoded = []
     pool = model.pool
-    monkeypatch.setattr(model, "pool", lambda pack: encoded.append(len(pack["lengths"])) or pool(pack))
+    monkeypatch.setattr(
+        model, "pool", lambda pack: encoded.append(len(pack["lengths"])) or pool(pack)
+    )
     found = predict_logits(model, make_collator(model, rows, VOCABULARY), np.arange(4), CPU)
     assert sum(encoded) == 3
     monkeypatch.undo()
@@ -113,7 +131,12 @@ def test_a_sequence_that_comes_again_is_encoded_once(model: PairModel, monkeypat
 def test_the_same_tokens_with_another_boundary_are_another_sequence():
     rows = token_rows(np.array([[8, 8]]))
     twice = TokenizedRows(
-        np.tile(rows.tokens[:8], 2), rows.starts, np.array([3, 4], np.int32), rows.whole_lengths, 2, cut=0
+        np.tile(rows.tokens[:8], 2),
+        rows.starts,
+        np.array([3, 4], np.int32),
+        rows.whole_lengths,
+        2,
+        cut=0,
     )
     assert distinct_sequences(twice, np.arange(1), 2)[1].tolist() == [[0, 1]]
 
@@ -133,7 +156,9 @@ def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: py
     heard = []
     rows = np.arange(10)
     collate = make_collator(model, ROWS, VOCABULARY)
-    predict_logits(model, collate, rows, CPU, progress=lambda done, total: heard.append((done, total)))
+    predict_logits(
+        model, collate, rows, CPU, progress=lambda done, total: heard.append((done, total))
+    )
     assert len(heard) > 2
     assert [done for done, _ in heard] == sorted({done for done, _ in heard})
     assert heard[-1] == (10, 10)
@@ -148,7 +173,9 @@ def test_no_rows_are_no_logits(model: PairModel):
 
 def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expected: np.ndarray):
     compute = Compute(torch.device("cpu"), "bf16", "for this test")
-    found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), compute)
+    found = predict_logits(
+        model, make_collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), compute
+    )
     assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.1)
@@ -157,26 +184,41 @@ def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expec
 def test_in_half_precision_rotary_positions_keep_their_angles():
     """bf16 angles would be wrong by more than bf16 states, the more so the longer the text."""
     torch.manual_seed(0)
-    size = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    size = {
+        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
     config = (
-        BACKBONES["modernbert-base"].config | size | {"vocab_size": 200, "pad_token_id": 0, "initializer_range": 0.3}
+        BACKBONES["modernbert-base"].config
+        | size
+        | {"vocab_size": 200, "pad_token_id": 0, "initializer_range": 0.3}
     )
-    model = PairModel(build_encoder(config), config, ModelSpec(pooling="mean", head_hidden=8)).eval()
+    model = PairModel(
+        build_encoder(config), config, ModelSpec(pooling="mean", head_hidden=8)
+    ).eval()
     rows = token_rows(np.array([[500, 480], [300, 500]]))
     collate = make_collator(model, rows, VOCABULARY)
     with torch.no_grad():
         exact = model(**collate([0, 1])).numpy()
         with torch.autocast("cpu", torch.bfloat16):
             cast = model(**collate([0, 1])).numpy()
-    found = predict_logits(model, collate, np.arange(2), Compute(torch.device("cpu"), "bf16", "for this test"))
+    found = predict_logits(
+        model, collate, np.arange(2), Compute(torch.device("cpu"), "bf16", "for this test")
+    )
     assert abs(found - exact).max() < 3 * abs(cast - exact).max()
     with inference._whole_in_half(model, Compute(torch.device("cpu"), "bf16", "for this test")):
         assert {p.dtype for p in model.encoder.parameters()} == {torch.bfloat16}
-        assert {b.dtype for b in model.encoder.buffers() if b.is_floating_point()} == {torch.float32}
+        assert {b.dtype for b in model.encoder.buffers() if b.is_floating_point()} == {
+            torch.float32
+        }
     assert {p.dtype for p in model.encoder.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("name", "segments"), [("tiny-electra", 1), ("tiny-roberta", 0), ("tiny-deberta", 0)])
+@pytest.mark.parametrize(
+    ("name", "segments"), [("tiny-electra", 1), ("tiny-roberta", 0), ("tiny-deberta", 0)]
+)
 def test_segments_go_to_encoders_that_were_pretrained_with_two(name: str, segments: int):
     batch = make_collator(pair(name), ROWS, VOCABULARY)([0, 1])
     assert all(("token_type_ids" in pack) == bool(segments) for pack in batch["packs"])
@@ -184,7 +226,9 @@ def test_segments_go_to_encoders_that_were_pretrained_with_two(name: str, segmen
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.integers(3, 600), min_size=1, max_size=60), st.integers(1, 9000))
-def test_batches_stay_within_the_budget_unless_they_are_one_sequence(lengths: list[int], tokens: int):
+def test_batches_stay_within_the_budget_unless_they_are_one_sequence(
+    lengths: list[int], tokens: int
+):
     longest = np.array(lengths)
     batches = token_batches(longest, tokens)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
@@ -207,8 +251,12 @@ def test_probabilities_are_finite_and_sum_to_one(rows: list):
 
 
 def test_extreme_logits_neither_overflow_nor_lose_the_order():
-    np.testing.assert_array_equal(softmax_logits(np.array([[3e38, 0, -3e38]], np.float32)), [[1, 0, 0]])
-    np.testing.assert_allclose(softmax_logits(np.array([1e6, 1e6, 1e6 - np.log(2)])), [0.4, 0.4, 0.2], rtol=1e-9)
+    np.testing.assert_array_equal(
+        softmax_logits(np.array([[3e38, 0, -3e38]], np.float32)), [[1, 0, 0]]
+    )
+    np.testing.assert_allclose(
+        softmax_logits(np.array([1e6, 1e6, 1e6 - np.log(2)])), [0.4, 0.4, 0.2], rtol=1e-9
+    )
     np.testing.assert_allclose(softmax_logits(np.array([-1e6, -1e6, -np.inf])), [0.5, 0.5, 0])
 
 

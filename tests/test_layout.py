@@ -4,12 +4,23 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data.truncation import CROSS_FRAME, SIDE_FRAME, TruncatedSequence, order_sequences, side_sequences
+from kit.data.truncation import (
+    CROSS_FRAME,
+    SIDE_FRAME,
+    TruncatedSequence,
+    order_sequences,
+    side_sequences,
+)
 from kit.recipe.spec import EncodeSpec
 
 CLS, SEP = 1, 2
 TURNS = st.lists(st.lists(st.integers(10, 99), max_size=30), min_size=1, max_size=4)
-SPECS = st.builds(EncodeSpec, max_tokens=st.integers(8, 150), prompt_share=st.floats(0, 1), head_share=st.floats(0, 1))
+SPECS = st.builds(
+    EncodeSpec,
+    max_tokens=st.integers(8, 150),
+    prompt_share=st.floats(0, 1),
+    head_share=st.floats(0, 1),
+)
 
 
 def need(turns: list[list[int]]) -> int:
@@ -24,7 +35,9 @@ def cross(prompt: list, a: list, b: list, spec: EncodeSpec) -> list[TruncatedSeq
     return list(order_sequences(prompt, [a, b], spec, CLS, SEP))
 
 
-def apart(prompt: list, a: list, b: list, spec: EncodeSpec) -> tuple[list[int], list[int], list[int]]:
+def apart(
+    prompt: list, a: list, b: list, spec: EncodeSpec
+) -> tuple[list[int], list[int], list[int]]:
     """What is kept of prompt, A and B: an answer is the second segment where it stands last."""
     (with_a, of_b, *_), (_, of_a, *_) = cross(prompt, a, b, spec)
     kept_a, kept_b = of_a[:-1], of_b[:-1]
@@ -33,11 +46,14 @@ def apart(prompt: list, a: list, b: list, spec: EncodeSpec) -> tuple[list[int], 
 
 @settings(deadline=None, max_examples=150)
 @given(TURNS, TURNS, TURNS, SPECS)
-def test_a_sequence_is_prompt_and_both_answers_within_one_budget(prompt: list, a: list, b: list, spec: EncodeSpec):
+def test_a_sequence_is_prompt_and_both_answers_within_one_budget(
+    prompt: list, a: list, b: list, spec: EncodeSpec
+):
     kept, kept_a, kept_b = apart(prompt, a, b, spec)
     found = [each.first + each.second for each in cross(prompt, a, b, spec)]
     assert found == [
-        [CLS, *kept, SEP, SEP, *one, SEP, SEP, *other, SEP] for one, other in ((kept_a, kept_b), (kept_b, kept_a))
+        [CLS, *kept, SEP, SEP, *one, SEP, SEP, *other, SEP]
+        for one, other in ((kept_a, kept_b), (kept_b, kept_a))
     ]
     whole = CROSS_FRAME + need(prompt) + need(a) + need(b)
     assert len(found[0]) <= spec.max_tokens
@@ -46,7 +62,9 @@ def test_a_sequence_is_prompt_and_both_answers_within_one_budget(prompt: list, a
     assert [each.whole for each in side_sequences(prompt, [a, b], spec, CLS, SEP)] == sized
     assert [each.lost for each in cross(prompt, a, b, spec)] == [whole > spec.max_tokens] * 2
     if whole > spec.max_tokens:
-        assert len(found[0]) >= spec.max_tokens - 4  # at most a SEP with nothing before it for each text, and one token
+        assert (
+            len(found[0]) >= spec.max_tokens - 4
+        )  # at most a SEP with nothing before it for each text, and one token
     else:
         assert (kept, kept_a, kept_b) == (joined(prompt), joined(a), joined(b))
 
@@ -59,7 +77,9 @@ def test_swapping_the_answers_swaps_the_sequences(prompt: list, a: list, b: list
 
 @settings(deadline=None, max_examples=150)
 @given(TURNS, TURNS, TURNS, SPECS)
-def test_neither_answer_is_cut_for_the_other_below_its_half(prompt: list, a: list, b: list, spec: EncodeSpec):
+def test_neither_answer_is_cut_for_the_other_below_its_half(
+    prompt: list, a: list, b: list, spec: EncodeSpec
+):
     """Half of what the prompt's share leaves is an answer's own; and the prompt's share is the prompt's."""
     kept, kept_a, kept_b = apart(prompt, a, b, spec)
     room = spec.max_tokens - CROSS_FRAME

@@ -40,7 +40,9 @@ with hold_lock(Path(sys.argv[1]), sys.argv[2]):
 def holder(folder: Path, name: str = "") -> Iterator[subprocess.Popen]:
     """Another process that holds a place."""
     command = [sys.executable, "-c", HOLD, str(folder), name]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
         try:
             yield process
@@ -128,7 +130,8 @@ for _ in range(20):
         number.write_text(str(value + 1))
 """
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+        for _ in range(4)
     ]
     assert [process.wait(60) for process in processes] == [0] * 4
     assert (tmp_path / "number").read_text() == "80"
@@ -136,7 +139,9 @@ for _ in range(20):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_worked_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+def test_a_file_system_without_locks_is_worked_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
     def unable(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -156,9 +161,12 @@ for n in range(100):
     write_text(sys.argv[1], f"{n}\\n" * 1000)
 """
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x")], stderr=subprocess.PIPE) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x")], stderr=subprocess.PIPE)
+        for _ in range(3)
     ]
-    assert [(process.communicate(timeout=60)[1], process.returncode) for process in processes] == [(b"", 0)] * 3
+    assert [(process.communicate(timeout=60)[1], process.returncode) for process in processes] == [
+        (b"", 0)
+    ] * 3
     assert len(set((tmp_path / "x").read_text().splitlines())) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
@@ -172,7 +180,10 @@ def test_two_trainings_of_one_part_do_not_meet(data: Path, tmp_path: Path):
 
 
 def test_two_baselines_of_one_name_do_not_meet(data: Path, tmp_path: Path):
-    with holder(tmp_path / "baseline-uniform") as process, pytest.raises(HeldError, match=refused(process)):
+    with (
+        holder(tmp_path / "baseline-uniform") as process,
+        pytest.raises(HeldError, match=refused(process)),
+    ):
         baseline("uniform", data, tmp_path)
 
 
@@ -199,10 +210,16 @@ def test_reading_takes_no_lock(data: Path, tmp_path: Path):
         assert [each.name for each in tmp_path.glob("*/origin.json")] == ["origin.json"]
 
 
-def test_a_full_disk_does_not_hide_that_a_place_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_does_not_hide_that_a_place_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with lock.hold_lock(tmp_path), pytest.raises(KitError, match="another process"), lock.hold_lock(tmp_path):
+    with (
+        lock.hold_lock(tmp_path),
+        pytest.raises(KitError, match="another process"),
+        lock.hold_lock(tmp_path),
+    ):
         pass

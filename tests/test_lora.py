@@ -29,7 +29,12 @@ from kit.training.train import train_recipe
 
 SPEC = TrainSpec(lora_rank=4, lora_alpha=8.0)
 LORA = (*QUICK, "train.lora_rank=4", "train.lora_dropout=0.1", "train.max_steps=8", "train.lr=0.01")
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 # By family, the linear layers of one transformer layer.
 LINEARS = {"deberta-v2": 6, "roberta": 6, "xlm-roberta": 6, "electra": 6, "modernbert": 4}
 
@@ -37,7 +42,9 @@ LINEARS = {"deberta-v2": 6, "roberta": 6, "xlm-roberta": 6, "electra": 6, "moder
 def small(name: str) -> nn.Module:
     """The architecture of a registry backbone with three thin layers."""
     torch.manual_seed(0)
-    sizes = SMALL | {key: 16 for key in ("embedding_size", "pooler_hidden_size") if key in BACKBONES[name].config}
+    sizes = SMALL | {
+        key: 16 for key in ("embedding_size", "pooler_hidden_size") if key in BACKBONES[name].config
+    }
     special = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1}
     special |= {"eos_token_id": 2, "sep_token_id": 2, "decoder_sparse": False}
     known = {key: value for key, value in special.items() if key in BACKBONES[name].config}
@@ -61,13 +68,19 @@ def stir(encoder: nn.Module) -> None:
 def test_adapters_stand_on_all_attention_and_feed_forward_layers_of_every_backbone(name: str):
     encoder = small(name)
     add_adapters(encoder, SPEC)
-    adapted = [each for each, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
+    adapted = [
+        each for each, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)
+    ]
     assert len(adapted) == 3 * LINEARS[BACKBONES[name].config["model_type"]]
     assert not [each for each in adapted if "embeddings" in each]
-    assert {each.rpartition(".lora_")[1] for each, p in encoder.named_parameters() if p.requires_grad} == {".lora_"}
+    assert {
+        each.rpartition(".lora_")[1] for each, p in encoder.named_parameters() if p.requires_grad
+    } == {".lora_"}
 
 
-@pytest.mark.parametrize("name", ["tiny-deberta", "tiny-roberta", "tiny-electra", "modernbert-base"])
+@pytest.mark.parametrize(
+    "name", ["tiny-deberta", "tiny-roberta", "tiny-electra", "modernbert-base"]
+)
 def test_they_change_nothing_at_first_and_merging_them_changes_nothing_at_the_end(name: str):
     encoder = small(name)
     names, plain = set(encoder.state_dict()), states(encoder)
@@ -97,17 +110,31 @@ def test_the_optimizer_holds_adapters_and_head_alone(processed: Dataset):
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The holdout, trained by adapters without interruption."""
-    return Path(train_recipe(load_recipe("tiny-electra", LORA), data, tmp_path_factory.mktemp("runs"))["run"])
+    return Path(
+        train_recipe(load_recipe("tiny-electra", LORA), data, tmp_path_factory.mktemp("runs"))[
+            "run"
+        ]
+    )
 
 
-def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(run: Path, processed: Dataset):
+def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(
+    run: Path, processed: Dataset
+):
     recipe = load_recipe("tiny-electra", LORA)
     weights = load_file(run / "holdout" / "model.safetensors")
     set_seed(recipe.train.seed)
     begun, _ = new_model(load_recipe("tiny-electra", (*LORA, "train.lora_rank=0")), processed)
     assert set(weights) == set(begun.state_dict())
-    moved = {name for name, value in begun.encoder.state_dict().items() if not value.equal(weights[f"encoder.{name}"])}
-    linear = {f"{name}.weight" for name, each in begun.encoder.named_modules() if isinstance(each, nn.Linear)}
+    moved = {
+        name
+        for name, value in begun.encoder.state_dict().items()
+        if not value.equal(weights[f"encoder.{name}"])
+    }
+    linear = {
+        f"{name}.weight"
+        for name, each in begun.encoder.named_modules()
+        if isinstance(each, nn.Linear)
+    }
     assert moved == {name for name in linear if ".layer." in name}
 
 
@@ -148,7 +175,13 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 
 def test_they_go_together_with_averaging_perturbation_and_two_passes(data: Path, tmp_path: Path):
-    extras = ("train.ema=0.9", "train.awp=0.01", "train.awp_start=0.0", "train.r_drop=0.5", "train.max_steps=4")
+    extras = (
+        "train.ema=0.9",
+        "train.awp=0.01",
+        "train.awp_start=0.0",
+        "train.r_drop=0.5",
+        "train.max_steps=4",
+    )
     result = train_recipe(load_recipe("tiny-electra", (*LORA, *extras)), data, tmp_path)
     weights = load_file(Path(result["run"]) / "holdout" / "model.safetensors")
     assert not [name for name in weights if "lora" in name]

@@ -17,7 +17,9 @@ TARGETS = LISTED.split()
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
-    clean = {"PATH": os.environ["PATH"]}  # variables of the make that may be running these tests stay out
+    clean = {
+        "PATH": os.environ["PATH"]
+    }  # variables of the make that may be running these tests stay out
     return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env=clean)
 
 
@@ -39,7 +41,10 @@ def test_help_lists_every_target_in_order():
         (["download"], "kit download --out data/raw"),
         (["download", "RAW=other"], "kit download --out other"),
         (["train", "FOLD=all"], "kit train --backbone deberta --fold all --data data/processed"),
-        (["kernel", "BACKBONE=roberta", "GPU=t4"], "kit kernels push train --backbone roberta --gpu t4"),
+        (
+            ["kernel", "BACKBONE=roberta", "GPU=t4"],
+            "kit kernels push train --backbone roberta --gpu t4",
+        ),
         (
             ["kernel", "FOLD=0", "ARGS=--dry-run"],
             "kit kernels push train --backbone deberta --gpu t4 --fold 0 --dry-run",
@@ -54,7 +59,15 @@ def test_a_target_is_a_kit_command(arguments: list[str], command: str):
 
 def test_a_message_of_several_words_and_quotes_stays_one():
     message = 'it\'s "two" encoders; mean'
-    assert planned("submit", f"MSG={message}") == ["kit", "submit", "--kernel", "kit-infer", "-m", message, "--wait"]
+    assert planned("submit", f"MSG={message}") == [
+        "kit",
+        "submit",
+        "--kernel",
+        "kit-infer",
+        "-m",
+        message,
+        "--wait",
+    ]
 
 
 def test_a_submission_without_a_message_is_refused():
@@ -64,6 +77,8 @@ def test_a_submission_without_a_message_is_refused():
 
 
 def test_every_kit_command_in_it_exists():
-    commands = re.findall(r"^\t\$\(KIT\) ([a-z-]+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    commands = re.findall(
+        r"^\t\$\(KIT\) ([a-z-]+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(commands) > 8
     assert set(commands) <= set(main.commands)

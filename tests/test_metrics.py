@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from kit.evaluation import metrics
 from kit.task import CLASSES
 
-PROBABILITY = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 5e-324, 1e-17, metrics.EPS, 1 - 1e-16]))
-ROWS = st.lists(st.tuples(PROBABILITY, PROBABILITY, PROBABILITY, st.integers(0, 2)), min_size=1, max_size=30)
+PROBABILITY = st.one_of(
+    st.floats(0, 1), st.sampled_from([0.0, 1.0, 5e-324, 1e-17, metrics.EPS, 1 - 1e-16])
+)
+ROWS = st.lists(
+    st.tuples(PROBABILITY, PROBABILITY, PROBABILITY, st.integers(0, 2)), min_size=1, max_size=30
+)
 
 
 def predictions(rows=2000, seed=0):
@@ -67,7 +71,9 @@ def test_no_constant_beats_the_class_prior():
     prior = metrics.class_prior(labels)
     nudged = prior + np.array([0.01, -0.005, -0.005])
     rows = len(labels)
-    assert metrics.log_loss(np.tile(prior, (rows, 1)), labels) < metrics.log_loss(np.tile(nudged, (rows, 1)), labels)
+    assert metrics.log_loss(np.tile(prior, (rows, 1)), labels) < metrics.log_loss(
+        np.tile(nudged, (rows, 1)), labels
+    )
 
 
 def test_calibration_error_of_a_worked_example():
@@ -97,7 +103,9 @@ def test_calibrated_predictions_have_a_small_error_and_sharpened_ones_a_large_on
 def test_per_class_figures_are_those_of_scikit_learn():
     probabilities, labels = predictions()
     predicted = probabilities.argmax(axis=1)
-    precision, recall, _, count = sklearn.metrics.precision_recall_fscore_support(labels, predicted, labels=[0, 1, 2])
+    precision, recall, _, count = sklearn.metrics.precision_recall_fscore_support(
+        labels, predicted, labels=[0, 1, 2]
+    )
     figures = metrics.per_class(probabilities, labels)
     assert [f.name for f in figures] == list(CLASSES)
     assert [f.count for f in figures] == count.tolist()
@@ -110,7 +118,12 @@ def test_per_class_figures_are_those_of_scikit_learn():
 
 def test_a_class_without_rows_has_no_recall_rather_than_a_bad_one():
     figures = metrics.per_class(np.array([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1]]), np.array([0, 1]))
-    assert (figures[2].count, figures[2].log_loss, figures[2].recall, figures[2].precision) == (0, None, None, None)
+    assert (figures[2].count, figures[2].log_loss, figures[2].recall, figures[2].precision) == (
+        0,
+        None,
+        None,
+        None,
+    )
     assert (figures[1].recall, figures[1].precision) == (0, None)
 
 
@@ -142,4 +155,6 @@ def test_the_order_of_rows_does_not_matter(order):
 def test_the_swap_gap_is_the_mean_distance_of_a_probability():
     as_given = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
     assert metrics.swap_gap(as_given, as_given) == 0
-    assert metrics.swap_gap(as_given, np.array([[0.4, 0.4, 0.2], [0.2, 0.2, 0.6]])) == pytest.approx(0.2 / 6)
+    assert metrics.swap_gap(
+        as_given, np.array([[0.4, 0.4, 0.2], [0.2, 0.2, 0.6]])
+    ) == pytest.approx(0.2 / 6)

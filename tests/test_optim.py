@@ -22,7 +22,11 @@ from kit.training.optim import Schedule, layer_of, optimizer, parameter_groups
 LAYERS = 4
 # What stands outside the layers, by the beginning of its name, and how many layers below the top it counts as.
 OUTSIDE = {
-    "deberta": {"embeddings.": LAYERS, "encoder.rel_embeddings.": LAYERS, "encoder.LayerNorm.": LAYERS},
+    "deberta": {
+        "embeddings.": LAYERS,
+        "encoder.rel_embeddings.": LAYERS,
+        "encoder.LayerNorm.": LAYERS,
+    },
     "roberta": {"embeddings.": LAYERS},
     "electra-small": {"embeddings.": LAYERS, "embeddings_project.": LAYERS},
     "modernbert-base": {"embeddings.": LAYERS, "final_norm.": 0},
@@ -54,7 +58,9 @@ def depths(name: str, pair: PairModel) -> dict[str, int]:
         if parameter.startswith(inside):
             found[parameter] = LAYERS - 1 - int(parameter.removeprefix(inside).split(".")[0])
         else:
-            (found[parameter],) = (d for start, d in OUTSIDE[name].items() if parameter.startswith(start))
+            (found[parameter],) = (
+                d for start, d in OUTSIDE[name].items() if parameter.startswith(start)
+            )
     return found
 
 
@@ -79,7 +85,11 @@ def test_every_parameter_is_in_exactly_one_group(family: tuple[str, PairModel]):
 
 def test_norms_and_biases_do_not_decay_and_matrices_do(family: tuple[str, PairModel]):
     _, pair = family
-    decays = {id(p): group["weight_decay"] for group in parameter_groups(pair, SPEC) for p in group["params"]}
+    decays = {
+        id(p): group["weight_decay"]
+        for group in parameter_groups(pair, SPEC)
+        for p in group["params"]
+    }
     for name, parameter in pair.named_parameters():
         plain = name.endswith(".bias") or "norm" in name.lower()
         assert decays[id(parameter)] == (0.0 if plain else 0.02), name
@@ -91,13 +101,17 @@ def test_without_layer_decay_the_encoder_is_flat():
     assert sorted((group["lr"], group["weight_decay"]) for group in groups) == [
         *((1e-4, 0.0), (1e-4, 0.02), (3e-3, 0.0), (3e-3, 0.02))
     ]
-    assert len(parameter_groups(model("roberta"), replace(SPEC, layer_decay=1.0, head_lr=1e-4))) == 2
+    assert (
+        len(parameter_groups(model("roberta"), replace(SPEC, layer_decay=1.0, head_lr=1e-4))) == 2
+    )
 
 
 def test_groups_come_in_the_same_order_every_time(family: tuple[str, PairModel]):
     _, pair = family
     one, other = parameter_groups(pair, SPEC), parameter_groups(pair, SPEC)
-    assert [[id(p) for p in group["params"]] for group in one] == [[id(p) for p in g["params"]] for g in other]
+    assert [[id(p) for p in group["params"]] for group in one] == [
+        [id(p) for p in g["params"]] for g in other
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +138,9 @@ def test_the_first_step_is_a_full_one_at_each_groups_rate():
     optim.step()
     for name, parameter in pair.named_parameters():
         rate = 3e-3 if name.startswith("head") else 1e-4  # there are no layers
-        torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, rate), rtol=2e-3, atol=1e-8)
+        torch.testing.assert_close(
+            before[name] - parameter, torch.full_like(parameter, rate), rtol=2e-3, atol=1e-8
+        )
     assert {group["eps"] for group in optim.param_groups} == {SPEC.adam_epsilon}
 
 
@@ -155,7 +171,11 @@ def closed_form(kind: str, warmup: int, total: int, update: int) -> float:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(["linear", "cosine", "constant", "plateau"]), st.integers(1, 60), st.floats(0, 1))
+@given(
+    st.sampled_from(["linear", "cosine", "constant", "plateau"]),
+    st.integers(1, 60),
+    st.floats(0, 1),
+)
 def test_the_rate_follows_its_curve_in_every_group(kind: str, total: int, share: float):
     curve = schedule(TrainSpec(schedule=kind, warmup=share), total)
     warmup = math.ceil(share * total)
@@ -181,12 +201,16 @@ def test_past_the_last_step_the_rate_stays_at_the_end_of_its_curve():
 
 @settings(deadline=None, max_examples=100)
 @given(
-    losses=st.lists(st.sampled_from([0.9, 0.95, 1.0, 1.05, float("nan"), float("inf")]), min_size=1, max_size=15),
+    losses=st.lists(
+        st.sampled_from([0.9, 0.95, 1.0, 1.05, float("nan"), float("inf")]), min_size=1, max_size=15
+    ),
     patience=st.integers(0, 3),
     factor=st.sampled_from([0.1, 0.5, 0.9]),
 )
 def test_a_plateau_is_what_torch_calls_one(losses: list[float], patience: int, factor: float):
-    spec = TrainSpec(schedule="plateau", warmup=0.0, plateau_patience=patience, plateau_factor=factor)
+    spec = TrainSpec(
+        schedule="plateau", warmup=0.0, plateau_patience=patience, plateau_factor=factor
+    )
     curve = schedule(spec, 100)
     other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = ReduceLROnPlateau(other, factor=factor, patience=patience, threshold=0.0, eps=0.0)
@@ -197,7 +221,9 @@ def test_a_plateau_is_what_torch_calls_one(losses: list[float], patience: int, f
         curve.optimizer.step()
         curve.step()
         rates = [group["lr"] for group in curve.optimizer.param_groups]
-        assert rates == pytest.approx([other.param_groups[0]["lr"], other.param_groups[0]["lr"] / 4])
+        assert rates == pytest.approx(
+            [other.param_groups[0]["lr"], other.param_groups[0]["lr"] / 4]
+        )
         assert reduced == (other.param_groups[0]["lr"] < before)
 
 
@@ -209,10 +235,14 @@ def test_patience_counts_evaluations_without_a_better_loss():
 
 def test_a_plateau_composes_with_warm_up_and_leaves_the_groups_in_proportion():
     spec = TrainSpec(schedule="plateau", warmup=0.5, plateau_patience=0, plateau_factor=0.5)
-    used = run(schedule(spec, 8), 8, losses={0: 1.0, 1: 1.0})  # the second is no better, in mid warm-up
+    used = run(
+        schedule(spec, 8), 8, losses={0: 1.0, 1: 1.0}
+    )  # the second is no better, in mid warm-up
     shape = [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
     scale = [1.0, 1.0, *[0.5] * 6]
-    assert [first for first, _ in used] == pytest.approx([a * b for a, b in zip(shape, scale, strict=True)])
+    assert [first for first, _ in used] == pytest.approx(
+        [a * b for a, b in zip(shape, scale, strict=True)]
+    )
     assert all(second == pytest.approx(first / 4) for first, second in used)
 
 
@@ -257,7 +287,10 @@ def test_only_the_encoder_rests_and_only_where_it_is_asked_to():
     for group in groups:
         assert {id(p) in encoder for p in group["params"]} == {group.get("waits", False)}
     assert not any("waits" in group for group in parameter_groups(pair, SPEC))
-    assert len(parameter_groups(pair, replace(SPEC, layer_decay=1.0, head_lr=1e-4, head_only=0.1))) == 4
+    assert (
+        len(parameter_groups(pair, replace(SPEC, layer_decay=1.0, head_lr=1e-4, head_only=0.1)))
+        == 4
+    )
 
 
 def test_a_rate_of_0_leaves_the_encoder_as_it_is_while_its_moments_build_up():

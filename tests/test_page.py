@@ -25,9 +25,7 @@ from kit.report.report import Report, build_report
 from kit.sample.generate import write_sample
 from kit.task import ID, RESPONSES
 
-HOSTILE = (
-    "<script>alert(1)</script> <img src=https://example.com/x.png onerror=alert(2)>\u202etxt.exe\x1b[31m ``` | \\ &amp;"
-)
+HOSTILE = "<script>alert(1)</script> <img src=https://example.com/x.png onerror=alert(2)>\u202etxt.exe\x1b[31m ``` | \\ &amp;"
 NUMBER = re.compile(r"[+\u2212]?\d[\d,]*\.\d+")
 
 
@@ -38,7 +36,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     write_sample(folder / "raw", rows=240, seed=5)
     for name in ("train.csv", "test.csv"):
         table = pd.read_csv(folder / "raw" / name, dtype=str, keep_default_na=False)
-        table[RESPONSES[1]] = [json.dumps([HOSTILE, "second turn " * 200])[:-1] + f', "{i}"]' for i in table[ID]]
+        table[RESPONSES[1]] = [
+            json.dumps([HOSTILE, "second turn " * 200])[:-1] + f', "{i}"]' for i in table[ID]
+        ]
         table["prompt"] = [json.dumps([json.loads(p)[0]] * 3) for p in table["prompt"]]
         table[RESPONSES[0]] = [json.dumps([json.loads(p)[0]] * 3) for p in table[RESPONSES[0]]]
         table.to_csv(folder / "raw" / name, index=False)
@@ -98,9 +98,20 @@ def test_every_section_is_there_with_what_it_promises(page: Page, made: Report):
     ]  # fmt: skip
     by_name = {row[0]: row for row in table.rows}
     assert by_name["RoBERTa-base, on other rows"][1:3] == ["1.0492", "0.464"]
-    assert [cell for cell in by_name[names[3]] if cell][-4:] == ["0.010", "2.00", "1,234,567", "1.5"]
+    assert [cell for cell in by_name[names[3]] if cell][-4:] == [
+        "0.010",
+        "2.00",
+        "1,234,567",
+        "1.5",
+    ]
     captions = " ".join(page.tables)
-    for each in ("Against the best on test rows", "All pairs on holdout rows", "answer length", "turns", "script"):
+    for each in (
+        "Against the best on test rows",
+        "All pairs on holdout rows",
+        "answer length",
+        "turns",
+        "script",
+    ):
         assert each in captions
 
 
@@ -147,7 +158,10 @@ def test_the_most_probable_class_is_bold_and_no_other(page: Page, made: Report):
 
 
 def test_texts_are_shown_and_never_run(page: Page, text: str):
-    assert "<script>alert(1)</script> <img src=https://example.com/x.png onerror=alert(2)>" in page.text
+    assert (
+        "<script>alert(1)</script> <img src=https://example.com/x.png onerror=alert(2)>"
+        in page.text
+    )
     assert "⟨U+202E⟩txt.exe⟨U+001B⟩[31m" in page.text
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "img", "iframe", "object", "embed", "form", "b"}
@@ -160,7 +174,9 @@ def test_nothing_is_loaded(page: Page, text: str):
     assert {address[:1] for address in page.addresses if address != "data:,"} == {"#"}
     style = text.partition("<style>")[2].partition("</style>")[0]
     assert not re.search(r"@import|url\(", style)
-    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'")
     targets = {address[1:] for address in page.addresses if address.startswith("#")}
     targets |= set(re.findall(r"url\(#([^)]+)\)", text))
@@ -170,15 +186,27 @@ def test_nothing_is_loaded(page: Page, text: str):
 def test_ids_are_unique_and_figures_say_what_they_show(page: Page):
     assert len(page.ids) == len(set(page.ids))
     figures = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(figures) == 2 + 2 + 5  # intervals of two splits, curves of two runs, reliability of five models
-    assert all(each["role"] == "img" and each["aria-label"] and "viewbox" in each for each in figures)
+    assert (
+        len(figures) == 2 + 2 + 5
+    )  # intervals of two splits, curves of two runs, reliability of five models
+    assert all(
+        each["role"] == "img" and each["aria-label"] and "viewbox" in each for each in figures
+    )
     assert any("Reliability of <b>$x_1$|`" in each["aria-label"] for each in figures)
 
 
 def test_names_stand_left_of_the_intervals_they_belong_to():
-    names = ["short", "tiny-electra-6f3a2b1c", "a-name-much-longer-than-two-lines-can-hold-whatever-they-are-6f3a2b1c"]
-    each = ModelFigures(rows=9, log_loss=1.0, low=0.9, high=1.05, accuracy=0.4, calibration_error=0.1)
-    svg = figures.plot_intervals([ComparisonLine(name, valid=each) for name in names], "valid", "holdout").svg
+    names = [
+        "short",
+        "tiny-electra-6f3a2b1c",
+        "a-name-much-longer-than-two-lines-can-hold-whatever-they-are-6f3a2b1c",
+    ]
+    each = ModelFigures(
+        rows=9, log_loss=1.0, low=0.9, high=1.05, accuracy=0.4, calibration_error=0.1
+    )
+    svg = figures.plot_intervals(
+        [ComparisonLine(name, valid=each) for name in names], "valid", "holdout"
+    ).svg
     labels = re.findall(r'text-anchor: end[^"]*" x="([\d.]+)"[^>]*>([^<]*)', svg)
     shown = [text for _, text in labels if not text.startswith("log loss")]
     assert shown[:2] == names[:2]
@@ -194,7 +222,9 @@ def test_it_can_be_read_by_machine_and_by_ear(page: Page):
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
-    assert [tag for tag, _ in page.tags].count("table") == [tag for tag, _ in page.tags].count("caption")
+    assert [tag for tag, _ in page.tags].count("table") == [tag for tag, _ in page.tags].count(
+        "caption"
+    )
     assert not page.open
 
 
@@ -222,7 +252,10 @@ def test_markdown_says_the_same_as_the_page(page: Page, made: Report):
     for table in tables:
         rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.strip().splitlines()]
         found.append(
-            [[re.sub(r"\\(.)", r"\1", cell.strip().strip("*")) for cell in row] for row in rows[:1] + rows[2:]]
+            [
+                [re.sub(r"\\(.)", r"\1", cell.strip().strip("*")) for cell in row]
+                for row in rows[:1] + rows[2:]
+            ]
         )
     assert found == [grid.rows for grid in page.tables.values()]
 

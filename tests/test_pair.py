@@ -31,7 +31,13 @@ CONFIGS = {
     "electra": BACKBONES["tiny-electra"].config,
     "modernbert": BACKBONES["modernbert-base"].config
     | SMALL
-    | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+    | {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     | {"cls_token_id": 1, "sep_token_id": 2},
     "distilbert": {"model_type": "distilbert", "vocab_size": 200, "dim": 16, "hidden_dim": 32}
     | {"n_layers": 2, "n_heads": 2, "pad_token_id": 0},
@@ -39,15 +45,23 @@ CONFIGS = {
 ROWS = token_rows(np.array([[9, 30], [12, 12], [40, 5], [3, 3], [31, 8], [17, 22]]))
 
 
-def pair(family: str = "electra", head: str = "symmetric", pooling: str = "mean", shape: str = "siamese") -> PairModel:
+def pair(
+    family: str = "electra", head: str = "symmetric", pooling: str = "mean", shape: str = "siamese"
+) -> PairModel:
     torch.manual_seed(1)
     config = CONFIGS[family]
-    return PairModel(build_encoder(config), config, ModelSpec(shape, pooling=pooling, head=head, head_hidden=8)).eval()
+    return PairModel(
+        build_encoder(config), config, ModelSpec(shape, pooling=pooling, head=head, head_hidden=8)
+    ).eval()
 
 
-def batch(model: PairModel, rows: TokenizedRows = ROWS, places: list[int] | None = None, overhead: int = 0) -> dict:
+def batch(
+    model: PairModel, rows: TokenizedRows = ROWS, places: list[int] | None = None, overhead: int = 0
+) -> dict:
     segments = model.encoder_config.get("type_vocab_size", 0) > 1
-    return Collator(rows, PAD, segments=segments, pack_overhead=overhead)(places or list(range(len(rows))))
+    return Collator(rows, PAD, segments=segments, pack_overhead=overhead)(
+        places or list(range(len(rows)))
+    )
 
 
 def logits(model: PairModel, *args: object) -> Tensor:
@@ -74,10 +88,14 @@ def test_each_side_is_pooled_as_if_it_were_alone(family: str):
     with torch.no_grad():
         pooled = model.encode(**batch(model))
         for side in range(2 * len(ROWS)):
-            tokens = torch.from_numpy(ROWS.tokens[ROWS.starts[side] : ROWS.starts[side + 1]].astype(np.int64))[None]
+            tokens = torch.from_numpy(
+                ROWS.tokens[ROWS.starts[side] : ROWS.starts[side + 1]].astype(np.int64)
+            )[None]
             alone = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
             if segments:
-                alone["token_type_ids"] = (torch.arange(tokens.numel()) >= ROWS.first_lengths[side]).long()[None]
+                alone["token_type_ids"] = (
+                    torch.arange(tokens.numel()) >= ROWS.first_lengths[side]
+                ).long()[None]
             close(pooled[side // 2, side % 2], model.encoder(**alone).last_hidden_state[0].mean(0))
 
 
@@ -141,7 +159,9 @@ def test_pooling_and_head_stay_in_float32_under_autocast(family: str):
     model = pair(family, pooling="attention")
     seen = []
     for part in (model.pooling.score, model.head.pair.dense):
-        part.register_forward_hook(lambda _module, inputs, output: seen.extend([inputs[0].dtype, output.dtype]))
+        part.register_forward_hook(
+            lambda _module, inputs, output: seen.extend([inputs[0].dtype, output.dtype])
+        )
     with torch.autocast("cpu", torch.bfloat16):
         found = model(**batch(model))
     assert seen
@@ -165,16 +185,24 @@ def pair_with_features(head: str = "symmetric", shape: str = "siamese") -> PairM
     torch.manual_seed(1)
     config = CONFIGS["electra"]
     model = PairModel(
-        build_encoder(config), config, ModelSpec(shape, pooling="mean", head=head, head_hidden=8, features=True)
+        build_encoder(config),
+        config,
+        ModelSpec(shape, pooling="mean", head=head, head_hidden=8, features=True),
     )
     model.fit_features(TABLE, np.arange(4))
     for parameter in model.head.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)  # as if it had been trained: the short way begins at zero
+        torch.nn.init.normal_(
+            parameter, std=0.3
+        )  # as if it had been trained: the short way begins at zero
     return model.eval()
 
 
-def batch_with_features(rows: TokenizedRows = ROWS, tabular: FeatureTable = TABLE, overhead: int = 0) -> dict:
-    return Collator(rows, PAD, segments=True, pack_overhead=overhead, tabular=tabular)(range(len(rows)))
+def batch_with_features(
+    rows: TokenizedRows = ROWS, tabular: FeatureTable = TABLE, overhead: int = 0
+) -> dict:
+    return Collator(rows, PAD, segments=True, pack_overhead=overhead, tabular=tabular)(
+        range(len(rows))
+    )
 
 
 @pytest.mark.parametrize("head", ["symmetric", "fusion"])
@@ -192,7 +220,10 @@ def test_swapping_the_answers_permutes_the_logits_with_features_too(shape: str):
     with torch.no_grad():
         straight = model(**batch_with_features())
         turned = model(**batch_with_features(swapped(ROWS), exchanged(TABLE), 10**6))
-        sides, features = torch.randn(len(ROWS), 2, model.encoder.config.hidden_size), batch_with_features()["features"]
+        sides, features = (
+            torch.randn(len(ROWS), 2, model.encoder.config.hidden_size),
+            batch_with_features()["features"],
+        )
         one = model.classify(sides, features)
         other = model.classify(sides.flip(1), features | {"sides": features["sides"].flip(1)})
     close(turned[:, list(SWAP)], straight)
@@ -206,7 +237,9 @@ def test_both_orders_swap_the_features_as_well(head: str, shape: str):
     with torch.no_grad():
         both = model(**batch_with_features(), augment=True)
         close(both[:, 0], model(**batch_with_features()))
-        close(both[:, 1], model(**batch_with_features(swapped(ROWS), exchanged(TABLE)))[:, list(SWAP)])
+        close(
+            both[:, 1], model(**batch_with_features(swapped(ROWS), exchanged(TABLE)))[:, list(SWAP)]
+        )
 
 
 @pytest.mark.parametrize("head", ["symmetric", "fusion"])
@@ -223,7 +256,9 @@ def test_a_model_without_features_reads_none():
     assert not [name for name in model.state_dict() if "features" in name or "beside" in name]
 
 
-def test_what_features_are_standardised_by_is_saved_with_the_model(tmp_path: Path, vocabulary: PairTokenizer):
+def test_what_features_are_standardised_by_is_saved_with_the_model(
+    tmp_path: Path, vocabulary: PairTokenizer
+):
     model = pair_with_features()
     model.save_pretrained(tmp_path / "model", vocabulary)
     again, _ = PairModel.from_pretrained(tmp_path / "model")
@@ -237,7 +272,9 @@ def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, vocabulary: Pa
     model = pair_with_features()
     model.save_pretrained(tmp_path / "model", vocabulary)
     again, _ = PairModel.from_pretrained(tmp_path / "model")
-    later = TABLE.beside("charm", np.ones((len(ROWS), 2))).select(("charm", *SIDE_NAMES[::-1]), TABLE.pair_names[::-1])
+    later = TABLE.beside("charm", np.ones((len(ROWS), 2))).select(
+        ("charm", *SIDE_NAMES[::-1]), TABLE.pair_names[::-1]
+    )
     with torch.no_grad():
         found = again(**batch_with_features(tabular=later.select(*again.reads)))
         assert torch.equal(found, model(**batch_with_features()))
@@ -277,7 +314,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize(
     ("head", "pooling", "shape"),
-    [("symmetric", "mean", "siamese"), ("fusion", "attention", "siamese"), ("symmetric", "cls", "cross")],
+    [
+        ("symmetric", "mean", "siamese"),
+        ("fusion", "attention", "siamese"),
+        ("symmetric", "cls", "cross"),
+    ],
 )
 @pytest.mark.usefixtures("no_network")
 def test_a_saved_model_comes_back_to_the_bit(
@@ -330,7 +371,9 @@ def test_a_missing_file_is_a_run_error(saved: Path, file: str):
     assert "copy the folder whole" in caught.value.hint
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+)
 @pytest.mark.parametrize("keep", [0.0, 0.5])
 def test_a_truncated_file_is_a_run_error(saved: Path, file: str, keep: float):
     content = (saved / file).read_bytes()

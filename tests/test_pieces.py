@@ -14,7 +14,9 @@ from kit.attention.tiles import all_scores, cut_tiles
     room=st.integers(0, 500),
     joined=st.floats(0, 1),
 )
-def test_pieces_are_all_tokens_and_heads_and_scores_once(lengths: list[int], heads: int, room: int, joined: float):
+def test_pieces_are_all_tokens_and_heads_and_scores_once(
+    lengths: list[int], heads: int, room: int, joined: float
+):
     pieces = cut_tiles(lengths, heads, room, int(room * joined))
     x, numbers = (
         torch.zeros(sum(lengths), heads, 3),
@@ -27,7 +29,9 @@ def test_pieces_are_all_tokens_and_heads_and_scores_once(lengths: list[int], hea
         piece.of_scores(scores).add_(1)
         several = lengths[piece.sequences]
         assert set(several) == {piece.length}
-        assert numbers[piece.tokens].unique().tolist() == list(range(*piece.sequences.indices(len(lengths))))
+        assert numbers[piece.tokens].unique().tolist() == list(
+            range(*piece.sequences.indices(len(lengths)))
+        )
         some = piece.heads.stop - piece.heads.start
         assert piece.of(x).shape == (some, len(several), piece.length, 3)
         assert piece.of_scores(scores).shape == (some, len(several), piece.length, piece.length)
@@ -48,4 +52,7 @@ def test_short_sequences_of_one_length_share_a_piece_and_long_ones_do_not():
         slice(3, 5),
         slice(5, 6),
     ]
-    assert [piece.heads for piece in cut_tiles([10], 3, room=200, join=200)] == [slice(0, 2), slice(2, 3)]
+    assert [piece.heads for piece in cut_tiles([10], 3, room=200, join=200)] == [
+        slice(0, 2),
+        slice(2, 3),
+    ]

@@ -23,7 +23,9 @@ def trained(kind: str, hidden: int, seed: int = 0) -> torch.nn.Module:
 
 def example(lengths: list[int], hidden: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
     """States (N, T, H) and mask (N, T) of sequences of these lengths."""
-    states = torch.randn(len(lengths), max(lengths), hidden, generator=torch.Generator().manual_seed(seed))
+    states = torch.randn(
+        len(lengths), max(lengths), hidden, generator=torch.Generator().manual_seed(seed)
+    )
     return states, (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
@@ -43,7 +45,9 @@ def test_padding_changes_nothing_whatever_stands_there(
     dirty = torch.where(mask.bool()[..., None], states, content)
     wider = torch.cat([dirty, torch.full((len(lengths), columns, 5), content)], 1)
     wider_mask = torch.cat([mask, torch.zeros(len(lengths), columns, dtype=mask.dtype)], 1)
-    torch.testing.assert_close(pooling(wider, wider_mask), pooling(states, mask), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        pooling(wider, wider_mask), pooling(states, mask), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +78,9 @@ def test_sums_of_half_precision_states_do_not_overflow():
 def test_the_mean_is_that_of_the_real_tokens():
     states, mask = example([4, 2, 1])
     expected = [states[i, :n].numpy().astype(np.float64).mean(0) for i, n in enumerate([4, 2, 1])]
-    np.testing.assert_allclose(build_pooling("mean", 5)(states, mask), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        build_pooling("mean", 5)(states, mask), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_cls_is_the_first_state():
@@ -84,14 +90,18 @@ def test_cls_is_the_first_state():
 
 def test_attention_starts_as_the_masked_mean():
     states, mask = example([4, 2, 1])
-    torch.testing.assert_close(build_pooling("attention", 5)(states, mask), build_pooling("mean", 5)(states, mask))
+    torch.testing.assert_close(
+        build_pooling("attention", 5)(states, mask), build_pooling("mean", 5)(states, mask)
+    )
 
 
 def test_attention_is_a_softmax_over_the_scores_of_real_tokens():
     states, mask = example([4, 2])
     pooling = trained("attention", 5)
     pooled = pooling(states, mask).detach().numpy()
-    query, bias = (p.detach().numpy().astype(np.float64) for p in (pooling.score.weight[0], pooling.score.bias))
+    query, bias = (
+        p.detach().numpy().astype(np.float64) for p in (pooling.score.weight[0], pooling.score.bias)
+    )
     for i, n in enumerate([4, 2]):
         real = states[i, :n].numpy().astype(np.float64)
         weights = np.exp(real @ query + bias)

@@ -58,7 +58,9 @@ def test_test_predictions_average_the_folds(run: Path, data: Path, tmp_path: Pat
 
     members = []
     for fold in range(3):
-        part = shutil.copytree(run, tmp_path / f"only-{fold}", ignore=shutil.ignore_patterns("holdout", "fold*"))
+        part = shutil.copytree(
+            run, tmp_path / f"only-{fold}", ignore=shutil.ignore_patterns("holdout", "fold*")
+        )
         shutil.copytree(run / f"fold{fold}", part / f"fold{fold}")
         members.append(predict_split(part, "test", data)[list(CLASSES)].to_numpy())
     whole = predict_split(run, "test", data)[list(CLASSES)].to_numpy()
@@ -67,7 +69,9 @@ def test_test_predictions_average_the_folds(run: Path, data: Path, tmp_path: Pat
 
 def test_validation_predictions_are_those_of_training(run: Path, data: Path):
     again = predict_split(run, "valid", data)
-    pd.testing.assert_frame_equal(again, read_predictions(run / "holdout" / "valid.csv"), rtol=0, atol=1e-9)
+    pd.testing.assert_frame_equal(
+        again, read_predictions(run / "holdout" / "valid.csv"), rtol=0, atol=1e-9
+    )
 
 
 def test_out_of_fold_predictions_are_those_of_training(run: Path, data: Path, processed: Dataset):
@@ -107,7 +111,11 @@ def test_folds_that_are_missing_are_named(data: Path, tmp_path: Path):
 
 def test_an_unfinished_run_says_so(data: Path, tmp_path: Path):
     recipe = load_recipe("tiny-electra", SHORT)
-    run = Run.create(tmp_path, recipe, {"data": "x", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0"})
+    run = Run.create(
+        tmp_path,
+        recipe,
+        {"data": "x", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0"},
+    )
     with pytest.raises(RunError, match="other rows"):
         predict_split(run.path, "test", data)
     with pytest.raises(RunError, match="no part of it has finished"):
@@ -138,11 +146,24 @@ def test_damaged_weights_are_an_error_that_names_them(run: Path, raw: Path, tmp_
 def test_two_processes_predict_what_one_does(run: Path, raw: Path, tmp_path: Path):
     """Under torchrun each process takes every second row; only the first writes and speaks."""
     out = tmp_path / "two.csv"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     command += ["-m", "kit", "predict", str(run), "--input", str(raw / "test.csv"), "-o", str(out)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("60 rows in") == 1
-    pd.testing.assert_frame_equal(read_predictions(out), predict_input(run, raw / "test.csv"), rtol=0, atol=1e-6)
+    pd.testing.assert_frame_equal(
+        read_predictions(out), predict_input(run, raw / "test.csv"), rtol=0, atol=1e-6
+    )

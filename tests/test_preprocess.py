@@ -33,7 +33,9 @@ def write_train(path: Path, rows: Iterable[Row]) -> Path:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(TRAIN_COLUMNS)
         for number, *texts, label in rows:
-            writer.writerow([number, "x", "y", *map(json.dumps, texts), *(int(label == k) for k in range(3))])
+            writer.writerow(
+                [number, "x", "y", *map(json.dumps, texts), *(int(label == k) for k in range(3))]
+            )
     return path
 
 
@@ -45,7 +47,9 @@ def write_test(path: Path, rows: Iterable[tuple[int, list, list, list]]) -> Path
     return path
 
 
-def row(number: int, prompt: str | None = None, label: int | None = None, a: str = "", b: str = "") -> Row:
+def row(
+    number: int, prompt: str | None = None, label: int | None = None, a: str = "", b: str = ""
+) -> Row:
     """A row that is unlike any other unless told otherwise."""
     label = number % 3 if label is None else label
     return number, [prompt or f"prompt {number}"], [a or f"a{number}"], [b or f"b{number}"], label
@@ -53,7 +57,11 @@ def row(number: int, prompt: str | None = None, label: int | None = None, a: str
 
 SHARED = [row(900 + i, ("What is  LOVE?", "what is love?\n")[i % 2]) for i in range(12)]
 PLAIN = [row(i) for i in range(60)] + SHARED
-TEST = [(5001, ["unseen"], ["x"], ["y"]), (17_000, ["Prompt  3"], ["x"], ["y"]), (5000, ["héllo"], ["a  b"], ["é"])]
+TEST = [
+    (5001, ["unseen"], ["x"], ["y"]),
+    (17_000, ["Prompt  3"], ["x"], ["y"]),
+    (5000, ["héllo"], ["a  b"], ["é"]),
+]
 
 
 @pytest.fixture
@@ -77,17 +85,23 @@ def test_rows_come_out_as_they_went_in(raw: Path, tmp_path: Path) -> None:
     assert train.select(["id", *TEXTS, "label"]).to_pylist() == [
         dict(zip(["id", *TEXTS, "label"], r, strict=True)) for r in PLAIN
     ]
-    assert test.select(list(TEST_COLUMNS)).to_pylist() == [dict(zip(TEST_COLUMNS, r, strict=True)) for r in TEST]
+    assert test.select(list(TEST_COLUMNS)).to_pylist() == [
+        dict(zip(TEST_COLUMNS, r, strict=True)) for r in TEST
+    ]
     assert not train["extra"].to_numpy().any()
     assert manifest["counts"]["train_rows"] == manifest["counts"]["train_rows_read"] == len(PLAIN)
     assert list(manifest["classes"].values()) == [24, 24, 24]
     assert sum(manifest["frequencies"].values()) == pytest.approx(1)
 
 
-def test_groups_are_normalised_prompts_and_shared_with_the_test_rows(raw: Path, tmp_path: Path) -> None:
+def test_groups_are_normalised_prompts_and_shared_with_the_test_rows(
+    raw: Path, tmp_path: Path
+) -> None:
     preprocess_files(raw, tmp_path / "out")
     opened = open_dataset(tmp_path / "out")
-    group = dict(zip(opened.train()["id"].to_pylist(), opened.train()["group"].to_pylist(), strict=True))
+    group = dict(
+        zip(opened.train()["id"].to_pylist(), opened.train()["group"].to_pylist(), strict=True)
+    )
     assert len({group[r[0]] for r in SHARED}) == 1
     assert len(set(group.values())) == 61
     assert opened.test()["group"].to_pylist()[1] == group[3]
@@ -102,7 +116,9 @@ def test_the_same_input_gives_the_same_bytes_wherever_it_is(raw: Path, tmp_path:
     assert str(tmp_path) not in (tmp_path / "one" / MANIFEST).read_text()
 
 
-def test_a_matching_folder_is_left_alone(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matching_folder_is_left_alone(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = preprocess_files(raw, tmp_path / "out")
     monkeypatch.setattr(pipeline, "read_rows", lambda *_, **__: pytest.fail("recomputed"))
     second = preprocess_files(raw, tmp_path / "out")
@@ -139,7 +155,9 @@ def test_a_changed_input_or_output_makes_the_folder_anew(raw: Path, tmp_path: Pa
     assert not preprocess_files(raw, tmp_path / "out")["reused"]
 
 
-def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(raw: Path, tmp_path: Path) -> None:
+def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(
+    raw: Path, tmp_path: Path
+) -> None:
     number, prompt, a, b, label = PLAIN[0]
     added = [
         (101, prompt, a, b, label),
@@ -155,7 +173,14 @@ def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(raw: 
     assert number in ids
     assert [i for i in ids if 100 < i < 110] == [102, 103, 104, 105]
     assert (
-        len({g for i, g in zip(ids, train["group"].to_pylist(), strict=True) if i in (number, *range(101, 106))}) == 1
+        len(
+            {
+                g
+                for i, g in zip(ids, train["group"].to_pylist(), strict=True)
+                if i in (number, *range(101, 106))
+            }
+        )
+        == 1
     )
     assert manifest["counts"]["duplicates_dropped"] == 1
     assert manifest["counts"]["rows_with_a_swapped_copy"] == 3
@@ -165,17 +190,28 @@ def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(raw: 
 TINY = st.lists(st.sampled_from(["", "x", "y", "xx"]), min_size=1, max_size=2)
 
 
-@given(st.lists(st.tuples(TINY, TINY, TINY, st.integers(0, 2)), min_size=1, max_size=30), st.integers(0, 30))
+@given(
+    st.lists(st.tuples(TINY, TINY, TINY, st.integers(0, 2)), min_size=1, max_size=30),
+    st.integers(0, 30),
+)
 @settings(deadline=None, max_examples=150)
 def test_copies_and_conflicts_are_those_that_a_loop_over_rows_finds(rows: list, own: int) -> None:
     def read(some: list) -> RawRows:
         columns = zip(TEXTS, zip(*[r[:3] for r in some], strict=True), strict=True)
-        texts = {name: pa.chunked_array([pa.array(column, clean.TURNS)]) for name, column in columns}
+        texts = {
+            name: pa.chunked_array([pa.array(column, clean.TURNS)]) for name, column in columns
+        }
         numbers = np.arange(len(some), dtype=np.int64)
-        return RawRows(numbers, pa.table(texts), np.array([r[3] for r in some], np.int8), (), Counter())
+        return RawRows(
+            numbers, pa.table(texts), np.array([r[3] for r in some], np.int8), (), Counter()
+        )
 
     own = min(own, len(rows) - 1) + 1
-    parts = [read(rows[:own]), read([(["no"], ["no"], ["no"], 0)]), [read(rows[own:])] if rows[own:] else []]
+    parts = [
+        read(rows[:own]),
+        read([(["no"], ["no"], ["no"], 0)]),
+        [read(rows[own:])] if rows[own:] else [],
+    ]
     merged = merge_rows(*parts, allow_test_prompts=False)
     kept: list[tuple] = []
     for number, (p, a, b, label) in enumerate(rows):
@@ -202,7 +238,9 @@ def test_both_text_forms_have_the_same_rows_groups_and_splits(raw: Path, tmp_pat
     assert open_dataset(tmp_path / "ascii").test()["response_a"].to_pylist()[2] == ["a b"]
 
 
-def test_extra_rows_are_merged_without_copies_and_without_test_prompts(raw: Path, tmp_path: Path) -> None:
+def test_extra_rows_are_merged_without_copies_and_without_test_prompts(
+    raw: Path, tmp_path: Path
+) -> None:
     number, prompt, a, b, label = PLAIN[1]
     extra = write_train(
         tmp_path / "more.csv",
@@ -223,9 +261,20 @@ def test_extra_rows_are_merged_without_copies_and_without_test_prompts(raw: Path
     train = open_dataset(tmp_path / "out").train()
     rows = [r for r in train.to_pylist() if r["extra"]]
     assert [r["id"] for r in rows] == [302, 304, 17001, 17002, 306, 17003]
-    assert [r["prompt"] for r in rows] == [prompt, ["new"], ["newer"], ["newest"], ["one id"], ["twice"]]
+    assert [r["prompt"] for r in rows] == [
+        prompt,
+        ["new"],
+        ["newer"],
+        ["newest"],
+        ["one id"],
+        ["twice"],
+    ]
     counts = manifest["counts"]
-    assert (counts["extra_rows_read"], counts["extra_rows"], counts["extra_duplicates_dropped"]) == (10, 6, 3)
+    assert (
+        counts["extra_rows_read"],
+        counts["extra_rows"],
+        counts["extra_duplicates_dropped"],
+    ) == (10, 6, 3)
     assert (counts["extra_test_prompts_dropped"], counts["extra_ids_renumbered"]) == (1, 3)
     first = next(r for r in train.to_pylist() if r["id"] == number)
     assert (rows[0]["fold"], rows[0]["valid"]) == (first["fold"], first["valid"])
@@ -233,14 +282,23 @@ def test_extra_rows_are_merged_without_copies_and_without_test_prompts(raw: Path
     assert sum(manifest["classes"].values()) == len(PLAIN)
 
 
-def test_a_test_prompt_among_the_extra_rows_stays_only_when_allowed(raw: Path, tmp_path: Path) -> None:
+def test_a_test_prompt_among_the_extra_rows_stays_only_when_allowed(
+    raw: Path, tmp_path: Path
+) -> None:
     extra = write_train(tmp_path / "more.csv", [row(300, "Unseen")])
     assert preprocess_files(raw, tmp_path / "out", extra=[extra])["counts"]["extra_rows"] == 0
-    assert preprocess_files(raw, tmp_path / "out", extra=[extra], allow_test_prompts=True)["counts"]["extra_rows"] == 1
+    assert (
+        preprocess_files(raw, tmp_path / "out", extra=[extra], allow_test_prompts=True)["counts"][
+            "extra_rows"
+        ]
+        == 1
+    )
 
 
 def test_extra_rows_change_nothing_about_the_competitions_own(raw: Path, tmp_path: Path) -> None:
-    extra = write_train(tmp_path / "more.csv", [row(300 + i, f"prompt {i // 2}") for i in range(100)])
+    extra = write_train(
+        tmp_path / "more.csv", [row(300 + i, f"prompt {i // 2}") for i in range(100)]
+    )
     preprocess_files(raw, tmp_path / "without")
     preprocess_files(raw, tmp_path / "with", extra=[extra])
     own = open_dataset(tmp_path / "with").train().slice(0, len(PLAIN))
@@ -259,7 +317,9 @@ def test_extra_rows_are_trained_on_and_never_validated_on(raw: Path, tmp_path: P
         assert not is_extra[valid].any()
         assert is_extra[fit].any()
         assert not set(group[fit]) & set(group[valid])
-        column = train["valid"].to_numpy() if fold == "holdout" else train["fold"].to_numpy() == fold
+        column = (
+            train["valid"].to_numpy() if fold == "holdout" else train["fold"].to_numpy() == fold
+        )
         assert np.array_equal(fit, np.flatnonzero(~column))
         seen += [] if fold == "holdout" else valid.tolist()
     assert sorted(seen) == np.flatnonzero(~is_extra).tolist()
@@ -291,8 +351,14 @@ def test_the_floor_is_carried_along_and_goes_when_it_is_gone(raw: Path, tmp_path
     [
         ([5001, 17000, 5000], None),
         ([5000, 5001, 17000], None),
-        ([5001, 17000, 1], r"sample_submission.csv: row 4, id 1: this id is not in .*test.csv\n.*kit download"),
-        ([5001, 17000], r"test.csv: row 4, id 5000: this id is not in .*sample_submission.csv\n.*kit download"),
+        (
+            [5001, 17000, 1],
+            r"sample_submission.csv: row 4, id 1: this id is not in .*test.csv\n.*kit download",
+        ),
+        (
+            [5001, 17000],
+            r"test.csv: row 4, id 5000: this id is not in .*sample_submission.csv\n.*kit download",
+        ),
     ],
 )
 def test_the_sample_submission_must_have_the_test_ids(
@@ -308,7 +374,9 @@ def test_the_sample_submission_must_have_the_test_ids(
 
 
 @pytest.mark.parametrize("name", ["train.csv", "test.csv"])
-def test_a_missing_raw_file_names_the_commands_that_make_it(name: str, raw: Path, tmp_path: Path) -> None:
+def test_a_missing_raw_file_names_the_commands_that_make_it(
+    name: str, raw: Path, tmp_path: Path
+) -> None:
     (raw / name).unlink()
     with pytest.raises(DataError, match=rf"{name}: no such file\n.*kit download.*kit sample"):
         preprocess_files(raw, tmp_path / "out")
@@ -325,7 +393,9 @@ def test_a_missing_raw_file_names_the_commands_that_make_it(name: str, raw: Path
         ({"seed": -1}, "--seed is -1"),
     ],
 )
-def test_an_option_out_of_range_is_named(options: dict, message: str, raw: Path, tmp_path: Path) -> None:
+def test_an_option_out_of_range_is_named(
+    options: dict, message: str, raw: Path, tmp_path: Path
+) -> None:
     with pytest.raises(KitError, match=message):
         preprocess_files(raw, tmp_path / "out", **options)
 
@@ -351,8 +421,12 @@ def test_a_broken_promise_is_a_bug_in_kit_and_leaves_no_manifest(
     text: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess_files(raw, tmp_path / "out", text=text)
-    monkeypatch.setattr(pipeline.splits, "folds", lambda labels, *_: (np.arange(len(labels)) % 5).astype(np.int16))
-    with pytest.raises(AssertionError, match=r"bug in kit.*no prompt group crosses a fold or the holdout"):
+    monkeypatch.setattr(
+        pipeline.splits, "folds", lambda labels, *_: (np.arange(len(labels)) % 5).astype(np.int16)
+    )
+    with pytest.raises(
+        AssertionError, match=r"bug in kit.*no prompt group crosses a fold or the holdout"
+    ):
         preprocess_files(raw, tmp_path / "out", text=text, seed=1)
     with pytest.raises(DataError, match=r"not finished\n.*kit preprocess"):
         open_dataset(tmp_path / "out")
@@ -371,31 +445,49 @@ def test_every_promise_is_checked_on_what_was_written(raw: Path, tmp_path: Path)
         (manifest | {"counts": counts | {"test_rows": 2}}, ids, "written rows are counted"),
         (manifest | {"classes": dict.fromkeys(CLASSES, 1)}, ids, "classes are counted"),
         (manifest | {"folds": manifest["folds"][1:]}, ids, "folds are counted"),
-        (manifest | {"options": manifest["options"] | {"folds": 6}}, ids, "every competition row has a fold"),
-        (manifest | {"options": manifest["options"] | {"folds": 4}}, ids, "an extra row has a fold or none"),
+        (
+            manifest | {"options": manifest["options"] | {"folds": 6}},
+            ids,
+            "every competition row has a fold",
+        ),
+        (
+            manifest | {"options": manifest["options"] | {"folds": 4}},
+            ids,
+            "an extra row has a fold or none",
+        ),
     ):
         with pytest.raises(AssertionError, match=f"bug in kit.*{promise}"):
             verify_dataset(tmp_path / "out", broken, *both)
 
 
-def test_a_folder_that_is_not_whole_is_refused_with_the_command_that_makes_it(raw: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_whole_is_refused_with_the_command_that_makes_it(
+    raw: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"no such folder\n.*Run `kit preprocess"):
         open_dataset(out)
     preprocess_files(raw, out)
     (out / "train.parquet").write_bytes((out / "test.parquet").read_bytes())
     with pytest.raises(
-        DataError, match=r"train.parquet: its SHA-256 is not the one in manifest.json.*\n.*Run `kit preprocess"
+        DataError,
+        match=r"train.parquet: its SHA-256 is not the one in manifest.json.*\n.*Run `kit preprocess",
     ):
         open_dataset(out)
-    for text in ("", "[]", '{"outputs": {}}', '{"outputs": {"../train.csv": ""}, "options": {"folds": 5}}'):
+    for text in (
+        "",
+        "[]",
+        '{"outputs": {}}',
+        '{"outputs": {"../train.csv": ""}, "options": {"folds": 5}}',
+    ):
         (out / MANIFEST).write_text(text)
         with pytest.raises(DataError, match=r"no manifest.json that can be read"):
             open_dataset(out)
 
 
 @pytest.mark.parametrize("text", ["unicode", "ascii"])
-def test_prediction_input_is_cleaned_as_the_test_rows_are(text: str, raw: Path, tmp_path: Path) -> None:
+def test_prediction_input_is_cleaned_as_the_test_rows_are(
+    text: str, raw: Path, tmp_path: Path
+) -> None:
     preprocess_files(raw, tmp_path / "out", text=text)
     opened = open_dataset(tmp_path / "out")
     assert prepare_input(raw / "test.csv", text).equals(opened.test().drop_columns("group"))
@@ -424,4 +516,10 @@ def test_rows_without_a_repeated_prompt_have_no_copies(raw: Path, tmp_path: Path
 
 def test_a_group_that_is_unknown_inherits_nothing() -> None:
     groups, values = np.array([4, 2, 4]), np.array([7, 8, 9])
-    assert inherit_split(groups, values, np.array([2, 3, 4, 9, 0]), -1).tolist() == [8, -1, 7, -1, -1]
+    assert inherit_split(groups, values, np.array([2, 3, 4, 9, 0]), -1).tolist() == [
+        8,
+        -1,
+        7,
+        -1,
+        -1,
+    ]

@@ -34,10 +34,22 @@ def table(columns: tuple[str, ...] = TRAIN_COLUMNS, **changed: object) -> bytes:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     for i, (number, label) in enumerate(zip(IDS, LABELS, strict=True)):
-        row = {"id": number, "model_a": "a/b", "model_b": "c", "prompt": cell(f'say "{i}"', "и/или")}
-        row |= {"response_a": cell("one, two\nthree", None), "response_b": cell(f"b{i}", "\ud83d\ude00")}
+        row = {
+            "id": number,
+            "model_a": "a/b",
+            "model_b": "c",
+            "prompt": cell(f'say "{i}"', "и/или"),
+        }
+        row |= {
+            "response_a": cell("one, two\nthree", None),
+            "response_b": cell(f"b{i}", "\ud83d\ude00"),
+        }
         row |= {name: int(k == label) for k, name in enumerate(CLASSES)}
-        row |= {k: v[i] if isinstance(v, list) else v for k, v in changed.items() if isinstance(v, list) or i == 1}
+        row |= {
+            k: v[i] if isinstance(v, list) else v
+            for k, v in changed.items()
+            if isinstance(v, list) or i == 1
+        }
         writer.writerow([row.get(c, "") for c in columns])
     return out.getvalue().encode()
 
@@ -67,7 +79,10 @@ DOWNLOAD = "kit download"
 FAULTS = {
     "no text": (b"", ["the file is empty", DOWNLOAD]),
     "only line ends": (b"\n\r\n", ["the file is empty", DOWNLOAD]),
-    "only a header": (WHOLE[: WHOLE.index(b"\n") + 1], ["row 1 is the header, and no row follows", DOWNLOAD]),
+    "only a header": (
+        WHOLE[: WHOLE.index(b"\n") + 1],
+        ["row 1 is the header, and no row follows", DOWNLOAD],
+    ),
     "a zip archive": (b"PK\x03\x04rest", ["a zip archive", "Unpack it"]),
     "a gzip file": (b"\x1f\x8brest", ["a gzip file", "Unpack it"]),
     "UTF-16": (WHOLE.decode().encode("utf-16"), ["UTF-16", "save it as CSV in UTF-8"]),
@@ -75,8 +90,14 @@ FAULTS = {
         table(tuple(c for c in TRAIN_COLUMNS if c != "response_b")),
         ["row 1: no column response_b (it has 'id', 'model_a'", "must name the columns id,prompt"],
     ),
-    "no header": (WHOLE[WHOLE.index(b"\n") + 1 :], ["row 1: no column id", "must name the columns id"]),
-    "a web page": (b"<!DOCTYPE html>\n<p>Sign in</p>\n", ["row 1: no column id", "'<!DOCTYPE html>'"]),
+    "no header": (
+        WHOLE[WHOLE.index(b"\n") + 1 :],
+        ["row 1: no column id", "must name the columns id"],
+    ),
+    "a web page": (
+        b"<!DOCTYPE html>\n<p>Sign in</p>\n",
+        ["row 1: no column id", "'<!DOCTYPE html>'"],
+    ),
     "a repeated column": (
         WHOLE.replace(b"model_a,model_b", b"prompt,model_b", 1),
         ["prompt stands there twice", "Remove"],
@@ -99,44 +120,94 @@ FAULTS = {
         table((*(c for c in TRAIN_COLUMNS if c != "prompt"), "prompt"))[:-2] + b"\n",
         [THIRD, "the quote that opens prompt is never closed", DOWNLOAD],
     ),
-    "not UTF-8": (WHOLE.replace(b"b1", b"b\xe9"), [SECOND, "response_b is not UTF-8", "Save the file as UTF-8"]),
+    "not UTF-8": (
+        WHOLE.replace(b"b1", b"b\xe9"),
+        [SECOND, "response_b is not UTF-8", "Save the file as UTF-8"],
+    ),
     "a header and a cell not UTF-8": (
         WHOLE.replace(b"model_b", b"m\xefdel_b", 1).replace(b"b1", b"b\xe9"),
         ["row 1, id 'id'", r"'m\udcefdel_b' is not UTF-8"],
     ),
     "cut in a cell": (WHOLE[: WHOLE.rindex(b"b2")], [THIRD, "cut off inside response_b", DOWNLOAD]),
-    "cut between cells": (WHOLE[: WHOLE.rindex(b',"[""b2')], [THIRD, "cut off in this row: 5 of 9 cells", DOWNLOAD]),
-    "cut before a label": (WHOLE[: WHOLE.rindex(b"0,0,1")], [THIRD, "cut off in this row: 7 of 9 cells", DOWNLOAD]),
-    "cut before the last label": (WHOLE[:-2], [THIRD, "cut off in this row: not one-hot", DOWNLOAD]),
-    "unbalanced JSON": (table(prompt='["a", "b"'), [SECOND, "prompt is not valid JSON", "at character", DOWNLOAD]),
-    "single quotes": (table(prompt="['a']"), [SECOND, "prompt is not valid JSON", "\"['a']\"", DOWNLOAD]),
+    "cut between cells": (
+        WHOLE[: WHOLE.rindex(b',"[""b2')],
+        [THIRD, "cut off in this row: 5 of 9 cells", DOWNLOAD],
+    ),
+    "cut before a label": (
+        WHOLE[: WHOLE.rindex(b"0,0,1")],
+        [THIRD, "cut off in this row: 7 of 9 cells", DOWNLOAD],
+    ),
+    "cut before the last label": (
+        WHOLE[:-2],
+        [THIRD, "cut off in this row: not one-hot", DOWNLOAD],
+    ),
+    "unbalanced JSON": (
+        table(prompt='["a", "b"'),
+        [SECOND, "prompt is not valid JSON", "at character", DOWNLOAD],
+    ),
+    "single quotes": (
+        table(prompt="['a']"),
+        [SECOND, "prompt is not valid JSON", "\"['a']\"", DOWNLOAD],
+    ),
     "code": (table(prompt='__import__("os")'), [SECOND, "prompt is not valid JSON", DOWNLOAD]),
     "an empty cell": (table(response_a=""), [SECOND, "response_a is empty", DOWNLOAD]),
-    "a JSON object": (table(response_a='{"a": 1}'), [SECOND, "response_a is not a JSON list", DOWNLOAD]),
-    "a JSON string": (table(response_b='"text"'), [SECOND, "response_b is not a JSON list", DOWNLOAD]),
+    "a JSON object": (
+        table(response_a='{"a": 1}'),
+        [SECOND, "response_a is not a JSON list", DOWNLOAD],
+    ),
+    "a JSON string": (
+        table(response_b='"text"'),
+        [SECOND, "response_b is not a JSON list", DOWNLOAD],
+    ),
     "a JSON null": (table(response_b="null"), [SECOND, "response_b is not a JSON list", DOWNLOAD]),
-    "a number in the list": (table(prompt="[1]"), [SECOND, "prompt holds '1', which is not a text", DOWNLOAD]),
-    "a list in the list": (table(prompt='[["a"]]'), [SECOND, "prompt holds", "not a text", DOWNLOAD]),
+    "a number in the list": (
+        table(prompt="[1]"),
+        [SECOND, "prompt holds '1', which is not a text", DOWNLOAD],
+    ),
+    "a list in the list": (
+        table(prompt='[["a"]]'),
+        [SECOND, "prompt holds", "not a text", DOWNLOAD],
+    ),
     "not a number": (table(prompt="[NaN]"), [SECOND, "prompt holds 'NaN'", DOWNLOAD]),
     "deep nesting": (table(prompt="[" * 200_000), [SECOND, "nested too deep", DOWNLOAD]),
-    "a huge number": (table(prompt="[" + "9" * 5000 + "]"), [SECOND, "a number too long", DOWNLOAD]),
+    "a huge number": (
+        table(prompt="[" + "9" * 5000 + "]"),
+        [SECOND, "a number too long", DOWNLOAD],
+    ),
     "control characters": (table(prompt="\x1b[31m" + "x" * 500), [SECOND, "\\x1b[31mxx", DOWNLOAD]),
-    "two winners": (table(winner_model_a=1), [SECOND, "not one-hot", "winner_model_a '1'", "Exactly one"]),
+    "two winners": (
+        table(winner_model_a=1),
+        [SECOND, "not one-hot", "winner_model_a '1'", "Exactly one"],
+    ),
     "no winner": (table(winner_model_b=0), [SECOND, "not one-hot", "Exactly one"]),
-    "a label of 2": (table(winner_model_b=2), [SECOND, "not one-hot", "winner_model_b '2'", "Exactly one"]),
-    "soft labels": (table(winner_model_b=0.5, winner_tie=0.5), [SECOND, "not one-hot", "Exactly one"]),
-    "an empty label": (table(winner_tie=""), [SECOND, "not one-hot", "winner_tie ''", "Exactly one"]),
+    "a label of 2": (
+        table(winner_model_b=2),
+        [SECOND, "not one-hot", "winner_model_b '2'", "Exactly one"],
+    ),
+    "soft labels": (
+        table(winner_model_b=0.5, winner_tie=0.5),
+        [SECOND, "not one-hot", "Exactly one"],
+    ),
+    "an empty label": (
+        table(winner_tie=""),
+        [SECOND, "not one-hot", "winner_tie ''", "Exactly one"],
+    ),
     "an id with letters": (table(id="x22"), ["row 3, id 'x22'", "not a whole number", DOWNLOAD]),
     "a fractional id": (table(id="22.5"), ["row 3, id '22.5'", "not a whole number", DOWNLOAD]),
     "an empty id": (table(id=""), ["row 3, id ''", "not a whole number", DOWNLOAD]),
     "an id of 19 digits": (table(id="9" * 19), ["row 3, id 9999", "at most 18 digits", DOWNLOAD]),
     "a gigantic id": (table(id="9" * 10**6), ["row 3, id '9999", "at most 18 digits", DOWNLOAD]),
-    "a repeated id": (table(id=[33, 22, 33]), [THIRD, "stands in row 2 already", "an id of its own"]),
+    "a repeated id": (
+        table(id=[33, 22, 33]),
+        [THIRD, "stands in row 2 already", "an id of its own"],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_faulty_file_gives_one_error_with_file_row_id_and_remedy(name: str, write: Callable[[bytes], Path]) -> None:
+def test_a_faulty_file_gives_one_error_with_file_row_id_and_remedy(
+    name: str, write: Callable[[bytes], Path]
+) -> None:
     data, expected = FAULTS[name]
     path = write(data)
     with pytest.raises(DataError) as caught:
@@ -175,7 +246,10 @@ REPAIRS = {
         table(**{c: [float(k == i) for i in range(3)] for k, c in enumerate(CLASSES)}),
         {},
     ),
-    "labels as pandas writes flags": (table(**{c: [k == i for i in range(3)] for k, c in enumerate(CLASSES)}), {}),
+    "labels as pandas writes flags": (
+        table(**{c: [k == i for i in range(3)] for k, c in enumerate(CLASSES)}),
+        {},
+    ),
     "a raw line end in a text": (WHOLE.replace(b"two\\n", b"two\n"), {"raw_control_characters": 3}),
     "a raw CRLF in a text": (
         WHOLE.replace(b"two\\n", b"two\r\n"),
@@ -223,7 +297,10 @@ def test_a_cell_larger_than_a_block_is_read_whole(write: Callable[[bytes], Path]
 def test_rows_are_the_same_whatever_the_size_of_a_block(
     block: int, write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [f"{i},x,y,{','.join([cell_of(i), cell_of(i * 7), cell_of(i * 5)])},1,0,0\n" for i in range(40)]
+    lines = [
+        f"{i},x,y,{','.join([cell_of(i), cell_of(i * 7), cell_of(i * 5)])},1,0,0\n"
+        for i in range(40)
+    ]
     path = write(",".join(TRAIN_COLUMNS).encode() + b"\n" + "".join(lines).encode())
     whole = read_rows(path, labelled=True)
     assert whole.ids.tolist() == list(range(40))
@@ -237,15 +314,23 @@ def test_repairs_are_counted_the_same_whatever_the_size_of_a_piece(
 ) -> None:
     path = write(b"\xef\xbb\xbf" + WHOLE.replace(b"\n", b"\r\n").replace(b"b1", b"\0b\x001"))
     monkeypatch.setattr(csv_source, "PIECE", piece)
-    assert csv_source.survey_csv(path) == {"nul_bytes": 2, "byte_order_mark": 1, "crlf_line_ends": 4}
+    assert csv_source.survey_csv(path) == {
+        "nul_bytes": 2,
+        "byte_order_mark": 1,
+        "crlf_line_ends": 4,
+    }
 
 
-def test_the_row_of_a_fault_counts_blank_lines_as_a_spreadsheet_does(write: Callable[[bytes], Path]) -> None:
+def test_the_row_of_a_fault_counts_blank_lines_as_a_spreadsheet_does(
+    write: Callable[[bytes], Path],
+) -> None:
     with pytest.raises(DataError, match="row 5, id 22"):
         read_rows(write(table(prompt="x").replace(b"\n", b"\n\n")), labelled=True)
 
 
-def test_repeated_ids_are_let_through_where_they_will_be_renumbered(write: Callable[[bytes], Path]) -> None:
+def test_repeated_ids_are_let_through_where_they_will_be_renumbered(
+    write: Callable[[bytes], Path],
+) -> None:
     path = write(table(id=[5, 5, 5]))
     assert read_rows(path, labelled=True, unique_ids=False).ids.tolist() == [5, 5, 5]
 
@@ -268,7 +353,9 @@ def test_a_file_cut_anywhere_is_refused_or_gives_whole_rows(
     assert refused > 0.4 * len(data)
 
 
-TURNS = st.lists(st.none() | st.text(st.characters(exclude_categories=()), max_size=8), min_size=1, max_size=3)
+TURNS = st.lists(
+    st.none() | st.text(st.characters(exclude_categories=()), max_size=8), min_size=1, max_size=3
+)
 
 
 @given(st.lists(st.tuples(TURNS, TURNS, TURNS), min_size=1, max_size=4), st.booleans())
@@ -281,12 +368,21 @@ def test_any_texts_survive_the_file_but_for_the_documented_repairs(
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(TEST_COLUMNS)
     for number, texts in enumerate(rows):
-        half = any(0xD800 <= ord(char) < 0xE000 for turns in texts for turn in turns for char in turn or "")
-        writer.writerow([number, *(json.dumps(turns, ensure_ascii=escaped or half) for turns in texts)])
+        half = any(
+            0xD800 <= ord(char) < 0xE000 for turns in texts for turn in turns for char in turn or ""
+        )
+        writer.writerow(
+            [number, *(json.dumps(turns, ensure_ascii=escaped or half) for turns in texts)]
+        )
     path.write_bytes(out.getvalue().encode())
     read = read_rows(path, labelled=False).texts.to_pylist()
     for got, texts in zip(read, rows, strict=True):
         for name, turns in zip(TEXTS, texts, strict=True):
             joined = json.loads(json.dumps(turns))  # pairs of surrogates become one character
-            wanted = [(t or "").replace("\0", "").replace("\r\n", "\n").replace("\r", "\n") for t in joined]
-            assert got[name] == ["".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in t) for t in wanted]
+            wanted = [
+                (t or "").replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+                for t in joined
+            ]
+            assert got[name] == [
+                "".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in t) for t in wanted
+            ]

@@ -17,7 +17,9 @@ from kit.storage.atomic import write_text
 
 SECTIONS = {"encode": EncodeSpec, "model": ModelSpec, "train": TrainSpec, "predict": PredictSpec}
 LEAVES = {
-    f"{section}.{name}": kind for section, spec in SECTIONS.items() for name, kind in get_type_hints(spec).items()
+    f"{section}.{name}": kind
+    for section, spec in SECTIONS.items()
+    for name, kind in get_type_hints(spec).items()
 }
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 
@@ -34,7 +36,9 @@ def values(key: str) -> st.SearchStrategy:
 
 def sections() -> dict[str, st.SearchStrategy]:
     return {
-        section: st.builds(spec, **{name: values(f"{section}.{name}") for name in get_type_hints(spec)})
+        section: st.builds(
+            spec, **{name: values(f"{section}.{name}") for name in get_type_hints(spec)}
+        )
         for section, spec in SECTIONS.items()
     }
 
@@ -83,7 +87,9 @@ def test_the_reference_recipes_are_the_reference_regime(backbone: str):
     assert not train.swap_augmentation
 
 
-@pytest.mark.parametrize("name", sorted(name for name in shipped_recipes() if not name.endswith("-reference")))
+@pytest.mark.parametrize(
+    "name", sorted(name for name in shipped_recipes() if not name.endswith("-reference"))
+)
 def test_our_recipes_read_features_and_learn_from_both_orders(name: str):
     recipe = load_recipe(name, backbone=None if name != "default" else "tiny-electra")
     assert recipe.model.features
@@ -106,7 +112,9 @@ def test_the_reference_recipes_differ_only_in_the_backbone():
 
 @settings(deadline=None, max_examples=150)
 @given(st.builds(Recipe, name=NAMES, backbone=st.text(min_size=1), purpose=st.text(), **sections()))
-def test_toml_comes_back_as_the_same_recipe(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe):
+def test_toml_comes_back_as_the_same_recipe(
+    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe
+):
     assume(not (recipe.model.reward and recipe.model.shape == "cross"))
     assume(not (recipe.train.lora_rank and recipe.train.reinit_layers))
     file = tmp_path_factory.getbasetemp() / "round-trip.toml"
@@ -182,8 +190,12 @@ def test_keys_that_exclude_each_other_are_refused_wherever_they_stand(
             load_recipe(source, some)
 
 
-@pytest.mark.parametrize("override", ["train.swap_augmentation=false", "train={swap_augmentation=true}"])
-def test_swapped_copies_are_no_option_of_a_head_that_has_no_use_for_them(override: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    "override", ["train.swap_augmentation=false", "train={swap_augmentation=true}"]
+)
+def test_swapped_copies_are_no_option_of_a_head_that_has_no_use_for_them(
+    override: str, tmp_path: Path
+):
     with pytest.raises(RecipeError, match="does nothing under the symmetric head") as caught:
         load_recipe("deberta", [override])
     assert "model.head=fusion" in caught.value.hint
@@ -198,7 +210,9 @@ def test_an_override_leaves_the_other_keys_alone_and_the_last_one_wins():
     assert recipe.train == dataclasses.replace(load_recipe("deberta").train, lr=2e-3, patience=4)
 
 
-@pytest.mark.parametrize("folder", ["encoders/mine", "./encoders/mine", "/data/encoders/mine", "../mine-2.0"])
+@pytest.mark.parametrize(
+    "folder", ["encoders/mine", "./encoders/mine", "/data/encoders/mine", "../mine-2.0"]
+)
 def test_a_path_may_go_unquoted(folder: str):
     assert load_recipe("deberta", [f"backbone={folder}"]).backbone == folder
 
@@ -214,7 +228,11 @@ def test_a_path_may_go_unquoted(folder: str):
 def test_an_unknown_key_lists_those_there_are(override: str, said: str):
     with pytest.raises(RecipeError, match=said) as caught:
         load_recipe("deberta", [override])
-    expected = [key for key in LEAVES if key.startswith("train.")] if "train." in override else list(SECTIONS)
+    expected = (
+        [key for key in LEAVES if key.startswith("train.")]
+        if "train." in override
+        else list(SECTIONS)
+    )
     assert all(key in caught.value.hint for key in expected)
 
 
@@ -252,7 +270,9 @@ def test_an_unknown_key_lists_those_there_are(override: str, said: str):
     ],
     ids=lambda text: text[:30],
 )
-def test_what_cannot_be_is_refused_with_what_would_have_been_right(override: str, said: str, advice: str):
+def test_what_cannot_be_is_refused_with_what_would_have_been_right(
+    override: str, said: str, advice: str
+):
     with pytest.raises(RecipeError) as caught:
         load_recipe("deberta", [override])
     assert said in caught.value.problem
@@ -265,7 +285,9 @@ def test_no_such_recipe_lists_the_shipped_ones():
     assert all(name in caught.value.hint for name in shipped_recipes())
 
 
-@pytest.mark.parametrize("content", [b"backbone = ", b"\xff\xfe", b"a = 1\na = 2", b"train.seed = " + b"9" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"backbone = ", b"\xff\xfe", b"a = 1\na = 2", b"train.seed = " + b"9" * 5000]
+)
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes):
     (tmp_path / "mine.toml").write_bytes(content)
     with pytest.raises(RecipeError, match=r"mine\.toml: not valid TOML"):
@@ -285,7 +307,10 @@ def test_a_file_that_names_no_backbone_needs_one(tmp_path: Path):
 
 
 def test_a_recipe_on_another_backbone_has_another_name_and_hash():
-    plain, other = load_recipe("deberta-reference"), load_recipe("deberta-reference", backbone="roberta")
+    plain, other = (
+        load_recipe("deberta-reference"),
+        load_recipe("deberta-reference", backbone="roberta"),
+    )
     assert (other.name, other.backbone) == ("deberta-reference-roberta", "roberta")
     assert other.hash != plain.hash
     assert load_recipe("deberta-reference", backbone="deberta") == plain

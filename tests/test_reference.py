@@ -23,7 +23,11 @@ PUBLISHED = {  # A, B, tie, as printed
     211333: ((0.363, 0.335, 0.302), (0.298, 0.352, 0.349), (0.349, 0.335, 0.316)),
     1233961: ((0.412, 0.299, 0.289), (0.227, 0.470, 0.303), (0.349, 0.335, 0.316)),
 }
-SAID = {136060: ("tie", "B", "A"), 211333: ("A", "B", "A"), 1233961: ("A", "B", "A")}  # bold in the study's table
+SAID = {
+    136060: ("tie", "B", "A"),
+    211333: ("A", "B", "A"),
+    1233961: ("A", "B", "A"),
+}  # bold in the study's table
 
 
 def normalised(row: list[float]) -> list[float]:
@@ -36,7 +40,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Report]:
     folder = tmp_path_factory.mktemp("reference")
     write_sample(folder / "raw", rows=240, seed=1)
     for name in ("test.csv", "sample_submission.csv"):
-        table = pd.read_csv(folder / "raw" / name, dtype=str, keep_default_na=False)[: len(PUBLISHED)]
+        table = pd.read_csv(folder / "raw" / name, dtype=str, keep_default_na=False)[
+            : len(PUBLISHED)
+        ]
         table[ID] = list(PUBLISHED)
         table.to_csv(folder / "raw" / name, index=False)
     for name in ("truth.csv", "bayes.csv", "summary.json"):
@@ -83,7 +89,11 @@ def test_mean_and_geometric_ensembles_are_what_a_hand_computes(page: tuple[Page,
 def test_the_ensembles_of_the_first_row_to_three_places(page: tuple[Page, Report]):
     rows = {cells[0]: cells[1:] for cells in page[0].tables["Predictions of test row 136060"].rows}
     assert rows["mean"] == ["0.216", "0.461", "0.323"]  # (.267 + .033 + .349) / 3, and so on
-    assert rows["geometric"] == ["0.174", "0.479", "0.346"]  # (.267 * .033 * .349) ** (1/3) = .1454 of .8340
+    assert rows["geometric"] == [
+        "0.174",
+        "0.479",
+        "0.346",
+    ]  # (.267 * .033 * .349) ** (1/3) = .1454 of .8340
 
 
 def test_the_rows_are_in_their_order_and_not_scored(page: tuple[Page, Report]):

@@ -12,9 +12,26 @@ from kit.model.encoder import build_encoder, load_encoder
 from kit.training.reinit import reinitialise
 
 FAMILIES = {record.config["model_type"]: name for name, record in BACKBONES.items()}
-SMALL = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
-SMALL |= {"vocab_size": 60, "embedding_size": 16, "max_position_embeddings": 40, "pooler_hidden_size": 32}
-DISTILBERT = {"model_type": "distilbert", "n_layers": 4, "dim": 32, "n_heads": 2, "hidden_dim": 48, "vocab_size": 60}
+SMALL = {
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+SMALL |= {
+    "vocab_size": 60,
+    "embedding_size": 16,
+    "max_position_embeddings": 40,
+    "pooler_hidden_size": 32,
+}
+DISTILBERT = {
+    "model_type": "distilbert",
+    "n_layers": 4,
+    "dim": 32,
+    "n_heads": 2,
+    "hidden_dim": 48,
+    "vocab_size": 60,
+}
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, "distilbert"])

@@ -38,19 +38,24 @@ def test_one_run_without_test_predictions(processed: Dataset, tmp_path: Path):
     assert "Where models disagree most" not in page.text
     table = page.tables["All models"]
     assert not any("test" in title for title in table.rows[0])
-    assert len(page.tables[f"Against the best on holdout rows, {run.name}"].rows) == 2  # the class prior
+    assert (
+        len(page.tables[f"Against the best on holdout rows, {run.name}"].rows) == 2
+    )  # the class prior
 
 
 def test_the_facts_say_which_rows_a_model_has_taught(processed: Dataset, raw: Path, tmp_path: Path):
     ids = processed.train(["id"])["id"].to_numpy()
     write_predictions(
-        make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "oof.csv"
+        make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))),
+        tmp_path / "oof.csv",
     )
     preprocess_files(raw, tmp_path / "soft", folds=3, valid=0.2, soft_labels=[tmp_path / "oof.csv"])
     soft = open_dataset(tmp_path / "soft")
     told = f"soft labels: {len(ids)} rows, by models that may have seen validation labels"
     assert told in render_markdown(build_report([make_run(tmp_path / "one", soft)], soft.folder))
-    assert "soft labels" not in render_markdown(build_report([make_run(tmp_path / "two", processed)], processed.folder))
+    assert "soft labels" not in render_markdown(
+        build_report([make_run(tmp_path / "two", processed)], processed.folder)
+    )
 
 
 def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Dataset, tmp_path: Path):
@@ -58,7 +63,11 @@ def test_runs_of_all_folds_show_a_curve_of_each_fold(processed: Dataset, tmp_pat
     found = build_report(runs, processed.folder)
     assert found.main == "out-of-fold"
     page = written(found)
-    assert [row[1] for row in page.tables["Trained parts"].rows[1:]] == ["fold0", "fold1", "fold2"] * 2
+    assert [row[1] for row in page.tables["Trained parts"].rows[1:]] == [
+        "fold0",
+        "fold1",
+        "fold2",
+    ] * 2
     line = found.comparison.lines[-1]
     sizes = [len(processed.fold_rows(fold)[1]) for fold in range(3)]
     assert line.swap_gap == pytest.approx(np.average([0.01, 0.02, 0.03], weights=sizes))
@@ -73,12 +82,20 @@ def test_baselines_alone_have_no_learning_curves(processed: Dataset, tmp_path: P
     assert found.comparison.lines[-2].swap_gap == pytest.approx(0, abs=1e-6)
     prior = found.evidence.models[-1].predictions["valid"][0]
     assert found.comparison.lines[-1].swap_gap == pytest.approx(2 * abs(prior[0] - prior[1]) / 3)
-    row = next(row for row in page.tables["Correlation of predictions on the holdout rows"].rows if "prior" in row[0])
+    row = next(
+        row
+        for row in page.tables["Correlation of predictions on the holdout rows"].rows
+        if "prior" in row[0]
+    )
     assert set(row[1:]) == {"constant"}
 
 
-def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Dataset, raw: Path, tmp_path: Path):
-    uniform, prior = (Path(run_baseline(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior"))
+def test_a_baseline_run_stands_for_the_reference_that_it_is(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
+    uniform, prior = (
+        Path(run_baseline(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior")
+    )
     trained, truth = make_run(tmp_path, processed), raw / "truth.csv"
 
     def names(*runs: Path) -> list[str]:
@@ -93,7 +110,9 @@ def test_a_baseline_run_stands_for_the_reference_that_it_is(processed: Dataset, 
 
 
 def test_test_rows_without_labels_are_shown_but_not_scored(processed: Dataset, tmp_path: Path):
-    found = build_report([make_run(tmp_path, processed, seed) for seed in range(2)], processed.folder)
+    found = build_report(
+        [make_run(tmp_path, processed, seed) for seed in range(2)], processed.folder
+    )
     assert [case.rows for case in found.cases] == ["holdout"] * 8 + ["test"] * 3
     assert {case.label for case in found.cases[8:]} == {None}
     page = written(found)
@@ -108,7 +127,9 @@ def test_ten_runs_and_their_ninety_pairs(processed: Dataset, raw: Path, tmp_path
         assert len(each.pairs) == 11 * 10
         losses = [line for line in found.comparison.lines if line.name in each.models]
         split = "valid" if each.rows == "holdout" else "test"
-        assert list(each.models) == [x.name for x in sorted(losses, key=lambda line: getattr(line, split).log_loss)]
+        assert list(each.models) == [
+            x.name for x in sorted(losses, key=lambda line: getattr(line, split).log_loss)
+        ]
     text = render_html(found)
     Page(text)
     assert len(text) < 1_500_000
@@ -120,7 +141,9 @@ def test_the_main_rows_are_those_of_most_models(processed: Dataset, raw: Path, t
     assert build_report(runs[:1], processed.folder, truth=raw / "truth.csv").main == "test"
 
 
-def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Dataset, raw: Path, tmp_path: Path):
+def test_a_truth_of_some_test_rows_is_refused_before_any_frame(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
     lines = (raw / "truth.csv").read_text().splitlines(keepends=True)
     lacking, unknown = tmp_path / "lacking.csv", tmp_path / "unknown.csv"
     lacking.write_text("".join(lines[:-2]))
@@ -128,13 +151,19 @@ def test_a_truth_of_some_test_rows_is_refused_before_any_frame(processed: Datase
     ids = ", ".join(line.split(",")[0] for line in lines[-2:])
     with pytest.raises(DataError, match=rf"lacking\.csv lacks 2 ids \({ids}\) of test\.csv"):
         build_report([make_run(tmp_path, processed)], processed.folder, truth=lacking)
-    with pytest.raises(DataError, match=r"unknown\.csv has 1 id \(1\) that test\.csv does not have"):
+    with pytest.raises(
+        DataError, match=r"unknown\.csv has 1 id \(1\) that test\.csv does not have"
+    ):
         build_report([make_run(tmp_path, processed)], processed.folder, truth=unknown)
 
 
-def test_a_run_named_twice_counts_once_and_namesakes_are_told_apart(processed: Dataset, tmp_path: Path):
+def test_a_run_named_twice_counts_once_and_namesakes_are_told_apart(
+    processed: Dataset, tmp_path: Path
+):
     one, other = (make_run(tmp_path / place, processed) for place in ("first", "second"))
-    names = [line.name for line in build_report([one, one, other], processed.folder).comparison.lines]
+    names = [
+        line.name for line in build_report([one, one, other], processed.folder).comparison.lines
+    ]
     assert names[-2:] == [f"first/{one.name}", f"second/{one.name}"]
 
 
@@ -143,13 +172,19 @@ def test_two_models_of_one_name_are_refused(processed: Dataset, tmp_path: Path):
     with pytest.raises(DataError, match="two models are called 'uniform'"):
         build_report([run], processed.folder, frames=[("uniform", run / "test.csv")])
     with pytest.raises(DataError, match="of the same rows as another file"):
-        build_report([run], processed.folder, frames=[("x", run / "test.csv"), ("x", run / "test.csv")])
+        build_report(
+            [run], processed.folder, frames=[("x", run / "test.csv"), ("x", run / "test.csv")]
+        )
 
 
 def test_a_pair_is_the_difference_of_the_two_losses(processed: Dataset, tmp_path: Path):
-    found = build_report([make_run(tmp_path, processed, seed, skill=seed) for seed in range(2)], processed.folder)
+    found = build_report(
+        [make_run(tmp_path, processed, seed, skill=seed) for seed in range(2)], processed.folder
+    )
     rows, (bad, good) = found.evidence.rows["valid"], found.evidence.models[-2:]
-    gap = row_losses(bad.predictions["valid"], rows.labels) - row_losses(good.predictions["valid"], rows.labels)
+    gap = row_losses(bad.predictions["valid"], rows.labels) - row_losses(
+        good.predictions["valid"], rows.labels
+    )
     pair = found.significance[0].pair(bad.name, good.name)
     assert pair.mean == pytest.approx(gap.mean())
     assert pair.low < pair.mean < pair.high
@@ -169,11 +204,15 @@ def test_slices_hold_every_row_once(processed: Dataset, tmp_path: Path):
         assert all(each.losses[name].low is None for each in some if each.prompts < 6)
 
 
-def test_slices_are_measured_some_rows_at_a_time(processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_slices_are_measured_some_rows_at_a_time(
+    processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     run = make_run(tmp_path, processed)
     whole, rows, histogram = build_report([run], processed.folder).slices, [], slices.histogram
     monkeypatch.setattr(slices, "ROWS", 7)
-    monkeypatch.setattr(slices, "character_histogram", lambda texts: rows.append(len(texts)) or histogram(texts))
+    monkeypatch.setattr(
+        slices, "character_histogram", lambda texts: rows.append(len(texts)) or histogram(texts)
+    )
     assert build_report([run], processed.folder).slices == whole
     assert max(rows) == 7
 
@@ -181,18 +220,30 @@ def test_slices_are_measured_some_rows_at_a_time(processed: Dataset, tmp_path: P
 def test_confusion_and_bins_hold_every_row_once(processed: Dataset, tmp_path: Path):
     found = build_report([make_run(tmp_path, processed)], processed.folder)
     diagnosis, line = found.diagnosis[0], found.comparison.lines[-1].valid
-    assert sum(map(sum, diagnosis.confusion)) == sum(each.rows for each in diagnosis.bins) == line.rows
-    assert sum(diagnosis.confusion[k][k] for k in range(3)) / line.rows == pytest.approx(line.accuracy)
-    gap = sum(each.rows * abs(each.confidence - each.accuracy) for each in diagnosis.bins) / line.rows
+    assert (
+        sum(map(sum, diagnosis.confusion)) == sum(each.rows for each in diagnosis.bins) == line.rows
+    )
+    assert sum(diagnosis.confusion[k][k] for k in range(3)) / line.rows == pytest.approx(
+        line.accuracy
+    )
+    gap = (
+        sum(each.rows * abs(each.confidence - each.accuracy) for each in diagnosis.bins) / line.rows
+    )
     assert gap == pytest.approx(line.calibration_error)
 
 
 def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Dataset, tmp_path: Path):
-    found = build_report([make_run(tmp_path, processed, seed) for seed in range(3)], processed.folder)
+    found = build_report(
+        [make_run(tmp_path, processed, seed) for seed in range(3)], processed.folder
+    )
     cases = [case for case in found.cases if case.rows == "holdout"]
-    groups = dict(zip(found.evidence.rows["valid"].ids, found.evidence.rows["valid"].groups, strict=True))
+    groups = dict(
+        zip(found.evidence.rows["valid"].ids, found.evidence.rows["valid"].groups, strict=True)
+    )
     assert len({groups[case.id] for case in cases}) == len(cases)
-    assert [case.divergence for case in cases] == sorted((case.divergence for case in cases), reverse=True)
+    assert [case.divergence for case in cases] == sorted(
+        (case.divergence for case in cases), reverse=True
+    )
     table = processed.train().to_pandas().set_index("id")
     for case in cases:
         assert case.texts[1] == tuple(table.loc[case.id, "response_a"])
@@ -202,8 +253,12 @@ def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Dataset,
 def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Dataset, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, skill=seed, test=False) for seed in range(2)]
     alone = build_report(runs, processed.folder)
-    blends.write_blend(blends.Blend((runs[0].name,), (1.0,), "arithmetic"), tmp_path / "b.json", {"method": "mean"})
-    constants = [Path(run_baseline(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior")]
+    blends.write_blend(
+        blends.Blend((runs[0].name,), (1.0,), "arithmetic"), tmp_path / "b.json", {"method": "mean"}
+    )
+    constants = [
+        Path(run_baseline(name, processed.folder, tmp_path)["run"]) for name in ("uniform", "prior")
+    ]
     found = build_report([*runs, *constants], processed.folder, blends=[tmp_path / "b.json"])
 
     def ranked(some):
@@ -215,7 +270,9 @@ def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Dataset
     assert not [case for case in one.cases if case.rows == "holdout"]
 
 
-def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Dataset, raw: Path, tmp_path: Path):
+def test_the_page_says_what_the_validation_figures_of_blends_are(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
     runs = [make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
     made = blends.Blend(tuple(run.name for run in runs), (0.5, 0.5), "arithmetic")
     blends.write_blend(made, tmp_path / "folds.json", {"method": "arithmetic"})
@@ -225,17 +282,26 @@ def test_the_page_says_what_the_validation_figures_of_blends_are(processed: Data
     assert "plain is applied as it was saved: its weights were not fitted." in page.text
     assert "The validation figures of folds are cross-fitted: the weights" in page.text
     holdout = [("mean", runs[0] / "holdout" / "valid.csv")]
-    found = build_report(runs, processed.folder, blends=files, frames=holdout, truth=raw / "truth.csv")
+    found = build_report(
+        runs, processed.folder, blends=files, frames=holdout, truth=raw / "truth.csv"
+    )
     page = written(found)
-    assert "folds has no validation figures: its weights may have seen these labels, and " in page.text
+    assert (
+        "folds has no validation figures: its weights may have seen these labels, and " in page.text
+    )
     assert "cross-fitted: the weights" not in page.text
     held, test = found.significance
     assert "folds" not in held.models
     assert "folds" in test.models
 
 
-def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(processed: Dataset, tmp_path: Path):
-    both = [make_run(tmp_path / "both", processed, seed, parts=("holdout", 0, 1, 2)) for seed in range(2)]
+def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(
+    processed: Dataset, tmp_path: Path
+):
+    both = [
+        make_run(tmp_path / "both", processed, seed, parts=("holdout", 0, 1, 2))
+        for seed in range(2)
+    ]
     found = build_report(both, processed.folder)
     assert found.evidence.validation == "out-of-fold"
     note = "Compared out of fold; each run has a holdout too."
@@ -250,7 +316,9 @@ def test_out_of_fold_rows_come_before_the_holdout_where_all_runs_have_both(proce
     assert build_report(both, processed.folder, frames=frames).evidence.validation == "holdout"
 
 
-def test_runs_without_common_rows_are_told_the_shortest_way_to_some(processed: Dataset, tmp_path: Path):
+def test_runs_without_common_rows_are_told_the_shortest_way_to_some(
+    processed: Dataset, tmp_path: Path
+):
     whole = make_run(tmp_path, processed, 0, parts=(0, 1, 2))
     begun = make_run(tmp_path, processed, 1, parts=(0, 1))
     holdout = make_run(tmp_path, processed, 2)
@@ -304,7 +372,9 @@ def test_the_command_writes_prints_and_refuses(processed: Dataset, tmp_path: Pat
 def test_the_same_file_to_write_twice_is_a_usage_error(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path / "runs", processed)
     twice = ["-o", str(tmp_path / "r.md"), "-o", str(tmp_path / "runs" / ".." / "r.md")]
-    refused = CliRunner().invoke(main, ["report", str(run), "--data", str(processed.folder), *twice])
+    refused = CliRunner().invoke(
+        main, ["report", str(run), "--data", str(processed.folder), *twice]
+    )
     assert (refused.exit_code, "-o names the same file twice" in refused.stderr) == (2, True)
     assert not (tmp_path / "r.md").exists()
 
@@ -319,12 +389,23 @@ def test_a_frame_needs_no_training_to_be_compared(processed: Dataset, tmp_path: 
     assert found.correlation.values[0][1] == pytest.approx(1)
 
 
-def test_frames_alone_are_compared_by_a_paired_bootstrap(processed: Dataset, raw: Path, tmp_path: Path):
-    runs = [make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2), skill=seed) for seed in range(2)]
+def test_frames_alone_are_compared_by_a_paired_bootstrap(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
+    runs = [
+        make_run(tmp_path, processed, seed, parts=("holdout", 0, 1, 2), skill=seed)
+        for seed in range(2)
+    ]
 
     def printed(*files: Path, code: int = 0, more: tuple[str, ...] = ()):
-        named = [word for name, file in zip("xy", files, strict=True) for word in ("--frame", f"{name}={file}")]
-        shown = CliRunner().invoke(main, ["report", *named, "--data", str(processed.folder), "--json", *more])
+        named = [
+            word
+            for name, file in zip("xy", files, strict=True)
+            for word in ("--frame", f"{name}={file}")
+        ]
+        shown = CliRunner().invoke(
+            main, ["report", *named, "--data", str(processed.folder), "--json", *more]
+        )
         assert shown.exit_code == code, shown.output
         return json.loads(shown.stdout) if code == 0 else shown.stderr
 
@@ -338,7 +419,10 @@ def test_frames_alone_are_compared_by_a_paired_bootstrap(processed: Dataset, raw
         assert each["rows"] == rows
         told = next(pair for pair in each["pairs"] if (pair["model"], pair["other"]) == ("x", "y"))
         with_runs = build_report(
-            runs, processed.folder, frames=list(zip("xy", files, strict=True)), truth=raw / "truth.csv"
+            runs,
+            processed.folder,
+            frames=list(zip("xy", files, strict=True)),
+            truth=raw / "truth.csv",
         )
         beside = next(one for one in with_runs.significance if one.rows == rows).pair("x", "y")
         assert (told["mean"], told["verdict"]) == (pytest.approx(beside.mean), beside.verdict)

@@ -17,7 +17,12 @@ CASES = {
     "linear": ("train.head_only=0.3", "train.ema=0.8"),
     "cosine": ("train.awp=0.01", "train.awp_start=0.3"),
     "constant": ("train.r_drop=2.0", "train.ema=0.999", "train.head_only=0.2"),
-    "plateau": ("train.plateau_patience=0", "train.lr=0.05", "train.patience=2", "train.head_only=0.2"),
+    "plateau": (
+        "train.plateau_patience=0",
+        "train.lr=0.05",
+        "train.patience=2",
+        "train.head_only=0.2",
+    ),
 }
 
 
@@ -27,7 +32,9 @@ def weights(result: dict[str, Any]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("schedule", CASES)
-def test_an_interrupted_training_ends_with_the_same_weights(schedule: str, data: Path, tmp_path: Path):
+def test_an_interrupted_training_ends_with_the_same_weights(
+    schedule: str, data: Path, tmp_path: Path
+):
     recipe = load_recipe("tiny-electra", (*SHORT, f"train.schedule={schedule}", *CASES[schedule]))
     losses: list[float] = []
 
@@ -46,14 +53,17 @@ def test_an_interrupted_training_ends_with_the_same_weights(schedule: str, data:
     one, other = resumed["parts"]["holdout"], whole["parts"]["holdout"]
     for name in ("log_loss", "accuracy", "best_step", "steps", "skipped_steps"):
         assert one[name] == other[name], name
-    assert other["log_loss"] == pytest.approx(min(losses), abs=1e-6)  # what was kept is what was evaluated
+    assert other["log_loss"] == pytest.approx(
+        min(losses), abs=1e-6
+    )  # what was kept is what was evaluated
     assert len(losses) == 3
 
 
 def test_an_interrupted_training_leaves_the_same_log(data: Path, tmp_path: Path):
     """Its checkpoint, after 11 steps, does not fall on a multiple of the 2 steps of a logged loss."""
     recipe = load_recipe(
-        "tiny-electra", (*QUICK, "train.batch_size=18", "train.evals_per_epoch=1", "train.max_steps=14")
+        "tiny-electra",
+        (*QUICK, "train.batch_size=18", "train.evals_per_epoch=1", "train.max_steps=14"),
     )
 
     def interrupt(event: TrainingProgress) -> None:

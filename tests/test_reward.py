@@ -34,7 +34,13 @@ from kit.task import CLASSES, SWAP
 from kit.training.start import new_model, tiny_folder
 from kit.training.train import train_recipe
 
-BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BERT = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 ROWS = token_rows(np.array([[9, 30], [12, 12], [40, 5], [3, 3]]))
 KINDS = {
     "deberta-v2": (DebertaV2ForSequenceClassification, BACKBONES["tiny-deberta"]),
@@ -47,7 +53,9 @@ KINDS = {
 def classifier(family: str, outputs: int = 1) -> PreTrainedModel:
     torch.manual_seed(3)
     kind, record = KINDS[family]
-    config = BertConfig(**BERT) if record is None else kind.config_class.from_dict(dict(record.config))
+    config = (
+        BertConfig(**BERT) if record is None else kind.config_class.from_dict(dict(record.config))
+    )
     config.num_labels = outputs
     return kind(config).eval()
 
@@ -58,7 +66,9 @@ def checkpoint(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("reward") / "model"
     shutil.copytree(tiny_folder(BACKBONES["tiny-deberta"], processed), folder)
     classifier("deberta-v2").save_pretrained(folder)
-    assert {"classifier.weight", "pooler.dense.weight"} <= set(load_file(folder / "model.safetensors"))
+    assert {"classifier.weight", "pooler.dense.weight"} <= set(
+        load_file(folder / "model.safetensors")
+    )
     return folder
 
 
@@ -76,7 +86,9 @@ def test_the_reward_is_the_one_that_transformers_computes(family: str, tmp_path:
     head, encoder = load_reward_head(tmp_path, load_config(tmp_path)), load_encoder(tmp_path).eval()
     tokens = torch.randint(4, 40, (5, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours = head(encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state)
+        ours = head(
+            encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        )
         theirs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
     assert ours.std() > 0
     torch.testing.assert_close(ours, theirs)
@@ -84,7 +96,9 @@ def test_the_reward_is_the_one_that_transformers_computes(family: str, tmp_path:
 
 def test_each_side_has_its_reward_beside_its_pooled_vector(checkpoint: Path):
     config = load_config(checkpoint)
-    model = PairModel(load_encoder(checkpoint), config, ModelSpec(pooling="mean", reward=True)).eval()
+    model = PairModel(
+        load_encoder(checkpoint), config, ModelSpec(pooling="mean", reward=True)
+    ).eval()
     model.reward = load_reward_head(checkpoint, config)
     original = classifier("deberta-v2")
     batch = Collator(ROWS, PAD, segments=False, pack_overhead=0)(range(len(ROWS)))
@@ -92,32 +106,45 @@ def test_each_side_has_its_reward_beside_its_pooled_vector(checkpoint: Path):
         vectors = model.encode(batch["packs"], batch["order"])
         assert vectors.shape == (len(ROWS), 2, config["hidden_size"] + 1)
         for side in range(2 * len(ROWS)):
-            tokens = torch.from_numpy(ROWS.tokens[ROWS.starts[side] : ROWS.starts[side + 1]].astype(np.int64))[None]
+            tokens = torch.from_numpy(
+                ROWS.tokens[ROWS.starts[side] : ROWS.starts[side + 1]].astype(np.int64)
+            )[None]
             alone = original(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, 0]
-            torch.testing.assert_close(vectors[side // 2, side % 2, -1], alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                vectors[side // 2, side % 2, -1], alone, rtol=1e-4, atol=1e-5
+            )
         both = model(batch["packs"], batch["order"], augment=True)
     torch.testing.assert_close(both[:, 0], both[:, 1], rtol=1e-5, atol=1e-5)
 
 
 def test_before_training_the_odds_of_the_answers_are_those_of_the_reward(checkpoint: Path):
     config = load_config(checkpoint)
-    model = PairModel(load_encoder(checkpoint), config, ModelSpec(pooling="cls", reward=True, features=True)).eval()
+    model = PairModel(
+        load_encoder(checkpoint), config, ModelSpec(pooling="cls", reward=True, features=True)
+    ).eval()
     model.reward = load_reward_head(checkpoint, config)
     for parameter in model.head.parameters():
         torch.nn.init.zeros_(parameter)
     torch.manual_seed(0)
     vectors = torch.randn(6, 2, config["hidden_size"] + 1)
-    features = {"sides": torch.randn(6, 2, len(model.reads[0])), "pair": torch.randn(6, len(model.reads[1]))}
+    features = {
+        "sides": torch.randn(6, 2, len(model.reads[0])),
+        "pair": torch.randn(6, len(model.reads[1])),
+    }
     with torch.no_grad():
         chances = model.classify(vectors, features).softmax(-1)
-        turned = model.classify(vectors.flip(1), features | {"sides": features["sides"].flip(1)}).softmax(-1)
+        turned = model.classify(
+            vectors.flip(1), features | {"sides": features["sides"].flip(1)}
+        ).softmax(-1)
     lead = vectors[:, 0, -1] - vectors[:, 1, -1]
     torch.testing.assert_close((chances[:, 0] / chances[:, 1]).log(), lead)
     torch.testing.assert_close(turned[:, list(SWAP)], chances)
 
 
 def test_the_reward_stays_in_float32_under_autocast(checkpoint: Path):
-    model = PairModel(load_encoder(checkpoint), load_config(checkpoint), ModelSpec(pooling="cls", reward=True))
+    model = PairModel(
+        load_encoder(checkpoint), load_config(checkpoint), ModelSpec(pooling="cls", reward=True)
+    )
     batch = Collator(ROWS, PAD, segments=False)(range(len(ROWS)))
     with torch.autocast("cpu", torch.bfloat16):
         vectors = model.encode(batch["packs"], batch["order"])
@@ -137,7 +164,9 @@ def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself
     assert torch.equal(begun.reward.out.weight, original.classifier.weight)
     run = Path(train_recipe(recipe, data, tmp_path / "runs")["run"])
     rows = pd.read_csv(raw / "test.csv", dtype=str)
-    rows.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(tmp_path / "swapped.csv")
+    rows.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(
+        tmp_path / "swapped.csv"
+    )
     straight = predict_input(run, raw / "test.csv", swap=False)[list(CLASSES)].to_numpy()
     other = predict_input(run, tmp_path / "swapped.csv", swap=False)[list(CLASSES)].to_numpy()
     np.testing.assert_allclose(other[:, list(SWAP)], straight, atol=1e-5)
@@ -148,11 +177,19 @@ def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself
     ("spoil", "said"),
     [
         (lambda weights: weights.pop("classifier.weight"), r"lack classifier\.weight"),
-        (lambda weights: [weights.pop(name) for name in list(weights) if "pooler" in name], r"lack pooler\.dense"),
-        (lambda weights: weights.update({"classifier.weight": torch.zeros(1, 5)}), "cannot be loaded"),
+        (
+            lambda weights: [weights.pop(name) for name in list(weights) if "pooler" in name],
+            r"lack pooler\.dense",
+        ),
+        (
+            lambda weights: weights.update({"classifier.weight": torch.zeros(1, 5)}),
+            "cannot be loaded",
+        ),
     ],
 )
-def test_what_is_no_reward_model_is_refused(checkpoint: Path, tmp_path: Path, spoil: Callable, said: str):
+def test_what_is_no_reward_model_is_refused(
+    checkpoint: Path, tmp_path: Path, spoil: Callable, said: str
+):
     folder = Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
     weights = load_file(folder / "model.safetensors")
     spoil(weights)
@@ -168,7 +205,11 @@ def test_a_classifier_of_three_classes_is_no_reward_model(tmp_path: Path):
     assert "reward-deberta" in caught.value.hint
 
 
-@pytest.mark.parametrize("record", [BACKBONES["tiny-electra"], BACKBONES["modernbert-base"]], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "record", [BACKBONES["tiny-electra"], BACKBONES["modernbert-base"]], ids=lambda r: r.name
+)
 def test_a_backbone_without_a_reward_says_so(record: Backbone):
-    with pytest.raises(BackboneError, match=f"{record.name} starts from random|no reward head is known"):
+    with pytest.raises(
+        BackboneError, match=f"{record.name} starts from random|no reward head is known"
+    ):
         load_reward_head(record, record.config)

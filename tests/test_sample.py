@@ -31,7 +31,10 @@ LONE = re.compile("[\ud800-\udfff]")
 
 def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """train.csv and test.csv with the cells parsed; test with its truth."""
-    train, test = (pd.read_csv(folder / name, keep_default_na=False) for name in (task.TRAIN_FILE, task.TEST_FILE))
+    train, test = (
+        pd.read_csv(folder / name, keep_default_na=False)
+        for name in (task.TRAIN_FILE, task.TEST_FILE)
+    )
     test = test.merge(pd.read_csv(folder / task.TRUTH_FILE), on=task.ID, validate="1:1")
     for table in (train, test):
         table["label"] = table[CLASSES].to_numpy().argmax(axis=1)
@@ -52,14 +55,21 @@ def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def judged(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
+def judged(
+    folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
+) -> tuple[np.ndarray, np.ndarray]:
     """Bayes probabilities (N, 3) and labels (N,) of train and test together."""
     both = pd.concat(tables)
     return _bayes(folder, both), both["label"].to_numpy()
 
 
 def _bayes(folder: Path, table: pd.DataFrame) -> np.ndarray:
-    return read_predictions(folder / task.BAYES_FILE).set_index(task.ID).loc[table[task.ID], CLASSES].to_numpy()
+    return (
+        read_predictions(folder / task.BAYES_FILE)
+        .set_index(task.ID)
+        .loc[table[task.ID], CLASSES]
+        .to_numpy()
+    )
 
 
 def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -78,13 +88,21 @@ def _plain(turns: list[str | None]) -> str:
 # --- format
 
 
-def test_the_files_have_kaggles_columns_and_row_counts(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
-    first = {name: (folder / name).read_text("ascii").partition("\n")[0] for name in generate.FILES[:4]}
+def test_the_files_have_kaggles_columns_and_row_counts(
+    folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
+):
+    first = {
+        name: (folder / name).read_text("ascii").partition("\n")[0] for name in generate.FILES[:4]
+    }
     assert first[task.TRAIN_FILE] == (
         "id,model_a,model_b,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie"
     )
     assert first[task.TEST_FILE] == "id,prompt,response_a,response_b"
-    assert first[task.SAMPLE_FILE] == first[task.TRUTH_FILE] == "id,winner_model_a,winner_model_b,winner_tie"
+    assert (
+        first[task.SAMPLE_FILE]
+        == first[task.TRUTH_FILE]
+        == "id,winner_model_a,winner_model_b,winner_tie"
+    )
     train, test = tables
     assert (len(train), len(test)) == (2400, 600)
     uniform = read_predictions(folder / task.SAMPLE_FILE)
@@ -92,7 +110,9 @@ def test_the_files_have_kaggles_columns_and_row_counts(folder: Path, tables: tup
     assert np.allclose(uniform[CLASSES], 1 / 3)
 
 
-def test_ids_are_unique_over_both_files_and_in_no_order(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
+def test_ids_are_unique_over_both_files_and_in_no_order(
+    folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
+):
     ids = pd.concat(tables)[task.ID]
     assert ids.is_unique
     assert ids.between(0, 2**32 - 1).all()
@@ -100,7 +120,9 @@ def test_ids_are_unique_over_both_files_and_in_no_order(folder: Path, tables: tu
     assert read_predictions(folder / task.BAYES_FILE)[task.ID].tolist() == ids.tolist()
 
 
-def test_every_label_is_one_hot_and_the_two_models_differ(tables: tuple[pd.DataFrame, pd.DataFrame]):
+def test_every_label_is_one_hot_and_the_two_models_differ(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+):
     for table in tables:
         assert np.isin(table[CLASSES], (0, 1)).all()
         assert (table[CLASSES].sum(axis=1) == 1).all()
@@ -112,11 +134,24 @@ def test_cells_are_written_as_kaggle_writes_them(folder: Path):
     assert all(cell.isascii() and cell.isprintable() for cell in raw)
     assert not any(re.search(r"(?<!\\)/", cell) for cell in raw)
     text = "\n".join(raw)
-    for escape in (r"<\/form>", r"\n", r"\"", r"\t", r"\\", r"\u00", r"\u200b", r"\u001b", r"\ud83d\ude0a", '","'):
+    for escape in (
+        r"<\/form>",
+        r"\n",
+        r"\"",
+        r"\t",
+        r"\\",
+        r"\u00",
+        r"\u200b",
+        r"\u001b",
+        r"\ud83d\ude0a",
+        '","',
+    ):
         assert escape in text, escape
 
 
-def test_every_turn_of_a_prompt_has_an_answer_on_both_sides(tables: tuple[pd.DataFrame, pd.DataFrame]):
+def test_every_turn_of_a_prompt_has_an_answer_on_both_sides(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+):
     for table in tables:
         turns = table[TEXTS].map(len)
         assert (turns.nunique(axis=1) == 1).all()
@@ -133,14 +168,19 @@ def _mess(table: pd.DataFrame) -> dict[str, pd.Series]:
     letters = table[task.PROMPT].map(_plain)
     longest = pd.concat([a.map(_length), b.map(_length)], axis=1).max(axis=1)
     texts = table[[*task.MODELS, *TEXTS]].map(str)
-    repeated, with_label = texts.duplicated(keep=False), texts.assign(label=table["label"]).duplicated(keep=False)
+    repeated, with_label = (
+        texts.duplicated(keep=False),
+        texts.assign(label=table["label"]).duplicated(keep=False),
+    )
     scripts = {"Arabic": "[\u0621-\u064a]", "Russian": "[а-я]", "Chinese": "[\u4e00-\u9fff]"}
     words = {"Spanish": r"¿Qué|Explícame", "German": r"sollte ich|Erkläre"}
     return {
         "two turns": turns == 2,
         "twelve turns": turns == 12,
         "null turn": a.map(lambda x: None in x) | b.map(lambda x: None in x),
-        "lone surrogate": table[TEXTS].map(lambda x: bool(LONE.search("".join(t or "" for t in x)))).any(axis=1),
+        "lone surrogate": table[TEXTS]
+        .map(lambda x: bool(LONE.search("".join(t or "" for t in x))))
+        .any(axis=1),
         "code": a.map(lambda x: "```" in _plain(x)),
         "very long": longest >= 5_000,
         "repeated prompt": letters.duplicated(keep=False),
@@ -160,7 +200,9 @@ def test_a_sample_of_200_rows_has_every_kind_of_mess(tmp_path: Path, rows: int, 
     assert missing == []
 
 
-def test_the_mess_is_about_as_frequent_as_in_the_real_data(tables: tuple[pd.DataFrame, pd.DataFrame]):
+def test_the_mess_is_about_as_frequent_as_in_the_real_data(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+):
     share = {kind: found.mean() for kind, found in _mess(tables[0]).items()}
     assert 0.002 <= share["null turn"] <= 0.005
     assert 0.005 <= share["lone surrogate"] <= 0.02
@@ -205,45 +247,62 @@ def test_bayes_csv_is_the_rule_applied_to_the_text_in_the_files(
 def test_davidsons_model_holds_at_any_difference(d: float):
     win, lose, tie = judge.davidson_probabilities(d)
     assert math.isclose(win + lose + tie, 1)
-    assert math.isclose(math.log(win / lose), d, abs_tol=1e-9)  # without ties it is Bradley and Terry's
+    assert math.isclose(
+        math.log(win / lose), d, abs_tol=1e-9
+    )  # without ties it is Bradley and Terry's
     assert math.isclose(tie, judge.TIES * math.sqrt(win * lose))  # ties go with the geometric mean
 
 
-_phrases = [phrase for voice in sample_text.VOICES for phrase in voice.good + voice.bad + voice.neutral]
-_turns = st.lists(st.none() | st.lists(st.sampled_from(_phrases) | st.text(), max_size=5).map(" ".join), max_size=3)
+_phrases = [
+    phrase for voice in sample_text.VOICES for phrase in voice.good + voice.bad + voice.neutral
+]
+_turns = st.lists(
+    st.none() | st.lists(st.sampled_from(_phrases) | st.text(), max_size=5).map(" ".join),
+    max_size=3,
+)
 
 
 @settings(deadline=None, max_examples=100)
 @given(_turns, _turns)
 def test_swapping_the_answers_permutes_the_probabilities(a: list[str | None], b: list[str | None]):
-    straight, swapped = (judge.davidson_probabilities(judge.quality_difference(*pair)) for pair in ((a, b), (b, a)))
+    straight, swapped = (
+        judge.davidson_probabilities(judge.quality_difference(*pair)) for pair in ((a, b), (b, a))
+    )
     assert [swapped[c] for c in task.SWAP] == list(straight)
 
 
 def test_equal_answers_have_no_difference(tables: tuple[pd.DataFrame, pd.DataFrame]):
-    equal = [(a, b) for a, b in zip(*(tables[0][side] for side in task.RESPONSES), strict=True) if a == b]
+    equal = [
+        (a, b) for a, b in zip(*(tables[0][side] for side in task.RESPONSES), strict=True) if a == b
+    ]
     assert len(equal) > 5
     assert {judge.quality_difference(a, b) for a, b in equal} == {0.0}
 
 
 def test_a_phrase_occurs_nowhere_but_where_it_is_meant():
-    phrases = {phrase for voice in sample_text.VOICES for phrase in voice.good + voice.bad + voice.neutral}
+    phrases = {
+        phrase for voice in sample_text.VOICES for phrase in voice.good + voice.bad + voice.neutral
+    }
     others = [
         text
         for v in sample_text.VOICES
         for text in (*v.tails, *v.topics, *v.prompts, *v.follow, *v.snippets, *sample_text.CLOSINGS)
     ]
-    kinds = Counter(p for v in (*sample_text.FOREIGN, sample_text.ENGLISH) for p in v.good + v.bad + v.neutral)
+    kinds = Counter(
+        p for v in (*sample_text.FOREIGN, sample_text.ENGLISH) for p in v.good + v.bad + v.neutral
+    )
     assert max(kinds.values()) == 1
     assert not [(a, b) for a in phrases for b in (*phrases, *others) if a != b and a in b]
 
 
-def test_the_beginning_of_an_answer_is_a_fair_sample_of_it(tables: tuple[pd.DataFrame, pd.DataFrame]):
+def test_the_beginning_of_an_answer_is_a_fair_sample_of_it(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+):
     whole = [turns for side in task.RESPONSES for turns in tables[1][side] if _length(turns) > 400]
     beginnings = [["".join(turn or "" for turn in turns)[:400]] for turns in whole]
-    correlation = np.corrcoef([judge.answer_quality(t) for t in whole], [judge.answer_quality(t) for t in beginnings])[
-        0, 1
-    ]
+    correlation = np.corrcoef(
+        [judge.answer_quality(t) for t in whole], [judge.answer_quality(t) for t in beginnings]
+    )[0, 1]
     assert correlation > 0.9
 
 
@@ -256,7 +315,9 @@ def test_the_labels_are_drawn_from_the_bayes_probabilities(judged: tuple[np.ndar
     variance = (probabilities * np.log(probabilities) ** 2).sum(axis=1) - entropy**2
     assert abs((_losses(probabilities, labels) - entropy).sum()) < 3.5 * math.sqrt(variance.sum())
     surprise = (np.eye(3)[labels] - probabilities).sum(axis=0)
-    assert (np.abs(surprise) < 3.5 * np.sqrt((probabilities * (1 - probabilities)).sum(axis=0))).all()
+    assert (
+        np.abs(surprise) < 3.5 * np.sqrt((probabilities * (1 - probabilities)).sum(axis=0))
+    ).all()
 
 
 def test_the_floor_looks_like_an_honest_task(judged: tuple[np.ndarray, np.ndarray]):
@@ -295,7 +356,9 @@ def test_no_wrong_frame_beats_the_floor(judged: tuple[np.ndarray, np.ndarray], w
     assert worse.mean() > -2 * worse.std() / math.sqrt(len(worse))
 
 
-def test_bags_of_words_learn_most_of_the_rule(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
+def test_bags_of_words_learn_most_of_the_rule(
+    folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
+):
     learn, held_out = tables[0].iloc[:1600], pd.concat([tables[0].iloc[1600:], tables[1]])
     bag = CountVectorizer(token_pattern=r"\w+", max_features=2000)
     begin = {s: pd.concat([learn, held_out])[s].map(lambda x: _plain(x)[:500]) for s in TEXTS[1:]}
@@ -305,12 +368,16 @@ def test_bags_of_words_learn_most_of_the_rule(folder: Path, tables: tuple[pd.Dat
     model = LogisticRegression(C=10, max_iter=500).fit(features[: len(learn)], learn["label"])
     labels = held_out["label"].to_numpy()
     floor = _losses(_bayes(folder, held_out), labels).mean()
-    prior = _losses(np.tile(np.bincount(learn["label"]) / len(learn), (len(labels), 1)), labels).mean()
+    prior = _losses(
+        np.tile(np.bincount(learn["label"]) / len(learn), (len(labels), 1)), labels
+    ).mean()
     reached = _losses(model.predict_proba(features[len(learn) :]), labels).mean()
     assert floor - 0.01 < reached < prior - (prior - floor) / 2
 
 
-def test_the_summary_says_what_the_files_hold(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
+def test_the_summary_says_what_the_files_hold(
+    folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
+):
     summary = json.loads((folder / generate.SUMMARY_FILE).read_text())
     assert summary["seed"] == 0
     assert str(judge.TIES) in summary["rule"]
@@ -319,7 +386,9 @@ def test_the_summary_says_what_the_files_hold(folder: Path, tables: tuple[pd.Dat
         assert summary[part]["rows"] == len(table)
         assert list(summary[part]["classes"].values()) == table[CLASSES].sum().tolist()
         losses = summary[part]["bayes_log_loss"]
-        assert losses["realised"] == pytest.approx(_losses(p, table["label"].to_numpy()).mean(), abs=1e-6)
+        assert losses["realised"] == pytest.approx(
+            _losses(p, table["label"].to_numpy()).mean(), abs=1e-6
+        )
         assert losses["expected"] == pytest.approx(-(p * np.log(p)).sum(axis=1).mean(), abs=1e-6)
 
 
@@ -331,10 +400,16 @@ def test_another_process_with_other_arithmetic_writes_the_same_bytes(tmp_path: P
     summary = generate.write_sample(here, rows=300, seed=7)
     assert summary == json.loads((here / generate.SUMMARY_FILE).read_text())
     dispatched = np.lib.introspect.opt_func_info(func_name="^(exp|log)$", signature="float64")
-    every = [re.sub(r"baseline\(.*?\)", "", s["available"]) for each in dispatched.values() for s in each.values()]
+    every = [
+        re.sub(r"baseline\(.*?\)", "", s["available"])
+        for each in dispatched.values()
+        for s in each.values()
+    ]
     environment = os.environ | {
         "PYTHONHASHSEED": "12345",
-        "NPY_DISABLE_CPU_FEATURES": " ".join({feature for available in every for feature in available.split()}),
+        "NPY_DISABLE_CPU_FEATURES": " ".join(
+            {feature for available in every for feature in available.split()}
+        ),
     }
     code = "import sys; from kit.data import sample; sample.write(sys.argv[1], rows=300, seed=7)"
     subprocess.run([sys.executable, "-c", code, str(there)], check=True, env=environment)
@@ -362,7 +437,9 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("rows", "seed"), [(0, 0), (-5, 0), (10, -1)])
-def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path: Path, rows: int, seed: int):
+def test_impossible_numbers_are_refused_before_anything_is_written(
+    tmp_path: Path, rows: int, seed: int
+):
     with pytest.raises(KitError, match="cannot be made"):
         generate.write_sample(tmp_path / "new", rows, seed)
     assert not (tmp_path / "new").exists()

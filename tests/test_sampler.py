@@ -19,7 +19,9 @@ def real_lengths(rows: int, seed: int = 0, most: int = 512) -> np.ndarray:
     return np.clip(np.exp(row + rng.normal(0, 0.5, (rows, 2))), 8, most).astype(np.int64)
 
 
-def epoch(lengths: np.ndarray, size: int, seed: int = 0, number: int = 0, window: int = 256) -> list[int]:
+def epoch(
+    lengths: np.ndarray, size: int, seed: int = 0, number: int = 0, window: int = 256
+) -> list[int]:
     buckets = LengthBuckets(lengths, size, seed, window)
     buckets.set_epoch(number)
     return list(buckets)
@@ -39,7 +41,9 @@ def waste(lengths: np.ndarray, each: list[list[int]], overhead: int) -> float:
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 8), st.integers(0, 9), st.integers(0, 3))
+@given(
+    st.integers(0, 300), st.integers(1, 40), st.integers(1, 8), st.integers(0, 9), st.integers(0, 3)
+)
 def test_an_epoch_is_every_row_once(rows: int, size: int, window: int, seed: int, number: int):
     order = epoch(real_lengths(rows), size, seed, number, window)
     assert sorted(order) == list(range(rows))
@@ -60,7 +64,9 @@ def test_other_epochs_and_seeds_have_other_orders_and_other_batches():
     orders = [epoch(lengths, 16, seed, number) for seed, number in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert len({tuple(order) for order in orders}) == 4
     company = [{frozenset(batch) for batch in batches(order, 16)} for order in orders]
-    neighbours = [{pair for batch in each for pair in combinations(sorted(batch), 2)} for each in company]
+    neighbours = [
+        {pair for batch in each for pair in combinations(sorted(batch), 2)} for each in company
+    ]
     for one in range(4):
         for other in range(one):
             assert len(company[one] & company[other]) < 0.05 * len(company[one])
@@ -70,11 +76,15 @@ def test_other_epochs_and_seeds_have_other_orders_and_other_batches():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 400), st.integers(1, 40))
 def test_the_incomplete_batch_comes_last(rows: int, size: int):
-    lengths = np.repeat(np.arange(10, 10 + rows)[:, None], 2, 1)  # all different, so that a bucket is a run
+    lengths = np.repeat(
+        np.arange(10, 10 + rows)[:, None], 2, 1
+    )  # all different, so that a bucket is a run
     full = rows - rows % size
     drawn = np.random.default_rng([0, 0]).permutation(rows)
     order = epoch(lengths, size, window=10**6)
-    assert sorted(order[full:]) == sorted(drawn[full:])  # drawn at random, not always the longest or the shortest
+    assert sorted(order[full:]) == sorted(
+        drawn[full:]
+    )  # drawn at random, not always the longest or the shortest
 
 
 def test_every_slice_is_one_bucket(monkeypatch: pytest.MonkeyPatch):
@@ -82,7 +92,9 @@ def test_every_slice_is_one_bucket(monkeypatch: pytest.MonkeyPatch):
     lengths = np.repeat(np.random.default_rng(0).permutation(1024)[:, None] + 10, 2, 1)
     order = epoch(lengths, 16, window=10**6)
     ranges = sorted((lengths[batch].min(), lengths[batch].max()) for batch in batches(order, 16))
-    assert ranges == [(10 + i, 25 + i) for i in range(0, 1024, 16)]  # neighbours in length, no overlap
+    assert ranges == [
+        (10 + i, 25 + i) for i in range(0, 1024, 16)
+    ]  # neighbours in length, no overlap
 
 
 def test_both_sides_are_alike_within_a_batch():
@@ -101,7 +113,9 @@ def test_batches_of_every_length_come_at_every_time():
     assert max(quarters) < 1.25 * min(quarters)
 
 
-@pytest.mark.parametrize(("size", "overhead"), [(16, 64), (32, 64), (64, 64), (32, 1024), (64, 1024)])
+@pytest.mark.parametrize(
+    ("size", "overhead"), [(16, 64), (32, 64), (64, 64), (32, 1024), (64, 1024)]
+)
 def test_less_than_a_twentieth_is_padding_on_real_lengths(size: int, overhead: int):
     lengths = real_lengths(57_477 // 4)
     assert waste(lengths, batches(epoch(lengths, size), size), overhead) < 0.05

@@ -19,7 +19,14 @@ from kit.storage.atomic import atomic_file, atomic_folder
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "kit").rglob("*.py"))
 BANNED = {
-    *("os.system", "os.popen", "yaml.load", "tempfile.mktemp", "shutil.unpack_archive", "torch.save"),
+    *(
+        "os.system",
+        "os.popen",
+        "yaml.load",
+        "tempfile.mktemp",
+        "shutil.unpack_archive",
+        "torch.save",
+    ),
     *("eval", "exec", "compile", "__import__"),
 }
 
@@ -32,17 +39,25 @@ def name_of(node: ast.expr) -> str:
 
 
 def calls(module: Path) -> list[ast.Call]:
-    return [node for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return [
+        node
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_call_runs_code_from_data_or_through_a_shell(module: Path):
     for call in calls(module):
         name, keywords = name_of(call.func), {each.arg: each.value for each in call.keywords}
-        said = {key: value.value for key, value in keywords.items() if isinstance(value, ast.Constant)}
+        said = {
+            key: value.value for key, value in keywords.items() if isinstance(value, ast.Constant)
+        }
         where = f"{module.name}:{call.lineno}: {name}"
         assert name not in BANNED, where
-        own = module.name == "start.py"  # a notebook unpacks kit's own wheel, which it carries in its source
+        own = (
+            module.name == "start.py"
+        )  # a notebook unpacks kit's own wheel, which it carries in its source
         assert own or not name.endswith((".extractall", ".extract")), where
         assert name != "torch.load" or said.get("weights_only") is True, where
         assert "trust_remote_code" not in keywords or said.get("trust_remote_code") is False, where
@@ -50,7 +65,9 @@ def test_no_call_runs_code_from_data_or_through_a_shell(module: Path):
         assert not said.get("allow_pickle"), where
         assert said.get("verify", True) is not False, where
         if name.startswith("subprocess."):
-            assert not isinstance(call.args[0], ast.Constant | ast.JoinedStr), f"{where}: a list, not a line"
+            assert not isinstance(call.args[0], ast.Constant | ast.JoinedStr), (
+                f"{where}: a list, not a line"
+            )
 
 
 class Trap:
@@ -73,7 +90,9 @@ def test_a_pickle_in_a_backbone_folder_is_refused_and_not_run(tmp_path: Path):
     assert not sign.exists()
 
 
-@pytest.mark.parametrize("name", ["../out.csv", "/out.csv", "a/../../out.csv", "..\\out.csv", "C:out.csv"])
+@pytest.mark.parametrize(
+    "name", ["../out.csv", "/out.csv", "a/../../out.csv", "..\\out.csv", "C:out.csv"]
+)
 def test_an_archive_does_not_escape_its_folder(tmp_path: Path, name: str):
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w") as bundle:
@@ -83,7 +102,9 @@ def test_an_archive_does_not_escape_its_folder(tmp_path: Path, name: str):
     assert sorted(path.name for path in tmp_path.rglob("*")) in (["x.zip"], ["in", "x.zip"])
 
 
-@pytest.mark.parametrize("command", [["validate"], ["score", "--truth", "{}"], ["ensemble", "-o", "out.csv"]])
+@pytest.mark.parametrize(
+    "command", [["validate"], ["score", "--truth", "{}"], ["ensemble", "-o", "out.csv"]]
+)
 def test_control_characters_of_a_file_do_not_reach_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ):
@@ -91,7 +112,9 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(
     name = "\x1b]0;owned\x07.csv"
     header = "id,winner_model_a,winner_model_b,\x1b[2Jwinner_tie\x07\u202e"
     Path(name).write_text(f"{header}\n1,\x1b[31m0.5,\x9b31m,0\n", encoding="utf-8")
-    result = CliRunner().invoke(main, [command[0], name, *(name if each == "{}" else each for each in command[1:])])
+    result = CliRunner().invoke(
+        main, [command[0], name, *(name if each == "{}" else each for each in command[1:])]
+    )
     assert result.exit_code == 1
     assert not [c for c in result.output if not c.isprintable() and c != "\n"]
 

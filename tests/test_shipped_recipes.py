@@ -15,7 +15,10 @@ from kit.recipe.load import load_recipe, shipped_recipes
 from kit.recipe.spec import Recipe
 from kit.training.optim import Schedule, optimizer
 
-ALL = {name: load_recipe(name, backbone="roberta" if name == "default" else None) for name in shipped_recipes()}
+ALL = {
+    name: load_recipe(name, backbone="roberta" if name == "default" else None)
+    for name in shipped_recipes()
+}
 PRETRAINED = {
     name: recipe
     for name, recipe in ALL.items()
@@ -29,13 +32,18 @@ def test_every_recipe_builds_at_full_size_on_the_meta_device(recipe: Recipe):
     pooling = record.pooling if recipe.model.pooling == "auto" else recipe.model.pooling
     with torch.device("meta"):
         model = PairModel(
-            build_encoder(record.config), record.config, dataclasses.replace(recipe.model, pooling=pooling)
+            build_encoder(record.config),
+            record.config,
+            dataclasses.replace(recipe.model, pooling=pooling),
         )
         vectors = torch.zeros(2, 2, record.sizes["hidden"] + recipe.model.reward)
         features = None
         if model.reads:
             side_names, pair_names = model.reads
-            features = {"sides": torch.zeros(2, 2, len(side_names)), "pair": torch.zeros(2, len(pair_names))}
+            features = {
+                "sides": torch.zeros(2, 2, len(side_names)),
+                "pair": torch.zeros(2, len(pair_names)),
+            }
         logits = model.head(vectors, features)
     assert logits.shape == (2, 3)
     assert {p.device.type for p in model.parameters()} == {"meta"}
@@ -63,7 +71,10 @@ def test_the_defaults_keep_to_what_converges(recipe: Recipe):
 
 
 def test_the_larger_the_encoder_of_a_family_the_lower_its_rate():
-    for family in (("deberta", "deberta-base", "deberta-large"), ("electra-small", "electra-base", "electra")):
+    for family in (
+        ("deberta", "deberta-base", "deberta-large"),
+        ("electra-small", "electra-base", "electra"),
+    ):
         rates = [ALL[name].train.lr for name in family]
         assert rates == sorted(rates, reverse=True)
 

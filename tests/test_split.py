@@ -27,7 +27,12 @@ def imbalance(fold: np.ndarray, labels: np.ndarray, number: int) -> float:
     return np.abs(counts - counts.mean(axis=0)).max()
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(0, 500), st.integers(2, 8), st.integers(0, 9))
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    st.integers(0, 500),
+    st.integers(2, 8),
+    st.integers(0, 9),
+)
 @settings(deadline=None, max_examples=150)
 def test_folds_and_holdout_keep_every_prompt_whole_and_leave_none_empty(
     sizes: list[int], singles: int, number: int, seed: int
@@ -46,7 +51,10 @@ def test_folds_and_holdout_keep_every_prompt_whole_and_leave_none_empty(
 def test_the_same_seed_gives_the_same_split_and_another_seed_another(groups: bool) -> None:
     labels, numbers = rows([1] * 200 + [3] * 30)
     by = numbers if groups else None
-    for cut in (lambda seed: split_folds(labels, by, 5, seed), lambda seed: split_holdout(labels, by, 0.1, seed)):
+    for cut in (
+        lambda seed: split_folds(labels, by, 5, seed),
+        lambda seed: split_holdout(labels, by, 0.1, seed),
+    ):
         assert np.array_equal(cut(7), cut(7))
         assert not np.array_equal(cut(7), cut(8))
 
@@ -68,7 +76,9 @@ def test_folds_are_about_as_balanced_as_those_of_stratified_group_k_fold(sizes: 
         StratifiedGroupKFold(5, shuffle=True, random_state=0).split(labels, labels, groups)
     ):
         theirs[chosen] = k
-    assert imbalance(split_folds(labels, groups, 5, 0), labels, 5) <= imbalance(theirs, labels, 5) + 3
+    assert (
+        imbalance(split_folds(labels, groups, 5, 0), labels, 5) <= imbalance(theirs, labels, 5) + 3
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -109,7 +119,10 @@ def test_folds_and_holdout_are_different_cuts_even_of_the_same_size() -> None:
 
 def test_too_few_prompts_are_an_error_that_names_the_ways_out() -> None:
     labels, groups = rows([30, 30, 30])
-    with pytest.raises(DataError, match=r"only 3 distinct prompts, too few for 5 folds[^\n]*\n.*--folds.*stratified"):
+    with pytest.raises(
+        DataError,
+        match=r"only 3 distinct prompts, too few for 5 folds[^\n]*\n.*--folds.*stratified",
+    ):
         split_folds(labels, groups, 5, 0)
     with pytest.raises(DataError, match="only 1 distinct prompt, too few for a holdout"):
         split_holdout(labels, np.zeros(90, int), 0.1, 0)

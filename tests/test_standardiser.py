@@ -46,7 +46,9 @@ def test_the_rows_fitted_have_mean_0_and_deviation_1():
         (distance, inside[3 * SIDES : 4 * SIDES]),
     ):
         constant = each.std(0) == 0
-        torch.testing.assert_close(each.mean(0)[part], torch.zeros(int(part.sum())).double(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            each.mean(0)[part], torch.zeros(int(part.sum())).double(), atol=1e-4, rtol=0
+        )
         deviations = each.std(0, correction=0)[part & ~constant]
         torch.testing.assert_close(deviations, torch.ones_like(deviations), atol=1e-4, rtol=0)
     squares = difference.square().mean(0)[inside[2 * SIDES : 3 * SIDES]]
@@ -55,10 +57,16 @@ def test_the_rows_fitted_have_mean_0_and_deviation_1():
 
 
 def test_a_swap_trades_the_places_and_the_sign_to_the_bit():
-    a, b, difference, distance, pair = read(fitted(TABLE), TABLE).split([SIDES, SIDES, SIDES, SIDES, PAIR], 1)
+    a, b, difference, distance, pair = read(fitted(TABLE), TABLE).split(
+        [SIDES, SIDES, SIDES, SIDES, PAIR], 1
+    )
     found = read(fitted(exchanged(TABLE)), exchanged(TABLE))
-    assert torch.allclose(found, torch.cat([b, a, -difference, distance, pair], 1), atol=1e-6)  # fitted on them swapped
-    assert torch.equal(read(fitted(TABLE), exchanged(TABLE)), torch.cat([b, a, -difference, distance, pair], 1))
+    assert torch.allclose(
+        found, torch.cat([b, a, -difference, distance, pair], 1), atol=1e-6
+    )  # fitted on them swapped
+    assert torch.equal(
+        read(fitted(TABLE), exchanged(TABLE)), torch.cat([b, a, -difference, distance, pair], 1)
+    )
 
 
 def test_an_outlier_is_cut_off_and_a_constant_does_no_harm():

@@ -57,7 +57,9 @@ def test_any_bytes_are_read_or_explained_and_never_raise(tmp_path_factory, conte
 
 @settings(deadline=None, max_examples=100)
 @given(
-    st.lists(st.sampled_from(["1,0.1,0.2,0.7", "", "   ", '2,"0.1",0.2,0.7', "3,,x,"]), max_size=12),
+    st.lists(
+        st.sampled_from(["1,0.1,0.2,0.7", "", "   ", '2,"0.1",0.2,0.7', "3,,x,"]), max_size=12
+    ),
     st.sampled_from(["\n", "\r\n"]),
     st.sampled_from(["", "\ufeff"]),
 )

@@ -12,7 +12,13 @@ def item(name: str, digest: str | None) -> dict:
 
 
 def test_a_lock_names_each_file_by_its_hash_and_leaves_out_the_folder_itself():
-    report = {"install": [item("torch", "ab" * 32), item("kit-llm-preference", None), item("Click", "cd" * 32)]}
+    report = {
+        "install": [
+            item("torch", "ab" * 32),
+            item("kit-llm-preference", None),
+            item("Click", "cd" * 32),
+        ]
+    }
     lines = runpy.run_path(str(LOCK))["lock"](report).splitlines()
     assert [line for line in lines if not line.startswith("#")] == [
         f"Click==1.0+cpu --hash=sha256:{'cd' * 32}",

@@ -25,11 +25,15 @@ def vocabulary(processed: Dataset) -> PairTokenizer:
 
 @pytest.fixture(scope="module")
 def encoded(processed: Dataset, vocabulary: PairTokenizer) -> TokenizedRows:
-    return tokenize_cached(processed.train(), processed.digest("train"), vocabulary, EncodeSpec(40), processed.cache)
+    return tokenize_cached(
+        processed.train(), processed.digest("train"), vocabulary, EncodeSpec(40), processed.cache
+    )
 
 
 @pytest.fixture(scope="module")
-def made(processed: Dataset, encoded: TokenizedRows, tmp_path_factory: pytest.TempPathFactory) -> FeatureTable:
+def made(
+    processed: Dataset, encoded: TokenizedRows, tmp_path_factory: pytest.TempPathFactory
+) -> FeatureTable:
     return features_cached(processed.train(), "content", encoded, tmp_path_factory.mktemp("cache"))
 
 
@@ -42,13 +46,23 @@ def test_every_row_has_its_features_and_its_tokens(processed: Dataset, made: Fea
 
 
 def test_tokens_are_counted_before_they_are_cut(
-    processed: Dataset, encoded: TokenizedRows, vocabulary: PairTokenizer, made: FeatureTable, tmp_path: Path
+    processed: Dataset,
+    encoded: TokenizedRows,
+    vocabulary: PairTokenizer,
+    made: FeatureTable,
+    tmp_path: Path,
 ):
     whole = tokenize_cached(processed.train(), "content", vocabulary, EncodeSpec(8192), tmp_path)
     assert encoded.cut > 0
     assert whole.cut == 0
-    assert whole.whole_lengths.tolist() == whole.lengths.ravel().tolist() == encoded.whole_lengths.tolist()
-    np.testing.assert_allclose(made.sides[:, :, SIDE_NAMES.index(TOKENS)], np.log1p(whole.lengths), rtol=1e-6)
+    assert (
+        whole.whole_lengths.tolist()
+        == whole.lengths.ravel().tolist()
+        == encoded.whole_lengths.tolist()
+    )
+    np.testing.assert_allclose(
+        made.sides[:, :, SIDE_NAMES.index(TOKENS)], np.log1p(whole.lengths), rtol=1e-6
+    )
 
 
 def test_features_are_computed_once(
@@ -73,7 +87,9 @@ def test_features_of_a_kit_that_counted_otherwise_are_made_anew(
     assert len(list(tmp_path.glob("features-*"))) == 2
 
 
-def test_a_damaged_cache_says_to_delete_the_folder(processed: Dataset, encoded: TokenizedRows, tmp_path: Path):
+def test_a_damaged_cache_says_to_delete_the_folder(
+    processed: Dataset, encoded: TokenizedRows, tmp_path: Path
+):
     features_cached(processed.train(), "content", encoded, tmp_path)
     (folder,) = tmp_path.iterdir()
     (folder / "sides.npy").write_bytes((folder / "sides.npy").read_bytes()[:-4])
@@ -84,10 +100,14 @@ def test_a_damaged_cache_says_to_delete_the_folder(processed: Dataset, encoded: 
 
 def test_columns_are_found_by_their_names():
     rows = tabular_rows(5)
-    chosen = rows.beside("reward", np.arange(10).reshape(5, 2)).select(["reward", "words"], ["same"])
+    chosen = rows.beside("reward", np.arange(10).reshape(5, 2)).select(
+        ["reward", "words"], ["same"]
+    )
     assert (chosen.side_names, chosen.pair_names) == (("reward", "words"), ("same",))
     np.testing.assert_array_equal(chosen.sides[:, :, 0], np.arange(10).reshape(5, 2))
-    np.testing.assert_array_equal(chosen.sides[:, :, 1], rows.sides[:, :, SIDE_NAMES.index("words")])
+    np.testing.assert_array_equal(
+        chosen.sides[:, :, 1], rows.sides[:, :, SIDE_NAMES.index("words")]
+    )
     np.testing.assert_array_equal(chosen.pair[:, 0], rows.pair[:, PAIR_FEATURES.index("same")])
 
 

@@ -59,7 +59,9 @@ def test_soft_labels_and_weights_are_read_beside_the_label(tmp_path: Path):
     ]
     read = read_rows(write(tmp_path / "votes.csv", rows, EVERY), labelled=True, pseudo=True)
     assert read.labels.tolist() == [1, 2, 2, 0]
-    np.testing.assert_allclose(read.soft, [[0.5, 0.25, 0.25], [0, 0, 1], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2]])
+    np.testing.assert_allclose(
+        read.soft, [[0.5, 0.25, 0.25], [0, 0, 1], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2]]
+    )
     assert read.weights.tolist() == [2.5, 1, 0, 1]
     assert not set(EVERY) & set(read.ignored)
 
@@ -73,7 +75,9 @@ def test_a_file_of_soft_labels_alone_needs_no_class_columns(tmp_path: Path):
 
 def test_rounded_probabilities_are_divided_by_their_sum(tmp_path: Path):
     path = write(tmp_path / "rounded.csv", [soft(0.333, 0.333, 0.333)], SOFT_LABELS)
-    np.testing.assert_allclose(read_rows(path, labelled=True, pseudo=True).soft, [[1 / 3] * 3], rtol=1e-12)
+    np.testing.assert_allclose(
+        read_rows(path, labelled=True, pseudo=True).soft, [[1 / 3] * 3], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,9 @@ def test_rounded_probabilities_are_divided_by_their_sum(tmp_path: Path):
         (hard(0) | {WEIGHT: "1e-46"}, "weight is 1e-46, neither 0 nor"),
     ],
 )
-def test_what_cannot_be_is_refused_with_row_and_id(tmp_path: Path, bad: dict[str, object], part: str):
+def test_what_cannot_be_is_refused_with_row_and_id(
+    tmp_path: Path, bad: dict[str, object], part: str
+):
     path = write(tmp_path / "bad.csv", [hard(0) | soft(1, 0, 0), bad, hard(1)], EVERY)
     with pytest.raises(DataError, match=part) as caught:
         read_rows(path, labelled=True, pseudo=True)
@@ -119,15 +125,47 @@ def test_rows_that_differ_in_their_soft_labels_are_no_duplicates():
     import pyarrow as pa
 
     a, b = ["x"], ["y"]
-    texts = [("p", a, b), ("p", a, b), ("p", a, b), ("p", b, a), ("p", b, a), ("q", a, a), ("q", a, a)]
-    values = [[[prompt] for prompt, _, _ in texts], [one for _, one, _ in texts], [other for _, _, other in texts]]
-    table = pa.table({n: pa.array(v, pa.list_(pa.string())) for n, v in zip(TEXTS, values, strict=True)})
+    texts = [
+        ("p", a, b),
+        ("p", a, b),
+        ("p", a, b),
+        ("p", b, a),
+        ("p", b, a),
+        ("q", a, a),
+        ("q", a, a),
+    ]
+    values = [
+        [[prompt] for prompt, _, _ in texts],
+        [one for _, one, _ in texts],
+        [other for _, _, other in texts],
+    ]
+    table = pa.table(
+        {n: pa.array(v, pa.list_(pa.string())) for n, v in zip(TEXTS, values, strict=True)}
+    )
     rows, _ = row_keys(table, table.slice(0, 0))
     labels = np.array([0, 0, 0, 1, 1, 0, 1])
-    probabilities = np.array([[6, 3, 1], [6, 3, 1], [5, 4, 1], [3, 6, 1], [4, 6, 0], [6, 3, 1], [3, 6, 1]]) / 10
+    probabilities = (
+        np.array([[6, 3, 1], [6, 3, 1], [5, 4, 1], [3, 6, 1], [4, 6, 0], [6, 3, 1], [3, 6, 1]]) / 10
+    )
     assert find_duplicates(rows, labels).tolist() == [False, True, True, False, True, False, False]
-    assert find_duplicates(rows, labels, probabilities).tolist() == [False, True, False, False, False, False, False]
-    assert find_copies(rows, labels, probabilities).tolist() == [False, True, False, True, False, False, True]
+    assert find_duplicates(rows, labels, probabilities).tolist() == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+    ]
+    assert find_copies(rows, labels, probabilities).tolist() == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +176,9 @@ def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("soft")
     table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
     for k, name in enumerate(SOFT_LABELS):
-        table[name] = ["", "0.2", "0.5"] * (len(table) // 3) if k else ["", "0.6", "0"] * (len(table) // 3)
+        table[name] = (
+            ["", "0.2", "0.5"] * (len(table) // 3) if k else ["", "0.6", "0"] * (len(table) // 3)
+        )
     table[WEIGHT] = ["1", "0", "3"] * (len(table) // 3)
     table.to_csv(base / "train.csv", index=False)
     (base / "test.csv").write_bytes((raw / "test.csv").read_bytes())
@@ -158,8 +198,12 @@ def test_soft_labels_and_weights_reach_the_processed_rows(folder: Path, processe
     assert table["extra"].to_pylist()[-2:] == [True, True]
     assert opened.manifest["counts"]["rows_with_soft_labels"] > 100
     labels = dict(zip(*(table[name].to_pylist() for name in ("id", "label")), strict=True))
-    before = dict(zip(*(processed.train()[name].to_pylist() for name in ("id", "label")), strict=True))
-    assert {number: labels[number] for number in before} == before  # scoring is by the label, as ever
+    before = dict(
+        zip(*(processed.train()[name].to_pylist() for name in ("id", "label")), strict=True)
+    )
+    assert {
+        number: labels[number] for number in before
+    } == before  # scoring is by the label, as ever
 
 
 def test_without_such_columns_nothing_changes(processed: Dataset):
@@ -192,8 +236,15 @@ def test_a_part_without_a_row_to_train_on_is_refused(raw: Path, tmp_path: Path):
 
 
 def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
-    overrides = (*QUICK, "train.max_steps=3", "train.micro_batch_size=8", "train.swap_augmentation=true")
-    result = train_recipe(load_recipe("tiny-electra", (*overrides, "model.head=fusion")), folder / "out", tmp_path)
+    overrides = (
+        *QUICK,
+        "train.max_steps=3",
+        "train.micro_batch_size=8",
+        "train.swap_augmentation=true",
+    )
+    result = train_recipe(
+        load_recipe("tiny-electra", (*overrides, "model.head=fusion")), folder / "out", tmp_path
+    )
     part = result["parts"]["holdout"]
     assert np.isfinite(part["log_loss"])
     assert part["train_rows"] == len(open_dataset(folder / "out").fold_rows("holdout")[0])
@@ -203,7 +254,9 @@ def test_a_baseline_learns_from_them_too(folder: Path, tmp_path: Path):
     opened = open_dataset(folder / "out")
     part = run_baseline("prior", folder / "out", tmp_path)["parts"]["holdout"]
     shares = opened.targets()[opened.fold_rows("holdout")[0]].sum(0)
-    found = read_predictions(tmp_path / "baseline-prior" / "holdout" / "test.csv")[list(CLASSES)].to_numpy()
+    found = read_predictions(tmp_path / "baseline-prior" / "holdout" / "test.csv")[
+        list(CLASSES)
+    ].to_numpy()
     np.testing.assert_allclose(found, np.tile(shares / shares.sum(), (len(found), 1)), rtol=1e-5)
     labels = opened.train()["label"].to_numpy()[opened.fold_rows("holdout")[1]]
     assert part["log_loss"] == pytest.approx(-np.log(found[0][labels]).mean())
@@ -216,7 +269,8 @@ def test_predictions_become_the_soft_labels_of_their_rows(raw: Path, tmp_path: P
     probabilities = rng.dirichlet([1, 1, 1], len(ids))
     write_predictions(make_predictions(ids[10:], probabilities[10:]), tmp_path / "oof.csv")
     write_predictions(
-        make_predictions(np.array([9001, 9000]), [[0.1, 0.1, 0.8], [0.3, 0.6, 0.1]]), tmp_path / "pseudo.csv"
+        make_predictions(np.array([9001, 9000]), [[0.1, 0.1, 0.8], [0.3, 0.6, 0.1]]),
+        tmp_path / "pseudo.csv",
     )
     frames = [tmp_path / "oof.csv", tmp_path / "pseudo.csv"]
     preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=frames)
@@ -224,7 +278,9 @@ def test_predictions_become_the_soft_labels_of_their_rows(raw: Path, tmp_path: P
     kept = [number for number in ids if number in table.index]
     sure = np.eye(3)[read_rows(raw / "train.csv", labelled=True).labels]
     expected = dict(zip(ids, np.concatenate([sure[:10], probabilities[10:]]), strict=True))
-    np.testing.assert_allclose(table.loc[kept, list(SOFT_LABELS)], [expected[number] for number in kept], atol=1e-12)
+    np.testing.assert_allclose(
+        table.loc[kept, list(SOFT_LABELS)], [expected[number] for number in kept], atol=1e-12
+    )
     assert table.loc[[9000, 9001], "label"].tolist() == [1, 2]
     assert preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=frames)["reused"]
 
@@ -236,7 +292,12 @@ def test_a_student_has_the_rows_and_folds_of_its_teacher(raw: Path, tmp_path: Pa
     twins = table.iloc[:20].assign(id=range(70_000, 70_020))
     pd.concat([table, twins]).to_csv(tmp_path / "train.csv", index=False)
     (tmp_path / "test.csv").write_bytes((raw / "test.csv").read_bytes())
-    turned = {"response_a": "response_b", "response_b": "response_a", CLASSES[0]: CLASSES[1], CLASSES[1]: CLASSES[0]}
+    turned = {
+        "response_a": "response_b",
+        "response_b": "response_a",
+        CLASSES[0]: CLASSES[1],
+        CLASSES[1]: CLASSES[0],
+    }
     copies = table.iloc[20:40].rename(columns=turned).assign(id=range(80_000, 80_020))
     others = [hard(k % 3) for k in range(6)]
     extra = [write(tmp_path / "more.csv", [*others, *others], CLASSES), tmp_path / "copies.csv"]
@@ -246,19 +307,32 @@ def test_a_student_has_the_rows_and_folds_of_its_teacher(raw: Path, tmp_path: Pa
 
     teacher = preprocess_files(tmp_path, tmp_path / "teacher", extra=extra[:2], folds=3, valid=0.2)
     rows = open_dataset(tmp_path / "teacher").train().to_pandas()
-    assert teacher["counts"]["duplicates_dropped"] >= 20 <= teacher["counts"]["extra_duplicates_dropped"]
+    assert (
+        teacher["counts"]["duplicates_dropped"]
+        >= 20
+        <= teacher["counts"]["extra_duplicates_dropped"]
+    )
     ids = np.append(rows["id"][~rows["extra"]], range(60_000, 60_003))
     write_predictions(
-        make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))), tmp_path / "predictions.csv"
+        make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))),
+        tmp_path / "predictions.csv",
     )
 
     student = preprocess_files(
-        tmp_path, tmp_path / "student", extra=extra, soft_labels=[tmp_path / "predictions.csv"], folds=3, valid=0.2
+        tmp_path,
+        tmp_path / "student",
+        extra=extra,
+        soft_labels=[tmp_path / "predictions.csv"],
+        folds=3,
+        valid=0.2,
     )
     found = open_dataset(tmp_path / "student").train().to_pandas()
     same = [name for name in TRAIN_SCHEMA.names if name not in TEXTS]
     pd.testing.assert_frame_equal(found[same].iloc[: len(rows)], rows[same])
-    assert found["id"].tolist()[len(rows) :] == [60_000, 60_002]  # an unlabelled twin has nothing of its own to say
+    assert found["id"].tolist()[len(rows) :] == [
+        60_000,
+        60_002,
+    ]  # an unlabelled twin has nothing of its own to say
     assert student["counts"]["duplicates_dropped"] == teacher["counts"]["duplicates_dropped"]
     assert (found[list(SOFT_LABELS)].to_numpy()[~found["extra"]].max(1) < 1).all()
 
@@ -269,10 +343,15 @@ def test_an_id_of_two_unlabelled_rows_is_refused(files: int, raw: Path, tmp_path
     parts = [rows] if files == 1 else [rows[:2], rows[2:]]
     extra = [write(tmp_path / f"part{number}.csv", some, ()) for number, some in enumerate(parts)]
     write_predictions(
-        make_predictions(np.array([60_000, 60_001]), np.full((2, 3), 1 / 3)), tmp_path / "predictions.csv"
+        make_predictions(np.array([60_000, 60_001]), np.full((2, 3), 1 / 3)),
+        tmp_path / "predictions.csv",
     )
-    with pytest.raises(DataError, match="id 60000: this id stands in two unlabelled extra rows") as caught:
-        preprocess_files(raw, tmp_path / "out", extra=extra, soft_labels=[tmp_path / "predictions.csv"])
+    with pytest.raises(
+        DataError, match="id 60000: this id stands in two unlabelled extra rows"
+    ) as caught:
+        preprocess_files(
+            raw, tmp_path / "out", extra=extra, soft_labels=[tmp_path / "predictions.csv"]
+        )
     assert f"part{files - 1}.csv: row {2 if files == 2 else 4}" in caught.value.problem
 
 
@@ -280,22 +359,37 @@ def test_an_id_of_two_unlabelled_rows_is_refused(files: int, raw: Path, tmp_path
     ("ids", "part"),
     [
         ([9000], r"unlabelled.csv: row 3, id 9001: no label, and no prediction"),
-        ([9000, 9001, 123456789], "predictions.csv: row 4, id 123456789: this id is neither in train.csv nor"),
+        (
+            [9000, 9001, 123456789],
+            "predictions.csv: row 4, id 123456789: this id is neither in train.csv nor",
+        ),
     ],
 )
-def test_predictions_that_do_not_fit_the_rows_are_refused(raw: Path, tmp_path: Path, ids: list[int], part: str):
+def test_predictions_that_do_not_fit_the_rows_are_refused(
+    raw: Path, tmp_path: Path, ids: list[int], part: str
+):
     extra = write(tmp_path / "unlabelled.csv", [{}, {}], ())
-    write_predictions(make_predictions(np.array(ids), np.full((len(ids), 3), 1 / 3)), tmp_path / "predictions.csv")
+    write_predictions(
+        make_predictions(np.array(ids), np.full((len(ids), 3), 1 / 3)), tmp_path / "predictions.csv"
+    )
     with pytest.raises(DataError, match=part):
-        preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
+        preprocess_files(
+            raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"]
+        )
 
 
 def test_an_id_that_could_mean_either_of_two_rows_is_refused(raw: Path, tmp_path: Path):
     number = int(read_rows(raw / "train.csv", labelled=True).ids[0])
     extra = write(tmp_path / "unlabelled.csv", [{"id": number}], ())
-    write_predictions(make_predictions(np.array([number]), [[1, 0, 0]]), tmp_path / "predictions.csv")
-    with pytest.raises(DataError, match=f"id {number}: this id is in train.csv and in an extra file"):
-        preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"])
+    write_predictions(
+        make_predictions(np.array([number]), [[1, 0, 0]]), tmp_path / "predictions.csv"
+    )
+    with pytest.raises(
+        DataError, match=f"id {number}: this id is in train.csv and in an extra file"
+    ):
+        preprocess_files(
+            raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"]
+        )
 
 
 def test_rows_without_labels_need_predictions(raw: Path, tmp_path: Path):
@@ -304,18 +398,27 @@ def test_rows_without_labels_need_predictions(raw: Path, tmp_path: Path):
         preprocess_files(raw, tmp_path / "out", extra=[extra])
 
 
-LOGITS = st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=6)
+LOGITS = st.lists(
+    st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=6
+)
 
 
 @settings(deadline=None, max_examples=60)
 @given(LOGITS, st.floats(0, 0.5), st.data())
 def test_a_row_of_weight_2_counts_as_two(values: list, smoothing: float, data: st.DataObject):
     logits = torch.tensor(values)
-    weights = torch.tensor(data.draw(st.lists(st.integers(1, 4), min_size=len(values), max_size=len(values))))
-    soft = torch.from_numpy(np.random.default_rng(len(values)).dirichlet([1, 1, 1], len(values)).astype(np.float32))
+    weights = torch.tensor(
+        data.draw(st.lists(st.integers(1, 4), min_size=len(values), max_size=len(values)))
+    )
+    soft = torch.from_numpy(
+        np.random.default_rng(len(values)).dirichlet([1, 1, 1], len(values)).astype(np.float32)
+    )
     weighted = summed_cross_entropy(logits, soft * weights[:, None], weights.sum(), smoothing)
     repeated = summed_cross_entropy(
-        logits.repeat_interleave(weights, 0), soft.repeat_interleave(weights, 0), weights.sum(), smoothing
+        logits.repeat_interleave(weights, 0),
+        soft.repeat_interleave(weights, 0),
+        weights.sum(),
+        smoothing,
     )
     assert weighted.item() == pytest.approx(repeated.item(), rel=1e-5, abs=1e-6)
     two = of_two_passes(partial(summed_cross_entropy, smoothing=smoothing), 0.5)
@@ -333,8 +436,12 @@ def test_a_soft_label_that_is_sure_is_the_label(values: list, smoothing: float):
     labels = torch.arange(len(values)) % 3
     sure = torch.eye(3)[labels]
     expected = summed_cross_entropy(logits, labels, len(values), smoothing)
-    assert summed_cross_entropy(logits, sure, len(values), smoothing).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert summed_cross_entropy(logits, sure, len(values), smoothing).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
     both = torch.stack([logits, logits[:, list(SWAP)]], 1)
-    straight, turned = (summed_cross_entropy(each, sure, len(values), smoothing) for each in both.unbind(1))
+    straight, turned = (
+        summed_cross_entropy(each, sure, len(values), smoothing) for each in both.unbind(1)
+    )
     found = summed_cross_entropy(both, sure, len(values), smoothing)
     assert found.item() == pytest.approx((straight + turned).item() / 2, rel=1e-5)

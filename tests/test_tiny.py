@@ -77,7 +77,10 @@ def test_the_special_tokens_come_first_and_the_vocabulary_fits(name: str, texts:
 
 @pytest.mark.parametrize("name", TOYS)
 def test_a_corpus_in_more_characters_than_the_vocabulary_has_room_for_fits_too(name: str):
-    many = ["".join(map(chr, range(start, start + 60))) + " and words" for start in range(0x4E00, 0x6E00, 60)]
+    many = [
+        "".join(map(chr, range(start, start + 60))) + " and words"
+        for start in range(0x4E00, 0x6E00, 60)
+    ]
     tokenizer = train_tokenizer(BACKBONES[name], many * 2)
     assert tokenizer.get_vocab_size() <= BACKBONES[name].config["vocab_size"]
     assert max(tokenizer.encode(" ".join(many)).ids) < BACKBONES[name].config["vocab_size"]
@@ -95,7 +98,11 @@ def test_every_language_and_code_can_be_read(name: str):
 @pytest.mark.parametrize("name", TOYS)
 def test_the_sample_is_read_with_few_tokens_and_hardly_an_unknown_one(name: str, texts: list[str]):
     tokenizer = train_tokenizer(BACKBONES[name], texts)
-    ids = [i for encoded in tokenizer.encode_batch(texts, add_special_tokens=False) for i in encoded.ids]
+    ids = [
+        i
+        for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)
+        for i in encoded.ids
+    ]
     assert ids.count(SPECIAL.index("[UNK]")) / len(ids) < 0.002
     assert sum(map(len, texts)) / len(ids) > 2  # characters a token
 
@@ -117,7 +124,11 @@ def test_a_text_that_spells_out_the_framing_is_text(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("tiny-deberta", models.Unigram), ("tiny-roberta", models.BPE), ("tiny-electra", models.WordPiece)],
+    [
+        ("tiny-deberta", models.Unigram),
+        ("tiny-roberta", models.BPE),
+        ("tiny-electra", models.WordPiece),
+    ],
 )
 def test_each_family_has_its_kind_of_tokenizer(name: str, kind: type):
     assert isinstance(train_tokenizer(BACKBONES[name], MIXED).model, kind)

@@ -49,15 +49,30 @@ def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
 ):
     monkeypatch.setattr(tracking, "find_spec", lambda name: name)
     monkeypatch.setattr("transformers.integrations.TensorBoardCallback", Recorder)
-    run = Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
+    run = Path(
+        train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")[
+            "run"
+        ]
+    )
     (recorder,) = Recorder.made
     assert recorder.logging_dir == str(run / "holdout/tensorboard/attempt1")
     names = {name for logs in recorder.seen for name in logs}
-    assert {"loss", "learning_rate", "grad_norm", "eval_log_loss", "eval_accuracy", "eval_spread"} <= names
+    assert {
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "eval_log_loss",
+        "eval_accuracy",
+        "eval_spread",
+    } <= names
 
 
 def test_the_files_are_tensorboards(data: Path, tmp_path: Path):
-    run = Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")["run"])
+    run = Path(
+        train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")[
+            "run"
+        ]
+    )
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "holdout/tensorboard/attempt1"))

@@ -43,7 +43,13 @@ from kit.training.start import new_model
 from kit.training.train import train_recipe
 
 # rates at which the loss soon rises
-STOPS_EARLY = ("train.epochs=50", "train.lr=0.2", "train.head_lr=0.2", "train.patience=2", "train.warmup=0.0")
+STOPS_EARLY = (
+    "train.epochs=50",
+    "train.lr=0.2",
+    "train.head_lr=0.2",
+    "train.patience=2",
+    "train.warmup=0.0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,30 +74,42 @@ def test_a_run_directory_holds_what_it_promises(run: Run, quick: Recipe, process
     assert run.origin["data"] == processed.digest("train")
 
 
-def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(run: Run, processed: Dataset, tmp_path: Path):
+def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(
+    run: Run, processed: Dataset, tmp_path: Path
+):
     fusion = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2", "model.head=fusion"))
     result = train_recipe(fusion, processed.folder, tmp_path)
-    both, one = (predict_split(result["run"], "valid", processed.folder, swap=swap) for swap in (True, False))
+    both, one = (
+        predict_split(result["run"], "valid", processed.folder, swap=swap) for swap in (True, False)
+    )
     classes, recorded = list(CLASSES), result["parts"]["holdout"]["swap_gap"]
-    assert recorded == pytest.approx(2 * np.abs(both[classes] - one[classes]).to_numpy().mean(), rel=1e-3)
+    assert recorded == pytest.approx(
+        2 * np.abs(both[classes] - one[classes]).to_numpy().mean(), rel=1e-3
+    )
     assert recorded > 0
     assert run.parts()["holdout"]["swap_gap"] == pytest.approx(0, abs=1e-7)
 
 
-def test_the_metrics_are_those_of_the_validation_predictions(run: Run, data: Path, processed: Dataset):
+def test_the_metrics_are_those_of_the_validation_predictions(
+    run: Run, data: Path, processed: Dataset
+):
     valid = read_predictions(run.part("holdout") / "valid.csv")
     rows = processed.fold_rows("holdout")[1]
     assert valid[ID].tolist() == processed.train()[ID].to_numpy()[rows].tolist()
     truth = restrict_truth(read_truth(data / "train.parquet"), valid)
     metrics = run.parts()["holdout"]
-    assert metrics["log_loss"] == pytest.approx(log_loss(*align_to_truth(valid, truth, "valid")), abs=1e-12)
+    assert metrics["log_loss"] == pytest.approx(
+        log_loss(*align_to_truth(valid, truth, "valid")), abs=1e-12
+    )
     assert metrics["valid_rows"] == len(rows)
     assert 0 <= metrics["padding_waste"] < 0.2
 
 
 def test_the_kept_weights_are_the_best_evaluation(run: Run):
     history = json.loads((run.part("holdout") / "trainer_state.json").read_text())["log_history"]
-    losses = {entry["step"]: entry["eval_log_loss"] for entry in history if "eval_log_loss" in entry}
+    losses = {
+        entry["step"]: entry["eval_log_loss"] for entry in history if "eval_log_loss" in entry
+    }
     assert len(losses) == 8
     metrics = run.parts()["holdout"]
     assert metrics["best_step"] == min(losses, key=losses.get)
@@ -116,12 +134,24 @@ def test_a_finished_part_is_left_alone(run: Run, quick: Recipe, data: Path):
 def test_a_killed_training_resumes_to_the_same_result(run: Run, data: Path, tmp_path: Path):
     """SIGKILL in the middle of the second epoch, then --resume."""
     settings = [argument for override in QUICK for argument in ("--set", override)]
-    command = [sys.executable, "-m", "kit", "train", "--backbone", "tiny-electra", "--data", str(data)]
+    command = [
+        sys.executable,
+        "-m",
+        "kit",
+        "train",
+        "--backbone",
+        "tiny-electra",
+        "--data",
+        str(data),
+    ]
     command += ["--runs", str(tmp_path), *settings]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     part = tmp_path / run.name / "holdout"
     deadline = time.monotonic() + 120
-    while not list(part.glob("checkpoints/checkpoint-15/trainer_state.json")) and time.monotonic() < deadline:
+    while (
+        not list(part.glob("checkpoints/checkpoint-15/trainer_state.json"))
+        and time.monotonic() < deadline
+    ):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -156,13 +186,20 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_accumulated_batches_take_the_same_steps(
-    weighted: bool, still: Path, data: Path, processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weighted: bool,
+    still: Path,
+    data: Path,
+    processed: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Without dropout, 16 rows at once, 4 x 4 rows, and as many as have 300 tokens are one and the same step."""
     if weighted:
         rng = np.random.default_rng(0)
         rows = processed.train().num_rows
-        targets = (rng.dirichlet([1, 1, 1], rows) * rng.exponential(1, (rows, 1))).astype(np.float32)
+        targets = (rng.dirichlet([1, 1, 1], rows) * rng.exponential(1, (rows, 1))).astype(
+            np.float32
+        )
         monkeypatch.setattr(Dataset, "targets", lambda _: targets)
     overrides = (*QUICK, "train.max_steps=6", "model.head_dropout=0.0")
     finals = []
@@ -189,7 +226,11 @@ def test_gradient_checkpointing_changes_memory_not_results(
     monkeypatch.setattr(setup, "new_model", keep)
     with_it, without = (
         train_recipe(
-            load_recipe("tiny-roberta", (*overrides, f"train.gradient_checkpointing={flag}"), backbone=folder),
+            load_recipe(
+                "tiny-roberta",
+                (*overrides, f"train.gradient_checkpointing={flag}"),
+                backbone=folder,
+            ),
             data,
             tmp_path / flag,
         )["parts"]["holdout"]["log_loss"]
@@ -197,7 +238,11 @@ def test_gradient_checkpointing_changes_memory_not_results(
     )
     assert with_it == pytest.approx(without, abs=1e-6)
     assert [
-        any(m.gradient_checkpointing for m in model.encoder.modules() if hasattr(m, "gradient_checkpointing"))
+        any(
+            m.gradient_checkpointing
+            for m in model.encoder.modules()
+            if hasattr(m, "gradient_checkpointing")
+        )
         for model in made
     ] == [True, False]
 
@@ -221,14 +266,19 @@ def test_a_run_that_was_moved_resumes_with_its_best_weights(
 
 def test_a_training_that_diverges_says_so(data: Path, tmp_path: Path):
     recipe = load_recipe(
-        "tiny-electra", (*QUICK, "train.lr=1", "train.head_lr=1", "train.max_grad_norm=1e6", "train.warmup=0.0")
+        "tiny-electra",
+        (*QUICK, "train.lr=1", "train.head_lr=1", "train.max_grad_norm=1e6", "train.warmup=0.0"),
     )
-    monster = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30))
+    monster = dataclasses.replace(
+        recipe, train=dataclasses.replace(recipe.train, lr=1e30, head_lr=1e30)
+    )
     with pytest.raises(RunError, match="diverged"):
         train_recipe(monster, data, tmp_path)
 
 
-def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, processed: Dataset, tmp_path: Path):
+def test_every_fold_gives_out_of_fold_predictions_of_every_row(
+    data: Path, processed: Dataset, tmp_path: Path
+):
     recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=2"))
     first = train_recipe(recipe, data, tmp_path, "1")
     assert "oof" not in first
@@ -237,7 +287,9 @@ def test_every_fold_gives_out_of_fold_predictions_of_every_row(data: Path, proce
     oof = read_predictions(Path(result["run"]) / "oof.csv")
     truth = read_truth(data / "train.parquet")
     assert sorted(oof[ID]) == sorted(processed.train()[ID].to_pylist())
-    assert result["oof"]["log_loss"] == pytest.approx(log_loss(*align_to_truth(oof, truth, "oof")), abs=1e-12)
+    assert result["oof"]["log_loss"] == pytest.approx(
+        log_loss(*align_to_truth(oof, truth, "oof")), abs=1e-12
+    )
 
 
 def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
@@ -251,7 +303,9 @@ def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
         "train.schedule=plateau",
     )
     events: list[TrainingProgress] = []
-    recipe = load_recipe("tiny-electra", (*overrides, "train.plateau_patience=0", "train.warmup=0.0"))
+    recipe = load_recipe(
+        "tiny-electra", (*overrides, "train.plateau_patience=0", "train.warmup=0.0")
+    )
     result = train_recipe(recipe, data, tmp_path, listen=events.append)
     part = result["parts"]["holdout"]
     evaluations = [e for e in events if e.log_loss is not None]
@@ -282,7 +336,9 @@ def test_both_orders_in_one_step_are_a_batch_with_swapped_copies(smoothing: floa
     torch.manual_seed(1)
     config = BACKBONES["tiny-electra"].config
     model = PairModel(
-        build_encoder(config), config, ModelSpec(pooling="mean", head="fusion", head_hidden=8, features=True)
+        build_encoder(config),
+        config,
+        ModelSpec(pooling="mean", head="fusion", head_hidden=8, features=True),
     ).eval()
     model.fit_features(tabular, np.arange(len(rows)))
     batches = [
@@ -323,11 +379,16 @@ def test_swapped_copies_are_learnt_from_where_the_head_is_not_symmetric(
 def test_two_processes_take_the_steps_of_one(still: Path, data: Path, tmp_path: Path):
     """Without dropout, 16 rows on one process and 8 on each of two are the same step; only the first one writes."""
     overrides = (*QUICK, "train.max_steps=8", "model.head_dropout=0.0")
-    overrides += ("train.head_only=0.2", "train.ema=0.9", "train.r_drop=1.0", "train.micro_tokens=300")
+    overrides += (
+        "train.head_only=0.2",
+        "train.ema=0.9",
+        "train.r_drop=1.0",
+        "train.micro_tokens=300",
+    )
     folder = str(still)
-    alone = train_recipe(load_recipe("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one")["parts"][
-        "holdout"
-    ]
+    alone = train_recipe(
+        load_recipe("tiny-roberta", overrides, backbone=folder), data, tmp_path / "one"
+    )["parts"]["holdout"]
     together = _two_processes(folder, data, tmp_path / "two", overrides)
     assert together["steps"] == alone["steps"] == 8
     assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
@@ -350,7 +411,9 @@ def test_two_processes_take_the_steps_of_one_with_weights_features_and_perturbed
     assert together["steps"] == 8
     assert together["log_loss"] == pytest.approx(alone("one", *perturbed), abs=2e-5)
     for name, others in (("calm", overrides), ("bare", (*perturbed, "model.features=false"))):
-        assert abs(alone(name, *others) - together["log_loss"]) > 1e-3, "it makes no difference here"
+        assert abs(alone(name, *others) - together["log_loss"]) > 1e-3, (
+            "it makes no difference here"
+        )
 
 
 def _weighed(raw: Path, tmp_path: Path) -> Path:
@@ -368,11 +431,35 @@ def _weighed(raw: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def _two_processes(folder: str, data: Path, runs: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+def _two_processes(
+    folder: str, data: Path, runs: Path, overrides: tuple[str, ...]
+) -> dict[str, Any]:
     """The holdout's metrics of a toy RoBERTa that two processes train on the CPU."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "kit"]
-    command += ["train", "--recipe", "tiny-roberta", "--backbone", folder, "--data", str(data), "--json"]
-    command += ["--runs", str(runs), *(each for override in overrides for each in ("--set", override))]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "kit",
+    ]
+    command += [
+        "train",
+        "--recipe",
+        "tiny-roberta",
+        "--backbone",
+        folder,
+        "--data",
+        str(data),
+        "--json",
+    ]
+    command += [
+        "--runs",
+        str(runs),
+        *(each for override in overrides for each in ("--set", override)),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -380,7 +467,9 @@ def _two_processes(folder: str, data: Path, runs: Path, overrides: tuple[str, ..
     return json.loads(printed)["parts"]["holdout"]
 
 
-@pytest.mark.parametrize("overrides", [("train.max_steps=4",), STOPS_EARLY], ids=["last step", "early stopping"])
+@pytest.mark.parametrize(
+    "overrides", [("train.max_steps=4",), STOPS_EARLY], ids=["last step", "early stopping"]
+)
 def test_a_training_killed_after_its_end_does_not_go_on(
     overrides: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -408,7 +497,10 @@ def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
     every = straight["steps"] - straight["best_step"]  # two evaluations
 
     def interrupt(event: TrainingProgress) -> None:
-        if event.log_loss is not None and event.step == straight["best_step"] + every // 2 + every // 2:
+        if (
+            event.log_loss is not None
+            and event.step == straight["best_step"] + every // 2 + every // 2
+        ):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -425,7 +517,9 @@ def test_label_smoothing_touches_training_only(run: Run, processed: Dataset):
     labels = processed.train()[LABEL].to_numpy()[processed.fold_rows("holdout")[1]]
     plain = log_loss(valid.iloc[:, 1:].to_numpy(), labels)
     history = json.loads((run.part("holdout") / "trainer_state.json").read_text())["log_history"]
-    assert min(e["eval_log_loss"] for e in history if "eval_log_loss" in e) == pytest.approx(plain, abs=1e-6)
+    assert min(e["eval_log_loss"] for e in history if "eval_log_loss" in e) == pytest.approx(
+        plain, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -442,14 +536,27 @@ def test_a_recipe_that_cannot_run_leaves_no_run_behind(
 ):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(RecipeError, match=part):
-        train_recipe(load_recipe("tiny-electra", (*QUICK, "train.warmup=0.2", key)), data, tmp_path / "runs")
+        train_recipe(
+            load_recipe("tiny-electra", (*QUICK, "train.warmup=0.2", key)), data, tmp_path / "runs"
+        )
     assert not list(tmp_path.iterdir())
 
 
-def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path, processed: Dataset, tmp_path: Path):
+def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(
+    still: Path, processed: Dataset, tmp_path: Path
+):
     """ALBERT's layers share their weights."""
-    small = {"embedding_size": 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
-    config = {"model_type": "albert", "vocab_size": BACKBONES["tiny-roberta"].config["vocab_size"], **small}
+    small = {
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    config = {
+        "model_type": "albert",
+        "vocab_size": BACKBONES["tiny-roberta"].config["vocab_size"],
+        **small,
+    }
     build_encoder(config).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((still / name).read_bytes())
@@ -459,7 +566,11 @@ def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(still: Path
     assert {group["lr"] for group in groups} == {recipe.train.lr, recipe.train.head_lr}
     for key in ("train.awp=0.01", "train.lora_rank=2", "train.reinit_layers=1"):
         with pytest.raises(RecipeError, match="no weight is named as one"):
-            train_recipe(load_recipe("default", (key,), backbone=str(tmp_path)), processed.folder, tmp_path / "runs")
+            train_recipe(
+                load_recipe("default", (key,), backbone=str(tmp_path)),
+                processed.folder,
+                tmp_path / "runs",
+            )
     assert not (tmp_path / "runs").exists()
 
 
@@ -476,7 +587,9 @@ def test_a_multilingual_backbone_is_not_fed_ascii_unawares(
     from kit.data.preprocess import preprocess_files
 
     preprocess_files(raw, tmp_path / "data", text=text)
-    monkeypatch.setitem(BACKBONES, "tiny-electra", dataclasses.replace(BACKBONES["tiny-electra"], multilingual=True))
+    monkeypatch.setitem(
+        BACKBONES, "tiny-electra", dataclasses.replace(BACKBONES["tiny-electra"], multilingual=True)
+    )
     said: list[str] = []
     with pytest.raises(RecipeError, match="positions"):  # it need not train to say so
         train_recipe(
@@ -493,7 +606,9 @@ def test_an_unknown_fold_lists_the_folds(quick: Recipe, data: Path, tmp_path: Pa
         train_recipe(quick, data, tmp_path, "7")
 
 
-def test_running_out_of_memory_gives_advice(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_running_out_of_memory_gives_advice(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def explode(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -516,7 +631,9 @@ def test_advice_on_memory_names_no_pass_that_cannot_be_smaller_and_nothing_that_
         assert "checkpointing" not in caught.value.hint
 
 
-def test_processes_do_not_drop_out_alike(still: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_processes_do_not_drop_out_alike(
+    still: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     seeds, make = [], training.make_trainer
 
     def noting(*arguments: Any) -> Any:
@@ -529,12 +646,16 @@ def test_processes_do_not_drop_out_alike(still: Path, data: Path, tmp_path: Path
         monkeypatch.setattr(TrainingArguments, "process_index", number)
         with pytest.raises(KeyboardInterrupt):
             train_recipe(
-                load_recipe("tiny-roberta", (*QUICK, "train.seed=5"), backbone=str(still)), data, tmp_path / str(number)
+                load_recipe("tiny-roberta", (*QUICK, "train.seed=5"), backbone=str(still)),
+                data,
+                tmp_path / str(number),
             )
     assert seeds == [5, 6]
 
 
-def test_other_errors_are_not_taken_for_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_errors_are_not_taken_for_memory(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def explode(*_: object, **__: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -563,7 +684,12 @@ def test_an_edited_recipe_is_noticed(run: Run, quick: Recipe, data: Path, tmp_pa
 
 def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
     events: list[TrainingProgress] = []
-    train_recipe(load_recipe("tiny-electra", (*QUICK, "train.max_steps=5")), data, tmp_path, listen=events.append)
+    train_recipe(
+        load_recipe("tiny-electra", (*QUICK, "train.max_steps=5")),
+        data,
+        tmp_path,
+        listen=events.append,
+    )
     assert events[-1].step == events[-1].steps == 5
     assert all(math.isfinite(e.loss) for e in events if e.loss is not None)
     assert np.isfinite([e.log_loss for e in events if e.log_loss is not None]).all()
@@ -600,13 +726,17 @@ def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path)
     assert 20 < part["steps"] < 600 * 11
     assert any("train.max_steps=" in line for line in said)
     assert any("out of time" in line for line in said)
-    history = json.loads((Path(result["run"]) / "holdout" / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((Path(result["run"]) / "holdout" / "trainer_state.json").read_text())[
+        "log_history"
+    ]
     losses = [entry["eval_log_loss"] for entry in history if "eval_log_loss" in entry]
     assert part["log_loss"] == pytest.approx(min(losses), abs=1e-6)
 
 
 def test_a_fold_that_would_not_finish_is_not_begun(data: Path, tmp_path: Path):
     said: list[str] = []
-    result = train_recipe(load_recipe("tiny-electra", QUICK), data, tmp_path, "all", max_hours=1e-7, say=said.append)
+    result = train_recipe(
+        load_recipe("tiny-electra", QUICK), data, tmp_path, "all", max_hours=1e-7, say=said.append
+    )
     assert not result["parts"]
     assert any("left: 0, 1, 2" in line for line in said)

@@ -27,7 +27,13 @@ def test_one_hot_columns_become_labels(tmp_path):
 
 
 def test_the_competitions_train_file_is_truth_as_it_stands(tmp_path):
-    row = {"id": 30192, "model_a": "x", "model_b": "y", "prompt": '["a, \\"b\\""]', "response_a": "[null]"}
+    row = {
+        "id": 30192,
+        "model_a": "x",
+        "model_b": "y",
+        "prompt": '["a, \\"b\\""]',
+        "response_a": "[null]",
+    }
     row |= {"response_b": '["c\\nd"]', CLASSES[0]: 0, CLASSES[1]: 1, CLASSES[2]: 0}
     path = tmp_path / "train.csv"
     pd.DataFrame([row], columns=list(TRAIN_COLUMNS)).to_csv(path, index=False)
@@ -37,16 +43,28 @@ def test_the_competitions_train_file_is_truth_as_it_stands(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (HEADER + "9,1,0,0\n4,1,0,1\n", "row 3: exactly one class must be 1 and the others 0: id '4'"),
-        (HEADER + "9,0,0,0\n4,0,0,0\n", "row 2: exactly one class must be 1 and the others 0: id '9'"),
+        (
+            HEADER + "9,1,0,0\n4,1,0,1\n",
+            "row 3: exactly one class must be 1 and the others 0: id '4'",
+        ),
+        (
+            HEADER + "9,0,0,0\n4,0,0,0\n",
+            "row 2: exactly one class must be 1 and the others 0: id '9'",
+        ),
         (HEADER + "9,0.4,0.3,0.3\n", "row 2: exactly one"),
         (HEADER + "9,1,,0\n", "row 2: exactly one"),
         (HEADER + "9,2,-1,0\n", "row 2: exactly one"),
         (HEADER + "9,yes,0,0\n", "'yes'"),
         (HEADER + "x,1,0,0\n", "row 2: the id is not a whole number: id 'x'"),
         (HEADER + "9,1,0,0\n\n1.5,1,0,0\n", "row 4: the id is not a whole number: id '1.5'"),
-        (HEADER + "9,1,0,0\n4,0,1,0\n9,1,0,0\n9,1,0,0\n", "rows 2 and 4: both have id 9 (1 more repeated)"),
-        ("id,prompt,winner_model_a\n1,x,1\n", "no column winner_model_b, winner_tie (it has 'id', 'prompt',"),
+        (
+            HEADER + "9,1,0,0\n4,0,1,0\n9,1,0,0\n9,1,0,0\n",
+            "rows 2 and 4: both have id 9 (1 more repeated)",
+        ),
+        (
+            "id,prompt,winner_model_a\n1,x,1\n",
+            "no column winner_model_b, winner_tie (it has 'id', 'prompt',",
+        ),
         (HEADER, "no rows"),
         ("", "empty"),
         (HEADER + '9,1,0,"0\n', "not a CSV file"),
@@ -89,7 +107,11 @@ def test_processed_rows_keep_their_groups_and_leave_out_extra_ones(tmp_path):
         group=[0, 1, 0],
         extra=[False, True, False],
     )
-    assert truth.read_truth(path).to_dict("list") == {"id": [7, 6], "label": [2, 1], "group": [0, 0]}
+    assert truth.read_truth(path).to_dict("list") == {
+        "id": [7, 6],
+        "label": [2, 1],
+        "group": [0, 0],
+    }
 
 
 def test_processed_rows_need_labels_that_exist(tmp_path):
@@ -110,7 +132,9 @@ def some(ids, seed=0):
     """A prediction frame and its truth for these ids, in this order."""
     generator = np.random.default_rng(seed)
     made = make_predictions(np.array(ids), generator.dirichlet([1, 1, 1], len(ids)))
-    return made, pd.DataFrame({"id": ids, "label": generator.integers(0, 3, len(ids)).astype(np.int8)})
+    return made, pd.DataFrame(
+        {"id": ids, "label": generator.integers(0, 3, len(ids)).astype(np.int8)}
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -155,7 +179,9 @@ def test_repeated_ids_are_refused():
 def test_rows_that_no_grader_takes_are_not_scored(row):
     made, labels = some([1, 2])
     made.loc[1, list(CLASSES)] = row
-    with pytest.raises(DataError, match=r"p\.csv: id 2: not probabilities that sum to 1 to 6 places") as caught:
+    with pytest.raises(
+        DataError, match=r"p\.csv: id 2: not probabilities that sum to 1 to 6 places"
+    ) as caught:
         truth.align_to_truth(made, labels, "p.csv")
     assert "kit validate p.csv" in caught.value.hint
 
@@ -163,6 +189,8 @@ def test_rows_that_no_grader_takes_are_not_scored(row):
 def test_a_written_prediction_scores_as_the_numbers_it_came_from(tmp_path):
     made, labels = some(list(range(100, 0, -1)))
     write_predictions(made.sample(frac=1, random_state=0), tmp_path / "p.csv")
-    probabilities, aligned = truth.align_to_truth(read_predictions(tmp_path / "p.csv"), labels, "p.csv")
+    probabilities, aligned = truth.align_to_truth(
+        read_predictions(tmp_path / "p.csv"), labels, "p.csv"
+    )
     expected = metrics.log_loss(made[list(CLASSES)].to_numpy(), labels["label"].to_numpy())
     assert metrics.log_loss(probabilities, aligned) == expected

@@ -22,11 +22,25 @@ from kit.model.inference import make_collator, predict_logits
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
 
-SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 50}
-BERT = {"model_type": "bert", "max_position_embeddings": 64, "type_vocab_size": 2, "pad_token_id": 0}
+SMALL = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "vocab_size": 50,
+}
+BERT = {
+    "model_type": "bert",
+    "max_position_embeddings": 64,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+}
 FAMILIES = {
     "bert": BERT,
-    **{name: BACKBONES[name].config for name in ("electra", "roberta", "xlm-roberta", "deberta", "mdeberta")},
+    **{
+        name: BACKBONES[name].config
+        for name in ("electra", "roberta", "xlm-roberta", "deberta", "mdeberta")
+    },
 }
 ABSOLUTE = BACKBONES["deberta"].config | {"position_biased_input": True, "type_vocab_size": 2}
 LENGTHS = [19, 19, 12, 5, 5, 1]
@@ -43,10 +57,15 @@ def packs(lengths: list[int], config: Any) -> tuple[dict[str, Tensor], dict[str,
     generator = torch.Generator().manual_seed(1)
     real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids = torch.randint(4, 50, real.shape, generator=generator)
-    padded = {"input_ids": torch.where(real, ids, config.pad_token_id), "attention_mask": real.long()}
+    padded = {
+        "input_ids": torch.where(real, ids, config.pad_token_id),
+        "attention_mask": real.long(),
+    }
     if config.type_vocab_size > 1:
         padded["token_type_ids"] = torch.randint(2, real.shape, generator=generator) * real
-    return padded, {name: each[real][None] for name, each in padded.items()} | {"lengths": torch.tensor(lengths)}
+    return padded, {name: each[real][None] for name, each in padded.items()} | {
+        "lengths": torch.tensor(lengths)
+    }
 
 
 def results(model: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -59,26 +78,37 @@ def results(model: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, dict[str
     states = states[real].float()
     weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
     (states * weights).mean().backward()
-    return states.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return states.detach(), {
+        name: p.grad for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def agree(model: nn.Module, lengths: list[int]) -> None:
     assert unpadded.supports_unpadded(model)
-    (expected, wanted), (values, slopes) = (results(model, pack) for pack in packs(lengths, model.config))
+    (expected, wanted), (values, slopes) = (
+        results(model, pack) for pack in packs(lengths, model.config)
+    )
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
     assert slopes.keys() == wanted.keys()
     for name, slope in slopes.items():
         largest = float(wanted[name].abs().max())
-        torch.testing.assert_close(slope, wanted[name], rtol=0, atol=1e-4 * largest + 1e-8, msg=name)
+        torch.testing.assert_close(
+            slope, wanted[name], rtol=0, atol=1e-4 * largest + 1e-8, msg=name
+        )
 
 
-@pytest.mark.parametrize("config", [*FAMILIES.values(), ABSOLUTE], ids=[*FAMILIES, "absolute positions"])
+@pytest.mark.parametrize(
+    "config", [*FAMILIES.values(), ABSOLUTE], ids=[*FAMILIES, "absolute positions"]
+)
 def test_values_and_gradients_are_those_of_padded_sequences(config: dict[str, Any]):
     agree(encoder(config), LENGTHS)
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.sampled_from(["bert", "roberta", "deberta"]), st.lists(st.integers(1, 40), min_size=1, max_size=6))
+@given(
+    st.sampled_from(["bert", "roberta", "deberta"]),
+    st.lists(st.integers(1, 40), min_size=1, max_size=6),
+)
 def test_lengths_may_be_any_in_any_order(family: str, lengths: list[int]):
     agree(encoder(FAMILIES[family], num_hidden_layers=1), lengths)
 
@@ -88,9 +118,13 @@ def test_in_half_precision_they_are_as_well(family: str):
     """Without dropout it is here, and not in float32, that kit's attention computes for families other than DeBERTa."""
     model = encoder(FAMILIES[family])
     with torch.autocast("cpu", torch.bfloat16):
-        (expected, wanted), (values, slopes) = (results(model, pack) for pack in packs(LENGTHS, model.config))
+        (expected, wanted), (values, slopes) = (
+            results(model, pack) for pack in packs(LENGTHS, model.config)
+        )
     assert (values - expected).norm() < 0.01 * expected.norm()
-    found, other = (torch.cat([each[name].flatten() for name in wanted]) for each in (slopes, wanted))
+    found, other = (
+        torch.cat([each[name].flatten() for name in wanted]) for each in (slopes, wanted)
+    )
     assert (found - other).norm() < 0.01 * other.norm()
 
 
@@ -105,7 +139,9 @@ def test_under_dropout_no_token_sees_another_sequence(family: str, kind: torch.d
         states, real = unpadded.run_unpadded(model, pack)
     for sequence, own in enumerate((slice(0, 9), slice(9, 23), slice(23, 32))):
         found = states[sequence][real[sequence]].float()
-        slope = torch.autograd.grad((found * torch.randn(found.shape)).sum(), embedded[0], retain_graph=True)[0][0]
+        slope = torch.autograd.grad(
+            (found * torch.randn(found.shape)).sum(), embedded[0], retain_graph=True
+        )[0][0]
         reached = slope.abs().sum(-1) > 0
         assert reached[own].all()
         assert int(reached.sum()) == own.stop - own.start
@@ -115,7 +151,9 @@ def test_under_dropout_no_token_sees_another_sequence(family: str, kind: torch.d
 def test_gradient_checkpointing_changes_nothing_under_dropout(family: str):
     plain = encoder(FAMILIES[family], dropout=0.2)
     checkpointed = copy.deepcopy(plain)
-    enable = getattr(checkpointed, "activation_checkpointing_enable", None)  # its name since transformers 5.23
+    enable = getattr(
+        checkpointed, "activation_checkpointing_enable", None
+    )  # its name since transformers 5.23
     (enable or checkpointed.gradient_checkpointing_enable)({"use_reentrant": False})
     found = []
     for model in (plain, checkpointed):
@@ -128,13 +166,25 @@ def test_gradient_checkpointing_changes_nothing_under_dropout(family: str):
 @pytest.mark.parametrize(
     ("config", "fast"),
     [
-        (BACKBONES["modernbert-base"].config | {"pad_token_id": 1}, True),  # whose layers look a window far
+        (
+            BACKBONES["modernbert-base"].config | {"pad_token_id": 1},
+            True,
+        ),  # whose layers look a window far
         (BACKBONES["deberta"].config | {"conv_kernel_size": 3}, True),  # which looks at neighbours
-        (BACKBONES["deberta"].config | {"output_attentions": True}, True),  # which transformers' own code then computes
+        (
+            BACKBONES["deberta"].config | {"output_attentions": True},
+            True,
+        ),  # which transformers' own code then computes
         (BACKBONES["deberta"].config, False),
         (BACKBONES["electra"].config, False),
     ],
-    ids=["modernbert", "convolution", "attention maps", "transformers' own deberta", "transformers' own electra"],
+    ids=[
+        "modernbert",
+        "convolution",
+        "attention maps",
+        "transformers' own deberta",
+        "transformers' own electra",
+    ],
 )
 def test_other_encoders_are_padded(config: dict[str, Any], fast: bool):
     assert not unpadded.supports_unpadded(build_encoder(config | SMALL, fast_attention=fast))
@@ -143,7 +193,9 @@ def test_other_encoders_are_padded(config: dict[str, Any], fast: bool):
 def test_a_transformers_that_loses_the_sequences_is_refused(monkeypatch: pytest.MonkeyPatch):
     bert, deberta = encoder(BERT), encoder(FAMILIES["deberta"])
     forward = bert.encoder.forward
-    monkeypatch.setattr(bert.encoder, "forward", lambda *args, sequences, **kwargs: forward(*args, **kwargs))
+    monkeypatch.setattr(
+        bert.encoder, "forward", lambda *args, sequences, **kwargs: forward(*args, **kwargs)
+    )
     monkeypatch.setattr(deberta.encoder, "get_attention_mask", lambda mask: mask[:, None, None])
     for model in (bert, deberta):
         with pytest.raises(BackboneError, match="does not tell attention where a sequence ends"):
@@ -153,14 +205,18 @@ def test_a_transformers_that_loses_the_sequences_is_refused(monkeypatch: pytest.
 def pair(family: str, **spec: Any) -> PairModel:
     config = FAMILIES[family] | SMALL | {"vocab_size": 200, "pad_token_id": PAD}
     torch.manual_seed(0)
-    return PairModel(build_encoder(config), config, ModelSpec(head_hidden=8, features=False, **spec)).eval()
+    return PairModel(
+        build_encoder(config), config, ModelSpec(head_hidden=8, features=False, **spec)
+    ).eval()
 
 
 def test_the_collator_leaves_padding_out_where_encoder_and_device_allow_it():
     rows, vocabulary = token_rows(np.array([[9, 30], [12, 5]])), PairTokenizer(None, 1, 2, PAD)
     model = pair("electra", pooling="mean")
     assert make_collator(model, rows, vocabulary).unpadded
-    assert not make_collator(model, rows, vocabulary, multiple=64).unpadded  # as torch.compile needs it
+    assert not make_collator(
+        model, rows, vocabulary, multiple=64
+    ).unpadded  # as torch.compile needs it
     other = pair("electra", pooling="mean")
     other.encoder.set_attn_implementation("sdpa")
     assert not make_collator(other, rows, vocabulary).unpadded
@@ -179,7 +235,12 @@ def test_predictions_are_the_same_from_either_batch(family: str, monkeypatch: py
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
-SPECS = [{"pooling": "mean"}, {"pooling": "cls"}, {"pooling": "attention"}, {"pooling": "mean", "reward": True}]
+SPECS = [
+    {"pooling": "mean"},
+    {"pooling": "cls"},
+    {"pooling": "attention"},
+    {"pooling": "mean", "reward": True},
+]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -188,7 +249,10 @@ def test_a_pair_model_says_the_same_of_either_batch(family: str, spec: dict[str,
     model = pair(family, **spec)
     rows = token_rows(np.array([[9, 30], [12, 12], [40, 5], [17, 22]]))
     segments = model.encoder_config.get("type_vocab_size", 0) > 1
-    padded, end_to_end = (Collator(rows, PAD, segments=segments, unpadded=each)([3, 0, 2, 1]) for each in (False, True))
+    padded, end_to_end = (
+        Collator(rows, PAD, segments=segments, unpadded=each)([3, 0, 2, 1])
+        for each in (False, True)
+    )
     assert [pack["input_ids"].shape for pack in end_to_end["packs"]] == [(1, rows.starts[-1])]
     assert end_to_end["packs"][0]["lengths"].tolist() == sorted(rows.lengths.ravel(), reverse=True)
     torch.testing.assert_close(model(**end_to_end), model(**padded), rtol=1e-4, atol=1e-5)

@@ -32,7 +32,10 @@ def grader_accepts(path, ids):
         return False
     try:
         values = table[HEADER[1:]]
-        if not (values.ge(0) & values.le(1)).all(axis=None) or not (values.sum(axis=1).round(6) == 1).all():
+        if (
+            not (values.ge(0) & values.le(1)).all(axis=None)
+            or not (values.sum(axis=1).round(6) == 1).all()
+        ):
             return False
         return bool((table.sort_values("id")["id"].to_numpy() == np.sort(ids)).all())
     except TypeError:  # text among numbers
@@ -66,7 +69,10 @@ def found(problems):
 
 
 def changed(row, column, cell):
-    return [[cell if (r, c) == (row, column) else old for c, old in enumerate(cells)] for r, cells in enumerate(GOOD)]
+    return [
+        [cell if (r, c) == (row, column) else old for c, old in enumerate(cells)]
+        for r, cells in enumerate(GOOD)
+    ]
 
 
 # fmt: off
@@ -78,7 +84,21 @@ CELLS = [
     "x" * 200,
 ]
 # fmt: on
-IDENTIFIERS = ["11", "12", "15", "11.0", "11.5", "x11", "", "nan", "-11", "1e1", "011", " 11", "99999999999999999999"]
+IDENTIFIERS = [
+    "11",
+    "12",
+    "15",
+    "11.0",
+    "11.5",
+    "x11",
+    "",
+    "nan",
+    "-11",
+    "1e1",
+    "011",
+    " 11",
+    "99999999999999999999",
+]
 
 
 @st.composite
@@ -88,7 +108,9 @@ def mutated(draw):
     count = draw(st.integers(1, 6))
     ids = generator.choice(10**6, count, replace=False)
     rows = [[str(i), *map(repr, generator.dirichlet([1, 1, 1]).tolist())] for i in ids]
-    for change in draw(st.lists(st.sampled_from(["cell", "sum", "id", "drop", "repeat", "shuffle"]), max_size=3)):
+    for change in draw(
+        st.lists(st.sampled_from(["cell", "sum", "id", "drop", "repeat", "shuffle"]), max_size=3)
+    ):
         row = rows[draw(st.integers(0, len(rows) - 1))]
         if change == "cell":
             row[draw(st.integers(1, 3))] = draw(st.sampled_from(CELLS))
@@ -103,11 +125,17 @@ def mutated(draw):
             rows.append(list(row))
         elif change == "shuffle":
             rows = draw(st.permutations(rows))
-    names = [*HEADER[:3], draw(st.sampled_from(["winner_tie"] * 6 + ["Winner_Tie", "winner_tie ", "x"])), "note"]
+    names = [
+        *HEADER[:3],
+        draw(st.sampled_from(["winner_tie"] * 6 + ["Winner_Tie", "winner_tie ", "x"])),
+        "note",
+    ]
     order = draw(st.one_of(st.just(range(4)), st.permutations(range(5))))
     lines = [[[*row, "hello"][i] for i in order] for row in rows]
     place = draw(st.integers(0, len(lines)))
-    lines[place:place] = draw(st.sampled_from([[]] * 4 + [[[]], [["  "]], [lines[0] + ["0.5"]], [lines[0][:2]]]))
+    lines[place:place] = draw(
+        st.sampled_from([[]] * 4 + [[[]], [["  "]], [lines[0] + ["0.5"]], [lines[0][:2]]])
+    )
     start, end = draw(st.sampled_from(["", "\ufeff", "\n"])), draw(st.sampled_from(["\n", "\r\n"]))
     return start + text_of(lines, [names[i] for i in order], end), ids
 
@@ -134,7 +162,9 @@ def test_an_id_means_what_a_graders_pandas_makes_of_it(check, cell):
     check(changed(0, 0, cell))  # compares with the rule
 
 
-@pytest.mark.parametrize(("off", "taken"), [(4e-7, True), (-4e-7, True), (6e-7, False), (-6e-7, False)])
+@pytest.mark.parametrize(
+    ("off", "taken"), [(4e-7, True), (-4e-7, True), (6e-7, False), (-6e-7, False)]
+)
 def test_sums_are_looked_at_to_six_places(check, off, taken):
     assert check(changed(0, 3, repr(0.5 + off))).ok is taken
     assert is_gradable(np.array([[0.3, 0.2, 0.5 + off]])).tolist() == [taken]
@@ -148,7 +178,12 @@ def test_a_good_file_has_nothing_to_report_in_any_order_of_rows_and_columns(chec
 
 
 def test_every_problem_is_reported_at_once_with_its_rows(check):
-    rows = [["11", "abc", "0.5", "0.5"], [], ["12", "0.9", "0.9", ""], ["12", "0.33", "0.33", "0.33"]]
+    rows = [
+        ["11", "abc", "0.5", "0.5"],
+        [],
+        ["12", "0.9", "0.9", ""],
+        ["12", "0.33", "0.33", "0.33"],
+    ]
     rows += [["x", "-1", "1", "1"], ["77", "inf", "0", "0"], ["14.5", "2", "0", "-1"]]
     report = check(rows)
     problems = found(report.problems)
@@ -200,7 +235,10 @@ def test_rows_are_numbered_as_a_spreadsheet_numbers_them(check):
 
 def test_a_missing_column_names_the_one_that_is_nearly_it_and_checks_its_cells(check):
     problems = found(check(text_of(changed(2, 3, "x"), [*HEADER[:3], " Winner Tie"])).problems)
-    assert problems["missing-column"].message == "no column winner_tie; ' Winner Tie' is not the same name"
+    assert (
+        problems["missing-column"].message
+        == "no column winner_tie; ' Winner Tie' is not the same name"
+    )
     assert problems["not-a-number"].rows == (4,)
 
 
@@ -220,7 +258,10 @@ def test_rows_that_are_too_long_are_listed_and_the_rest_is_checked(check):
     rows = changed(3, 1, "x")
     rows[1], rows[2] = [*rows[1], "9"], [*rows[2], "9", "9"]
     problems = found(check(rows).problems)
-    assert {kind: p.rows for kind, p in problems.items()} == {"ragged": (3, 4), "not-a-number": (5,)}
+    assert {kind: p.rows for kind, p in problems.items()} == {
+        "ragged": (3, 4),
+        "not-a-number": (5,),
+    }
 
 
 def test_a_cell_too_many_in_every_row_is_explained(check):
@@ -245,7 +286,9 @@ def test_text_that_is_not_utf_8_is_named_by_row_and_the_rest_is_checked(check):
     assert "UTF-16" in wide.problems[0].message
 
 
-@pytest.mark.parametrize(("content", "kind"), [(b"", "empty"), (b" \n\n", "empty"), (text_of([]), "empty")])
+@pytest.mark.parametrize(
+    ("content", "kind"), [(b"", "empty"), (b" \n\n", "empty"), (text_of([]), "empty")]
+)
 def test_a_file_without_rows_says_so(check, content, kind):
     report = check(content)
     assert (report.rows, [p.kind for p in report.problems]) == (0, [kind])
@@ -288,7 +331,9 @@ def test_a_test_file_serves_as_a_sample_and_an_unusable_one_is_an_error(check, t
 def test_a_constant_file_is_taken_with_a_warning(check):
     report = check([[str(i), "0.349", "0.335", "0.316"] for i in IDS])
     assert (report.ok, [w.kind for w in report.warnings]) == (True, ["constant"])
-    tie = check([[str(i), repr(0.5 - n / 10), repr(0.2 + n / 10), "0.3"] for n, i in enumerate(IDS)])
+    tie = check(
+        [[str(i), repr(0.5 - n / 10), repr(0.2 + n / 10), "0.3"] for n, i in enumerate(IDS)]
+    )
     assert "winner_tie" in found(tie.warnings)["constant"].message
 
 

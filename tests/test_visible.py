@@ -13,7 +13,12 @@ from kit.report.escape import MOST, SHOWN, make_visible, one_line, visible_piece
 @settings(max_examples=200, deadline=None)
 def test_no_control_and_no_direction_mark_is_left(text: str):
     for character in make_visible(text):
-        assert character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
+        assert character in "\n\t" or unicodedata.category(character) not in (
+            "Cc",
+            "Cs",
+            "Zl",
+            "Zp",
+        )
         assert unicodedata.bidirectional(character) not in (
             "LRE",
             "RLE",
@@ -27,7 +32,9 @@ def test_no_control_and_no_direction_mark_is_left(text: str):
         )
 
 
-@pytest.mark.parametrize("text", ["naïve\n\tcode", "你好", "שלום", "👩\u200d💻", "می\u200cخواهم", "a\u0301", "½ → ∞"])
+@pytest.mark.parametrize(
+    "text", ["naïve\n\tcode", "你好", "שלום", "👩\u200d💻", "می\u200cخواهم", "a\u0301", "½ → ∞"]
+)
 def test_what_can_be_read_stays(text: str):
     assert make_visible(text) == text
 

@@ -15,7 +15,14 @@ def token_rows(lengths: np.ndarray, seed: int = 0, tokens: int = 200) -> Tokeniz
     ids = rng.integers(4, tokens, starts[-1]).astype(np.int32)
     first = rng.integers(2, np.maximum(lengths.ravel(), 3))  # CLS, perhaps a prompt, SEP
     ids[starts[:-1]], ids[starts[:-1] + first - 1], ids[starts[1:] - 1] = CLS, SEP, SEP
-    return TokenizedRows(ids, starts, first.astype(np.int32), lengths.ravel().astype(np.int32), lengths.shape[1], cut=0)
+    return TokenizedRows(
+        ids,
+        starts,
+        first.astype(np.int32),
+        lengths.ravel().astype(np.int32),
+        lengths.shape[1],
+        cut=0,
+    )
 
 
 def swapped(encoded: TokenizedRows) -> TokenizedRows:

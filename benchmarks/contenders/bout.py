@@ -33,7 +33,9 @@ class Job:
     @classmethod
     def given(cls) -> "Job":
         """The job in the file named on the command line, and what is said beside it."""
-        return cls(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")) | json.loads(sys.argv[2]))
+        return cls(
+            **json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")) | json.loads(sys.argv[2])
+        )
 
 
 class SecondEpoch(TrainerCallback):

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from bout import Job, SecondEpoch, length_batches, report, wait_for
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
 
 
 class GroupingTrainer(Trainer):
@@ -49,7 +55,9 @@ def main() -> None:
     def encoded(rows: list[dict]) -> list[dict]:
         begun = time.perf_counter()
         settings = {"truncation": True, "max_length": job.tokens}
-        a, b = (tokenizer([r["prompt"] for r in rows], [r[s] for r in rows], **settings) for s in "ab")
+        a, b = (
+            tokenizer([r["prompt"] for r in rows], [r[s] for r in rows], **settings) for s in "ab"
+        )
         seconds.append(time.perf_counter() - begun)
         return [
             {
@@ -102,7 +110,11 @@ def main() -> None:
         )
         clock = SecondEpoch()
         trainer = GroupingTrainer(
-            Siamese(job.backbone), arguments, data_collator=collate, train_dataset=Rows(train), callbacks=[clock]
+            Siamese(job.backbone),
+            arguments,
+            data_collator=collate,
+            train_dataset=Rows(train),
+            callbacks=[clock],
         )
         trainer.train()
         padding = 1 - counts[0] / counts[1]

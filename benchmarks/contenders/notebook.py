@@ -31,13 +31,23 @@ def main() -> None:
 
     def encoded(rows: list[dict]) -> list[tuple]:
         begun = time.perf_counter()
-        settings = {"truncation": True, "max_length": job.tokens, "padding": "max_length", "return_tensors": "pt"}
-        sides = [tokenizer([r["prompt"] for r in rows], [r[s] for r in rows], **settings) for s in "ab"]
+        settings = {
+            "truncation": True,
+            "max_length": job.tokens,
+            "padding": "max_length",
+            "return_tensors": "pt",
+        }
+        sides = [
+            tokenizer([r["prompt"] for r in rows], [r[s] for r in rows], **settings) for s in "ab"
+        ]
         seconds.append(time.perf_counter() - begun)
         labels = torch.tensor([row["label"] for row in rows])
         cut = range(0, len(rows), job.batch)
         return [
-            (*({k: v[i : i + job.batch] for k, v in side.items()} for side in sides), labels[i : i + job.batch])
+            (
+                *({k: v[i : i + job.batch] for k, v in side.items()} for side in sides),
+                labels[i : i + job.batch],
+            )
             for i in cut
         ]
 
@@ -69,7 +79,9 @@ def main() -> None:
     tokens = sum(int(side["attention_mask"].sum()) for a, b, _ in train for side in (a, b))
     padded = 2 * job.tokens * len(job.train)
     rate = len(job.train) / seconds[0]
-    report(job, ready, trained, predicted, **{"padding": 1 - tokens / padded, "tokenise rows/s": rate})
+    report(
+        job, ready, trained, predicted, **{"padding": 1 - tokens / padded, "tokenise rows/s": rate}
+    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,15 @@ def main() -> None:
     """Trains and predicts as `kit` does; the job's first rows are those to train on."""
     job = Job.given()
     switches = job.options.get("set", [])
-    sizes = [f"encode.max_tokens={job.tokens}", f"train.batch_size={job.batch}", "train.epochs=2", "model.pooling=mean"]
-    recipe = load_recipe("default", [*sizes, "train.evals_per_epoch=1", *switches], backbone=job.backbone)
+    sizes = [
+        f"encode.max_tokens={job.tokens}",
+        f"train.batch_size={job.batch}",
+        "train.epochs=2",
+        "model.pooling=mean",
+    ]
+    recipe = load_recipe(
+        "default", [*sizes, "train.evals_per_epoch=1", *switches], backbone=job.backbone
+    )
     encoder = load_encoder(Path(job.backbone), recipe.model.fast_attention)
     compute = choose_device(recipe.train.precision, encoder.config.hidden_size)
     if compute.device.type != job.device:
@@ -37,7 +44,9 @@ def main() -> None:
     vocabulary = load_vocabulary(Path(job.backbone))
     rows = [*job.train, *job.predict]
     columns = {PROMPT: "prompt", **dict(zip(RESPONSES, "ab", strict=True))}
-    table = pa.table({name: pa.array([[row[key]] for row in rows]) for name, key in columns.items()})
+    table = pa.table(
+        {name: pa.array([[row[key]] for row in rows]) for name, key in columns.items()}
+    )
     labels = np.array([row["label"] for row in rows])
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
@@ -48,7 +57,16 @@ def main() -> None:
         model.fit_features(tabular, trained)
         collate = make_collator(model, encoded, vocabulary, labels, tabular)
         trainer = make_trainer(
-            recipe.train, model, collate, collate, trained, others[:2], False, compute, Path(scratch), lambda _: None
+            recipe.train,
+            model,
+            collate,
+            collate,
+            trained,
+            others[:2],
+            False,
+            compute,
+            Path(scratch),
+            lambda _: None,
         )
         clock = SecondEpoch()
         trainer.add_callback(clock)
@@ -56,7 +74,9 @@ def main() -> None:
         later, places = table.slice(len(job.train)), np.arange(len(job.predict))
         for number in range(2):
             begun = time.perf_counter()
-            tokens = tokenize_cached(later, f"later {number}", vocabulary, recipe.encode, Path(scratch))
+            tokens = tokenize_cached(
+                later, f"later {number}", vocabulary, recipe.encode, Path(scratch)
+            )
             numbers = features_cached(later, f"later {number}", tokens, Path(scratch))
             asked = make_collator(model, tokens, vocabulary, tabular=numbers)
             mean_probabilities(predict_logits(model, asked, places, compute, both_orders=True))
@@ -64,8 +84,14 @@ def main() -> None:
             predicted = time.perf_counter() - begun
     lengths = encoded.lengths[trained]
     hidden = encoder.config.hidden_size
-    linear = 2 * sum(p.numel() for name, p in encoder.named_parameters() if p.ndim == 2 and "embeddings" not in name)
-    forward = linear * int(lengths.sum()) + 4 * encoder.config.num_hidden_layers * hidden * int((lengths**2).sum())
+    linear = 2 * sum(
+        p.numel()
+        for name, p in encoder.named_parameters()
+        if p.ndim == 2 and "embeddings" not in name
+    )
+    forward = linear * int(lengths.sum()) + 4 * encoder.config.num_hidden_layers * hidden * int(
+        (lengths**2).sum()
+    )
     report(
         job,
         clock.ready,
@@ -86,14 +112,19 @@ def main() -> None:
 def matmul_rate(hidden: int, device: torch.device, precision: str, tokens: int = 4096) -> float:
     """What a plain product of the feed-forward layer's size reaches here, in 10^9 operations a second."""
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    left, right = (torch.randn(*shape, device=device).to(kind) for shape in ((tokens, hidden), (hidden, 4 * hidden)))
+    left, right = (
+        torch.randn(*shape, device=device).to(kind)
+        for shape in ((tokens, hidden), (hidden, 4 * hidden))
+    )
     best = 0.0
     for _ in range(20):
         begun = time.perf_counter()
         for _ in range(10):
             left @ right
         wait_for(device.type)
-        best = max(best, 10 * 2 * tokens * hidden * 4 * hidden / (time.perf_counter() - begun) / 1e9)
+        best = max(
+            best, 10 * 2 * tokens * hidden * 4 * hidden / (time.perf_counter() - begun) / 1e9
+        )
     return best
 
 

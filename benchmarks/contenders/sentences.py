@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from bout import Job, SecondEpoch, length_batches, report
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 
@@ -26,16 +30,24 @@ def main() -> None:
     """Trains and predicts through sentence-transformers; the two texts of a side are joined, as it takes one."""
     job = Job.given()
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.precision)
-    model = SentenceTransformer(job.backbone, device=job.device, model_kwargs={"torch_dtype": torch.float32})
+    model = SentenceTransformer(
+        job.backbone, device=job.device, model_kwargs={"torch_dtype": torch.float32}
+    )
     model.max_seq_length = job.tokens
     loss = SoftmaxLoss(model, model.get_embedding_dimension(), 3)
     texts = {
         name: [[f"{row['prompt']}\n{row[side]}" for row in rows] for side in "ab"]
         for name, rows in (("train", job.train), ("predict", job.predict))
     }
-    LengthGroups.lengths = np.array([[len(text) for text in side] for side in texts["train"]]).max(0)
+    LengthGroups.lengths = np.array([[len(text) for text in side] for side in texts["train"]]).max(
+        0
+    )
     rows = Dataset.from_dict(
-        {"a": texts["train"][0], "b": texts["train"][1], "label": [row["label"] for row in job.train]}
+        {
+            "a": texts["train"][0],
+            "b": texts["train"][1],
+            "label": [row["label"] for row in job.train],
+        }
     )
     clock = SecondEpoch()
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,14 +65,18 @@ def main() -> None:
             report_to=[],
             disable_tqdm=True,
         )
-        SentenceTransformerTrainer(model, arguments, train_dataset=rows, loss=loss, callbacks=[clock]).train()
+        SentenceTransformerTrainer(
+            model, arguments, train_dataset=rows, loss=loss, callbacks=[clock]
+        ).train()
     if half is not None:
         model.to(half)
     head = loss.classifier.float()
     for _ in range(2):
         begun = time.perf_counter()
         u, v = (
-            model.encode(side, batch_size=4 * job.batch, convert_to_tensor=True, show_progress_bar=False).float()
+            model.encode(
+                side, batch_size=4 * job.batch, convert_to_tensor=True, show_progress_bar=False
+            ).float()
             for side in texts["predict"]
         )
         with torch.no_grad():

@@ -30,4 +30,6 @@ class Draws:
 
 def flagged(positive: Tensor, signs: Tensor) -> Tensor:
     """`positive` with the signs of `signs` (int16), in place."""
-    return positive.copysign_(signs.view(positive.dtype) if positive.itemsize == 2 else signs.float())
+    return positive.copysign_(
+        signs.view(positive.dtype) if positive.itemsize == 2 else signs.float()
+    )

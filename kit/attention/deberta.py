@@ -44,12 +44,22 @@ class FastAttention(DisentangledSelfAttention):
         if unusual or attention_mask.shape[1:3] != (1, 1) or device not in ("cpu", "cuda"):
             # also of an encoder that gives attention maps, which `kit.attention.unpadded` therefore leaves alone
             return super().forward(
-                hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
+                hidden_states,
+                attention_mask,
+                output_attentions,
+                query_states,
+                relative_pos,
+                rel_embeddings,
             )
         terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
         scale = (self.attention_head_size * terms) ** -0.5
-        q = self._heads(self.query_proj(hidden_states)) * scale  # before the product, which fp16 could not hold
-        k, v = self._heads(self.key_proj(hidden_states)), self._heads(self.value_proj(hidden_states))
+        q = (
+            self._heads(self.query_proj(hidden_states)) * scale
+        )  # before the product, which fp16 could not hold
+        k, v = (
+            self._heads(self.key_proj(hidden_states)),
+            self._heads(self.value_proj(hidden_states)),
+        )
         lengths, real = _sequences(attention_mask[:, 0, 0])
         c2p, p2c = self._tables(rel_embeddings, max(lengths), scale)
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (N, H, D)
@@ -68,13 +78,19 @@ class FastAttention(DisentangledSelfAttention):
         if not self.relative_attention or not self.pos_att_type:
             return None, None
         start, stop, rows = table_rows(
-            length, self.position_buckets, self.max_relative_positions, self.pos_ebd_size, embeddings.device
+            length,
+            self.position_buckets,
+            self.max_relative_positions,
+            self.pos_ebd_size,
+            embeddings.device,
         )
         embeddings = self.pos_dropout(embeddings[start:stop])
         c2p = p2c = None
         if "c2p" in self.pos_att_type:
             project = self.key_proj if self.share_att_key else self.pos_key_proj
-            c2p = self._heads(project(embeddings).index_select(0, rows)).transpose(0, 1).contiguous()
+            c2p = (
+                self._heads(project(embeddings).index_select(0, rows)).transpose(0, 1).contiguous()
+            )
         if "p2c" in self.pos_att_type:
             project = self.query_proj if self.share_att_key else self.pos_query_proj
             scaled = (project(embeddings) * scale).index_select(0, rows.flip(0))
@@ -118,10 +134,17 @@ class KeyMaskEncoder(DebertaV2Encoder):
         return super().get_attention_mask(attention_mask)
 
     def get_rel_pos(
-        self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        query_states: Tensor | None = None,
+        relative_pos: Tensor | None = None,
     ) -> Tensor | None:
         """None where the attention can tell the distances from the length."""
-        return relative_pos if query_states is None else super().get_rel_pos(hidden_states, query_states, relative_pos)
+        return (
+            relative_pos
+            if query_states is None
+            else super().get_rel_pos(hidden_states, query_states, relative_pos)
+        )
 
 
 def _sequences(mask: Tensor) -> tuple[list[int], Tensor]:
@@ -132,17 +155,25 @@ def _sequences(mask: Tensor) -> tuple[list[int], Tensor]:
     return [length] * size, mask > 0
 
 
-def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, c2p: Table, p2c: Table, real: Tensor, dropout: float) -> Tensor:
+def attend_with_bias(
+    q: Tensor, k: Tensor, v: Tensor, c2p: Table, p2c: Table, real: Tensor, dropout: float
+) -> Tensor:
     """As `Attend`, by torch's fused kernels, which take a bias and its gradient: (N, H, D) in and out, N = B·T."""
     bias = real[:, None, None]
     if c2p is not None or p2c is not None:
         bias = PositionBias.apply(q, k, c2p, p2c, real)
     q, k, v = (x.unflatten(0, real.shape).transpose(1, 2) for x in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0).transpose(1, 2).flatten(0, 1)
+    return (
+        functional.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0)
+        .transpose(1, 2)
+        .flatten(0, 1)
+    )
 
 
 @lru_cache(maxsize=64)
-def table_rows(length: int, buckets: int, most: int, span: int, device: torch.device) -> tuple[int, int, Tensor]:
+def table_rows(
+    length: int, buckets: int, most: int, span: int, device: torch.device
+) -> tuple[int, int, Tensor]:
     """Which embeddings a sequence's distances use: the range `start:stop`, and the row of it for each distance.
 
     Entry r of the 2·length-1 is for a key that stands r-(length-1) places after its query.

@@ -19,8 +19,14 @@ from torch.autograd.function import once_differentiable
 from kit.attention.chance import STEPS, Draws, flagged, in_steps
 from kit.attention.tiles import Tile, all_scores, cut_tiles
 
-CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # bytes of float32 scores at a time; per thread on a CPU, for its cache
-BLOCK = {"cpu": 128, "cuda": 512}  # rows of a position term at a time: T + BLOCK - 1 distances instead of 2T - 1
+CHUNK = {
+    "cpu": 1 << 21,
+    "cuda": 1 << 28,
+}  # bytes of float32 scores at a time; per thread on a CPU, for its cache
+BLOCK = {
+    "cpu": 128,
+    "cuda": 512,
+}  # rows of a position term at a time: T + BLOCK - 1 distances instead of 2T - 1
 Table = Tensor | None  # None where the attention has no such term
 
 
@@ -81,7 +87,9 @@ class Attend(torch.autograd.Function):
         q, k, v, c2p, p2c, kept, out = ctx.saved_tensors
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         dc2p, dp2c = _sums(c2p), _sums(p2c)
-        inner = (dout * out).sum(-1, keepdim=True, dtype=torch.float32)  # (N, H, 1): softmax's gradient subtracts it
+        inner = (dout * out).sum(
+            -1, keepdim=True, dtype=torch.float32
+        )  # (N, H, 1): softmax's gradient subtracts it
         with torch.autocast(q.device.type, enabled=False):
             for piece in ctx.pieces:
                 qs, ks, vs = (piece.of(x).contiguous() for x in (q, k, v))
@@ -90,7 +98,9 @@ class Attend(torch.autograd.Function):
                 used = signed.clamp_min(0)
                 piece.of(dv).copy_(_product(used.to(v.dtype).mT, do))
                 grad = _product(do, vs.mT).float().mul_(used)
-                grad.addcmul_(torch.abs(signed, out=used), piece.of(inner), value=-1)  # of the scores
+                grad.addcmul_(
+                    torch.abs(signed, out=used), piece.of(inner), value=-1
+                )  # of the scores
                 low = grad.to(q.dtype)
                 dqs, dks = _product(low, ks), _product(low.mT, qs)
                 tables = (_near(table, piece) for table in (c2p, p2c, dc2p, dp2c))
@@ -112,10 +122,14 @@ class PositionBias(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             for piece in pieces:
                 scores = bias[piece.sequences, piece.heads].transpose(0, 1)
-                _add_positions(scores, piece.of(q), piece.of(k), _near(c2p, piece), _near(p2c, piece))
+                _add_positions(
+                    scores, piece.of(q), piece.of(k), _near(c2p, piece), _near(p2c, piece)
+                )
         ctx.pieces = pieces
         ctx.save_for_backward(q, k, c2p, p2c)
-        return bias.masked_fill_(~real[:, None, None], torch.finfo(bias.dtype).min)  # added, it could overflow in fp16
+        return bias.masked_fill_(
+            ~real[:, None, None], torch.finfo(bias.dtype).min
+        )  # added, it could overflow in fp16
 
     @staticmethod
     @once_differentiable
@@ -150,12 +164,22 @@ def _add_positions(scores: Tensor, q: Tensor, k: Tensor, c2p: Table, p2c: Table)
     for table, rows, into in ((c2p, q, scores), (p2c, k, scores.mT)):
         if table is not None:
             for block, distances in _blocks(rows):
-                product = _product_with(rows[:, :, block], table[:, distances].mT)  # (h, b, R, T + R - 1)
+                product = _product_with(
+                    rows[:, :, block], table[:, distances].mT
+                )  # (h, b, R, T + R - 1)
                 into[:, :, block].add_(_shifted(product.to(scores.dtype)))
 
 
 def _position_grads(
-    grad: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor, c2p: Table, p2c: Table, dc2p: Table, dp2c: Table
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    c2p: Table,
+    p2c: Table,
+    dc2p: Table,
+    dp2c: Table,
 ) -> None:
     """Adds what the scores' gradient (h, b, T, T) means for q, k and the tables to dq, dk, dc2p and dp2c in place."""
     spread = grad.new_zeros(0)
@@ -165,7 +189,9 @@ def _position_grads(
                 part, near = rows[:, :, block], table[:, distances]
                 shape = (*part.shape[:3], near.shape[1])
                 if spread.shape != shape:
-                    spread = grad.new_zeros(shape)  # all blocks of this shape write to the same places of it
+                    spread = grad.new_zeros(
+                        shape
+                    )  # all blocks of this shape write to the same places of it
                 _shifted(spread).copy_(of[:, :, block])
                 drows[:, :, block].add_(_product_with(spread, near))
                 flat = spread.flatten(1, 2).mT  # (h, T + R - 1, b * R)
@@ -184,7 +210,9 @@ def _shifted(product: Tensor) -> Tensor:
     """The view of a block's product (h, b, R, T + R - 1), contiguous, by distance that is by column: (h, b, R, T)."""
     rows, distances = product.shape[2:]
     strides = (*product.stride()[:2], distances - 1, 1)
-    return product.as_strided((*product.shape[:3], distances - rows + 1), strides, product.storage_offset() + rows - 1)
+    return product.as_strided(
+        (*product.shape[:3], distances - rows + 1), strides, product.storage_offset() + rows - 1
+    )
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -14,8 +14,15 @@ class QuickDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """The input, on a CPU in training masked by `Masked`."""
-        masks = self.training and 0 < self.p < 1 and input.device.type == "cpu" and input.dtype in _LANES
-        if masks and not torch.compiler.is_compiling():  # it could not look into numpy's random numbers
+        masks = (
+            self.training
+            and 0 < self.p < 1
+            and input.device.type == "cpu"
+            and input.dtype in _LANES
+        )
+        if (
+            masks and not torch.compiler.is_compiling()
+        ):  # it could not look into numpy's random numbers
             return Masked.apply(input, in_steps(self.p))
         return super().forward(input)
 
@@ -26,7 +33,9 @@ class Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, steps: int) -> Tensor:
         """x, masked; what is kept for the backward pass is the mask, two bytes a number."""
-        kept = Draws().signs(x.shape, steps).bitwise_right_shift_(15).bitwise_not_()  # all bits, or none
+        kept = (
+            Draws().signs(x.shape, steps).bitwise_right_shift_(15).bitwise_not_()
+        )  # all bits, or none
         ctx.rise = STEPS / (STEPS - steps)
         ctx.save_for_backward(kept)
         return _masked(x, kept, ctx.rise)

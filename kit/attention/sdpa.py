@@ -62,12 +62,20 @@ def sdpa_attention(
         and query.shape == key.shape == value.shape
         and dropout < 1
         and (dropout or kind == torch.bfloat16)
-        and (attention_mask.dtype == torch.bool if attention_mask is not None else not _causal(module, kwargs))
+        and (
+            attention_mask.dtype == torch.bool
+            if attention_mask is not None
+            else not _causal(module, kwargs)
+        )
     ):
         size, length = query.shape[0], query.shape[2]
         barred = None if attention_mask is None else _barred(attention_mask, kind)
-        q, k, v = (x.to(kind).transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (N, H, D)
-        mixed = MixedAttention.apply(q, k, v, sequences or [length] * size, barred, scale, in_steps(dropout))
+        q, k, v = (
+            x.to(kind).transpose(1, 2).flatten(0, 1) for x in (query, key, value)
+        )  # (N, H, D)
+        mixed = MixedAttention.apply(
+            q, k, v, sequences or [length] * size, barred, scale, in_steps(dropout)
+        )
         return mixed.unflatten(0, (size, length)), None
     if sequences is None:
         return sdpa_attention_forward(
@@ -76,7 +84,10 @@ def sdpa_attention(
     if attention_mask is not None or _causal(module, kwargs):
         raise ValueError("an unpadded batch has no mask, and its tokens look both ways")
     each = zip(*(x.split(sequences, 2) for x in (query, key, value)), strict=True)
-    mixed = [functional.scaled_dot_product_attention(*qkv, dropout_p=dropout, scale=scale) for qkv in each]
+    mixed = [
+        functional.scaled_dot_product_attention(*qkv, dropout_p=dropout, scale=scale)
+        for qkv in each
+    ]
     return torch.cat(mixed, 2).transpose(1, 2), None
 
 
@@ -110,7 +121,9 @@ class MixedAttention(torch.autograd.Function):
             barred: (B, 1, 1 or T, T), added to the scores of B sequences, all of T tokens.
         """
         room = CHUNK * torch.get_num_threads() // q.itemsize
-        pieces = cut_tiles(lengths, q.shape[1], room, JOINED * torch.get_num_threads() // q.itemsize)
+        pieces = cut_tiles(
+            lengths, q.shape[1], room, JOINED * torch.get_num_threads() // q.itemsize
+        )
         out, kept = v.new_empty(v.shape), all_scores(pieces, q)
         draws = Draws() if steps else None
         with torch.autocast("cpu", enabled=False):
@@ -137,7 +150,9 @@ class MixedAttention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v."""
         q, k, v, kept, out = ctx.saved_tensors
-        inner = (dout * out).sum(-1, keepdim=True, dtype=torch.float32)  # (N, H, 1): softmax's gradient subtracts it
+        inner = (dout * out).sum(
+            -1, keepdim=True, dtype=torch.float32
+        )  # (N, H, 1): softmax's gradient subtracts it
         inner = inner.mul_(ctx.scale).to(q.dtype)
         dout = dout * ctx.rise
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))

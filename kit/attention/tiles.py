@@ -53,8 +53,13 @@ def cut_tiles(lengths: Sequence[int], heads: int, room: int, join: int) -> list[
             for head in range(0, heads, some):
                 stop = min(heads, head + some)
                 after = before + (stop - head) * several * length**2
-                sequences, tokens = slice(first + number, first + number + several), slice(at, at + several * length)
-                pieces.append(Tile(sequences, tokens, slice(head, stop), length, slice(before, after)))
+                sequences, tokens = (
+                    slice(first + number, first + number + several),
+                    slice(at, at + several * length),
+                )
+                pieces.append(
+                    Tile(sequences, tokens, slice(head, stop), length, slice(before, after))
+                )
                 before = after
         first, start = first + count, start + count * length
     return pieces

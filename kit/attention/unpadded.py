@@ -16,7 +16,12 @@ from kit.attention.deberta import key_mask_encoder
 from kit.attention.families import AFTER_PADDING
 from kit.errors import BackboneError
 
-FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")  # they hand on what they are given; DeBERTa's mask tells it
+FAMILIES = (
+    "bert",
+    "electra",
+    "roberta",
+    "xlm-roberta",
+)  # they hand on what they are given; DeBERTa's mask tells it
 
 
 def supports_unpadded(encoder: nn.Module) -> bool:
@@ -24,7 +29,11 @@ def supports_unpadded(encoder: nn.Module) -> bool:
     config, inner = encoder.config, key_mask_encoder(encoder)
     if inner is not None:
         return inner.conv is None and not config.output_attentions
-    return config.model_type in FAMILIES and config._attn_implementation == sdpa.NAME and not config.is_decoder
+    return (
+        config.model_type in FAMILIES
+        and config._attn_implementation == sdpa.NAME
+        and not config.is_decoder
+    )
 
 
 def run_unpadded(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -35,7 +44,9 @@ def run_unpadded(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, T
     """
     lengths = pack["lengths"]
     inputs: dict[str, Any] = {name: each for name, each in pack.items() if name != "lengths"}
-    inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))  # some keep too few zeros of their own
+    inputs.setdefault(
+        "token_type_ids", torch.zeros_like(inputs["input_ids"])
+    )  # some keep too few zeros of their own
     starts = lengths.cumsum(0) - lengths
     places = (torch.arange(inputs["input_ids"].shape[1]) - starts.repeat_interleave(lengths))[None]
     told, inner = sdpa.SequenceLengths(lengths.tolist()), key_mask_encoder(encoder)
@@ -55,4 +66,6 @@ def run_unpadded(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, T
     places = torch.arange(int(lengths.max()))
     real = places < lengths[:, None]
     where = torch.where(real, starts[:, None] + places, 0)
-    return functional.embedding(where, states[0]), real  # the gather whose gradient is the fastest on a CPU
+    return functional.embedding(
+        where, states[0]
+    ), real  # the gather whose gradient is the fastest on a CPU

@@ -29,9 +29,15 @@ class SymmetricClassifier:
         return softmax(_logits(odd, even, self.odd, self.even)).T
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
+@threadpool_limits.wrap(
+    limits=1, user_api="blas"
+)  # products this small only wait for a second thread
 def fit_symmetric(
-    odd: Sequence[Block], even: Sequence[Block], labels: np.ndarray, penalty: float, steps: int = 200
+    odd: Sequence[Block],
+    even: Sequence[Block],
+    labels: np.ndarray,
+    penalty: float,
+    steps: int = 200,
 ) -> SymmetricClassifier:
     """The coefficients of the lowest log loss with an L2 penalty; the intercept is free.
 
@@ -50,7 +56,9 @@ def fit_symmetric(
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
         value, residual = softmax_loss(_logits(odd, even, point[:cut], point[cut:]), labels)
         toward_a, toward_tie = (residual[0] - residual[1]), residual[2]
-        gradient = np.concatenate([_against(odd, toward_a), _against(even, toward_tie), [toward_tie.sum()]])
+        gradient = np.concatenate(
+            [_against(odd, toward_a), _against(even, toward_tie), [toward_tie.sum()]]
+        )
         gradient[:-1] += penalty * point[:-1]
         return value + penalty / 2 * float(point[:-1] @ point[:-1]), gradient
 
@@ -59,7 +67,9 @@ def fit_symmetric(
     return SymmetricClassifier(found.x[:cut], found.x[cut:])
 
 
-def _logits(odd: Sequence[Block], even: Sequence[Block], w: np.ndarray, u: np.ndarray) -> np.ndarray:
+def _logits(
+    odd: Sequence[Block], even: Sequence[Block], w: np.ndarray, u: np.ndarray
+) -> np.ndarray:
     """Logits (3, N)."""
     toward_a, toward_tie = _times(odd, w), _times(even, u[:-1]) + u[-1]
     return np.stack([toward_a, -toward_a, toward_tie])
@@ -67,11 +77,15 @@ def _logits(odd: Sequence[Block], even: Sequence[Block], w: np.ndarray, u: np.nd
 
 def _times(blocks: Sequence[Block], coefficients: np.ndarray) -> np.ndarray:
     """The product of all blocks with their coefficients, (N,) float64."""
-    parts = np.split(coefficients.astype(np.float32), np.cumsum([block.shape[1] for block in blocks])[:-1])
+    parts = np.split(
+        coefficients.astype(np.float32), np.cumsum([block.shape[1] for block in blocks])[:-1]
+    )
     return sum((block @ part).astype(np.float64) for block, part in zip(blocks, parts, strict=True))
 
 
 def _against(blocks: Sequence[Block], residual: np.ndarray) -> np.ndarray:
     """The product of all blocks' transposes with (N,), one after the other, float64."""
-    scaled = residual.astype(np.float32)  # the blocks' type: scipy would copy them to float64 at every step
+    scaled = residual.astype(
+        np.float32
+    )  # the blocks' type: scipy would copy them to float64 at every step
     return np.concatenate([(block.T @ scaled).astype(np.float64) for block in blocks])

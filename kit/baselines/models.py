@@ -50,13 +50,25 @@ class PairRows:
     def take(self, rows: np.ndarray) -> "PairRows":
         """Some of the rows, by their numbers."""
         counts = self.counts and tuple(tuple(kind[rows] for kind in side) for side in self.counts)
-        return PairRows(self.a[rows], self.b[rows], self.pair[rows], self.lengths[rows], self.groups[rows], counts)
+        return PairRows(
+            self.a[rows],
+            self.b[rows],
+            self.pair[rows],
+            self.lengths[rows],
+            self.groups[rows],
+            counts,
+        )
 
     @property
     def swapped(self) -> "PairRows":
         """The rows with their answers swapped."""
         return PairRows(
-            self.b, self.a, self.pair, self.lengths[:, ::-1], self.groups, self.counts and self.counts[::-1]
+            self.b,
+            self.a,
+            self.pair,
+            self.lengths[:, ::-1],
+            self.groups,
+            self.counts and self.counts[::-1],
         )
 
 
@@ -107,7 +119,12 @@ def fit_tfidf(pairs: PairRows, labels: np.ndarray) -> FittedBaseline:
         even = np.clip((_even(some) - mean) / even_scale, -OUTLIER, OUTLIER) * np.float32(DENSE)
         return [*signed, odd], [*map(abs, signed), even]
 
-    return _linear(pairs, labels, blocks, penalty=STRENGTH / (len(labels) if labels.ndim == 1 else labels.sum()))
+    return _linear(
+        pairs,
+        labels,
+        blocks,
+        penalty=STRENGTH / (len(labels) if labels.ndim == 1 else labels.sum()),
+    )
 
 
 def fit_boosted(pairs: PairRows, labels: np.ndarray) -> FittedBaseline:
@@ -117,11 +134,15 @@ def fit_boosted(pairs: PairRows, labels: np.ndarray) -> FittedBaseline:
     """
     inner = crossfit_folds(pairs.groups) == 0
     fitting, judging = np.flatnonzero(~inner), np.flatnonzero(inner)
-    trial, held = _trees(MOST_TREES, pairs.take(fitting), labels[fitting]), _both_orders(pairs.take(judging))
+    trial, held = (
+        _trees(MOST_TREES, pairs.take(fitting), labels[fitting]),
+        _both_orders(pairs.take(judging)),
+    )
     stages = zip(*(trial.staged_predict_proba(order) for order in held), strict=True)
     rows, classes, weights = _hard(labels[judging])
     losses = [
-        np.average(metrics.row_losses(_average(trial, *stage)[rows], classes), weights=weights) for stage in stages
+        np.average(metrics.row_losses(_average(trial, *stage)[rows], classes), weights=weights)
+        for stage in stages
     ]
     model = _trees(int(np.argmin(losses)) + 1, pairs, labels)
 
@@ -148,7 +169,9 @@ def _linear(
     penalty: float,
 ) -> FittedBaseline:
     fitted = linear.fit_symmetric(*blocks(pairs), labels, penalty)
-    return FittedBaseline(lambda other: fitted.predict(*blocks(other)), len(fitted.odd) + len(fitted.even))
+    return FittedBaseline(
+        lambda other: fitted.predict(*blocks(other)), len(fitted.odd) + len(fitted.even)
+    )
 
 
 def _even(pairs: PairRows) -> np.ndarray:
@@ -193,7 +216,9 @@ def _hard(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None
     return rows, classes, labels[rows, classes]
 
 
-def _average(model: HistGradientBoostingClassifier, as_is: np.ndarray, swapped: np.ndarray) -> np.ndarray:
+def _average(
+    model: HistGradientBoostingClassifier, as_is: np.ndarray, swapped: np.ndarray
+) -> np.ndarray:
     """The mean of two predictions (N, classes seen in training), the second of swapped answers: (N, 3)."""
     both = np.zeros((2, len(as_is), len(CLASSES)))
     both[0][:, model.classes_], both[1][:, model.classes_] = as_is, swapped

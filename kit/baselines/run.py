@@ -65,12 +65,19 @@ def _run(
             say(f"{run_dir.part(each)} is done already")
     if missing:
         started = time.monotonic()
-        train, test = (baseline_rows(table, name in READS_NGRAMS) for table in (processed.train(), processed.test()))
-        say(f"{len(train):,} training and {len(test):,} test rows read in {time.monotonic() - started:.0f} s")
+        train, test = (
+            baseline_rows(table, name in READS_NGRAMS)
+            for table in (processed.train(), processed.test())
+        )
+        say(
+            f"{len(train):,} training and {len(test):,} test rows read in {time.monotonic() - started:.0f} s"
+        )
         for each in missing:
             metrics = _fit_part(name, processed, run_dir, each, train, test, started)
             started = time.monotonic()
-            say(f"{run_dir.part(each)}: log loss {metrics['log_loss']:.4f}, accuracy {metrics['accuracy']:.3f}")
+            say(
+                f"{run_dir.part(each)}: log loss {metrics['log_loss']:.4f}, accuracy {metrics['accuracy']:.3f}"
+            )
     _test_predictions(name, run_dir, processed)
     return summarise_run(run_dir, processed)
 
@@ -79,12 +86,24 @@ def baseline_rows(table: pa.Table, ngrams: bool) -> PairRows:
     """Processed rows as baselines see them; counting n-grams takes most of the time, so it can be left out."""
     a, b, pair = compute_features(table)
     column = FEATURES.index("characters")
-    counts = tuple(count_ngrams(pc.binary_join(table[c], "\n").to_pylist()) for c in RESPONSES) if ngrams else None
-    return PairRows(a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table[GROUP].to_numpy(), counts)
+    counts = (
+        tuple(count_ngrams(pc.binary_join(table[c], "\n").to_pylist()) for c in RESPONSES)
+        if ngrams
+        else None
+    )
+    return PairRows(
+        a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table[GROUP].to_numpy(), counts
+    )
 
 
 def _fit_part(
-    name: str, data: Dataset, run_dir: Run, fold: int | str, train: PairRows, test: PairRows, started: float
+    name: str,
+    data: Dataset,
+    run_dir: Run,
+    fold: int | str,
+    train: PairRows,
+    test: PairRows,
+    started: float,
 ) -> dict[str, Any]:
     """Fits one part and writes it, metrics.json last; `started` is when its work began, reading rows included."""
     table = data.train([ID, LABEL])
@@ -97,7 +116,9 @@ def _fit_part(
     valid = model.predict(held)
     part = run_dir.part(fold)
     write_predictions(make_predictions(ids[valid_rows], valid), part / "valid.csv")
-    write_predictions(make_predictions(data.test([ID])[ID].to_numpy(), model.predict(test)), part / TEST_FILE)
+    write_predictions(
+        make_predictions(data.test([ID])[ID].to_numpy(), model.predict(test)), part / TEST_FILE
+    )
     metrics = {
         "log_loss": log_loss(valid, labels[valid_rows]),
         "accuracy": accuracy(valid, labels[valid_rows]),
@@ -121,7 +142,10 @@ def _test_predictions(name: str, run_dir: Run, processed: Dataset) -> None:
     """
     finished = run_dir.parts()
     used = [part for part in finished if part != HOLDOUT] or list(finished)
-    tests = {run_dir.path / part: read_predictions(run_dir.path / part / TEST_FILE).set_index(ID) for part in used}
+    tests = {
+        run_dir.path / part: read_predictions(run_dir.path / part / TEST_FILE).set_index(ID)
+        for part in used
+    }
     ids = processed.test([ID])[ID].to_numpy()
     others = [str(part) for part, test in tests.items() if set(test.index) != set(ids)]
     if others:

@@ -25,7 +25,9 @@ def count_ngrams(texts: Sequence[str]) -> Counts:
     """1 + ln(n) where an n-gram stands n times in one of the N texts, a row each."""
     counts = []
     for kind in KINDS:
-        hashing = HashingVectorizer(n_features=WIDTH, alternate_sign=False, norm=None, dtype=np.float32, **kind)
+        hashing = HashingVectorizer(
+            n_features=WIDTH, alternate_sign=False, norm=None, dtype=np.float32, **kind
+        )
         block = sparse.csr_array(hashing.transform(texts))
         block.data = 1 + np.log(block.data)
         counts.append(block)
@@ -38,7 +40,9 @@ def inverse_frequencies(counts: Sequence[Counts]) -> list[np.ndarray]:
     for blocks in zip(*counts, strict=True):
         texts = sum(block.shape[0] for block in blocks)
         having = sum(np.bincount(block.indices, minlength=WIDTH) for block in blocks)
-        weights.append(np.where(having >= RAREST, np.log((1 + texts) / (1 + having)) + 1, 0).astype(np.float32))
+        weights.append(
+            np.where(having >= RAREST, np.log((1 + texts) / (1 + having)) + 1, 0).astype(np.float32)
+        )
     return weights
 
 

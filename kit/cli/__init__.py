@@ -41,7 +41,9 @@ class Cli(click.Group):
         except (KitError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has gone
+            if isinstance(
+                error, BrokenPipeError
+            ):  # the reader of our output, such as `head`, has gone
                 sys.stderr.close()
                 ctx.exit(0)
             text = (
@@ -56,7 +58,9 @@ class Cli(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="kit")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:

@@ -11,7 +11,9 @@ BASELINES = ("uniform", "prior", "length", "tfidf", "boosted")
 
 @click.command()
 @click.argument("name", type=click.Choice(BASELINES), default="tfidf")
-@click.option("--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`.")
+@click.option(
+    "--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`."
+)
 @options.data
 @options.runs
 @options.as_json
@@ -30,13 +32,28 @@ def baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> Non
 @click.command()
 @click.argument("file", type=options.FILE)
 @click.option(
-    "--truth", type=options.FILE, help="Labels of the rows: a CSV like train.csv, or processed train.parquet."
+    "--truth",
+    type=options.FILE,
+    help="Labels of the rows: a CSV like train.csv, or processed train.parquet.",
 )
-@click.option("--subset", is_flag=True, help="Fit on the rows that FILE predicts, such as validation rows.")
-@click.option("--method", type=click.Choice(["temperature", "bias"]), help="What to fit.  [default: the better one]")
+@click.option(
+    "--subset", is_flag=True, help="Fit on the rows that FILE predicts, such as validation rows."
+)
+@click.option(
+    "--method",
+    type=click.Choice(["temperature", "bias"]),
+    help="What to fit.  [default: the better one]",
+)
 @click.option("--save", type=options.FILE, help="Write the calibration as JSON, for --apply.")
-@click.option("--apply", "saved", type=options.FILE, help="Apply a saved calibration instead of fitting one.")
-@click.option("-o", "--out", type=options.FILE, help="Write the calibrated predictions; of fitted rows, cross-fitted.")
+@click.option(
+    "--apply", "saved", type=options.FILE, help="Apply a saved calibration instead of fitting one."
+)
+@click.option(
+    "-o",
+    "--out",
+    type=options.FILE,
+    help="Write the calibrated predictions; of fitted rows, cross-fitted.",
+)
 @options.force
 @options.as_json
 def calibrate(
@@ -72,7 +89,11 @@ def calibrate(
     predictions = read_predictions(file)
     if saved:
         write_predictions(apply_calibration(read_calibration(saved), predictions), out)
-        return show.json_out({"file": str(out)}) if as_json else show.note(f"{len(predictions):,} rows in {out}")
+        return (
+            show.json_out({"file": str(out)})
+            if as_json
+            else show.note(f"{len(predictions):,} rows in {out}")
+        )
     labels = read_truth(truth)
     labels = restrict_truth(labels, predictions) if subset else labels
     result = fit(predictions, labels, str(file), method)
@@ -94,15 +115,30 @@ def calibrate(
     help="How to combine.  [default: mean; weights or fit where they are given]",
 )
 @click.option(
-    "--weights", type=options.NUMBERS, help="One number for each file, such as 2,1,1; only their ratios count."
+    "--weights",
+    type=options.NUMBERS,
+    help="One number for each file, such as 2,1,1; only their ratios count.",
 )
 @click.option(
-    "--fit", "oof", type=options.FILE, multiple=True, help="Out-of-fold predictions to fit weights to; repeats."
+    "--fit",
+    "oof",
+    type=options.FILE,
+    multiple=True,
+    help="Out-of-fold predictions to fit weights to; repeats.",
 )
 @click.option("--truth", type=options.FILE, help="Labels of the out-of-fold rows.")
-@click.option("--subset", is_flag=True, help="Fit on the rows that the --fit files predict, such as validation rows.")
+@click.option(
+    "--subset",
+    is_flag=True,
+    help="Fit on the rows that the --fit files predict, such as validation rows.",
+)
 @click.option("--save", type=options.FILE, help="Write the fitted blend as JSON, for --apply.")
-@click.option("--apply", "saved", type=options.FILE, help="Blend as a saved blend says; members are found by run.")
+@click.option(
+    "--apply",
+    "saved",
+    type=options.FILE,
+    help="Blend as a saved blend says; members are found by run.",
+)
 @click.option("-o", "--out", type=options.FILE, help="The blended predictions of FILES.")
 @options.force
 @options.as_json
@@ -135,15 +171,22 @@ def ensemble(
 
     options.refuse_overwrites((save, out), force)
     fitted = blended = None
-    if oof or saved:  # all is read and worked out before anything is written: an error leaves no half of the results
+    if (
+        oof or saved
+    ):  # all is read and worked out before anything is written: an error leaves no half of the results
         names, frames = read_members(files)
         fitted = _fit(oof, truth, subset) if oof else None
         if out:
-            blended = apply_blend(fitted.blend if fitted else read_blend(saved), frames, names, files)
+            blended = apply_blend(
+                fitted.blend if fitted else read_blend(saved), frames, names, files
+            )
     else:
         method = method or ("weights" if weights else "mean")
         blended = blend_predictions(
-            [read_predictions(file) for file in files], [str(file) for file in files], method, weights
+            [read_predictions(file) for file in files],
+            [str(file) for file in files],
+            method,
+            weights,
         )
     if save:
         write_blend(fitted.blend, save, fitted.fitted)
@@ -184,7 +227,9 @@ def _check_usage(
     if bool(oof) != bool(truth) or (method == "fit") > bool(oof):
         raise click.UsageError("Fitting takes --fit FILE for every member, and --truth FILE.")
     if method not in (None, "weights"):
-        options.refuse_beside(f"--method {method}", "they are of --method weights.", weights=weights)
+        options.refuse_beside(
+            f"--method {method}", "they are of --method weights.", weights=weights
+        )
     if bool(files) != bool(out) or not (files or oof):
         raise click.UsageError("Name prediction files and -o FILE.")
 
@@ -198,7 +243,9 @@ def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
     labels = read_truth(truth)
     for line in without_prompts(labels, truth):
         show.note(line)
-    return fit_blend(frames, names, restrict_truth(labels, frames[0]) if subset else labels, files=oof)
+    return fit_blend(
+        frames, names, restrict_truth(labels, frames[0]) if subset else labels, files=oof
+    )
 
 
 COMMANDS = (calibrate, ensemble)

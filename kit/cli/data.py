@@ -8,11 +8,23 @@ from kit.cli import options, show
 
 
 @click.command()
-@click.option("--rows", type=click.IntRange(1), default=2400, show_default=True, help="Training rows.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same files."
+    "--rows", type=click.IntRange(1), default=2400, show_default=True, help="Training rows."
 )
-@click.option("--out", type=options.FILE, default=Path("data/raw"), show_default=True, help="Folder to write to.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="The same seed gives the same files.",
+)
+@click.option(
+    "--out",
+    type=options.FILE,
+    default=Path("data/raw"),
+    show_default=True,
+    help="Folder to write to.",
+)
 @options.force
 @options.as_json
 def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
@@ -26,16 +38,25 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     summary = write_sample(out, rows=rows, seed=seed, force=force)
     if as_json:
         return show.json_out(summary)
-    show.note(f"{summary['train']['rows']:,} training and {summary['test']['rows']:,} test rows in {out}")
+    show.note(
+        f"{summary['train']['rows']:,} training and {summary['test']['rows']:,} test rows in {out}"
+    )
     show.note(f"Next: kit preprocess --raw {out}")
 
 
 @click.command()
 @click.option(
-    "--raw", type=options.FILE, default=Path("data/raw"), show_default=True, help="Folder with train.csv and test.csv."
+    "--raw",
+    type=options.FILE,
+    default=Path("data/raw"),
+    show_default=True,
+    help="Folder with train.csv and test.csv.",
 )
 @click.option(
-    "--extra", type=options.FILE, multiple=True, help="Another training file with the same columns; may repeat."
+    "--extra",
+    type=options.FILE,
+    multiple=True,
+    help="Another training file with the same columns; may repeat.",
 )
 @click.option(
     "--soft-labels",
@@ -45,8 +66,16 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     "Its models have seen labels that validation goes by, which makes a student look better than it is.",
 )
 @options.preparing
-@click.option("--allow-test-prompts", is_flag=True, help="Keep --extra rows whose prompt is in test.csv.")
-@click.option("--out", type=options.FILE, default=Path("data/processed"), show_default=True, help="Folder to write to.")
+@click.option(
+    "--allow-test-prompts", is_flag=True, help="Keep --extra rows whose prompt is in test.csv."
+)
+@click.option(
+    "--out",
+    type=options.FILE,
+    default=Path("data/processed"),
+    show_default=True,
+    help="Folder to write to.",
+)
 @options.as_json
 def preprocess(
     raw: Path,

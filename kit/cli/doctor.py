@@ -8,8 +8,18 @@ from kit.cli import options, show
 
 
 @click.command()
-@click.option("--online", is_flag=True, help="Ask Kaggle too: does it accept the credential, what is left of quotas.")
-@click.option("--raw", type=options.FILE, default=Path("data/raw"), show_default=True, help="The competition's files.")
+@click.option(
+    "--online",
+    is_flag=True,
+    help="Ask Kaggle too: does it accept the credential, what is left of quotas.",
+)
+@click.option(
+    "--raw",
+    type=options.FILE,
+    default=Path("data/raw"),
+    show_default=True,
+    help="The competition's files.",
+)
 @options.data
 @options.as_json
 def doctor(online: bool, raw: Path, data: Path, as_json: bool) -> None:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from kit.kaggle.submissions import Submission
 
 BOOK = Path("submissions/ledger.csv")
-ledger_file = click.option("--ledger", type=options.FILE, default=BOOK, show_default=True, help="The ledger.")
+ledger_file = click.option(
+    "--ledger", type=options.FILE, default=BOOK, show_default=True, help="The ledger."
+)
 
 
 def connect(attempts: int = 6) -> "Client":
@@ -29,7 +31,13 @@ def connect(attempts: int = 6) -> "Client":
 
 
 @click.command()
-@click.option("--out", type=options.FILE, default=Path("data/raw"), show_default=True, help="Folder to write to.")
+@click.option(
+    "--out",
+    type=options.FILE,
+    default=Path("data/raw"),
+    show_default=True,
+    help="Folder to write to.",
+)
 @options.competition
 @options.force
 @options.as_json
@@ -42,7 +50,9 @@ def download(out: Path, competition: str, force: bool, as_json: bool) -> None:
     from kit.kaggle.download import download_competition as run
 
     with connect() as client, show.transferring(f"download {competition}") as progress:
-        result = run(client, out, competition=competition, force=force, say=show.note, progress=progress)
+        result = run(
+            client, out, competition=competition, force=force, say=show.note, progress=progress
+        )
     for warning in result.warnings:
         show.note(f"Warning: {warning}")
     if as_json:
@@ -55,10 +65,20 @@ def download(out: Path, competition: str, force: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("file", required=False, type=options.FILE)
-@click.option("--kernel", metavar="OWNER/SLUG[/VERSION]", help="A finished inference kernel; the latest version.")
-@click.option("-m", "--message", required=True, help="What this submission is; Kaggle and the ledger keep it.")
+@click.option(
+    "--kernel",
+    metavar="OWNER/SLUG[/VERSION]",
+    help="A finished inference kernel; the latest version.",
+)
+@click.option(
+    "-m", "--message", required=True, help="What this submission is; Kaggle and the ledger keep it."
+)
 @click.option("--wait", "follow", is_flag=True, help="Follow it to its score.")
-@click.option("--sample", type=options.FILE, help="A file with the ids it must have, such as sample_submission.csv.")
+@click.option(
+    "--sample",
+    type=options.FILE,
+    help="A file with the ids it must have, such as sample_submission.csv.",
+)
 @options.local_score
 @options.competition
 @ledger_file
@@ -82,12 +102,19 @@ def submit(
     Example:  kit submit --kernel kit-infer -m "two encoders, mean" --wait
     """
     if (file is None) == (kernel is None):
-        raise click.UsageError("Give --kernel OWNER/SLUG, or a FILE for competitions that take files.")
+        raise click.UsageError(
+            "Give --kernel OWNER/SLUG, or a FILE for competitions that take files."
+        )
     from kit.kaggle.submissions import wait_for_score
     from kit.kaggle.submit import check_submission, submit_file, submit_kernel
 
     check_submission(kernel, file, sample)
-    common = {"competition": competition, "local_score": local_score, "book": ledger, "say": show.note}
+    common = {
+        "competition": competition,
+        "local_score": local_score,
+        "book": ledger,
+        "say": show.note,
+    }
     with connect() as client:
         if kernel is not None:
             entry = submit_kernel(client, kernel, message, test=sample, **common)
@@ -101,7 +128,9 @@ def submit(
     score = f": public score {entry.public_score}" if entry.public_score else ""
     click.echo(f"submission {entry.ref} {entry.status}{score}")
     if not follow:
-        show.note("Next: kit submissions, in some hours: Kaggle runs the notebook again on the hidden test set")
+        show.note(
+            "Next: kit submissions, in some hours: Kaggle runs the notebook again on the hidden test set"
+        )
 
 
 @click.command()
@@ -119,18 +148,25 @@ def submissions(competition: str, ledger: Path, as_json: bool) -> None:
     with connect() as client:
         pairs = list_them(client, competition=competition, book=ledger)
     if as_json:
-        rows = [{"kaggle": s and dataclasses.asdict(s), "ledger": e and dataclasses.asdict(e)} for s, e in pairs]
+        rows = [
+            {"kaggle": s and dataclasses.asdict(s), "ledger": e and dataclasses.asdict(e)}
+            for s, e in pairs
+        ]
         return show.json_out(rows)
     columns = ["ref", "date", "status", "public", "local", "kernel or file", "message", "error"]
     show.table(competition, columns, [_row(*pair) for pair in pairs])
     if not pairs:
-        show.note('None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is complete')
+        show.note(
+            'None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is complete'
+        )
 
 
 def _row(submission: "Submission | None", entry: "LedgerEntry | None") -> list[str]:
     """A line of the table: Kaggle's word where it has one, else the ledger's."""
     best = submission or entry
     date = submission.date if submission else entry.time
-    local, source = (entry.local_score, entry.kernel or entry.file) if entry else ("", submission.file)
+    local, source = (
+        (entry.local_score, entry.kernel or entry.file) if entry else ("", submission.file)
+    )
     status = best.status if submission else f"{best.status} (in the ledger only)"
     return [str(best.ref), date, status, best.public_score, local, source, best.message, best.error]

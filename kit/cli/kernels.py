@@ -43,9 +43,14 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
     from kit.kaggle.push import written_kernel
 
     with connect() as client:
-        refs = [_ref(client, name) for name in names] or [ref for ref in written_kernel(FOLDER) if ref.owner != "OWNER"]
+        refs = [_ref(client, name) for name in names] or [
+            ref for ref in written_kernel(FOLDER) if ref.owner != "OWNER"
+        ]
         states = [remote.kernel_status(client, ref, missing_ok=not names) for ref in refs]
-    rows = [{"kernel": str(s.ref), "status": s.status, "failure": s.failure, "url": s.ref.url} for s in states]
+    rows = [
+        {"kernel": str(s.ref), "status": s.status, "failure": s.failure, "url": s.ref.url}
+        for s in states
+    ]
     if as_json:
         show.json_out(rows)
     elif rows:
@@ -61,8 +66,16 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
 
 @kernels.command()
 @click.argument("name", metavar="OWNER/SLUG[/VERSION]")
-@click.option("--every", type=click.FloatRange(1), default=20.0, show_default=True, help="Seconds between two looks.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="MINUTES", help="Give up after this long.")
+@click.option(
+    "--every",
+    type=click.FloatRange(1),
+    default=20.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0), metavar="MINUTES", help="Give up after this long."
+)
 @options.as_json
 def wait(name: str, every: float, timeout: float | None, as_json: bool) -> None:
     """Follow a version to its end, and fail if it fails.
@@ -79,7 +92,9 @@ def wait(name: str, every: float, timeout: float | None, as_json: bool) -> None:
         kind = kind_of(look_up_kernel(client, ref).source)
         state = wait_for_kernel(client, ref, poll_s=every, timeout_s=seconds, say=show.note)
     if as_json:
-        return show.json_out({"kernel": str(state.ref), "status": state.status, "url": state.ref.url})
+        return show.json_out(
+            {"kernel": str(state.ref), "status": state.status, "url": state.ref.url}
+        )
     click.echo(f"{state.ref} {state.status}")
     show.note(push.NEXT[kind].format(ref=state.ref))
 
@@ -105,12 +120,23 @@ def logs(name: str, as_json: bool) -> None:
 
 @kernels.command()
 @click.argument("name", metavar="OWNER/SLUG[/VERSION]")
-@click.option("-o", "--out", type=options.FILE, help="The folder to write.  [default: kernels/SLUG.output]")
-@click.option("--only", metavar="PATTERN", help="Files to take, such as submission.csv or '*.json'.")
-@click.option("--runs", type=options.FILE, metavar="FOLDER", help="Bring its run directories to FOLDER instead.")
+@click.option(
+    "-o", "--out", type=options.FILE, help="The folder to write.  [default: kernels/SLUG.output]"
+)
+@click.option(
+    "--only", metavar="PATTERN", help="Files to take, such as submission.csv or '*.json'."
+)
+@click.option(
+    "--runs",
+    type=options.FILE,
+    metavar="FOLDER",
+    help="Bring its run directories to FOLDER instead.",
+)
 @options.force
 @options.as_json
-def output(name: str, out: Path | None, only: str | None, runs: Path | None, force: bool, as_json: bool) -> None:
+def output(
+    name: str, out: Path | None, only: str | None, runs: Path | None, force: bool, as_json: bool
+) -> None:
     """Download what a run has left, verified.
 
     \b
@@ -128,9 +154,16 @@ def output(name: str, out: Path | None, only: str | None, runs: Path | None, for
             result = {"kernel": str(ref), "files": [str(part) for part in parts]}
         else:
             out = out or FOLDER / f"{ref.slug}.output"
-            take = {"only": lambda file: only is None or fnmatch.fnmatch(file, only), "force": force}
+            take = {
+                "only": lambda file: only is None or fnmatch.fnmatch(file, only),
+                "force": force,
+            }
             got = download_output(client, ref, out, **take, say=show.note, progress=progress)
-            result = {"kernel": str(ref), "files": [str(out / f) for f in got.files], "hashes_compared": got.compared}
+            result = {
+                "kernel": str(ref),
+                "files": [str(out / f) for f in got.files],
+                "hashes_compared": got.compared,
+            }
     if as_json:
         return show.json_out(result)
     for file in result["files"]:

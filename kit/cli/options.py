@@ -11,9 +11,15 @@ FILE = click.Path(path_type=Path)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 force = click.option("--force", is_flag=True, help="Overwrite what is there.")
-data = click.option("--data", type=FILE, default=Path("data/processed"), show_default=True, help="Processed rows.")
-runs = click.option("--runs", type=FILE, default=Path("runs"), show_default=True, help="Where run directories are.")
-competition = click.option("--competition", default=COMPETITION, show_default=True, help="Its name in its address.")
+data = click.option(
+    "--data", type=FILE, default=Path("data/processed"), show_default=True, help="Processed rows."
+)
+runs = click.option(
+    "--runs", type=FILE, default=Path("runs"), show_default=True, help="Where run directories are."
+)
+competition = click.option(
+    "--competition", default=COMPETITION, show_default=True, help="Its name in its address."
+)
 local_score = click.option("--local-score", default="", help="What it scored here, for the ledger.")
 restart = click.option(
     "--restart",
@@ -40,7 +46,13 @@ _PREPARING = (
         show_default=True,
         help="Keep all rows of one prompt together, or the reference's plain stratified split.",
     ),
-    click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Cross-validation folds."),
+    click.option(
+        "--folds",
+        type=click.IntRange(2, 100),
+        default=5,
+        show_default=True,
+        help="Cross-validation folds.",
+    ),
     click.option(
         "--valid",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -48,7 +60,9 @@ _PREPARING = (
         show_default=True,
         help="Share of rows in the holdout.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the splits."),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the splits."
+    ),
 )
 
 
@@ -66,7 +80,9 @@ def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
 
     for path in filter(None, paths):
         if path.is_dir():  # told before the others are written, not when its turn comes
-            raise KitError(f"{path} is a directory; a file is to be written there", "Choose another name.")
+            raise KitError(
+                f"{path} is a directory; a file is to be written there", "Choose another name."
+            )
         refuse_overwrite(path, force)
 
 
@@ -88,7 +104,9 @@ class Numbers(click.ParamType):
 
     name = "numbers"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[float]:
         """The numbers; wrong usage if they are none."""
         try:
             return [float(part) for part in value.replace(",", " ").split()]

@@ -28,16 +28,24 @@ _gpu = click.option(
 )
 _yes = click.option("--yes", is_flag=True, help="Take a T4 where the P100 was asked for.")
 _title = click.option("--title", default="", help="Its name on Kaggle.  [default: what it does]")
-_dry_run = click.option("--dry-run", is_flag=True, help="Write the notebook's folder and stop; Kaggle is not asked.")
+_dry_run = click.option(
+    "--dry-run", is_flag=True, help="Write the notebook's folder and stop; Kaggle is not asked."
+)
 _wait = click.option("--wait", "follow", is_flag=True, help="Follow the run to its end.")
 _out = click.option(
-    "--out", type=options.FILE, default=FOLDER, show_default=True, help="Where the notebook's folder is written."
+    "--out",
+    type=options.FILE,
+    default=FOLDER,
+    show_default=True,
+    help="Where the notebook's folder is written.",
 )
 
 
 def _max_hours(default: float, most: float) -> Any:
     hours = click.FloatRange(0, most, min_open=True)
-    return click.option("--max-hours", type=hours, default=default, show_default=True, help="The run's time budget.")
+    return click.option(
+        "--max-hours", type=hours, default=default, show_default=True, help="The run's time budget."
+    )
 
 
 @click.group()
@@ -50,16 +58,38 @@ def push() -> None:
 
 
 @push.command()
-@click.option("--backbone", "backbones", multiple=True, help="A name from `kit backbones`; several with --fan-out.")
-@click.option("--recipe", "recipes", multiple=True, help="A name from `kit recipes`, or a TOML file; as --backbone.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; may repeat.")
-@click.option("--fold", default="all", show_default=True, help="A fold's number, `all`, or `holdout`.")
+@click.option(
+    "--backbone",
+    "backbones",
+    multiple=True,
+    help="A name from `kit backbones`; several with --fan-out.",
+)
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    help="A name from `kit recipes`, or a TOML file; as --backbone.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a recipe key; may repeat.",
+)
+@click.option(
+    "--fold", default="all", show_default=True, help="A fold's number, `all`, or `holdout`."
+)
 @options.preparing
 @_gpu
 @_yes
 @_max_hours(9.0, 12)
 @options.restart
-@click.option("--fan-out", is_flag=True, help="A kernel for each backbone and fold, two at once, brought home.")
+@click.option(
+    "--fan-out",
+    is_flag=True,
+    help="A kernel for each backbone and fold, two at once, brought home.",
+)
 @options.runs
 @_title
 @_dry_run
@@ -95,11 +125,15 @@ def train(
     if max(len(backbones), len(recipes)) > 1 and not fan_out:
         raise click.UsageError("Several backbones or recipes need --fan-out.")
     if fan_out and (title or follow):
-        raise click.UsageError("--fan-out names its kernels and waits for them by itself: no --title, no --wait.")
+        raise click.UsageError(
+            "--fan-out names its kernels and waits for them by itself: no --title, no --wait."
+        )
     from kit.kaggle.job import train_job, train_jobs
     from kit.recipe.load import choose_recipe
 
-    chosen = [choose_recipe(b, r, overrides) for r in recipes or (None,) for b in backbones or (None,)]
+    chosen = [
+        choose_recipe(b, r, overrides) for r in recipes or (None,) for b in backbones or (None,)
+    ]
     how = {"fold": fold, "gpu": _served(gpu, yes), "max_hours": max_hours, "restarts": restart}
     how |= {"preprocess": preprocess}
     if not fan_out:
@@ -109,13 +143,33 @@ def train(
 
 
 @push.command()
-@click.option("--runs", multiple=True, metavar="RUN", help="A training kernel (OWNER/SLUG), or a run directory.")
+@click.option(
+    "--runs",
+    multiple=True,
+    metavar="RUN",
+    help="A training kernel (OWNER/SLUG), or a run directory.",
+)
 @click.argument("more", nargs=-1, metavar="[RUN]...")
 @click.option("--weights", type=options.NUMBERS, help="One number for each run, such as 2,1.")
-@click.option("--method", type=click.Choice(["mean", "geometric", "weights"]), help="How to blend.  [default: mean]")
-@click.option("--blend", type=options.FILE, help="A blend from `kit ensemble --save`; runs are found by name.")
-@click.option("--calibration", type=options.FILE, help="What `kit calibrate --save` wrote, for what comes out.")
-@click.option("--dataset", "as_dataset", is_flag=True, help="Publish run directories as private datasets first.")
+@click.option(
+    "--method",
+    type=click.Choice(["mean", "geometric", "weights"]),
+    help="How to blend.  [default: mean]",
+)
+@click.option(
+    "--blend", type=options.FILE, help="A blend from `kit ensemble --save`; runs are found by name."
+)
+@click.option(
+    "--calibration",
+    type=options.FILE,
+    help="What `kit calibrate --save` wrote, for what comes out.",
+)
+@click.option(
+    "--dataset",
+    "as_dataset",
+    is_flag=True,
+    help="Publish run directories as private datasets first.",
+)
 @_gpu
 @_yes
 @_max_hours(8.5, 9)
@@ -167,15 +221,24 @@ def infer(
     from kit.kaggle.matching import match_sources
     from kit.kaggle.sources import identified_source, named_source, resolve_sources
 
-    names, gpu, how = [*runs, *more], _served(gpu, yes), {"weights": weights, "as_dataset": as_dataset}
+    names, gpu, how = (
+        [*runs, *more],
+        _served(gpu, yes),
+        {"weights": weights, "as_dataset": as_dataset},
+    )
     settings = {"method": method, "gpu": gpu, "max_hours": max_hours, "local_score": local_score}
-    settings |= {"blend": blend and read_blend(blend), "calibration": calibration and read_calibration(calibration)}
+    settings |= {
+        "blend": blend and read_blend(blend),
+        "calibration": calibration and read_calibration(calibration),
+    }
     with nullcontext() if dry_run else connect() as client:
         found = named_source(names, client.owner() if client else _owner(), **how)
         if blend:
             found = identified_source(client, found) if client else found
             found = match_sources(settings["blend"], found, say=show.note)
-        job = infer_job(found, **settings, title=title or "kit infer")  # refuses before a dataset is published
+        job = infer_job(
+            found, **settings, title=title or "kit infer"
+        )  # refuses before a dataset is published
         if client:
             resolve_sources(client, names, **how, say=show.note)
     _deliver(job, dry_run, follow, out, as_json)
@@ -213,7 +276,9 @@ def _deliver(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: bool) 
         with connect(attempts=40) as client:
             result["status"] = wait_for_kernel(client, pushed.ref, say=show.note).status
     show.json_out([result]) if as_json else click.echo(result["kernel"])
-    show.note(NEXT[job.kind].format(ref=pushed.ref) if follow else f"Next: kit kernels wait {pushed.ref}")
+    show.note(
+        NEXT[job.kind].format(ref=pushed.ref) if follow else f"Next: kit kernels wait {pushed.ref}"
+    )
 
 
 def _write(jobs: "list[Job]", out: Path, as_json: bool) -> None:
@@ -224,12 +289,17 @@ def _write(jobs: "list[Job]", out: Path, as_json: bool) -> None:
     folders = [write_folder(job, owner, out / job.slug) for job in jobs]
     if as_json:
         return show.json_out(
-            [{"kernel": f"{owner}/{j.slug}", "folder": str(f)} for j, f in zip(jobs, folders, strict=True)]
+            [
+                {"kernel": f"{owner}/{j.slug}", "folder": str(f)}
+                for j, f in zip(jobs, folders, strict=True)
+            ]
         )
     for folder in folders:
         click.echo(folder)
     if owner == "OWNER":
-        show.note("No credential here names your account, so OWNER stands for it in what is written")
+        show.note(
+            "No credential here names your account, so OWNER stands for it in what is written"
+        )
     first = "make a token (`kit doctor` says how), then" if owner == "OWNER" else "look at it, then"
     show.note(f"Written, not pushed. Next: {first} the same command without --dry-run")
 
@@ -240,11 +310,16 @@ def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:
 
     with connect(attempts=40) as client:
         outcomes = fan_out(client, jobs, runs, out, say=show.note)
-    rows = [{"title": o.title, "status": o.status, "kernel": str(o.ref or ""), "problem": o.problem} for o in outcomes]
+    rows = [
+        {"title": o.title, "status": o.status, "kernel": str(o.ref or ""), "problem": o.problem}
+        for o in outcomes
+    ]
     if as_json:
         show.json_out(rows)
     else:
-        show.table("", ["job", "status", "kernel"], [[r["title"], r["status"], r["kernel"]] for r in rows])
+        show.table(
+            "", ["job", "status", "kernel"], [[r["title"], r["status"], r["kernel"]] for r in rows]
+        )
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
         show.note(f"{row['title']}: {row['problem']}")

@@ -31,9 +31,16 @@ def validate(file: Path, sample: Path | None, as_json: bool) -> None:
 @click.command()
 @click.argument("file", type=options.FILE)
 @click.option(
-    "--truth", type=options.FILE, required=True, help="Labels: a CSV like train.csv, or processed train.parquet."
+    "--truth",
+    type=options.FILE,
+    required=True,
+    help="Labels: a CSV like train.csv, or processed train.parquet.",
 )
-@click.option("--subset", is_flag=True, help="Score only the rows that FILE predicts, such as validation rows.")
+@click.option(
+    "--subset",
+    is_flag=True,
+    help="Score only the rows that FILE predicts, such as validation rows.",
+)
 @options.as_json
 def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     """Compute log loss, accuracy and calibration error, beside uniform and the class prior.
@@ -46,7 +53,11 @@ def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     from kit.predictions import read_predictions
 
     predictions, labels = read_predictions(file), read_truth(truth)
-    result = compute(*align_to_truth(predictions, restrict_truth(labels, predictions) if subset else labels, str(file)))
+    result = compute(
+        *align_to_truth(
+            predictions, restrict_truth(labels, predictions) if subset else labels, str(file)
+        )
+    )
     show.json_out(result.as_dict()) if as_json else show.scored(result, file)
 
 
@@ -55,11 +66,21 @@ def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
 @options.data
 @click.option("--truth", type=options.FILE, help="Labels of the test rows, where known.")
 @click.option(
-    "--frame", "frames", multiple=True, metavar="NAME=FILE", help="Further predictions, such as a mean; may repeat."
+    "--frame",
+    "frames",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Further predictions, such as a mean; may repeat.",
 )
-@click.option("--blend", "blends", multiple=True, type=options.FILE, help="A saved blend of them; may repeat.")
 @click.option(
-    "-o", "--out", multiple=True, type=options.FILE, help="Write a page (.html) or Markdown (.md); may repeat."
+    "--blend", "blends", multiple=True, type=options.FILE, help="A saved blend of them; may repeat."
+)
+@click.option(
+    "-o",
+    "--out",
+    multiple=True,
+    type=options.FILE,
+    help="Write a page (.html) or Markdown (.md); may repeat.",
 )
 @click.option("--markdown", is_flag=True, help="Print the whole report as Markdown.")
 @options.force
@@ -111,9 +132,19 @@ def report(
 
 @click.command()
 @click.option(
-    "--out", type=options.FILE, default=Path("demo"), show_default=True, help="Folder for everything it makes."
+    "--out",
+    type=options.FILE,
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for everything it makes.",
 )
-@click.option("--rows", type=click.IntRange(200), default=4000, show_default=True, help="Training rows of the sample.")
+@click.option(
+    "--rows",
+    type=click.IntRange(200),
+    default=4000,
+    show_default=True,
+    help="Training rows of the sample.",
+)
 @options.as_json
 def demo(out: Path, rows: int, as_json: bool) -> None:
     """Run the whole pipeline on the embedded sample.

@@ -29,7 +29,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
-        numbers = all(isinstance(row[place], int | float) or row[place] in (None, "") for row in rows)
+        numbers = all(
+            isinstance(row[place], int | float) or row[place] in (None, "") for row in rows
+        )
         grid.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         grid.add_row(*map(cell, row), style="bold" if row and str(row[0]).startswith("*") else None)
@@ -71,7 +73,11 @@ def training(label: str) -> Iterator[Callable[[Any], None]]:
                     f"accuracy {event.accuracy:.3f}  {event.seconds_left / 60:.1f} min left"
                     + ("  best so far" if event.best else "")
                 )
-            advance(event.step, event.steps, f"loss {event.loss:.4f}" if event.loss is not None else None)
+            advance(
+                event.step,
+                event.steps,
+                f"loss {event.loss:.4f}" if event.loss is not None else None,
+            )
 
         yield listen
 
@@ -96,7 +102,14 @@ def _bar(label: str, size: bool = False) -> Iterator[Callable[[int, int, str | N
         yield lambda done, total, text: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -119,12 +132,19 @@ def preprocessed(manifest: dict[str, Any], out: Any) -> None:
     counts, options = manifest["counts"], manifest["options"]
     if manifest["reused"]:
         note(f"{out} holds these very rows already; nothing to do")
-    rows = [["training rows", counts["train_rows"]], ["  in the holdout", manifest["holdout"]["rows"]]]
+    rows = [
+        ["training rows", counts["train_rows"]],
+        ["  in the holdout", manifest["holdout"]["rows"]],
+    ]
     rows += [["test rows", counts["test_rows"]], ["prompt groups", counts["prompt_groups"]]]
     shown = {"train_rows", "test_rows", "prompt_groups", "train_rows_read", "competition_rows"}
     details = {**{k: v for k, v in counts.items() if k not in shown}, **manifest["repairs"]}
     rows += [[name.replace("_", " "), count] for name, count in details.items() if count]
-    table(f"{out}: {options['text']} text, {options['split']} split, {options['folds']} folds", ["rows", "count"], rows)
+    table(
+        f"{out}: {options['text']} text, {options['split']} split, {options['folds']} folds",
+        ["rows", "count"],
+        rows,
+    )
     shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["frequencies"].items())
     note(f"Classes: {shares}")
     note("Next: kit train --backbone deberta, or tiny-deberta to try the path")
@@ -135,13 +155,19 @@ def trained(result: dict[str, Any]) -> None:
 
     def part(name: str, m: dict[str, Any]) -> list[Any]:
         epoch, waste = m.get("best_epoch"), m.get("padding_waste")
-        shown = [epoch and f"{epoch:.2f}", m.get("steps"), None if waste is None else f"{waste:.1%}"]
+        shown = [
+            epoch and f"{epoch:.2f}",
+            m.get("steps"),
+            None if waste is None else f"{waste:.1%}",
+        ]
         return [name, m["log_loss"], m["accuracy"], *shown, f"{m['minutes']:.1f}"]
 
     columns = ["part", "log loss", "accuracy", "best epoch", "steps", "padding", "minutes"]
     rows = [part(name, metrics) for name, metrics in result["parts"].items()]
     if "oof" in result:
-        rows.append(["out-of-fold", result["oof"]["log_loss"], result["oof"]["accuracy"], *[None] * 4])
+        rows.append(
+            ["out-of-fold", result["oof"]["log_loss"], result["oof"]["accuracy"], *[None] * 4]
+        )
     table(result["run"], columns, rows)
 
 
@@ -150,7 +176,11 @@ def validated(report: Any, file: Any) -> None:
     for kind, entries in (("problem", report.problems), ("warning", report.warnings)):
         for entry in entries:
             click.echo(f"{kind}: {entry}")
-    verdict = "valid" if report.ok else f"{len(report.problems)} problem{'s' * (len(report.problems) != 1)}"
+    verdict = (
+        "valid"
+        if report.ok
+        else f"{len(report.problems)} problem{'s' * (len(report.problems) != 1)}"
+    )
     click.echo(f"{cell(file)}: {report.rows:,} rows: {verdict}")
 
 
@@ -161,11 +191,18 @@ def scored(result: Any, file: Any) -> None:
         ["class prior", result.prior_log_loss, None, None],
         ["uniform", result.uniform_log_loss, None, None],
     ]
-    table(f"{result.rows:,} rows", ["prediction", "log loss", "accuracy", "calibration error"], figures)
+    table(
+        f"{result.rows:,} rows",
+        ["prediction", "log loss", "accuracy", "calibration error"],
+        figures,
+    )
     classes = [
-        [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall] for c in result.per_class
+        [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall]
+        for c in result.per_class
     ]
-    table("", ["class", "rows", "share", "mean predicted", "log loss", "precision", "recall"], classes)
+    table(
+        "", ["class", "rows", "share", "mean predicted", "log loss", "precision", "recall"], classes
+    )
 
 
 def calibrated(result: Any) -> None:
@@ -176,11 +213,16 @@ def calibrated(result: Any) -> None:
     table(
         f"chosen: {result.method}",
         ["", "log loss", "calibration error"],
-        [["before", before.log_loss, before.calibration_error], ["after", after.log_loss, after.calibration_error]],
+        [
+            ["before", before.log_loss, before.calibration_error],
+            ["after", after.log_loss, after.calibration_error],
+        ],
     )
     fitted = result.calibration
     if result.method != "none":
-        note(f"temperature {fitted.temperature:.4f}, bias {', '.join(f'{b:+.4f}' for b in fitted.bias)}")
+        note(
+            f"temperature {fitted.temperature:.4f}, bias {', '.join(f'{b:+.4f}' for b in fitted.bias)}"
+        )
     if result.note:
         note(result.note)
 
@@ -188,15 +230,23 @@ def calibrated(result: Any) -> None:
 def fitted(result: Any) -> None:
     """The fitted blend: members with their weights, and what it is worth beside simpler ways."""
     rows = [[m.name, m.log_loss, m.weight, _spread(m)] for m in result.members]
-    table(f"{result.rows:,} rows, {result.method}", ["member", "log loss alone", "weight", "95% of draws"], rows)
+    table(
+        f"{result.rows:,} rows, {result.method}",
+        ["member", "log loss alone", "weight", "95% of draws"],
+        rows,
+    )
     tried = [[trial.method, trial.in_sample, trial.cross_fitted] for trial in result.tried]
     kept = sum(member.weight > 0 for member in result.members)
     tried.append([f"{result.method}, the {kept} kept", result.in_sample, result.cross_fitted])
     table("", ["blend", "in-sample log loss", "cross-fitted"], tried)
-    between = "" if result.temperature is None else " ({:.3f} to {:.3f})".format(*result.temperature)
+    between = (
+        "" if result.temperature is None else " ({:.3f} to {:.3f})".format(*result.temperature)
+    )
     note(f"temperature {result.blend.calibration.temperature:.4f}{between}")
     gain = result.gain
-    note(f"against the best member: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {gain.verdict}")
+    note(
+        f"against the best member: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {gain.verdict}"
+    )
     for line in result.notes:
         note(line)
 
@@ -210,7 +260,10 @@ def _spread(member: Any) -> str:
 
 def examined(findings: Sequence[Any]) -> None:
     """What doctor found, a line each, what to do below it, and the verdict."""
-    colours, width = {"note": "yellow", "broken": "red"}, max(len(finding.part) for finding in findings)
+    colours, width = (
+        {"note": "yellow", "broken": "red"},
+        max(len(finding.part) for finding in findings),
+    )
     for finding in findings:
         state = click.style(f"{finding.state:<6}", fg=colours.get(finding.state))
         click.echo(f"{state}  {finding.part:<{width}}  {cell(finding.found)}")
@@ -228,8 +281,15 @@ def compared(report: Any) -> None:
     table("", comparison_columns(comparison), comparison_rows(comparison))
     for each in report.significance:
         pairs = [each.pair(name, each.best) for name in each.models if name != each.best]
-        found = [[pair.model, f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", pair.verdict] for pair in pairs]
-        table(f"{each.rows} rows", ["model", f"log loss less that of {each.best} [95%]", "verdict"], found)
+        found = [
+            [pair.model, f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", pair.verdict]
+            for pair in pairs
+        ]
+        table(
+            f"{each.rows} rows",
+            ["model", f"log loss less that of {each.best} [95%]", "verdict"],
+            found,
+        )
     if comparison.note:
         note(comparison.note)
     for name in comparison.unfinished:

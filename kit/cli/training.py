@@ -73,19 +73,46 @@ def recipes(name: str | None, as_json: bool) -> None:
     all_of_them = [load_recipe(each) for each in shipped_recipes()]
     if as_json:
         return show.json_out([dataclasses.asdict(recipe) for recipe in all_of_them])
-    show.table("Recipes", ["name", "backbone", "purpose"], [[r.name, r.backbone, r.purpose] for r in all_of_them])
+    show.table(
+        "Recipes",
+        ["name", "backbone", "purpose"],
+        [[r.name, r.backbone, r.purpose] for r in all_of_them],
+    )
 
 
 @click.command()
 @click.option("--backbone", help="A name from `kit backbones`, or a folder in Hugging Face layout.")
-@click.option("--recipe", help="A name from `kit recipes`, or a TOML file.  [default: the backbone's own]")
-@click.option("--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; may repeat.")
+@click.option(
+    "--recipe", help="A name from `kit recipes`, or a TOML file.  [default: the backbone's own]"
+)
+@click.option(
+    "--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a recipe key; may repeat.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @options.restart
-@click.option("--guard/--no-guard", default=True, help="Stop a training that has learned nothing.  [default: guard]")
-@click.option("--report-to", type=click.Choice(["tensorboard"]), help="Curves for it in RUN/<part>/tensorboard, too.")
-@click.option("--max-hours", type=click.FloatRange(0, min_open=True), default=math.inf, help="End within this time.")
+@click.option(
+    "--guard/--no-guard",
+    default=True,
+    help="Stop a training that has learned nothing.  [default: guard]",
+)
+@click.option(
+    "--report-to",
+    type=click.Choice(["tensorboard"]),
+    help="Curves for it in RUN/<part>/tensorboard, too.",
+)
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(0, min_open=True),
+    default=math.inf,
+    help="End within this time.",
+)
 @options.data
 @options.runs
 @options.as_json
@@ -110,12 +137,16 @@ def train(
     """
     from kit.recipe.load import choose_recipe
 
-    chosen = choose_recipe(backbone, recipe, overrides)  # before torch is imported: a typing error shows at once
+    chosen = choose_recipe(
+        backbone, recipe, overrides
+    )  # before torch is imported: a typing error shows at once
     from kit.training.train import train_recipe as run
 
     with show.training(chosen.run_name) as listen:
         options = {"resume": resume, "guard": guard, "restarts": restart, "report_to": report_to}
-        result = run(chosen, data, runs, fold, **options, max_hours=max_hours, listen=listen, say=show.note)
+        result = run(
+            chosen, data, runs, fold, **options, max_hours=max_hours, listen=listen, say=show.note
+        )
     if as_json:
         return show.json_out(result)
     show.trained(result)
@@ -124,13 +155,23 @@ def train(
 
 @click.command()
 @click.argument("run", type=options.FILE)
-@click.option("--split", type=click.Choice(["test", "valid", "oof"]), help="Which processed rows.  [default: test]")
-@click.option("--input", "input_file", type=options.FILE, help="Any CSV with test.csv's columns instead.")
 @click.option(
-    "--swap/--no-swap", default=None, help="Average over both orders of the answers.  [default: the recipe's]"
+    "--split",
+    type=click.Choice(["test", "valid", "oof"]),
+    help="Which processed rows.  [default: test]",
+)
+@click.option(
+    "--input", "input_file", type=options.FILE, help="Any CSV with test.csv's columns instead."
+)
+@click.option(
+    "--swap/--no-swap",
+    default=None,
+    help="Average over both orders of the answers.  [default: the recipe's]",
 )
 @options.data
-@click.option("-o", "--out", type=options.FILE, help="The file to write.  [default: RUN/<split>.csv]")
+@click.option(
+    "-o", "--out", type=options.FILE, help="The file to write.  [default: RUN/<split>.csv]"
+)
 @options.force
 @options.as_json
 def predict(

@@ -28,7 +28,9 @@ REPAIRS = {
     "raw_control_characters": "cells whose JSON holds control characters unescaped, read as they stand",
 }
 _SURROGATE = re.compile("[\ud800-\udfff]")  # json.loads joins proper pairs: what is left is a half
-_SPACES = bytes(32 if chr(code).isspace() else code for code in range(256))  # str.split() on the whole is far slower
+_SPACES = bytes(
+    32 if chr(code).isspace() else code for code in range(256)
+)  # str.split() on the whole is far slower
 TURNS = pa.list_(pa.string())
 
 
@@ -86,7 +88,10 @@ def decode_turns(batch: RawBatch, column: str, repairs: Counter) -> pa.ListArray
                 repairs["null_turns"] += 1
                 item = ""
             elif type(item) is not str:
-                raise batch.fault(record, f"{column} holds {csv_errors.shorten(json.dumps(item))}, which is not a text")
+                raise batch.fault(
+                    record,
+                    f"{column} holds {csv_errors.shorten(json.dumps(item))}, which is not a text",
+                )
             elif not item.isascii() or "\r" in item or "\0" in item:
                 item = repair_text(item, repairs)
             turns.append(item)
@@ -107,8 +112,16 @@ def _control_characters(
 
 def _not_json(batch: RawBatch, record: int, column: str, cell: str, error: Exception) -> DataError:
     known = isinstance(error, json.JSONDecodeError)
-    why = f"{error.msg} at character {error.pos + 1}" if known else "nested too deep, or a number too long"
-    problem = f"{column} is not valid JSON ({why}): {csv_errors.shorten(cell)}" if cell else f"{column} is empty"
+    why = (
+        f"{error.msg} at character {error.pos + 1}"
+        if known
+        else "nested too deep, or a number too long"
+    )
+    problem = (
+        f"{column} is not valid JSON ({why}): {csv_errors.shorten(cell)}"
+        if cell
+        else f"{column} is empty"
+    )
     return batch.fault(record, problem, cut_short=True)
 
 
@@ -118,7 +131,9 @@ def to_ascii(texts: pa.Table) -> pa.Table:
     for name in texts.column_names:
         chunks = []
         for chunk in texts[name].chunks:
-            offsets = pc.subtract(chunk.offsets, chunk.offsets[0])  # a slice keeps the offsets of the whole
+            offsets = pc.subtract(
+                chunk.offsets, chunk.offsets[0]
+            )  # a slice keeps the offsets of the whole
             turns = [strip_to_ascii(turn) for turn in chunk.flatten().to_pylist()]
             chunks.append(pa.ListArray.from_arrays(offsets, pa.array(turns, pa.string())))
         columns[name] = pa.chunked_array(chunks, TURNS)

@@ -29,7 +29,9 @@ def describe_place(path: Path, row: int, record_id: str | None = None) -> str:
 
 @contextlib.contextmanager
 def _any_cell_size() -> Iterator[None]:
-    before = csv.field_size_limit(2**31 - 1)  # the module's own limit, 128 KiB, is less than one long answer
+    before = csv.field_size_limit(
+        2**31 - 1
+    )  # the module's own limit, 128 KiB, is less than one long answer
     try:
         yield
     finally:
@@ -67,7 +69,9 @@ def explain_structure(path: Path, data: bytes) -> DataError | None:
     Returns:
         The error to raise, or None when every record is well formed.
     """
-    pending: list[str] = []  # the lines of the record that is being read: csv.Error does not give them
+    pending: list[
+        str
+    ] = []  # the lines of the record that is being read: csv.Error does not give them
 
     def lines() -> Iterator[str]:
         for line in _lines(data):
@@ -84,8 +88,13 @@ def explain_structure(path: Path, data: bytes) -> DataError | None:
                 pending.clear()
                 where = describe_place(path, row, cells[at] if at < len(cells) else None)
                 if cells and len(cells) != len(names):
-                    return _wrong_width(where, cells, names, is_cut_off(data) and next(reader, None) is None)
-                bad = next((name for name, cell in zip(names, cells, strict=False) if not _is_utf8(cell)), None)
+                    return _wrong_width(
+                        where, cells, names, is_cut_off(data) and next(reader, None) is None
+                    )
+                bad = next(
+                    (name for name, cell in zip(names, cells, strict=False) if not _is_utf8(cell)),
+                    None,
+                )
                 if bad is not None:
                     return DataError(
                         f"{where}: {bad if bad.isprintable() else shorten(bad, 30)} is not UTF-8 text",
@@ -108,16 +117,24 @@ def _is_utf8(cell: str) -> bool:
 
 def _wrong_width(where: str, cells: list[str], names: list[str], last: bool) -> DataError:
     if last and len(cells) < len(names):
-        return DataError(f"{where}: the file is cut off in this row: {len(cells)} of {len(names)} cells", CUT_OFF)
+        return DataError(
+            f"{where}: the file is cut off in this row: {len(cells)} of {len(names)} cells", CUT_OFF
+        )
     return DataError(
         f"{where}: {len(cells)} cells where the header has {len(names)}",
-        "A cell with commas, quotes or line ends stands in double quotes, the quotes in it doubled. " + REMEDY,
+        "A cell with commas, quotes or line ends stands in double quotes, the quotes in it doubled. "
+        + REMEDY,
     )
 
 
-def _open_quote(where: str, cells: list[str], names: list[str], reason: str, cut_off: bool) -> DataError:
+def _open_quote(
+    where: str, cells: list[str], names: list[str], reason: str, cut_off: bool
+) -> DataError:
     if reason != "unexpected end of data":
-        return DataError(f"{where}: a quote inside a cell is not doubled, or a cell's closing quote is missing", REMEDY)
+        return DataError(
+            f"{where}: a quote inside a cell is not doubled, or a cell's closing quote is missing",
+            REMEDY,
+        )
     column = names[min(len(cells), len(names)) - 1]
     if cut_off:
         return DataError(f"{where}: the file is cut off inside {column}", CUT_OFF)

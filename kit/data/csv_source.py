@@ -49,7 +49,9 @@ def survey_csv(path: str | Path) -> dict[str, int]:
     with path.open("rb") as file:
         while piece := file.read(PIECE):
             if not before:
-                kind = next((name for magic, name in FOREIGN.items() if piece.startswith(magic)), None)
+                kind = next(
+                    (name for magic, name in FOREIGN.items() if piece.startswith(magic)), None
+                )
                 if kind:
                     problem = f"{path}: this is {kind}, not CSV text in UTF-8"
                     raise DataError(problem, "Unpack it, or save it as CSV in UTF-8.")
@@ -61,7 +63,9 @@ def survey_csv(path: str | Path) -> dict[str, int]:
             empty = empty and not piece.removeprefix(MARK).strip(b"\0 \t\r\n")
             before = piece
     if empty:
-        raise DataError(f"{path}: the file is empty", "Fetch it again (`kit download`), or remove it.")
+        raise DataError(
+            f"{path}: the file is empty", "Fetch it again (`kit download`), or remove it."
+        )
     return repairs
 
 

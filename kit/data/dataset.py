@@ -26,13 +26,17 @@ TRAIN_SCHEMA = pa.schema(
         pa.field(ID, pa.int64()),
         *_TEXTS,
         pa.field(LABEL, pa.int8()),
-        pa.field(GROUP, pa.int64()),  # rows of one normalised prompt; numbered together with the test rows
+        pa.field(
+            GROUP, pa.int64()
+        ),  # rows of one normalised prompt; numbered together with the test rows
         pa.field("valid", pa.bool_()),  # the holdout
         pa.field("fold", pa.int16()),  # 0 to K-1; -1: always trained on
         pa.field(EXTRA, pa.bool_()),  # from an extra file: trained on, never scored
     ]
 )
-SOFT_FIELDS = [pa.field(name, pa.float64()) for name in SOFT_LABELS]  # where the raw files have soft labels
+SOFT_FIELDS = [
+    pa.field(name, pa.float64()) for name in SOFT_LABELS
+]  # where the raw files have soft labels
 WEIGHT_FIELD = pa.field(WEIGHT, pa.float64())  # where they have weights
 
 
@@ -42,7 +46,9 @@ class Dataset:
 
     folder: Path
     manifest: dict
-    stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict, compare=False)  # of the tables as opened
+    stamps: dict[str, tuple[int, int, int]] = field(
+        default_factory=dict, compare=False
+    )  # of the tables as opened
 
     @property
     def folds(self) -> int:
@@ -87,7 +93,9 @@ class Dataset:
         """A table, which must still be the one that was opened: rows and folds of two splits would not show."""
         table = pq.read_table(self.folder / name, columns=columns)
         if self.stamps and _stamp(self.folder / name) != self.stamps[name]:
-            raise DataError(f"{self.folder / name} was replaced while it was in use", "Run the command again.")
+            raise DataError(
+                f"{self.folder / name} was replaced while it was in use", "Run the command again."
+            )
         return table
 
     def fold_rows(self, fold: int | str) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +107,9 @@ class Dataset:
         Raises:
             DataError: no such fold, or nothing to train on.
         """
-        if fold != HOLDOUT and (not isinstance(fold, int | np.integer) or not 0 <= fold < self.folds):
+        if fold != HOLDOUT and (
+            not isinstance(fold, int | np.integer) or not 0 <= fold < self.folds
+        ):
             raise DataError(
                 f"{self.folder} has no fold {fold!r}: it has 0 to {self.folds - 1} and {HOLDOUT!r}",
                 "Choose one of these, or run `kit preprocess --folds K` again.",
@@ -132,7 +142,11 @@ def open_dataset(folder: str | Path) -> Dataset:
     again = f"Run `kit preprocess --out {folder}` again."
     manifest = read_manifest(folder)
     if manifest is None:
-        what = "no such folder" if not folder.exists() else f"no {MANIFEST} that can be read, so it is not finished"
+        what = (
+            "no such folder"
+            if not folder.exists()
+            else f"no {MANIFEST} that can be read, so it is not finished"
+        )
         raise DataError(f"{folder}: {what}", f"Run `kit preprocess --out {folder}` first.")
     try:
         stamps = {name: _stamp(folder / name) for name in (TRAIN_TABLE, TEST_TABLE)}
@@ -140,7 +154,10 @@ def open_dataset(folder: str | Path) -> Dataset:
         stamps = {}  # one is missing: said next
     changed = changed_file(folder, manifest)
     if changed:
-        raise DataError(f"{changed}: its SHA-256 is not the one in {MANIFEST}: the file was changed or removed", again)
+        raise DataError(
+            f"{changed}: its SHA-256 is not the one in {MANIFEST}: the file was changed or removed",
+            again,
+        )
     return Dataset(folder, manifest, stamps)
 
 
@@ -153,14 +170,20 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 def changed_file(folder: Path, manifest: dict) -> Path | None:
     """The first file that is not the one the manifest describes, if there is one."""
     files = ((folder / name, digest) for name, digest in manifest["outputs"].items())
-    return next((path for path, digest in files if not path.is_file() or file_sha256(path) != digest), None)
+    return next(
+        (path for path, digest in files if not path.is_file() or file_sha256(path) != digest), None
+    )
 
 
 def read_manifest(folder: Path) -> dict | None:
     """The manifest, or None if there is none of this form, or it was changed."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        whole = {TRAIN_TABLE, TEST_TABLE} <= set(manifest["outputs"]) <= {TRAIN_TABLE, TEST_TABLE, BAYES_FILE}
+        whole = (
+            {TRAIN_TABLE, TEST_TABLE}
+            <= set(manifest["outputs"])
+            <= {TRAIN_TABLE, TEST_TABLE, BAYES_FILE}
+        )
         whole = whole and manifest["sha256"] == manifest_digest(manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

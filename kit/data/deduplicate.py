@@ -13,7 +13,9 @@ from kit.data.labels import Targets
 from kit.data.rows import RawRows
 from kit.task import PROMPT, RESPONSES, SWAP
 
-MIRRORED = np.array([*SWAP, targets.UNLABELLED])  # what a label becomes when the answers change places
+MIRRORED = np.array(
+    [*SWAP, targets.UNLABELLED]
+)  # what a label becomes when the answers change places
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,11 @@ class MergedRows:
 
 
 def merge_rows(
-    train: RawRows, test: RawRows, extras: Sequence[RawRows], allow_test_prompts: bool, lessons: Targets | None = None
+    train: RawRows,
+    test: RawRows,
+    extras: Sequence[RawRows],
+    allow_test_prompts: bool,
+    lessons: Targets | None = None,
 ) -> MergedRows:
     """Puts the competition's rows and the extra ones together.
 
@@ -64,7 +70,11 @@ def merge_rows(
     in_test = np.isin(rows.group, asked.group)
     leaks = extra & in_test & (not allow_test_prompts)
     repeats = (
-        np.where(extra, find_copies(rows, said.labels, said.soft), find_duplicates(rows, said.labels, said.soft))
+        np.where(
+            extra,
+            find_copies(rows, said.labels, said.soft),
+            find_duplicates(rows, said.labels, said.soft),
+        )
         & ~leaks
     )
     keep = ~leaks & ~repeats
@@ -132,7 +142,9 @@ def row_keys(train: pa.Table, test: pa.Table) -> tuple[RowKeys, RowKeys]:
     sizes = np.stack([_bytes(texts[c]) for c in RESPONSES])
     alike = _tuples(prompt, sizes.min(axis=0), sizes.max(axis=0))
     again = np.bincount(alike)[alike] > 1
-    both = pa.chunked_array([c for r in RESPONSES for c in texts[r].filter(pa.array(again)).chunks], clean.TURNS)
+    both = pa.chunked_array(
+        [c for r in RESPONSES for c in texts[r].filter(pa.array(again)).chunks], clean.TURNS
+    )
     a, b = np.tile(2 * len(prompt) + np.arange(len(prompt)), (2, 1))
     a[again], b[again] = np.split(numbers(pc.binary_join(both, "\0").to_pylist()), 2)
     group = numbers(clean.prompt_key(text.replace("\0", "\n")) for text in prompts)
@@ -151,7 +163,9 @@ def _bytes(column: pa.ChunkedArray) -> np.ndarray:
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     starts = [(chunk.offsets.to_numpy() - chunk.offsets[0].as_py())[:-1] for chunk in chunks]
     turns = [pc.binary_length(chunk.flatten()).to_numpy() for chunk in chunks]
-    return np.concatenate([np.add.reduceat(*pair, dtype=np.int64) for pair in zip(turns, starts, strict=True)])
+    return np.concatenate(
+        [np.add.reduceat(*pair, dtype=np.int64) for pair in zip(turns, starts, strict=True)]
+    )
 
 
 def _tuples(*columns: np.ndarray) -> np.ndarray:
@@ -169,7 +183,9 @@ def _seen(numbers: np.ndarray) -> np.ndarray:
     return seen
 
 
-def find_duplicates(rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
+def find_duplicates(
+    rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None
+) -> np.ndarray:
     """True where prompt, both responses, label and soft labels (N, 3) equal those of an earlier row (N,)."""
     return _seen(_tuples(rows.prompt, rows.a, rows.b, labels, _kinds(soft, len(labels))))
 
@@ -177,30 +193,47 @@ def find_duplicates(rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None =
 def find_copies(rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
     """True where a row says what an earlier one says, as it stands or with the answers swapped (N,)."""
     mirrored = MIRRORED[labels]
-    turned = np.where(rows.a < rows.b, labels, np.where(rows.a > rows.b, mirrored, np.minimum(labels, mirrored)))
+    turned = np.where(
+        rows.a < rows.b, labels, np.where(rows.a > rows.b, mirrored, np.minimum(labels, mirrored))
+    )
     if soft is not None:
         back, alike = (rows.a > rows.b)[:, None], (rows.a == rows.b)[:, None]
-        ordered = np.sort(soft[:, :2], 1)  # of two answers that are the same, either may have been the first
-        soft = np.where(back, soft[:, SWAP], np.where(alike, np.column_stack([ordered, soft[:, 2]]), soft))
+        ordered = np.sort(
+            soft[:, :2], 1
+        )  # of two answers that are the same, either may have been the first
+        soft = np.where(
+            back, soft[:, SWAP], np.where(alike, np.column_stack([ordered, soft[:, 2]]), soft)
+        )
     answers = np.minimum(rows.a, rows.b), np.maximum(rows.a, rows.b)
     return _seen(_tuples(rows.prompt, *answers, turned, _kinds(soft, len(labels))))
 
 
 def _kinds(soft: np.ndarray | None, rows: int) -> np.ndarray:
     """The same number (N,) for the same soft labels."""
-    return np.zeros(rows, np.int64) if soft is None else np.unique(soft, axis=0, return_inverse=True)[1].ravel()
+    return (
+        np.zeros(rows, np.int64)
+        if soft is None
+        else np.unique(soft, axis=0, return_inverse=True)[1].ravel()
+    )
 
 
 def find_conflicts(rows: RowKeys, labels: np.ndarray) -> int:
     """How many rows share prompt and both responses with a row of another label (N,)."""
     number = _tuples(rows.prompt, rows.a, rows.b)
-    return int((np.bincount(number)[number] > np.bincount(_tuples(number, labels))[_tuples(number, labels)]).sum())
+    return int(
+        (
+            np.bincount(number)[number]
+            > np.bincount(_tuples(number, labels))[_tuples(number, labels)]
+        ).sum()
+    )
 
 
 def swap_answers(rows: RowKeys) -> int:
     """How many rows stand there with the two (different) responses swapped as well."""
     responses = np.stack([rows.a, rows.b])
-    straight, mirrored = np.split(_tuples(np.tile(rows.prompt, 2), responses.ravel(), responses[::-1].ravel()), 2)
+    straight, mirrored = np.split(
+        _tuples(np.tile(rows.prompt, 2), responses.ravel(), responses[::-1].ravel()), 2
+    )
     return int((np.isin(straight, mirrored) & (rows.a != rows.b)).sum())
 
 
@@ -213,7 +246,9 @@ def fresh_ids(ids: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, int]:
     return ids, int(clash.sum())
 
 
-def inherit_split(groups: np.ndarray, values: np.ndarray, of: np.ndarray, otherwise: object) -> np.ndarray:
+def inherit_split(
+    groups: np.ndarray, values: np.ndarray, of: np.ndarray, otherwise: object
+) -> np.ndarray:
     """For each group number in `of` (M,) the value of the first row (N,) with that group, else `otherwise` (M,)."""
     if not len(of):
         return np.empty(0, values.dtype)

@@ -60,7 +60,9 @@ class FeatureTable:
             )
         sides = [self.side_names.index(name) for name in side_names]
         pair = [self.pair_names.index(name) for name in pair_names]
-        return FeatureTable(tuple(side_names), tuple(pair_names), self.sides[:, :, sides], self.pair[:, pair])
+        return FeatureTable(
+            tuple(side_names), tuple(pair_names), self.sides[:, :, sides], self.pair[:, pair]
+        )
 
 
 def _compute(table: pa.Table, folder: Path) -> None:
@@ -70,7 +72,9 @@ def _compute(table: pa.Table, folder: Path) -> None:
         save_array(temporary / "pair.npy", pair)
 
 
-def features_cached(table: pa.Table, content: str, encoded: TokenizedRows, cache: Path) -> FeatureTable:
+def features_cached(
+    table: pa.Table, content: str, encoded: TokenizedRows, cache: Path
+) -> FeatureTable:
     """The numbers of processed rows; those of `content` (a hash of the table) are computed once and kept in `cache`.
 
     Raises:

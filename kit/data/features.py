@@ -13,7 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kit.data.characters import ASCII, SCRIPTS, character_counts, character_histogram, count_characters, text_content
+from kit.data.characters import (
+    ASCII,
+    SCRIPTS,
+    character_counts,
+    character_histogram,
+    count_characters,
+    text_content,
+)
 from kit.task import PROMPT, RESPONSES
 
 ROWS = 4096  # computed at a time: a histogram of each text's bytes, for all rows at once, would outweigh the texts
@@ -36,7 +43,13 @@ PATTERNS = {
     r"|as an ai\b|as a (?:large )?language model)",
 }
 FINISHED = r"[.!?。！？…)\]}\"'”’`|*:;>]\s*\z"
-LENGTHS = ("characters", "words", "lines", "turns", "last_turn")  # as ln(1 + n); the last turn's in characters
+LENGTHS = (
+    "characters",
+    "words",
+    "lines",
+    "turns",
+    "last_turn",
+)  # as ln(1 + n); the last turn's in characters
 SHARES = (*ASCII, *SCRIPTS)  # of the characters, 0 to 1
 LEXICAL = (
     "word_length",  # ln(1 + characters per word)
@@ -44,7 +57,11 @@ LEXICAL = (
     "from_prompt",  # of its distinct words, the share that the prompt has too
     "of_prompt",  # of the prompt's distinct words, the share that it takes up
 )
-OTHER = ("script_match", "unfinished", "empty")  # overlap of scripts with the prompt's; no mark at its end; no text
+OTHER = (
+    "script_match",
+    "unfinished",
+    "empty",
+)  # overlap of scripts with the prompt's; no mark at its end; no text
 
 FEATURES: tuple[str, ...] = (*LENGTHS, *PATTERNS, *SHARES, *LEXICAL, *OTHER)
 PROMPT_FEATURES = (*LENGTHS[:4], "questions", "code_fences", *SHARES)
@@ -54,8 +71,13 @@ PAIR_FEATURES: tuple[str, ...] = (
     "length_ratio",  # shorter by longer, in characters
     "same",  # 1 where the answers are one text
 )
-UNSPACED = 20  # bytes per word beyond which a script has no spaces, and its characters are its words
-_FOLD = bytes(32 if chr(b) in string.punctuation else ord(chr(b).lower()) if b < 0x80 else b for b in range(256))
+UNSPACED = (
+    20  # bytes per word beyond which a script has no spaces, and its characters are its words
+)
+_FOLD = bytes(
+    32 if chr(b) in string.punctuation else ord(chr(b).lower()) if b < 0x80 else b
+    for b in range(256)
+)
 
 
 def compute_features(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,10 +132,15 @@ def _read(column: pa.ChunkedArray) -> _Text:
     bytes_of = character_histogram(text)
     length = character_counts(bytes_of)
     scripts = np.column_stack([count_characters(bytes_of, leading) for leading in SCRIPTS.values()])
-    kinds = np.column_stack([*(count_characters(bytes_of, members) for members in ASCII.values()), scripts])
+    kinds = np.column_stack(
+        [*(count_characters(bytes_of, members) for members in ASCII.values()), scripts]
+    )
     turns = pc.list_value_length(column).to_numpy()
     each = pc.utf8_length(pc.list_flatten(column)).to_numpy()
-    numbers = {name: pc.count_substring_regex(text, pattern).to_numpy() for name, pattern in PATTERNS.items()}
+    numbers = {
+        name: pc.count_substring_regex(text, pattern).to_numpy()
+        for name, pattern in PATTERNS.items()
+    }
     numbers |= {"characters": length, "lines": bytes_of[:, ord("\n")] + 1, "turns": turns}
     numbers["last_turn"] = each[turns.cumsum() - 1]
     values = {name: np.log1p(number) for name, number in numbers.items()}
@@ -129,13 +156,17 @@ def _words(text: pa.LargeStringArray) -> Iterator[list[bytes] | list[str]]:
     folded = data.tobytes().translate(_FOLD)
     for start, end in pairwise(ends.tolist()):
         words = folded[start:end].split()
-        yield words if len(words) * UNSPACED >= end - start else list(b"".join(words).decode("utf-8"))
+        yield (
+            words if len(words) * UNSPACED >= end - start else list(b"".join(words).decode("utf-8"))
+        )
 
 
 def _lexical(*texts: pa.LargeStringArray) -> list[Any]:
     """What depends on words: of prompt, A and B by name; and the share of words (N,) that A and B have in common."""
     rows = len(texts[0])
-    total, distinct, shared = (np.zeros((3, rows)) for _ in range(3))  # words, distinct words, those in the prompt too
+    total, distinct, shared = (
+        np.zeros((3, rows)) for _ in range(3)
+    )  # words, distinct words, those in the prompt too
     both = np.zeros(rows)
     for row, words in enumerate(zip(*map(_words, texts), strict=True)):
         asked, a, b = sets = [set(each) for each in words]

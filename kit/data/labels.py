@@ -17,7 +17,10 @@ from kit.errors import DataError
 from kit.task import CLASSES, SOFT_LABELS, WEIGHT
 
 UNLABELLED = len(CLASSES)  # in a label's place, where a file says nothing of its rows
-LIGHTEST, HEAVIEST = 1e-6, 1e6  # of weights above 0; float32, in which they are trained on, makes others 0 or infinite
+LIGHTEST, HEAVIEST = (
+    1e-6,
+    1e6,
+)  # of weights above 0; float32, in which they are trained on, makes others 0 or infinite
 TOLERANCE = 1e-3  # by which soft labels may miss the sum 1, as rounding makes them; they are divided by their sum
 
 
@@ -38,7 +41,9 @@ class Targets:
     weights: np.ndarray | None = None
 
 
-def label_columns(path: Path, names: Sequence[str], labelled: bool, unlabelled: bool = False) -> tuple[str, ...]:
+def label_columns(
+    path: Path, names: Sequence[str], labelled: bool, unlabelled: bool = False
+) -> tuple[str, ...]:
     """Which columns of a file to read for its targets.
 
     Args:
@@ -51,7 +56,10 @@ def label_columns(path: Path, names: Sequence[str], labelled: bool, unlabelled: 
     soft = [name for name in SOFT_LABELS if name in names]
     missing = [name for name in SOFT_LABELS if name not in names]
     if soft and missing:
-        raise DataError(f"{path}: row 1: no column {', '.join(missing)} beside {soft[0]}", "Soft labels are all three.")
+        raise DataError(
+            f"{path}: row 1: no column {', '.join(missing)} beside {soft[0]}",
+            "Soft labels are all three.",
+        )
     optional = (*soft, *(name for name in (WEIGHT,) if name in names))
     bare = not any(name in names for name in CLASSES)
     return optional if bare and not labelled and (soft or unlabelled) else (*CLASSES, *optional)
@@ -76,7 +84,9 @@ def read_targets(batch: RawBatch, labelled: bool) -> Targets:
         return Targets(np.full(rows, UNLABELLED, np.int8), None, _weights(batch))
     else:
         if bare.any():
-            raise batch.fault(int(bare.argmax()), "no soft labels", "Without a label a row needs soft ones.")
+            raise batch.fault(
+                int(bare.argmax()), "no soft labels", "Without a label a row needs soft ones."
+            )
         labels, empty = np.zeros(rows, np.int8), np.ones(rows, bool)
     if soft is not None:
         labels = np.where(empty, soft.argmax(1), labels).astype(np.int8)
@@ -90,9 +100,13 @@ def concatenate_targets(parts: Sequence[Targets]) -> Targets:
     soft = weights = None
     if any(part.soft is not None for part in parts):
         sure = np.eye(UNLABELLED + 1, len(CLASSES))
-        soft = np.concatenate([sure[part.labels] if part.soft is None else part.soft for part in parts])
+        soft = np.concatenate(
+            [sure[part.labels] if part.soft is None else part.soft for part in parts]
+        )
     if any(part.weights is not None for part in parts):
-        weights = np.concatenate([np.ones(len(p.labels)) if p.weights is None else p.weights for p in parts])
+        weights = np.concatenate(
+            [np.ones(len(p.labels)) if p.weights is None else p.weights for p in parts]
+        )
     return Targets(labels, soft, weights)
 
 
@@ -116,8 +130,12 @@ def _weights(batch: RawBatch) -> np.ndarray | None:
     bad = (weights != 0) & ((weights < LIGHTEST) | (weights > HEAVIEST))
     if bad.any():
         record = int(bad.argmax())
-        problem = f"{WEIGHT} is {weights[record]:g}, neither 0 nor from {LIGHTEST:g} to {HEAVIEST:g}"
-        raise batch.fault(record, problem, "Only the ratios of weights count: scale them all, or give this row 0.")
+        problem = (
+            f"{WEIGHT} is {weights[record]:g}, neither 0 nor from {LIGHTEST:g} to {HEAVIEST:g}"
+        )
+        raise batch.fault(
+            record, problem, "Only the ratios of weights count: scale them all, or give this row 0."
+        )
     return weights
 
 

@@ -38,7 +38,9 @@ from kit.storage.atomic import atomic_file, file_sha256, write_json
 from kit.storage.lock import hold_lock
 from kit.task import BAYES_FILE, CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
-FORMAT = 2  # of the processed folder: raised when the same inputs and options come to mean other bytes
+FORMAT = (
+    2  # of the processed folder: raised when the same inputs and options come to mean other bytes
+)
 ROW_GROUP = 4096  # rows; fixed, so that the bytes are
 
 
@@ -59,7 +61,9 @@ class PreprocessOptions:
         if not 2 <= self.folds <= 100:
             raise KitError(f"--folds is {self.folds}", "Choose 2 to 100 folds.")
         if not 0 < self.valid <= 0.5:
-            raise KitError(f"--valid is {self.valid:g}", "Choose a share above 0 and up to 0.5, such as 0.1.")
+            raise KitError(
+                f"--valid is {self.valid:g}", "Choose a share above 0 and up to 0.5, such as 0.1."
+            )
         if not 0 <= self.seed < 2**32:
             raise KitError(f"--seed is {self.seed}", "Choose a whole number from 0 to 4294967295.")
 
@@ -123,39 +127,65 @@ def preprocess_files(
     options = PreprocessOptions(text, split, folds, valid, seed, allow_test_prompts)
     raw, out = Path(raw), Path(out)
     if out.exists() and (not out.is_dir() or out.resolve() == raw.resolve()):
-        raise KitError(f"{out} is {'the raw folder' if out.is_dir() else 'a file'}", "Name another folder with --out.")
+        raise KitError(
+            f"{out} is {'the raw folder' if out.is_dir() else 'a file'}",
+            "Name another folder with --out.",
+        )
     with hold_lock(out):
         return _preprocess(raw, out, extra, soft_labels, options)
 
 
 def _preprocess(
-    raw: Path, out: Path, extra: Sequence[str | Path], soft_labels: Sequence[str | Path], options: PreprocessOptions
+    raw: Path,
+    out: Path,
+    extra: Sequence[str | Path],
+    soft_labels: Sequence[str | Path],
+    options: PreprocessOptions,
 ) -> dict:
     optional = {"sample": raw / SAMPLE_FILE, "floor": raw / BAYES_FILE}
-    inputs = {"train": raw / TRAIN_FILE, "test": raw / TEST_FILE} | {r: p for r, p in optional.items() if p.exists()}
+    inputs = {"train": raw / TRAIN_FILE, "test": raw / TEST_FILE} | {
+        r: p for r, p in optional.items() if p.exists()
+    }
     files = [*inputs.items(), *(("extra", Path(path)) for path in extra)]
     files += [("soft_labels", Path(path)) for path in soft_labels]
     described = {
         "kit": __version__,
         "format": FORMAT,
         "options": asdict(options),
-        "inputs": [{"role": role, "file": p.name, "sha256": file_sha256(require_file(p))} for role, p in files],
+        "inputs": [
+            {"role": role, "file": p.name, "sha256": file_sha256(require_file(p))}
+            for role, p in files
+        ],
     }
     before = read_manifest(out)
-    if before and {key: before.get(key) for key in described} == described and not changed_file(out, before):
+    if (
+        before
+        and {key: before.get(key) for key in described} == described
+        and not changed_file(out, before)
+    ):
         return {**before, "reused": True}
 
-    train, test = read_rows(inputs["train"], labelled=True), read_rows(inputs["test"], labelled=False)
+    train, test = (
+        read_rows(inputs["train"], labelled=True),
+        read_rows(inputs["test"], labelled=False),
+    )
     sources = [Path(path) for path in extra]
     anonymous = {"unique_ids": False, "pseudo": True, "unlabelled": bool(soft_labels)}
     extras = [read_rows(path, labelled=True, **anonymous) for path in sources]
-    lessons = join_soft_labels(train, extras, sources, [Path(path) for path in soft_labels]) if soft_labels else None
+    lessons = (
+        join_soft_labels(train, extras, sources, [Path(path) for path in soft_labels])
+        if soft_labels
+        else None
+    )
     if "sample" in inputs:
         _check_sample(inputs["sample"], inputs["test"], test.ids)
     merged = merge_rows(train, test, extras, options.allow_test_prompts, lessons)
     valid_rows, fold = _cut(merged, options)
     manifest = described | _counts(merged, valid_rows, fold, options, [train, test, *extras])
-    columns, schema = [merged.ids, merged.labels, merged.groups, valid_rows, fold, merged.extra], TRAIN_SCHEMA
+    columns, schema = (
+        [merged.ids, merged.labels, merged.groups, valid_rows, fold, merged.extra],
+        TRAIN_SCHEMA,
+    )
     if merged.soft is not None:
         columns, schema = [*columns, *merged.soft.T], pa.schema([*schema, *SOFT_FIELDS])
     if merged.weights is not None:
@@ -163,7 +193,14 @@ def _preprocess(
     (out / MANIFEST).unlink(missing_ok=True)
     _write(out / TRAIN_TABLE, schema, options.text, merged.texts, merged.keep, columns)
     every = np.ones(len(test.ids), bool)
-    _write(out / TEST_TABLE, TEST_SCHEMA, options.text, test.texts, every, [test.ids, merged.test_groups])
+    _write(
+        out / TEST_TABLE,
+        TEST_SCHEMA,
+        options.text,
+        test.texts,
+        every,
+        [test.ids, merged.test_groups],
+    )
     outputs = [TRAIN_TABLE, TEST_TABLE]
     (out / BAYES_FILE).unlink(missing_ok=True)
     if "floor" in inputs:
@@ -180,7 +217,10 @@ def _preprocess(
 def _check_sample(path: Path, test_path: Path, test_ids: np.ndarray) -> None:
     ids = np.concatenate([parse_ids(batch) for batch in read_raw(path, PREDICTION_COLUMNS).batches])
     check_unique_ids(path, ids)
-    for one, having, other, lacking in ((path, ids, test_path, test_ids), (test_path, test_ids, path, ids)):
+    for one, having, other, lacking in (
+        (path, ids, test_path, test_ids),
+        (test_path, test_ids, path, ids),
+    ):
         strange = ~np.isin(having, lacking)
         if strange.any():
             record = int(strange.argmax())
@@ -203,10 +243,18 @@ def _cut(merged: MergedRows, options: PreprocessOptions) -> tuple[np.ndarray, np
 
 
 def _counts(
-    merged: MergedRows, valid: np.ndarray, fold: np.ndarray, options: PreprocessOptions, sources: list[RawRows]
+    merged: MergedRows,
+    valid: np.ndarray,
+    fold: np.ndarray,
+    options: PreprocessOptions,
+    sources: list[RawRows],
 ) -> dict:
     own = ~merged.extra
-    taught = {} if merged.soft is None else {"rows_with_soft_labels": int((merged.soft.max(1) < 1).sum())}
+    taught = (
+        {}
+        if merged.soft is None
+        else {"rows_with_soft_labels": int((merged.soft.max(1) < 1).sum())}
+    )
     if merged.weights is not None:
         taught["rows_of_weight_0"] = int((merged.weights == 0).sum())
     uneven = int(clean.uneven_turns(merged.texts)[merged.keep].sum())
@@ -223,12 +271,19 @@ def _counts(
         "holdout": part(valid),
         "folds": [part(fold == k) for k in range(options.folds)],
         "ignored_columns": sorted({name for rows in sources for name in rows.ignored}),
-        "repairs": {name: sum(rows.repairs[name] for rows in sources) for name in sources[0].repairs},
+        "repairs": {
+            name: sum(rows.repairs[name] for rows in sources) for name in sources[0].repairs
+        },
     }
 
 
 def _write(
-    path: Path, schema: pa.Schema, text: str, texts: pa.Table, keep: np.ndarray, columns: Sequence[np.ndarray]
+    path: Path,
+    schema: pa.Schema,
+    text: str,
+    texts: pa.Table,
+    keep: np.ndarray,
+    columns: Sequence[np.ndarray],
 ) -> None:
     """Writes the id, the kept texts in their form, and the other columns, a row group at a time to save memory."""
     rows = np.flatnonzero(keep)

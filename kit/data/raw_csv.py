@@ -14,9 +14,18 @@ from kit.errors import DataError
 from kit.task import CLASSES, ID
 
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-BLOCK = 1 << 20  # bytes: pyarrow's unit of work, which a record must fit in; small, so that what follows stays in cache
+BLOCK = (
+    1 << 20
+)  # bytes: pyarrow's unit of work, which a record must fit in; small, so that what follows stays in cache
 BLOCK_LIMIT = 2**31 - 1
-FLAGS = ("0", "1", "0.0", "1.0", "False", "True")  # no and yes in turn, as pandas writes int, float and bool columns
+FLAGS = (
+    "0",
+    "1",
+    "0.0",
+    "1.0",
+    "False",
+    "True",
+)  # no and yes in turn, as pandas writes int, float and bool columns
 
 
 @dataclass(frozen=True)
@@ -32,9 +41,13 @@ class RawBatch:
     start: int
     cells: pa.RecordBatch
 
-    def fault(self, record: int, problem: str, hint: str = csv_errors.REMEDY, cut_short: bool = False) -> DataError:
+    def fault(
+        self, record: int, problem: str, hint: str = csv_errors.REMEDY, cut_short: bool = False
+    ) -> DataError:
         """The error for the `record`-th of these records (from 0); see `fault`."""
-        return row_error(self.path, self.start + record, self.cells[ID][record].as_py(), problem, hint, cut_short)
+        return row_error(
+            self.path, self.start + record, self.cells[ID][record].as_py(), problem, hint, cut_short
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,12 @@ class RawFile:
 
 
 def row_error(
-    path: Path, record: int, record_id: str, problem: str, hint: str = csv_errors.REMEDY, cut_short: bool = False
+    path: Path,
+    record: int,
+    record_id: str,
+    problem: str,
+    hint: str = csv_errors.REMEDY,
+    cut_short: bool = False,
 ) -> DataError:
     """The error for a file's `record`-th record (from 0), with its row and id; the file is read again to count rows.
 
@@ -69,7 +87,9 @@ def row_error(
     return DataError(f"{where}: {problem}", hint)
 
 
-def read_raw(path: str | Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]]) -> RawFile:
+def read_raw(
+    path: str | Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]]
+) -> RawFile:
     """Opens the named columns of a CSV file as text; column order and further columns are free.
 
     Args:
@@ -91,7 +111,10 @@ def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
     missing = [c for c in columns if c not in names]
     if missing:
         joined = ",".join(names)
-        other = next((d for d in DELIMITERS if {c.strip('" ') for c in joined.split(d)} >= set(columns)), None)
+        other = next(
+            (d for d in DELIMITERS if {c.strip('" ') for c in joined.split(d)} >= set(columns)),
+            None,
+        )
         if other:
             raise DataError(
                 f"{path}: row 1: the columns are separated by {DELIMITERS[other]}, not commas",
@@ -104,7 +127,9 @@ def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
         )
     repeated = [c for c in columns if names.count(c) > 1]
     if repeated:
-        raise DataError(f"{path}: row 1: the column {repeated[0]} stands there twice", "Remove one of them.")
+        raise DataError(
+            f"{path}: row 1: the column {repeated[0]} stands there twice", "Remove one of them."
+        )
 
 
 def _batches(path: Path, nul_bytes: bool, columns: Sequence[str]) -> Iterator[RawBatch]:
@@ -126,14 +151,19 @@ def _batches(path: Path, nul_bytes: bool, columns: Sequence[str]) -> Iterator[Ra
             break
         except pa.ArrowInvalid as invalid:
             reason = invalid
-            if "straddl" not in str(invalid):  # else a cell is larger than a block: go on with the file as one block
+            if "straddl" not in str(
+                invalid
+            ):  # else a cell is larger than a block: go on with the file as one block
                 break
     if reason is None and done:
         return
     if reason is None or "Empty CSV" in str(reason):
-        raise DataError(f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`).")
+        raise DataError(
+            f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`)."
+        )
     error = csv_errors.explain_structure(path, csv_source.load_csv(path)) or DataError(
-        f"{path}: not a CSV file that can be read: {csv_errors.shorten(str(reason))}", csv_errors.REMEDY
+        f"{path}: not a CSV file that can be read: {csv_errors.shorten(str(reason))}",
+        csv_errors.REMEDY,
     )
     raise error from reason
 
@@ -143,7 +173,9 @@ def _reader(file: pa.NativeFile, columns: Sequence[str], block: int) -> pacsv.CS
         file,
         pacsv.ReadOptions(block_size=block, use_threads=False),
         pacsv.ParseOptions(newlines_in_values=True),
-        pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns)),
+        pacsv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns)
+        ),
     )
 
 
@@ -167,7 +199,9 @@ def check_unique_ids(path: Path, ids: np.ndarray) -> None:
         record = int(np.delete(np.arange(len(ids)), firsts)[0])
         row, _ = csv_errors.find_row(csv_source.load_csv(path), int((ids == ids[record]).argmax()))
         problem = f"this id stands in row {row} already"
-        raise row_error(path, record, str(ids[record]), problem, "Every row needs an id of its own.")
+        raise row_error(
+            path, record, str(ids[record]), problem, "Every row needs an id of its own."
+        )
 
 
 def parse_labels(batch: RawBatch, exempt: np.ndarray | None = None) -> np.ndarray:
@@ -178,7 +212,9 @@ def parse_labels(batch: RawBatch, exempt: np.ndarray | None = None) -> np.ndarra
     Raises:
         DataError: a row's class columns are not one 1 and two 0.
     """
-    flags = [pc.fill_null(pc.index_in(batch.cells[c], pa.array(FLAGS)), -1).to_numpy() for c in CLASSES]
+    flags = [
+        pc.fill_null(pc.index_in(batch.cells[c], pa.array(FLAGS)), -1).to_numpy() for c in CLASSES
+    ]
     found = np.stack(flags, axis=1)  # (N, 3): -1 for anything else, odd for yes
     one_hot = found % 2
     bad = (found < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)
@@ -186,7 +222,9 @@ def parse_labels(batch: RawBatch, exempt: np.ndarray | None = None) -> np.ndarra
     if bad.any():
         record = int(bad.argmax())
         cells = [batch.cells[c][record].as_py() for c in CLASSES]
-        shown = ", ".join(f"{c} {csv_errors.shorten(cell, 12)}" for c, cell in zip(CLASSES, cells, strict=True))
+        shown = ", ".join(
+            f"{c} {csv_errors.shorten(cell, 12)}" for c, cell in zip(CLASSES, cells, strict=True)
+        )
         remedy = "Exactly one of the three must be 1, the others 0. " + csv_errors.REMEDY
         raise batch.fault(record, f"not one-hot: {shown}", remedy, cut_short="" in cells)
     return one_hot.argmax(axis=1).astype(np.int8)

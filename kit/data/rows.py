@@ -40,7 +40,12 @@ class RawRows:
 
 
 def read_rows(
-    path: str | Path, labelled: bool, unique_ids: bool = True, *, pseudo: bool = False, unlabelled: bool = False
+    path: str | Path,
+    labelled: bool,
+    unique_ids: bool = True,
+    *,
+    pseudo: bool = False,
+    unlabelled: bool = False,
 ) -> RawRows:
     """Reads a file with the columns of train.csv (`labelled`; model names are not needed) or of test.csv.
 
@@ -63,9 +68,21 @@ def read_rows(
         ids.append(parse_ids(batch))
         if labelled:
             taught.append(read_targets(batch, labelled=not pseudo))
-        texts.append(pa.record_batch({column: clean.decode_turns(batch, column, repairs) for column in TEXTS}))
+        texts.append(
+            pa.record_batch(
+                {column: clean.decode_turns(batch, column, repairs) for column in TEXTS}
+            )
+        )
     all_ids, each = np.concatenate(ids), concatenate_targets(taught)
-    rows = RawRows(all_ids, pa.Table.from_batches(texts), each.labels, file.ignored, repairs, each.soft, each.weights)
+    rows = RawRows(
+        all_ids,
+        pa.Table.from_batches(texts),
+        each.labels,
+        file.ignored,
+        repairs,
+        each.soft,
+        each.weights,
+    )
     if unique_ids:
         check_unique_ids(path, rows.ids)
     return rows

@@ -33,27 +33,48 @@ def join_soft_labels(
         DataError: a frame cannot be used; an id is in two of them, or in no row, or in rows of both kinds, or in two
             rows without a label; a row without a label has no prediction.
     """
-    unlabelled = [(rows, path) for rows, path in zip(extras, paths, strict=True) if UNLABELLED in rows.labels]
+    unlabelled = [
+        (rows, path) for rows, path in zip(extras, paths, strict=True) if UNLABELLED in rows.labels
+    ]
     ids = _unique_ids(unlabelled)
     predictions = pd.concat([_probabilities(path) for path in frames])
     repeated = predictions.index.duplicated()
     if repeated.any():
-        raise _fault(predictions, int(repeated.argmax()), "this id has a prediction already", "Give each id one.")
+        raise _fault(
+            predictions,
+            int(repeated.argmax()),
+            "this id has a prediction already",
+            "Give each id one.",
+        )
     known = predictions.index.to_numpy()
     in_train, in_extra = np.isin(known, train.ids), np.isin(known, ids)
     if (in_train & in_extra).any():
         problem = f"this id is in {TRAIN_FILE} and in an extra file without labels"
-        raise _fault(predictions, int((in_train & in_extra).argmax()), problem, "Give the extra rows ids of their own.")
+        raise _fault(
+            predictions,
+            int((in_train & in_extra).argmax()),
+            problem,
+            "Give the extra rows ids of their own.",
+        )
     if not (in_train | in_extra).all():
         problem = f"this id is neither in {TRAIN_FILE} nor in an extra file without labels"
-        raise _fault(predictions, int((in_train | in_extra).argmin()), problem, "Leave out what is not trained on.")
+        raise _fault(
+            predictions,
+            int((in_train | in_extra).argmin()),
+            problem,
+            "Leave out what is not trained on.",
+        )
     for rows, path in unlabelled:
         found = np.isin(rows.ids, known)
         if not found.all():
             record = int(found.argmin())
             hint = "Predict every row of the file (`kit predict RUN --input FILE`)."
-            raise row_error(path, record, str(rows.ids[record]), "no label, and no prediction for this id", hint)
-    taught = [_with(rows, predictions) if UNLABELLED in rows.labels else rows.targets for rows in extras]
+            raise row_error(
+                path, record, str(rows.ids[record]), "no label, and no prediction for this id", hint
+            )
+    taught = [
+        _with(rows, predictions) if UNLABELLED in rows.labels else rows.targets for rows in extras
+    ]
     return concatenate_targets([_with(train, predictions), *taught])
 
 
@@ -64,7 +85,13 @@ def _unique_ids(files: Sequence[tuple[RawRows, Path]]) -> np.ndarray:
         again = np.isin(rows.ids, ids) | pd.Index(rows.ids).duplicated()
         if again.any():
             record, problem = int(again.argmax()), "this id stands in two unlabelled extra rows"
-            raise row_error(path, record, str(rows.ids[record]), problem, "Give the extra rows ids of their own.")
+            raise row_error(
+                path,
+                record,
+                str(rows.ids[record]),
+                problem,
+                "Give the extra rows ids of their own.",
+            )
         ids = np.append(ids, rows.ids)
     return ids
 
@@ -88,11 +115,18 @@ def _probabilities(path: Path) -> pd.DataFrame:
     bad = (found[list(CLASSES)] < 0).any(axis=1).to_numpy() | (np.abs(total - 1) > TOLERANCE)
     if bad.any():
         problem = "these are not probabilities: a number is negative, or their sum is not 1"
-        raise _fault(found, int(bad.argmax()), problem, f"Run `kit validate {path}` for every problem at once.")
+        raise _fault(
+            found,
+            int(bad.argmax()),
+            problem,
+            f"Run `kit validate {path}` for every problem at once.",
+        )
     found[list(CLASSES)] /= total[:, None]
     return found
 
 
 def _fault(predictions: pd.DataFrame, place: int, problem: str, hint: str) -> DataError:
     one = predictions.iloc[place]
-    return DataError(f"{one['file']}: row {one['row']}, id {predictions.index[place]}: {problem}", hint)
+    return DataError(
+        f"{one['file']}: row {one['row']}, id {predictions.index[place]}: {problem}", hint
+    )

@@ -13,7 +13,9 @@ from kit.task import CLASSES, TRAIN_FILE
 SPLITS = ("grouped", "stratified")
 
 
-def split_folds(labels: np.ndarray, groups: np.ndarray | None, number: int, seed: int) -> np.ndarray:
+def split_folds(
+    labels: np.ndarray, groups: np.ndarray | None, number: int, seed: int
+) -> np.ndarray:
     """The fold of each row (N,) as int16, 0 to number-1, stratified by label.
 
     Args:
@@ -24,16 +26,22 @@ def split_folds(labels: np.ndarray, groups: np.ndarray | None, number: int, seed
     """
     _enough(labels, groups, number, f"{number} folds")
     if groups is None:
-        from sklearn.model_selection import StratifiedKFold  # a second of imports that grouped folds do without
+        from sklearn.model_selection import (
+            StratifiedKFold,
+        )  # a second of imports that grouped folds do without
 
         fold = np.empty(len(labels), np.int16)
-        for k, (_, rows) in enumerate(StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels)):
+        for k, (_, rows) in enumerate(
+            StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels)
+        ):
             fold[rows] = k
         return fold
     return _together(labels, groups, number, seed)
 
 
-def split_holdout(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int) -> np.ndarray:
+def split_holdout(
+    labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int
+) -> np.ndarray:
     """True for the rows (N,) of the validation share.
 
     Grouped, the share is that of the nearest fraction p/q with q up to 20, or below 1/20 of the nearest 1/q, as far as
@@ -53,16 +61,22 @@ def split_holdout(labels: np.ndarray, groups: np.ndarray | None, share: float, s
                 "Use more rows, or another --valid.",
             )
         held = np.zeros(len(labels), bool)
-        _, rows = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
+        _, rows = train_test_split(
+            np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed
+        )
         held[rows] = True
         return held
     _enough(labels, groups, 2, "a holdout")
     most = min(len(np.unique(groups)), int(np.bincount(labels).max()))
     parts = Fraction(share).limit_denominator(min(20, most)) if share >= 1 / 20 else Fraction()
     parts = parts or Fraction(1, min(most, round(1 / share)))
-    fold = _together(labels, groups, parts.denominator, (seed + 1) % 2**32)  # another cut than the folds'
+    fold = _together(
+        labels, groups, parts.denominator, (seed + 1) % 2**32
+    )  # another cut than the folds'
     classes = np.bincount(labels, minlength=len(CLASSES))
-    counts = np.stack([np.bincount(labels[fold == k], minlength=len(CLASSES)) for k in range(parts.denominator)])
+    counts = np.stack(
+        [np.bincount(labels[fold == k], minlength=len(CLASSES)) for k in range(parts.denominator)]
+    )
     far = np.abs(counts - classes / parts.denominator).sum(axis=1)
     return np.isin(fold, np.argsort(far, kind="stable")[: parts.numerator])
 

@@ -38,7 +38,9 @@ class PairTokenizer:
         backend = self.pretrained.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = True  # an answer that spells out [SEP] or </s> is text, not structure
+        backend.encode_special_tokens = (
+            True  # an answer that spells out [SEP] or </s> is text, not structure
+        )
         return backend
 
     @property
@@ -90,7 +92,8 @@ class TokenizedRows:
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             starts, *lengths = (
-                np.load(folder / f"{name}.npy") for name in ("starts", "first_lengths", "whole_lengths")
+                np.load(folder / f"{name}.npy")
+                for name in ("starts", "first_lengths", "whole_lengths")
             )
             tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
             encoded = cls(tokens, starts, *lengths, meta["sides"], meta["cut"])
@@ -104,18 +107,29 @@ class TokenizedRows:
 
 
 def tokenize_cached(
-    table: pa.Table, content: str, vocabulary: PairTokenizer, spec: EncodeSpec, cache: Path, shape: Shape = "siamese"
+    table: pa.Table,
+    content: str,
+    vocabulary: PairTokenizer,
+    spec: EncodeSpec,
+    cache: Path,
+    shape: Shape = "siamese",
 ) -> TokenizedRows:
     """`encode`, unless the same `content` (a hash of the table) was encoded the same way before."""
     identity = [FORMAT, content, vocabulary.digest, dataclasses.asdict(spec), shape]
     folder = cache / f"tokens-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     done = (folder / "meta.json").exists
-    make_once(cache, folder.name, done, lambda: tokenize_rows(table, vocabulary, spec, folder, shape))
+    make_once(
+        cache, folder.name, done, lambda: tokenize_rows(table, vocabulary, spec, folder, shape)
+    )
     return TokenizedRows.open(folder)
 
 
 def tokenize_rows(
-    table: pa.Table, vocabulary: PairTokenizer, spec: EncodeSpec, folder: Path, shape: Shape = "siamese"
+    table: pa.Table,
+    vocabulary: PairTokenizer,
+    spec: EncodeSpec,
+    folder: Path,
+    shape: Shape = "siamese",
 ) -> None:
     """Encodes every row's two sequences into `folder`, whole or not at all; memory does not grow with the rows."""
     backend, layout, sides, cut, total = vocabulary.backend, LAYOUTS[shape], len(RESPONSES), 0, 0
@@ -128,7 +142,9 @@ def tokenize_rows(
                 responses = [_tokenise(rows[name], backend) for name in RESPONSES]
                 tokens = array.array("i")
                 for prompt, *answers in zip(prompts, *responses, strict=True):
-                    for first, second, whole, lost in layout(prompt, answers, spec, vocabulary.cls, vocabulary.sep):
+                    for first, second, whole, lost in layout(
+                        prompt, answers, spec, vocabulary.cls, vocabulary.sep
+                    ):
                         tokens.extend(first)
                         tokens.extend(second)
                         first_lengths.append(len(first))
@@ -136,12 +152,20 @@ def tokenize_rows(
                         lengths.append(len(first) + len(second))
                         cut += lost
                 total += len(tokens)
-                file.write(tokens)  # numpy's tofile says nothing where the disk is full at its very end
+                file.write(
+                    tokens
+                )  # numpy's tofile says nothing where the disk is full at its very end
         starts = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, np.int64))])
         save_array(temporary / "starts.npy", starts)
         save_array(temporary / "first_lengths.npy", np.frombuffer(first_lengths, np.int32))
         save_array(temporary / "whole_lengths.npy", np.frombuffer(whole_lengths, np.int32))
-        meta = {"format": FORMAT, "rows": table.num_rows, "sides": sides, "cut": cut, "tokens": total}
+        meta = {
+            "format": FORMAT,
+            "rows": table.num_rows,
+            "sides": sides,
+            "cut": cut,
+            "tokens": total,
+        }
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
 

@@ -31,7 +31,9 @@ def side_sequences(
 ) -> Iterator[TruncatedSequence]:
     """One sequence for each answer, the prompt its first segment and the answer its second."""
     for answer in answers:
-        kept, (response,), lost = split_budget(prompt, [answer], spec.max_tokens - SIDE_FRAME, spec, sep)
+        kept, (response,), lost = split_budget(
+            prompt, [answer], spec.max_tokens - SIDE_FRAME, spec, sep
+        )
         yield TruncatedSequence([cls, *kept, sep], [*response, sep], _whole(prompt, answer), lost)
 
 
@@ -45,10 +47,14 @@ def order_sequences(
     """
     kept, (a, b), lost = split_budget(prompt, answers, spec.max_tokens - CROSS_FRAME, spec, sep)
     for answer, first, second in zip(answers, (a, b), (b, a), strict=True):
-        yield TruncatedSequence([cls, *kept, sep, sep, *first, sep, sep], [*second, sep], _whole(prompt, answer), lost)
+        yield TruncatedSequence(
+            [cls, *kept, sep, sep, *first, sep, sep], [*second, sep], _whole(prompt, answer), lost
+        )
 
 
-LAYOUTS: dict[str, Callable[[Turns, Sequence[Turns], EncodeSpec, int, int], Iterator[TruncatedSequence]]] = {
+LAYOUTS: dict[
+    str, Callable[[Turns, Sequence[Turns], EncodeSpec, int, int], Iterator[TruncatedSequence]]
+] = {
     "siamese": side_sequences,
     "cross": order_sequences,
 }
@@ -68,7 +74,11 @@ def split_budget(
     rest = min(sum(needs), max(room - need, room - int(room * spec.prompt_share)))
     shares = [min(each, max(rest // len(needs), rest - (sum(needs) - each))) for each in needs]
     kept = _fit(prompt, min(need, room - sum(shares)), spec, sep)
-    return kept, [_fit(answer, share, spec, sep) for answer, share in zip(answers, shares, strict=True)], True
+    return (
+        kept,
+        [_fit(answer, share, spec, sep) for answer, share in zip(answers, shares, strict=True)],
+        True,
+    )
 
 
 def _fit(turns: Turns, room: int, spec: EncodeSpec, sep: int) -> list[int]:

@@ -35,7 +35,9 @@ class Blend:
     @property
     def used(self) -> tuple[str, ...]:
         """The members with a weight."""
-        return tuple(name for name, weight in zip(self.members, self.weights, strict=True) if weight > 0)
+        return tuple(
+            name for name, weight in zip(self.members, self.weights, strict=True) if weight > 0
+        )
 
     def among(self, names: Collection[str]) -> "Blend":
         """The blend of those of its members that are in `names`, their weights scaled to sum to 1.
@@ -45,7 +47,9 @@ class Blend:
         Raises:
             KitError: none of them has a weight.
         """
-        weights = {n: w for n, w in zip(self.members, self.weights, strict=True) if w > 0 and n in names}
+        weights = {
+            n: w for n, w in zip(self.members, self.weights, strict=True) if w > 0 and n in names
+        }
         shares = normalise_weights(list(weights.values()), list(weights))
         return replace(self, members=tuple(weights), weights=tuple(shares.tolist()), spread={})
 
@@ -56,7 +60,10 @@ class Blend:
 
 
 def apply_blend(
-    blend: Blend, frames: Sequence[pd.DataFrame], names: list[str], files: Sequence[object] | None = None
+    blend: Blend,
+    frames: Sequence[pd.DataFrame],
+    names: list[str],
+    files: Sequence[object] | None = None,
 ) -> pd.DataFrame:
     """The blend of prediction frames, matched to its members by name and to each other by id; rows as in the first.
 
@@ -74,21 +81,34 @@ def apply_blend(
     unknown = [name for name in names if name not in blend.members]
     if missing or unknown or len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        said = [f"the blend needs {', '.join(missing)}, and no file is of {_it(missing)}"] if missing else []
+        said = (
+            [f"the blend needs {', '.join(missing)}, and no file is of {_it(missing)}"]
+            if missing
+            else []
+        )
         said += [f"the blend does not know {', '.join(unknown)}"] if unknown else []
-        said += [f"the blend takes each member once, and {', '.join(twice)} is there again"] if twice else []
+        said += (
+            [f"the blend takes each member once, and {', '.join(twice)} is there again"]
+            if twice
+            else []
+        )
         dropped = [name for name in blend.members if name not in blend.used]
-        known = f"Its members: {', '.join(blend.used)}" + f"; dropped: {', '.join(dropped)}" * bool(dropped)
+        known = f"Its members: {', '.join(blend.used)}" + f"; dropped: {', '.join(dropped)}" * bool(
+            dropped
+        )
         raise DataError(
             f"{'; '.join(said)}. {known}",
             "Name one file for each member, such as RUN/test.csv, and no other; dropped members may be left out.",
         )
     given = [name for name in names if name in blend.used]
     places = [names.index(name) for name in given]
-    ids, members = stack_predictions([frames[i] for i in places], given, files and [files[i] for i in places])
+    ids, members = stack_predictions(
+        [frames[i] for i in places], given, files and [files[i] for i in places]
+    )
     weights = dict(zip(blend.members, blend.weights, strict=True))
     return make_predictions(
-        ids, replace(blend, members=tuple(given), weights=tuple(map(weights.get, given))).of(members)
+        ids,
+        replace(blend, members=tuple(given), weights=tuple(map(weights.get, given))).of(members),
     )
 
 
@@ -103,7 +123,11 @@ def blend_content(blend: Blend) -> dict[str, Any]:
         | (dict(zip(("low", "high"), blend.spread[n], strict=True)) if n in blend.spread else {})
         for n, w in zip(blend.members, blend.weights, strict=True)
     ]
-    return {"pool": blend.pool, "members": shares, "calibration": calibration.calibration_content(blend.calibration)}
+    return {
+        "pool": blend.pool,
+        "members": shares,
+        "calibration": calibration.calibration_content(blend.calibration),
+    }
 
 
 def write_blend(blend: Blend, path: str | Path, fitted: dict[str, Any]) -> None:
@@ -129,10 +153,18 @@ def parse_blend(path: str | Path, content: dict[str, Any]) -> Blend:
         raise DataError(f"{path}: pool is {str(content.get('pool'))[:40]!r}", by_hand)
     whole = isinstance(members, list) and members and all(isinstance(m, dict) for m in members)
     names = tuple(m.get("name") for m in members) if whole else ()
-    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise DataError(f"{path}: members are not a list of names, each once, with weights", by_hand)
+    if (
+        not names
+        or not all(isinstance(name, str) for name in names)
+        or len(set(names)) != len(names)
+    ):
+        raise DataError(
+            f"{path}: members are not a list of names, each once, with weights", by_hand
+        )
     weights = tuple(check_number(path, m.get("weight"), "weight", low=0) for m in members)
     normalise_weights(weights, names)  # raises where all are 0
     intervals = {m["name"]: check_interval(path, m) for m in members}
     spread = {name: interval for name, interval in intervals.items() if interval}
-    return Blend(names, weights, content["pool"], calibration.parse_calibration(path, after), spread)
+    return Blend(
+        names, weights, content["pool"], calibration.parse_calibration(path, after), spread
+    )

@@ -17,13 +17,20 @@ from kit.ensemble.calibration import Calibration
 from kit.errors import KitError
 from kit.evaluation.bootstrap import loss_difference
 from kit.evaluation.crossfit import cross_fit, crossfit_folds
-from kit.evaluation.metrics import expected_calibration_error, log_loss, reliability_bins, row_losses
+from kit.evaluation.metrics import (
+    expected_calibration_error,
+    log_loss,
+    reliability_bins,
+    row_losses,
+)
 from kit.evaluation.softmax import log_probabilities, softmax_loss
 from kit.evaluation.truth import align_to_truth
 from kit.task import CLASSES, GROUP, ID
 
 Method = Literal["temperature", "bias"]  # "bias" is a temperature and a shift for each class
-HOTTEST = 20.0  # temperatures stay within 1/20 and 20; beyond, a prediction is a constant or a certainty
+HOTTEST = (
+    20.0  # temperatures stay within 1/20 and 20; beyond, a prediction is a constant or a certainty
+)
 ROWS_PER_PARAMETER, FEWEST_GROUPS = 100, 20  # fewer say more about the noise than about the model
 DRAWS = 200  # bootstrap draws by which the biases are judged
 PARAMETERS = {"temperature": 1, "bias": len(CLASSES)}
@@ -80,7 +87,10 @@ class CalibrationFit:
     @property
     def fitted(self) -> dict[str, Any]:
         """What a saved calibration tells of its fit."""
-        losses = {"log_loss_before": self.before.log_loss, "log_loss_cross_fitted": self.after.log_loss}
+        losses = {
+            "log_loss_before": self.before.log_loss,
+            "log_loss_cross_fitted": self.after.log_loss,
+        }
         return {"method": self.method, "rows": self.rows} | losses
 
 
@@ -100,10 +110,14 @@ def fit_calibration(
         KitError: an unknown method.
     """
     probabilities, labels = align_to_truth(frame, truth, name)
-    return fit_temperature(probabilities, labels, truth[GROUP if GROUP in truth else ID].to_numpy(), method)
+    return fit_temperature(
+        probabilities, labels, truth[GROUP if GROUP in truth else ID].to_numpy(), method
+    )
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
+@threadpool_limits.wrap(
+    limits=1, user_api="blas"
+)  # products this small only wait for a second thread
 def fit_temperature(
     probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, method: Method | None = None
 ) -> CalibrationFit:
@@ -113,7 +127,9 @@ def fit_temperature(
     log loss is no lower.
     """
     if method is not None and method not in get_args(Method):
-        raise KitError(f"no calibration {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + ".")
+        raise KitError(
+            f"no calibration {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + "."
+        )
     before = measure_calibration(probabilities, labels)
     fold = crossfit_folds(groups)
     best, chosen, after, reason, tried = Calibration(), "none", probabilities, "", []
@@ -123,19 +139,40 @@ def fit_temperature(
             break
 
         def other(train: np.ndarray, rows: np.ndarray, each: Method = each) -> np.ndarray:
-            return fit_temperature_rows(probabilities[train], labels[train], each).of(probabilities[rows])
+            return fit_temperature_rows(probabilities[train], labels[train], each).of(
+                probabilities[rows]
+            )
 
         whole, crossed = fit_temperature_rows(probabilities, labels, each), cross_fit(fold, other)
-        gain = loss_difference(row_losses(crossed, labels), row_losses(after, labels), groups, draws=DRAWS)
-        if gain.verdict == "better" or (gain.mean < 0 and not tried):  # the more parameters, the more they have to show
+        gain = loss_difference(
+            row_losses(crossed, labels), row_losses(after, labels), groups, draws=DRAWS
+        )
+        if gain.verdict == "better" or (
+            gain.mean < 0 and not tried
+        ):  # the more parameters, the more they have to show
             best, chosen, after = whole, each, crossed
-        tried.append(CalibrationTrial(each, log_loss(whole.of(probabilities), labels), log_loss(crossed, labels)))
+        tried.append(
+            CalibrationTrial(
+                each, log_loss(whole.of(probabilities), labels), log_loss(crossed, labels)
+            )
+        )
     if chosen == "none":
-        worse = f"{tried[0].cross_fitted:.5f} cross-fitted instead of {before.log_loss:.5f}" if tried else ""
+        worse = (
+            f"{tried[0].cross_fitted:.5f} cross-fitted instead of {before.log_loss:.5f}"
+            if tried
+            else ""
+        )
         reason = f"left as it is: {f'the log loss would be {worse}' if worse else reason}"
     note = reason if chosen == "none" else _luck(chosen, tried)
     return CalibrationFit(
-        best, chosen, note, len(labels), before, measure_calibration(after, labels), tuple(tried), after
+        best,
+        chosen,
+        note,
+        len(labels),
+        before,
+        measure_calibration(after, labels),
+        tuple(tried),
+        after,
     )
 
 
@@ -148,10 +185,14 @@ def _luck(chosen: str, tried: Sequence[CalibrationTrial]) -> str:
     return f"bias is lower by {lower:.4f}, which may be luck: the simpler one is kept"
 
 
-def fit_temperature_rows(probabilities: np.ndarray, labels: np.ndarray, method: Method) -> Calibration:
+def fit_temperature_rows(
+    probabilities: np.ndarray, labels: np.ndarray, method: Method
+) -> Calibration:
     """The calibration with the lowest log loss on these very rows; the problem is convex in 1/T and the biases."""
     logits = log_probabilities(probabilities)
-    shifts = 0 if method == "temperature" else len(CLASSES) - 1  # one bias is free: the last starts as 0
+    shifts = (
+        0 if method == "temperature" else len(CLASSES) - 1
+    )  # one bias is free: the last starts as 0
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
         shifted = point[0] * logits
@@ -162,7 +203,12 @@ def fit_temperature_rows(probabilities: np.ndarray, labels: np.ndarray, method: 
     bounds = [(1 / HOTTEST, HOTTEST)] + [(-HOTTEST, HOTTEST)] * shifts
     start = np.array([1.0] + [0.0] * shifts)
     found = minimize(
-        objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13, "gtol": 1e-8}
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"ftol": 1e-13, "gtol": 1e-8},
     )
     bias = np.append(found.x[1:], np.zeros(len(CLASSES) - shifts))
     return Calibration(float(1 / found.x[0]), tuple((bias - bias.mean()).tolist()))
@@ -172,9 +218,7 @@ def too_few_rows(labels: np.ndarray, groups: np.ndarray, parameters: int) -> str
     """Why these rows cannot carry a fit of that many parameters, or nothing if they can."""
     needed, prompts = ROWS_PER_PARAMETER * parameters, len(np.unique(groups))
     if len(labels) < needed:
-        return (
-            f"{len(labels)} rows are too few to fit {parameters} parameter{'s' * (parameters > 1)}: it takes {needed}"
-        )
+        return f"{len(labels)} rows are too few to fit {parameters} parameter{'s' * (parameters > 1)}: it takes {needed}"
     if prompts < FEWEST_GROUPS:
         return f"{prompts} distinct prompts are too few to fit anything: it takes {FEWEST_GROUPS}"
     if len(np.unique(labels)) < len(CLASSES):

@@ -31,12 +31,16 @@ class Calibration:
         """Calibrated probabilities, (N, 3) from (N, 3); a zero is taken for the EPS that the log loss takes it for."""
         if self.identity:
             return probabilities
-        return softmax(log_probabilities(probabilities) / self.temperature + np.array(self.bias)[:, None]).T
+        return softmax(
+            log_probabilities(probabilities) / self.temperature + np.array(self.bias)[:, None]
+        ).T
 
 
 def apply_calibration(calibration: Calibration, frame: pd.DataFrame) -> pd.DataFrame:
     """The prediction frame with calibrated probabilities; ids and their order stay."""
-    return make_predictions(frame[ID].to_numpy(), calibration.of(frame[list(CLASSES)].to_numpy(np.float64)))
+    return make_predictions(
+        frame[ID].to_numpy(), calibration.of(frame[list(CLASSES)].to_numpy(np.float64))
+    )
 
 
 def calibration_content(calibration: Calibration) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from kit.ensemble.weights import LEAST, choose_weights, weight_coefficients
 from kit.evaluation.crossfit import cross_fit
 from kit.evaluation.metrics import log_loss
 
-Method = Literal["arithmetic", "geometric", "greedy"]  # greedy: the arithmetic pool of members chosen one by one
+Method = Literal[
+    "arithmetic", "geometric", "greedy"
+]  # greedy: the arithmetic pool of members chosen one by one
 WORTH = 1e-4  # cross-fitted log loss that a member must gain to stay
 
 
@@ -50,7 +52,12 @@ def as_blend(method: str, point: np.ndarray, names: Sequence[str]) -> Blend:
     """The blend that coefficients (M,) stand for; where all are 0, no member being any good, the flattest mean."""
     point = point if point.any() else np.full(len(point), LEAST)
     total = float(np.clip(point.sum(), 1 / HOTTEST, HOTTEST))
-    return Blend(tuple(names), tuple(normalise_weights(point, names).tolist()), pool_of(method), Calibration(1 / total))
+    return Blend(
+        tuple(names),
+        tuple(normalise_weights(point, names).tolist()),
+        pool_of(method),
+        Calibration(1 / total),
+    )
 
 
 def predict_blend(method: str, point: np.ndarray, members: np.ndarray) -> np.ndarray:
@@ -58,7 +65,9 @@ def predict_blend(method: str, point: np.ndarray, members: np.ndarray) -> np.nda
     return as_blend(method, point, [""] * len(point)).of(members.transpose(0, 2, 1))
 
 
-def _coefficients(method: str, members: np.ndarray, labels: np.ndarray, start: np.ndarray | None) -> np.ndarray:
+def _coefficients(
+    method: str, members: np.ndarray, labels: np.ndarray, start: np.ndarray | None
+) -> np.ndarray:
     if method != "greedy":
         return weight_coefficients(pool_of(method), members, labels, start)
     point, chosen = np.zeros(len(members)), choose_weights(members, labels)
@@ -87,7 +96,9 @@ def prune_members(
         The numbers of those that stay, the fit of them, and a note on each that went.
     """
     kept = [i for i, coefficient in enumerate(found.point) if coefficient > 0] or [0]
-    notes = [f"{name} is dropped: it has no weight" for i, name in enumerate(names) if i not in kept]
+    notes = [
+        f"{name} is dropped: it has no weight" for i, name in enumerate(names) if i not in kept
+    ]
     if len(kept) < len(names):
         found = fit_candidate(method, rows.pick(kept))
     best = found.log_loss
@@ -98,6 +109,8 @@ def prune_members(
         if without.log_loss > best + WORTH:
             break
         change = f"{without.log_loss - found.log_loss:+.5f}"
-        notes.append(f"{names[kept[lightest]]} is dropped: without it the cross-fitted log loss changes by {change}")
+        notes.append(
+            f"{names[kept[lightest]]} is dropped: without it the cross-fitted log loss changes by {change}"
+        )
         kept, found, best = fewer, without, min(best, without.log_loss)
     return kept, found, notes

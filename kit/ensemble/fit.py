@@ -95,7 +95,9 @@ class BlendFit:
         return {"method": self.method, "rows": self.rows} | losses
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small only wait for a second thread
+@threadpool_limits.wrap(
+    limits=1, user_api="blas"
+)  # products this small only wait for a second thread
 def fit_blend(
     frames: Sequence[pd.DataFrame],
     names: Sequence[str],
@@ -124,15 +126,25 @@ def fit_blend(
         KitError: an unknown method.
     """
     if len(frames) < 2:
-        raise DataError("weights take two prediction files or more to fit", "Name the out-of-fold files of more runs.")
+        raise DataError(
+            "weights take two prediction files or more to fit",
+            "Name the out-of-fold files of more runs.",
+        )
     if method is not None and method not in get_args(Method):
-        raise KitError(f"no way to fit {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + ".")
+        raise KitError(
+            f"no way to fit {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + "."
+        )
     ids, members = stack_predictions(frames, names, files)
-    members = members[:, row_positions(ids, truth[ID].to_numpy(), names[0], "the truth", partial=True)]
+    members = members[
+        :, row_positions(ids, truth[ID].to_numpy(), names[0], "the truth", partial=True)
+    ]
     labels = truth[LABEL].to_numpy(np.int64)
     groups = truth[GROUP if GROUP in truth else ID].to_numpy()
     rows = BlendRows(
-        np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, crossfit_folds(groups, seed=seed)
+        np.maximum(members.transpose(0, 2, 1), EPS, order="C"),
+        labels,
+        groups,
+        crossfit_folds(groups, seed=seed),
     )
     alone = [log_loss(each, labels) for each in members]
     mean, best = members.mean(axis=0), int(np.argmin(alone))
@@ -141,18 +153,28 @@ def fit_blend(
     plain = Candidate(np.full(len(names), 1 / len(names)), mean, tried[-1].cross_fitted)
     why_plain, drawn = too_few_rows(labels, groups, len(names)), None
     if not why_plain:
-        methods = [method] if method else [m for m in get_args(Method) if m != "greedy" or len(names) >= MANY]
+        methods = (
+            [method]
+            if method
+            else [m for m in get_args(Method) if m != "greedy" or len(names) >= MANY]
+        )
         fits = {each: fit_candidate(each, rows) for each in methods}
         for each, one in fits.items():
             tried.append(
-                CalibrationTrial(each, log_loss(predict_blend(each, one.point, rows.members), labels), one.log_loss)
+                CalibrationTrial(
+                    each,
+                    log_loss(predict_blend(each, one.point, rows.members), labels),
+                    one.log_loss,
+                )
             )
         used = min(fits, key=lambda each: fits[each].log_loss)
         kept, found, notes = prune_members(used, fits[used], rows, names)
         if method is None and found.log_loss >= plain.log_loss:
             why_plain = f"the best fit has {found.log_loss:.5f} cross-fitted, and the mean {plain.log_loss:.5f}"
         else:
-            drawn = weight_spread(pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed)
+            drawn = weight_spread(
+                pool_of(used), found.point, rows.members[kept], labels, groups, draws, seed
+            )
     if why_plain:
         used, kept, found = "mean", list(range(len(names))), plain
         notes = [f"nothing is fitted, the plain mean is taken: {why_plain}"]
@@ -163,10 +185,13 @@ def fit_blend(
         sums, both = np.maximum(drawn.sum(axis=1), 1 / HOTTEST), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
         heat = tuple(np.quantile(1 / sums, both).tolist())
         ranges = np.quantile(drawn / sums[:, None], both, axis=0).T.tolist()
-        within = {names[i]: tuple(ends) for i, ends in zip(kept, ranges, strict=True) if len(kept) > 1}
+        within = {
+            names[i]: tuple(ends) for i, ends in zip(kept, ranges, strict=True) if len(kept) > 1
+        }
     blend = replace(as_blend(used, point, names), spread=within)
     told = [
-        BlendMember(*each, *within.get(each[0], (None, None))) for each in zip(names, alone, blend.weights, strict=True)
+        BlendMember(*each, *within.get(each[0], (None, None)))
+        for each in zip(names, alone, blend.weights, strict=True)
     ]
     return BlendFit(
         blend=blend,
@@ -177,7 +202,9 @@ def fit_blend(
         members=tuple(told),
         temperature=heat,
         tried=tuple(tried),
-        gain=loss_difference(row_losses(found.crossed, labels), row_losses(members[best], labels), groups),
+        gain=loss_difference(
+            row_losses(found.crossed, labels), row_losses(members[best], labels), groups
+        ),
         notes=tuple(notes),
         crossed=found.crossed,
     )

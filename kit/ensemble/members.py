@@ -34,7 +34,11 @@ def member_name(path: str | Path) -> str:
 
 def is_of_no_run(files: Sequence[str | Path]) -> list[str]:
     """A note on each file outside run directories: nothing tells whether its model was trained on the fitted rows."""
-    return [f"{Path(file).name} is of no run: its folds are not known" for file in files if run_of_file(file) is None]
+    return [
+        f"{Path(file).name} is of no run: its folds are not known"
+        for file in files
+        if run_of_file(file) is None
+    ]
 
 
 def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFrame]]:
@@ -47,8 +51,13 @@ def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFr
     names = [member_name(file) for file in files]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        both = ", ".join(str(file) for file, name in zip(files, names, strict=True) if name == twice[0])
-        raise DataError(f"{both}: all called {twice[0]!r}, as a blend names its members", "Rename one of the files.")
+        both = ", ".join(
+            str(file) for file, name in zip(files, names, strict=True) if name == twice[0]
+        )
+        raise DataError(
+            f"{both}: all called {twice[0]!r}, as a blend names its members",
+            "Rename one of the files.",
+        )
     data = {run: Run(run).origin.get("data") for run in map(run_of_file, files) if run}
     first = next(iter(data), None)
     other = next((run for run in data if data[run] != data[first]), None)

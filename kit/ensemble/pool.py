@@ -43,10 +43,18 @@ def blend_predictions(
     if not frames:
         raise KitError("nothing to blend", "Name one prediction file or more.")
     if method not in get_args(Method):
-        raise KitError(f"no blending method {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + ".")
+        raise KitError(
+            f"no blending method {method!r}", "Choose one of: " + ", ".join(get_args(Method)) + "."
+        )
     if method != "weights" and weights is not None:
-        raise KitError(f"method {method} takes no weights", "Use the method weights, or leave the weights out.")
-    shares = normalise_weights(weights if weights is not None else [], names) if method == "weights" else None
+        raise KitError(
+            f"method {method} takes no weights", "Use the method weights, or leave the weights out."
+        )
+    shares = (
+        normalise_weights(weights if weights is not None else [], names)
+        if method == "weights"
+        else None
+    )
     ids, members = stack_predictions(frames, names)
     pooled = geometric_pool(members) if method == "geometric" else arithmetic_pool(members, shares)
     return make_predictions(ids, pooled)
@@ -64,13 +72,18 @@ def stack_predictions(
     """
     ids, members = frames[0][ID].to_numpy(), []
     for frame, name, file in zip(frames, names, files or names, strict=True):
-        member = frame[list(CLASSES)].to_numpy(np.float64)[row_positions(frame[ID].to_numpy(), ids, name, names[0])]
+        member = frame[list(CLASSES)].to_numpy(np.float64)[
+            row_positions(frame[ID].to_numpy(), ids, name, names[0])
+        ]
         total = member.sum(axis=1)
-        bad = ~((member >= 0).all(axis=1) & (np.abs(total - 1) <= SLACK))  # so written, NaN is bad too
+        bad = ~(
+            (member >= 0).all(axis=1) & (np.abs(total - 1) <= SLACK)
+        )  # so written, NaN is bad too
         if bad.any():
             first, more = ids[int(bad.argmax())], int(bad.sum()) - 1
             raise DataError(
-                f"{name}: id {first}: not probabilities that sum to 1" + f" ({more} more such rows)" * (more > 0),
+                f"{name}: id {first}: not probabilities that sum to 1"
+                + f" ({more} more such rows)" * (more > 0),
                 f"Run `kit validate {file}` for every problem at once.",
             )
         members.append(member / total[:, None])
@@ -86,7 +99,8 @@ def normalise_weights(weights: Sequence[float], names: Sequence[str]) -> np.ndar
     shares = np.asarray(weights, np.float64)
     if len(shares) != len(names):
         raise KitError(
-            f"{len(shares)} weights for {len(names)} files", "Give one weight for each file, in their order."
+            f"{len(shares)} weights for {len(names)} files",
+            "Give one weight for each file, in their order.",
         )
     if not np.isfinite(shares).all() or (shares < 0).any() or not shares.any():
         raise KitError(

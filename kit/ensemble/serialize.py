@@ -11,7 +11,10 @@ from kit.errors import DataError
 from kit.storage.atomic import write_json
 
 FORMAT = 1
-COMMANDS = {"calibration": "kit calibrate", "blend": "kit ensemble"}  # by kind, the command that writes and applies it
+COMMANDS = {
+    "calibration": "kit calibrate",
+    "blend": "kit ensemble",
+}  # by kind, the command that writes and applies it
 
 
 def write_fitted(path: str | Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -36,7 +39,9 @@ def read_fitted(path: str | Path, kind: str) -> dict[str, Any]:
     found = content.get("kit") if isinstance(content, dict) else None
     if found != kind:
         other = COMMANDS.get(found) if isinstance(found, str) else None
-        raise DataError(f"{path}: not a saved {kind}", f"Apply it with `{other} --apply`." if other else again)
+        raise DataError(
+            f"{path}: not a saved {kind}", f"Apply it with `{other} --apply`." if other else again
+        )
     if content.get("format") != FORMAT:
         raise DataError(
             f"{path}: format {str(content.get('format'))[:20]!r} of a saved {kind}, where this kit reads {FORMAT}",
@@ -48,8 +53,12 @@ def read_fitted(path: str | Path, kind: str) -> dict[str, Any]:
 def check_number(path: str | Path, value: Any, what: str, low: float = -math.inf) -> float:
     """The value as a finite float of at least `low`; raises DataError that names the file and what it is."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if not numeric or not abs(value) <= sys.float_info.max or value < low:  # NaN is within no bounds
-        raise DataError(f"{path}: {what} is {str(value)[:40]!r}", "The file was changed by hand; make it again.")
+    if (
+        not numeric or not abs(value) <= sys.float_info.max or value < low
+    ):  # NaN is within no bounds
+        raise DataError(
+            f"{path}: {what} is {str(value)[:40]!r}", "The file was changed by hand; make it again."
+        )
     return float(value)
 
 

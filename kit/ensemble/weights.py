@@ -25,7 +25,9 @@ def blend_objective(pool: Pool, members: np.ndarray, labels: np.ndarray) -> Obje
         members: probabilities (M, 3, N) above 0.
         labels: (N,) in 0, 1, 2.
     """
-    flat = (np.log(members) if pool == "geometric" else members).reshape(len(members), -1)  # (M, 3N)
+    flat = (np.log(members) if pool == "geometric" else members).reshape(
+        len(members), -1
+    )  # (M, 3N)
 
     def geometric(point: np.ndarray) -> tuple[float, np.ndarray]:
         value, residual = softmax_loss((point @ flat).reshape(3, -1), labels)
@@ -111,7 +113,9 @@ def weight_spread(
     point = np.maximum(point, LEAST)
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     gradients = _row_gradients(pool, point, members, labels)
-    sums = np.stack([np.bincount(group, weights=each, minlength=len(sizes)) for each in gradients])  # (M, G)
+    sums = np.stack(
+        [np.bincount(group, weights=each, minlength=len(sizes)) for each in gradients]
+    )  # (M, G)
     root, inverse = _root(_hessian(blend_objective(pool, members, labels), point))
     generator = np.random.default_rng(seed)
     drawn = np.empty((draws, len(point)))
@@ -122,7 +126,9 @@ def weight_spread(
     return drawn
 
 
-def _row_gradients(pool: Pool, point: np.ndarray, members: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _row_gradients(
+    pool: Pool, point: np.ndarray, members: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
     """The derivative of the mean log loss by the coefficients, row by row, (M, N): the rows add up to it."""
     if pool == "geometric":
         slopes = np.log(members)
@@ -138,7 +144,9 @@ def _hessian(evaluate: Objective, point: np.ndarray) -> np.ndarray:
     """Second derivatives (M, M) at `point`, from differences of the gradient."""
     width = 1e-5 * max(1.0, point.max())
     here = evaluate(point)[1]
-    hessian = np.stack([evaluate(point + step)[1] - here for step in np.eye(len(point)) * width]) / width
+    hessian = (
+        np.stack([evaluate(point + step)[1] - here for step in np.eye(len(point)) * width]) / width
+    )
     return (hessian + hessian.T) / 2
 
 

@@ -18,7 +18,11 @@ class LossDifference(NamedTuple):
 
 
 def loss_interval(
-    row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
+    row_values: np.ndarray,
+    groups: np.ndarray,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """The percentile interval (low, high) of the mean of `row_values` (N,), over resampled groups.
 
@@ -32,13 +36,19 @@ def loss_interval(
 
 
 def loss_intervals(
-    row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
+    row_values: np.ndarray,
+    groups: np.ndarray,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> list[tuple[float, float]]:
     """`interval` of each of M values of the same rows, (M, N), from one set of draws."""
     return [_percentiles(each, level) for each in bootstrap_means(row_values, groups, draws, seed)]
 
 
-def bootstrap_means(row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+def bootstrap_means(
+    row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
+) -> np.ndarray:
     """The means of M values of each row over resampled groups, (M, draws): every value sees the same draws.
 
     As many groups are drawn with replacement as there are; a draw's mean is the sum of its groups' values over
@@ -55,17 +65,23 @@ def bootstrap_means(row_values: np.ndarray, groups: np.ndarray, draws: int = 100
     """
     row_values = np.asarray(row_values, np.float64)
     if row_values.ndim != 2 or not row_values.shape[1] or row_values.shape[1:] != np.shape(groups):
-        raise ValueError(f"one value and one group for each row, not {row_values.shape[1:]} and {np.shape(groups)}")
+        raise ValueError(
+            f"one value and one group for each row, not {row_values.shape[1:]} and {np.shape(groups)}"
+        )
     if not np.isfinite(row_values).all():
         raise ValueError("values must be finite")
     member = np.unique(groups, return_inverse=True)[1]
-    sums = np.stack([np.bincount(member, weights=each) for each in (*row_values, np.ones(len(member)))])
+    sums = np.stack(
+        [np.bincount(member, weights=each) for each in (*row_values, np.ones(len(member)))]
+    )
     count, generator = sums.shape[1], np.random.default_rng(seed)
     found = np.empty((len(sums), draws))
     for draw in range(draws):
         drawn = generator.integers(0, count, size=count, dtype=np.int32)
         times = np.bincount(drawn, minlength=count).astype(np.float64)
-        found[:, draw] = [each @ times for each in sums]  # one by one: equal rows have equal means, to the bit
+        found[:, draw] = [
+            each @ times for each in sums
+        ]  # one by one: equal rows have equal means, to the bit
     return found[:-1] / found[-1]
 
 
@@ -91,14 +107,20 @@ def loss_difference(
 
 
 def loss_differences(
-    row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
+    row_values: np.ndarray,
+    groups: np.ndarray,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> list[list[LossDifference]]:
     """`difference` of every one of M losses of the same rows, (M, N), to every one, from one set of draws."""
     drawn, whole = bootstrap_means(row_values, groups, draws, seed), np.mean(row_values, axis=1)
     count = len(np.unique(groups))
     return [
         [
-            _difference(float(whole[x] - whole[y]), *_percentiles(drawn[x] - drawn[y], level), count, level)
+            _difference(
+                float(whole[x] - whole[y]), *_percentiles(drawn[x] - drawn[y], level), count, level
+            )
             for y in range(len(drawn))
         ]
         for x in range(len(drawn))
@@ -107,7 +129,9 @@ def loss_differences(
 
 def _difference(mean: float, low: float, high: float, groups: int, level: float) -> LossDifference:
     told = 2.0 ** (1 - groups) <= 1 - level and not low <= 0 <= high
-    return LossDifference(mean, low, high, ("better" if high < 0 else "worse") if told else "can't tell")
+    return LossDifference(
+        mean, low, high, ("better" if high < 0 else "worse") if told else "can't tell"
+    )
 
 
 def _percentiles(drawn: np.ndarray, level: float) -> tuple[float, float]:

@@ -24,7 +24,9 @@ def crossfit_folds(groups: np.ndarray, number: int = FOLDS, seed: int = 0) -> np
     order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
     deal = np.arange(len(sizes)) % (2 * number)
     fold = np.empty(len(sizes), np.int64)
-    fold[order] = np.minimum(deal, 2 * number - 1 - deal)  # back and forth, so that no fold is always first
+    fold[order] = np.minimum(
+        deal, 2 * number - 1 - deal
+    )  # back and forth, so that no fold is always first
     return fold[member]
 
 

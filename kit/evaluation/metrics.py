@@ -9,7 +9,9 @@ import numpy as np
 
 from kit.task import CLASSES
 
-EPS = float(np.finfo(np.float64).eps)  # scikit-learn's clip: a probability of 0 on the truth costs -ln(EPS) = 36.04
+EPS = float(
+    np.finfo(np.float64).eps
+)  # scikit-learn's clip: a probability of 0 on the truth costs -ln(EPS) = 36.04
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def reliability_bins(
     )
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+def expected_calibration_error(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
+) -> float:
     """How far confidence is from accuracy, averaged over the rows: 0 is calibrated, in units of probability.
 
     Top-label, equal-width bins, 15 of them: the estimate of Guo et al. (2017), so that it compares with published

@@ -27,7 +27,11 @@ class SubmissionProblem:
     count: int = 1
 
     def __str__(self) -> str:
-        return f"{self.message} ({list_rows('row', self.rows, self.count)})" if self.rows else self.message
+        return (
+            f"{self.message} ({list_rows('row', self.rows, self.count)})"
+            if self.rows
+            else self.message
+        )
 
 
 @dataclass(frozen=True)
@@ -88,24 +92,40 @@ def _table(
     separator = _separator(text, problems)
     lines, widths, header = _scan(text, separator)
     if header and ID not in header and header[0].strip().isdecimal():
-        problems.append(SubmissionProblem("no-header", "the header is missing: the first row holds numbers", (1,)))
-    expected = max(widths[:2], default=0)  # as pandas: the first row may be wider than the header, later ones not
+        problems.append(
+            SubmissionProblem(
+                "no-header", "the header is missing: the first row holds numbers", (1,)
+            )
+        )
+    expected = max(
+        widths[:2], default=0
+    )  # as pandas: the first row may be wider than the header, later ones not
     long = widths > expected
     if long.any():
-        problems.append(describe_row("ragged", f"rows with more than {expected} cells", long, lines))
+        problems.append(
+            describe_row("ragged", f"rows with more than {expected} cells", long, lines)
+        )
     if expected > len(header):
         more = expected - len(header)
         warnings.append(
-            SubmissionProblem("shifted", f"the rows have {more} more cells than the header: the first is skipped")
+            SubmissionProblem(
+                "shifted", f"the rows have {more} more cells than the header: the first is skipped"
+            )
         )
     try:
-        columns = range(len(header)) if long.any() else None  # cuts the long rows short instead of stopping
+        columns = (
+            range(len(header)) if long.any() else None
+        )  # cuts the long rows short instead of stopping
         frame = pd.read_csv(io.StringIO(text), sep=separator, usecols=columns, low_memory=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        problems.append(SubmissionProblem("unreadable", f"not a CSV file: {str(error).strip()[:120]}"))
+        problems.append(
+            SubmissionProblem("unreadable", f"not a CSV file: {str(error).strip()[:120]}")
+        )
         return nothing
     lines = lines[1:]
-    if len(lines) != len(frame):  # quoting that the two readers see differently: number the rows as pandas does
+    if len(lines) != len(
+        frame
+    ):  # quoting that the two readers see differently: number the rows as pandas does
         lines = np.arange(2, len(frame) + 2)
     return frame.reset_index(drop=True), lines
 
@@ -117,7 +137,9 @@ def _decode(data: bytes, problems: list[SubmissionProblem]) -> str:
         wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         row = () if wide else (data[: error.start].count(b"\n") + 1,)
         what = "UTF-16 text" if wide else f"byte 0x{data[error.start]:02x}"
-        problems.append(SubmissionProblem("encoding", f"not UTF-8 text: {what}; save it again as UTF-8", row))
+        problems.append(
+            SubmissionProblem("encoding", f"not UTF-8 text: {what}; save it again as UTF-8", row)
+        )
         return data.decode("utf-16" if wide else "latin-1", errors="replace")
 
 
@@ -125,7 +147,9 @@ def _separator(text: str, problems: list[SubmissionProblem]) -> str:
     header = re.match(r"\s*([^\r\n]*)", text)[1]
     other = next((c for c in ";\t|" if "," not in header and c in header), None)
     if other:
-        problems.append(SubmissionProblem("delimiter", f"columns are separated by {other!r}, not by ','"))
+        problems.append(
+            SubmissionProblem("delimiter", f"columns are separated by {other!r}, not by ','")
+        )
     return other or ","
 
 
@@ -133,7 +157,9 @@ def _scan(text: str, separator: str) -> tuple[np.ndarray, np.ndarray, list[str]]
     """Row number and number of cells of each row that is not blank, and the header's cells."""
     lines, widths, header = [], [], []
     try:
-        for line, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 1):
+        for line, cells in enumerate(
+            csv.reader(io.StringIO(text, newline=""), delimiter=separator), 1
+        ):
             if len(cells) > 1 or (cells and cells[0].strip(" \t")):
                 header = header or cells
                 lines.append(line)

@@ -28,12 +28,17 @@ def read_truth(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file", "Give a file with the labels: train.csv, or a processed parquet.")
+        raise DataError(
+            f"{path}: no such file",
+            "Give a file with the labels: train.csv, or a processed parquet.",
+        )
     if path.is_dir():
         raise DataError(f"{path} is a directory, not a truth file", "Name a file in it.")
     table = _from_parquet(path) if path.suffix == ".parquet" else _from_csv(path)
     if table.empty:
-        raise DataError(f"{path}: no rows to score", "Give a file with the labels of the predicted rows.")
+        raise DataError(
+            f"{path}: no rows to score", "Give a file with the labels of the predicted rows."
+        )
     repeated = table[ID].duplicated()
     if repeated.any():
         again = int(repeated.argmax())
@@ -53,21 +58,37 @@ def _from_csv(path: Path) -> pd.DataFrame:
         if missing:
             raise DataError(
                 f"{path}: no column {', '.join(missing)} (it has {', '.join(repr(c[:60]) for c in header[:12])})",
-                "Truth has the columns " + ", ".join(PREDICTION_COLUMNS) + ", each class 0 or 1, as train.csv has.",
+                "Truth has the columns "
+                + ", ".join(PREDICTION_COLUMNS)
+                + ", each class 0 or 1, as train.csv has.",
             )
-        table = pd.read_csv(path, usecols=list(PREDICTION_COLUMNS), encoding="utf-8-sig", skip_blank_lines=False)
+        table = pd.read_csv(
+            path, usecols=list(PREDICTION_COLUMNS), encoding="utf-8-sig", skip_blank_lines=False
+        )
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty", "Give a file with the labels.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a CSV file: {error}", "Make it again, as UTF-8 with commas.") from error
+        raise DataError(
+            f"{path}: not a CSV file: {error}", "Make it again, as UTF-8 with commas."
+        ) from error
     table.index += 2
     table = table.dropna(how="all")
     ids = to_numbers(table[ID]).to_numpy(np.float64)
-    _first_bad(path, table, ~(np.abs(ids) < 2**63) | (ids != np.floor(ids)), [ID], "the id is not a whole number")
+    _first_bad(
+        path,
+        table,
+        ~(np.abs(ids) < 2**63) | (ids != np.floor(ids)),
+        [ID],
+        "the id is not a whole number",
+    )
     classes = np.column_stack([to_numbers(table[c]).to_numpy(np.float64) for c in CLASSES])
     one_hot = np.isin(classes, (0, 1)).all(axis=1) & (classes.sum(axis=1) == 1)
-    _first_bad(path, table, ~one_hot, [ID, *CLASSES], "exactly one class must be 1 and the others 0")
-    return pd.DataFrame({ID: table[ID].astype(np.int64), LABEL: classes.argmax(axis=1).astype(np.int8)}, table.index)
+    _first_bad(
+        path, table, ~one_hot, [ID, *CLASSES], "exactly one class must be 1 and the others 0"
+    )
+    return pd.DataFrame(
+        {ID: table[ID].astype(np.int64), LABEL: classes.argmax(axis=1).astype(np.int8)}, table.index
+    )
 
 
 def _from_parquet(path: Path) -> pd.DataFrame:
@@ -86,20 +107,33 @@ def _from_parquet(path: Path) -> pd.DataFrame:
                 )
             table = file.read([c for c in (ID, LABEL, GROUP, EXTRA) if c in names]).to_pandas()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a parquet file: {error}", "Run `kit preprocess` again.") from error
+        raise DataError(
+            f"{path}: not a parquet file: {error}", "Run `kit preprocess` again."
+        ) from error
     table.index = pd.RangeIndex(1, len(table) + 1)
     if EXTRA in table:
         table = table[~table[EXTRA].astype(bool)].drop(columns=EXTRA)
-    _first_bad(path, table, ~table[LABEL].isin(range(len(CLASSES))).to_numpy(), [ID, LABEL], "no such label")
+    _first_bad(
+        path,
+        table,
+        ~table[LABEL].isin(range(len(CLASSES))).to_numpy(),
+        [ID, LABEL],
+        "no such label",
+    )
     return table.astype({ID: np.int64, LABEL: np.int8})
 
 
-def _first_bad(path: Path, table: pd.DataFrame, bad: np.ndarray, columns: list[str], what: str) -> None:
+def _first_bad(
+    path: Path, table: pd.DataFrame, bad: np.ndarray, columns: list[str], what: str
+) -> None:
     if bad.any():
         place = int(bad.argmax())
         cells = ", ".join(f"{c} {str(table[c].iloc[place])[:40]!r}" for c in columns)
         more = f" ({int(bad.sum()) - 1} more such rows)" if bad.sum() > 1 else ""
-        raise DataError(f"{path}: row {table.index[place]}: {what}: {cells}{more}", "Correct or remove these rows.")
+        raise DataError(
+            f"{path}: row {table.index[place]}: {what}: {cells}{more}",
+            "Correct or remove these rows.",
+        )
 
 
 def row_positions(
@@ -115,11 +149,18 @@ def row_positions(
     ids, wanted = pd.Index(ids), pd.Index(wanted)
     for index, owner in ((ids, name), (wanted, wanted_name)):
         if not index.is_unique:
-            raise DataError(f"{owner}: {_first(index[index.duplicated()])} repeated", "Keep one row for each id.")
+            raise DataError(
+                f"{owner}: {_first(index[index.duplicated()])} repeated",
+                "Keep one row for each id.",
+            )
     absent, unknown = wanted[~wanted.isin(ids)], ids[~ids.isin(wanted)]
     if len(absent) or len(unknown):
         parts = [f"{name} lacks {_first(absent)} of {wanted_name}"] if len(absent) else []
-        parts += [f"{name} has {_first(unknown)} that {wanted_name} does not have"] if len(unknown) else []
+        parts += (
+            [f"{name} has {_first(unknown)} that {wanted_name} does not have"]
+            if len(unknown)
+            else []
+        )
         hint = "Both must hold exactly the same ids; the order is free."
         if partial and not len(unknown):
             hint += " To use only the rows that the file predicts, add --subset."
@@ -151,7 +192,9 @@ def without_prompts(truth: pd.DataFrame, path: str | Path) -> list[str]:
     ]
 
 
-def align_to_truth(frame: pd.DataFrame, truth: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+def align_to_truth(
+    frame: pd.DataFrame, truth: pd.DataFrame, name: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities float64 (N, 3) and labels int64 (N,) of the same rows, matched by id, in the truth's order.
 
     So `truth["group"]` belongs to them row by row, and two frames aligned to one truth can be compared in pairs.
@@ -164,7 +207,9 @@ def align_to_truth(frame: pd.DataFrame, truth: pd.DataFrame, name: str) -> tuple
     Raises:
         DataError: ids that only one side has, ids repeated, or rows that no grader would take.
     """
-    order = row_positions(frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth", partial=True)
+    order = row_positions(
+        frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth", partial=True
+    )
     probabilities = frame[list(CLASSES)].to_numpy(np.float64)[order]
     good = is_gradable(probabilities)
     if not good.all():

@@ -13,7 +13,13 @@ import pandas as pd
 
 from kit.errors import DataError
 from kit.evaluation.metrics import EPS
-from kit.evaluation.submission_csv import LISTED, SubmissionProblem, describe_row, list_rows, read_submission
+from kit.evaluation.submission_csv import (
+    LISTED,
+    SubmissionProblem,
+    describe_row,
+    list_rows,
+    read_submission,
+)
 from kit.predictions import read_csv, to_numbers
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
@@ -64,7 +70,11 @@ def validate_submission(path: str | Path, sample: str | Path | None = None) -> V
             if ID in frame:
                 _check_ids(frame[ID], lines, wanted, Path(sample or "").name, problems)
     if wanted is None and found.frame is not None:
-        warnings.append(SubmissionProblem("no-sample", "no sample submission: missing and unknown ids would not show"))
+        warnings.append(
+            SubmissionProblem(
+                "no-sample", "no sample submission: missing and unknown ids would not show"
+            )
+        )
     return ValidationReport(len(lines), tuple(problems), tuple(warnings))
 
 
@@ -87,7 +97,10 @@ def sample_ids(path: str | Path) -> pd.Series:
     table = read_csv(path)
     hint = "Give the competition's sample_submission.csv."
     if ID not in table:
-        raise DataError(f"{path}: no column {ID} (it has {', '.join(repr(c[:60]) for c in table.columns[:12])})", hint)
+        raise DataError(
+            f"{path}: no column {ID} (it has {', '.join(repr(c[:60]) for c in table.columns[:12])})",
+            hint,
+        )
     if not pd.api.types.is_integer_dtype(table[ID]) or not table[ID].is_unique or table.empty:
         raise DataError(f"{path}: its ids are not whole numbers, each once", hint)
     return table[ID]
@@ -97,7 +110,11 @@ def _check_columns(
     frame: pd.DataFrame, problems: list[SubmissionProblem], warnings: list[SubmissionProblem]
 ) -> pd.DataFrame:
     """Names what is missing; a column of nearly that name is then taken for it, so that its cells are checked too."""
-    other = {re.sub(r"[^a-z]", "", str(c).lower()): c for c in frame.columns if c not in PREDICTION_COLUMNS}
+    other = {
+        re.sub(r"[^a-z]", "", str(c).lower()): c
+        for c in frame.columns
+        if c not in PREDICTION_COLUMNS
+    }
     near = {}
     for column in (c for c in PREDICTION_COLUMNS if c not in frame):
         found = other.get(column.replace("_", ""))
@@ -108,7 +125,11 @@ def _check_columns(
     extra = [c[:60] for c in frame.columns if c not in PREDICTION_COLUMNS and c not in near]
     if extra:
         names = ", ".join(map(repr, extra[:LISTED]))
-        warnings.append(SubmissionProblem("extra-column", f"columns that no grader reads: {names}", count=len(extra)))
+        warnings.append(
+            SubmissionProblem(
+                "extra-column", f"columns that no grader reads: {names}", count=len(extra)
+            )
+        )
     return frame.rename(columns=near)
 
 
@@ -121,7 +142,10 @@ def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_numbers(
-    frame: pd.DataFrame, lines: np.ndarray, problems: list[SubmissionProblem], warnings: list[SubmissionProblem]
+    frame: pd.DataFrame,
+    lines: np.ndarray,
+    problems: list[SubmissionProblem],
+    warnings: list[SubmissionProblem],
 ) -> None:
     present = [c for c in CLASSES if c in frame]
     if not present:
@@ -133,11 +157,17 @@ def _check_numbers(
         ("not-a-number", "cells that are not numbers", text),
         ("missing-value", "empty or NaN cells", np.isnan(values) & ~text),
         ("infinite", "infinite values", np.isinf(values)),
-        ("out-of-range", "values outside [0, 1]", np.isfinite(values) & ((values < 0) | (values > 1))),
+        (
+            "out-of-range",
+            "values outside [0, 1]",
+            np.isfinite(values) & ((values < 0) | (values > 1)),
+        ),
     ):
         if mask.any():
             row, column = np.argwhere(mask)[0]
-            names = ", ".join(c for c, found in zip(present, mask.any(axis=0), strict=True) if found)
+            names = ", ".join(
+                c for c, found in zip(present, mask.any(axis=0), strict=True) if found
+            )
             what += f" in {names}, first {str(frame[present[column]].iloc[row])[:60]!r}"
             problems.append(describe_row(kind, what, mask.any(axis=1), lines))
     whole = np.isfinite(values).all(axis=1)
@@ -153,16 +183,24 @@ def _check_numbers(
     _warn_of_values(values, lines, warnings)
 
 
-def _warn_of_values(values: np.ndarray, lines: np.ndarray, warnings: list[SubmissionProblem]) -> None:
+def _warn_of_values(
+    values: np.ndarray, lines: np.ndarray, warnings: list[SubmissionProblem]
+) -> None:
     same = (values == values[0]).all(axis=0) & (len(values) > 1)
     size = pd.DataFrame(values).groupby([0, 1, 2])[0].transform("size").to_numpy()
     if same.all():
         warnings.append(
-            SubmissionProblem("constant", "every row is the same, as from a collapsed model", count=len(values))
+            SubmissionProblem(
+                "constant", "every row is the same, as from a collapsed model", count=len(values)
+            )
         )
     elif same.any():
         names = ", ".join(c for c, constant in zip(CLASSES, same, strict=True) if constant)
-        warnings.append(SubmissionProblem("constant", f"the same value in every row of {names}", count=len(values)))
+        warnings.append(
+            SubmissionProblem(
+                "constant", f"the same value in every row of {names}", count=len(values)
+            )
+        )
     if not same.all() and (size >= ALIKE).any():
         what = f"rows whose numbers stand in {ALIKE} rows or more, at most in {size.max()}"
         warnings.append(describe_row("identical", what, size >= ALIKE, lines))
@@ -173,13 +211,19 @@ def _warn_of_values(values: np.ndarray, lines: np.ndarray, warnings: list[Submis
 
 
 def _check_ids(
-    column: pd.Series, lines: np.ndarray, wanted: pd.Series | None, sample: str, problems: list[SubmissionProblem]
+    column: pd.Series,
+    lines: np.ndarray,
+    wanted: pd.Series | None,
+    sample: str,
+    problems: list[SubmissionProblem],
 ) -> None:
     values, text = _numbers(column)
     bad = text | ~np.isfinite(values) | (values != np.floor(values))
     if bad.any():
         first = str(column.iloc[int(bad.argmax())])[:60]
-        problems.append(describe_row("id", f"ids that are not whole numbers, first {first!r}", bad, lines))
+        problems.append(
+            describe_row("id", f"ids that are not whole numbers, first {first!r}", bad, lines)
+        )
     ids, lines = pd.Series(values[~bad]), lines[~bad]
     repeated = ids.duplicated(keep=False).to_numpy()
     if repeated.any():
@@ -188,11 +232,17 @@ def _check_ids(
     if wanted is None:
         return
     if len(column) != len(wanted):
-        problems.append(SubmissionProblem("row-count", f"{len(column):,} rows where {sample} has {len(wanted):,}"))
+        problems.append(
+            SubmissionProblem(
+                "row-count", f"{len(column):,} rows where {sample} has {len(wanted):,}"
+            )
+        )
     missing, unknown = wanted[~wanted.isin(ids)], ~ids.isin(wanted).to_numpy()
     if len(missing):
         some = list_rows("id", tuple(missing[:LISTED]), len(missing))
-        problems.append(SubmissionProblem("missing-id", f"no row for {some} of {sample}", count=len(missing)))
+        problems.append(
+            SubmissionProblem("missing-id", f"no row for {some} of {sample}", count=len(missing))
+        )
     if unknown.any():
         what = f"ids that {sample} does not have, first {int(ids[unknown].iloc[0])}"
         problems.append(describe_row("unknown-id", what, unknown, lines))

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.kaggle import credentials, wire
 from kit.kaggle.credentials import Credential
-from kit.kaggle.errors import KaggleError, NotFoundError, RefusedError, UnreachableError, explain_http_error
+from kit.kaggle.errors import (
+    KaggleError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    explain_http_error,
+)
 from kit.kaggle.retry import RetryPolicy, call_once, retry_call
 
 if TYPE_CHECKING:
@@ -72,7 +78,10 @@ class Client:
             try:
                 body = {"token": self.credential.secret}
                 answer = self.call("security.introspect_token", body, "asking who you are")
-            except (NotFoundError, RefusedError):  # how a token that is no longer known may be answered
+            except (
+                NotFoundError,
+                RefusedError,
+            ):  # how a token that is no longer known may be answered
                 answer = None
             if answer is None or not answer.active or not answer.username:
                 raise credentials.credentials_refused(self.credential, self._search)
@@ -93,9 +102,13 @@ class Client:
         Raises:
             KaggleError: see `faults`.
         """
-        return self.explained(lambda: retry_call(lambda: self._send(method, body), self.patience), doing, _page(body))
+        return self.explained(
+            lambda: retry_call(lambda: self._send(method, body), self.patience), doing, _page(body)
+        )
 
-    def change(self, method: str, body: Mapping[str, Any], doing: str, happened: Callable[[], Any]) -> Any:
+    def change(
+        self, method: str, body: Mapping[str, Any], doing: str, happened: Callable[[], Any]
+    ) -> Any:
         """The same for a call that must take effect once only; see `retry.once`.
 
         Raises:
@@ -157,7 +170,11 @@ class Client:
                 f"{name}: the answer is not Kaggle's (a web page, not data)",
                 "A proxy or a login page may stand in between; check HTTPS_PROXY and the network.",
             ) from None
-        except (KeyError, TypeError, AttributeError) as error:  # a state or a shape that this SDK does not know
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # a state or a shape that this SDK does not know
             raise UnreachableError(
                 f"{name}: Kaggle's answer has something new in it ({type(error).__name__}: {error})",
                 "Update its client: `pip install -U kaggle`.",
@@ -169,16 +186,21 @@ class Client:
             import kagglesdk
         except ImportError as error:
             raise KaggleError(
-                f"Kaggle's client cannot be imported: {error}", "Install it: `pip install 'kaggle>=2.2.4,<3'`."
+                f"Kaggle's client cannot be imported: {error}",
+                "Install it: `pip install 'kaggle>=2.2.4,<3'`.",
             ) from error
         try:
             sdk = kagglesdk.KaggleClient(user_agent="kit")
         except Exception as error:  # a bare Exception, for an unknown KAGGLE_API_ENVIRONMENT
-            raise KaggleError(f"Kaggle's client does not start: {error}", "Unset KAGGLE_API_ENVIRONMENT.") from error
+            raise KaggleError(
+                f"Kaggle's client does not start: {error}", "Unset KAGGLE_API_ENVIRONMENT."
+            ) from error
         http = sdk.http_client()
         http._init_session()
         wire.set_timeouts(http._session, self._timeout_s)
-        if self.credential.kind == "key":  # set here, since the SDK would let a token found elsewhere win
+        if (
+            self.credential.kind == "key"
+        ):  # set here, since the SDK would let a token found elsewhere win
             http._session.auth = (self.credential.username, self.credential.secret)
         elif self.credential.kind == "token":
             http._session.auth = http.BearerAuth(self.credential.secret)

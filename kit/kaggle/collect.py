@@ -49,7 +49,9 @@ def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], No
     found = sorted(p.parent for p in staging.rglob("recipe.toml"))
     if not found:
         shutil.rmtree(staging)
-        raise KaggleError(f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why.")
+        raise KaggleError(
+            f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why."
+        )
     parts = [part for run in found for part in _merge(run, runs, ref)]
     shutil.rmtree(staging)
     return parts
@@ -58,7 +60,9 @@ def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], No
 def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     """Moves a run, or those of its finished parts that are new, to `runs`, noting the kernel that they are from."""
     new, home = Run.open(run), runs / run.name
-    with hold_lock(home, "metrics", wait=True):  # what one of several processes writes for all, in a moment
+    with hold_lock(
+        home, "metrics", wait=True
+    ):  # what one of several processes writes for all, in a moment
         if not (home / "recipe.toml").exists():
             (run / "origin.json").replace(home / "origin.json")
             (run / "recipe.toml").replace(home / "recipe.toml")
@@ -75,7 +79,9 @@ def _merge(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     finally:  # what came stays, whatever became of the others
         if moved:
             with hold_lock(home, "metrics", wait=True):
-                atomic.write_json(home / ORIGINS, fold_origins(home) | {part.name: str(ref) for part in moved})
+                atomic.write_json(
+                    home / ORIGINS, fold_origins(home) | {part.name: str(ref) for part in moved}
+                )
                 _summarise(Run(home))
     return moved
 
@@ -85,7 +91,9 @@ def _take(part: Path, home: Path) -> bool:
     if (home / "metrics.json").exists():
         return False
     if home.exists():
-        raise RunError(f"{home}: an unfinished training of this machine is there", "Delete it or finish it.")
+        raise RunError(
+            f"{home}: an unfinished training of this machine is there", "Delete it or finish it."
+        )
     part.replace(home)
     return True
 
@@ -101,12 +109,14 @@ def _summarise(run: Run) -> None:
     if set(folds) <= set(parts):
         rows = [parts[fold]["valid_rows"] for fold in folds]
         each = {
-            name: sum(parts[fold][name] * n for fold, n in zip(folds, rows, strict=True)) / sum(rows)
+            name: sum(parts[fold][name] * n for fold, n in zip(folds, rows, strict=True))
+            / sum(rows)
             for name in ("log_loss", "accuracy")
         }
         summary["oof"] = {**each, "rows": sum(rows)}
         write_predictions(
-            pd.concat([read_predictions(run.path / fold / "valid.csv") for fold in folds]), run.path / "oof.csv"
+            pd.concat([read_predictions(run.path / fold / "valid.csv") for fold in folds]),
+            run.path / "oof.csv",
         )
     atomic.write_json(run.path / "metrics.json", summary)
 

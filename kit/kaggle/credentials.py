@@ -53,7 +53,11 @@ def find_credentials(environ: Mapping[str, str] | None = None) -> Search:
     environ = os.environ if environ is None else environ
     home = Path(environ.get("HOME") or Path.home())
     problems: list[str] = []
-    found = [*_tokens(environ, home, problems), *_keys(environ, home, problems), *_oauth(home, problems)]
+    found = [
+        *_tokens(environ, home, problems),
+        *_keys(environ, home, problems),
+        *_oauth(home, problems),
+    ]
     return Search(tuple(found), tuple(problems))
 
 
@@ -79,7 +83,11 @@ def credentials_refused(credential: Credential, search: Search | None = None) ->
     """The error for a credential that Kaggle answers with 401, naming what it shadows."""
     others = [c for c in (search or find_credentials()).found if c.source != credential.source]
     if others and credential.kind == "token":
-        away = f"unset {credential.source}" if "/" not in credential.source else f"delete {credential.source}"
+        away = (
+            f"unset {credential.source}"
+            if "/" not in credential.source
+            else f"delete {credential.source}"
+        )
         return CredentialsError(
             f"Kaggle does not accept the {credential}; it is sent before the {others[0]}, which may still be good",
             f"`{away}` to use the other one, or make a new token at {SETTINGS}.",
@@ -99,7 +107,11 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 def secrets_of(search: Search) -> tuple[str, ...]:
     """Every form in which the found credentials travel."""
-    pairs = (b64encode(f"{c.username}:{c.secret}".encode()).decode() for c in search.found if c.kind == "key")
+    pairs = (
+        b64encode(f"{c.username}:{c.secret}".encode()).decode()
+        for c in search.found
+        if c.kind == "key"
+    )
     return (*(c.secret for c in search.found), *pairs)
 
 
@@ -141,11 +153,17 @@ def _json(path: Path, problems: list[str]) -> dict[str, str]:
 
 def _tokens(environ: Mapping[str, str], home: Path, problems: list[str]) -> Iterable[Credential]:
     places: list[tuple[str, str]] = []
-    if environ.get("KAGGLE_KERNEL_RUN_TYPE") and environ.get("KAGGLE_API_V1_TOKEN"):  # inside a Kaggle notebook
-        places.append(("KAGGLE_API_V1_TOKEN", _text(Path(environ["KAGGLE_API_V1_TOKEN"]), problems)))
+    if environ.get("KAGGLE_KERNEL_RUN_TYPE") and environ.get(
+        "KAGGLE_API_V1_TOKEN"
+    ):  # inside a Kaggle notebook
+        places.append(
+            ("KAGGLE_API_V1_TOKEN", _text(Path(environ["KAGGLE_API_V1_TOKEN"]), problems))
+        )
     value = environ.get("KAGGLE_API_TOKEN", "")
     if value:  # the token itself, or the name of a file that holds it
-        places.append(("KAGGLE_API_TOKEN", _text(Path(value), problems) if _is_file(Path(value)) else value))
+        places.append(
+            ("KAGGLE_API_TOKEN", _text(Path(value), problems) if _is_file(Path(value)) else value)
+        )
     for name in ("access_token", "access_token.txt"):
         path = home / ".kaggle" / name
         places.append((str(path), _text(path, problems)))
@@ -156,8 +174,14 @@ def _tokens(environ: Mapping[str, str], home: Path, problems: list[str]) -> Iter
 
 
 def _keys(environ: Mapping[str, str], home: Path, problems: list[str]) -> Iterable[Credential]:
-    folder = Path(environ["KAGGLE_CONFIG_DIR"]) if environ.get("KAGGLE_CONFIG_DIR") else home / ".kaggle"
-    if not environ.get("KAGGLE_CONFIG_DIR") and sys.platform.startswith("linux") and not folder.exists():
+    folder = (
+        Path(environ["KAGGLE_CONFIG_DIR"]) if environ.get("KAGGLE_CONFIG_DIR") else home / ".kaggle"
+    )
+    if (
+        not environ.get("KAGGLE_CONFIG_DIR")
+        and sys.platform.startswith("linux")
+        and not folder.exists()
+    ):
         folder = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "kaggle"
     path = folder / "kaggle.json"
     saved = _json(path, problems)
@@ -167,7 +191,9 @@ def _keys(environ: Mapping[str, str], home: Path, problems: list[str]) -> Iterab
     key = environ.get("KAGGLE_KEY") or saved.get("key", "")
     source = "KAGGLE_KEY" if environ.get("KAGGLE_KEY") else str(path)
     secret = _usable(key, source, problems)
-    username = _usable(username, "KAGGLE_USERNAME" if environ.get("KAGGLE_USERNAME") else str(path), problems)
+    username = _usable(
+        username, "KAGGLE_USERNAME" if environ.get("KAGGLE_USERNAME") else str(path), problems
+    )
     if secret and username:
         yield Credential("key", source, username, secret)
     elif secret or username:

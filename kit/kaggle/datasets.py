@@ -49,7 +49,9 @@ def publish_dataset(
     ref = f"{client.owner()}/{slug}"
     before = _version(client, ref)
     if before:
-        _wait(client, ref, before, poll_s, timeout_s, say)  # a second version is refused while one is processed
+        _wait(
+            client, ref, before, poll_s, timeout_s, say
+        )  # a second version is refused while one is processed
     files, directories, count = _upload(client, run_dir.path, say)
     owner, _ = ref.split("/")
     contents = {"files": files, "directories": directories}
@@ -68,7 +70,9 @@ def publish_dataset(
 
     answer = client.change(method, body, f"publishing {ref}", happened)
     if answer is not True and (answer.error or (answer.status or "ok").lower() == "error"):
-        raise RefusedError(f"Kaggle refuses the dataset {ref}: {answer.error or 'no reason given'}", "")
+        raise RefusedError(
+            f"Kaggle refuses the dataset {ref}: {answer.error or 'no reason given'}", ""
+        )
     _wait(client, ref, before + 1, poll_s, timeout_s, say)
     return PublishedDataset(ref, f"https://www.kaggle.com/datasets/{ref}", before + 1, count)
 
@@ -87,11 +91,20 @@ def _version(client: Client, ref: str) -> int:
     return int(answer.current_version_number or 1)
 
 
-def _wait(client: Client, ref: str, version: int, poll_s: float, timeout_s: float, say: Callable[[str], None]) -> None:
+def _wait(
+    client: Client,
+    ref: str,
+    version: int,
+    poll_s: float,
+    timeout_s: float,
+    say: Callable[[str], None],
+) -> None:
     """Waits until `version` is there and READY."""
     waited, last = 0.0, ""
     while True:
-        status = client.call("datasets.get_dataset_status", _name(ref), f"reading the status of {ref}").status.name
+        status = client.call(
+            "datasets.get_dataset_status", _name(ref), f"reading the status of {ref}"
+        ).status.name
         if status != last:
             say(f"{ref}: {status}")
             last = status
@@ -101,12 +114,16 @@ def _wait(client: Client, ref: str, version: int, poll_s: float, timeout_s: floa
         if status in _FAILED:
             raise KaggleError(f"Kaggle could not process the dataset {ref}: {status}", page)
         if waited >= timeout_s:
-            raise UnreachableError(f"the dataset {ref} is {status} after {waited / 60:.0f} minutes", page)
+            raise UnreachableError(
+                f"the dataset {ref} is {status} after {waited / 60:.0f} minutes", page
+            )
         client.patience.sleep(poll_s)
         waited += poll_s
 
 
-def _upload(client: Client, folder: Path, say: Callable[[str], None]) -> tuple[list[Any], list[Any], int]:
+def _upload(
+    client: Client, folder: Path, say: Callable[[str], None]
+) -> tuple[list[Any], list[Any], int]:
     """Uploads what is in `folder`: its files, its folders with theirs, and how many files in all."""
     files, directories, count = [], [], 0
     for path in sorted(folder.iterdir()):
@@ -126,7 +143,9 @@ def _upload(client: Client, folder: Path, say: Callable[[str], None]) -> tuple[l
 def _blob(client: Client, path: Path) -> str:
     stat, doing = path.stat(), f"uploading {path.name}"
     body = {"type": "DATASET", "name": path.name, "contentLength": stat.st_size}
-    answer = client.call("blobs.start_blob_upload", body | {"lastModifiedEpochSeconds": int(stat.st_mtime)}, doing)
+    answer = client.call(
+        "blobs.start_blob_upload", body | {"lastModifiedEpochSeconds": int(stat.st_mtime)}, doing
+    )
     upload_file(client, answer.create_url, path, doing)
     return answer.token
 

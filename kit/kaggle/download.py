@@ -79,15 +79,20 @@ def _download(
     _check_space(out, sum(sizes.values()))
     doing = f"downloading {competition}"
     say(f"{doing}: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB unpacked")
-    archive = fetch_file(client, lambda: _address(client, competition), target, doing, say, progress)
+    archive = fetch_file(
+        client, lambda: _address(client, competition), target, doing, say, progress
+    )
     try:
         unpack_download(archive, out, sizes)
     except zipfile.BadZipFile as error:
         archive.unlink()
-        raise UnreachableError(f"{doing}: the archive is damaged ({error})", "Run it again.") from error
+        raise UnreachableError(
+            f"{doing}: the archive is damaged ({error})", "Run it again."
+        ) from error
     except OSError as error:
         raise KitError(
-            f"{out}: cannot be written ({error.strerror or error})", "Free some space there, then run it again."
+            f"{out}: cannot be written ({error.strerror or error})",
+            "Free some space there, then run it again.",
         ) from error
     archive.unlink()
     return _report(out, sizes, competition, already=False)
@@ -100,13 +105,17 @@ def competition_files(client: Client, competition: str = COMPETITION) -> dict[st
     while token not in seen:
         seen.add(token)
         body = {"competitionName": competition, "pageSize": 200, "pageToken": token}
-        answer = client.call("competitions.list_data_files", body, f"listing the files of {competition}")
+        answer = client.call(
+            "competitions.list_data_files", body, f"listing the files of {competition}"
+        )
         sizes.update({file.name: file.total_bytes for file in answer.files})
         token = answer.next_page_token
         if not token:
             break
     if not sizes:
-        raise UnreachableError(f"listing the files of {competition}: Kaggle lists none", "Try again later.")
+        raise UnreachableError(
+            f"listing the files of {competition}: Kaggle lists none", "Try again later."
+        )
     return sizes
 
 
@@ -125,7 +134,9 @@ def unpack_download(archive: Path, out: Path, sizes: dict[str, int]) -> None:
             info = members.get(name)
             if info is None or info.file_size != size:
                 have = "lacks it" if info is None else f"has {info.file_size:,} bytes"
-                raise zipfile.BadZipFile(f"Kaggle lists {name!r} with {size:,} bytes, the archive {have}")
+                raise zipfile.BadZipFile(
+                    f"Kaggle lists {name!r} with {size:,} bytes, the archive {have}"
+                )
             temporary = stack.enter_context(atomic_file(out / name))
             with temporary.open("wb") as target:
                 for piece in _pieces(bundle, info):

@@ -100,10 +100,14 @@ def explain_http_error(
             "and with `kit doctor --online` which account is used.",
         )
     if status == 429:
-        return BusyError(f"{doing}: Kaggle answers 429 (too many requests)", "Wait a few minutes, then run it again.")
+        return BusyError(
+            f"{doing}: Kaggle answers 429 (too many requests)",
+            "Wait a few minutes, then run it again.",
+        )
     if status >= 500:
         return UnreachableError(
-            f"{doing}: Kaggle fails with {status}: {text}", "Run it again later; see https://status.kaggle.com."
+            f"{doing}: Kaggle fails with {status}: {text}",
+            "Run it again later; see https://status.kaggle.com.",
         )
     if status >= 400:
         return RefusedError(f"{doing}: Kaggle refuses ({status}): {text}")
@@ -113,7 +117,10 @@ def explain_http_error(
             "Check the clock, and whether a proxy replaces certificates (REQUESTS_CA_BUNDLE names its authority).",
         )
     if "Timeout" in name or "timed out" in text.lower():
-        return UnreachableError(f"{doing}: no answer from Kaggle in time", "Check the network, then run it again.")
+        return UnreachableError(
+            f"{doing}: no answer from Kaggle in time", "Check the network, then run it again."
+        )
     return UnreachableError(
-        f"{doing}: Kaggle cannot be reached ({name}: {text})", "Check the network and HTTPS_PROXY, then run it again."
+        f"{doing}: Kaggle cannot be reached ({name}: {text})",
+        "Check the network and HTTPS_PROXY, then run it again.",
     )

@@ -92,12 +92,16 @@ def _begin(
     try:
         if _is_here(job, runs):
             return Outcome(job.title, "there already"), None
-    except RunError as error:  # said before hours of a GPU are spent on what could not be brought home
+    except (
+        RunError
+    ) as error:  # said before hours of a GPU are spent on what could not be brought home
         return Outcome(job.title, "failed", problem=str(error)), None
     ref = KernelRef(client.owner(), job.slug)
     try:
         kernel = kernels.kernel_exists(client, ref)
-        if kernel and notebook.marks(kernel.source).get("job") == notebook.job_fingerprint(job.kind, job.session()):
+        if kernel and notebook.marks(kernel.source).get("job") == notebook.job_fingerprint(
+            job.kind, job.session()
+        ):
             ref = KernelRef(ref.owner, ref.slug, kernel.latest)
             if kernels.kernel_status(client, ref).status in (*kernels.ACTIVE, "COMPLETE"):
                 say(f"{job.title}: {ref} is on Kaggle already")
@@ -111,13 +115,17 @@ def _begin(
     return None, pushed.ref
 
 
-def _look(client: Client, job: Job, ref: KernelRef, runs: Path, say: Callable[[str], None]) -> Outcome | None:
+def _look(
+    client: Client, job: Job, ref: KernelRef, runs: Path, say: Callable[[str], None]
+) -> Outcome | None:
     """The outcome of a running job once it has one."""
     try:
         state = kernels.kernel_status(client, ref)
         if state.active:
             return None
-        kernels.wait_for_kernel(client, ref, poll_s=20.0, say=say)  # believes an end only when it is this version's
+        kernels.wait_for_kernel(
+            client, ref, poll_s=20.0, say=say
+        )  # believes an end only when it is this version's
         parts = collect_folds(client, ref, runs, say=say)
     except (UnreachableError, CredentialsError):
         raise

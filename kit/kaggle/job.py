@@ -54,7 +54,10 @@ class Job:
                 "Kaggle makes the slug from it: 5 to 50 letters, digits, blanks and hyphens.",
             )
         if not 0 < self.max_hours <= SESSION_HOURS:
-            raise KitError(f"--max-hours {self.max_hours:g}: a Kaggle session has at most {SESSION_HOURS:g} hours", "")
+            raise KitError(
+                f"--max-hours {self.max_hours:g}: a Kaggle session has at most {SESSION_HOURS:g} hours",
+                "",
+            )
 
     @property
     def slug(self) -> str:
@@ -105,9 +108,15 @@ def gpu_name(name: str, yes: bool = False) -> tuple[str, str]:
             "Say --gpu t4, or add --yes to go on with T4.",
         )
     if name == "p100":
-        return "t4", "Kaggle has retired the P100; this asks for T4 x2, which it serves in its place."
+        return (
+            "t4",
+            "Kaggle has retired the P100; this asks for T4 x2, which it serves in its place.",
+        )
     if name not in GPUS:
-        raise KitError(f"--gpu {name[:20]!r}: Kaggle has no such GPU for this", f"Choose from {', '.join(GPUS)}.")
+        raise KitError(
+            f"--gpu {name[:20]!r}: Kaggle has no such GPU for this",
+            f"Choose from {', '.join(GPUS)}.",
+        )
     return name, ""
 
 
@@ -141,25 +150,34 @@ def train_job(
     folds = push_folds(preprocess)
     if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
         raise KitError(
-            f"there is no fold {fold[:20]!r}", f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds makes other ones."
+            f"there is no fold {fold[:20]!r}",
+            f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds makes other ones.",
         )
     part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
     rows = push_mark(preprocess)
-    name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[: 16 if rows else 20].strip("-")  # a title has 50 characters
+    name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[: 16 if rows else 20].strip(
+        "-"
+    )  # a title has 50 characters
     settings = {
         "recipe": recipe.to_toml(),
         "run_name": recipe.run_name,
         "fold": fold,
         "preprocess": preprocess,
     }
-    if restarts:  # else the job is what it was before there were any, and a kernel of then is taken up
+    if (
+        restarts
+    ):  # else the job is what it was before there were any, and a kernel of then is taken up
         settings["restarts"] = restarts
     title = title or " ".join(filter(None, ("kit train", name, recipe.hash, rows, part)))
     return Job("train", title, settings, gpu, True, max_hours, competition)
 
 
 def train_jobs(
-    recipes: Sequence[Recipe], *, fold: str = "all", preprocess: Mapping[str, Any] | None = None, **options: Any
+    recipes: Sequence[Recipe],
+    *,
+    fold: str = "all",
+    preprocess: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> list[Job]:
     """A job for each recipe and fold, for many kernels side by side; `fold` "all" is every one of them.
 
@@ -169,7 +187,11 @@ def train_jobs(
     if len({recipe.run_name for recipe in recipes}) < len(recipes):
         raise KitError("two of these trainings are the same", "Name each backbone or recipe once.")
     folds = [str(k) for k in range(push_folds(preprocess or {}))] if fold == "all" else [fold]
-    return [train_job(recipe, fold=k, preprocess=preprocess, **options) for recipe in recipes for k in folds]
+    return [
+        train_job(recipe, fold=k, preprocess=preprocess, **options)
+        for recipe in recipes
+        for k in folds
+    ]
 
 
 def infer_job(
@@ -196,20 +218,33 @@ def infer_job(
         KitError: no source, one of them twice, or weights that cannot be used.
     """
     if not sources:
-        raise KitError("inference needs runs to predict with", "Name training kernels or run directories with --runs.")
+        raise KitError(
+            "inference needs runs to predict with",
+            "Name training kernels or run directories with --runs.",
+        )
     refs = [s.ref for s in sources]
     twice = sorted({r for r in refs if refs.count(r) > 1})
     if twice:
-        raise KitError(f"{', '.join(twice)} is named more than once", "Name each source once; weights say how much.")
+        raise KitError(
+            f"{', '.join(twice)} is named more than once",
+            "Name each source once; weights say how much.",
+        )
     weights = [s.weight for s in sources]
     if not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
-        raise KitError(f"the weights {weights} cannot be used", "None may be negative, and one must be above 0.")
+        raise KitError(
+            f"the weights {weights} cannot be used",
+            "None may be negative, and one must be above 0.",
+        )
     known = ({"kind": s.kind, "runs": list(s.runs)} if s.runs else {} for s in sources)
-    members = [{"ref": s.ref, "weight": s.weight} | more for s, more in zip(sources, known, strict=True)]
+    members = [
+        {"ref": s.ref, "weight": s.weight} | more for s, more in zip(sources, known, strict=True)
+    ]
     settings: dict[str, Any] = {"sources": members, "method": method, "local_score": local_score}
     if blend:
         settings |= {"method": "blend", "blend": blend_content(blend)}
     if calibration:
         settings |= {"calibration": calibration_content(calibration)}
-    kernels, datasets = (tuple(s.ref for s in sources if s.kind == kind) for kind in ("kernel", "dataset"))
+    kernels, datasets = (
+        tuple(s.ref for s in sources if s.kind == kind) for kind in ("kernel", "dataset")
+    )
     return Job("infer", title, settings, gpu, False, max_hours, competition, kernels, datasets)

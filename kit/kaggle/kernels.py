@@ -10,7 +10,13 @@ from dataclasses import dataclass, replace
 
 from kit.kaggle import notebook
 from kit.kaggle.client import Client
-from kit.kaggle.errors import KaggleError, NotFoundError, RefusedError, RunFailedError, UnreachableError
+from kit.kaggle.errors import (
+    KaggleError,
+    NotFoundError,
+    RefusedError,
+    RunFailedError,
+    UnreachableError,
+)
 from kit.kaggle.logs import log_tail, read_log
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
@@ -41,11 +47,16 @@ class KernelRef:
                 "'' does not name a kernel, it is empty",
                 "Did the push before this fail? `kit kernels status` lists what is there.",
             )
-        name = re.sub(r"^https?://(www\.)?kaggle\.com/(code/)?", "", text.strip()).split("?")[0].strip("/")
+        name = (
+            re.sub(r"^https?://(www\.)?kaggle\.com/(code/)?", "", text.strip())
+            .split("?")[0]
+            .strip("/")
+        )
         match = re.fullmatch(r"(?:([\w-]+)/)?([\w-]{5,})(?:/v?(\d+))?", name)
         if not match or not (match[1] or owner) or match[3] == "0":
             raise KaggleError(
-                f"{text[:60]!r} does not name a kernel", "Write OWNER/SLUG or OWNER/SLUG/VERSION, as in its address."
+                f"{text[:60]!r} does not name a kernel",
+                "Write OWNER/SLUG or OWNER/SLUG/VERSION, as in its address.",
             )
         if "scriptVersionId=" in text and not match[3]:
             raise KaggleError(
@@ -123,7 +134,9 @@ def kernel_exists(client: Client, ref: KernelRef) -> Kernel | None:
 def kernel_status(client: Client, ref: KernelRef, missing_ok: bool = False) -> KernelState:
     """The state of the version named, or of the latest; with `missing_ok` one that is not there is MISSING."""
     try:
-        answer = client.call("kernels.get_kernel_session_status", ref.body(), f"reading the status of {ref}")
+        answer = client.call(
+            "kernels.get_kernel_session_status", ref.body(), f"reading the status of {ref}"
+        )
     except NotFoundError:
         if missing_ok:
             return KernelState(ref, "MISSING", "Kaggle has no such kernel; was it pushed?")
@@ -168,7 +181,8 @@ def wait_for_kernel(
                 )
         if timeout_s is not None and waited >= timeout_s:
             raise UnreachableError(
-                f"{ref} is {state.status} after {waited / 60:.0f} minutes", f"`kit kernels wait {ref}` goes on waiting."
+                f"{ref} is {state.status} after {waited / 60:.0f} minutes",
+                f"`kit kernels wait {ref}` goes on waiting.",
             )
         client.patience.sleep(poll_s)
         waited += poll_s
@@ -195,7 +209,11 @@ def _is_its_own(client: Client, ref: KernelRef) -> bool:
     """Whether an end seen at once belongs to this version: labels are honoured, or the log shows this push's token."""
     impossible = replace(ref, version=ref.version + 1_000_000)
     try:
-        client.call("kernels.get_kernel_session_status", impossible.body(), "checking that versions are told apart")
+        client.call(
+            "kernels.get_kernel_session_status",
+            impossible.body(),
+            "checking that versions are told apart",
+        )
     except (NotFoundError, RefusedError):
         return True  # it knows that there is no such version
     kernel = look_up_kernel(client, ref)

@@ -59,9 +59,13 @@ def record_submission(entry: LedgerEntry, path: str | Path = LEDGER) -> None:
         KitError, OSError: it cannot be written.
     """
     path, new = Path(path), asdict(entry)
-    with hold_lock(path.parent, path.name, wait=True):  # else one of two commands would lose the other's entry
+    with hold_lock(
+        path.parent, path.name, wait=True
+    ):  # else one of two commands would lose the other's entry
         rows = _rows(path)
-        at = next((i for i, row in enumerate(rows) if entry.ref and row.get("ref") == entry.ref), None)
+        at = next(
+            (i for i, row in enumerate(rows) if entry.ref and row.get("ref") == entry.ref), None
+        )
         if at is None:
             rows.append(new)
         else:
@@ -85,7 +89,9 @@ def require_writable_ledger(path: str | Path) -> None:
             with tempfile.TemporaryFile(dir=path.parent) as file:
                 file.write(bytes(4096))
     except OSError as error:
-        raise KitError(f"the ledger {path} cannot be written: {error.strerror or error}", hint) from error
+        raise KitError(
+            f"the ledger {path} cannot be written: {error.strerror or error}", hint
+        ) from error
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -96,11 +102,14 @@ def _rows(path: Path) -> list[dict[str, str]]:
             reader = csv.DictReader(file, restkey="", restval="")
             rows, columns = list(reader), reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a ledger: {error}", "Move it away; kit begins a new one.") from error
+        raise DataError(
+            f"{path} is not a ledger: {error}", "Move it away; kit begins a new one."
+        ) from error
     missing = [c for c in ("time", "ref", "message") if c not in columns]
     if missing:
         raise DataError(
-            f"{path} is not a ledger: no column {', '.join(missing)}", "Move it away; kit begins a new one."
+            f"{path} is not a ledger: no column {', '.join(missing)}",
+            "Move it away; kit begins a new one.",
         )
     return rows
 
@@ -109,7 +118,9 @@ def _write(rows: Iterable[dict[str, str]], path: Path) -> None:
     rows = list(rows)
     more = [c for c in dict.fromkeys(c for row in rows for c in row) if c and c not in COLUMNS]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, *more], restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(
+        text, [*COLUMNS, *more], restval="", extrasaction="ignore", lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     atomic.write_text(path, text.getvalue())

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _END = "END_OF_LOG"
 _RECONNECTS = 5
-_SILENCE_S = 30.0  # a connection that lasted this long was ended by a quiet training, not by the network
+_SILENCE_S = (
+    30.0  # a connection that lasted this long was ended by a quiet training, not by the network
+)
 
 
 def read_log(client: Client, ref: "KernelRef") -> str:
@@ -43,7 +45,11 @@ def plain_log(log: str) -> str:
         events = json.loads(log)
     except ValueError:
         return _CONTROL.sub("", log)
-    return "".join(_data(event) for event in events) if isinstance(events, list) else _CONTROL.sub("", log)
+    return (
+        "".join(_data(event) for event in events)
+        if isinstance(events, list)
+        else _CONTROL.sub("", log)
+    )
 
 
 def log_tail(text: str, lines: int = 25) -> str:
@@ -64,7 +70,9 @@ def follow_log(client: Client, ref: "KernelRef") -> Iterator[str]:
     label = f"?versionLabel=v{ref.version}" if ref.version else ""
     while True:
         opened = time.monotonic()
-        with client.open_stream(f"kernels/logs/stream/{ref.owner}/{ref.slug}{label}", doing) as response:
+        with client.open_stream(
+            f"kernels/logs/stream/{ref.owner}/{ref.slug}{label}", doing
+        ) as response:
             try:
                 for number, event in enumerate(_events(response)):
                     if event is None:
@@ -77,7 +85,8 @@ def follow_log(client: Client, ref: "KernelRef") -> Iterator[str]:
                 failures += time.monotonic() - opened < _SILENCE_S
                 if failures > _RECONNECTS:
                     raise UnreachableError(
-                        f"{doing}: the connection breaks again and again ({type(error).__name__})", "Try again later."
+                        f"{doing}: the connection breaks again and again ({type(error).__name__})",
+                        "Try again later.",
                     ) from None
         client.patience.sleep(client.patience.first_s)
 

@@ -29,7 +29,9 @@ def build_notebook(kind: str, job: Mapping[str, Any]) -> str:
     Raises:
         KitError: it is larger than Kaggle takes.
     """
-    wheels = {w.name: base64.b64encode(w.data).decode() for w in map(wheel.build_wheel, wheel.CARRIED)}
+    wheels = {
+        w.name: base64.b64encode(w.data).decode() for w in map(wheel.build_wheel, wheel.CARRIED)
+    }
     payload = {"job": json.dumps(job, sort_keys=True), "wheels": wheels}
     about = (
         f"Made by kit {kit.__version__} (`kit kernels push {kind}`). The first code cell is data: the job, and kit "
@@ -44,7 +46,9 @@ def build_notebook(kind: str, job: Mapping[str, Any]) -> str:
     ]
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": python, "language_info": {"name": "python"}}
-    text = json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1)
+    text = json.dumps(
+        {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1
+    )
     if len(text.encode()) >= LIMIT:
         raise KitError(
             f"the notebook has {len(text.encode()):,} bytes; Kaggle takes less than {LIMIT:,}",
@@ -56,7 +60,9 @@ def build_notebook(kind: str, job: Mapping[str, Any]) -> str:
 def job_fingerprint(kind: str, job: Mapping[str, Any]) -> str:
     """What tells equal jobs from others: everything but the push token, and the version of kit."""
     rest = {key: value for key, value in job.items() if key != "push"}
-    return hashlib.sha256(json.dumps([kind, kit.__version__, rest], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps([kind, kit.__version__, rest], sort_keys=True).encode()
+    ).hexdigest()[:32]
 
 
 def marks(source: str) -> dict[str, str]:
@@ -87,4 +93,8 @@ def _cell(name: str, kind: str, source: str) -> dict[str, Any]:
 
 
 def _source(name: str) -> str:
-    return (resources.files("kit.kaggle") / "runtime" / f"{name}.py").read_text(encoding="utf-8").rstrip("\n")
+    return (
+        (resources.files("kit.kaggle") / "runtime" / f"{name}.py")
+        .read_text(encoding="utf-8")
+        .rstrip("\n")
+    )

@@ -24,7 +24,9 @@ class Login(requests.auth.AuthBase):
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """The request, signed."""
-        if not self._renewing:  # a renewal goes over the same session, and carries the refresh token in its body
+        if (
+            not self._renewing
+        ):  # a renewal goes over the same session, and carries the refresh token in its body
             request.headers["Authorization"] = f"Bearer {self.token()}"
         return request
 

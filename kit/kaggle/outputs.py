@@ -38,7 +38,9 @@ def output_addresses(client: Client, ref: KernelRef) -> dict[str, str]:
     while token not in seen:
         seen.add(token)
         body = {**ref.body(), "pageSize": 100, "pageToken": token}
-        answer = client.call("kernels.list_kernel_session_output", body, f"listing the output of {ref}")
+        answer = client.call(
+            "kernels.list_kernel_session_output", body, f"listing the output of {ref}"
+        )
         found.update({_safe(file.file_name): file.url for file in answer.files or []})
         token = answer.next_page_token or ""
         if not token:
@@ -71,7 +73,9 @@ def download_output(
     """
     out = Path(out)
     if out.name in ("", ".."):
-        raise KitError(f"{out} is not a folder that a download can replace", "Name a new folder with --out.")
+        raise KitError(
+            f"{out} is not a folder that a download can replace", "Name a new folder with --out."
+        )
     atomic.refuse_overwrite(out, force)
     with hold_lock(out.parent, out.name):
         return _download(client, ref, out, only, say, progress)
@@ -88,14 +92,18 @@ def _download(
     listed = output_addresses(client, ref)
     wanted = [name for name in listed if only(name) or name == OUTPUTS]
     if not wanted:
-        raise KaggleError(f"{ref} has no output files", f"Is it finished? `kit kernels status {ref}` says.")
+        raise KaggleError(
+            f"{ref} has no output files", f"Is it finished? `kit kernels status {ref}` says."
+        )
     _require_output(out, set(listed), ref)
     staging = out.with_name(f".{out.name}.{ref.slug}-{ref.version or 'latest'}.partial")
     parts = {}
     for number, name in enumerate(wanted, 1):
         say(f"{ref}: {number} of {len(wanted)}: {name}")
         address = _fresh(client, ref, name, listed[name])
-        parts[name] = fetch_file(client, address, staging / name, f"downloading {name}", say, progress)
+        parts[name] = fetch_file(
+            client, address, staging / name, f"downloading {name}", say, progress
+        )
     for name, part in parts.items():
         part.replace(staging / name)
     compared = _compare(staging, ref, set(wanted), set(listed))
@@ -112,7 +120,9 @@ def _require_output(out: Path, listed: set[str], ref: KernelRef) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise KitError(f"{out} is a file; a folder is to be written there", "Choose another folder with --out.")
+        raise KitError(
+            f"{out} is a file; a folder is to be written there", "Choose another folder with --out."
+        )
     known = listed | _written(out) | {OUTPUTS}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
@@ -142,11 +152,21 @@ def _compare(folder: Path, ref: KernelRef, wanted: set[str], listed: set[str]) -
         return False
     written = json.loads((folder / OUTPUTS).read_text(encoding="utf-8"))["files"]
     missing = sorted(set(written) - listed)
-    changed = [n for n in sorted(wanted & set(written)) if atomic.file_sha256(folder / n) != written[n]["sha256"]]
+    changed = [
+        n
+        for n in sorted(wanted & set(written))
+        if atomic.file_sha256(folder / n) != written[n]["sha256"]
+    ]
     if missing or changed:
         shutil.rmtree(folder)
-        what = f"lacks {', '.join(missing[:5])}" if missing else f"holds other bytes in {', '.join(changed[:5])}"
-        raise UnreachableError(f"the output of {ref} as downloaded {what}; nothing was kept", "Run it again.")
+        what = (
+            f"lacks {', '.join(missing[:5])}"
+            if missing
+            else f"holds other bytes in {', '.join(changed[:5])}"
+        )
+        raise UnreachableError(
+            f"the output of {ref} as downloaded {what}; nothing was kept", "Run it again."
+        )
     return True
 
 
@@ -163,5 +183,8 @@ def _fresh(client: Client, ref: KernelRef, name: str, url: str) -> Callable[[], 
 def _safe(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
-        raise KitError(f"the output file name {name[:60]!r} leads out of the folder", "Download it in a browser.")
+        raise KitError(
+            f"the output file name {name[:60]!r} leads out of the folder",
+            "Download it in a browser.",
+        )
     return str(path)

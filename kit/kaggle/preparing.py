@@ -8,7 +8,13 @@ from typing import Any
 from kit.errors import RunError
 from kit.run import Run
 
-DEFAULTS = {"text": "unicode", "split": "grouped", "folds": 5, "valid": 0.1, "seed": 0}  # the command's own
+DEFAULTS = {
+    "text": "unicode",
+    "split": "grouped",
+    "folds": 5,
+    "valid": 0.1,
+    "seed": 0,
+}  # the command's own
 
 
 def push_folds(options: Mapping[str, Any]) -> int:
@@ -29,9 +35,15 @@ def check_origin(options: Mapping[str, Any], run: Run) -> None:
         RunError: it is of others, so that what is trained with these could not be brought home to it.
     """
     origin = run.origin
-    asked = {name: value for name, value in {**DEFAULTS, **options}.items() if origin.get(name, value) != value}
+    asked = {
+        name: value
+        for name, value in {**DEFAULTS, **options}.items()
+        if origin.get(name, value) != value
+    }
     if asked:
-        had, wanted = (" ".join(f"--{name} {each[name]}" for name in asked) for each in (origin, asked))
+        had, wanted = (
+            " ".join(f"--{name} {each[name]}" for name in asked) for each in (origin, asked)
+        )
         raise RunError(
             f"{run.path} is of rows that were prepared with {had}, and this training is to be with {wanted}",
             "Give this training another folder with --runs.",

@@ -37,7 +37,9 @@ def write_folder(job: Job, owner: str, folder: str | Path) -> Path:
         KitError: the folder holds anything else than a notebook of ours, or the notebook is too large.
     """
     folder = Path(folder)
-    if folder.exists() and any(p.suffix != ".ipynb" and p.name != METADATA for p in folder.iterdir()):
+    if folder.exists() and any(
+        p.suffix != ".ipynb" and p.name != METADATA for p in folder.iterdir()
+    ):
         raise KitError(f"{folder} holds other files", "Choose a new folder for the notebook.")
     metadata = job.metadata(owner)
     text = notebook.build_notebook(job.kind, {**job.session(), "push": secrets.token_hex(16)})
@@ -87,11 +89,15 @@ def push_kernel(
         quota.tell_quota(client, say)
     before = kernel_exists(client, ref)
     while True:
-        answer = _save(client, push_request(metadata, text, job.max_hours), ref, before.latest if before else 0)
+        answer = _save(
+            client, push_request(metadata, text, job.max_hours), ref, before.latest if before else 0
+        )
         if not answer.error:
             break
         if "session count" not in answer.error:
-            raise RefusedError(f"Kaggle refuses to push {ref}: {answer.error}", f"See {ref.url}, and `kit doctor`.")
+            raise RefusedError(
+                f"Kaggle refuses to push {ref}: {answer.error}", f"See {ref.url}, and `kit doctor`."
+            )
         if waited >= slot_wait_s:
             raise BusyError(
                 f"Kaggle refuses to push {ref}: {answer.error}",
@@ -148,7 +154,11 @@ def _save(client: Client, body: Mapping[str, Any], ref: KernelRef, before: int) 
 def _require_sources(answer: Any, ref: KernelRef) -> None:
     """Raises where Kaggle accepted the push and dropped some of what it needs."""
     kinds = ("dataset", "competition", "kernel", "model")
-    bad = [f"{kind} {name}" for kind in kinds for name in getattr(answer, f"invalid_{kind}_sources", None) or []]
+    bad = [
+        f"{kind} {name}"
+        for kind in kinds
+        for name in getattr(answer, f"invalid_{kind}_sources", None) or []
+    ]
     if bad:
         raise RefusedError(
             f"Kaggle pushed {ref} version {answer.version_number} without {', '.join(bad)}, so it will fail",

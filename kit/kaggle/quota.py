@@ -57,9 +57,12 @@ def read_quota(client: Client) -> Quota:
     gpu, resets = answer.gpu_quota, answer.quota_refresh_time
     if gpu is None:
         raise UnreachableError(
-            "reading the GPU quota: Kaggle's answer has none", "See https://www.kaggle.com/settings."
+            "reading the GPU quota: Kaggle's answer has none",
+            "See https://www.kaggle.com/settings.",
         )
-    used, total = (t.total_seconds() / 3600 if t else 0.0 for t in (gpu.time_used, gpu.total_time_allowed))
+    used, total = (
+        t.total_seconds() / 3600 if t else 0.0 for t in (gpu.time_used, gpu.total_time_allowed)
+    )
     return Quota(used, total, resets.replace(tzinfo=UTC) if resets else None)
 
 
@@ -74,12 +77,18 @@ def tell_quota(client: Client, say: Callable[[str], None]) -> None:
 def read_limits(client: Client, competition: str = COMPETITION) -> Limits:
     """The day's submissions."""
     body = {"competitionName": competition}
-    answer = client.call("competitions.get_submission_limits", body, "reading the submission limits")
+    answer = client.call(
+        "competitions.get_submission_limits", body, "reading the submission limits"
+    )
     return Limits(answer.num_today, answer.num_allowed_now)
 
 
 def read_rules(client: Client, competition: str = COMPETITION) -> Rules:
     """The competition's rules for submissions."""
     body = {"competitionName": competition}
-    answer = client.call("competitions.get_competition", body, f"looking up the competition {competition}")
-    return Rules(answer.is_kernels_submissions_only, answer.user_has_entered, answer.submissions_disabled)
+    answer = client.call(
+        "competitions.get_competition", body, f"looking up the competition {competition}"
+    )
+    return Rules(
+        answer.is_kernels_submissions_only, answer.user_has_entered, answer.submissions_disabled
+    )

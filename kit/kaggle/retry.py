@@ -38,12 +38,18 @@ class RetryPolicy:
         asked = retry_after(error)
         if asked is not None:
             return asked if asked <= self.retry_after_s else None
-        return min(self.longest_s, self.first_s * 2**attempt) * random.uniform(0.75, 1.25)  # callers spread out
+        return min(self.longest_s, self.first_s * 2**attempt) * random.uniform(
+            0.75, 1.25
+        )  # callers spread out
 
     def wait(self, error: BaseException, seconds: float) -> None:
         """Says why and for how long, and sleeps."""
         status = http_status(error)
-        what = f"Kaggle answers {status}" if status else f"no answer from Kaggle ({type(error).__name__})"
+        what = (
+            f"Kaggle answers {status}"
+            if status
+            else f"no answer from Kaggle ({type(error).__name__})"
+        )
         self.say(f"{what}; trying again in {seconds:.0f} s")
         self.sleep(seconds)
 
@@ -107,7 +113,9 @@ def retry_call(call: Callable[[], T], patience: RetryPolicy) -> T:
         attempt += 1
 
 
-def call_once(call: Callable[[], T], happened: Callable[[], T | None], patience: RetryPolicy, doing: str) -> T:
+def call_once(
+    call: Callable[[], T], happened: Callable[[], T | None], patience: RetryPolicy, doing: str
+) -> T:
     """Runs a call that must not take effect twice.
 
     After a failure that leaves open whether it took effect (a dropped socket, a timeout, a 5xx), `happened` looks:

@@ -43,7 +43,11 @@ def resolve_sources(
 
 
 def named_source(
-    runs: Sequence[str | Path], owner: str, *, weights: Sequence[float] | None = None, as_dataset: bool = False
+    runs: Sequence[str | Path],
+    owner: str,
+    *,
+    weights: Sequence[float] | None = None,
+    as_dataset: bool = False,
 ) -> list[Source]:
     """The sources for kernels (OWNER/SLUG, or the slug of one of yours) and local run directories; asks nobody.
 
@@ -58,7 +62,9 @@ def named_source(
         KitError: a run directory is on this machine only or not finished, a name is none, the weights do not fit.
     """
     if weights is not None and len(weights) != len(runs):
-        raise KitError(f"{len(weights)} weights for {len(runs)} runs", "Give one for each, in their order.")
+        raise KitError(
+            f"{len(weights)} weights for {len(runs)} runs", "Give one for each, in their order."
+        )
     if as_dataset and not any(Path(run).is_dir() for run in runs):
         raise KitError(
             f"--dataset publishes run directories, and there is none at {', '.join(map(str, runs))}",
@@ -71,14 +77,24 @@ def named_source(
             if "/" in str(run) and (str(folder) == "runs" or any(folder.glob("*/origin.json"))):
                 Run.open(run)  # a path misspelt, not a kernel: this names the runs that are there
             ref = KernelRef.parse(str(run), owner)
-            found.append(Source(f"{ref.owner}/{ref.slug}", weight, versions=(ref.version,) if ref.version else ()))
+            found.append(
+                Source(
+                    f"{ref.owner}/{ref.slug}",
+                    weight,
+                    versions=(ref.version,) if ref.version else (),
+                )
+            )
         elif as_dataset:
             run_dir = Run.open(run)
             run_dir.require_parts()
-            found.append(Source(f"{owner}/{dataset_slug(run_dir)}", weight, "dataset", (run_dir.name,)))
+            found.append(
+                Source(f"{owner}/{dataset_slug(run_dir)}", weight, "dataset", (run_dir.name,))
+            )
         else:
             homes, name = _came_from(Path(run)), Run.open(run).name
-            found += [Source(ref, weight / len(homes), runs=(name,), versions=homes[ref]) for ref in homes]
+            found += [
+                Source(ref, weight / len(homes), runs=(name,), versions=homes[ref]) for ref in homes
+            ]
     return found
 
 
@@ -90,7 +106,9 @@ def identified_source(client: Client, found: Sequence[Source]) -> list[Source]:
         KaggleError: it is not there.
     """
     return [
-        replace(source, runs=_runs_of(client, source.ref)) if source.kind == "kernel" and not source.runs else source
+        replace(source, runs=_runs_of(client, source.ref))
+        if source.kind == "kernel" and not source.runs
+        else source
         for source in found
     ]
 
@@ -100,7 +118,9 @@ def _runs_of(client: Client, ref: str) -> tuple[str, ...]:
     files = map(PurePosixPath, output_addresses(client, KernelRef.parse(ref)))
     runs = tuple(sorted({file.parent.name for file in files if file.name == "origin.json"}))
     if not runs:
-        raise RefusedError(f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why.")
+        raise RefusedError(
+            f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why."
+        )
     return runs
 
 
@@ -118,11 +138,17 @@ def _require_complete(client: Client, ref: str) -> None:
 
 def _require_latest(client: Client, source: Source) -> None:
     """Raises where another version was meant than the latest, since no other can be mounted."""
-    latest = kernels.look_up_kernel(client, KernelRef.parse(source.ref)).latest if source.versions else 0
+    latest = (
+        kernels.look_up_kernel(client, KernelRef.parse(source.ref)).latest if source.versions else 0
+    )
     other = next((version for version in source.versions if latest and version != latest), None)
     if other is not None:
         what = f"{source.runs[0]} is from" if source.runs else "what was named is"
-        home = "" if source.runs else f"`kit kernels output {source.ref}/{other} --runs runs` brings it home. "
+        home = (
+            ""
+            if source.runs
+            else f"`kit kernels output {source.ref}/{other} --runs runs` brings it home. "
+        )
         raise RefusedError(
             f"Kaggle mounts the latest version of {source.ref}, {latest}, and {what} version {other}",
             f"{home}Add --dataset to publish the run directory itself, or name {source.ref} for its latest version.",

@@ -53,7 +53,9 @@ def wait_for_score(
     waited, last = 0.0, ""
     while True:
         body = {"ref": int(entry.ref)}
-        answer = client.call("competitions.get_submission", body, f"reading the status of submission {entry.ref}")
+        answer = client.call(
+            "competitions.get_submission", body, f"reading the status of submission {entry.ref}"
+        )
         submission = _read(answer)
         if submission.status != last:
             say(f"submission {entry.ref}: {submission.status}")
@@ -62,7 +64,8 @@ def wait_for_score(
             break
         if timeout_s is not None and waited >= timeout_s:
             raise UnreachableError(
-                f"submission {entry.ref} is not scored after {waited / 60:.0f} minutes", "`kit submissions` shows it."
+                f"submission {entry.ref} is not scored after {waited / 60:.0f} minutes",
+                "`kit submissions` shows it.",
             )
         client.patience.sleep(poll_s)
         waited += poll_s
@@ -70,7 +73,8 @@ def wait_for_score(
     ledger.record_submission(entry, book)
     if submission.status != "COMPLETE":
         raise RefusedError(
-            f"submission {entry.ref} failed: {entry.error or 'Kaggle gives no reason'}", explain_submission(entry.error)
+            f"submission {entry.ref} failed: {entry.error or 'Kaggle gives no reason'}",
+            explain_submission(entry.error),
         )
     return entry
 
@@ -90,7 +94,9 @@ def list_submissions(
             entry = _settled(entry, submission)
             ledger.record_submission(entry, book)
         rows.append((submission, entry))
-    return rows + [(None, entry) for entry in reversed(known.values()) if entry.competition == competition]
+    return rows + [
+        (None, entry) for entry in reversed(known.values()) if entry.competition == competition
+    ]
 
 
 def explain_submission(error: str) -> str:
@@ -100,12 +106,16 @@ def explain_submission(error: str) -> str:
     return meaning or "Look at the submission's page: https://www.kaggle.com/submissions."
 
 
-def newest_submission(client: Client, competition: str, pages: int = 5, size: int = 100) -> list[Submission]:
+def newest_submission(
+    client: Client, competition: str, pages: int = 5, size: int = 100
+) -> list[Submission]:
     """The newest submissions, newest first."""
     found: list[Submission] = []
     for page in range(1, pages + 1):
         body = {"competitionName": competition, "page": page, "pageSize": size}
-        answer = client.call("competitions.list_submissions", body, f"listing the submissions to {competition}")
+        answer = client.call(
+            "competitions.list_submissions", body, f"listing the submissions to {competition}"
+        )
         new = [_read(s) for s in answer.submissions or []]
         found += [s for s in new if s.ref not in {f.ref for f in found}]
         if len(new) < size:

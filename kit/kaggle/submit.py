@@ -26,7 +26,9 @@ from kit.task import COMPETITION
 SUBMISSION = "submission.csv"
 
 
-def check_submission(kernel: str | None, file: str | Path | None, sample: str | Path | None) -> None:
+def check_submission(
+    kernel: str | None, file: str | Path | None, sample: str | Path | None
+) -> None:
     """Raises where the arguments themselves are wrong, before a credential is read and anybody is asked.
 
     Raises:
@@ -72,7 +74,9 @@ def submit_kernel(
             "Push it with `kit kernels push infer`, which turns it off.",
         )
     if stored.competitions and competition not in stored.competitions:
-        raise RefusedError(f"{ref} does not have {competition} attached", "Push it with `kit kernels push infer`.")
+        raise RefusedError(
+            f"{ref} does not have {competition} attached", "Push it with `kit kernels push infer`."
+        )
     digest = _check_output(client, ref, test, say)
     job = notebook.job_of(stored.source)
     members = job.get("sources", [])
@@ -124,15 +128,27 @@ def submit_file(
     start |= {"lastModifiedEpochSeconds": int(stat.st_mtime)}
     opened = client.call("competitions.start_submission_upload", start, doing)
     upload_file(client, opened.create_url, file, doing)
-    body = {"competitionName": competition, "blobFileTokens": opened.token, "submissionDescription": message}
+    body = {
+        "competitionName": competition,
+        "blobFileTokens": opened.token,
+        "submissionDescription": message,
+    }
     digest = file_sha256(file)
     entry = LedgerEntry(
-        _now(), "", competition, file=str(file), sha256=digest, local_score=local_score, message=message
+        _now(),
+        "",
+        competition,
+        file=str(file),
+        sha256=digest,
+        local_score=local_score,
+        message=message,
     )
     return _send(client, "competitions.create_submission", body, entry, book, say)
 
 
-def _require_place(client: Client, competition: str, *, files: bool, say: Callable[[str], None]) -> None:
+def _require_place(
+    client: Client, competition: str, *, files: bool, say: Callable[[str], None]
+) -> None:
     """Raises unless the competition takes this kind of submission from this account today."""
     page = f"https://www.kaggle.com/competitions/{competition}"
     rules = quota.read_rules(client, competition)
@@ -142,16 +158,22 @@ def _require_place(client: Client, competition: str, *, files: bool, say: Callab
             "`kit kernels push infer --runs …`, then `kit submit --kernel OWNER/SLUG -m TEXT`.",
         )
     if not rules.joined:
-        raise RulesError(f"this account has not joined {competition}", f"Open {page}/rules and accept them.")
+        raise RulesError(
+            f"this account has not joined {competition}", f"Open {page}/rules and accept them."
+        )
     if rules.closed:
         raise RefusedError(f"{competition} takes no more submissions", f"See {page}.")
     limits = quota.read_limits(client, competition)
     say(str(limits))
     if limits.left <= 0 < limits.today:  # all zero is what an account without a submission yet gets
-        raise RefusedError(f"no submission is left today for {competition}", "The count begins again at 00:00 UTC.")
+        raise RefusedError(
+            f"no submission is left today for {competition}", "The count begins again at 00:00 UTC."
+        )
 
 
-def _check_output(client: Client, ref: KernelRef, test: str | Path | None, say: Callable[[str], None]) -> str:
+def _check_output(
+    client: Client, ref: KernelRef, test: str | Path | None, say: Callable[[str], None]
+) -> str:
     """The SHA-256 of the version's submission.csv, once it was found valid."""
     if SUBMISSION not in output_addresses(client, ref):
         raise RefusedError(f"{ref} left no {SUBMISSION}", f"`kit kernels logs {ref}` shows why.")
@@ -165,29 +187,44 @@ def _check_output(client: Client, ref: KernelRef, test: str | Path | None, say: 
 
 def _require_valid(file: Path, sample: str | Path | None) -> None:
     if not file.is_file():
-        raise DataError(f"{file}: no such file", "Check the path, or run the command that makes it.")
+        raise DataError(
+            f"{file}: no such file", "Check the path, or run the command that makes it."
+        )
     report = validate_submission(file, sample)
     if not report.ok:
         listed = "\n".join(f"- {problem}" for problem in report.problems[:8])
-        raise DataError(f"{file.name} would not be scored:\n{listed}", f"`kit validate {file}` shows all of it.")
+        raise DataError(
+            f"{file.name} would not be scored:\n{listed}", f"`kit validate {file}` shows all of it."
+        )
 
 
 def _send(
-    client: Client, method: str, body: dict[str, Any], entry: LedgerEntry, book: str | Path, say: Callable[[str], None]
+    client: Client,
+    method: str,
+    body: dict[str, Any],
+    entry: LedgerEntry,
+    book: str | Path,
+    say: Callable[[str], None],
 ) -> LedgerEntry:
     """Makes the submission, once, and writes it down."""
     ledger.require_writable_ledger(book)
     before = {s.ref for s in submissions.newest_submission(client, entry.competition)}
 
     def happened() -> submissions.Submission | None:
-        new = [s for s in submissions.newest_submission(client, entry.competition) if s.ref not in before]
+        new = [
+            s
+            for s in submissions.newest_submission(client, entry.competition)
+            if s.ref not in before
+        ]
         return next((s for s in new if s.message == entry.message), None)
 
     doing = f"submitting to {entry.competition}"
     answer = client.change(method, body, doing, happened)
     made = answer if answer.ref else poll_once(happened, doing)
     if made is None:
-        raise RefusedError(f"Kaggle did not take the submission: {answer.message or 'no reason given'}")
+        raise RefusedError(
+            f"Kaggle did not take the submission: {answer.message or 'no reason given'}"
+        )
     entry = replace(entry, ref=str(made.ref))
     try:
         ledger.record_submission(entry, book)

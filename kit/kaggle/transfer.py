@@ -32,7 +32,12 @@ def _quiet(done: int, total: int) -> None:
 
 
 def fetch_file(
-    client: Client, address: Callable[[], str], target: Path, doing: str, say: Say, progress: Progress = _quiet
+    client: Client,
+    address: Callable[[], str],
+    target: Path,
+    doing: str,
+    say: Say,
+    progress: Progress = _quiet,
 ) -> Path:
     """Downloads to a hidden file beside `target` and returns that file, complete; the caller gives it its name.
 
@@ -59,7 +64,10 @@ def fetch_file(
                 return _attempt(client, address(), target, doing, say, progress)
             except Exception as error:
                 have = sum(p.stat().st_size for p in _parts(target))
-                attempt, most = (0 if have > most >= 0 else attempt), max(have, most)  # progress earns new patience
+                attempt, most = (
+                    (0 if have > most >= 0 else attempt),
+                    max(have, most),
+                )  # progress earns new patience
                 pause = client.patience.pause(error, attempt)
                 if pause is not None:
                     client.patience.wait(error, pause)
@@ -72,10 +80,14 @@ def fetch_file(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(target, 0, doing) from error
-        raise KitError(f"{doing}: {target} cannot be written ({error.strerror})", "Choose another folder.") from error
+        raise KitError(
+            f"{doing}: {target} cannot be written ({error.strerror})", "Choose another folder."
+        ) from error
 
 
-def _attempt(client: Client, url: str, target: Path, doing: str, say: Say, progress: Progress) -> Path:
+def _attempt(
+    client: Client, url: str, target: Path, doing: str, say: Say, progress: Progress
+) -> Path:
     import requests
 
     response = client.get(url)
@@ -95,7 +107,9 @@ def _attempt(client: Client, url: str, target: Path, doing: str, say: Say, progr
         response.close()
         response = client.get(url, {"Range": f"bytes={have}-", "If-Range": condition})
         _refuse_page(response, target, doing)
-        if response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        if response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        ):
             say(f"{target.name}: continuing at {have / 1e6:,.1f} of {length / 1e6:,.1f} MB")
         else:
             have = 0
@@ -149,7 +163,9 @@ def upload_file(client: Client, url: str, path: Path, doing: str) -> None:
             response = client.put(url, file if size else b"", headers)
         if response.status_code not in (200, 201):
             response.raise_for_status()
-            raise RefusedError(f"{doing}: the upload ends with {response.status_code}", "Run it again.")
+            raise RefusedError(
+                f"{doing}: the upload ends with {response.status_code}", "Run it again."
+            )
 
     client.explained(lambda: retry_call(send, client.patience), doing)
 

@@ -37,24 +37,34 @@ def build_wheel(package: str) -> Wheel:
     found = importlib.util.find_spec(package)
     folders = list(found.submodule_search_locations or []) if found else []
     if not folders or not Path(folders[0]).is_dir():
-        raise KitError(f"the package {package} is not a folder here, so it cannot be packed", "Reinstall kit with pip.")
+        raise KitError(
+            f"the package {package} is not a folder here, so it cannot be packed",
+            "Reinstall kit with pip.",
+        )
     root = Path(folders[0])
     files = {
         f"{package}/{path.relative_to(root).as_posix()}": path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and not any(p.startswith(".") or p == "__pycache__" for p in path.relative_to(root).parts)
+        if path.is_file()
+        and not any(p.startswith(".") or p == "__pycache__" for p in path.relative_to(root).parts)
     }
     distribution, version = _distribution(package)
     name = distribution.replace("-", "_")
     info = f"{name}-{version}.dist-info"
-    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n".encode()
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: kit\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/METADATA"] = (
+        f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n".encode()
+    )
+    files[f"{info}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: kit\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
     record = "".join(f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in files.items())
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as bundle:
         for path, data in files.items():
-            bundle.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED, 9)  # a date of 1980: same bytes always
+            bundle.writestr(
+                zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED, 9
+            )  # a date of 1980: same bytes always
     return Wheel(f"{name}-{version}-py3-none-any.whl", buffer.getvalue())
 
 

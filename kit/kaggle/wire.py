@@ -37,7 +37,9 @@ def plain_session(timeout_s: tuple[float, float]) -> "requests.Session":
     """A session for signed addresses: no credential, and no compression, so that lengths are those on disk."""
     import requests
 
-    logging.getLogger("urllib3.connectionpool").addFilter(_REDACTING)  # the same one again changes nothing
+    logging.getLogger("urllib3.connectionpool").addFilter(
+        _REDACTING
+    )  # the same one again changes nothing
     session = requests.Session()
     session.headers["Accept-Encoding"] = "identity"
     set_timeouts(session, timeout_s)

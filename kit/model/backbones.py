@@ -37,7 +37,11 @@ class Backbone:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration as the hub publishes it (shipped, so that it needs no network)."""
-        text = resources.files("kit.model").joinpath(f"configs/{self.name}.json").read_text(encoding="utf-8")
+        text = (
+            resources.files("kit.model")
+            .joinpath(f"configs/{self.name}.json")
+            .read_text(encoding="utf-8")
+        )
         return json.loads(text)
 
     @property
@@ -73,9 +77,22 @@ BACKBONES: dict[str, Backbone] = {
         Backbone("electra-small", "google/electra-small-discriminator", "mean", RTD, "Apache-2.0"),
         Backbone("electra-base", "google/electra-base-discriminator", "mean", RTD, "Apache-2.0"),
         Backbone("electra", "google/electra-large-discriminator", "mean", RTD, "Apache-2.0"),
-        Backbone("mdeberta", "microsoft/mdeberta-v3-base", "mean", RTD + ", 100 languages", "MIT", FP16_DEBERTA, True),
         Backbone(
-            "xlm-roberta", "FacebookAI/xlm-roberta-base", "mean", MLM + ", 100 languages", "MIT", multilingual=True
+            "mdeberta",
+            "microsoft/mdeberta-v3-base",
+            "mean",
+            RTD + ", 100 languages",
+            "MIT",
+            FP16_DEBERTA,
+            True,
+        ),
+        Backbone(
+            "xlm-roberta",
+            "FacebookAI/xlm-roberta-base",
+            "mean",
+            MLM + ", 100 languages",
+            "MIT",
+            multilingual=True,
         ),
         Backbone("modernbert-base", "answerdotai/ModernBERT-base", "mean", MLM, "Apache-2.0"),
         Backbone("modernbert-large", "answerdotai/ModernBERT-large", "mean", MLM, "Apache-2.0"),
@@ -106,8 +123,12 @@ def find_backbone(name: str) -> Backbone | Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
-        raise BackboneError(f"{folder}: no config.json in it", "A backbone folder is in Hugging Face layout.")
-    raise BackboneError(f"no backbone {name!r}", f"Registry: {', '.join(BACKBONES)}; or name a folder.")
+        raise BackboneError(
+            f"{folder}: no config.json in it", "A backbone folder is in Hugging Face layout."
+        )
+    raise BackboneError(
+        f"no backbone {name!r}", f"Registry: {', '.join(BACKBONES)}; or name a folder."
+    )
 
 
 def max_positions(config: dict[str, Any]) -> int | None:

@@ -90,7 +90,9 @@ class Collator:
         return -(-lengths // self.multiple) * self.multiple
 
     def _labels(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.labels[rows].astype(np.int64 if self.labels.ndim == 1 else np.float32))
+        return torch.from_numpy(
+            self.labels[rows].astype(np.int64 if self.labels.ndim == 1 else np.float32)
+        )
 
     def _batch(self, rows: np.ndarray) -> dict:
         lengths = self.lengths[rows].ravel()  # (B·S)
@@ -117,7 +119,10 @@ class Collator:
         """The raw numbers of these rows, None without a `tabular`."""
         if self.tabular is None:
             return None
-        return {"sides": torch.from_numpy(self.tabular.sides[rows]), "pair": torch.from_numpy(self.tabular.pair[rows])}
+        return {
+            "sides": torch.from_numpy(self.tabular.sides[rows]),
+            "pair": torch.from_numpy(self.tabular.pair[rows]),
+        }
 
     def pack(self, sequences: np.ndarray) -> dict[str, torch.Tensor]:
         """Sequences by number (row · S + side) as one rectangle (n, T), or end to end (1, N)."""
@@ -125,7 +130,9 @@ class Collator:
         lengths = self.encoded.starts[sequences + 1] - starts
         at = np.arange(int(self._padded(lengths.max())))[None]
         real = at < lengths[:, None]  # (n, T)
-        tokens = np.where(real, self.encoded.tokens[np.where(real, starts[:, None] + at, 0)], self.pad)
+        tokens = np.where(
+            real, self.encoded.tokens[np.where(real, starts[:, None] + at, 0)], self.pad
+        )
         pack = {"input_ids": tokens, "attention_mask": real}
         if self.segments:
             pack["token_type_ids"] = real & (at >= self.encoded.first_lengths[sequences][:, None])
@@ -145,7 +152,9 @@ def cut_packs(lengths: np.ndarray, overhead: int, most: int = MAX_PACKS) -> list
     best = np.full(len(edges), np.inf)
     best[0] = 0
     cost = np.where(
-        edges[None] > edges[:-1, None], (edges[None] - edges[:-1, None]) * height[:, None] + overhead, np.inf
+        edges[None] > edges[:-1, None],
+        (edges[None] - edges[:-1, None]) * height[:, None] + overhead,
+        np.inf,
     )
     final, chosen = np.inf, []
     back: list[np.ndarray] = []

@@ -23,12 +23,12 @@ class Compute:
     def autocast(self) -> torch.autocast:
         """The context a forward pass runs in; does nothing in float32."""
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        return torch.autocast(self.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
+        return torch.autocast(
+            self.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None
+        )
 
 
-AMX_WIDTH = (
-    128  # hidden size from which bf16 was faster than float32 in training and inference, see docs/performance.md
-)
+AMX_WIDTH = 128  # hidden size from which bf16 was faster than float32 in training and inference, see docs/performance.md
 
 
 def choose_device(precision: str = "auto", width: int = 0) -> Compute:
@@ -48,20 +48,34 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
     if not torch.cuda.is_available():
         kind = "mps" if torch.backends.mps.is_available() else "cpu"
         if precision == "fp16":
-            raise DeviceError(f"fp16 training needs a CUDA GPU; this is {kind}", "Set train.precision=auto.")
+            raise DeviceError(
+                f"fp16 training needs a CUDA GPU; this is {kind}", "Set train.precision=auto."
+            )
         faster = kind == "cpu" and width >= AMX_WIDTH and torch.cpu._is_amx_tile_supported()
         chosen = precision if precision != "auto" else "bf16" if faster else "fp32"
-        return Compute(torch.device(kind), chosen, f"no CUDA GPU: {chosen} on {kind}{' with AMX' if faster else ''}")
-    number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))  # torchrun gives each process its own
-    name, (major, minor) = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
+        return Compute(
+            torch.device(kind),
+            chosen,
+            f"no CUDA GPU: {chosen} on {kind}{' with AMX' if faster else ''}",
+        )
+    number = int(
+        os.environ.get("LOCAL_RANK", torch.cuda.current_device())
+    )  # torchrun gives each process its own
+    name, (major, minor) = (
+        torch.cuda.get_device_name(number),
+        torch.cuda.get_device_capability(number),
+    )
     check_kernels(name, (major, minor), torch.cuda.get_arch_list())
     best = "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
     if precision == "bf16" and major < 8:
         raise DeviceError(
-            f"bf16 needs compute capability 8.0; this GPU has {major}.{minor}", "Set train.precision=auto."
+            f"bf16 needs compute capability 8.0; this GPU has {major}.{minor}",
+            "Set train.precision=auto.",
         )
     chosen = best if precision == "auto" else precision
-    return Compute(torch.device("cuda", number), chosen, f"{name}, capability {major}.{minor}: {chosen}")
+    return Compute(
+        torch.device("cuda", number), chosen, f"{name}, capability {major}.{minor}: {chosen}"
+    )
 
 
 def prepare_device(compute: Compute) -> None:
@@ -73,7 +87,11 @@ def prepare_device(compute: Compute) -> None:
     if compute.device.type == "cpu" and sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None)
-            for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 << 20)):
+            for option, value in (
+                (_MMAP_MAX, 0),
+                (_TRIM_THRESHOLD, 2**31 - 1),
+                (_TOP_PAD, 64 << 20),
+            ):
                 libc.mallopt(option, value)
 
 
@@ -88,7 +106,10 @@ def check_kernels(name: str, capability: tuple[int, int], architectures: list[st
     A ROCm build names its kernels in another way, and nothing is concluded from them.
     """
     major, minor = capability
-    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture) for architecture in architectures]
+    found = [
+        re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
+        for architecture in architectures
+    ]
     kernels = [(m[1], (int(m[2]), int(m[3])), m[4]) for m in found if m]
 
     def runs(kind: str, built: tuple[int, int], suffix: str) -> bool:
@@ -106,4 +127,6 @@ def check_kernels(name: str, capability: tuple[int, int], architectures: list[st
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; torch raises a plain RuntimeError for it on a CPU."""
     words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        word in str(error) for word in words
+    )

@@ -15,7 +15,12 @@ from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, Backbone, find_backbone
 from kit.storage.atomic import file_sha256
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
@@ -33,7 +38,9 @@ def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> nn.Mod
     settings.dtype = torch.float32
     encoder = AutoModel.from_config(settings, dtype=torch.float32)
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # kit pools by itself; an unused layer would break distributed training
+        encoder.pooler = (
+            None  # kit pools by itself; an unused layer would break distributed training
+        )
     return patch_encoder(encoder) if fast_attention else encoder
 
 
@@ -42,7 +49,9 @@ def count_parameters(config: dict[str, Any]) -> dict[str, int]:
     with torch.device("meta"):
         encoder = build_encoder(config)
     total = sum(p.numel() for p in encoder.parameters())
-    embedding = sum(p.numel() for name, p in encoder.named_parameters() if name.startswith("embeddings."))
+    embedding = sum(
+        p.numel() for name, p in encoder.named_parameters() if name.startswith("embeddings.")
+    )
     return {"backbone": total - embedding, "embedding": embedding, "total": total}
 
 
@@ -55,7 +64,9 @@ def load_config(source: Backbone | Path) -> dict[str, Any]:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False).to_dict()
     except Exception as error:  # transformers and the hub each raise kinds of their own
-        raise BackboneError(f"{source}: its config.json cannot be used: {_first_line(error)}", _FOLDER_HINT) from error
+        raise BackboneError(
+            f"{source}: its config.json cannot be used: {_first_line(error)}", _FOLDER_HINT
+        ) from error
     config.pop("_name_or_path", None)  # where it lay on this machine is no part of a model
     return config
 
@@ -76,7 +87,9 @@ def load_encoder(source: Backbone | Path, fast_attention: bool = True) -> nn.Mod
 
     place = source.hub_id if isinstance(source, Backbone) else source
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
-        raise BackboneError(f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", _FOLDER_HINT)
+        raise BackboneError(
+            f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", _FOLDER_HINT
+        )
     with quiet():
         try:
             encoder, report = AutoModel.from_pretrained(
@@ -100,7 +113,10 @@ def load_encoder(source: Backbone | Path, fast_attention: bool = True) -> nn.Mod
         encoder.pooler = None
     wrong = {p.dtype for p in encoder.parameters()} - {torch.float32}
     if wrong:
-        raise BackboneError(f"{place}: weights came as {wrong}, not float32", "This is a bug in kit; please report it.")
+        raise BackboneError(
+            f"{place}: weights came as {wrong}, not float32",
+            "This is a bug in kit; please report it.",
+        )
     return patch_encoder(encoder) if fast_attention else encoder
 
 
@@ -120,7 +136,9 @@ def load_vocabulary(source: Backbone | Path) -> PairTokenizer:
             raise not_loaded(source, error) from error
     ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     if not getattr(tokenizer, "is_fast", False) or None in ids:
-        raise BackboneError(f"{place}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", _FOLDER_HINT)
+        raise BackboneError(
+            f"{place}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", _FOLDER_HINT
+        )
     return PairTokenizer(tokenizer, *ids)
 
 
@@ -144,9 +162,7 @@ def folder_digest(source: Backbone | Path) -> str | None:
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-_FOLDER_HINT = (
-    "A backbone folder holds config.json, model.safetensors and tokenizer files, as Hugging Face lays it out."
-)
+_FOLDER_HINT = "A backbone folder holds config.json, model.safetensors and tokenizer files, as Hugging Face lays it out."
 
 
 def not_loaded(source: Backbone | Path, error: Exception) -> BackboneError:

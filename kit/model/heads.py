@@ -29,7 +29,11 @@ class FusionHead(nn.Module):
     BLOCKS = 4  # vectors of the encoder's size that are fused into the classifier's input
 
     def __init__(
-        self, hidden: int, width: int, dropout: float, reads: tuple[Sequence[str], Sequence[str]] | None = None
+        self,
+        hidden: int,
+        width: int,
+        dropout: float,
+        reads: tuple[Sequence[str], Sequence[str]] | None = None,
     ):
         super().__init__()
         self.norm = nn.LayerNorm(self.BLOCKS * hidden)
@@ -48,8 +52,12 @@ class FusionHead(nn.Module):
         fused = self.norm(self._fuse(sides))
         if features is None:
             return self._classify(fused)
-        beside = nn.functional.gelu(self.beside(self.dropout(self.features(**features))))  # (B, BESIDE)
-        return self._classify(torch.cat([fused, beside], -1)) + GAIN * self.short(self.dropout(beside))
+        beside = nn.functional.gelu(
+            self.beside(self.dropout(self.features(**features)))
+        )  # (B, BESIDE)
+        return self._classify(torch.cat([fused, beside], -1)) + GAIN * self.short(
+            self.dropout(beside)
+        )
 
     def _fuse(self, sides: Tensor) -> Tensor:
         a, b = sides.unbind(1)
@@ -86,7 +94,10 @@ class SymmetricHead(nn.Module):
 
     def forward(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         """(B, 2, H), and of the features (B, 2, F) and (B, P) -> (B, 3)."""
-        return self.pair(sides, features) + self.pair(sides.flip(1), swap_features(features))[:, list(SWAP)]
+        return (
+            self.pair(sides, features)
+            + self.pair(sides.flip(1), swap_features(features))[:, list(SWAP)]
+        )
 
 
 def build_head(

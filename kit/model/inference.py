@@ -106,7 +106,11 @@ def _logits_of_share(
                 some = slice(start, start + CLASSIFIED)
                 each = vectors[torch.from_numpy(which[some]).to(vectors.device)]  # (B, S, H)
                 features = _on_device(collate.features(rows[places[some]]), compute)
-                logits = model.both_orders(each, features) if both_orders else model.classify(each, features)
+                logits = (
+                    model.both_orders(each, features)
+                    if both_orders
+                    else model.classify(each, features)
+                )
                 out[places[some]] = logits.float().cpu().numpy()
     model.train(training)
     return out
@@ -133,7 +137,11 @@ def _whole_in_half(model: PairModel, compute: Compute) -> Iterator[None]:
 
 
 def _vectors(
-    model: PairModel, collate: Collator, sequences: np.ndarray, compute: Compute, tell: Callable[[float], None]
+    model: PairModel,
+    collate: Collator,
+    sequences: np.ndarray,
+    compute: Compute,
+    tell: Callable[[float], None],
 ) -> Tensor:
     """The pooled vectors of sequences (U), by their numbers, on the device: (U, H)."""
     lengths, tokens = collate.lengths.ravel()[sequences], TOKENS[compute.device.type]
@@ -157,16 +165,24 @@ def _vectors(
     return torch.cat(vectors)[torch.from_numpy(back).to(compute.device)]
 
 
-def distinct_sequences(encoded: TokenizedRows, rows: np.ndarray, sides: int) -> tuple[np.ndarray, np.ndarray]:
+def distinct_sequences(
+    encoded: TokenizedRows, rows: np.ndarray, sides: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The different sequences of rows, each by the number of its first copy, and which of them each side is (N, sides).
 
     People judge one answer against many others, and many models' answers to a short prompt are the same.
     """
     seen: dict[tuple[int, bytes], int] = {}
     sequences = (rows[:, None] * encoded.sides + np.arange(sides)).ravel()
-    starts, ends, firsts = encoded.starts[sequences], encoded.starts[sequences + 1], encoded.first_lengths[sequences]
+    starts, ends, firsts = (
+        encoded.starts[sequences],
+        encoded.starts[sequences + 1],
+        encoded.first_lengths[sequences],
+    )
     which = np.empty(len(sequences), np.int64)
-    for place, (start, end, first) in enumerate(zip(starts.tolist(), ends.tolist(), firsts.tolist(), strict=True)):
+    for place, (start, end, first) in enumerate(
+        zip(starts.tolist(), ends.tolist(), firsts.tolist(), strict=True)
+    ):
         content = hashlib.blake2b(encoded.tokens[start:end], digest_size=16).digest()
         which[place] = seen.setdefault((first, content), len(seen))
     numbers = np.empty(len(seen), np.int64)

@@ -64,7 +64,9 @@ class PairModel(nn.Module):
         self.pooling = build_pooling(spec.pooling, hidden)
         self.reward = build_reward_head(config, hidden) if spec.reward else None
         side = hidden + spec.reward  # a side's vector is what was pooled, and its reward
-        self.head = build_head(spec.head, side, spec.head_hidden, spec.head_dropout, self.reads, spec.shape)
+        self.head = build_head(
+            spec.head, side, spec.head_hidden, spec.head_dropout, self.reads, spec.shape
+        )
 
     @property
     def symmetric(self) -> bool:
@@ -85,7 +87,10 @@ class PairModel(nn.Module):
         if "lengths" in pack:
             states, real = run_unpadded(self.encoder, pack)
         else:
-            states, real = self.encoder(**pack).last_hidden_state, pack["attention_mask"]  # (n, T, H), (n, T)
+            states, real = (
+                self.encoder(**pack).last_hidden_state,
+                pack["attention_mask"],
+            )  # (n, T, H), (n, T)
         with torch.autocast(states.device.type, enabled=False):
             vectors = self.pooling(states, real)
             return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
@@ -123,10 +128,21 @@ class PairModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         vocabulary.save(folder)
         with atomic_file(folder / "model.safetensors") as temporary:
-            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary, metadata={"format": "pt"})
+            save_file(
+                {k: v.contiguous() for k, v in self.state_dict().items()},
+                temporary,
+                metadata={"format": "pt"},
+            )
         spec = {name: getattr(self.spec, name) for name in self.spec.__dataclass_fields__}
-        reads = {"features": dict(zip(("sides", "pair"), self.reads, strict=True))} if self.reads else {}
-        write_json(folder / "config.json", {"format": FORMAT, "model": spec, "encoder": self.encoder_config} | reads)
+        reads = (
+            {"features": dict(zip(("sides", "pair"), self.reads, strict=True))}
+            if self.reads
+            else {}
+        )
+        write_json(
+            folder / "config.json",
+            {"format": FORMAT, "model": spec, "encoder": self.encoder_config} | reads,
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> tuple["PairModel", PairTokenizer]:
@@ -140,26 +156,47 @@ class PairModel(nn.Module):
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if config["format"] > FORMAT:
-                raise RunError(f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit.")
+                raise RunError(
+                    f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit."
+                )
             spec = ModelSpec(**config["model"])
             if spec.features and config["format"] < COUNTED:
                 raise RunError(
                     f"{folder}: it learned from features as an older kit counted them (format {config['format']})",
                     "Train it again, or predict with the kit that trained it.",
                 )
-            reads = (config["features"]["sides"], config["features"]["pair"]) if spec.features else ((), ())
-            model = cls(build_encoder(config["encoder"], spec.fast_attention), config["encoder"], spec, reads)
+            reads = (
+                (config["features"]["sides"], config["features"]["pair"])
+                if spec.features
+                else ((), ())
+            )
+            model = cls(
+                build_encoder(config["encoder"], spec.fast_attention),
+                config["encoder"],
+                spec,
+                reads,
+            )
             weights = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            SafetensorError,
+            StrictDataclassError,
+        ) as error:
             raise RunError(f"{folder}: not a trained model of kit: {error}", _AGAIN) from error
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             why = str(error).splitlines()[-1].strip()
             raise RunError(
-                f"{folder}: model.safetensors is not of the model in config.json: {why[:200]}", _AGAIN
+                f"{folder}: model.safetensors is not of the model in config.json: {why[:200]}",
+                _AGAIN,
             ) from error
         try:
             return model.eval(), load_vocabulary(folder)
         except BackboneError as error:
-            raise RunError(f"{folder}: its tokenizer cannot be used: {error.problem}", _AGAIN) from error
+            raise RunError(
+                f"{folder}: its tokenizer cannot be used: {error.problem}", _AGAIN
+            ) from error

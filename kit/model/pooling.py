@@ -33,7 +33,9 @@ class AttentionPooling(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         states = _real(states, mask)
-        scores = self.score(states).squeeze(-1).masked_fill(mask == 0, torch.finfo(torch.float32).min)  # (N, T)
+        scores = (
+            self.score(states).squeeze(-1).masked_fill(mask == 0, torch.finfo(torch.float32).min)
+        )  # (N, T)
         return torch.einsum("nt,nth->nh", scores.softmax(-1), states)
 
 
@@ -44,4 +46,6 @@ def _real(states: Tensor, mask: Tensor) -> Tensor:
 
 def build_pooling(kind: str, hidden: int) -> nn.Module:
     """The pooling called `kind`: "mean", "cls" or "attention"."""
-    return {"mean": MeanPooling, "cls": ClsPooling, "attention": lambda: AttentionPooling(hidden)}[kind]()
+    return {"mean": MeanPooling, "cls": ClsPooling, "attention": lambda: AttentionPooling(hidden)}[
+        kind
+    ]()

@@ -72,7 +72,9 @@ def load_reward_head(source: Backbone | Path, config: dict[str, Any]) -> RewardH
     """
     from transformers import AutoModelForSequenceClassification
 
-    head = build_reward_head(config, config["hidden_size"])  # an unknown family is told before a large file is read
+    head = build_reward_head(
+        config, config["hidden_size"]
+    )  # an unknown family is told before a large file is read
     place = source.hub_id if isinstance(source, Backbone) else source
     if place is None:
         raise BackboneError(f"{source.name} starts from random weights and has no reward", _OTHER)
@@ -84,13 +86,16 @@ def load_reward_head(source: Backbone | Path, config: dict[str, Any]) -> RewardH
         except Exception as error:  # transformers and the hub each raise kinds of their own
             raise not_loaded(source, error) from error
     dense, _, out = CLASSIFIERS[config["model_type"]]
-    missing = sorted(key for key in report["missing_keys"] if key.startswith((dense + ".", out + ".")))
+    missing = sorted(
+        key for key in report["missing_keys"] if key.startswith((dense + ".", out + "."))
+    )
     if missing:
         raise BackboneError(f"{place}: not a reward model: its weights lack {missing[0]}", _OTHER)
     layers = {"dense": model.get_submodule(dense), "out": model.get_submodule(out)}
     if layers["out"].out_features != 1:
         raise BackboneError(
-            f"{place}: not a reward model: its classifier has {layers['out'].out_features} outputs", _OTHER
+            f"{place}: not a reward model: its classifier has {layers['out'].out_features} outputs",
+            _OTHER,
         )
     head.dense, head.out = layers["dense"], layers["out"]
     return head

@@ -19,7 +19,12 @@ class Standardiser(nn.Module):
     def __init__(self, sides: int, pair: int):
         super().__init__()
         self.width = 4 * sides + pair
-        for name, size in (("side", sides), ("difference", sides), ("distance", sides), ("pair", pair)):
+        for name, size in (
+            ("side", sides),
+            ("difference", sides),
+            ("distance", sides),
+            ("pair", pair),
+        ):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
 
@@ -27,7 +32,11 @@ class Standardiser(nn.Module):
         """Takes means and deviations from `rows` of the table alone; a constant feature has the deviation 1."""
         sides = tabular.sides[rows].astype(np.float64)
         difference = sides[:, 0] - sides[:, 1]
-        values = {"side": sides.reshape(-1, sides.shape[2]), "distance": np.abs(difference), "pair": tabular.pair[rows]}
+        values = {
+            "side": sides.reshape(-1, sides.shape[2]),
+            "distance": np.abs(difference),
+            "pair": tabular.pair[rows],
+        }
         for name, each in values.items():
             self._set(name, each.mean(0, dtype=np.float64), each.std(0, dtype=np.float64))
         self._set("difference", np.zeros(sides.shape[2]), np.sqrt(np.square(difference).mean(0)))
@@ -38,8 +47,16 @@ class Standardiser(nn.Module):
 
     def forward(self, sides: Tensor, pair: Tensor) -> Tensor:
         a, b = sides.unbind(1)  # (B, F)
-        each = (("side", a), ("side", b), ("difference", a - b), ("distance", (a - b).abs()), ("pair", pair))
+        each = (
+            ("side", a),
+            ("side", b),
+            ("difference", a - b),
+            ("distance", (a - b).abs()),
+            ("pair", pair),
+        )
         return torch.cat([self._standardise(name, values) for name, values in each], -1)
 
     def _standardise(self, name: str, values: Tensor) -> Tensor:
-        return ((values - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")).clamp(-OUTLIER, OUTLIER)
+        return ((values - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")).clamp(
+            -OUTLIER, OUTLIER
+        )

@@ -18,7 +18,9 @@ from kit.model.backbones import Backbone
 from kit.storage.atomic import atomic_folder, write_text
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]  # ids 0 to 3, as the shipped configurations say
-MAX_CHARACTERS = 3_000_000  # enough text for a vocabulary of two thousand; more would only take longer
+MAX_CHARACTERS = (
+    3_000_000  # enough text for a vocabulary of two thousand; more would only take longer
+)
 NEVER = -1e6  # a piece's score: only the framing writes these, never a text that spells one out
 
 
@@ -28,11 +30,17 @@ def write_tiny_backbone(record: Backbone, texts: Iterable[str], folder: Path) ->
     from transformers import PreTrainedTokenizerFast
 
     pretrained = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
     )
     with atomic_folder(folder) as temporary:
         pretrained.save_pretrained(temporary)
-        write_text(temporary / "config.json", json.dumps(record.config, indent=1, sort_keys=True) + "\n")
+        write_text(
+            temporary / "config.json", json.dumps(record.config, indent=1, sort_keys=True) + "\n"
+        )
 
 
 def train_tokenizer(record: Backbone, texts: Iterable[str]) -> Tokenizer:
@@ -44,7 +52,9 @@ def train_tokenizer(record: Backbone, texts: Iterable[str]) -> Tokenizer:
     family = record.config["model_type"]
     make = {"deberta-v2": _unigram, "roberta": _byte_level, "electra": _wordpiece}.get(family)
     if make is None:
-        raise BackboneError(f"{record.name}: no toy tokenizer for the family {family}", "Use a tiny-… backbone.")
+        raise BackboneError(
+            f"{record.name}: no toy tokenizer for the family {family}", "Use a tiny-… backbone."
+        )
     return make(list(texts), record.config["vocab_size"])
 
 
@@ -52,7 +62,9 @@ def _byte_level(texts: list[str], size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    _train(tokenizer, trainers.BpeTrainer, texts, size, SPECIAL, pre_tokenizers.ByteLevel.alphabet())
+    _train(
+        tokenizer, trainers.BpeTrainer, texts, size, SPECIAL, pre_tokenizers.ByteLevel.alphabet()
+    )
     return tokenizer
 
 
@@ -63,11 +75,23 @@ def _unigram(texts: list[str], size: int) -> Tokenizer:
     """
     scratch = Tokenizer(models.BPE())
     scratch.normalizer, scratch.pre_tokenizer = normalizers.NFC(), pre_tokenizers.Metaspace()
-    _train(scratch, trainers.BpeTrainer, texts, size, SPECIAL, ["▁", *_alphabet(texts, scratch.normalizer, size // 4)])
-    counts = Counter(chain.from_iterable(encoded.ids for encoded in scratch.encode_batch_fast(texts)))
+    _train(
+        scratch,
+        trainers.BpeTrainer,
+        texts,
+        size,
+        SPECIAL,
+        ["▁", *_alphabet(texts, scratch.normalizer, size // 4)],
+    )
+    counts = Counter(
+        chain.from_iterable(encoded.ids for encoded in scratch.encode_batch_fast(texts))
+    )
     pieces = sorted(scratch.get_vocab().items(), key=lambda item: item[1])
     total = counts.total() + len(pieces)
-    scores = [(piece, NEVER if piece in SPECIAL else math.log((counts[i] + 1) / total)) for piece, i in pieces]
+    scores = [
+        (piece, NEVER if piece in SPECIAL else math.log((counts[i] + 1) / total))
+        for piece, i in pieces
+    ]
     tokenizer = Tokenizer(models.Unigram(scores, unk_id=SPECIAL.index("[UNK]")))
     tokenizer.normalizer, tokenizer.pre_tokenizer = scratch.normalizer, scratch.pre_tokenizer
     tokenizer.decoder = decoders.Metaspace()
@@ -77,11 +101,18 @@ def _unigram(texts: list[str], size: int) -> Tokenizer:
 
 def _wordpiece(texts: list[str], size: int) -> Tokenizer:
     scratch = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    scratch.normalizer, scratch.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    scratch.normalizer, scratch.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     alphabet = _alphabet(texts, scratch.normalizer, size // 8)
-    inner = [f"##{character}" for character in alphabet]  # named here, or the trainer numbers them in a random order
+    inner = [
+        f"##{character}" for character in alphabet
+    ]  # named here, or the trainer numbers them in a random order
     _train(scratch, trainers.WordPieceTrainer, texts, size, SPECIAL + inner, alphabet)
-    tokenizer = Tokenizer(models.WordPiece(scratch.get_vocab(with_added_tokens=False), unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece(scratch.get_vocab(with_added_tokens=False), unk_token="[UNK]")
+    )
     tokenizer.normalizer, tokenizer.pre_tokenizer = scratch.normalizer, scratch.pre_tokenizer
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens(SPECIAL)
@@ -89,7 +120,12 @@ def _wordpiece(texts: list[str], size: int) -> Tokenizer:
 
 
 def _train(
-    tokenizer: Tokenizer, trainer: type, texts: list[str], size: int, special: list[str], alphabet: list[str]
+    tokenizer: Tokenizer,
+    trainer: type,
+    texts: list[str],
+    size: int,
+    special: list[str],
+    alphabet: list[str],
 ) -> None:
     settings = {"vocab_size": size, "special_tokens": special, "show_progress": False}
     settings |= {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}

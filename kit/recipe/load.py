@@ -18,7 +18,9 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "shipped").glob("*.toml"))}
 
 
-def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str | None = None) -> Recipe:
+def load_recipe(
+    name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str | None = None
+) -> Recipe:
     """Reads a shipped recipe by name, or a TOML file, and applies `--set` overrides such as `train.lr=2e-5`.
 
     Raises:
@@ -27,12 +29,18 @@ def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), backbon
     path = shipped_recipes().get(str(name_or_file)) or Path(name_or_file)
     if not path.is_file():
         raise RecipeError(
-            f"no recipe {str(name_or_file)!r}", f"Shipped: {', '.join(shipped_recipes())}; or name a TOML file."
+            f"no recipe {str(name_or_file)!r}",
+            f"Shipped: {', '.join(shipped_recipes())}; or name a TOML file.",
         )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number or nesting beyond all bounds
-        raise RecipeError(f"{path}: not valid TOML: {error}", "Compare with `kit recipes NAME`.") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not TOML, not UTF-8, or a number or nesting beyond all bounds
+        raise RecipeError(
+            f"{path}: not valid TOML: {error}", "Compare with `kit recipes NAME`."
+        ) from error
     values.setdefault("name", path.stem)
     if backbone and backbone != values.get("backbone"):
         values["backbone"] = backbone
@@ -43,10 +51,14 @@ def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), backbon
         for into in (values, changes):
             _merge(into, _parse_override(override), override)
     if "backbone" not in values:
-        raise RecipeError(f"{path}: it names no backbone", "Add `--backbone NAME`; `kit backbones` lists them.")
+        raise RecipeError(
+            f"{path}: it names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
+        )
     recipe = _build(Recipe, values, str(path), "")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
-        raise RecipeError(f"{path}: the name {recipe.name!r} cannot name a folder", "Use letters, digits, '.-_'.")
+        raise RecipeError(
+            f"{path}: the name {recipe.name!r} cannot name a folder", "Use letters, digits, '.-_'."
+        )
     _refuse_what_excludes_each_other(recipe, str(path))
     if recipe.model.head == "symmetric" and "swap_augmentation" in changes.get("train", {}):
         raise RecipeError(  # a recipe may have it, for --set model.head=fusion
@@ -56,15 +68,21 @@ def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), backbon
     return recipe
 
 
-def choose_recipe(backbone: str | None, recipe: str | None, overrides: Iterable[str] = ()) -> Recipe:
+def choose_recipe(
+    backbone: str | None, recipe: str | None, overrides: Iterable[str] = ()
+) -> Recipe:
     """The experiment a command line asks for: a backbone with its own recipe, a recipe with its own backbone, or both.
 
     Raises:
         RecipeError: neither is named, or as `load`.
     """
     if not backbone and not recipe:
-        raise RecipeError("no backbone and no recipe", "Add --backbone NAME (`kit backbones`) or --recipe NAME.")
-    return load_recipe(recipe or (backbone if backbone in shipped_recipes() else "default"), overrides, backbone)
+        raise RecipeError(
+            "no backbone and no recipe", "Add --backbone NAME (`kit backbones`) or --recipe NAME."
+        )
+    return load_recipe(
+        recipe or (backbone if backbone in shipped_recipes() else "default"), overrides, backbone
+    )
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -87,7 +105,10 @@ def _merge(into: dict[str, Any], new: dict[str, Any], source: str) -> None:
         if isinstance(value, dict):
             inner = into.setdefault(key, {})
             if not isinstance(inner, dict):
-                raise RecipeError(f"--set {source!r}: {key} is a value, not a section", "`kit recipes NAME` shows all.")
+                raise RecipeError(
+                    f"--set {source!r}: {key} is a value, not a section",
+                    "`kit recipes NAME` shows all.",
+                )
             _merge(inner, value, source)
         else:
             into[key] = value
@@ -96,13 +117,15 @@ def _merge(into: dict[str, Any], new: dict[str, Any], source: str) -> None:
 def _build(kind: type, values: Any, source: str, prefix: str) -> Any:
     if not isinstance(values, dict):
         raise RecipeError(
-            f"{source}: [{prefix.rstrip('.')}] must be a section of keys", "`kit recipes NAME` shows one."
+            f"{source}: [{prefix.rstrip('.')}] must be a section of keys",
+            "`kit recipes NAME` shows one.",
         )
     types = get_type_hints(kind)
     unknown = [key for key in values if key not in types]
     if unknown:
         raise RecipeError(
-            f"{source}: unknown key {prefix}{unknown[0]}", f"Choices: {', '.join(prefix + name for name in types)}"
+            f"{source}: unknown key {prefix}{unknown[0]}",
+            f"Choices: {', '.join(prefix + name for name in types)}",
         )
     built = {key: _check(types[key], value, source, prefix + key) for key, value in values.items()}
     return kind(**built)
@@ -114,15 +137,22 @@ def _check(kind: Any, value: Any, source: str, key: str) -> Any:
         return _build(kind, value, source, key + ".")
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise RecipeError(f"{source}: {key} = {value!r}", f"Choices: {', '.join(get_args(kind))}")
+            raise RecipeError(
+                f"{source}: {key} = {value!r}", f"Choices: {', '.join(get_args(kind))}"
+            )
         return value
     if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise RecipeError(f"{source}: {key} = {value!r} is not {_article(kind)}", f"For example: {key}={_example(key)}")
+        raise RecipeError(
+            f"{source}: {key} = {value!r} is not {_article(kind)}",
+            f"For example: {key}={_example(key)}",
+        )
     if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
         low, high = RANGES[key]
-        raise RecipeError(f"{source}: {key} = {value} is out of range", f"It lies between {low:g} and {high:g}.")
+        raise RecipeError(
+            f"{source}: {key} = {value} is out of range", f"It lies between {low:g} and {high:g}."
+        )
     return value
 
 
@@ -148,6 +178,13 @@ def _article(kind: type) -> str:
 
 def _example(key: str) -> str:
     section, _, name = key.rpartition(".")
-    spec = {"encode": EncodeSpec, "model": ModelSpec, "train": TrainSpec, "predict": PredictSpec}.get(section)
-    default = next((f.default for f in dataclasses.fields(spec) if f.name == name), "…") if spec else "…"
+    spec = {
+        "encode": EncodeSpec,
+        "model": ModelSpec,
+        "train": TrainSpec,
+        "predict": PredictSpec,
+    }.get(section)
+    default = (
+        next((f.default for f in dataclasses.fields(spec) if f.name == name), "…") if spec else "…"
+    )
     return json.dumps(default, ensure_ascii=False)

@@ -143,7 +143,9 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Eight hex digits over everything but the name and the purpose."""
-        content = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "purpose")}
+        content = {
+            k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "purpose")
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

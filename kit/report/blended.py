@@ -19,7 +19,9 @@ from kit.report.models import ReportModel, SavedModel
 CROSS_FITTED = ("arithmetic", "geometric", "greedy")
 
 
-def blended_models(path: Path, models: Sequence[ReportModel], labels: np.ndarray, groups: np.ndarray) -> ReportModel:
+def blended_models(
+    path: Path, models: Sequence[ReportModel], labels: np.ndarray, groups: np.ndarray
+) -> ReportModel:
     """The blend as a model, called by its file's name.
 
     Its validation predictions are cross-fitted: weights and temperature of the same members, fitted in the same way to
@@ -37,7 +39,11 @@ def blended_models(path: Path, models: Sequence[ReportModel], labels: np.ndarray
         DataError: not a saved blend, or a member is not among the models, or two models are called as it is.
     """
     blend, content = read_blend(path), read_fitted(path, "blend")
-    named = [(model.run.name if model.run else model.name, model) for model in models if not model.reference]
+    named = [
+        (model.run.name if model.run else model.name, model)
+        for model in models
+        if not model.reference
+    ]
     found = Counter(name for name, _ in named)
     wrong = [name for name in blend.used if found[name] != 1]
     if wrong:
@@ -55,15 +61,29 @@ def blended_models(path: Path, models: Sequence[ReportModel], labels: np.ndarray
         members = np.stack([model.predictions["valid"] for model in used])
         method = fitted.get("method", blend.pool)
         if method not in CROSS_FITTED:
-            predictions["valid"], note = small.of(members), "is applied as it was saved: its weights were not fitted"
+            predictions["valid"], note = (
+                small.of(members),
+                "is applied as it was saved: its weights were not fitted",
+            )
         elif few := too_few_rows(labels, groups, len(blend.members)):
             note = f"has no validation figures: its weights may have seen these labels, and {few}"
         else:
             predictions["valid"] = _crossed(method, members, labels, groups)
-    return ReportModel(path.name.removesuffix(".json"), predictions, saved=SavedModel(path.name, blend, fitted, note))
+    return ReportModel(
+        path.name.removesuffix(".json"),
+        predictions,
+        saved=SavedModel(path.name, blend, fitted, note),
+    )
 
 
-def _crossed(method: str, members: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def _crossed(
+    method: str, members: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
     """Predictions (N, 3) of members (M, N, 3) by fits to other prompts."""
-    rows = BlendRows(np.maximum(members.transpose(0, 2, 1), EPS, order="C"), labels, groups, crossfit_folds(groups))
+    rows = BlendRows(
+        np.maximum(members.transpose(0, 2, 1), EPS, order="C"),
+        labels,
+        groups,
+        crossfit_folds(groups),
+    )
     return fit_candidate(method, rows).crossed

@@ -81,7 +81,12 @@ def tabulate_models(evidence: ReportInputs) -> Comparison:
 
 def comparison_columns(comparison: Comparison) -> list[str]:
     """Column titles of `rows`."""
-    scores = [f"{comparison.validation} log loss [95%]", "accuracy", "test log loss [95%]", "accuracy"]
+    scores = [
+        f"{comparison.validation} log loss [95%]",
+        "accuracy",
+        "test log loss [95%]",
+        "accuracy",
+    ]
     return ["model", *scores, "best epoch", "parameters", "minutes"]
 
 
@@ -128,7 +133,9 @@ def _figures(evidence: ReportInputs, split: str) -> dict[str, ModelFigures]:
             accuracy(model.predictions[split], some.labels),
             expected_calibration_error(model.predictions[split], some.labels),
         )
-        for model, loss, (low, high) in zip(models, losses, loss_intervals(losses, some.groups), strict=True)
+        for model, loss, (low, high) in zip(
+            models, losses, loss_intervals(losses, some.groups), strict=True
+        )
     }
 
 
@@ -138,11 +145,15 @@ def _training(model: ReportModel, validation: str) -> dict[str, Any]:
     if not parts:
         return {}
     try:
-        epochs = [part["best_epoch"] for part in parts if part["best_epoch"] is not None]  # a baseline has no epochs
+        epochs = [
+            part["best_epoch"] for part in parts if part["best_epoch"] is not None
+        ]  # a baseline has no epochs
         gaps = [part.get("swap_gap") for part in parts]
         known = None not in gaps
         return {
-            "swap_gap": float(np.average(gaps, weights=[part["valid_rows"] for part in parts])) if known else None,
+            "swap_gap": float(np.average(gaps, weights=[part["valid_rows"] for part in parts]))
+            if known
+            else None,
             "best_epoch": float(np.mean(epochs)) if epochs else None,
             "parameters": parts[0]["parameters"],
             "minutes": float(sum(part["minutes"] for part in parts)),

@@ -45,17 +45,29 @@ def read_curves(evidence: ReportInputs) -> tuple[Curve, ...]:
                 history = json.loads(log.read_text(encoding="utf-8"))["log_history"]
                 training, validation = _points(history, "loss"), _points(history, "eval_log_loss")
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RunError(f"{log}: not a log of a training", "Copy the run directory again.") from error
-            found.append(Curve(model.name, part, _thinned(training), tuple(validation), metrics["best_epoch"]))
+                raise RunError(
+                    f"{log}: not a log of a training", "Copy the run directory again."
+                ) from error
+            found.append(
+                Curve(
+                    model.name, part, _thinned(training), tuple(validation), metrics["best_epoch"]
+                )
+            )
     return tuple(found)
 
 
 def _points(history: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [(float(entry["epoch"]), float(entry[name])) for entry in history if entry.get(name) is not None]
+    return [
+        (float(entry["epoch"]), float(entry[name]))
+        for entry in history
+        if entry.get(name) is not None
+    ]
 
 
 def _thinned(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
     if len(points) <= MOST_POINTS:
         return tuple(points)
     blocks = np.array_split(np.array(points), MOST_POINTS)
-    return tuple((float(epoch), float(loss)) for epoch, loss in (block.mean(axis=0) for block in blocks))
+    return tuple(
+        (float(epoch), float(loss)) for epoch, loss in (block.mean(axis=0) for block in blocks)
+    )

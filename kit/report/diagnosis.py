@@ -49,7 +49,9 @@ def diagnose_model(evidence: ReportInputs, split: str) -> tuple[Diagnosis, ...]:
             ReliabilityBin(int(n), float(c), float(a))
             for n, c, a in zip(*reliability_bins(probabilities, labels), strict=True)
         )
-        pairs = np.bincount(labels * len(CLASSES) + probabilities.argmax(axis=1), minlength=len(CLASSES) ** 2)
+        pairs = np.bincount(
+            labels * len(CLASSES) + probabilities.argmax(axis=1), minlength=len(CLASSES) ** 2
+        )
         confusion = tuple(map(tuple, pairs.reshape(len(CLASSES), -1).tolist()))
         found.append(Diagnosis(model.name, tuple(each for each in bins if each.rows), confusion))
     return tuple(found)
@@ -66,6 +68,7 @@ def correlate_errors(evidence: ReportInputs, split: str) -> Correlation:
     values = np.clip(unit @ unit.T, -1, 1)
     known = ~(constant[:, None] | constant)
     cells = tuple(
-        tuple(float(v) if k else None for v, k in zip(*row, strict=True)) for row in zip(values, known, strict=True)
+        tuple(float(v) if k else None for v, k in zip(*row, strict=True))
+        for row in zip(values, known, strict=True)
     )
     return Correlation(tuple(model.name for model in models), cells)

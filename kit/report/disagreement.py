@@ -8,7 +8,10 @@ from kit.evaluation.metrics import EPS
 from kit.report.inputs import ReportInputs
 from kit.task import TEXTS
 
-CASES, TEST_CASES = 8, 3  # rows shown: of labelled rows, and of test rows that nobody knows the labels of
+CASES, TEST_CASES = (
+    8,
+    3,
+)  # rows shown: of labelled rows, and of test rows that nobody knows the labels of
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class DisagreementCase:
     texts: tuple[tuple[str, ...], ...]
 
 
-def find_cases(evidence: ReportInputs, split: str, number: int = CASES) -> tuple[DisagreementCase, ...]:
+def find_cases(
+    evidence: ReportInputs, split: str, number: int = CASES
+) -> tuple[DisagreementCase, ...]:
     """The rows with the largest divergence, one of each prompt, the largest first; equal ones in their order.
 
     Blends, which lie between their members, and models that say the same of every row have no say in the order, but
@@ -40,7 +45,9 @@ def find_cases(evidence: ReportInputs, split: str, number: int = CASES) -> tuple
     Of test rows without labels all are shown in their order where they are few, as competitions show them.
     """
     rows, models = evidence.rows[split], evidence.having(split)
-    ranking = [place for place, model in enumerate(models) if not (model.saved or model.constant(split))]
+    ranking = [
+        place for place, model in enumerate(models) if not (model.saved or model.constant(split))
+    ]
     if not models or (rows.labels is not None and len(ranking) < 2):
         return ()
     each = np.stack([model.predictions[split] for model in models])

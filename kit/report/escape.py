@@ -31,4 +31,6 @@ def visible_pieces(turns: tuple[str, ...]) -> tuple[str, str, int]:
 
 
 def _numbered(turns: tuple[str, ...]) -> str:
-    return "\n\n".join(f"[turn {number}]\n{make_visible(turn)}" for number, turn in enumerate(turns, 1))
+    return "\n\n".join(
+        f"[turn {number}]\n{make_visible(turn)}" for number, turn in enumerate(turns, 1)
+    )

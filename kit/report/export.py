@@ -15,7 +15,10 @@ def check_export(paths: Sequence[Path]) -> None:
     """Raises `KitError` unless each has a suffix that says what to write."""
     for path in paths:
         if path.suffix.lower() not in FORMS:
-            raise KitError(f"{path}: a report is a page or Markdown", f"Call it {path.stem}.html or {path.stem}.md.")
+            raise KitError(
+                f"{path}: a report is a page or Markdown",
+                f"Call it {path.stem}.html or {path.stem}.md.",
+            )
 
 
 def write_report(report: Report, path: Path) -> None:

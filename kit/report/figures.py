@@ -34,7 +34,11 @@ STYLE = {
     "lines.linewidth": 1.5,
 }
 WIDTH = 320  # points; a phone's width, so that the text keeps its size there
-NAME_LINE, CHARACTER, LINE = 24, 5.2, 10.5  # characters of a name on one line; points of a character and of a line
+NAME_LINE, CHARACTER, LINE = (
+    24,
+    5.2,
+    10.5,
+)  # characters of a name on one line; points of a character and of a line
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,17 @@ def plot_intervals(lines: Sequence[ComparisonLine], split: str, rows: str) -> Fi
 
     def draw(axes: Axes) -> None:
         for place, ((_, figures), label) in enumerate(zip(known, labels, strict=True)):
-            axes.plot([figures.low, figures.high], [place, place], color=FIRST, solid_capstyle="round", linewidth=2.5)
+            axes.plot(
+                [figures.low, figures.high],
+                [place, place],
+                color=FIRST,
+                solid_capstyle="round",
+                linewidth=2.5,
+            )
             axes.plot([figures.log_loss], [place], "o", color=FIRST, markersize=6)
-            for number, piece in enumerate(label):  # one by one, so that the page's own font is aligned too
+            for number, piece in enumerate(
+                label
+            ):  # one by one, so that the page's own font is aligned too
                 down = LINE * (number - (len(label) - 1) / 2)
                 axes.annotate(
                     piece,
@@ -74,7 +86,9 @@ def plot_intervals(lines: Sequence[ComparisonLine], split: str, rows: str) -> Fi
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"log loss on {rows} rows; dotted: uniform", loc="right")
 
-    told = ", ".join(f"{name} {each.log_loss:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in known)
+    told = ", ".join(
+        f"{name} {each.log_loss:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in known
+    )
     title = f"Log loss with 95% intervals on {rows} rows: {told}"
     return _figure(f"intervals-{split}", title, draw, height, (margin, 8, 30, 2))
 
@@ -99,7 +113,9 @@ def plot_learning(name: str, curves: Sequence[Curve], key: str) -> Figure:
         axes.set_ylabel("log loss")
         axes.grid(color=SOFT, linewidth=0.5)
 
-    told = "; ".join(f"{c.part} best {plot_best(c)[1]:.4f} at epoch {c.best_epoch:.2f}" for c in curves)
+    told = "; ".join(
+        f"{c.part} best {plot_best(c)[1]:.4f} at epoch {c.best_epoch:.2f}" for c in curves
+    )
     return _figure(f"curve-{key}", f"Learning curve of {name}: {told}", draw, 200, (44, 8, 32, 8))
 
 
@@ -113,10 +129,19 @@ def plot_reliability(diagnosis: Diagnosis, key: str) -> Figure:
     total = sum(each.rows for each in diagnosis.bins)
 
     def draw(axes: Axes) -> None:
-        confidence, right = [b.confidence for b in diagnosis.bins], [b.accuracy for b in diagnosis.bins]
+        confidence, right = (
+            [b.confidence for b in diagnosis.bins],
+            [b.accuracy for b in diagnosis.bins],
+        )
         axes.plot([1 / 3, 1], [1 / 3, 1], color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.plot(confidence, right, color=FIRST, linewidth=1)
-        axes.scatter(confidence, right, s=[12 + 150 * b.rows / total for b in diagnosis.bins], color=FIRST, linewidth=0)
+        axes.scatter(
+            confidence,
+            right,
+            s=[12 + 150 * b.rows / total for b in diagnosis.bins],
+            color=FIRST,
+            linewidth=0,
+        )
         axes.set_xlim(0.3, 1.02)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("confidence")
@@ -129,14 +154,24 @@ def plot_reliability(diagnosis: Diagnosis, key: str) -> Figure:
 
 
 def _figure(
-    key: str, title: str, draw: Callable[[Axes], None], height: float, margins: tuple[float, float, float, float]
+    key: str,
+    title: str,
+    draw: Callable[[Axes], None],
+    height: float,
+    margins: tuple[float, float, float, float],
 ) -> Figure:
     """Draws on axes with margins in points (left, right, bottom, top)."""
     left, right, bottom, top = margins
     with rc_context(STYLE | {"svg.hashsalt": key}):
         canvas = Canvas(figsize=(WIDTH / 72, height / 72))
         axes = canvas.add_axes(
-            (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (top + bottom) / height), facecolor="none"
+            (
+                left / WIDTH,
+                bottom / height,
+                1 - (left + right) / WIDTH,
+                1 - (top + bottom) / height,
+            ),
+            facecolor="none",
         )
         canvas.patch.set_visible(False)
         draw(axes)
@@ -155,7 +190,10 @@ def _inline(svg: str, key: str, title: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {name.rpartition("}")[2]: _own(name, value, key) for name, value in element.attrib.items()}
+        element.attrib = {
+            name.rpartition("}")[2]: _own(name, value, key)
+            for name, value in element.attrib.items()
+        }
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     root.attrib |= {"role": "img", "aria-label": title}
@@ -171,9 +209,13 @@ def _own(name: str, value: str, key: str) -> str:
         return value.replace("#", f"#{key}-", 1)
     if name == "style":
         kept = [
-            rule.strip() for rule in value.split(";") if rule.strip() and not rule.strip().startswith("font-family")
+            rule.strip()
+            for rule in value.split(";")
+            if rule.strip() and not rule.strip().startswith("font-family")
         ]
-        value = "; ".join(f"font-size: {rule.split()[1]}" if rule.startswith("font:") else rule for rule in kept)
+        value = "; ".join(
+            f"font-size: {rule.split()[1]}" if rule.startswith("font:") else rule for rule in kept
+        )
         for drawn, shown in PAGE.items():
             value = value.replace(drawn, shown)
     return value.replace("url(#", f"url(#{key}-")

@@ -23,7 +23,10 @@ from kit.run import Run
 from kit.task import GROUP, HOLDOUT, ID, LABEL, TEST_FILE, TEXTS
 
 UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
-BASELINES = {UNIFORM: "uniform", PRIOR: "prior"}  # the baselines that are the same model, when they are there as runs
+BASELINES = {
+    UNIFORM: "uniform",
+    PRIOR: "prior",
+}  # the baselines that are the same model, when they are there as runs
 Split = Literal["valid", "test"]
 
 
@@ -71,7 +74,11 @@ class ReportInputs:
 
     def having(self, split: str, references: bool = False) -> list[ReportModel]:
         """The models with predictions of that split, in the order of the table; with or without the references."""
-        return [model for model in self.models if split in model.predictions and (references or not model.reference)]
+        return [
+            model
+            for model in self.models
+            if split in model.predictions and (references or not model.reference)
+        ]
 
     @property
     def main(self) -> Split:
@@ -124,36 +131,54 @@ def gather_inputs(
     names = Counter(run.name for run in opened)
     models = _references(processed, trained_on, rows)
     for run in opened:
-        files = [run.part(HOLDOUT) / "valid.csv" if kind == HOLDOUT else run.path / OOF_FILE, run.path / TEST_FILE]
+        files = [
+            run.part(HOLDOUT) / "valid.csv" if kind == HOLDOUT else run.path / OOF_FILE,
+            run.path / TEST_FILE,
+        ]
         name = run.name if names[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}"
-        models.append(ReportModel(name, _predictions([f for f in files if f.is_file()], rows), run=run))
+        models.append(
+            ReportModel(name, _predictions([f for f in files if f.is_file()], rows), run=run)
+        )
     models = [model for model in models if not (model.reference and _there_as_run(model, models))]
     for name in dict.fromkeys(name for name, _ in frames):
-        models.append(ReportModel(name, _predictions([file for other, file in frames if other == name], rows)))
+        models.append(
+            ReportModel(name, _predictions([file for other, file in frames if other == name], rows))
+        )
     valid = rows["valid"]
     models += [blended_models(path, models, valid.labels, valid.groups) for path in blends]
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
     if twice:
-        raise DataError(f"two models are called {twice[0]!r}", "Name them apart with --frame NAME=FILE.")
-    found = ReportInputs(processed, rows, tuple(models), tuple(run.name for run in every if run not in opened))
+        raise DataError(
+            f"two models are called {twice[0]!r}", "Name them apart with --frame NAME=FILE."
+        )
+    found = ReportInputs(
+        processed, rows, tuple(models), tuple(run.name for run in every if run not in opened)
+    )
     if not found.having(found.main):
         raise DataError(
-            "all these predictions are of the test rows, whose labels are not known", "Give them with --truth FILE."
+            "all these predictions are of the test rows, whose labels are not known",
+            "Give them with --truth FILE.",
         )
     return found
 
 
-def _rows(processed: Dataset, kind: str, truth: Path | None) -> tuple[dict[str, ReportRows], np.ndarray]:
+def _rows(
+    processed: Dataset, kind: str, truth: Path | None
+) -> tuple[dict[str, ReportRows], np.ndarray]:
     """The rows by split, and the labels of the rows that the class prior is taken from."""
     train = read_truth(processed.folder / "train.parquet")
     valid = train
     if kind == HOLDOUT:
-        valid = restrict_truth(train, processed.train([ID]).take(processed.fold_rows(HOLDOUT)[1]).to_pandas())
+        valid = restrict_truth(
+            train, processed.train([ID]).take(processed.fold_rows(HOLDOUT)[1]).to_pandas()
+        )
     trained_on = train if kind == OOF else train[~train[ID].isin(valid[ID])]
     test = processed.test([ID, GROUP]).to_pandas()
     if truth:
         known = read_truth(truth)
-        test[LABEL] = known[LABEL].to_numpy()[row_positions(known[ID], test[ID], str(truth), "test.csv")]
+        test[LABEL] = known[LABEL].to_numpy()[
+            row_positions(known[ID], test[ID], str(truth), "test.csv")
+        ]
     rows = {"valid": _of(kind, valid), "test": _of("test", test)}
     return rows, trained_on[LABEL].to_numpy(np.int64)
 
@@ -163,17 +188,26 @@ def _of(name: str, table: pd.DataFrame) -> ReportRows:
     return ReportRows(name, table[ID].to_numpy(np.int64), table[GROUP].to_numpy(np.int64), labels)
 
 
-def _references(processed: Dataset, labels: np.ndarray, rows: Mapping[str, ReportRows]) -> list[ReportModel]:
+def _references(
+    processed: Dataset, labels: np.ndarray, rows: Mapping[str, ReportRows]
+) -> list[ReportModel]:
     """Uniform, the class prior of the rows trained on, and the Bayes floor if the rows are a sample's."""
     constants = {UNIFORM: np.full(3, 1 / 3), PRIOR: class_prior(labels)}
     scored = {split: some for split, some in rows.items() if some.labels is not None}
     models = [
-        ReportModel(name, {split: np.tile(row, (len(some.ids), 1)) for split, some in scored.items()}, reference=True)
+        ReportModel(
+            name,
+            {split: np.tile(row, (len(some.ids), 1)) for split, some in scored.items()},
+            reference=True,
+        )
         for name, row in constants.items()
     ]
     if floor := processed.floor():
         bayes = read_predictions(floor)
-        known = {split: _aligned(bayes[bayes[ID].isin(some.ids)], some, str(floor)) for split, some in scored.items()}
+        known = {
+            split: _aligned(bayes[bayes[ID].isin(some.ids)], some, str(floor))
+            for split, some in scored.items()
+        }
         models.append(ReportModel(FLOOR, known, reference=True))
     return models
 
@@ -203,7 +237,9 @@ def _predictions(files: Sequence[Path], rows: Mapping[str, ReportRows]) -> dict[
                 "Compare predictions of the same rows: `kit predict RUN --split valid` or `--split test`.",
             )
         if split in found:
-            raise DataError(f"{file}: of the same rows as another file of this name", "Name the two apart.")
+            raise DataError(
+                f"{file}: of the same rows as another file of this name", "Name the two apart."
+            )
         found[split] = _aligned(frame, rows[split], str(file))
     return found
 

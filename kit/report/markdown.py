@@ -14,7 +14,11 @@ SPECIAL = re.compile(r"([\\`*_<>|~]|(?<=\])[(\[:])")
 def render_markdown(report: Report) -> str:
     """The whole report; texts of rows are in fenced blocks, where nothing in them is markup."""
     facts = [f"- {name}: {escape_markdown(value)}" for name, value in list_facts(report)]
-    blocks = ["# Which answer do people prefer?", "Models compared on the same rows.", "\n".join(facts)]
+    blocks = [
+        "# Which answer do people prefer?",
+        "Models compared on the same rows.",
+        "\n".join(facts),
+    ]
     for section in report_sections(report):
         blocks += _section(section)
     return "\n\n".join(blocks) + "\n"
@@ -26,7 +30,10 @@ def escape_markdown(text: str) -> str:
 
 
 def _section(section: Section) -> list[str]:
-    blocks = [f"## {section.title}", *map(escape_markdown, section.unpictured or section.paragraphs)]
+    blocks = [
+        f"## {section.title}",
+        *map(escape_markdown, section.unpictured or section.paragraphs),
+    ]
     for table in section.tables:
         blocks += [f"### {escape_markdown(table.caption)}", _table(table)]
     for case in section.cases:

@@ -53,4 +53,8 @@ class ReportModel:
     def parts(self, validation: str) -> dict[str, dict[str, Any]]:
         """The metrics of the run's parts that its validation predictions are from, by their folders' names."""
         found = self.run.parts() if self.run else {}
-        return {name: part for name, part in found.items() if (name == HOLDOUT) == (validation == HOLDOUT)}
+        return {
+            name: part
+            for name, part in found.items()
+            if (name == HOLDOUT) == (validation == HOLDOUT)
+        }

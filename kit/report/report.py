@@ -83,7 +83,11 @@ class Report:
     @cached_property
     def significance(self) -> tuple[Significance, ...]:
         """On validation rows, and on test rows where they have labels."""
-        return tuple(filter(None, (test_significance(self.evidence, split) for split in self.evidence.scored)))
+        return tuple(
+            filter(
+                None, (test_significance(self.evidence, split) for split in self.evidence.scored)
+            )
+        )
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
@@ -114,12 +118,18 @@ class Report:
     def cases(self) -> tuple[DisagreementCase, ...]:
         """Of the main rows if there are two models to disagree; and some test rows, where nobody knows the labels."""
         found = find_cases(self.evidence, self.evidence.main)
-        unknown = () if "test" in self.evidence.scored else find_cases(self.evidence, "test", TEST_CASES)
+        unknown = (
+            () if "test" in self.evidence.scored else find_cases(self.evidence, "test", TEST_CASES)
+        )
         return found + unknown
 
     def as_dict(self) -> dict[str, Any]:
         """Every number as plain values that JSON can hold; the table's at the top, as `kit demo` gives them."""
-        diagnosis = {"rows": self.main, "models": _plain(self.diagnosis), "correlation": asdict(self.correlation)}
+        diagnosis = {
+            "rows": self.main,
+            "models": _plain(self.diagnosis),
+            "correlation": asdict(self.correlation),
+        }
         return self.comparison.as_dict() | {
             "data": asdict(self.facts),
             "published": _plain(STUDY),
@@ -127,8 +137,13 @@ class Report:
             "curves": _plain(self.curves),
             "diagnosis": diagnosis,
             "slices": _plain(self.slices),
-            "blends": [{"name": m.name, "fitted": dict(m.saved.fitted)} | asdict(m.saved.blend) for m in self.blends],
-            "cases": [{k: v for k, v in each.items() if k != "texts"} for each in _plain(self.cases)],
+            "blends": [
+                {"name": m.name, "fitted": dict(m.saved.fitted)} | asdict(m.saved.blend)
+                for m in self.blends
+            ],
+            "cases": [
+                {k: v for k, v in each.items() if k != "texts"} for each in _plain(self.cases)
+            ],
         }
 
 

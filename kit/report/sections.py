@@ -12,17 +12,33 @@ from kit.report.table import MINUS, NAMES, Cell, Section, Table, format_cells
 
 def report_sections(report: Report) -> tuple[Section, ...]:
     """All sections that have something to say."""
-    found = [standing_section(report), significance_sections(report), _curves(report), _reliability(report)]
-    found += [_confusion(report), _slices(report), _correlation(report), _blends(report), _cases(report)]
+    found = [
+        standing_section(report),
+        significance_sections(report),
+        _curves(report),
+        _reliability(report),
+    ]
+    found += [
+        _confusion(report),
+        _slices(report),
+        _correlation(report),
+        _blends(report),
+        _cases(report),
+    ]
     return tuple(section for section in found if section)
 
 
 def list_facts(report: Report) -> list[tuple[str, str]]:
     """What data it is, as names and values."""
     known = report.facts
-    rows = [("training rows", f"{known.train:,}"), (f"{report.evidence.validation} rows", f"{known.validation:,}")]
+    rows = [
+        ("training rows", f"{known.train:,}"),
+        (f"{report.evidence.validation} rows", f"{known.validation:,}"),
+    ]
     rows += [("test rows with labels", f"{known.test:,}")] if known.test else []
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(NAMES, known.classes, strict=True))
+    shares = ", ".join(
+        f"{name} {share:.1%}" for name, share in zip(NAMES, known.classes, strict=True)
+    )
     rows += [("prompt groups", f"{known.prompts:,}"), ("classes", shares)]
     warning = ", by models that may have seen validation labels" * known.predicted
     rows += [("soft labels", f"{known.soft:,} rows{warning}")] if known.soft else []
@@ -35,7 +51,11 @@ def _curves(report: Report) -> Section | None:
         return None
     body = [
         format_cells(
-            c.model, c.part, str(len(c.validation)), f"{c.best_epoch:.2f}", f"{min(v for _, v in c.validation):.4f}"
+            c.model,
+            c.part,
+            str(len(c.validation)),
+            f"{c.best_epoch:.2f}",
+            f"{min(v for _, v in c.validation):.4f}",
         )
         for c in report.curves
         if c.validation
@@ -60,21 +80,30 @@ def _reliability(report: Report) -> Section:
         for b in each.bins
     ]
     asked = f"How often the most probable class is right, by how probable it was said to be, on the {report.main} rows."
-    text = (f"{asked} Dots below the diagonal are over-confident; a dot's area tells its share of the rows.",)
+    text = (
+        f"{asked} Dots below the diagonal are over-confident; a dot's area tells its share of the rows.",
+    )
     numbers = (f"{asked} Where the accuracy is below the confidence, the model is over-confident.",)
-    table = Table("Bins of confidence", ("model", "rows", "confidence", "accuracy"), tuple(body), folded=True)
+    table = Table(
+        "Bins of confidence", ("model", "rows", "confidence", "accuracy"), tuple(body), folded=True
+    )
     return Section("reliability", "Reliability", text, "reliability", (table,), unpictured=numbers)
 
 
 def _confusion(report: Report) -> Section:
-    text = (f"True classes by row, the most probable class by column, with the share of the row; {report.main} rows.",)
+    text = (
+        f"True classes by row, the most probable class by column, with the share of the row; {report.main} rows.",
+    )
     return Section("confusion", "Confusion", text, tables=tuple(map(_confused, report.diagnosis)))
 
 
 def _confused(each: Diagnosis) -> Table:
     def row(name: str, counts: Sequence[int]) -> tuple[Cell, ...]:
         shares = [count / max(1, sum(counts)) for count in counts]
-        numbers = (Cell(f"{count:,} ({share:.0%})", shade=share) for count, share in zip(counts, shares, strict=True))
+        numbers = (
+            Cell(f"{count:,} ({share:.0%})", shade=share)
+            for count, share in zip(counts, shares, strict=True)
+        )
         return Cell(f"true {name}"), *numbers
 
     body = tuple(row(name, counts) for name, counts in zip(NAMES, each.confusion, strict=True))
@@ -92,7 +121,12 @@ def _slices(report: Report) -> Section:
         losses = []
         for one in map(each.losses.__getitem__, models):
             interval = "" if one.low is None else f" [{one.low:.3f}, {one.high:.3f}]"
-            losses.append(Cell(f"{one.log_loss:.3f}{interval}", strong=len(models) > 1 and one.log_loss == lowest))
+            losses.append(
+                Cell(
+                    f"{one.log_loss:.3f}{interval}",
+                    strong=len(models) > 1 and one.log_loss == lowest,
+                )
+            )
         return *format_cells(each.name, f"{each.rows:,}", f"{each.prompts:,}"), *losses
 
     tables = [
@@ -131,11 +165,20 @@ def _blends(report: Report) -> Section | None:
     for model in report.blends:
         blend, fitted = model.saved.blend, model.saved.fitted
         known = {"log_loss_in_sample": "in sample", "log_loss_cross_fitted": "cross-fitted"}
-        told = [f"{fitted[key]:.4f} {name}" for key, name in known.items() if isinstance(fitted.get(key), float)]
+        told = [
+            f"{fitted[key]:.4f} {name}"
+            for key, name in known.items()
+            if isinstance(fitted.get(key), float)
+        ]
         losses = f", log loss {' and '.join(told)} on the rows it was fitted to" if told else ""
-        text.append(f"{model.name}: {blend.pool} pool, temperature {blend.calibration.temperature:.4f}{losses}.")
+        text.append(
+            f"{model.name}: {blend.pool} pool, temperature {blend.calibration.temperature:.4f}{losses}."
+        )
         pairs = sorted(zip(blend.members, blend.weights, strict=True), key=lambda pair: -pair[1])
-        body = tuple((Cell(name), Cell(f"{weight:.3f}", shade=weight / max(blend.weights))) for name, weight in pairs)
+        body = tuple(
+            (Cell(name), Cell(f"{weight:.3f}", shade=weight / max(blend.weights)))
+            for name, weight in pairs
+        )
         tables.append(Table(f"Weights of {model.name}", ("member", "weight"), body))
     return Section("blends", "Blend weights", tuple(text), tables=tuple(tables)) if tables else None
 
@@ -146,7 +189,11 @@ def _cases(report: Report) -> Section | None:
         "and models that say the same of every row are listed, but do not count in it. Each model's most probable "
         "class is bold. Characters that cannot be seen are shown as ⟨U+…⟩.",
     )
-    return Section("disagreement", "Where models disagree most", text, cases=report.cases) if report.cases else None
+    return (
+        Section("disagreement", "Where models disagree most", text, cases=report.cases)
+        if report.cases
+        else None
+    )
 
 
 def probability_sections(case: DisagreementCase) -> Table:
@@ -154,5 +201,7 @@ def probability_sections(case: DisagreementCase) -> Table:
     body = []
     for model, row in case.probabilities.items():
         most = row.index(max(row))
-        body.append((Cell(model), *(Cell(f"{p:.3f}", strong=place == most) for place, p in enumerate(row))))
+        body.append(
+            (Cell(model), *(Cell(f"{p:.3f}", strong=place == most) for place, p in enumerate(row)))
+        )
     return Table(f"Predictions of {case.rows} row {case.id}", ("model", *NAMES), tuple(body))

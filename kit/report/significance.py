@@ -8,7 +8,10 @@ from kit.evaluation.bootstrap import loss_differences
 from kit.evaluation.metrics import row_losses
 from kit.report.inputs import FLOOR, UNIFORM, ReportInputs
 
-NOT_COMPARED = (UNIFORM, FLOOR)  # the prior is at least as good a constant; nothing can beat the floor
+NOT_COMPARED = (
+    UNIFORM,
+    FLOOR,
+)  # the prior is at least as good a constant; nothing can beat the floor
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ def test_significance(evidence: ReportInputs, split: str) -> Significance | None
     rows = evidence.rows[split]
     if not evidence.having(split):
         return None
-    models = [model for model in evidence.having(split, references=True) if model.name not in NOT_COMPARED]
+    models = [
+        model for model in evidence.having(split, references=True) if model.name not in NOT_COMPARED
+    ]
     if len(models) < 2:
         return None
     losses = np.stack([row_losses(model.predictions[split], rows.labels) for model in models])
@@ -57,7 +62,10 @@ def test_significance(evidence: ReportInputs, split: str) -> Significance | None
     found = loss_differences(losses[order], rows.groups)
     models = [models[place] for place in order]
     pairs = tuple(
-        Pair(x.name, y.name, *found[i][j]) for i, x in enumerate(models) for j, y in enumerate(models) if i != j
+        Pair(x.name, y.name, *found[i][j])
+        for i, x in enumerate(models)
+        for j, y in enumerate(models)
+        if i != j
     )
     best = next(model.name for model in models if not model.reference)
     return Significance(rows.name, tuple(model.name for model in models), best, pairs)

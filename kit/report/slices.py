@@ -53,9 +53,14 @@ def score_slices(evidence: ReportInputs, split: str) -> tuple[Slice, ...]:
                 continue
             groups, each = rows.groups[of], losses[:, of]
             prompts = len(np.unique(groups))
-            bounds = loss_intervals(each, groups) if prompts >= FEWEST_GROUPS else [(None, None)] * len(models)
+            bounds = (
+                loss_intervals(each, groups)
+                if prompts >= FEWEST_GROUPS
+                else [(None, None)] * len(models)
+            )
             losses_of = {
-                m.name: SliceLoss(float(mean), *b) for m, mean, b in zip(models, each.mean(1), bounds, strict=True)
+                m.name: SliceLoss(float(mean), *b)
+                for m, mean, b in zip(models, each.mean(1), bounds, strict=True)
             }
             found.append(Slice(by, name, len(of), prompts, losses_of))
     return tuple(found)
@@ -63,7 +68,10 @@ def score_slices(evidence: ReportInputs, split: str) -> tuple[Slice, ...]:
 
 def _kinds(texts: pa.Table) -> dict[str, tuple[list[str], np.ndarray]]:
     """For each respect the names of its slices, and the slice's number of each row (N,)."""
-    blocks = zip(*(_measured(texts.slice(start, ROWS)) for start in range(0, texts.num_rows, ROWS)), strict=True)
+    blocks = zip(
+        *(_measured(texts.slice(start, ROWS)) for start in range(0, texts.num_rows, ROWS)),
+        strict=True,
+    )
     length, letters = map(np.concatenate, blocks)
     turns = pc.list_value_length(texts[PROMPT]).to_numpy()
     return {

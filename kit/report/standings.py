@@ -17,7 +17,9 @@ def standing_section(report: Report) -> Section:
     references = {model.name for model in report.evidence.models if model.reference}
     ours = [line for line in comparison.lines if line.name not in references]
     best = {
-        split: min((figures.log_loss for line in ours if (figures := getattr(line, split))), default=None)
+        split: min(
+            (figures.log_loss for line in ours if (figures := getattr(line, split))), default=None
+        )
         for split in ("valid", "test")
     }
 
@@ -36,10 +38,19 @@ def standing_section(report: Report) -> Section:
             format_number(line.parameters, ","),
         ]
         tone = "quiet" if line.name in references else ""
-        return Cell(line.name, tone=tone), *scores, *format_cells(*numbers, format_number(line.minutes, ".1f"))
+        return (
+            Cell(line.name, tone=tone),
+            *scores,
+            *format_cells(*numbers, format_number(line.minutes, ".1f")),
+        )
 
     def published(model: PublishedScore) -> tuple[Cell, ...]:
-        texts = [f"{model.name}, on other rows", f"{model.log_loss:.4f}", f"{model.accuracy:.3f}", ""]
+        texts = [
+            f"{model.name}, on other rows",
+            f"{model.log_loss:.4f}",
+            f"{model.accuracy:.3f}",
+            "",
+        ]
         texts += ["", "", ""] * tested + ["", model.best_epoch, model.parameters, ""]
         return tuple(Cell(text, tone="quiet") for text in texts)
 
@@ -53,10 +64,14 @@ def standing_section(report: Report) -> Section:
     text += _of_blends(report)
     text += [comparison.note] if comparison.note else []
     if comparison.unfinished:
-        text.append(f"Left out, since no part of it is finished: {', '.join(comparison.unfinished)}.")
+        text.append(
+            f"Left out, since no part of it is finished: {', '.join(comparison.unfinished)}."
+        )
     head = ("model", *head, "swap gap", "best epoch", "parameters", "minutes")
     body = tuple(map(row, comparison.lines)) + tuple(map(published, STUDY))
-    return Section("comparison", "Comparison", tuple(text), "intervals", (Table("All models", head, body),))
+    return Section(
+        "comparison", "Comparison", tuple(text), "intervals", (Table("All models", head, body),)
+    )
 
 
 def _of_blends(report: Report) -> list[str]:
@@ -109,7 +124,11 @@ def _matrix(each: Significance) -> Table:
         return Cell(f"{pair.verdict} {_signed(pair.mean)}", tone=TONES[pair.verdict])
 
     body = tuple((Cell(row), *(cell(row, column) for column in each.models)) for row in each.models)
-    return Table(f"All pairs on {each.rows} rows: what the row is against the column", ("", *each.models), body)
+    return Table(
+        f"All pairs on {each.rows} rows: what the row is against the column",
+        ("", *each.models),
+        body,
+    )
 
 
 def _signed(value: float) -> str:

@@ -17,11 +17,26 @@ from kit import task
 from kit.errors import DataError
 from kit.predictions import make_predictions, write_predictions
 from kit.sample import text
-from kit.sample.labels import LENGTH, QUALITY, RULE, TIES, Turns, davidson_probabilities, quality_difference
+from kit.sample.labels import (
+    LENGTH,
+    QUALITY,
+    RULE,
+    TIES,
+    Turns,
+    davidson_probabilities,
+    quality_difference,
+)
 from kit.storage import atomic
 
 SUMMARY_FILE = "sample.json"
-FILES = (task.TRAIN_FILE, task.TEST_FILE, task.SAMPLE_FILE, task.TRUTH_FILE, task.BAYES_FILE, SUMMARY_FILE)
+FILES = (
+    task.TRAIN_FILE,
+    task.TEST_FILE,
+    task.SAMPLE_FILE,
+    task.TRUTH_FILE,
+    task.BAYES_FILE,
+    SUMMARY_FILE,
+)
 
 # --- the rows
 
@@ -30,13 +45,27 @@ NAMES = (
     "cedar-small-2", "elm-6b", "elm-mix-8x7b", "hazel-turbo-0613", "hazel-turbo-1106", "juniper-34b", "larch-2.1",
     "maple-pro", "oak-40b-instruct", "pine-3b-sft", "rowan-12b", "willow-13b", "yew-7b-beta",
 )  # invented, and they say nothing about who wins  # fmt: skip
-TURNS = {2: 0.08, 3: 0.025, 4: 0.012, 5: 0.008, 6: 0.004, 8: 0.003, 10: 0.002, 12: 0.002}  # of the prompts; rest: 1
+TURNS = {
+    2: 0.08,
+    3: 0.025,
+    4: 0.012,
+    5: 0.008,
+    6: 0.004,
+    8: 0.003,
+    10: 0.002,
+    12: 0.002,
+}  # of the prompts; rest: 1
 CODE, FOREIGN, PASTED, CUT_PROMPT = 0.08, 0.10, 0.02, 0.004  # of the prompts
 REPEATS, POPULAR = 0.11, 0.09  # of the rows repeat one of the first 9% of the prompts
 IDENTICAL, EMPTY, NULL, LONG, CUT_ANSWER = 0.005, 0.002, 0.003, 0.01, 0.006  # of the rows
-DUPLICATE, JUDGED_AGAIN = 0.0025, 0.0006  # of the rows are exact duplicates with the same label, with another label
+DUPLICATE, JUDGED_AGAIN = (
+    0.0025,
+    0.0006,
+)  # of the rows are exact duplicates with the same label, with another label
 ALL_AT = 200  # rows from which each of these occurs at least once
-LINES = np.array([3, 5, 7, 9, 11, 14, 18, 24, 32])  # of the answers in a row; times one of SPREAD for each of the two
+LINES = np.array(
+    [3, 5, 7, 9, 11, 14, 18, 24, 32]
+)  # of the answers in a row; times one of SPREAD for each of the two
 SPREAD = np.array([0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.8, 2.5])
 LONG_CHARACTERS = np.array([6_000, 8_000, 11_000, 15_000, 20_000, 27_000, 36_000, 46_000])  # about
 
@@ -64,9 +93,19 @@ def _conversations(rng: np.random.Generator, numbers: np.ndarray, least: int) ->
     turns += 1
     for count, chosen in zip(TURNS, _deal(rng, len(numbers), least, *TURNS.values()), strict=True):
         turns[chosen] = count
-    for column, chosen in zip((pasted, cut_prompt), _deal(rng, len(numbers), least, PASTED, CUT_PROMPT), strict=True):
+    for column, chosen in zip(
+        (pasted, cut_prompt), _deal(rng, len(numbers), least, PASTED, CUT_PROMPT), strict=True
+    ):
         column[chosen] = 1
-    return pd.DataFrame({"voice": voice, "number": numbers, "turns": turns, "pasted": pasted, "cut_prompt": cut_prompt})
+    return pd.DataFrame(
+        {
+            "voice": voice,
+            "number": numbers,
+            "turns": turns,
+            "pasted": pasted,
+            "cut_prompt": cut_prompt,
+        }
+    )
 
 
 def _plan(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
@@ -76,18 +115,29 @@ def _plan(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
         numbers: a distinct one for each row; where a row repeats another's prompt, its own stays unused.
     """
     rows, least = len(numbers), int(len(numbers) >= ALL_AT)
-    own = rows - round(rows * REPEATS)  # these rows come first and have a prompt each; only they get the rarer mess,
-    which = np.concatenate([np.arange(own), rng.integers(max(1, round(own * POPULAR)), size=rows - own)])
+    own = rows - round(
+        rows * REPEATS
+    )  # these rows come first and have a prompt each; only they get the rarer mess,
+    which = np.concatenate(
+        [np.arange(own), rng.integers(max(1, round(own * POPULAR)), size=rows - own)]
+    )
     plan = _conversations(rng, numbers[:own], least).iloc[which].reset_index(drop=True)
 
     name = rng.integers(len(NAMES), size=rows)
-    plan["model_a"], plan["model_b"] = name, (name + rng.integers(1, len(NAMES), size=rows)) % len(NAMES)
+    plan["model_a"], plan["model_b"] = (
+        name,
+        (name + rng.integers(1, len(NAMES), size=rows)) % len(NAMES),
+    )
     base = LINES[rng.integers(len(LINES), size=rows)] * ((plan["turns"] + 1) // 2)
     for side in "ab":
-        plan[f"lines_{side}"] = np.rint(base * SPREAD[rng.integers(len(SPREAD), size=rows)]).astype(np.int64)
+        plan[f"lines_{side}"] = np.rint(base * SPREAD[rng.integers(len(SPREAD), size=rows)]).astype(
+            np.int64
+        )
         plan[f"quality_{side}"] = rng.integers(text.QUALITIES, size=rows)
         plan[f"key_{side}"] = rng.integers(2**62, size=rows)
-    plan["side"] = rng.integers(2, size=rows)  # of a null turn, a very long answer, a lone surrogate
+    plan["side"] = rng.integers(
+        2, size=rows
+    )  # of a null turn, a very long answer, a lone surrogate
     plan["luck"], plan["luck_again"] = rng.random((2, rows))  # what the label is drawn with
     identical, empty, null, long, cut, same, again = _deal(
         rng, own, least, IDENTICAL, EMPTY, NULL, LONG, CUT_ANSWER, DUPLICATE, JUDGED_AGAIN
@@ -102,7 +152,10 @@ def _plan(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
     for column, chosen in (("null", null), ("cut", cut)):
         plan[column] = np.isin(np.arange(rows), chosen)
 
-    source, copies = np.arange(rows), own + np.arange(len(same) + len(again))  # so that no copy falls on one of them
+    source, copies = (
+        np.arange(rows),
+        own + np.arange(len(same) + len(again)),
+    )  # so that no copy falls on one of them
     source[copies] = np.concatenate([same, again])
     plan = plan.iloc[source]
     plan["again"] = np.isin(np.arange(rows), copies[len(same) :])
@@ -143,7 +196,9 @@ def _rows(plan: pd.DataFrame) -> Iterator[SampleRow]:
         label = _draw(probabilities, line.luck)
         if line.again:
             label = _draw([p * (c != label) for c, p in enumerate(probabilities)], line.luck_again)
-        yield SampleRow((NAMES[line.model_a], NAMES[line.model_b]), (prompt, a, b), probabilities, label)
+        yield SampleRow(
+            (NAMES[line.model_a], NAMES[line.model_b]), (prompt, a, b), probabilities, label
+        )
 
 
 # --- the files
@@ -179,7 +234,10 @@ def _summary(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     return {
         "rows": len(labels),
         "classes": dict(zip(task.CLASSES, np.bincount(labels, minlength=3).tolist(), strict=True)),
-        "bayes_log_loss": {"expected": round(float(entropy.mean()), 6), "realised": round(float(realised.mean()), 6)},
+        "bayes_log_loss": {
+            "expected": round(float(entropy.mean()), 6),
+            "realised": round(float(realised.mean()), 6),
+        },
     }
 
 
@@ -200,7 +258,8 @@ def write_sample(out: Path, rows: int = 2400, seed: int = 0, force: bool = False
     out = Path(out)
     if rows < 1 or seed < 0:
         raise DataError(
-            f"a sample of {rows} rows with seed {seed} cannot be made", "Ask for --rows 1 --seed 0 or more."
+            f"a sample of {rows} rows with seed {seed} cannot be made",
+            "Ask for --rows 1 --seed 0 or more.",
         )
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; the sample needs a folder", "Choose another --out.")
@@ -212,15 +271,30 @@ def write_sample(out: Path, rows: int = 2400, seed: int = 0, force: bool = False
     ids, numbers = _distinct(rng, total, 2**32), _distinct(rng, total, 20 * total)
     train, test = _plan(rng, numbers[:rows]), _plan(rng, numbers[rows:])
     # train.csv gets its name last: where it is, the rest of the sample is too
-    with atomic.atomic_file(out / task.TRAIN_FILE) as train_file, atomic.atomic_file(out / task.TEST_FILE) as test_file:
+    with (
+        atomic.atomic_file(out / task.TRAIN_FILE) as train_file,
+        atomic.atomic_file(out / task.TEST_FILE) as test_file,
+    ):
         judged = [_write_rows(train_file, _rows(train), ids[:rows], labelled=True)]
         judged += [_write_rows(test_file, _rows(test), ids[rows:], labelled=False)]
-        write_predictions(make_predictions(ids[rows:], np.ones((total - rows, 3))), out / task.SAMPLE_FILE)
+        write_predictions(
+            make_predictions(ids[rows:], np.ones((total - rows, 3))), out / task.SAMPLE_FILE
+        )
         with atomic.atomic_file(out / task.TRUTH_FILE) as file:
-            winners = pd.DataFrame(np.eye(3, dtype=np.int64)[judged[1][1]], ids[rows:], task.CLASSES)
+            winners = pd.DataFrame(
+                np.eye(3, dtype=np.int64)[judged[1][1]], ids[rows:], task.CLASSES
+            )
             winners.to_csv(file, index_label=task.ID, lineterminator="\n")
-        write_predictions(make_predictions(ids, np.concatenate([p for p, _ in judged])), out / task.BAYES_FILE)
-        summary = {"seed": seed, "rule": RULE, "constants": {"quality": QUALITY, "length": LENGTH, "ties": TIES}}
-        summary |= {part: _summary(*found) for part, found in zip(("train", "test"), judged, strict=True)}
+        write_predictions(
+            make_predictions(ids, np.concatenate([p for p, _ in judged])), out / task.BAYES_FILE
+        )
+        summary = {
+            "seed": seed,
+            "rule": RULE,
+            "constants": {"quality": QUALITY, "length": LENGTH, "ties": TIES},
+        }
+        summary |= {
+            part: _summary(*found) for part, found in zip(("train", "test"), judged, strict=True)
+        }
         atomic.write_json(out / SUMMARY_FILE, summary)
     return summary

@@ -168,7 +168,14 @@ ARABIC = Voice(
 FOREIGN = (SPANISH, GERMAN, RUSSIAN, CHINESE, ARABIC)
 VOICES = (ENGLISH, CODER, *FOREIGN)
 
-FORMS = (("", " "), ("", " "), ("", "\n"), ("", "\n\n"), ("- ", "\n- "), ("* ", "\r\n* "))  # before and between lines
+FORMS = (
+    ("", " "),
+    ("", " "),
+    ("", "\n"),
+    ("", "\n\n"),
+    ("- ", "\n- "),
+    ("* ", "\r\n* "),
+)  # before and between lines
 CLOSINGS = (
     "Hope this helps! 😊", 'As they say: "practice makes perfect" 👩🏽‍🔬', "See https://example.org/a/b?c=1&d=2",
     "$\\frac{a}{b} \\neq \\sqrt{2}$", "| a | b |\n|---|---|\n| 1 | 2 |", "C:\\temp\\notes.txt",
@@ -195,14 +202,19 @@ def write_prompt(voice: Voice, number: int, turns: int, pasted: bool) -> list[st
     rest = number // len(voice.topics)
     n, opening = 2 + rest // len(voice.prompts), voice.prompts[rest % len(voice.prompts)]
     later = (voice.follow[turn % len(voice.follow)] for turn in range(turns - 1))
-    texts = [text.format(topic=topic_of(voice, number), n=n + turn) for turn, text in enumerate((opening, *later))]
+    texts = [
+        text.format(topic=topic_of(voice, number), n=n + turn)
+        for turn, text in enumerate((opening, *later))
+    ]
     if pasted:
         fewest, spread = PASTED_LINES
         texts[-1] += "\n\n" + " ".join((voice.neutral * 40)[: fewest + n % spread])
     return texts
 
 
-def write_answer(voice: Voice, topic: str, turns: int, lines: int, quality: int, key: int) -> list[str]:
+def write_answer(
+    voice: Voice, topic: str, turns: int, lines: int, quality: int, key: int
+) -> list[str]:
     """The answers of a conversation, one a turn: a function of its arguments alone.
 
     Args:
@@ -219,17 +231,22 @@ def write_answer(voice: Voice, topic: str, turns: int, lines: int, quality: int,
     good = (1 - NEUTRAL_SHARE) * quality / (QUALITIES - 1)
     tails = [text.format(topic=topic) for text in voice.tails]
     banks = [
-        voice.good if level < good else voice.neutral if level < good + NEUTRAL_SHARE else voice.bad for level in levels
+        voice.good if level < good else voice.neutral if level < good + NEUTRAL_SHARE else voice.bad
+        for level in levels
     ]
     made = [
-        bank[i % len(bank)] + tails[j % len(tails)] for bank, i, j in zip(banks, draws[::2], draws[1::2], strict=True)
+        bank[i % len(bank)] + tails[j % len(tails)]
+        for bank, i, j in zip(banks, draws[::2], draws[1::2], strict=True)
     ]
     before, between = FORMS[form % len(FORMS)]
     texts = []
     for turn in range(turns):
         part = made[turn * lines // turns : (turn + 1) * lines // turns]
         if voice.snippets:
-            part.insert((len(part) + 1) // 2, "\n" + voice.snippets[(snippet + turn) % len(voice.snippets)] + "\n")
+            part.insert(
+                (len(part) + 1) // 2,
+                "\n" + voice.snippets[(snippet + turn) % len(voice.snippets)] + "\n",
+            )
         texts.append(before + between.join(part))
     if closing < CLOSING_SHARE * 2**16:
         texts[-1] += "\n\n" + CLOSINGS[closing % len(CLOSINGS)]

@@ -17,7 +17,13 @@ from kit.errors import KitError
 from kit.storage.lock import lock_handle
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SAID = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "unexpected pos")  # by libraries
+SAID = (
+    "No space left",
+    "quota exceeded",
+    "File too large",
+    "PytorchStreamWriter",
+    "unexpected pos",
+)  # by libraries
 FOLDERS_OPEN = os.name == "posix"  # elsewhere a folder cannot be opened, nor locked
 
 
@@ -35,7 +41,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        raise KitError(f"{path} is a directory; a file is to be written there", "Choose another name.")
+        raise KitError(
+            f"{path} is a directory; a file is to be written there", "Choose another name."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with _telling(path):
         handle, temporary = _fresh(path, folder=False)
@@ -44,7 +52,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes 0600; a result is as readable as any other file
+            temporary.chmod(
+                0o666 & ~_umask()
+            )  # mkstemp makes 0600; a result is as readable as any other file
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,7 +76,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             yield temporary
             _settle(temporary)
             temporary.chmod(0o777 & ~_umask())
-            if path.exists():  # a folder cannot be replaced in one step: move the old one aside first
+            if (
+                path.exists()
+            ):  # a folder cannot be replaced in one step: move the old one aside first
                 aside = temporary.with_suffix(".old")
                 path.replace(aside)
                 temporary.replace(path)
@@ -123,7 +135,9 @@ def _telling(path: Path, temporary: Path | None = None) -> Iterator[None]:
                 f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}",
                 "Free some space, or choose a folder on another disk. What stood there before is as it was.",
             ) from error
-        if isinstance(error, OSError) and (temporary is None or str(error.filename) == str(temporary)):
+        if isinstance(error, OSError) and (
+            temporary is None or str(error.filename) == str(temporary)
+        ):
             error.filename = str(path)
         raise
 
@@ -143,8 +157,14 @@ def _fresh(path: Path, folder: bool) -> tuple[int, Path]:
             _remove_if_nobodys(stale)
     while True:
         if folder:
-            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-            handle = os.open(temporary, os.O_RDONLY) if FOLDERS_OPEN else os.open(os.devnull, os.O_RDONLY)
+            temporary = Path(
+                tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            )
+            handle = (
+                os.open(temporary, os.O_RDONLY)
+                if FOLDERS_OPEN
+                else os.open(os.devnull, os.O_RDONLY)
+            )
         else:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
             temporary = Path(name)
@@ -162,7 +182,9 @@ def _remove_if_nobodys(stale: Path) -> None:
         return
     try:
         if lock_handle(handle):
-            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(
+                missing_ok=True
+            )
     finally:
         os.close(handle)
 
@@ -187,4 +209,6 @@ def file_sha256(path: str | Path) -> str:
 def refuse_overwrite(path: str | Path, force: bool = False) -> None:
     """Raises unless `path` is free or the user said `--force`."""
     if Path(path).exists() and not force:
-        raise KitError(f"{path} exists already", "Add --force to overwrite it, or choose another name.")
+        raise KitError(
+            f"{path} exists already", "Add --force to overwrite it, or choose another name."
+        )

@@ -20,7 +20,11 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-NOT_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what a file system without flock answers
+NOT_HERE = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+}  # what a file system without flock answers
 READ_ONLY = {
     errno.EACCES,
     errno.EPERM,
@@ -45,7 +49,9 @@ def hold_lock(folder: Path, name: str = "", wait: bool = False) -> Iterator[None
     """
     path = _file(folder, name)
     made = not folder.exists()
-    mine: list[int] = []  # the open lock file, in what Ctrl-C cannot come in front of, as it can of an assignment
+    mine: list[
+        int
+    ] = []  # the open lock file, in what Ctrl-C cannot come in front of, as it can of an assignment
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +78,13 @@ def hold_lock(folder: Path, name: str = "", wait: bool = False) -> Iterator[None
                 folder.rmdir()  # only if it is empty
 
 
-def make_once(folder: Path, name: str, done: Callable[[], bool], make: Callable[[], object]) -> None:
+def make_once(
+    folder: Path, name: str, done: Callable[[], bool], make: Callable[[], object]
+) -> None:
     """Calls `make` for what is called `name` in `folder` unless it is `done`, by this process or by another one."""
-    if done() and not _file(folder, name).exists():  # else another is ending, or was killed at its very end
+    if (
+        done() and not _file(folder, name).exists()
+    ):  # else another is ending, or was killed at its very end
         return
     with hold_lock(folder, name, wait=True):
         if not done():
@@ -103,7 +113,9 @@ def _acquire(path: Path, target: Path, wait: bool, mine: list[int]) -> None:
     while True:
         try:
             mine.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
-        except FileNotFoundError:  # the holder before us has just removed the folder, which it had made
+        except (
+            FileNotFoundError
+        ):  # the holder before us has just removed the folder, which it had made
             path.parent.mkdir(parents=True, exist_ok=True)
             continue
         try:
@@ -139,7 +151,9 @@ def _lock(handle: int, target: Path, wait: bool) -> None:
         who = f"process {pid} on {host}" if pid.isdecimal() else "another process"
         if not wait:
             stop = f", or stop it (`kill {pid}` there)" if pid.isdecimal() else ""
-            raise HeldError(f"{target} is in use by {who}", f"Wait until it has ended{stop}.") from None
+            raise HeldError(
+                f"{target} is in use by {who}", f"Wait until it has ended{stop}."
+            ) from None
         logging.getLogger("kit").warning("waiting for %s, which is busy with %s", who, target)
         fcntl.flock(handle, fcntl.LOCK_EX)
 

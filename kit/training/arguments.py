@@ -68,7 +68,11 @@ def arguments(spec: TrainSpec, rows: int, compute: Compute, checkpoints: Path) -
         dataloader_pin_memory=compute.device.type == "cuda",
         ddp_find_unused_parameters=False,
     )
-    args._n_gpu = min(1, args.n_gpu)  # several GPUs are torchrun's business; DataParallel would tear the packs apart
+    args._n_gpu = min(
+        1, args.n_gpu
+    )  # several GPUs are torchrun's business; DataParallel would tear the packs apart
     args.per_device_train_batch_size = rows_at_once(spec, args.world_size)
-    args.gradient_accumulation_steps = spec.batch_size // (args.per_device_train_batch_size * args.world_size)
+    args.gradient_accumulation_steps = spec.batch_size // (
+        args.per_device_train_batch_size * args.world_size
+    )
     return args

@@ -46,5 +46,7 @@ class WorstNearby:
         """To where the loss is higher; the gradients are not held in memory any longer than this."""
         for weight, gradient in zip(self.weights, gradients, strict=True):
             if gradient is not None:
-                move = self.size * weight.data.norm() / gradient.norm() * gradient  # (rows, columns)
+                move = (
+                    self.size * weight.data.norm() / gradient.norm() * gradient
+                )  # (rows, columns)
                 weight.data = torch.where(move.isfinite().all(), weight.data + move, weight.data)

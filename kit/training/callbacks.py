@@ -45,28 +45,46 @@ class ScheduleCallback(TrainerCallback):
         steps_per_epoch: int,
         listen: Callable[[TrainingProgress], None],
     ):
-        self.schedule, self.sampler, self.steps_per_epoch, self.listen = schedule, sampler, steps_per_epoch, listen
+        self.schedule, self.sampler, self.steps_per_epoch, self.listen = (
+            schedule,
+            sampler,
+            steps_per_epoch,
+            listen,
+        )
         self.best, self.began, self.first, self.loss = math.inf, 0.0, 0, None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """After a resume the best loss so far is in the state; the run may have been moved since, its paths not."""
         self.began, self.first = time.monotonic(), state.global_step
         self.best = math.inf if state.best_metric is None else state.best_metric
         if state.best_global_step:
-            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            state.best_model_checkpoint = str(
+                Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            )
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Tells the sampler its epoch; accelerate's loaders lose it under torchrun once a resume has wrapped them."""
         self.sampler.set_epoch(state.global_step // self.steps_per_epoch)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Evaluates the last step, whatever the interval; logs before each evaluation: no checkpoint owes a log."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
         control.should_log |= control.should_evaluate
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
     ) -> None:
         """A training loss for the progress line."""
         if "loss" in logs:
@@ -74,7 +92,12 @@ class ScheduleCallback(TrainerCallback):
             self._tell(state, lr=logs.get("learning_rate"))
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
     ) -> None:
         """A validation loss: for the schedule, and for the listener."""
         loss = metrics["eval_log_loss"]
@@ -88,7 +111,12 @@ class ScheduleCallback(TrainerCallback):
             left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
             self.listen(
                 TrainingProgress(
-                    state.global_step, state.max_steps, state.epoch or 0.0, left, loss=self.loss, **figures
+                    state.global_step,
+                    state.max_steps,
+                    state.epoch or 0.0,
+                    left,
+                    loss=self.loss,
+                    **figures,
                 )
             )
 
@@ -107,7 +135,9 @@ class PaddingCallback(TrainerCallback, ExportableState):
         """What a checkpoint keeps of it."""
         return {"args": {"useful": int(self.useful), "padded": self.padded}, "attributes": {}}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Trainer saves the state of those only that the checkpoint names; one of an older kit does not name this."""
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
@@ -134,13 +164,23 @@ class TimeBudget(TrainerCallback):
 
     def __init__(self, deadline: float, say: Callable[[str], None]):
         self.deadline, self.say = deadline, say
-        self.began, self.first, self.stepped, self.closing, self.out_of_time = 0.0, 0, 0.0, 0.0, False
+        self.began, self.first, self.stepped, self.closing, self.out_of_time = (
+            0.0,
+            0,
+            0.0,
+            0.0,
+            False,
+        )
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """The clock starts with the first step of this process."""
         self.began, self.first = time.monotonic(), state.global_step
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Stops when another step would leave too little time for what follows the last one."""
         self.stepped = time.monotonic()
         steps = state.global_step - self.first
@@ -148,21 +188,35 @@ class TimeBudget(TrainerCallback):
         if math.isfinite(self.deadline) and steps == self.PROJECT_AT:
             self._project(state, pace)
         # Twice the last evaluation and save: both, and then the predictions of the finished model, are still to come.
-        reserve = max(2 * self.closing, (self.deadline - self.began) / 20 if math.isfinite(self.deadline) else 0.0)
+        reserve = max(
+            2 * self.closing,
+            (self.deadline - self.began) / 20 if math.isfinite(self.deadline) else 0.0,
+        )
         late = self.stepped + pace + reserve > self.deadline and state.global_step < state.max_steps
         if math.isfinite(self.deadline) and decide_together(late):
             self.out_of_time = True
-            control.should_training_stop = control.should_log = control.should_evaluate = control.should_save = True
-            self.say(f"out of time at step {state.global_step} of {state.max_steps}; ending with the best checkpoint")
+            control.should_training_stop = control.should_log = control.should_evaluate = (
+                control.should_save
+            ) = True
+            self.say(
+                f"out of time at step {state.global_step} of {state.max_steps}; ending with the best checkpoint"
+            )
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """An evaluation and its checkpoint took this long."""
         self.closing = time.monotonic() - self.stepped
 
     def _project(self, state: TrainerState, pace: float) -> None:
-        needed, left = pace * (state.max_steps - state.global_step), self.deadline - time.monotonic()
+        needed, left = (
+            pace * (state.max_steps - state.global_step),
+            self.deadline - time.monotonic(),
+        )
         if needed > left:
-            reached = state.global_step + int(0.9 * left / pace)  # the rest is for evaluations and the end
+            reached = state.global_step + int(
+                0.9 * left / pace
+            )  # the rest is for evaluations and the end
             self.say(
                 f"at this pace training needs {needed / 3600:.1f} h more, and {left / 3600:.1f} h are left: it will "
                 f"end near step {reached} of {state.max_steps}. A schedule that fits: --set train.max_steps={reached}"

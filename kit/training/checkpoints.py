@@ -39,7 +39,9 @@ def last_whole_checkpoint(checkpoints: Path, below: float = math.inf) -> Path | 
             shutil.rmtree(folder)  # half written when the training was killed
             continue
         if folder != found[-1] and _out_of_patience(state):
-            shutil.rmtree(folder)  # Trainer would go on from it; from the one before it stops here again
+            shutil.rmtree(
+                folder
+            )  # Trainer would go on from it; from the one before it stops here again
             continue
         return folder
     return None

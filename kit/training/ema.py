@@ -27,22 +27,32 @@ class EMACallback(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        learning = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
         self.decay, self.names, self.weights = decay, list(learning), list(learning.values())
         self.average = [weight.detach().clone() for weight in self.weights]
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """After a resume the average is in the checkpoint."""
         if state.global_step:
             self._copy(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.average)
 
     @torch.no_grad()
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Takes in the weights of the step."""
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        get_ema_multi_avg_fn(decay)(self.average, [weight.detach() for weight in self.weights], state.global_step)
+        get_ema_multi_avg_fn(decay)(
+            self.average, [weight.detach() for weight in self.weights], state.global_step
+        )
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Trainer has loaded the weights of the best checkpoint; what was best is their average."""
         self._copy(Path(state.best_model_checkpoint), [weight.data for weight in self.weights])
 
@@ -58,7 +68,9 @@ class EMACallback(TrainerCallback):
     def save(self, checkpoint: Path) -> None:
         """Writes the average into a checkpoint."""
         with atomic_file(checkpoint / FILE) as temporary:
-            tensors = {name: each.contiguous() for name, each in zip(self.names, self.average, strict=True)}
+            tensors = {
+                name: each.contiguous() for name, each in zip(self.names, self.average, strict=True)
+            }
             save_file(tensors, temporary, metadata={"format": "pt"})
 
     def _copy(self, checkpoint: Path, into: list[torch.Tensor]) -> None:

@@ -28,7 +28,12 @@ from kit.run import Run, model_digests
 from kit.storage.atomic import write_json
 from kit.training.arguments import steps_per_epoch
 from kit.training.callbacks import TimeBudget, TrainingProgress
-from kit.training.checkpoints import CHECKPOINTS, checkpoint_step, last_whole_checkpoint, require_no_checkpoints
+from kit.training.checkpoints import (
+    CHECKPOINTS,
+    checkpoint_step,
+    last_whole_checkpoint,
+    require_no_checkpoints,
+)
 from kit.training.disk import advice_on_disk
 from kit.training.guard import CollapseGuard, constant_loss
 from kit.training.lora import merge_adapters
@@ -71,20 +76,34 @@ def train_fold(
     part = run.part(fold)
     if run.done(fold):
         say(f"{part} is done already")
-        shutil.rmtree(part / CHECKPOINTS, ignore_errors=True)  # left by a process that was killed at its very end
+        shutil.rmtree(
+            part / CHECKPOINTS, ignore_errors=True
+        )  # left by a process that was killed at its very end
         return run.parts()[part.name]
     if not resume:
         require_no_checkpoints(part)
     started = time.monotonic()
     material = prepare_fold(recipe, data, fold, say)
-    ranks, model, compute, budget = PartialState(), material.model, material.compute, TimeBudget(deadline, say)
+    ranks, model, compute, budget = (
+        PartialState(),
+        material.model,
+        material.compute,
+        TimeBudget(deadline, say),
+    )
     trainer = _trainer(recipe, material, part / CHECKPOINTS, budget, guard, listen, say)
     if report_to:
-        trainer.add_callback(tensorboard_callback(part / "tensorboard" / f"attempt{len(tried) + 1}"))
+        trainer.add_callback(
+            tensorboard_callback(part / "tensorboard" / f"attempt{len(tried) + 1}")
+        )
     with ranks.main_process_first():
         # from the last step of all in the middle of an epoch Trainer would take one more
-        per_epoch, steps = steps_per_epoch(recipe.train, len(material.train_rows)), trainer.args.max_steps
-        last = last_whole_checkpoint(part / CHECKPOINTS, below=steps if steps % per_epoch else math.inf)
+        per_epoch, steps = (
+            steps_per_epoch(recipe.train, len(material.train_rows)),
+            trainer.args.max_steps,
+        )
+        last = last_whole_checkpoint(
+            part / CHECKPOINTS, below=steps if steps % per_epoch else math.inf
+        )
     if resume and last:
         say(f"going on from step {checkpoint_step(last)}")
     rows, sequences = trainer.args.per_device_train_batch_size, material.lessons.lengths.shape[1]
@@ -93,13 +112,19 @@ def train_fold(
         if recipe.train.lora_rank:
             merge_adapters(model.encoder)
         both = recipe.predict.swap
-        logits = predict_logits(model, material.questions, material.valid_rows, compute, both_orders=both)
+        logits = predict_logits(
+            model, material.questions, material.valid_rows, compute, both_orders=both
+        )
     metrics = _judged(logits, material) | _trained(recipe, material, trainer)
     metrics |= {
         "out_of_time": budget.out_of_time,
         "restarts": list(tried),
         "minutes": (time.monotonic() - started) / 60,
-        "versions": {"kit": kit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "kit": kit.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     }
     if ranks.is_main_process:
         valid = make_predictions(material.ids[material.valid_rows], mean_probabilities(logits))
@@ -121,12 +146,16 @@ def _trainer(
     train_rows, valid_rows, model = material.train_rows, material.valid_rows, material.model
     both = recipe.predict.swap and not model.symmetric  # else one order says what both say
     batches = (material.lessons, material.questions, train_rows, valid_rows)
-    trainer = make_trainer(recipe.train, model, *batches, both, material.compute, checkpoints, listen)
+    trainer = make_trainer(
+        recipe.train, model, *batches, both, material.compute, checkpoints, listen
+    )
     trainer.add_callback(budget)
     if guard:
         reference = constant_loss(material.targets[train_rows], material.labels[valid_rows])
         settled = trainer.lr_scheduler.settled
-        trainer.add_callback(CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time))
+        trainer.add_callback(
+            CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time)
+        )
     return trainer
 
 
@@ -186,15 +215,20 @@ def _advice_on_memory(recipe: Recipe, rows: int, sequences: int) -> Iterator[Non
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if recipe.train.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if recipe.train.compile and type(error).__module__.startswith(
+            ("torch._dynamo", "torch._inductor")
+        ):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise RecipeError(f"torch.compile failed on this encoder: {reason}", "Set train.compile=false.") from error
+            raise RecipeError(
+                f"torch.compile failed on this encoder: {reason}", "Set train.compile=false."
+            ) from error
         if not out_of_memory(error):
             raise
         row = sequences * recipe.encode.max_tokens
         tokens = max(row, min(recipe.train.micro_tokens or math.inf, rows * row))
         cures = {
-            f"--set train.micro_tokens={max(row, tokens // 2)} (the same result in more, smaller passes)": tokens > row,
+            f"--set train.micro_tokens={max(row, tokens // 2)} (the same result in more, smaller passes)": tokens
+            > row,
             "--set train.gradient_checkpointing=true": not recipe.train.gradient_checkpointing,
             "a smaller encode.max_tokens": True,
         }

@@ -48,7 +48,12 @@ class CollapseGuard(TrainerCallback):
         self.verdict = ""
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
     ) -> None:
         """Judges an evaluation; before its checkpoint is written, so that a resume comes by here again."""
         loss, spread = metrics["eval_log_loss"], metrics["eval_spread"]
@@ -72,7 +77,9 @@ class CollapseGuard(TrainerCallback):
         elif not learned:
             self.verdict = verdict
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Early stopping may have come first."""
         if self.verdict and not self.expired():
             raise CollapseError(self.verdict, advice(self.spec))
@@ -94,23 +101,37 @@ class GradientGuard(TrainerCallback, ExportableState):
         """What a checkpoint keeps of it."""
         return {"args": {"lr": self.lr}, "attributes": {"row": self.row, "skipped": self.skipped}}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Trainer saves the state of those only that the checkpoint names; one of an older kit does not name this."""
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module,
+        **_: Any,
     ) -> None:
         """Looks at the gradient, clipped by now."""
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        gradients = [
+            parameter.grad for parameter in model.parameters() if parameter.grad is not None
+        ]
         if math.isfinite(torch.nn.utils.get_total_norm(gradients)):
             self.row = 0
             return
         self.row, self.skipped = self.row + 1, self.skipped + 1
         if self.row >= (self.IN_A_ROW_FP16 if args.fp16 else self.IN_A_ROW):
-            raise diverged(f"the gradients of {self.row} steps up to {state.global_step + 1} are not finite", self.lr)
+            raise diverged(
+                f"the gradients of {self.row} steps up to {state.global_step + 1} are not finite",
+                self.lr,
+            )
         if not args.fp16:
-            model.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient, its moments too
+            model.zero_grad(
+                set_to_none=True
+            )  # AdamW passes over what has no gradient, its moments too
 
 
 def constant_loss(targets: np.ndarray, labels: np.ndarray) -> float:
@@ -120,7 +141,11 @@ def constant_loss(targets: np.ndarray, labels: np.ndarray) -> float:
         targets: of the training rows, labels (N,), or probabilities times weights (N, 3): `Processed.targets`.
     """
     hard = targets.ndim == 1
-    shares = class_prior(targets) if hard else targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
+    shares = (
+        class_prior(targets)
+        if hard
+        else targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
+    )
     return log_loss(np.tile(shares, (len(labels), 1)), labels)
 
 
@@ -144,10 +169,15 @@ def advice(spec: TrainSpec) -> str:
         "train.warmup=0.15": spec.warmup < 0.1,
         "train.layer_decay=0.9": spec.layer_decay > 0.95 and not spec.lora_rank,
         "train.head_only=0.1": not spec.head_only,
-        "train.reinit_layers=1": not spec.reinit_layers and not spec.lora_rank,  # which go together badly
+        "train.reinit_layers=1": not spec.reinit_layers
+        and not spec.lora_rank,  # which go together badly
     }
     named = " ".join(f"--set {cure}" for cure, missing in cures.items() if missing)
-    begin = f"Change the recipe: {named}; or add" if named else "The recipe has the usual cures already; add"
+    begin = (
+        f"Change the recipe: {named}; or add"
+        if named
+        else "The recipe has the usual cures already; add"
+    )
     return (
         f"{begin} --resume --restart to try again with half the rates and another seed. "
         "With --no-guard a training goes on all the same."

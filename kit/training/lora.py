@@ -45,7 +45,11 @@ def merge_adapters(encoder: nn.Module) -> None:
     """Adds every adapter to the weight it stands on and takes it away; the encoder computes the same as before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    adapted = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
+    adapted = [
+        (name, module)
+        for name, module in encoder.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    ]
     for name, module in adapted:
         module.merge(safe_merge=True)
         encoder.set_submodule(name, module.get_base_layer())

@@ -17,7 +17,10 @@ def summed_cross_entropy(
     weight 2 counts as two. Logits of both orders, (B, 2, 3) with the classes permuted back, count half each.
     """
     if logits.ndim == 3:
-        orders = (summed_cross_entropy(each, labels, num_items_in_batch, smoothing) for each in logits.unbind(1))
+        orders = (
+            summed_cross_entropy(each, labels, num_items_in_batch, smoothing)
+            for each in logits.unbind(1)
+        )
         return sum(orders) / 2
     if labels.ndim == 2:
         target = (1 - smoothing) * labels + smoothing * labels.mean(1, keepdim=True)
@@ -36,10 +39,14 @@ def of_two_passes(loss: Loss, weight: float) -> Loss:
     (B, 2, 3).
     """
 
-    def of_two(logits: tuple[Tensor, Tensor], labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+    def of_two(
+        logits: tuple[Tensor, Tensor], labels: Tensor, num_items_in_batch: Tensor | int
+    ) -> Tensor:
         both = [loss(each, labels, num_items_in_batch=num_items_in_batch) for each in logits]
         first, second = (functional.log_softmax(each.float(), -1) for each in logits)
-        apart = ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2  # KL(p|q) + KL(q|p), halved
+        apart = ((first.exp() - second.exp()) * (first - second)).sum(
+            -1
+        ) / 2  # KL(p|q) + KL(q|p), halved
         rows = apart.reshape(len(apart), -1).mean(1)  # (B): orders count half each
         if labels.ndim == 2:
             rows = rows * labels.sum(1)

@@ -27,9 +27,13 @@ def parameter_groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
             continue  # an adapter learns in its place
         inside = name.startswith("encoder.")
         lr = spec.lr * spec.layer_decay ** _depth(name, layers) if inside else spec.head_lr
-        decay, waits = spec.weight_decay if parameter.ndim > 1 else 0.0, inside and spec.head_only > 0
+        decay, waits = (
+            spec.weight_decay if parameter.ndim > 1 else 0.0,
+            inside and spec.head_only > 0,
+        )
         group = groups.setdefault(
-            (lr, decay, waits), {"params": [], "lr": lr, "weight_decay": decay} | ({"waits": True} if waits else {})
+            (lr, decay, waits),
+            {"params": [], "lr": lr, "weight_decay": decay} | ({"waits": True} if waits else {}),
         )
         group["params"].append(parameter)
     return list(groups.values())
@@ -51,7 +55,10 @@ def layer_of(name: str) -> int | None:
 
 def optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.AdamW:
     """AdamW with bias correction (Loshchilov & Hutter 2019; Mosbach et al. 2021 on why the correction matters)."""
-    fused = next(model.parameters()).device.type in ("cuda", "cpu")  # one pass over memory instead of a dozen
+    fused = next(model.parameters()).device.type in (
+        "cuda",
+        "cpu",
+    )  # one pass over memory instead of a dozen
     return torch.optim.AdamW(parameter_groups(model, spec), eps=spec.adam_epsilon, fused=fused)
 
 
@@ -70,7 +77,10 @@ class Schedule(LRScheduler):
 
     def __init__(self, optim: torch.optim.Optimizer, spec: TrainSpec, total_steps: int):
         self.kind, self.total = spec.schedule, total_steps
-        self.warmup, self.head_only = math.ceil(spec.warmup * total_steps), math.ceil(spec.head_only * total_steps)
+        self.warmup, self.head_only = (
+            math.ceil(spec.warmup * total_steps),
+            math.ceil(spec.head_only * total_steps),
+        )
         self.waits = [group.get("waits", False) for group in optim.param_groups]
         self.factor, self.patience = spec.plateau_factor, spec.plateau_patience
         self.scale, self.best, self.bad = 1.0, math.inf, 0

@@ -18,15 +18,20 @@ def reinitialise(encoder: nn.Module, layers: int) -> None:
     """
     if not layers:
         return
-    depth = 1 + max((layer_of("." + name) or 0 for name, _ in encoder.named_parameters()), default=0)
+    depth = 1 + max(
+        (layer_of("." + name) or 0 for name, _ in encoder.named_parameters()), default=0
+    )
     if layers > depth:
         raise RecipeError(
-            f"train.reinit_layers = {layers}, but the encoder has {depth} layers", "Usual are 1 to a quarter of them."
+            f"train.reinit_layers = {layers}, but the encoder has {depth} layers",
+            "Usual are 1 to a quarter of them.",
         )
     named = ((layer_of(f".{name}."), module) for name, module in encoder.named_modules())
     chosen = [module for layer, module in named if layer is not None and layer >= depth - layers]
     for module in chosen:  # all of them first: some draw for the modules inside them
         for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # or transformers 5 takes it for loaded, and draws nothing
+            parameter._is_hf_initialized = (
+                False  # or transformers 5 takes it for loaded, and draws nothing
+            )
     for module in chosen:
         encoder._init_weights(module)

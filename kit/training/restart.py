@@ -51,7 +51,9 @@ def train_again(
             tried = [*tried, rates(now) | {"why": error.problem}]
         gc.collect()  # the model that failed hangs in a reference cycle
         torch.cuda.empty_cache()
-        say(f"{tried[-1]['why']}; attempt {len(tried) + 1} with {_words(rates(attempt(recipe, len(tried))))}")
+        say(
+            f"{tried[-1]['why']}; attempt {len(tried) + 1} with {_words(rates(attempt(recipe, len(tried))))}"
+        )
         _begin_again(part, tried)
     (part / TRIED).unlink(missing_ok=True)
     return metrics
@@ -63,7 +65,10 @@ def attempt(recipe: Recipe, number: int) -> Recipe:
     half = 0.5**number
     seed = (train.seed + SEEDS_APART * number) % 2**32
     return dataclasses.replace(
-        recipe, train=dataclasses.replace(train, lr=train.lr * half, head_lr=train.head_lr * half, seed=seed)
+        recipe,
+        train=dataclasses.replace(
+            train, lr=train.lr * half, head_lr=train.head_lr * half, seed=seed
+        ),
     )
 
 
@@ -91,7 +96,9 @@ def _sweep(part: Path) -> None:
 
 
 def _words(values: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    return ", ".join(
+        f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+    )
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

@@ -39,12 +39,18 @@ class LengthBuckets(Sampler[int]):
         full = len(rows) - len(rows) % self.batch_size
         batches: list[np.ndarray] = []
         for start in range(0, full, self.window * self.batch_size):
-            batches += self._bucket(rows[start : min(start + self.window * self.batch_size, full)], longer, shorter)
+            batches += self._bucket(
+                rows[start : min(start + self.window * self.batch_size, full)], longer, shorter
+            )
         for number in rng.permutation(len(batches)):
             yield from batches[number].tolist()
-        yield from rows[full:].tolist()  # the incomplete batch comes last, since the loader cuts every batch_size
+        yield from rows[
+            full:
+        ].tolist()  # the incomplete batch comes last, since the loader cuts every batch_size
 
-    def _bucket(self, rows: np.ndarray, longer: np.ndarray, shorter: np.ndarray) -> list[np.ndarray]:
+    def _bucket(
+        self, rows: np.ndarray, longer: np.ndarray, shorter: np.ndarray
+    ) -> list[np.ndarray]:
         count = len(rows) // self.batch_size
         strip = round(np.sqrt(count)) * self.batch_size
         rows = rows[np.argsort(-longer[rows], kind="stable")]

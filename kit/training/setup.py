@@ -45,7 +45,9 @@ class FoldSetup:
     cut: float
 
 
-def prepare_fold(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], None]) -> FoldSetup:
+def prepare_fold(
+    recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], None]
+) -> FoldSetup:
     """The material of one part; random weights follow the recipe's seed. Under torchrun every process calls this.
 
     Raises:
@@ -63,10 +65,16 @@ def prepare_fold(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[
         compute = choose_device(train.precision, model.half_width)
         say(compute.reason)
         rows, content = data.train(), data.digest("train")
-        encoded = tokenize_cached(rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape)
-        tabular = features_cached(rows, content, encoded, data.cache) if recipe.model.features else None
+        encoded = tokenize_cached(
+            rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape
+        )
+        tabular = (
+            features_cached(rows, content, encoded, data.cache) if recipe.model.features else None
+        )
     cut = encoded.cut / (len(encoded) * encoded.sides)
-    say(f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens")
+    say(
+        f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens"
+    )
     train_rows, valid_rows = data.fold_rows(fold)
     rows = data.train([ID, LABEL])
     labels, targets = rows[LABEL].to_numpy(), data.targets()
@@ -78,7 +86,9 @@ def prepare_fold(recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[
     one = model.reads_first and not train.swap_augmentation
     how = {"most": train.micro_tokens, "multiple": multiple, "first_only": one}
     lessons = make_collator(model, encoded, vocabulary, targets, tabular, **how)
-    questions = make_collator(model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple)
+    questions = make_collator(
+        model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple
+    )
     if train.compile:
         model.encoder.compile(dynamic=True)
     return FoldSetup(

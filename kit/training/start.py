@@ -13,7 +13,13 @@ from kit.data.dataset import Dataset
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RecipeError
 from kit.model.backbones import Backbone, max_positions
-from kit.model.encoder import build_encoder, load_config, load_encoder, load_vocabulary, resolve_backbone
+from kit.model.encoder import (
+    build_encoder,
+    load_config,
+    load_encoder,
+    load_vocabulary,
+    resolve_backbone,
+)
 from kit.model.pair_model import PairModel
 from kit.model.reward import load_reward_head
 from kit.model.tiny import write_tiny_backbone
@@ -39,7 +45,10 @@ def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
         vocabulary = load_vocabulary(tiny_folder(source, data))
         encoder = build_encoder(config, recipe.model.fast_attention)
     else:
-        encoder, vocabulary = load_encoder(source, recipe.model.fast_attention), load_vocabulary(source)
+        encoder, vocabulary = (
+            load_encoder(source, recipe.model.fast_attention),
+            load_vocabulary(source),
+        )
     reinitialise(encoder, recipe.train.reinit_layers)
     if len(vocabulary.pretrained) > config["vocab_size"]:
         raise BackboneError(
@@ -49,7 +58,10 @@ def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
         )
     if recipe.train.gradient_checkpointing:
         # transformers 5.23 renamed it; reentrant checkpoints cannot be run twice in a step, as packs are
-        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable = (
+            getattr(encoder, "activation_checkpointing_enable", None)
+            or encoder.gradient_checkpointing_enable
+        )
         enable({"use_reentrant": False})
     model = PairModel(encoder, config, _pooled(recipe.model, source))
     if recipe.model.reward:
@@ -89,7 +101,9 @@ def _require_layers(recipe: Recipe) -> None:
     if not asked:
         return
     with torch.device("meta"):
-        encoder = build_encoder(load_config(resolve_backbone(recipe.backbone)), fast_attention=False)
+        encoder = build_encoder(
+            load_config(resolve_backbone(recipe.backbone)), fast_attention=False
+        )
     if all(layer_of(f"encoder.{name}") is None for name, _ in encoder.named_parameters()):
         raise RecipeError(
             f"train.{asked[0]} works on an encoder's layers, and in {recipe.backbone} no weight is named as one",
@@ -99,10 +113,17 @@ def _require_layers(recipe: Recipe) -> None:
 
 def tiny_folder(record: Backbone, data: Dataset) -> Path:
     """The folder of a toy backbone whose tokenizer was trained on `data`'s training rows; made when it is not there."""
-    key = hashlib.sha256(json.dumps([data.digest("train"), record.config], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([data.digest("train"), record.config], sort_keys=True).encode()
+    ).hexdigest()[:16]
     folder = data.cache / f"{record.name}-{key}"
     done = (folder / "config.json").exists
-    make_once(data.cache, folder.name, done, lambda: write_tiny_backbone(record, _texts(data.train()), folder))
+    make_once(
+        data.cache,
+        folder.name,
+        done,
+        lambda: write_tiny_backbone(record, _texts(data.train()), folder),
+    )
     return folder
 
 

@@ -26,5 +26,7 @@ def tensorboard_callback(folder: Path) -> TrainerCallback:
     from transformers.integrations import TensorBoardCallback
 
     callback = TensorBoardCallback()
-    callback.logging_dir = str(folder)  # the writer is opened when training begins, by the first process only
+    callback.logging_dir = str(
+        folder
+    )  # the writer is opened when training begins, by the first process only
     return callback

@@ -56,7 +56,9 @@ def train_recipe(
     deadline = began + max_hours * 3600
     processed = open_dataset(data)
     folds = choose_folds(fold, processed.folds)
-    backbone = folder_digest(resolve_backbone(recipe.backbone))  # one that does not exist leaves no run behind
+    backbone = folder_digest(
+        resolve_backbone(recipe.backbone)
+    )  # one that does not exist leaves no run behind
     known = BACKBONES.get(recipe.backbone)
     if known and known.multilingual and processed.manifest["options"]["text"] == "ascii":
         say(

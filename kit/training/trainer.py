@@ -81,7 +81,9 @@ class PairTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: RowNumbers | None = None) -> LengthBuckets:
         return self.sampler
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> Tensor | int | None:
         """The rows of the whole optimizer step, or where rows have weights their sum."""
         if not batch_samples or batch_samples[0]["labels"].ndim == 1:
             return super()._get_num_items_in_batch(batch_samples, device)
@@ -97,23 +99,34 @@ class PairTrainer(Trainer):
         return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Forward and backward pass of a batch, or of its parts one after the other; the gradients are their sum."""
         *most, last = inputs.get("parts", [inputs])
-        with self.accelerator.no_sync(model):  # processes exchange gradients once, when all parts are in
+        with self.accelerator.no_sync(
+            model
+        ):  # processes exchange gradients once, when all parts are in
             total = sum(self._pass(model, part, num_items_in_batch) for part in most)
         return total + self._pass(model, last, num_items_in_batch)
 
-    def _pass(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
+    def _pass(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         """Forward and backward pass, from `awp_start` on at perturbed weights."""
         self._callback(PaddingCallback).add(inputs["packs"])
         if not self.nearby or self.state.global_step < self.spec.awp_start * self.state.max_steps:
             return super().training_step(model, inputs, num_items_in_batch)
-        bare = self.accelerator.unwrap_model(model)  # DDP counts the gradients it reduces, and not these
+        bare = self.accelerator.unwrap_model(
+            model
+        )  # DDP counts the gradients it reduces, and not these
         bare.train()
         batch = self._prepare_inputs(dict(inputs))
-        with self.nearby.around(self._scaled(self.compute_loss(bare, batch, num_items_in_batch=num_items_in_batch))):
+        with self.nearby.around(
+            self._scaled(self.compute_loss(bare, batch, num_items_in_batch=num_items_in_batch))
+        ):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _scaled(self, loss: Tensor) -> Tensor:
@@ -146,10 +159,14 @@ class PairTrainer(Trainer):
         """Log loss and accuracy of the validation rows, and how much predictions vary; every process gets them."""
         with self.averaging.in_place() if self.averaging else nullcontext():
             bare = self.accelerator.unwrap_model(self.model)
-            logits = predict_logits(bare, self.eval_collate, self.valid, self.compute, both_orders=self.both_orders)
+            logits = predict_logits(
+                bare, self.eval_collate, self.valid, self.compute, both_orders=self.both_orders
+            )
         labels = self.eval_collate.labels[self.valid]
         if not np.isfinite(logits).all():
-            raise diverged(f"at step {self.state.global_step} the logits are not finite", self.spec.lr)
+            raise diverged(
+                f"at step {self.state.global_step} the logits are not finite", self.spec.lr
+            )
         each = mean_probabilities(logits)
         metrics = {
             "eval_log_loss": log_loss(each, labels),
@@ -157,7 +174,9 @@ class PairTrainer(Trainer):
             "eval_spread": float(each.std(0).max()),
         }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
 

@@ -29,21 +29,47 @@ class Step:
 STEPS = (
     Step("sample", ("sample", "--rows", "240", "--out", "data/raw"), ("--force",)),
     Step("download", ("download", "--out", "data/kaggle")),
-    Step("preprocess", ("preprocess", "--raw", "data/raw", "--out", "data/processed", "--folds", "2")),
-    Step("preprocess over another", ("preprocess", "--raw", "data/raw", "--out", "data/processed", "--valid", "0.2")),
+    Step(
+        "preprocess", ("preprocess", "--raw", "data/raw", "--out", "data/processed", "--folds", "2")
+    ),
+    Step(
+        "preprocess over another",
+        ("preprocess", "--raw", "data/raw", "--out", "data/processed", "--valid", "0.2"),
+    ),
     Step("baseline", ("baseline", "length", "--fold", "holdout")),
     Step(
         "train",
-        ("train", "--backbone", "tiny-electra", *(each for o in OVERRIDES for each in ("--set", o))),
+        (
+            "train",
+            "--backbone",
+            "tiny-electra",
+            *(each for o in OVERRIDES for each in ("--set", o)),
+        ),
         ("--resume",),
     ),
     Step("predict", ("predict", RUN), ("--force",)),
-    Step("predict input", ("predict", RUN, "--input", "data/raw/test.csv", "-o", "input.csv"), ("--force",)),
-    Step("calibrate", ("calibrate", VALID[0], *TRUTH, "--save", "t.json", "-o", "calibrated.csv"), ("--force",)),
+    Step(
+        "predict input",
+        ("predict", RUN, "--input", "data/raw/test.csv", "-o", "input.csv"),
+        ("--force",),
+    ),
+    Step(
+        "calibrate",
+        ("calibrate", VALID[0], *TRUTH, "--save", "t.json", "-o", "calibrated.csv"),
+        ("--force",),
+    ),
     Step(
         "ensemble",
         (
-            *("ensemble", "runs/baseline-length/test.csv", f"{RUN}/test.csv", "--fit", VALID[0], "--fit", VALID[1]),
+            *(
+                "ensemble",
+                "runs/baseline-length/test.csv",
+                f"{RUN}/test.csv",
+                "--fit",
+                VALID[0],
+                "--fit",
+                VALID[1],
+            ),
             *(*TRUTH, "--save", "blend.json", "-o", "submissions/blend.csv"),
         ),
         ("--force",),
@@ -79,7 +105,9 @@ class Workspaces:
             before = contents(start)
             ended = self.run(step.argv)
             assert ended.code == 0, f"{step.name}: {ended.stderr}"
-            self.walked[step.name] = Undisturbed(step, start, before, contents(self.place), ended.events, ended.seconds)
+            self.walked[step.name] = Undisturbed(
+                step, start, before, contents(self.place), ended.events, ended.seconds
+            )
         parse_all(self.place)
 
     def begin(self, name: str) -> Undisturbed:

@@ -65,7 +65,13 @@ class Zygote:
         self.process.stdin.close()
         self.process.wait(10)
 
-    def run(self, argv: list[str], cwd: Path, env: dict[str, str] | None = None, fault: Fault | None = None) -> Ended:
+    def run(
+        self,
+        argv: list[str],
+        cwd: Path,
+        env: dict[str, str] | None = None,
+        fault: Fault | None = None,
+    ) -> Ended:
         """`kit ARGV` in the folder `cwd`."""
         request = {"argv": argv, "cwd": str(cwd), "env": env or {}}
         self.process.stdin.write(json.dumps(request | (fault or Fault()).as_request()) + "\n")

@@ -19,13 +19,19 @@ def grade(data: bytes, ids: set[int]) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return "not UTF-8"
-    rows = [cells for cells in csv.reader(io.StringIO(text, newline="")) if cells and "".join(cells).strip(" \t")]
+    rows = [
+        cells
+        for cells in csv.reader(io.StringIO(text, newline=""))
+        if cells and "".join(cells).strip(" \t")
+    ]
     if len(rows) < 2:
         return "no rows"
     header, *body = rows
     if any(column not in header for column in COLUMNS):
         return "a column is missing"
-    skipped = max(0, len(body[0]) - len(header))  # a first row that is wider than the header: pandas takes an index
+    skipped = max(
+        0, len(body[0]) - len(header)
+    )  # a first row that is wider than the header: pandas takes an index
     if any(len(cells) > len(header) + skipped for cells in body):
         return "a row that is too wide"
     body = [cells[skipped:] + [""] * (len(header) + skipped - len(cells)) for cells in body]

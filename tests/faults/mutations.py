@@ -6,9 +6,41 @@ from collections.abc import Callable
 
 NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 STRANGE = (
-    *(b"NaN", b"nan", b"Infinity", b"-inf", b"1e999", b"-1", b"0", b"1e-320", b"9" * 400, b"0x10", b"1_000"),
-    *(b"18446744073709551616", b"null", b"true", b'""', b"[]", b"{}", b"[" * 20_000 + b"]" * 20_000, b"'", b"=1+1"),
-    *(b"\x00", b"\x1b[31m", b"\xc3\x28", b"\xed\xa0\x80", b"\r", b"\xe2\x80\xae", b"\\ud800", b"../../x", b"e" * 5000),
+    *(
+        b"NaN",
+        b"nan",
+        b"Infinity",
+        b"-inf",
+        b"1e999",
+        b"-1",
+        b"0",
+        b"1e-320",
+        b"9" * 400,
+        b"0x10",
+        b"1_000",
+    ),
+    *(
+        b"18446744073709551616",
+        b"null",
+        b"true",
+        b'""',
+        b"[]",
+        b"{}",
+        b"[" * 20_000 + b"]" * 20_000,
+        b"'",
+        b"=1+1",
+    ),
+    *(
+        b"\x00",
+        b"\x1b[31m",
+        b"\xc3\x28",
+        b"\xed\xa0\x80",
+        b"\r",
+        b"\xe2\x80\xae",
+        b"\\ud800",
+        b"../../x",
+        b"e" * 5000,
+    ),
 )
 
 

@@ -14,7 +14,13 @@ from disturbed import Ended, Fault
 from wholeness import contents, leftovers, not_whole
 
 NAMES = [step.name for step in STEPS]
-SOME = ("sample", "download", "preprocess", "train", "ensemble")  # in the quick part: one of each way to write
+SOME = (
+    "sample",
+    "download",
+    "preprocess",
+    "train",
+    "ensemble",
+)  # in the quick part: one of each way to write
 RESUMABLE = re.compile(r"/checkpoints|\.part$")  # what the next run goes on with
 
 
@@ -48,7 +54,9 @@ def _complete(workspaces: Workspaces, found: Undisturbed, said: str) -> None:
     again = workspaces.run((*found.step.argv, *found.step.again))
     assert again.code == 0, f"{said}\nagain: {again.stderr}"
     ours = contents(workspaces.place)
-    different = sorted(name for name in ours.keys() | found.after.keys() if ours.get(name) != found.after.get(name))
+    different = sorted(
+        name for name in ours.keys() | found.after.keys() if ours.get(name) != found.after.get(name)
+    )
     assert not different, f"{said}\nafterwards different: {different}"
     assert not leftovers(workspaces.place), f"{said}\nleft over: {leftovers(workspaces.place)}"
 
@@ -59,7 +67,9 @@ def test_a_killed_command_leaves_whole_files_and_completes(
 ):
     found, chance = workspaces.walked[name], random.Random(f"{seed} kill {name}")
     costs = {each: walked.events * walked.seconds for each, walked in workspaces.walked.items()}
-    share = 0.4 * costs[name] / sum(costs.values())  # so that an hour kills each command at nearly every event
+    share = (
+        0.4 * costs[name] / sum(costs.values())
+    )  # so that an hour kills each command at nearly every event
     events = chance.sample(range(1, found.events + 1), found.events)
     for event, _ in zip(events, rounds(1, share), strict=False):
         survive(workspaces, name, Fault(event=event))
@@ -77,14 +87,18 @@ def test_ctrl_c_ends_with_130_and_one_line(
     found, chance = workspaces.walked[name], random.Random(f"{seed} interrupt {name}")
     for number in rounds(int(name in SOME), 0.1 / len(NAMES)):
         moment = (
-            {"after_s": chance.uniform(0, found.seconds)} if number % 2 else {"event": chance.randint(1, found.events)}
+            {"after_s": chance.uniform(0, found.seconds)}
+            if number % 2
+            else {"event": chance.randint(1, found.events)}
         )
         ended = survive(workspaces, name, Fault(**moment, signal=signal.SIGINT))
         tally["interrupts, ended with 130"] += ended.code == 130
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_full_disk_is_one_message(name: str, workspaces: Workspaces, rounds: type, seed: int, tally: Counter[str]):
+def test_a_full_disk_is_one_message(
+    name: str, workspaces: Workspaces, rounds: type, seed: int, tally: Counter[str]
+):
     """RLIMIT_FSIZE: a file that grows beyond it cannot be written, in Python, pyarrow, safetensors or torch."""
     found, chance = workspaces.walked[name], random.Random(f"{seed} full {name}")
     grown = [len(data) for path, data in found.after.items() if data != found.before.get(path)]
@@ -95,7 +109,9 @@ def test_a_full_disk_is_one_message(name: str, workspaces: Workspaces, rounds: t
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_that_may_not_be_written_is_one_message(name: str, workspaces: Workspaces, tally: Counter[str]):
+def test_a_folder_that_may_not_be_written_is_one_message(
+    name: str, workspaces: Workspaces, tally: Counter[str]
+):
     found = workspaces.begin(name)
     folders = [workspaces.place, *(path for path in workspaces.place.rglob("*") if path.is_dir())]
     for folder in folders:

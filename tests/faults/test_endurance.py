@@ -15,9 +15,16 @@ GOING_ON = re.compile(r"going on from step (\d+)")
 def test_a_training_killed_many_times_ends_as_if_undisturbed(
     workspaces: Workspaces, seed: int, soaking: bool, tally: Counter[str]
 ):
-    kills, epochs, most = (20, 16, 60) if soaking else (3, 4, 160)  # at most so many file events in a life
+    kills, epochs, most = (
+        (20, 16, 60) if soaking else (3, 4, 160)
+    )  # at most so many file events in a life
     overrides = (*QUICK, f"train.epochs={epochs}")
-    argv = ("train", "--backbone", "tiny-electra", *(each for o in overrides for each in ("--set", o)))
+    argv = (
+        "train",
+        "--backbone",
+        "tiny-electra",
+        *(each for o in overrides for each in ("--set", o)),
+    )
     found = workspaces.begin("train")
     whole = workspaces.run(argv)
     assert whole.code == 0, whole.stderr
@@ -27,7 +34,9 @@ def test_a_training_killed_many_times_ends_as_if_undisturbed(
     chance, steps = random.Random(f"{seed} endurance"), []
     for number in range(kills):
         ended = workspaces.run((*argv, "--resume"), Fault(event=chance.randint(1, most)))
-        assert ended.signal == 9, f"ended by itself before kill {number + 1}: {ended.code}\n{ended.stderr}"
+        assert ended.signal == 9, (
+            f"ended by itself before kill {number + 1}: {ended.code}\n{ended.stderr}"
+        )
         assert not not_whole(workspaces.place, found.before, expected)
         steps += map(int, GOING_ON.findall(ended.stderr))
     ended = workspaces.run((*argv, "--resume"))
@@ -35,7 +44,9 @@ def test_a_training_killed_many_times_ends_as_if_undisturbed(
     steps += map(int, GOING_ON.findall(ended.stderr))
 
     ours = contents(workspaces.place)
-    different = sorted(name for name in ours.keys() | expected.keys() if ours.get(name) != expected.get(name))
+    different = sorted(
+        name for name in ours.keys() | expected.keys() if ours.get(name) != expected.get(name)
+    )
     assert not different, f"different after {kills} kills, resumed from steps {steps}: {different}"
     assert not leftovers(workspaces.place)
     assert steps == sorted(steps), "a checkpoint was lost"

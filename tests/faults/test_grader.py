@@ -17,11 +17,68 @@ STRICTER = {
     "no-header": "a first row of numbers",
 }
 CELLS = (
-    *("0", "1", "0.0", "1.0", "-0.0", "0.333333", "0.3333334", "0.33333349", "1e-7", "1e-400", "1.0000001", "-1e-9"),
-    *("", " ", "nan", "NaN", "NA", "null", "None", "inf", "-inf", "Infinity", "1e999", "abc", "0,5", "0x1", "1_0"),
-    *(" 0.5", "0.5 ", "\t0.5", "+0.5", ".5", "5e-1", "½", "１", "0.5\n", "True", "1/3", "--", "0.5.5", "1e", "e5"),
+    *(
+        "0",
+        "1",
+        "0.0",
+        "1.0",
+        "-0.0",
+        "0.333333",
+        "0.3333334",
+        "0.33333349",
+        "1e-7",
+        "1e-400",
+        "1.0000001",
+        "-1e-9",
+    ),
+    *(
+        "",
+        " ",
+        "nan",
+        "NaN",
+        "NA",
+        "null",
+        "None",
+        "inf",
+        "-inf",
+        "Infinity",
+        "1e999",
+        "abc",
+        "0,5",
+        "0x1",
+        "1_0",
+    ),
+    *(
+        " 0.5",
+        "0.5 ",
+        "\t0.5",
+        "+0.5",
+        ".5",
+        "5e-1",
+        "½",
+        "１",
+        "0.5\n",
+        "True",
+        "1/3",
+        "--",
+        "0.5.5",
+        "1e",
+        "e5",
+    ),
 )
-NAMES = ("id", "ID", "Id", " id", "id ", "winner_model_a", "winner_a", "winner_model_A", "winner_tie", "note", "")
+NAMES = (
+    "id",
+    "ID",
+    "Id",
+    " id",
+    "id ",
+    "winner_model_a",
+    "winner_a",
+    "winner_model_A",
+    "winner_tie",
+    "note",
+    "",
+)
 
 
 def submission(chance: random.Random) -> str:
@@ -40,7 +97,9 @@ def submission(chance: random.Random) -> str:
             row[place] = chance.choice(CELLS)
         elif what == 1 and place:
             try:
-                row[place] = repr(float(row[place]) + chance.choice((1, -1)) * 10 ** chance.uniform(-9, -4))
+                row[place] = repr(
+                    float(row[place]) + chance.choice((1, -1)) * 10 ** chance.uniform(-9, -4)
+                )
             except ValueError:
                 row[place] = "0"
         elif what == 2:
@@ -60,7 +119,9 @@ def submission(chance: random.Random) -> str:
         elif what == 7:
             header[chance.randrange(len(header))] = chance.choice(NAMES)
         elif what == 8:
-            row[0] = chance.choice(("136060.0", "1360.6", "1.36060e5", "99", "-7", "007", "7 ", "9" * 30, "1e3"))
+            row[0] = chance.choice(
+                ("136060.0", "1360.6", "1.36060e5", "99", "-7", "007", "7 ", "9" * 30, "1e3")
+            )
         elif what == 9:
             ends = chance.choice(("\r\n", "\n\n", "\n \n"))
         elif what == 10:
@@ -71,12 +132,18 @@ def submission(chance: random.Random) -> str:
             mark = "\ufeff"
         else:
             row[:] = row[:-1] if chance.random() < 0.5 else [*row, "0.1"]
-    lines = [",".join(f'"{cell}"' if quote else cell for cell in cells) for cells in [header, *rows]]
+    lines = [
+        ",".join(f'"{cell}"' if quote else cell for cell in cells) for cells in [header, *rows]
+    ]
     return mark + ends.join(lines) + (ends if end_with else "")
 
 
 def test_kit_and_the_rules_agree(tmp_path: Path, seed: int, soaking: bool, tally: Counter[str]):
-    sample, file, chance = tmp_path / "sample.csv", tmp_path / "submission.csv", random.Random(f"{seed} grader")
+    sample, file, chance = (
+        tmp_path / "sample.csv",
+        tmp_path / "submission.csv",
+        random.Random(f"{seed} grader"),
+    )
     sample.write_text("id\n" + "".join(f"{each}\n" for each in IDS))
     verdicts: Counter[bool] = Counter()
     for _ in range(4000 if soaking else 250):
@@ -87,6 +154,10 @@ def test_kit_and_the_rules_agree(tmp_path: Path, seed: int, soaking: bool, tally
         verdicts[report.ok] += 1
         assert not (report.ok and refusal), f"kit takes what the rules refuse ({refusal}): {text!r}"
         stricter = kinds and kinds <= STRICTER.keys()
-        assert report.ok or refusal or stricter, f"kit refuses ({kinds}) what the rules take: {text!r}"
+        assert report.ok or refusal or stricter, (
+            f"kit refuses ({kinds}) what the rules take: {text!r}"
+        )
         tally["submissions, kit and the rules agree"] += 1
-    assert min(verdicts[True], verdicts[False]) > sum(verdicts.values()) / 5, "one verdict is hardly tried"
+    assert min(verdicts[True], verdicts[False]) > sum(verdicts.values()) / 5, (
+        "one verdict is hardly tried"
+    )

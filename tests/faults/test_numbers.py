@@ -24,26 +24,50 @@ from kit.task import CLASSES, ID
 from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1")
-EXTREME = st.sampled_from([0.0, 1.0, EPS, EPS / 2, 1 - EPS, 1e-300, 5e-324, 0.5, 1 / 3, 1e-7, 1 - 1e-9])
+EXTREME = st.sampled_from(
+    [0.0, 1.0, EPS, EPS / 2, 1 - EPS, 1e-300, 5e-324, 0.5, 1 / 3, 1e-7, 1 - 1e-9]
+)
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))["run"])
+    return Path(
+        train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))[
+            "run"
+        ]
+    )
 
 
-def test_a_fresh_process_with_other_hashes_trains_the_same_bits(trained: Path, data: Path, tmp_path: Path):
+def test_a_fresh_process_with_other_hashes_trains_the_same_bits(
+    trained: Path, data: Path, tmp_path: Path
+):
     settings_of = [each for override in SHORT for each in ("--set", override)]
-    command = [sys.executable, "-m", "kit", "train", "--backbone", "tiny-electra", "--data", str(data), *settings_of]
+    command = [
+        sys.executable,
+        "-m",
+        "kit",
+        "train",
+        "--backbone",
+        "tiny-electra",
+        "--data",
+        str(data),
+        *settings_of,
+    ]
     environment = os.environ | {"PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--runs", str(tmp_path)], check=True, capture_output=True, env=environment)
+    subprocess.run(
+        [*command, "--runs", str(tmp_path)], check=True, capture_output=True, env=environment
+    )
     for name in ("model.safetensors", "valid.csv", "tokenizer.json", "config.json"):
-        ours, theirs = (runs / trained.name / "holdout" / name for runs in (trained.parent, tmp_path))
+        ours, theirs = (
+            runs / trained.name / "holdout" / name for runs in (trained.parent, tmp_path)
+        )
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 1_000, 10**6])
-def test_any_batch_size_predicts_the_same(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tokens: int):
+def test_any_batch_size_predicts_the_same(
+    trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+):
     expected = predict_split(trained, "test", data)
     monkeypatch.setitem(inference.TOKENS, "cpu", tokens)
     found = predict_split(trained, "test", data)
@@ -52,7 +76,10 @@ def test_any_batch_size_predicts_the_same(trained: Path, data: Path, monkeypatch
 
 
 @settings(max_examples=200, deadline=None)
-@given(arrays.arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=EXTREME), st.randoms())
+@given(
+    arrays.arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=EXTREME),
+    st.randoms(),
+)
 def test_log_loss_is_scikit_learns_on_extreme_probabilities(weights: np.ndarray, chance):
     probabilities = np.where(weights.sum(axis=1, keepdims=True) > 0, weights, 1.0)
     probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)

@@ -61,11 +61,17 @@ def place() -> Iterator[Path]:
         for name in ("uniform", "prior"):
             baseline(name, root / "data", root / "runs", "all")
         write_predictions(
-            make_predictions(np.arange(40), np.random.default_rng(0).dirichlet([1, 1, 1], 40)), root / "frame.csv"
+            make_predictions(np.arange(40), np.random.default_rng(0).dirichlet([1, 1, 1], 40)),
+            root / "frame.csv",
         )
         shutil.copyfile(shipped_recipes()["tiny-electra"], root / "recipe.toml")
         blend.write_blend(
-            blend.Blend(("a", "b"), (0.25, 0.75), "geometric", calibration.Calibration(1.25, (0.1, -0.05, -0.05))),
+            blend.Blend(
+                ("a", "b"),
+                (0.25, 0.75),
+                "geometric",
+                calibration.Calibration(1.25, (0.1, -0.05, -0.05)),
+            ),
             root / "blend.json",
             {"rows": 40},
         )
@@ -94,7 +100,9 @@ def cli(*arguments: str) -> Callable[[Path], object]:
     """A command on the file, where {} stands for it; a refusal is a KitError again."""
 
     def use(path: Path) -> object:
-        result = CliRunner().invoke(main, [str(path) if each == "{}" else each for each in arguments])
+        result = CliRunner().invoke(
+            main, [str(path) if each == "{}" else each for each in arguments]
+        )
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code in (0, 1, 2), result.output
@@ -134,9 +142,21 @@ def targets(root: Path) -> list[Target]:
         Target("recipes command", root / "recipe.toml", cli("recipes", "{}")),
         Target("blend", root / "blend.json", blend.read_blend),
         Target("calibration", root / "calibration.json", calibration.read_calibration),
-        Target("score", root / "raw/truth.csv", cli("score", prediction, "--truth", "{}", "--subset")),
-        Target("manifest", root / "data/manifest.json", lambda path: open_dataset(path.parent).manifest, hashed=True),
-        Target("rows", root / "data/train.parquet", lambda path: open_dataset(path.parent).manifest, hashed=True),
+        Target(
+            "score", root / "raw/truth.csv", cli("score", prediction, "--truth", "{}", "--subset")
+        ),
+        Target(
+            "manifest",
+            root / "data/manifest.json",
+            lambda path: open_dataset(path.parent).manifest,
+            hashed=True,
+        ),
+        Target(
+            "rows",
+            root / "data/train.parquet",
+            lambda path: open_dataset(path.parent).manifest,
+            hashed=True,
+        ),
         Target("origin", run / "origin.json", used_run),
         Target("metrics", run / "fold0/metrics.json", used_run),
         Target("valid.csv", run / "fold0/valid.csv", used_run),
@@ -162,7 +182,10 @@ def test_a_damaged_file_is_used_rightly_or_refused(
 ):
     target = next(each for each in targets(place) if each.name == name)
     good, chance = target.file.read_bytes(), random.Random(f"{seed} {name}")
-    others = tuple(path.read_bytes() for path in (place / "frame.csv", place / "blend.json", place / "recipe.toml"))
+    others = tuple(
+        path.read_bytes()
+        for path in (place / "frame.csv", place / "blend.json", place / "recipe.toml")
+    )
     before = signal.signal(signal.SIGALRM, _late)
     expected = target.use(target.file)
     try:
@@ -178,12 +201,19 @@ def test_a_damaged_file_is_used_rightly_or_refused(
                 assert told.strip()
                 _printable(told)
             except BaseException as error:
-                kept = Path(tempfile.gettempdir()) / f"kit-fuzz-{name.replace(' ', '-')}{target.file.suffix}"
+                kept = (
+                    Path(tempfile.gettempdir())
+                    / f"kit-fuzz-{name.replace(' ', '-')}{target.file.suffix}"
+                )
                 kept.write_bytes(data)
-                raise AssertionError(f"case {number}, {what}: {error!r}; the file is kept in {kept}") from error
+                raise AssertionError(
+                    f"case {number}, {what}: {error!r}; the file is kept in {kept}"
+                ) from error
             finally:
                 signal.alarm(0)
-            assert told or not target.hashed or result == expected, f"case {number}, {what}: accepted in silence"
+            assert told or not target.hashed or result == expected, (
+                f"case {number}, {what}: accepted in silence"
+            )
             tally[f"damaged files, {'refused' if told else 'used'}"] += 1
     finally:
         signal.signal(signal.SIGALRM, before)

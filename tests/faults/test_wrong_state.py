@@ -59,12 +59,18 @@ def test_a_recipe_key_of_another_kit_names_both_versions(run: Run, data: Path):
     recipe = run.path / "recipe.toml"
     recipe.write_text(recipe.read_text() + "\n[future]\nkey = 1\n")
     edit(run.path / "origin.json", lambda origin: [origin.pop("recipe"), origin.update(kit="0.9")])
-    with pytest.raises(RunError, match=r"written by kit 0\.9, and this is kit .*unknown key future"):
+    with pytest.raises(
+        RunError, match=r"written by kit 0\.9, and this is kit .*unknown key future"
+    ):
         predict_split(run.path, "valid", data)
 
 
-@pytest.mark.parametrize("change", [("max_tokens = 32", "max_tokens = 64"), ("swap = true", "swap = false")])
-def test_a_recipe_edited_after_training_is_noticed_by_its_hash(run: Run, data: Path, change: tuple[str, str]):
+@pytest.mark.parametrize(
+    "change", [("max_tokens = 32", "max_tokens = 64"), ("swap = true", "swap = false")]
+)
+def test_a_recipe_edited_after_training_is_noticed_by_its_hash(
+    run: Run, data: Path, change: tuple[str, str]
+):
     recipe = run.path / "recipe.toml"
     recipe.write_text(recipe.read_text().replace(*change))
     with pytest.raises(RunError, match="edited since the run was begun"):
@@ -98,7 +104,9 @@ def test_rows_preprocessed_again_are_noticed(run: Run, raw: Path, tmp_path: Path
 def test_weights_of_another_fold_are_noticed(run: Run, data: Path):
     """They fit the model as well as its own."""
     shutil.copyfile(run.part(0) / "model.safetensors", run.part("holdout") / "model.safetensors")
-    with pytest.raises(RunError, match=r"holdout/model\.safetensors: its SHA-256 is not the one in metrics\.json"):
+    with pytest.raises(
+        RunError, match=r"holdout/model\.safetensors: its SHA-256 is not the one in metrics\.json"
+    ):
         predict_split(run.path, "valid", data)
 
 
@@ -113,7 +121,10 @@ def test_one_changed_bit_is_noticed(run: Run, data: Path, name: str):
 
 
 def test_a_checkpoint_of_another_architecture_is_named(run: Run, data: Path):
-    edit(run.part("holdout") / "config.json", lambda config: config["encoder"].update(num_hidden_layers=7))
+    edit(
+        run.part("holdout") / "config.json",
+        lambda config: config["encoder"].update(num_hidden_layers=7),
+    )
     edit(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
     with pytest.raises(RunError, match=r"model\.safetensors is not of the model in config\.json"):
         predict_split(run.path, "valid", data)
@@ -122,7 +133,11 @@ def test_a_checkpoint_of_another_architecture_is_named(run: Run, data: Path):
 def test_a_backbone_folder_that_changed_is_noticed(tmp_path: Path):
     folder = tmp_path / "backbone"
     folder.mkdir()
-    for name, text in (("config.json", "{}"), ("tokenizer.json", "{}"), ("model.safetensors", "weights")):
+    for name, text in (
+        ("config.json", "{}"),
+        ("tokenizer.json", "{}"),
+        ("model.safetensors", "weights"),
+    ):
         (folder / name).write_text(text)
     (folder / "README.md").write_text("words")
     recipe = load_recipe("tiny-electra", backbone=str(folder))

@@ -34,12 +34,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def leftovers(folder: Path) -> list[str]:
     """Hidden work in progress, and checkpoints."""
-    return [str(path.relative_to(folder)) for path in folder.rglob("*") if is_unfinished(path.relative_to(folder))]
+    return [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if is_unfinished(path.relative_to(folder))
+    ]
 
 
 def not_whole(folder: Path, before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
     """Files that are neither what they were nor what they would have become; both of these can be parsed."""
-    return [name for name, data in contents(folder).items() if data not in (before.get(name), after.get(name))]
+    return [
+        name
+        for name, data in contents(folder).items()
+        if data not in (before.get(name), after.get(name))
+    ]
 
 
 def parse_all(folder: Path) -> None:

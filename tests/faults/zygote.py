@@ -15,7 +15,16 @@ import time
 from pathlib import Path
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
+CHANGES = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "os.chmod",
+    "os.link",
+    "os.symlink",
+}
 CAPABILITIES = 0x20080522  # version 3 of the kernel's interface
 STUCK_S = 240.0  # no command here takes so long
 
@@ -95,7 +104,9 @@ def child(request: dict, report: int, outputs: list[int]) -> None:
         os.fsync = moment.synced
         sys.addaudithook(moment.heard)
         if request.get("file_size") is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], resource.RLIM_INFINITY))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (request["file_size"], resource.RLIM_INFINITY)
+            )
         from kit.cli import main
 
         os.write(report, b"begun\n")
@@ -118,7 +129,9 @@ def child(request: dict, report: int, outputs: list[int]) -> None:
 def serve(request: dict) -> dict:
     """One command in a child: its exit code or the signal that ended it, its time, its file events."""
     read, write = os.pipe()
-    shown, outputs = zip(*(os.pipe() for _ in range(2)), strict=True)  # files would fall under a limit on file sizes
+    shown, outputs = zip(
+        *(os.pipe() for _ in range(2)), strict=True
+    )  # files would fall under a limit on file sizes
     pid = os.fork()
     if pid == 0:
         os.close(read)

@@ -38,7 +38,10 @@ def client(fake: FakeKaggle, home: Path, heard: Heard) -> Iterator[Client]:
 
 @pytest.fixture(autouse=True)
 def no_secret_gets_out(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path, heard: Heard
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    heard: Heard,
 ) -> Iterator[None]:
     """After every test: neither its output nor what the user heard nor any file outside the home holds a secret."""
     yield

@@ -60,7 +60,9 @@ class FakeKaggle(Competitions, Kernels, Datasets):
             fake = app
 
         self._server = Server(("127.0.0.1", 0), BoundHandler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
         self._thread.start()
         return self
 
@@ -81,19 +83,34 @@ class FakeKaggle(Competitions, Kernels, Datasets):
 
         HOME moves as well: ~/.kaggle/access_token is read whatever KAGGLE_CONFIG_DIR says.
         """
-        places = {"HOME": str(home), "USERPROFILE": str(home), "KAGGLE_CONFIG_DIR": str(Path(home) / ".kaggle")}
+        places = {
+            "HOME": str(home),
+            "USERPROFILE": str(home),
+            "KAGGLE_CONFIG_DIR": str(Path(home) / ".kaggle"),
+        }
         if token is None:
             return {**places, "KAGGLE_USERNAME": self.owner, "KAGGLE_KEY": self.key}
         return {**places, "KAGGLE_API_TOKEN": token}
 
     def env(self, home: str | Path, token: str | None = None) -> dict[str, str]:
         """The environment of a subprocess that runs the real client."""
-        kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("KAGGLE_") and k.upper() not in PROXIES}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.upper().startswith("KAGGLE_") and k.upper() not in PROXIES
+        }
         proxy = {"HTTP_PROXY": self.url, "http_proxy": self.url, "NO_PROXY": "", "no_proxy": ""}
-        return {**kept, **self.credentials(home, token), **proxy, "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
+        return {
+            **kept,
+            **self.credentials(home, token),
+            **proxy,
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        }
 
     @contextlib.contextmanager
-    def patched(self, home: str | Path, variables: Mapping[str, str] | None = None) -> Iterator[None]:
+    def patched(
+        self, home: str | Path, variables: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
         """Within the block every client built in this process talks to this server."""
         endpoints = importlib.import_module("kagglesdk.kaggle_env")
         prod, before = endpoints.KaggleEnv.PROD, dict(os.environ)
@@ -146,7 +163,11 @@ class FakeKaggle(Competitions, Kernels, Datasets):
         good = body.get("token") == self.token
         if not good and self.introspect_status >= 400:
             raise ApiError(self.introspect_status, "Unauthenticated")
-        return {"active": good, "username": self.owner if good else "", "scope": "resources.admin:*"}
+        return {
+            "active": good,
+            "username": self.owner if good else "",
+            "scope": "resources.admin:*",
+        }
 
     def generate_access_token(self, body: dict[str, Any]) -> Any:
         if body.get("refreshToken") != "refresh-" + self.token:

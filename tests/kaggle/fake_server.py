@@ -49,7 +49,9 @@ class Fault:
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     times: int = 1
     stall_s: float = 0.0
-    drop: bool = False  # close the socket without an answer; with status 206: after half of the body
+    drop: bool = (
+        False  # close the socket without an answer; with status 206: after half of the body
+    )
     raw: bytes | None = None  # these bytes as text/html in place of JSON
     after: bool = False
 
@@ -96,7 +98,9 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 raise ApiError(404, "NotFound")
         except ApiError as error:
-            self._json(call, error.status, {"code": error.status, "message": error.message}, error.headers)
+            self._json(
+                call, error.status, {"code": error.status, "message": error.message}, error.headers
+            )
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -119,7 +123,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault and not half and self._fail(call, fault):
             return None
         data, etag = self.fake.blobs[parts[1]], f'"{parts[1]}"'
-        headers = {"Last-Modified": formatdate(self.fake.mtime, usegmt=True), "ETag": etag, "Accept-Ranges": "bytes"}
+        headers = {
+            "Last-Modified": formatdate(self.fake.mtime, usegmt=True),
+            "ETag": etag,
+            "Accept-Ranges": "bytes",
+        }
         kind = "application/zip" if parts[-1].endswith(".zip") else "application/octet-stream"
         start, status, want = 0, 200, self.headers.get("Range", "")
         if want.startswith("bytes=") and self.headers.get("If-Range", etag) == etag:
@@ -130,7 +138,13 @@ class Handler(BaseHTTPRequestHandler):
         body = data[start:]
         if not half:
             return self._send(call, status, body, kind, headers)
-        self._send(call, status, body[: len(body) // 2], kind, {**headers, "Content-Length": str(len(body))})
+        self._send(
+            call,
+            status,
+            body[: len(body) // 2],
+            kind,
+            {**headers, "Content-Length": str(len(body))},
+        )
         self.close_connection = True
         return None
 
@@ -148,19 +162,32 @@ class Handler(BaseHTTPRequestHandler):
         if want.startswith("bytes */"):
             if upload["data"] is not None:
                 return self._send(call, 200, b"", "text/plain")
-            return self._send(call, 308, b"", "text/plain", {"Range": f"bytes=0-{len(have) - 1}"} if have else {})
-        upload["data"] = have[: int(want[6:].split("-")[0])] + raw if want.startswith("bytes ") else raw
+            return self._send(
+                call, 308, b"", "text/plain", {"Range": f"bytes=0-{len(have) - 1}"} if have else {}
+            )
+        upload["data"] = (
+            have[: int(want[6:].split("-")[0])] + raw if want.startswith("bytes ") else raw
+        )
         return self._send(call, 200, b"", "text/plain")
 
-    def _logs(self, call: Call, owner: str, slug: str, query: dict[str, list[str]], auth: str) -> None:
+    def _logs(
+        self, call: Call, owner: str, slug: str, query: dict[str, list[str]], auth: str
+    ) -> None:
         call.rpc = "logs/stream"
         if auth == "none":
             raise ApiError(401, "Unauthenticated")
         label = query.get("versionLabel", [""])[0]
-        version = self.fake.version({"userName": unquote(owner), "kernelSlug": unquote(slug), "versionLabel": label})
+        version = self.fake.version(
+            {"userName": unquote(owner), "kernelSlug": unquote(slug), "versionLabel": label}
+        )
         if version["last"] in ("COMPLETE", "ERROR"):
-            return self._send(call, 200, json.dumps(version["log"]).encode(), "application/octet-stream")
-        lines = "".join(f"data: {json.dumps(event)}\n\n" for event in version["log"]) + "data: END_OF_LOG\n\n"
+            return self._send(
+                call, 200, json.dumps(version["log"]).encode(), "application/octet-stream"
+            )
+        lines = (
+            "".join(f"data: {json.dumps(event)}\n\n" for event in version["log"])
+            + "data: END_OF_LOG\n\n"
+        )
         return self._send(call, 200, lines.encode(), "text/event-stream")
 
     # ---- plumbing ----------------------------------------------------------------
@@ -182,17 +209,28 @@ class Handler(BaseHTTPRequestHandler):
         return "bearer:" + value[7:] if value.startswith("Bearer ") else "none"
 
     def _send(
-        self, call: Call, status: int, data: bytes, kind: str = "", headers: dict[str, str] | None = None
+        self,
+        call: Call,
+        status: int,
+        data: bytes,
+        kind: str = "",
+        headers: dict[str, str] | None = None,
     ) -> None:
         call.status = status
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _json(self, call: Call, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+    def _json(
+        self, call: Call, status: int, value: Any, headers: dict[str, str] | None = None
+    ) -> None:
         self._send(call, status, json.dumps(value).encode(), "application/json", headers)
 
     def _fail(self, call: Call, fault: Fault) -> bool:
@@ -207,5 +245,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault.raw is not None:
             self._send(call, fault.status, fault.raw, "text/html", fault.headers)
         else:
-            self._json(call, fault.status, {"code": fault.status, "message": fault.message}, fault.headers)
+            self._json(
+                call, fault.status, {"code": fault.status, "message": fault.message}, fault.headers
+            )
         return True

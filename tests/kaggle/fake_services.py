@@ -23,7 +23,9 @@ def make_zip(files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, data in files.items():
-            bundle.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # no time in it: one tag per content
+            bundle.writestr(
+                zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED
+            )  # no time in it: one tag per content
     return buffer.getvalue()
 
 
@@ -64,7 +66,10 @@ class Competitions:
         if slug not in self.competitions:
             raise ApiError(404, "NotFound")
         if slug not in self.rules_accepted:
-            raise ApiError(403, "You must accept this competition's rules before you'll be able to download files.")
+            raise ApiError(
+                403,
+                "You must accept this competition's rules before you'll be able to download files.",
+            )
         return self.competitions[slug]
 
     def download_data_files(self, body: Body) -> Any:
@@ -84,7 +89,10 @@ class Competitions:
             {"ref": n, "name": n, "totalBytes": len(d), "creationDate": "2025-02-01T00:00:00.000Z"}
             for n, d in files[start : start + size]
         ]
-        return {"files": rows, "nextPageToken": str(start + size) if start + size < len(files) else ""}
+        return {
+            "files": rows,
+            "nextPageToken": str(start + size) if start + size < len(files) else "",
+        }
 
     def get_competition(self, body: Body) -> Any:
         slug = body["competitionName"]
@@ -109,7 +117,9 @@ class Competitions:
         if version["last"] != "COMPLETE":
             raise ApiError(400, "Notebook version has not finished running")
         if body.get("fileName") not in version["files"]:
-            raise ApiError(400, f"Output file {body.get('fileName')!r} not found in the notebook version")
+            raise ApiError(
+                400, f"Output file {body.get('fileName')!r} not found in the notebook version"
+            )
         if version["request"].get("enableInternet"):
             raise ApiError(400, "Your Notebook cannot use internet access in this competition.")
         return self._add_submission(body, "submission.csv")
@@ -173,7 +183,12 @@ class Competitions:
         self._files(body["competitionName"])
         count = len(self.submissions)
         left = max(0, self.daily_limit - count)
-        return {"numToday": count, "numTotal": count, "numAllowedNow": left, "limitedByTotal": False}
+        return {
+            "numToday": count,
+            "numTotal": count,
+            "numAllowedNow": left,
+            "limitedByTotal": False,
+        }
 
 
 class Kernels:
@@ -221,19 +236,32 @@ class Kernels:
             "script": script,
             "last": script[0],
             "gpu": gpu,
-            "shape": "NvidiaTeslaT4" if shape == "NvidiaTeslaP100" else shape,  # retired: runs on the default GPU
+            "shape": "NvidiaTeslaT4"
+            if shape == "NvidiaTeslaP100"
+            else shape,  # retired: runs on the default GPU
             "request": copy.deepcopy(body),
             "files": dict(self.kernel_files),
             "log": log,
         }
         url = "https://www.kaggle.com/code/" + slug
-        out = {"ref": "/code/" + slug, "url": url, "versionNumber": number, "kernelId": kernel["id"]}
+        out = {
+            "ref": "/code/" + slug,
+            "url": url,
+            "versionNumber": number,
+            "kernelId": kernel["id"],
+        }
         sources = {
             "invalidDatasetSources": (body.get("datasetDataSources", []), self.datasets),
             "invalidKernelSources": (body.get("kernelDataSources", []), self.kernels),
-            "invalidCompetitionSources": (body.get("competitionDataSources", []), self.competitions),
+            "invalidCompetitionSources": (
+                body.get("competitionDataSources", []),
+                self.competitions,
+            ),
         }
-        bad = {key: [name for name in names if name not in known] for key, (names, known) in sources.items()}
+        bad = {
+            key: [name for name in names if name not in known]
+            for key, (names, known) in sources.items()
+        }
         return out | {key: names for key, names in bad.items() if names}
 
     def version(self, body: Body) -> Body:
@@ -263,13 +291,21 @@ class Kernels:
             for n in names[start : start + size]
         ]
         more = str(start + size) if start + size < len(names) else ""
-        return {"files": files, "log": json.dumps(version["log"]) if done else "", "nextPageToken": more}
+        return {
+            "files": files,
+            "log": json.dumps(version["log"]) if done else "",
+            "nextPageToken": more,
+        }
 
     def get_kernel(self, body: Body) -> Any:
         ref = f"{body['userName']}/{body['kernelSlug']}"
         version = self.version(body)
         request = version["request"]
-        blob = {"source": request.get("text", ""), "language": request.get("language"), "slug": body["kernelSlug"]}
+        blob = {
+            "source": request.get("text", ""),
+            "language": request.get("language"),
+            "slug": body["kernelSlug"],
+        }
         same = {
             key: request.get(key)
             for key in ("language", "kernelType", "isPrivate", "enableGpu", "enableInternet", "kernelDataSources",
@@ -277,12 +313,22 @@ class Kernels:
             if request.get(key) is not None
         }  # fmt: skip
         number = max(self.kernels[ref]["versions"])
-        known = {"id": 1, "ref": ref, "title": request.get("newTitle", ""), "machineShape": version["shape"]}
+        known = {
+            "id": 1,
+            "ref": ref,
+            "title": request.get("newTitle", ""),
+            "machineShape": version["shape"],
+        }
         return {"blob": blob, "metadata": {**known, **same, "currentVersionNumber": number}}
 
     def get_accelerator_quota_statistics(self, _: Body) -> Any:
         def quota(used: int, total: int) -> Body:
-            return {"timeUsed": f"{used}s", "timeReserved": "0s", "totalTimeAllowed": f"{total}s", "hasEverRun": True}
+            return {
+                "timeUsed": f"{used}s",
+                "timeReserved": "0s",
+                "totalTimeAllowed": f"{total}s",
+                "hasEverRun": True,
+            }
 
         gpu, refresh = quota(self.gpu_used_s, self.gpu_total_s), "2026-11-28T00:00:00.000Z"
         return {"quotaRefreshTime": refresh, "gpuQuota": gpu, "tpuQuota": quota(0, 72000)}
@@ -335,7 +381,12 @@ class Datasets:
         ref = f"{body.get('ownerSlug')}/{body.get('slug')}"
         versions = [self._uploaded(body)]
         script = list(self.dataset_script)
-        self.datasets[ref] = {"versions": versions, "script": script, "last": "", "private": body.get("isPrivate")}
+        self.datasets[ref] = {
+            "versions": versions,
+            "script": script,
+            "last": "",
+            "private": body.get("isPrivate"),
+        }
         url = "https://www.kaggle.com/datasets/" + ref
         return {"ref": "/datasets/" + ref, "url": url, "status": "ok", "error": ""}
 
@@ -346,7 +397,11 @@ class Datasets:
         dataset["versions"].append(self._uploaded(body.get("body", {})))
         dataset["script"] = list(self.dataset_script)
         ref = f"{body['ownerSlug']}/{body['datasetSlug']}"
-        return {"ref": "/datasets/" + ref, "url": "https://www.kaggle.com/datasets/" + ref, "status": "ok"}
+        return {
+            "ref": "/datasets/" + ref,
+            "url": "https://www.kaggle.com/datasets/" + ref,
+            "status": "ok",
+        }
 
 
 def _has_kernelspec(text: str) -> bool:

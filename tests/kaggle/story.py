@@ -27,10 +27,14 @@ def tell(text: str) -> None:
 def main(home: Path) -> dict[str, object]:
     with Client(patience=RetryPolicy(first_s=0.01, say=tell)) as client:
         raw = download_competition(client, home / "raw", say=tell)
-        train = push_kernel(client, train_job(load_recipe("tiny-electra"), fold="0"), home / "train", say=tell)
+        train = push_kernel(
+            client, train_job(load_recipe("tiny-electra"), fold="0"), home / "train", say=tell
+        )
         wait_for_kernel(client, train.ref, poll_s=0, say=tell)
         source = f"{train.ref.owner}/{train.ref.slug}"
-        infer = push_kernel(client, infer_job(resolve_sources(client, [source], say=tell)), home / "infer", say=tell)
+        infer = push_kernel(
+            client, infer_job(resolve_sources(client, [source], say=tell)), home / "infer", say=tell
+        )
         state = wait_for_kernel(client, infer.ref, poll_s=0, say=tell)
         output = download_output(client, infer.ref, home / "output", say=tell)
         book = home / "submissions/ledger.csv"

@@ -38,7 +38,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def kit(fake: FakeKaggle, home: Path, here: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
+def kit(
+    fake: FakeKaggle, home: Path, here: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Kit]:
     """`kit …` of a user with a legacy key, against the fake; pauses only count, and what is printed is heard."""
     quick = functools.partial(RetryPolicy, sleep=heard.pauses.append)
     for where in ("kit.kaggle.retry", "kit.doctor"):
@@ -127,7 +129,9 @@ def test_without_credentials_every_command_says_how_to_get_them(
     assert (fake.calls, left(here)) == ([], [])
 
 
-def test_a_stale_token_is_named_with_what_it_shadows(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_token_is_named_with_what_it_shadows(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "stale-token")
     result = kit("download")
     assert result.exit_code == 1
@@ -158,13 +162,17 @@ def test_a_stale_token_is_named_with_what_it_shadows(kit: Kit, monkeypatch: pyte
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_with_two_and_asks_nobody(kit: Kit, fake: FakeKaggle, arguments: list[str]) -> None:
+def test_wrong_usage_exits_with_two_and_asks_nobody(
+    kit: Kit, fake: FakeKaggle, arguments: list[str]
+) -> None:
     assert kit(*arguments).exit_code == 2
     assert fake.calls == []
 
 
 class TestDownload:
-    def test_it_says_what_came_and_what_is_next(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_it_says_what_came_and_what_is_next(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         result = kit("download", "--json")
         told = json.loads(result.stdout)
         assert told["sizes"] == {name: len(data) for name, data in fake.competitions[SLUG].items()}
@@ -199,8 +207,14 @@ class TestPush:
         ("arguments", "slugs"),
         [
             (TRAIN, [TRAIN_SLUG]),
-            (["kernels", "push", "infer", "--runs", "a-kernel", "b/other", "--weights", "2,1"], ["kit-infer"]),
-            ([*TRAIN, "--fan-out", "--folds", "2"], [TRAIN_SLUG.replace("all-folds", f"{TWO}-fold-{k}") for k in "01"]),
+            (
+                ["kernels", "push", "infer", "--runs", "a-kernel", "b/other", "--weights", "2,1"],
+                ["kit-infer"],
+            ),
+            (
+                [*TRAIN, "--fan-out", "--folds", "2"],
+                [TRAIN_SLUG.replace("all-folds", f"{TWO}-fold-{k}") for k in "01"],
+            ),
         ],
     )
     def test_a_dry_run_writes_the_folder_and_asks_nobody(
@@ -211,7 +225,11 @@ class TestPush:
         assert result.stdout.split() == [f"kernels/{slug}" for slug in slugs]
         assert "OWNER" in result.stderr
         assert "without --dry-run" in result.stderr
-        names = [f"kernels/{slug}/{name}" for slug in slugs for name in ("kernel-metadata.json", f"{slug}.ipynb")]
+        names = [
+            f"kernels/{slug}/{name}"
+            for slug in slugs
+            for name in ("kernel-metadata.json", f"{slug}.ipynb")
+        ]
         assert left(here) == sorted(names)
         assert fake.calls == []
 
@@ -223,18 +241,39 @@ class TestPush:
         assert written["id"] == f"{OWNER}/{TRAIN_SLUG}"
 
     def test_the_options_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
-        options = ["--fold", 1, "--folds", 3, "--text", "ascii", "--set", "train.lr=1e-5", "--max-hours", 2]
+        options = [
+            "--fold",
+            1,
+            "--folds",
+            3,
+            "--text",
+            "ascii",
+            "--set",
+            "train.lr=1e-5",
+            "--max-hours",
+            2,
+        ]
         result = kit(*TRAIN, *options, "--title", "my own title", "--gpu", "none", "--json")
         assert json.loads(result.stdout)[0]["kernel"] == f"{OWNER}/my-own-title/1"
         (call,) = fake.seen("SaveKernel")
         job = notebook.job_of(call.body["text"])
         assert (job["fold"], job["max_hours"], job["gpu"]) == ("1", 2.0, "none")
-        assert job["preprocess"] == {"text": "ascii", "split": "grouped", "folds": 3, "valid": 0.1, "seed": 0}
+        assert job["preprocess"] == {
+            "text": "ascii",
+            "split": "grouped",
+            "folds": 3,
+            "valid": 0.1,
+            "seed": 0,
+        }
         assert "lr = 1e-05" in job["recipe"]
         assert call.body["enableGpu"] is False
 
-    @pytest.mark.parametrize(("typed", "restarts"), [((), None), (("--restart",), 2), (("--restart", 4), 4)])
-    def test_restarts_reach_the_notebook(self, kit: Kit, fake: FakeKaggle, typed: tuple, restarts: int | None) -> None:
+    @pytest.mark.parametrize(
+        ("typed", "restarts"), [((), None), (("--restart",), 2), (("--restart", 4), 4)]
+    )
+    def test_restarts_reach_the_notebook(
+        self, kit: Kit, fake: FakeKaggle, typed: tuple, restarts: int | None
+    ) -> None:
         assert kit(*TRAIN, *typed).exit_code == 0
         (call,) = fake.seen("SaveKernel")
         assert notebook.job_of(call.body["text"]).get("restarts") == restarts
@@ -247,18 +286,28 @@ class TestPush:
         assert kit("kernels", "push", "infer", *runs).exit_code == 0
         call = fake.seen("SaveKernel")[-1]
         job = notebook.job_of(call.body["text"])
-        assert (job["method"], [s["weight"] for s in job["sources"]], job["local_score"]) == ("weights", [2, 1], "1.01")
+        assert (job["method"], [s["weight"] for s in job["sources"]], job["local_score"]) == (
+            "weights",
+            [2, 1],
+            "1.01",
+        )
         assert call.body["kernelDataSources"] == [f"{OWNER}/kit-a", f"{OWNER}/kit-b"]
         assert call.body["enableInternet"] is False
 
-    def test_a_saved_blend_reaches_the_notebook_and_the_ledger(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_saved_blend_reaches_the_notebook_and_the_ledger(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         other = load_recipe("tiny-roberta")
         fake.kernel_script = ["COMPLETE"]
         for slug, recipe in (("kit-train-a", RECIPE), ("kit-train-b", other)):
             fake.kernel_files = output(recipe, "0")
             fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
-        fake.kernel_files = {"submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.5\n"}
-        saved = Blend((other.run_name, RECIPE.run_name), (0.75, 0.25), "arithmetic", Calibration(0.9))
+        fake.kernel_files = {
+            "submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.5\n"
+        }
+        saved = Blend(
+            (other.run_name, RECIPE.run_name), (0.75, 0.25), "arithmetic", Calibration(0.9)
+        )
         write_blend(saved, "blend.json", {})
         push = ("kernels", "push", "infer", "--blend", "blend.json", "--runs")
         refused = kit(*push, "kit-train-a")
@@ -269,15 +318,29 @@ class TestPush:
         assert parse_blend("job", job["blend"]) == saved
         assert kit("submit", "--kernel", INFER, "-m", "fitted").exit_code == 0
         (entry,) = read_ledger(here / "submissions/ledger.csv")
-        assert (entry.runs, entry.weights) == (f"{OWNER}/kit-train-a {OWNER}/kit-train-b", "0.25 0.75")
+        assert (entry.runs, entry.weights) == (
+            f"{OWNER}/kit-train-a {OWNER}/kit-train-b",
+            "0.25 0.75",
+        )
 
     def test_a_saved_calibration_reaches_the_notebook(self, nobody: Kit, here: Path) -> None:
         write_calibration(Calibration(1.25), "t.json", {})
-        dry = nobody("kernels", "push", "infer", "--runs", "kit-train-a", "--calibration", "t.json", "--dry-run")
+        dry = nobody(
+            "kernels",
+            "push",
+            "infer",
+            "--runs",
+            "kit-train-a",
+            "--calibration",
+            "t.json",
+            "--dry-run",
+        )
         assert dry.exit_code == 0, dry.output
         job = notebook.job_of((here / "kernels/kit-infer/kit-infer.ipynb").read_text())
         assert parse_calibration("job", job["calibration"]) == Calibration(1.25)
-        swapped = nobody("kernels", "push", "infer", "--runs", "kit-train-a", "--blend", "t.json", "--dry-run")
+        swapped = nobody(
+            "kernels", "push", "infer", "--runs", "kit-train-a", "--blend", "t.json", "--dry-run"
+        )
         assert (swapped.exit_code, "not a saved blend" in swapped.stderr) == (1, True)
 
     def test_the_p100_needs_a_yes(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
@@ -296,7 +359,9 @@ class TestPush:
         assert "Maximum batch GPU session count" in result.stderr
         assert "stop one at https://" in result.stderr
 
-    def test_a_push_without_one_of_its_sources_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_a_push_without_one_of_its_sources_is_a_failure(
+        self, kit: Kit, fake: FakeKaggle
+    ) -> None:
         del fake.competitions[SLUG]
         result = kit(*TRAIN)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -311,7 +376,9 @@ class TestPush:
         assert f"kit kernels logs {OWNER}/{TRAIN_SLUG}/1" in result.stderr
 
     @pytest.mark.parametrize("fold", ["5", "-1", "first"])
-    def test_a_fold_that_there_will_not_be_is_refused_here(self, kit: Kit, fake: FakeKaggle, fold: str) -> None:
+    def test_a_fold_that_there_will_not_be_is_refused_here(
+        self, kit: Kit, fake: FakeKaggle, fold: str
+    ) -> None:
         result = kit(*TRAIN, "--fold", fold)
         assert result.exit_code == 1
         assert "Choose 0 to 4" in result.stderr
@@ -322,23 +389,35 @@ class TestPush:
         assert (result.exit_code, "no backbone 'debrta'" in result.stderr) == (1, True)
         assert not fake.seen("SaveKernel")
 
-    def test_a_run_that_is_misspelt_is_no_kernel(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_run_that_is_misspelt_is_no_kernel(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         (here / "runs/tiny-1").mkdir(parents=True)
         (here / "runs/tiny-1/origin.json").write_text("{}")
         result = kit("kernels", "push", "infer", "--runs", "runs/tiny-2-typo")
         assert result.exit_code == 1
         assert "Runs in runs: tiny-1" in result.stderr
         result = kit("kernels", "push", "infer", "--runs", "elsewhere/tiny-2-typo", "--dataset")
-        assert (result.exit_code, "there is none at elsewhere/tiny-2-typo" in result.stderr) == (1, True)
+        assert (result.exit_code, "there is none at elsewhere/tiny-2-typo" in result.stderr) == (
+            1,
+            True,
+        )
         assert fake.seen("SaveKernel") == []
 
-    def test_the_empty_name_of_a_push_that_failed_is_explained(self, kit: Kit, fake: FakeKaggle) -> None:
-        for command in (["kernels", "push", "infer", "--runs", ""], ["submit", "--kernel", "", "-m", "m"]):
+    def test_the_empty_name_of_a_push_that_failed_is_explained(
+        self, kit: Kit, fake: FakeKaggle
+    ) -> None:
+        for command in (
+            ["kernels", "push", "infer", "--runs", ""],
+            ["submit", "--kernel", "", "-m", "m"],
+        ):
             result = kit(*command)
             assert (result.exit_code, "'' does not name a kernel" in result.stderr) == (1, True)
         assert fake.calls == []
 
-    def test_a_run_of_this_machine_can_go_as_a_dataset(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_run_of_this_machine_can_go_as_a_dataset(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         for name, data in output(RECIPE, "0").items():
             (here / name).parent.mkdir(parents=True, exist_ok=True)
             (here / name).write_bytes(data)
@@ -364,7 +443,9 @@ class TestFanOut:
 
     def test_one_that_fails_is_a_failure_with_its_reason(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script = ["QUEUED", "ERROR"]
-        result = kit(*TRAIN, "--backbone", "tiny-roberta", "--fold", "holdout", "--fan-out", "--json")
+        result = kit(
+            *TRAIN, "--backbone", "tiny-roberta", "--fold", "holdout", "--fan-out", "--json"
+        )
         assert result.exit_code == 1
         assert [row["status"] for row in json.loads(result.stdout)] == ["failed", "failed"]
         assert "the same command again" in result.stderr
@@ -381,7 +462,10 @@ class TestKernels:
         kit(*TRAIN)
         kit("kernels", "push", "infer", "--runs", "a/kit-train", "--dry-run")
         states = json.loads(kit("kernels", "status", "--json").stdout)
-        assert {s["kernel"]: s["status"] for s in states} == {f"{OWNER}/{TRAIN_SLUG}": "QUEUED", INFER: "MISSING"}
+        assert {s["kernel"]: s["status"] for s in states} == {
+            f"{OWNER}/{TRAIN_SLUG}": "QUEUED",
+            INFER: "MISSING",
+        }
 
     @pytest.mark.usefixtures("ready")
     def test_the_status_of_a_failed_run_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
@@ -410,11 +494,16 @@ class TestKernels:
     @pytest.mark.usefixtures("ready")
     def test_logs_are_text_or_json(self, kit: Kit) -> None:
         assert kit("kernels", "logs", "kit-infer").stdout == "hello\n"
-        assert json.loads(kit("kernels", "logs", INFER, "--json").stdout) == {"kernel": INFER, "log": "hello\n"}
+        assert json.loads(kit("kernels", "logs", INFER, "--json").stdout) == {
+            "kernel": INFER,
+            "log": "hello\n",
+        }
 
     @pytest.mark.usefixtures("ready")
     def test_output_is_whole_and_not_overwritten(self, kit: Kit, here: Path) -> None:
-        told = json.loads(kit("kernels", "output", "kit-infer", "-o", "got", "--only", "*.csv", "--json").stdout)
+        told = json.loads(
+            kit("kernels", "output", "kit-infer", "-o", "got", "--only", "*.csv", "--json").stdout
+        )
         assert told == {"kernel": INFER, "files": ["got/submission.csv"], "hashes_compared": False}
         assert left(here) == ["got/kit-infer.log", "got/submission.csv"]
         assert "--force" in kit("kernels", "output", "kit-infer", "-o", "got").stderr
@@ -428,17 +517,24 @@ class TestKernels:
         assert "a web page came in place of submission.csv" in result.stderr
         assert left(here) == []
 
-    def test_output_of_a_training_comes_home_as_a_run(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_output_of_a_training_comes_home_as_a_run(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         fake.kernel_files, fake.kernel_script = output(RECIPE, "0"), ["COMPLETE"]
         kit(*TRAIN, "--wait")
-        assert kit("kernels", "output", TRAIN_SLUG, "--runs", "runs").stdout == f"runs/{RECIPE.run_name}/fold0\n"
+        assert (
+            kit("kernels", "output", TRAIN_SLUG, "--runs", "runs").stdout
+            == f"runs/{RECIPE.run_name}/fold0\n"
+        )
         again = kit("kernels", "output", TRAIN_SLUG, "--runs", "runs")
         assert (again.exit_code, "already" in again.stderr) == (0, True)
 
 
 class TestSubmit:
     @pytest.mark.usefixtures("ready")
-    def test_a_submission_that_fails_is_explained(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_submission_that_fails_is_explained(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], "Notebook Timeout"
         result = kit("submit", "--kernel", INFER, "-m", "too slow", "--wait")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -451,16 +547,25 @@ class TestSubmit:
             (["no-such.csv"], "no-such.csv: no such file"),
             (["bad.csv"], "bad.csv would not be scored"),
             (["--kernel", "no/such/kernel/here"], "does not name a kernel"),
-            (["--kernel", "https://www.kaggle.com/code/a/kit-infer?scriptVersionId=1"], "Write a/kit-infer/VERSION"),
+            (
+                ["--kernel", "https://www.kaggle.com/code/a/kit-infer?scriptVersionId=1"],
+                "Write a/kit-infer/VERSION",
+            ),
             (["--kernel", "kit-infer", "--sample", "no-such.csv"], "no-such.csv: no such file"),
         ],
     )
     def test_wrong_arguments_are_found_before_a_credential_is_read(
         self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], told: str
     ) -> None:
-        (here / "bad.csv").write_text("id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.9\n")
+        (here / "bad.csv").write_text(
+            "id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.9\n"
+        )
         result = nobody("submit", *arguments, "-m", "m")
-        assert (result.exit_code, told in result.stderr, "credentials" in result.stderr) == (1, True, False)
+        assert (result.exit_code, told in result.stderr, "credentials" in result.stderr) == (
+            1,
+            True,
+            False,
+        )
         assert fake.calls == []
 
     @pytest.mark.usefixtures("ready")
@@ -498,7 +603,9 @@ class TestSubmit:
 
     def test_the_list_keeps_what_only_the_ledger_knows(self, kit: Kit, here: Path) -> None:
         assert "None yet" in kit("submissions").stderr
-        old = LedgerEntry("2026-01-01T00:00:00Z", "7", SLUG, kernel="other/kit-infer/3", message="another account")
+        old = LedgerEntry(
+            "2026-01-01T00:00:00Z", "7", SLUG, kernel="other/kit-infer/3", message="another account"
+        )
         record_submission(old)
         listed = kit("submissions").stdout
         assert "another account" in listed
@@ -510,7 +617,12 @@ class TestDoctor:
     def test_online_it_shows_the_account_and_what_is_left(self, kit: Kit, fake: FakeKaggle) -> None:
         result = kit("doctor", "--online")
         assert result.exit_code == 0, result.output
-        for told in (OWNER, "5 submissions left today", "29.0 of 30 GPU hours left", "legacy key from KAGGLE_KEY"):
+        for told in (
+            OWNER,
+            "5 submissions left today",
+            "29.0 of 30 GPU hours left",
+            "legacy key from KAGGLE_KEY",
+        ):
             assert told in result.stdout
         reading = {"GetCompetition", "GetSubmissionLimits", "GetAcceleratorQuotaStatistics"}
         assert {call.rpc.split("/")[1] for call in fake.calls} == reading
@@ -539,7 +651,9 @@ class TestDoctor:
         assert "https://status.kaggle.com" in result.stdout
 
     @pytest.mark.parametrize("used", [108000, None, "nothing"])
-    def test_no_gpu_hours_are_no_failure(self, kit: Kit, fake: FakeKaggle, used: int | str | None) -> None:
+    def test_no_gpu_hours_are_no_failure(
+        self, kit: Kit, fake: FakeKaggle, used: int | str | None
+    ) -> None:
         if used is None:
             fake.fail("GetAcceleratorQuotaStatistics", 403, "no phone number", times=9)
         elif used == "nothing":

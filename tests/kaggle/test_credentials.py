@@ -28,7 +28,10 @@ def kinds(search: credentials.Search) -> list[tuple[str, str]]:
 def test_each_place_is_found_and_the_token_comes_first(home: Path) -> None:
     write(home / ".kaggle/access_token", TOKEN + "\n")
     write(home / ".kaggle/kaggle.json", json.dumps({"username": "kituser", "key": KEY}))
-    write(home / ".kaggle/credentials.json", json.dumps({"refresh_token": "refresh", "username": "kituser"}))
+    write(
+        home / ".kaggle/credentials.json",
+        json.dumps({"refresh_token": "refresh", "username": "kituser"}),
+    )
     search = credentials.find_credentials({"HOME": str(home), "KAGGLE_API_TOKEN": TOKEN})
     assert kinds(search) == [
         ("token", "KAGGLE_API_TOKEN"),
@@ -42,12 +45,20 @@ def test_each_place_is_found_and_the_token_comes_first(home: Path) -> None:
 
 def test_the_token_variable_may_name_a_file(home: Path) -> None:
     path = write(home / "token.txt", TOKEN)
-    assert credentials.find_credentials({"HOME": str(home), "KAGGLE_API_TOKEN": str(path)}).found[0].secret == TOKEN
+    assert (
+        credentials.find_credentials({"HOME": str(home), "KAGGLE_API_TOKEN": str(path)})
+        .found[0]
+        .secret
+        == TOKEN
+    )
 
 
 def test_a_long_token_is_not_taken_for_a_file_name(home: Path) -> None:
     assert (
-        credentials.find_credentials({"HOME": str(home), "KAGGLE_API_TOKEN": "x" * 5000}).found[0].secret == "x" * 5000
+        credentials.find_credentials({"HOME": str(home), "KAGGLE_API_TOKEN": "x" * 5000})
+        .found[0]
+        .secret
+        == "x" * 5000
     )
 
 
@@ -87,7 +98,9 @@ def test_what_is_wrong_with_a_credential_is_said(
     if file is not None:
         write(home / ".kaggle/kaggle.json", file)
     with pytest.raises(CredentialsError, match=told):
-        credentials.require_credentials(credentials.find_credentials({"HOME": str(home), **variables}))
+        credentials.require_credentials(
+            credentials.find_credentials({"HOME": str(home), **variables})
+        )
 
 
 def test_a_key_that_others_can_read_is_reported_and_used(home: Path) -> None:
@@ -104,7 +117,12 @@ def test_a_credential_never_shows_its_secret() -> None:
 
 
 def test_a_refused_token_is_explained_by_what_it_shadows(home: Path) -> None:
-    variables = {"HOME": str(home), "KAGGLE_API_TOKEN": "stale", "KAGGLE_USERNAME": "kituser", "KAGGLE_KEY": KEY}
+    variables = {
+        "HOME": str(home),
+        "KAGGLE_API_TOKEN": "stale",
+        "KAGGLE_USERNAME": "kituser",
+        "KAGGLE_KEY": KEY,
+    }
     search = credentials.find_credentials(variables)
     error = credentials.credentials_refused(search.found[0], search)
     assert "legacy key from KAGGLE_KEY" in str(error)
@@ -126,5 +144,7 @@ def test_redact_removes_what_it_was_not_told_about(text: str, left: str) -> None
 
 
 @given(st.text(), st.sampled_from(SECRETS), st.text())
-def test_redact_removes_a_known_secret_wherever_it_stands(before: str, secret: str, after: str) -> None:
+def test_redact_removes_a_known_secret_wherever_it_stands(
+    before: str, secret: str, after: str
+) -> None:
     assert secret not in credentials.redact(before + secret + after, [secret])

@@ -32,7 +32,11 @@ def run(tmp_path: Path) -> Path:
 
 
 def uploaded(run: Path) -> dict[str, bytes]:
-    kept = [p for p in run.rglob("*") if p.is_file() and "checkpoints" not in p.parts and p.name[0] != "."]
+    kept = [
+        p
+        for p in run.rglob("*")
+        if p.is_file() and "checkpoints" not in p.parts and p.name[0] != "."
+    ]
     return {str(p.relative_to(run)): p.read_bytes() for p in kept}
 
 
@@ -49,7 +53,9 @@ def test_a_run_becomes_a_private_dataset_and_then_a_version_of_it(
     assert len(stored["versions"]) == 2
 
 
-def test_a_version_waits_for_the_one_that_is_being_processed(client: Client, fake: FakeKaggle, run: Path) -> None:
+def test_a_version_waits_for_the_one_that_is_being_processed(
+    client: Client, fake: FakeKaggle, run: Path
+) -> None:
     publish_dataset(client, run)
     stored = fake.datasets[f"{OWNER}/kit-run-tiny-0a1b2c3d"]
     stored["script"], stored["last"] = ["REPROCESSING", "REPROCESSING", "READY"], "REPROCESSING"
@@ -63,7 +69,9 @@ def test_an_upload_goes_on_where_it_broke(client: Client, fake: FakeKaggle, run:
     assert fake.datasets[f"{OWNER}/kit-run-tiny-0a1b2c3d"]["versions"] == [uploaded(run)]
 
 
-def test_a_file_that_cannot_be_uploaded_publishes_nothing(client: Client, fake: FakeKaggle, run: Path) -> None:
+def test_a_file_that_cannot_be_uploaded_publishes_nothing(
+    client: Client, fake: FakeKaggle, run: Path
+) -> None:
     fake.fail("_upload", 403, "no", times=99)
     with pytest.raises(errors.KaggleError, match=r"uploading empty\.txt"):
         publish_dataset(client, run)
@@ -71,20 +79,25 @@ def test_a_file_that_cannot_be_uploaded_publishes_nothing(client: Client, fake: 
 
 
 @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}])
-def test_a_lost_answer_makes_no_second_dataset(client: Client, fake: FakeKaggle, run: Path, fault: dict) -> None:
+def test_a_lost_answer_makes_no_second_dataset(
+    client: Client, fake: FakeKaggle, run: Path, fault: dict
+) -> None:
     fake.fail("CreateDataset", after=True, **fault)
     assert publish_dataset(client, run).version == 1
     assert len(fake.seen("CreateDataset")) == 1
 
 
-def test_a_refusal_sent_with_success_is_an_error(client: Client, fake: FakeKaggle, run: Path) -> None:
+def test_a_refusal_sent_with_success_is_an_error(
+    client: Client, fake: FakeKaggle, run: Path
+) -> None:
     fake.create_dataset = lambda _: {"status": "error", "error": "The title is already in use"}
     with pytest.raises(errors.RefusedError, match="already in use"):
         publish_dataset(client, run)
 
 
 @pytest.mark.parametrize(
-    ("script", "told"), [(["BLOBS_RECEIVED", "FAILED"], "could not process"), (["BLOBS_RECEIVED"], "after 1 minutes")]
+    ("script", "told"),
+    [(["BLOBS_RECEIVED", "FAILED"], "could not process"), (["BLOBS_RECEIVED"], "after 1 minutes")],
 )
 def test_one_that_never_becomes_ready_is_an_error(
     client: Client, fake: FakeKaggle, run: Path, script: list[str], told: str

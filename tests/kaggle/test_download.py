@@ -39,7 +39,9 @@ def listed(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
 
 
-def test_the_files_arrive_whole_and_nothing_else(client: Client, fake: FakeKaggle, tmp_path: Path, big: bytes) -> None:
+def test_the_files_arrive_whole_and_nothing_else(
+    client: Client, fake: FakeKaggle, tmp_path: Path, big: bytes
+) -> None:
     result = download_competition(client, tmp_path / "raw")
     assert listed(tmp_path / "raw") == NAMES
     assert {n: (tmp_path / "raw" / n).read_bytes() for n in NAMES} == fake.competitions[SLUG]
@@ -59,12 +61,16 @@ def test_progress_counts_to_the_end(client: Client, fake: FakeKaggle, tmp_path: 
 def test_an_unknown_train_csv_is_a_warning_and_the_known_one_is_none(
     client: Client, tmp_path: Path, big: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "Kaggle may have updated it" in download_competition(client, tmp_path / "raw").warnings[0]
+    assert (
+        "Kaggle may have updated it" in download_competition(client, tmp_path / "raw").warnings[0]
+    )
     monkeypatch.setattr(downloading, "TRAIN_SHA256", hashlib.sha256(big).hexdigest())
     assert download_competition(client, tmp_path / "raw").warnings == ()
 
 
-def test_a_second_run_downloads_nothing(client: Client, fake: FakeKaggle, tmp_path: Path, heard: Heard) -> None:
+def test_a_second_run_downloads_nothing(
+    client: Client, fake: FakeKaggle, tmp_path: Path, heard: Heard
+) -> None:
     download_competition(client, tmp_path / "raw")
     before = len(fake.calls)
     assert download_competition(client, tmp_path / "raw", say=heard.lines.append).already
@@ -95,12 +101,15 @@ def test_a_file_of_the_right_length_and_wrong_bytes_is_mended_with_force(
 
 def test_every_page_of_the_list_is_read(client: Client, fake: FakeKaggle) -> None:
     fake.competitions[SLUG] |= {f"extra/{n}.csv": b"x" * n for n in range(450)}
-    assert downloading.competition_files(client, SLUG) == {n: len(d) for n, d in fake.competitions[SLUG].items()}
+    assert downloading.competition_files(client, SLUG) == {
+        n: len(d) for n, d in fake.competitions[SLUG].items()
+    }
     assert len(fake.seen("ListDataFiles")) == 3
 
 
 @pytest.mark.parametrize(
-    "fault", [{"drop": True}, {"status": 206, "drop": True}, {"status": 503}, {"stall_s": 0.8, "status": 0}]
+    "fault",
+    [{"drop": True}, {"status": 206, "drop": True}, {"status": 503}, {"stall_s": 0.8, "status": 0}],
 )
 def test_a_broken_transfer_goes_on_in_the_same_run(
     client: Client, fake: FakeKaggle, tmp_path: Path, heard: Heard, fault: dict
@@ -119,25 +128,35 @@ def test_half_a_download_is_continued_and_not_begun_again(
     fake.fail("_blob", status=0)
     fake.fail("_blob", 206, drop=True)
     download_competition(client, tmp_path / "raw", say=heard.lines.append)
-    starts = [int(c.headers["Range"].removeprefix("bytes=")[:-1]) for c in fake.calls if "Range" in c.headers]
+    starts = [
+        int(c.headers["Range"].removeprefix("bytes=")[:-1])
+        for c in fake.calls
+        if "Range" in c.headers
+    ]
     assert len(starts) == 1
     assert 64_000 < starts[0] <= len(make_zip(fake.competitions[SLUG])) // 2
     assert "continuing at" in heard.text
 
 
-def test_a_later_run_continues_where_an_earlier_one_gave_up(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
+def test_a_later_run_continues_where_an_earlier_one_gave_up(
+    fake: FakeKaggle, home: Path, tmp_path: Path
+) -> None:
     with fake.patched(home), Client(patience=RetryPolicy(attempts=1)) as client:
         fake.fail("_blob", status=0)
         fake.fail("_blob", 206, drop=True)
         with pytest.raises(errors.UnreachableError, match="Check the network"):
             download_competition(client, tmp_path / "raw")
-        assert [n for n in listed(tmp_path / "raw") if not n.startswith(".")] == []  # nothing under a real name
+        assert [
+            n for n in listed(tmp_path / "raw") if not n.startswith(".")
+        ] == []  # nothing under a real name
         download_competition(client, tmp_path / "raw")
     assert any("Range" in c.headers for c in fake.calls)
     assert listed(tmp_path / "raw") == NAMES
 
 
-def test_a_partial_of_another_version_is_not_continued(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
+def test_a_partial_of_another_version_is_not_continued(
+    fake: FakeKaggle, home: Path, tmp_path: Path
+) -> None:
     with fake.patched(home), Client(patience=RetryPolicy(attempts=1)) as client:
         fake.fail("_blob", status=0)
         fake.fail("_blob", 206, drop=True)
@@ -150,7 +169,9 @@ def test_a_partial_of_another_version_is_not_continued(fake: FakeKaggle, home: P
     assert listed(tmp_path / "raw") == NAMES
 
 
-def test_a_web_page_in_place_of_the_archive_is_not_saved(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+def test_a_web_page_in_place_of_the_archive_is_not_saved(
+    client: Client, fake: FakeKaggle, tmp_path: Path
+) -> None:
     fake.fail("_blob", 200, raw=b"<html>sorry</html>", times=9)
     with pytest.raises(errors.UnreachableError, match="web page"):
         download_competition(client, tmp_path / "raw")
@@ -161,7 +182,11 @@ def test_a_web_page_in_place_of_the_archive_is_not_saved(client: Client, fake: F
     ("change", "kind", "told"),
     [
         (lambda fake: fake.rules_accepted.clear(), errors.RulesError, f"competitions/{SLUG}/rules"),
-        (lambda fake: fake.competitions.clear(), errors.NotFoundError, "Check the name of the competition"),
+        (
+            lambda fake: fake.competitions.clear(),
+            errors.NotFoundError,
+            "Check the name of the competition",
+        ),
     ],
 )
 def test_rules_and_names_have_their_own_messages(
@@ -192,7 +217,9 @@ def damaged(files: dict[str, bytes]) -> bytes:
 def broken(files: dict[str, bytes]) -> bytes:
     """The bytes of train.csv are no stream that could be unpacked."""
     data = bytearray(make_zip(files))
-    data[data.index(b"train.csv") + len("train.csv")] = 0x07  # a kind of block that deflate does not have
+    data[data.index(b"train.csv") + len("train.csv")] = (
+        0x07  # a kind of block that deflate does not have
+    )
     return bytes(data)
 
 
@@ -228,9 +255,13 @@ def test_an_archive_with_a_byte_wrong_is_damaged_or_gives_the_same_files(
     whole, found = make_zip({"train.csv": data}), 0
     monkeypatch.setattr("os.fsync", lambda _: None)
     for at in range(len(whole)):
-        (tmp_path / "archive.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        (tmp_path / "archive.zip").write_bytes(
+            whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+        )
         try:
-            downloading.unpack_download(tmp_path / "archive.zip", tmp_path / "raw", {"train.csv": len(data)})
+            downloading.unpack_download(
+                tmp_path / "archive.zip", tmp_path / "raw", {"train.csv": len(data)}
+            )
         except zipfile.BadZipFile:
             found += 1
         else:
@@ -238,7 +269,9 @@ def test_an_archive_with_a_byte_wrong_is_damaged_or_gives_the_same_files(
     assert found > len(whole) // 2
 
 
-def test_a_damaged_stream_is_downloaded_afresh(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+def test_a_damaged_stream_is_downloaded_afresh(
+    client: Client, fake: FakeKaggle, tmp_path: Path
+) -> None:
     fake.archive = broken(fake.competitions[SLUG])
     with pytest.raises(errors.UnreachableError, match="the archive is damaged"):
         download_competition(client, tmp_path / "raw")

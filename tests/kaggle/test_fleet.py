@@ -43,7 +43,9 @@ def output(recipe: Recipe, fold: str, data: str = "d1") -> dict[str, bytes]:
         f"{run}/fold{fold}/metrics.json": json.dumps(METRICS[fold]).encode(),
         f"{run}/metrics.json": b"{}",
     }
-    written = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    written = {
+        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
+    }
     return files | {OUTPUTS: json.dumps({"push": "", "files": written}).encode()}
 
 
@@ -81,7 +83,9 @@ def most_at_once(fake: FakeKaggle) -> int:
 def test_every_fold_is_trained_and_brought_home(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
 ) -> None:
-    outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
+    outcomes = fan_out.fan_out(
+        client, jobs, tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append
+    )
     assert [o.status for o in outcomes] == ["done"] * 3
     run = Run.open(tmp_path / "runs" / RECIPE.run_name)
     assert list(run.parts()) == ["fold0", "fold1", "fold2"]
@@ -97,7 +101,9 @@ def test_every_fold_is_trained_and_brought_home(
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [RECIPE.run_name]
 
 
-def test_a_second_start_repeats_nothing(client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path) -> None:
+def test_a_second_start_repeats_nothing(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
+) -> None:
     fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["there already"] * 3
@@ -111,8 +117,13 @@ def test_rows_prepared_otherwise_are_not_there_already(
     others = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "text": "ascii"})
     again = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "seed": 7})
     outcomes = fan_out.fan_out(client, [*others, *again], tmp_path / "runs", tmp_path / "kernels")
-    assert [o.status for o in outcomes] == ["failed", "there already"]  # of its seed the run knows nothing
-    assert "with --text unicode, and this training is to be with --text ascii" in outcomes[0].problem
+    assert [o.status for o in outcomes] == [
+        "failed",
+        "there already",
+    ]  # of its seed the run knows nothing
+    assert (
+        "with --text unicode, and this training is to be with --text ascii" in outcomes[0].problem
+    )
     assert len(fake.seen("SaveKernel")) == 1
     (elsewhere,) = fan_out.fan_out(client, others, tmp_path / "ascii", tmp_path / "kernels")
     assert (elsewhere.status, elsewhere.ref.version) == ("done", 1)  # a kernel of its own
@@ -122,7 +133,9 @@ def test_what_runs_on_kaggle_already_is_taken_up(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
 ) -> None:
     fan_out.fan_out(client, jobs[:1], tmp_path / "elsewhere", tmp_path / "kernels")
-    outcomes = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append)
+    outcomes = fan_out.fan_out(
+        client, jobs[:1], tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append
+    )
     assert [o.status for o in outcomes] == ["done"]
     assert len(fake.seen("SaveKernel")) == 1
     assert "is on Kaggle already" in heard.text
@@ -149,7 +162,9 @@ def test_a_job_that_failed_is_pushed_again_at_the_next_start(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
     fake.kernel_script = ["ERROR"]
-    assert fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
+    assert (
+        fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
+    )
     fake.kernel_script = ["QUEUED", "COMPLETE"]
     assert fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].ref.version == 2
 
@@ -157,7 +172,10 @@ def test_a_job_that_failed_is_pushed_again_at_the_next_start(
 def test_sessions_taken_by_others_are_waited_for(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
 ) -> None:
-    fake.kernels[f"{OWNER}/another"] = {"id": 1, "versions": {n: {"gpu": True, "last": "RUNNING"} for n in (1, 2)}}
+    fake.kernels[f"{OWNER}/another"] = {
+        "id": 1,
+        "versions": {n: {"gpu": True, "last": "RUNNING"} for n in (1, 2)},
+    }
     pauses = []
 
     def pause(seconds: float) -> None:
@@ -166,12 +184,16 @@ def test_sessions_taken_by_others_are_waited_for(
             del fake.kernels[f"{OWNER}/another"]
 
     object.__setattr__(client.patience, "sleep", pause)
-    outcomes = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k", say=heard.lines.append)
+    outcomes = fan_out.fan_out(
+        client, jobs[:1], tmp_path / "runs", tmp_path / "k", say=heard.lines.append
+    )
     assert outcomes[0].status == "done"
     assert heard.text.count("session count of 2") == 3
 
 
-def test_an_outage_is_outlived(client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path) -> None:
+def test_an_outage_is_outlived(
+    client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
+) -> None:
     fake.fail("GetKernelSessionStatus", 503, times=20)
     assert fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "done"
 
@@ -184,7 +206,9 @@ def test_an_outage_without_end_ends_the_fleet(
         fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
 
-@pytest.mark.parametrize("method", ["GetKernel", "SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"])
+@pytest.mark.parametrize(
+    "method", ["GetKernel", "SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"]
+)
 def test_a_credential_that_is_over_is_no_failure_of_the_jobs(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, method: str
 ) -> None:
@@ -193,7 +217,9 @@ def test_a_credential_that_is_over_is_no_failure_of_the_jobs(
         fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
 
-def test_a_run_of_other_data_is_not_mixed_in(client: Client, jobs: list[Job], tmp_path: Path) -> None:
+def test_a_run_of_other_data_is_not_mixed_in(
+    client: Client, jobs: list[Job], tmp_path: Path
+) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
     home.mkdir(parents=True)
     (home / "recipe.toml").write_text(RECIPE.to_toml())
@@ -216,7 +242,9 @@ def test_an_unfinished_training_of_this_machine_is_not_overwritten(
     assert (home / "fold0/checkpoints/checkpoint-7").is_dir()
 
 
-def test_a_part_that_is_being_trained_here_is_left_to_it(client: Client, jobs: list[Job], tmp_path: Path) -> None:
+def test_a_part_that_is_being_trained_here_is_left_to_it(
+    client: Client, jobs: list[Job], tmp_path: Path
+) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
     with hold_lock(home, "fold1"):
         outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
@@ -226,7 +254,9 @@ def test_a_part_that_is_being_trained_here_is_left_to_it(client: Client, jobs: l
     assert set(fold_origins(home)) == {"fold0", "fold2"}
 
 
-def test_a_kernel_is_brought_home_by_one_process_at_a_time(client: Client, jobs: list[Job], tmp_path: Path) -> None:
+def test_a_kernel_is_brought_home_by_one_process_at_a_time(
+    client: Client, jobs: list[Job], tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
     with hold_lock(runs, f"{jobs[0].slug}.collect"):
         (outcome,) = fan_out.fan_out(client, jobs[:1], runs, tmp_path / "k")
@@ -256,7 +286,9 @@ def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
     assert list(Run.open(home).parts()) == ["fold0"]
 
 
-def test_the_version_is_remembered_though_none_was_named(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+def test_the_version_is_remembered_though_none_was_named(
+    client: Client, fake: FakeKaggle, tmp_path: Path
+) -> None:
     fake.kernel_script, fake.kernel_files = ["COMPLETE"], output(RECIPE, "0")
     for _ in range(2):
         fake.save_kernel({"slug": f"{OWNER}/kit-train", "newTitle": "kit train", "text": ""})
@@ -264,7 +296,9 @@ def test_the_version_is_remembered_though_none_was_named(client: Client, fake: F
     assert fold_origins(tmp_path / "runs" / RECIPE.run_name) == {"fold0": f"{OWNER}/kit-train/2"}
 
 
-def test_an_output_without_a_run_is_an_error(client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+def test_an_output_without_a_run_is_an_error(
+    client: Client, fake: FakeKaggle, tmp_path: Path
+) -> None:
     fake.kernel_script = ["COMPLETE"]
     fake.save_kernel({"slug": f"{OWNER}/kit-other", "newTitle": "kit other", "text": ""})
     with pytest.raises(errors.KaggleError, match="holds no run directory"):

@@ -31,8 +31,14 @@ def save(fake: FakeKaggle) -> Callable[..., KernelRef]:
         ("kituser/kit-train", KernelRef("kituser", "kit-train")),
         ("kituser/kit-train/3", KernelRef("kituser", "kit-train", 3)),
         ("https://www.kaggle.com/code/kituser/kit-train", KernelRef("kituser", "kit-train")),
-        ("https://www.kaggle.com/code/kituser/kit-train?utm=mail", KernelRef("kituser", "kit-train")),
-        ("https://www.kaggle.com/code/kituser/kit-train/3?scriptVersionId=9", KernelRef("kituser", "kit-train", 3)),
+        (
+            "https://www.kaggle.com/code/kituser/kit-train?utm=mail",
+            KernelRef("kituser", "kit-train"),
+        ),
+        (
+            "https://www.kaggle.com/code/kituser/kit-train/3?scriptVersionId=9",
+            KernelRef("kituser", "kit-train", 3),
+        ),
         ("kit-train", KernelRef("me", "kit-train")),
     ],
 )
@@ -41,16 +47,21 @@ def test_a_kernel_is_named_by_slug_or_address(text: str, read: KernelRef) -> Non
     assert KernelRef.parse(str(read)) == read
 
 
-@pytest.mark.parametrize("text", ["", "a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"])
+@pytest.mark.parametrize(
+    "text", ["", "a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"]
+)
 def test_what_names_no_kernel_is_refused(text: str) -> None:
     with pytest.raises(errors.KaggleError, match="does not name a kernel"):
         KernelRef.parse(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["https://www.kaggle.com/code/me/kit-train?scriptVersionId=9", "kit-train?scriptVersionId=9"]
+    "text",
+    ["https://www.kaggle.com/code/me/kit-train?scriptVersionId=9", "kit-train?scriptVersionId=9"],
 )
-def test_an_address_of_a_version_that_cannot_be_looked_up_is_not_taken_for_the_latest(text: str) -> None:
+def test_an_address_of_a_version_that_cannot_be_looked_up_is_not_taken_for_the_latest(
+    text: str,
+) -> None:
     with pytest.raises(errors.KaggleError, match="scriptVersionId") as caught:
         KernelRef.parse(text, "me")
     assert "Write me/kit-train/VERSION" in caught.value.hint
@@ -62,21 +73,26 @@ def test_wait_follows_the_version_to_its_end(client: Client, save: Callable, hea
     assert [line.rsplit(" ", 1)[1] for line in heard.lines] == ["QUEUED", "RUNNING", "COMPLETE"]
 
 
-def test_wait_without_a_version_means_the_latest_of_this_moment(client: Client, save: Callable) -> None:
+def test_wait_without_a_version_means_the_latest_of_this_moment(
+    client: Client, save: Callable
+) -> None:
     save()
     save()
     assert wait_for_kernel(client, KernelRef(OWNER, "kit-train")).ref.version == 2
 
 
 @pytest.mark.parametrize(
-    ("end", "told"), [("ERROR", "failed: Your notebook failed"), ("CANCEL_ACKNOWLEDGED", "was cancelled")]
+    ("end", "told"),
+    [("ERROR", "failed: Your notebook failed"), ("CANCEL_ACKNOWLEDGED", "was cancelled")],
 )
 def test_a_run_without_success_is_an_error_that_ends_with_its_log(
     client: Client, fake: FakeKaggle, save: Callable, end: str, told: str
 ) -> None:
     fake.kernel_script = ["QUEUED", "RUNNING", end]
     fake.kernel_failure = "Your notebook failed"
-    fake.kernel_log = [{"stream_name": "stderr", "time": n, "data": f"line {n}\n"} for n in range(40)]
+    fake.kernel_log = [
+        {"stream_name": "stderr", "time": n, "data": f"line {n}\n"} for n in range(40)
+    ]
     with pytest.raises(errors.RunFailedError, match=told) as caught:
         wait_for_kernel(client, save())
     assert caught.value.log_tail.splitlines()[-1] == "line 39"
@@ -90,7 +106,9 @@ def test_passing_faults_do_not_end_a_wait(client: Client, fake: FakeKaggle, save
     assert wait_for_kernel(client, save()).status == "COMPLETE"
 
 
-def test_wait_gives_up_when_the_time_is_over(client: Client, fake: FakeKaggle, save: Callable, heard: Heard) -> None:
+def test_wait_gives_up_when_the_time_is_over(
+    client: Client, fake: FakeKaggle, save: Callable, heard: Heard
+) -> None:
     fake.kernel_script = ["RUNNING"]
     with pytest.raises(errors.UnreachableError, match="is RUNNING after 2 minutes"):
         wait_for_kernel(client, save(), poll_s=30, timeout_s=120)
@@ -117,11 +135,19 @@ class TestWhereOnlyTheLatestSessionIsReported:
         self, client: Client, fake: FakeKaggle, save: Callable
     ) -> None:
         save()
-        fake.kernel_script = ["COMPLETE", "COMPLETE", "QUEUED", "RUNNING", "ERROR"]  # two of them are the old one's
+        fake.kernel_script = [
+            "COMPLETE",
+            "COMPLETE",
+            "QUEUED",
+            "RUNNING",
+            "ERROR",
+        ]  # two of them are the old one's
         with pytest.raises(errors.RunFailedError):
             wait_for_kernel(client, save("kit-push:" + "a" * 32))
 
-    def test_an_end_that_nothing_proves_is_no_success(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
+    def test_an_end_that_nothing_proves_is_no_success(
+        self, client: Client, fake: FakeKaggle, save: Callable
+    ) -> None:
         save()
         fake.kernel_script = ["COMPLETE"]
         with pytest.raises(errors.UnreachableError, match="may be an earlier version's"):
@@ -136,7 +162,9 @@ class TestWhereOnlyTheLatestSessionIsReported:
         assert wait_for_kernel(client, save("kit-push:" + "a" * 32)).status == "COMPLETE"
         assert heard.pauses == []
 
-    def test_an_older_version_cannot_be_waited_for(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
+    def test_an_older_version_cannot_be_waited_for(
+        self, client: Client, fake: FakeKaggle, save: Callable
+    ) -> None:
         save()
         fake.kernel_script = ["COMPLETE"]
         save()
@@ -152,13 +180,17 @@ def test_a_kernel_that_is_not_there_is_said_to_be_perhaps_misspelt(client: Clien
 
 
 class TestLogs:
-    def test_a_finished_log_is_plain_text(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
+    def test_a_finished_log_is_plain_text(
+        self, client: Client, fake: FakeKaggle, save: Callable
+    ) -> None:
         fake.kernel_log = [{"data": "a\n"}, {"data": "\x1b[31mred\x1b[0m\x07\rb\n"}]
         ref = save()
         wait_for_kernel(client, ref)
         assert logs.read_log(client, ref) == "a\nredb\n"
 
-    def test_a_running_log_is_read_as_far_as_it_goes(self, client: Client, fake: FakeKaggle, save: Callable) -> None:
+    def test_a_running_log_is_read_as_far_as_it_goes(
+        self, client: Client, fake: FakeKaggle, save: Callable
+    ) -> None:
         fake.kernel_log = [{"data": "so far\n"}]
         assert logs.read_log(client, save()) == "so far\n"
 

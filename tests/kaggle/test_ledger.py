@@ -23,7 +23,9 @@ def test_no_file_is_an_empty_ledger(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(message=TEXTS, runs=TEXTS)
-def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, message: str, runs: str) -> None:
+def test_any_text_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, message: str, runs: str
+) -> None:
     path = tmp_path_factory.mktemp("book") / "ledger.csv"
     entries = [ENTRY, LedgerEntry("later", "1002", "c", message=message, runs=runs)]
     for entry in entries:
@@ -35,7 +37,12 @@ def test_of_an_entry_that_is_there_only_what_kaggle_tells_is_changed(tmp_path: P
     path = tmp_path / "ledger.csv"
     ledger.record_submission(ENTRY, path)
     path.write_text(path.read_text().replace("first", "a better word"))
-    told = {"status": "ERROR", "public_score": "0.9", "private_score": "0.8", "error": "Notebook Timeout"}
+    told = {
+        "status": "ERROR",
+        "public_score": "0.9",
+        "private_score": "0.8",
+        "error": "Notebook Timeout",
+    }
     ledger.record_submission(replace(ENTRY, local_score="1.0", **told), path)
     assert ledger.read_ledger(path) == [replace(ENTRY, message="a better word", **told)]
 
@@ -50,8 +57,17 @@ def test_two_at_once_lose_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ledger, "_rows", slowly)
     entries = [replace(ENTRY, ref=str(ref)) for ref in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda entry: ledger.record_submission(entry, tmp_path / "book/ledger.csv"), entries))
-    assert {entry.ref for entry in ledger.read_ledger(tmp_path / "book/ledger.csv")} == {"0", "1", "2", "3"}
+        list(
+            pool.map(
+                lambda entry: ledger.record_submission(entry, tmp_path / "book/ledger.csv"), entries
+            )
+        )
+    assert {entry.ref for entry in ledger.read_ledger(tmp_path / "book/ledger.csv")} == {
+        "0",
+        "1",
+        "2",
+        "3",
+    }
     assert [path.name for path in (tmp_path / "book").iterdir()] == ["ledger.csv"]
 
 

@@ -19,7 +19,9 @@ from kit.kaggle.sources import identified_source, named_source
 from kit.recipe.load import load_recipe
 
 OTHER = load_recipe("tiny-roberta")
-BLEND = Blend(("roberta-2", "deberta-1", "electra-3"), (0.7, 0.3, 0.0), "geometric", Calibration(0.9))
+BLEND = Blend(
+    ("roberta-2", "deberta-1", "electra-3"), (0.7, 0.3, 0.0), "geometric", Calibration(0.9)
+)
 
 
 def source(ref: str, *runs: str) -> Source:
@@ -27,7 +29,9 @@ def source(ref: str, *runs: str) -> Source:
 
 
 def test_members_find_their_sources_by_name_and_folds_share_a_weight() -> None:
-    found = match_sources(BLEND, [source("a", "deberta-1"), source("b", "roberta-2"), source("c", "deberta-1")])
+    found = match_sources(
+        BLEND, [source("a", "deberta-1"), source("b", "roberta-2"), source("c", "deberta-1")]
+    )
     assert [(s.ref, s.weight) for s in found] == [("me/a", 0.15), ("me/b", 0.7), ("me/c", 0.15)]
 
 
@@ -41,10 +45,15 @@ def test_a_dropped_run_is_not_mounted(heard: Heard) -> None:
     ("named", "told"),
     [
         ([source("a", "deberta-1")], "needs roberta-2, which no source holds"),
-        ([source("a", "deberta-1"), source("b", "roberta-2"), source("c", "xlm-4")], r"does not know me/c \(xlm-4\)"),
+        (
+            [source("a", "deberta-1"), source("b", "roberta-2"), source("c", "xlm-4")],
+            r"does not know me/c \(xlm-4\)",
+        ),
     ],
 )
-def test_a_member_without_a_run_or_a_run_without_a_member_is_refused(named: list[Source], told: str) -> None:
+def test_a_member_without_a_run_or_a_run_without_a_member_is_refused(
+    named: list[Source], told: str
+) -> None:
     with pytest.raises(KitError, match=told):
         match_sources(BLEND, named)
 
@@ -63,12 +72,19 @@ def test_what_a_source_holds_may_be_unknown_until_the_push(heard: Heard) -> None
 
 def test_the_job_carries_the_blend_as_it_was_saved(tmp_path: Path) -> None:
     write_blend(BLEND, tmp_path / "blend.json", {})
-    found = match_sources(read_blend(tmp_path / "blend.json"), [source("a", "deberta-1"), source("b", "roberta-2")])
+    found = match_sources(
+        read_blend(tmp_path / "blend.json"), [source("a", "deberta-1"), source("b", "roberta-2")]
+    )
     job = infer_job(found, blend=read_blend(tmp_path / "blend.json"))
     carried = notebook.job_of(notebook.build_notebook("infer", job.session() | {"push": "a" * 32}))
     assert carried["method"] == "blend"
     assert parse_blend("job", carried["blend"]) == BLEND
-    assert carried["sources"][0] == {"ref": "me/a", "weight": 0.3, "kind": "kernel", "runs": ["deberta-1"]}
+    assert carried["sources"][0] == {
+        "ref": "me/a",
+        "weight": 0.3,
+        "kind": "kernel",
+        "runs": ["deberta-1"],
+    }
 
 
 class TestOnKaggle:
@@ -86,7 +102,10 @@ class TestOnKaggle:
 
     def test_a_kernels_runs_are_those_in_its_output(self, client: Client) -> None:
         named = named_source(["kit-train-a", "kit-train-b"], OWNER)
-        assert [s.runs for s in identified_source(client, named)] == [(RECIPE.run_name,), (OTHER.run_name,)]
+        assert [s.runs for s in identified_source(client, named)] == [
+            (RECIPE.run_name,),
+            (OTHER.run_name,),
+        ]
 
     def test_a_kernel_without_a_run_is_refused(self, client: Client) -> None:
         with pytest.raises(errors.RefusedError, match="holds no run directory"):

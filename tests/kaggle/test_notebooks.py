@@ -30,7 +30,9 @@ for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
     if cell["cell_type"] == "code":
         exec(compile(cell["source"], cell["id"], "exec"), names)
 """
-ALONE = {"OMP_NUM_THREADS": "1"}  # threads that wait for each other are slower than one, on a busy machine
+ALONE = {
+    "OMP_NUM_THREADS": "1"
+}  # threads that wait for each other are slower than one, on a busy machine
 NOWHERE = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
 
 
@@ -43,7 +45,9 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         (tmp_path / "notebook.ipynb").write_text(text, encoding="utf-8")
         working = tmp_path / "kaggle/working"
         working.mkdir(parents=True, exist_ok=True)
-        kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.endswith("_OFFLINE")}
+        kept = {
+            k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.endswith("_OFFLINE")
+        }
         env = (
             kept
             | ALONE
@@ -52,7 +56,9 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
             | environment
         )
         command = [sys.executable, "-c", RUNNER, str(tmp_path / "notebook.ipynb")]
-        return subprocess.run(command, env=env, cwd=working, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command, env=env, cwd=working, capture_output=True, text=True, timeout=300
+        )
 
     return run
 
@@ -60,7 +66,12 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 @pytest.fixture(scope="module")
 def toy() -> Recipe:
     """An experiment of three steps."""
-    sizes = ("encode.max_tokens=8", "train.max_steps=3", "train.batch_size=16", "train.evals_per_epoch=1")
+    sizes = (
+        "encode.max_tokens=8",
+        "train.max_steps=3",
+        "train.batch_size=16",
+        "train.evals_per_epoch=1",
+    )
     return load_recipe("tiny-electra", sizes)
 
 
@@ -83,8 +94,13 @@ def mount(root: Path, where: str, source: Path) -> Path:
 def write_test(path: Path, rows: int) -> np.ndarray:
     """A test.csv of `rows` rows with ids that nobody has seen; returns the ids."""
     ids = np.random.default_rng(rows).permutation(10_000_000)[:rows]
-    texts = [json.dumps([f"turn {i % 97}", None if i % 50 == 0 else "wörd " * (i % 5)]) for i in range(rows)]
-    table = pd.DataFrame({"id": ids, "prompt": texts, "response_a": texts[::-1], "response_b": texts})
+    texts = [
+        json.dumps([f"turn {i % 97}", None if i % 50 == 0 else "wörd " * (i % 5)])
+        for i in range(rows)
+    ]
+    table = pd.DataFrame(
+        {"id": ids, "prompt": texts, "response_a": texts[::-1], "response_b": texts}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False, columns=list(TEST_COLUMNS))
     return ids
@@ -110,10 +126,14 @@ def test_inference_submits_whatever_test_set_is_there(
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{rows:,} rows, valid" in done.stdout
     assert done.stdout.count("FAILED and is left out") == len(sources) - 1
-    report = validate_submission(root / "working/submission.csv", root / "input" / competition / "test.csv")
+    report = validate_submission(
+        root / "working/submission.csv", root / "input" / competition / "test.csv"
+    )
     assert (report.ok, report.rows) == (True, rows)
     assert read_predictions(root / "working/submission.csv")["id"].tolist() == ids.tolist()
-    assert str(tmp_path) in next(line for line in done.stdout.splitlines() if "kit 0" in line)  # not the checkout's
+    assert str(tmp_path) in next(
+        line for line in done.stdout.splitlines() if "kit 0" in line
+    )  # not the checkout's
 
 
 def broken(mounted: Path, run: Path) -> Source:
@@ -125,18 +145,27 @@ def broken(mounted: Path, run: Path) -> Source:
     return Source("me/kit-train-b")
 
 
-def test_a_fitted_blend_is_applied_there_as_it_is_at_home(execute: Callable, run_folder: Path, tmp_path: Path) -> None:
+def test_a_fitted_blend_is_applied_there_as_it_is_at_home(
+    execute: Callable, run_folder: Path, tmp_path: Path
+) -> None:
     from kit.predict import predict_input
 
     other = Path(shutil.copytree(run_folder, tmp_path / "runs/other-1"))
     origin = json.loads((other / "origin.json").read_text())
-    (other / "origin.json").write_text(json.dumps(origin | {"text": "ascii"}))  # it sees other texts than the first
+    (other / "origin.json").write_text(
+        json.dumps(origin | {"text": "ascii"})
+    )  # it sees other texts than the first
     root = tmp_path / "kaggle"
     test = root / "input" / COMPETITION / "test.csv"
     write_test(test, 3)
     mount(root, f"notebooks/me/kit-train-a/runs/{run_folder.name}", run_folder)
-    mount(root, "datasets/me/kit-run-other", other)  # a dataset's folder does not have the run's name
-    sources = [Source("me/kit-run-other", kind="dataset", runs=(other.name,)), Source("me/kit-train-a")]
+    mount(
+        root, "datasets/me/kit-run-other", other
+    )  # a dataset's folder does not have the run's name
+    sources = [
+        Source("me/kit-run-other", kind="dataset", runs=(other.name,)),
+        Source("me/kit-train-a"),
+    ]
     saved = Blend((run_folder.name, other.name), (0.2, 0.8), "geometric", Calibration(0.5))
     done = execute(infer_job(sources, blend=saved, gpu="none"))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -149,7 +178,10 @@ def test_a_fitted_blend_is_applied_there_as_it_is_at_home(execute: Callable, run
     assert not list(tmp_path.glob("kit-*")), "the notebook left its scratch folders"
 
 
-@pytest.mark.skipif("max_hours" not in {p.name for p in commands.train.params}, reason="kit train has no --max-hours")
+@pytest.mark.skipif(
+    "max_hours" not in {p.name for p in commands.train.params},
+    reason="kit train has no --max-hours",
+)
 def test_training_leaves_a_run_that_inference_can_use(
     execute: Callable, raw: Path, toy: Recipe, tmp_path: Path
 ) -> None:
@@ -157,7 +189,9 @@ def test_training_leaves_a_run_that_inference_can_use(
     mount(root, f"competitions/{COMPETITION}", raw)
     done = execute(train_job(toy, fold="0", gpu="none", restarts=1, preprocess={"folds": 3}))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "--restart=1" in next(line for line in done.stdout.splitlines() if "-m kit train" in line)
+    assert "--restart=1" in next(
+        line for line in done.stdout.splitlines() if "-m kit train" in line
+    )
     run = root / "working/runs" / toy.run_name
     assert (run / "fold0/metrics.json").is_file()
     listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]

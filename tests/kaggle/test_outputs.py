@@ -20,7 +20,9 @@ REF = KernelRef(OWNER, "kit-train", 1)
 
 
 def listing(files: dict[str, bytes]) -> bytes:
-    written = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    written = {
+        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
+    }
     return json.dumps({"push": "a" * 32, "files": written}).encode()
 
 
@@ -35,7 +37,9 @@ def finish(fake: FakeKaggle) -> Callable[[dict[str, bytes]], None]:
     return finished
 
 
-def test_every_page_of_files_and_the_log_arrive(client: Client, finish: Callable, tmp_path: Path) -> None:
+def test_every_page_of_files_and_the_log_arrive(
+    client: Client, finish: Callable, tmp_path: Path
+) -> None:
     files = {f"runs/a/fold{n}/model.bin": bytes([n]) * n for n in range(230)}
     finish(files)
     result = download_output(client, REF, tmp_path / "out")
@@ -45,7 +49,9 @@ def test_every_page_of_files_and_the_log_arrive(client: Client, finish: Callable
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
 
 
-def test_files_are_compared_with_what_the_notebook_wrote(client: Client, finish: Callable, tmp_path: Path) -> None:
+def test_files_are_compared_with_what_the_notebook_wrote(
+    client: Client, finish: Callable, tmp_path: Path
+) -> None:
     files = {"submission.csv": b"id\n1\n", "a/b.txt": b""}
     finish(files | {OUTPUTS: listing(files)})
     assert download_output(client, REF, tmp_path / "out").compared
@@ -98,7 +104,9 @@ def test_an_expired_address_is_asked_for_again(
     assert len(fake.seen("ListKernelSessionOutput")) == 3  # the list, a new address, the log
 
 
-def test_an_interrupted_download_goes_on_later(fake: FakeKaggle, finish: Callable, home: Path, tmp_path: Path) -> None:
+def test_an_interrupted_download_goes_on_later(
+    fake: FakeKaggle, finish: Callable, home: Path, tmp_path: Path
+) -> None:
     files = {"a.bin": bytes(range(256)) * 2000, "b.bin": bytes(range(255, -1, -1)) * 2000}
     finish(files)
     with fake.patched(home), Client(patience=RetryPolicy(attempts=1)) as client:
@@ -113,7 +121,9 @@ def test_an_interrupted_download_goes_on_later(fake: FakeKaggle, finish: Callabl
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
 
 
-def test_an_earlier_output_is_replaced_with_force_only(client: Client, finish: Callable, tmp_path: Path) -> None:
+def test_an_earlier_output_is_replaced_with_force_only(
+    client: Client, finish: Callable, tmp_path: Path
+) -> None:
     files = {"submission.csv": b"id\n1\n", "runs/a/old.bin": b"x"}
     finish(files | {OUTPUTS: listing(files)})
     download_output(client, REF, tmp_path / "out")
@@ -135,11 +145,19 @@ def test_what_no_kernel_left_is_not_lost_though_forced(
         (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(KitError, match=f"holds {mine}"):
         download_output(client, REF, tmp_path / "out", force=True)
-    assert (tmp_path / "out" / mine).read_text() == (tmp_path / "out/submission.csv").read_text() == "mine"
-    assert not [call for call in fake.calls if "_blob" in call.path]  # found before anything is downloaded
+    assert (
+        (tmp_path / "out" / mine).read_text()
+        == (tmp_path / "out/submission.csv").read_text()
+        == "mine"
+    )
+    assert not [
+        call for call in fake.calls if "_blob" in call.path
+    ]  # found before anything is downloaded
 
 
-def test_a_file_in_the_place_of_the_folder_is_kept(client: Client, finish: Callable, tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_kept(
+    client: Client, finish: Callable, tmp_path: Path
+) -> None:
     finish({"submission.csv": b"id\n1\n"})
     (tmp_path / "out").write_text("mine")
     with pytest.raises(KitError, match="is a file"):
@@ -158,7 +176,9 @@ def test_a_folder_without_a_name_of_its_own_is_refused(
         download_output(client, REF, out, force=True)
 
 
-def test_no_files_is_an_error_and_not_an_empty_folder(client: Client, finish: Callable, tmp_path: Path) -> None:
+def test_no_files_is_an_error_and_not_an_empty_folder(
+    client: Client, finish: Callable, tmp_path: Path
+) -> None:
     finish({})
     with pytest.raises(errors.KaggleError, match="no output files"):
         download_output(client, REF, tmp_path / "out")

@@ -38,29 +38,47 @@ def job() -> Job:
 class TestNotebook:
     @pytest.fixture
     def cells(self) -> list[dict]:
-        text = notebook.build_notebook("infer", {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"})
+        text = notebook.build_notebook(
+            "infer", {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"}
+        )
         nbformat.validate(nbformat.reads(text, as_version=4))
         return json.loads(text)["cells"]
 
     def test_it_is_constant_code_below_one_cell_of_literals(self, cells: list[dict]) -> None:
         kinds = [(c["id"], c["cell_type"]) for c in cells]
-        assert kinds == [("about", "markdown"), ("payload", "code"), ("start", "code"), ("infer", "code")]
+        assert kinds == [
+            ("about", "markdown"),
+            ("payload", "code"),
+            ("start", "code"),
+            ("infer", "code"),
+        ]
         (assignment,) = ast.parse(cells[1]["source"]).body
         assert isinstance(assignment, ast.Assign)
         ast.literal_eval(assignment.value)
         folder = Path(kit.__file__).parent / "kaggle/runtime"
         for cell in cells[2:]:
-            assert cell["source"] + "\n" == (folder / f"{cell['id']}.py").read_text(encoding="utf-8")
+            assert cell["source"] + "\n" == (folder / f"{cell['id']}.py").read_text(
+                encoding="utf-8"
+            )
 
     def test_the_job_and_the_marks_can_be_read_back(self) -> None:
         job = {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"}
         text = notebook.build_notebook("train", job)
         assert notebook.job_of(text) == job
-        assert notebook.marks(text) == {"push": "a" * 32, "job": notebook.job_fingerprint("train", job)}
-        assert notebook.job_fingerprint("train", job) == notebook.job_fingerprint("train", job | {"push": "b" * 32})
-        assert notebook.job_fingerprint("train", job) != notebook.job_fingerprint("train", job | {"text": ""})
+        assert notebook.marks(text) == {
+            "push": "a" * 32,
+            "job": notebook.job_fingerprint("train", job),
+        }
+        assert notebook.job_fingerprint("train", job) == notebook.job_fingerprint(
+            "train", job | {"push": "b" * 32}
+        )
+        assert notebook.job_fingerprint("train", job) != notebook.job_fingerprint(
+            "train", job | {"text": ""}
+        )
 
-    @pytest.mark.parametrize("text", ["", "print()", "[]", '{"cells": [{"source": "KIT_PAYLOAD = 1"}]}'])
+    @pytest.mark.parametrize(
+        "text", ["", "print()", "[]", '{"cells": [{"source": "KIT_PAYLOAD = 1"}]}']
+    )
     def test_a_notebook_of_somebody_else_has_no_job(self, text: str) -> None:
         assert notebook.job_of(text) == {}
         assert notebook.marks(text) == {}
@@ -82,11 +100,22 @@ class TestWheel:
     def test_pip_installs_it_and_kit_runs_from_it(self, tmp_path: Path) -> None:
         made = build_wheel("kit")
         (tmp_path / made.name).write_bytes(made.data)
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-compile",
+        ]
         subprocess.run([*pip, "--target", tmp_path / "lib", tmp_path / made.name], check=True)
         code = "import kit, sys; from kit.cli import main; print(kit.__file__); main(['recipes', '--json'])"
         env = {"PYTHONPATH": str(tmp_path / "lib")}
-        out = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+        )
         path, _, recipes = out.stdout.partition("\n")
         assert Path(path).is_relative_to(tmp_path / "lib")
         assert len(json.loads(recipes)) > 10  # the package's data travels too
@@ -127,7 +156,11 @@ class TestJob:
     def test_the_slug_is_what_kaggle_makes_of_the_title(self, job: Job) -> None:
         from slugify import slugify
 
-        for each in (job, infer_job([Source("a/kernel")]), train_job(load_recipe("roberta-reference"), fold="holdout")):
+        for each in (
+            job,
+            infer_job([Source("a/kernel")]),
+            train_job(load_recipe("roberta-reference"), fold="holdout"),
+        ):
             assert slugify(each.title) == each.slug
             assert len(each.title) <= 50
 
@@ -141,14 +174,23 @@ class TestJob:
 
     def test_rows_prepared_otherwise_are_another_kernel(self) -> None:
         def title(name: str = "tiny-electra", **options: object) -> str:
-            return train_job(dataclasses.replace(load_recipe("tiny-electra"), name=name), preprocess=options).title
+            return train_job(
+                dataclasses.replace(load_recipe("tiny-electra"), name=name), preprocess=options
+            ).title
 
         assert (
             title()
             == title(**preparing.DEFAULTS)
             == f"kit train tiny-electra {load_recipe('tiny-electra').hash} all folds"
         )
-        others = [{"text": "ascii"}, {"folds": 3}, {"valid": 0.2}, {"seed": 1}, {"split": "stratified"}, {"more": 1}]
+        others = [
+            {"text": "ascii"},
+            {"folds": 3},
+            {"valid": 0.2},
+            {"seed": 1},
+            {"split": "stratified"},
+            {"more": 1},
+        ]
         assert len({title(), *(title(**options) for options in others)}) == 7
         assert title(folds=3, seed=1) == title(seed=1, folds=3)
         assert len(title("a-name-of-forty-letters-" + "x" * 16, text="ascii")) <= 50
@@ -197,7 +239,9 @@ class TestJob:
 
 
 class TestPush:
-    def test_the_version_that_kaggle_made_is_returned(self, client: Client, job: Job, tmp_path: Path) -> None:
+    def test_the_version_that_kaggle_made_is_returned(
+        self, client: Client, job: Job, tmp_path: Path
+    ) -> None:
         first = push.push_kernel(client, job, tmp_path / "k")
         assert (first.ref.owner, first.ref.slug, first.ref.version) == (OWNER, job.slug, 1)
         assert push.push_kernel(client, job, tmp_path / "k").ref.version == 2
@@ -212,7 +256,9 @@ sys.argv = ["kaggle", "kernels", "push", "-p", {str(folder)!r}, "-t", "33300"]
 from kaggle.cli import main
 main()
 """
-        done = subprocess.run([sys.executable, "-c", code], env=fake.env(home), capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=fake.env(home), capture_output=True, text=True
+        )
         assert "Kernel version 2 successfully pushed" in done.stdout, done.stderr
         ours, theirs = (call.body for call in fake.seen("SaveKernel"))
         assert json.loads(ours.pop("text")) == json.loads(theirs.pop("text"))
@@ -235,9 +281,13 @@ main()
         with pytest.raises(errors.RefusedError, match="Notebook not found"):
             push.push_kernel(client, job, tmp_path / "k")
 
-    def test_sources_that_kaggle_drops_are_an_error(self, client: Client, fake: FakeKaggle, tmp_path: Path) -> None:
+    def test_sources_that_kaggle_drops_are_an_error(
+        self, client: Client, fake: FakeKaggle, tmp_path: Path
+    ) -> None:
         runs = [Source(f"{OWNER}/kit-gone"), Source(f"{OWNER}/gone", kind="dataset")]
-        with pytest.raises(errors.RefusedError, match=f"without dataset {OWNER}/gone, kernel {OWNER}/kit-gone"):
+        with pytest.raises(
+            errors.RefusedError, match=f"without dataset {OWNER}/gone, kernel {OWNER}/kit-gone"
+        ):
             push.push_kernel(client, infer_job(runs), tmp_path / "k")
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
@@ -298,16 +348,23 @@ main()
         real = fake.save_kernel
 
         def renamed(body: dict) -> dict:
-            return real(body) | {"url": f"https://www.kaggle.com/code/{OWNER}/another-name?scriptVersionId=9"}
+            return real(body) | {
+                "url": f"https://www.kaggle.com/code/{OWNER}/another-name?scriptVersionId=9"
+            }
 
         fake.save_kernel = renamed
-        assert push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append).ref.slug == "another-name"
+        assert (
+            push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append).ref.slug
+            == "another-name"
+        )
         assert "has named the kernel" in heard.text
 
 
 def test_the_payload_carries_what_the_notebook_needs() -> None:
     (cell,) = [
-        c for c in json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"] if c["id"] == "payload"
+        c
+        for c in json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"]
+        if c["id"] == "payload"
     ]
     payload = ast.literal_eval(ast.parse(cell["source"]).body[0].value)
     for name, package in zip(payload["wheels"], ("kit", "tomli_w"), strict=True):

@@ -30,11 +30,16 @@ FAULTS = [
     {"drop": True},
 ]
 STEPS: dict[str, tuple[str, Callable[[Client, Path], object]]] = {
-    "download": ("ListDataFiles", lambda client, folder: download_competition(client, folder / "raw")),
+    "download": (
+        "ListDataFiles",
+        lambda client, folder: download_competition(client, folder / "raw"),
+    ),
     "archive": ("_blob", lambda client, folder: download_competition(client, folder / "raw")),
     "push": (
         "SaveKernel",
-        lambda client, folder: push_kernel(client, train_job(load_recipe("tiny-electra")), folder / "k"),
+        lambda client, folder: push_kernel(
+            client, train_job(load_recipe("tiny-electra")), folder / "k"
+        ),
     ),
     "status": ("GetKernelSessionStatus", lambda client, folder: kernel_status(client, REF)),
     "output": ("_blob", lambda client, folder: download_output(client, REF, folder / "out")),
@@ -68,7 +73,11 @@ def test_no_failure_shows_a_secret(
         fake.fail(method, times=99, **told)
         with pytest.raises(KitError) as caught:
             act(client, tmp_path)
-        shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + str(vars(caught.value))
+        shown = (
+            "".join(traceback.format_exception(caught.value))
+            + repr(caught.value)
+            + str(vars(caught.value))
+        )
         assert not [s for s in SECRETS if s in shown + caplog.text + heard.text]
 
 

@@ -42,7 +42,9 @@ def root(tmp_path: Path, layout: str) -> Path:
     root = tmp_path / "kaggle"
     competition = place(root, layout, "competitions", "", COMPETITION)
     competition.mkdir(parents=True)
-    (competition / "test.csv").write_text("id,prompt,response_a,response_b\n" + '7,"[""p""]","[""a""]","[""b""]"\n' * 1)
+    (competition / "test.csv").write_text(
+        "id,prompt,response_a,response_b\n" + '7,"[""p""]","[""a""]","[""b""]"\n' * 1
+    )
     (competition / "train.csv").write_text("")
     for slug in ("kit-train-a", "kit-train-b"):
         run = place(root, layout, "notebooks", "me", slug) / "runs" / f"{slug}-run"
@@ -77,7 +79,9 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], l
             if isinstance(answer, int):
                 return answer
             ids = pd.read_csv(arguments[3])["id"].to_numpy()
-            write_predictions(make_predictions(ids, [[answer, 1 - answer, 0.0]] * len(ids)), arguments[5])
+            write_predictions(
+                make_predictions(ids, [[answer, 1 - answer, 0.0]] * len(ids)), arguments[5]
+            )
             return 0
 
         monkeypatch.setattr(NotebookSession, "kit", kit)
@@ -97,7 +101,9 @@ def test_inputs_are_found_under_either_layout(session: NotebookSession) -> None:
     assert session.runs("me/kit-train") == []
 
 
-def test_a_competition_that_is_not_mounted_is_said_with_what_is_there(session: NotebookSession) -> None:
+def test_a_competition_that_is_not_mounted_is_said_with_what_is_there(
+    session: NotebookSession,
+) -> None:
     with pytest.raises(RuntimeError, match="push the notebook again"):
         session.competition_file("no_such.csv")
 
@@ -112,7 +118,9 @@ def test_all_models_are_blended_for_the_test_set_there(
 ) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
     infer_cell.infer(session)
-    assert submission(root).to_numpy().tolist() == [[7.0, pytest.approx(0.4), pytest.approx(0.6), 0.0]]
+    assert submission(root).to_numpy().tolist() == [
+        [7.0, pytest.approx(0.4), pytest.approx(0.6), 0.0]
+    ]
     listed = json.loads((root / "working" / OUTPUTS).read_text())
     assert (listed["push"], list(listed["files"])) == ("a" * 32, ["submission.csv"])
 
@@ -133,18 +141,27 @@ def blended(
 
 
 class TestFittedBlend:
-    SHARES: ClassVar = {"kit-train-b-run": 0.75, "kit-train-a-run": 0.25}  # not in the order of the sources
+    SHARES: ClassVar = {
+        "kit-train-b-run": 0.75,
+        "kit-train-a-run": 0.25,
+    }  # not in the order of the sources
 
-    @pytest.mark.parametrize(("pool", "heat"), [("arithmetic", 1.0), ("arithmetic", 0.8), ("geometric", 1.25)])
+    @pytest.mark.parametrize(
+        ("pool", "heat"), [("arithmetic", 1.0), ("arithmetic", 0.8), ("geometric", 1.25)]
+    )
     def test_it_is_what_kit_ensemble_makes_of_the_same_predictions(
         self, session: NotebookSession, root: Path, predicts: Callable, pool: str, heat: float
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
         infer_cell.infer(blended(session, self.SHARES, pool, heat))
         members = [make_predictions([7], [[a, 1 - a, 0.0]]) for a in (0.6, 0.2)]
-        saved = blends.Blend(tuple(self.SHARES), tuple(self.SHARES.values()), pool, Calibration(heat))
+        saved = blends.Blend(
+            tuple(self.SHARES), tuple(self.SHARES.values()), pool, Calibration(heat)
+        )
         expected = blends.apply_blend(saved, members, list(self.SHARES))
-        assert submission(root).to_numpy().tolist() == [pytest.approx(expected.to_numpy()[0].tolist())]
+        assert submission(root).to_numpy().tolist() == [
+            pytest.approx(expected.to_numpy()[0].tolist())
+        ]
 
     def test_folds_in_several_sources_are_one_run(
         self, session: NotebookSession, root: Path, predicts: Callable
@@ -158,7 +175,9 @@ class TestFittedBlend:
         answers = iter((0.1, 0.6, 0.3))  # a's first fold, b, a's second fold
         predicts({"kit-train-a-run": answers, "kit-train-b-run": answers})
         infer_cell.infer(blended(session, self.SHARES))
-        assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.75 * 0.6 + 0.25 * 0.2)]
+        assert submission(root)["winner_model_a"].tolist() == [
+            pytest.approx(0.75 * 0.6 + 0.25 * 0.2)
+        ]
 
     def test_a_dataset_is_known_by_its_run_and_not_by_its_folder(
         self, session: NotebookSession, root: Path, predicts: Callable
@@ -170,7 +189,9 @@ class TestFittedBlend:
         infer_cell.infer(blended(session, {"roberta-2": 0.75, "deberta-1": 0.25}))
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
 
-    def test_a_dropped_run_is_not_run(self, session: NotebookSession, root: Path, predicts: Callable) -> None:
+    def test_a_dropped_run_is_not_run(
+        self, session: NotebookSession, root: Path, predicts: Callable
+    ) -> None:
         commands = predicts({"kit-train-b-run": 0.6})
         infer_cell.infer(blended(session, {"kit-train-b-run": 1.0, "kit-train-a-run": 0.0}))
         assert [Path(c[1]).name for c in commands] == ["kit-train-b-run"]
@@ -194,14 +215,20 @@ class TestFittedBlend:
         sources = [*session.job["sources"], {"ref": "me/kit-train-c", "weight": 0.2}]
         session = dataclasses.replace(session, job={**session.job, "sources": sources})
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 1, "third": 0.8})
-        infer_cell.infer(blended(session, {"kit-train-b-run": 0.5, "kit-train-a-run": 0.1, "third": 0.4}))
+        infer_cell.infer(
+            blended(session, {"kit-train-b-run": 0.5, "kit-train-a-run": 0.1, "third": 0.4})
+        )
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.2 * 0.2 + 0.8 * 0.8)]
         said = capfd.readouterr().out
         assert "the blend goes on without kit-train-b-run" in said
         assert "kit-train-a-run 0.200, third 0.800" in said
 
     def test_a_member_that_is_nowhere_is_an_error_before_scoring_and_done_without_then(
-        self, session: NotebookSession, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         predicts({"kit-train-b-run": 0.6})
         session = blended(session, {"kit-train-b-run": 0.5, "elsewhere": 0.5})
@@ -217,7 +244,9 @@ class TestFittedBlend:
         predicts({"kit-train-a-run": 0.3, "kit-train-b-run": 0.5})
         job = {**session.job, "calibration": {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]}}
         infer_cell.infer(dataclasses.replace(session, job=job))
-        expected = apply_calibration(Calibration(2.0), make_predictions([7], [[0.4, 0.6, 0.0]])).to_numpy()[0]
+        expected = apply_calibration(
+            Calibration(2.0), make_predictions([7], [[0.4, 0.6, 0.0]])
+        ).to_numpy()[0]
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.tolist())]
 
 
@@ -242,14 +271,21 @@ class TestARunThatWasMeant:
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-        with pytest.raises(RuntimeError, match="me/kit-train-a holds kit-train-a-run and not deberta-1"):
+        with pytest.raises(
+            RuntimeError, match="me/kit-train-a holds kit-train-a-run and not deberta-1"
+        ):
             infer_cell.infer(meant("deberta-1"))
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         infer_cell.infer(meant("deberta-1"))
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.4)]
-        assert "!\nkit | me/kit-train-a holds kit-train-a-run and not deberta-1" in capfd.readouterr().out
+        assert (
+            "!\nkit | me/kit-train-a holds kit-train-a-run and not deberta-1"
+            in capfd.readouterr().out
+        )
 
-    def test_others_beside_it_are_not_run(self, meant: Callable, layout: str, root: Path, predicts: Callable) -> None:
+    def test_others_beside_it_are_not_run(
+        self, meant: Callable, layout: str, root: Path, predicts: Callable
+    ) -> None:
         beside = place(root, layout, "notebooks", "me", "kit-train-a") / "runs/another"
         beside.mkdir()
         for name in ("recipe.toml", "origin.json"):
@@ -280,7 +316,11 @@ def test_nothing_is_left_in_the_temporary_folder(
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
 class TestWhatGoesWrong:
     def test_one_model_that_fails_is_left_out_loudly(
-        self, session: NotebookSession, root: Path, predicts: Callable, capfd: pytest.CaptureFixture[str]
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
         infer_cell.infer(session)
@@ -306,12 +346,18 @@ class TestWhatGoesWrong:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
         infer_cell.infer(session)
-        assert validate_submission(root / "working/submission.csv", session.competition_file("test.csv")).ok
+        assert validate_submission(
+            root / "working/submission.csv", session.competition_file("test.csv")
+        ).ok
         assert submission(root)["winner_tie"].tolist() == [pytest.approx(17761 / 57477)]
         assert "NO MODEL WORKED" in capfd.readouterr().out
 
     def test_a_missing_source_is_an_error_before_scoring_and_left_out_then(
-        self, session: NotebookSession, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         predicts({"kit-train-b-run": 0.6})
         (root / "input/kit-train-a/runs/kit-train-a-run/recipe.toml").unlink()
@@ -322,7 +368,11 @@ class TestWhatGoesWrong:
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
     def test_no_gpu_is_an_error_before_scoring_and_the_cpu_then(
-        self, session: NotebookSession, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
 
@@ -347,7 +397,9 @@ class TestWhatGoesWrong:
     def test_what_a_failed_attempt_wrote_is_not_in_the_way_of_the_next(
         self, session: NotebookSession, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def kit(_: NotebookSession, arguments: list, processes: int, *__: object, **___: str) -> int:
+        def kit(
+            _: NotebookSession, arguments: list, processes: int, *__: object, **___: str
+        ) -> int:
             if Path(arguments[5]).exists():
                 return 1  # as kit predict without --force
             write_predictions(make_predictions([7], [[0.3, 0.7, 0.0]]), arguments[5])
@@ -359,7 +411,11 @@ class TestWhatGoesWrong:
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.3)]
 
     def test_a_used_up_budget_stops_predicting(
-        self, session: NotebookSession, root: Path, predicts: Callable, monkeypatch: pytest.MonkeyPatch
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         commands = predicts({})
@@ -372,7 +428,11 @@ class TestWhatGoesWrong:
 class TestTraining:
     @pytest.fixture
     def job(self, session: NotebookSession) -> NotebookSession:
-        settings = {"recipe": "name = 'x'\n", "fold": "all", "preprocess": {"text": "ascii", "folds": 3}}
+        settings = {
+            "recipe": "name = 'x'\n",
+            "fold": "all",
+            "preprocess": {"text": "ascii", "folds": 3},
+        }
         return dataclasses.replace(session, job={**session.job, **settings})
 
     @pytest.fixture
@@ -405,9 +465,13 @@ class TestTraining:
         assert 0.8 < float(train[train.index("--max-hours") + 1]) < 1.0
         assert train[train.index("--runs") + 1] == str(root / "working/runs")
 
-    def test_what_has_not_finished_is_not_in_the_output(self, job: NotebookSession, commands: list, root: Path) -> None:
+    def test_what_has_not_finished_is_not_in_the_output(
+        self, job: NotebookSession, commands: list, root: Path
+    ) -> None:
         train_cell.train(job)
-        assert list(json.loads((root / "working" / OUTPUTS).read_text())["files"]) == ["runs/x-1/fold0/metrics.json"]
+        assert list(json.loads((root / "working" / OUTPUTS).read_text())["files"]) == [
+            "runs/x-1/fold0/metrics.json"
+        ]
 
     @pytest.mark.parametrize(
         ("codes", "told"),
@@ -432,17 +496,24 @@ class TestChildren:
     ) -> None:
         monkeypatch.setattr(sessions.sys, "executable", "/bin/sleep")
         real = sessions.subprocess.Popen
-        monkeypatch.setattr(sessions.subprocess, "Popen", lambda command, **more: real(["/bin/sleep", "60"], **more))
+        monkeypatch.setattr(
+            sessions.subprocess, "Popen", lambda command, **more: real(["/bin/sleep", "60"], **more)
+        )
         began = time.monotonic()
         assert session.kit(["train"], 1, 0.2) < 0
         assert time.monotonic() - began < 5
 
     def test_its_lines_reach_the_log(
-        self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+        self,
+        session: NotebookSession,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
         real = sessions.subprocess.Popen
         fake = ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]
-        monkeypatch.setattr(sessions.subprocess, "Popen", lambda command, **more: real(fake, **more))
+        monkeypatch.setattr(
+            sessions.subprocess, "Popen", lambda command, **more: real(fake, **more)
+        )
         assert session.kit(["train"], 2, 60) == 3
         said = capfd.readouterr().out
         assert "torch.distributed.run --standalone --nproc_per_node=2 -m kit train" in said
@@ -456,7 +527,12 @@ class TestChildren:
         ],
     )
     def test_a_gpu_that_cannot_be_used_is_an_error(
-        self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch, seen: dict, gpu: str, told: str
+        self,
+        session: NotebookSession,
+        monkeypatch: pytest.MonkeyPatch,
+        seen: dict,
+        gpu: str,
+        told: str,
     ) -> None:
         line = json.dumps({"memory_gb": [], "kernels": ["sm_75"], **seen})
         done = sessions.subprocess.CompletedProcess([], 0, "a warning\n" + line + "\n", "")
@@ -464,8 +540,17 @@ class TestChildren:
         with pytest.raises(RuntimeError, match=told):
             dataclasses.replace(session, job={**session.job, "gpu": gpu}).devices()
 
-    def test_two_gpus_are_two_processes(self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
-        line = json.dumps({"memory_gb": [15.8, 15.8], "kernels": ["sm_75"], "names": ["Tesla T4"] * 2, "problem": ""})
+    def test_two_gpus_are_two_processes(
+        self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        line = json.dumps(
+            {
+                "memory_gb": [15.8, 15.8],
+                "kernels": ["sm_75"],
+                "names": ["Tesla T4"] * 2,
+                "problem": "",
+            }
+        )
         done = sessions.subprocess.CompletedProcess([], 0, line, "")
         monkeypatch.setattr(sessions.subprocess, "run", lambda *_, **__: done)
         assert session.devices() == 2

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def walk(fake: FakeKaggle, home: Path, folder: Path, **how: str) -> subprocess.CompletedProcess:
-    env = fake.env(home, **how) | {"PYTHONPATH": str(ROOT), "VERBOSE": "1"}  # VERBOSE: kaggle's own prints headers
+    env = fake.env(home, **how) | {
+        "PYTHONPATH": str(ROOT),
+        "VERBOSE": "1",
+    }  # VERBOSE: kaggle's own prints headers
     command = [sys.executable, str(Path(__file__).with_name("story.py")), str(folder)]
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
 
@@ -35,12 +38,20 @@ def check(done: subprocess.CompletedProcess, fake: FakeKaggle) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"token": TOKEN}])
-def test_from_download_to_score(fake: FakeKaggle, home: Path, tmp_path: Path, how: dict[str, str]) -> None:
+def test_from_download_to_score(
+    fake: FakeKaggle, home: Path, tmp_path: Path, how: dict[str, str]
+) -> None:
     check(walk(fake, home, tmp_path, **how), fake)
 
 
 def test_from_download_to_score_on_a_bad_day(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
-    for method in ("ListDataFiles", "DownloadDataFiles", "GetKernelSessionStatus", "GetSubmission", "GetCompetition"):
+    for method in (
+        "ListDataFiles",
+        "DownloadDataFiles",
+        "GetKernelSessionStatus",
+        "GetSubmission",
+        "GetCompetition",
+    ):
         fake.fail(method, 429, headers={"Retry-After": "0"})
         fake.fail(method, drop=True)
     fake.fail("_blob", 206, drop=True, times=2)

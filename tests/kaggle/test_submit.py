@@ -30,7 +30,10 @@ def ready(client: Client, fake: FakeKaggle) -> Callable[..., None]:
 
     def put(**more: object) -> None:
         job = {"push": "a" * 32, "local_score": "1.0123"}
-        job["sources"] = [{"ref": "me/train-a", "weight": 2.0}, {"ref": "me/train-b", "weight": 0.5}]
+        job["sources"] = [
+            {"ref": "me/train-a", "weight": 2.0},
+            {"ref": "me/train-b", "weight": 0.5},
+        ]
         body = {"slug": KERNEL, "text": build_notebook("infer", job), "kernelType": "notebook"}
         fake.save_kernel(body | {"enableInternet": False, "competitionDataSources": [SLUG]} | more)
         wait_for_kernel(client, KernelRef.parse(KERNEL))
@@ -44,7 +47,9 @@ class TestKernel:
     ) -> None:
         ready()
         ready()
-        entry = submit.submit_kernel(client, KERNEL, "two models", book=book, say=heard.lines.append)
+        entry = submit.submit_kernel(
+            client, KERNEL, "two models", book=book, say=heard.lines.append
+        )
         assert fake.seen("CreateCodeSubmission")[0].body == {
             "competitionName": SLUG,
             "kernelOwner": OWNER,
@@ -55,7 +60,11 @@ class TestKernel:
         }
         assert ledger.read_ledger(book) == [entry]
         assert entry.kernel == f"{KERNEL}/2"
-        assert (entry.runs, entry.weights, entry.local_score) == ("me/train-a me/train-b", "2 0.5", "1.0123")
+        assert (entry.runs, entry.weights, entry.local_score) == (
+            "me/train-a me/train-b",
+            "2 0.5",
+            "1.0123",
+        )
         assert len(entry.sha256) == 64
         assert "5 submissions left today" in heard.text
         assert "GPU hours left" in heard.text
@@ -76,13 +85,17 @@ class TestKernel:
             submit.submit_kernel(client, KERNEL, "m", book=book)
         assert (fake.submissions, book.exists()) == ([], False)
 
-    def test_a_run_that_is_not_finished_is_refused(self, client: Client, fake: FakeKaggle, book: Path) -> None:
+    def test_a_run_that_is_not_finished_is_refused(
+        self, client: Client, fake: FakeKaggle, book: Path
+    ) -> None:
         fake.kernel_script = ["RUNNING"]
         fake.save_kernel({"slug": KERNEL, "text": ""})
         with pytest.raises(errors.UnreachableError, match="is RUNNING"):
             submit.submit_kernel(client, KERNEL, "m", book=book)
 
-    def test_a_run_that_failed_is_refused(self, client: Client, fake: FakeKaggle, book: Path) -> None:
+    def test_a_run_that_failed_is_refused(
+        self, client: Client, fake: FakeKaggle, book: Path
+    ) -> None:
         fake.kernel_script = ["ERROR"]
         fake.save_kernel({"slug": KERNEL, "text": ""})
         with pytest.raises(errors.RunFailedError, match="hello"):
@@ -92,12 +105,23 @@ class TestKernel:
         ("files", "kind", "told"),
         [
             ({"other.csv": b"x"}, errors.RefusedError, "left no submission.csv"),
-            ({"submission.csv": GOOD.replace("0.4", "0.9").encode()}, DataError, "would not be scored"),
+            (
+                {"submission.csv": GOOD.replace("0.4", "0.9").encode()},
+                DataError,
+                "would not be scored",
+            ),
             ({"submission.csv": b"<html>"}, DataError, "would not be scored"),
         ],
     )
     def test_an_output_that_would_not_be_scored_is_refused(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, files: dict, kind: type, told: str
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        ready: Callable,
+        book: Path,
+        files: dict,
+        kind: type,
+        told: str,
     ) -> None:
         fake.kernel_files = files
         ready()
@@ -132,10 +156,14 @@ class TestKernel:
         fake.fail("CreateCodeSubmission", after=True, **fault)
         entry = submit.submit_kernel(client, KERNEL, "same words", book=book)
         assert len(fake.submissions) == 2
-        assert [e.ref for e in ledger.read_ledger(book)] == [str(s["ref"]) for s in reversed(fake.submissions)]
+        assert [e.ref for e in ledger.read_ledger(book)] == [
+            str(s["ref"]) for s in reversed(fake.submissions)
+        ]
         assert entry.ref == str(fake.submissions[0]["ref"])
 
-    @pytest.mark.parametrize("answer", [{"after": True, "drop": True}, {"message": "no number in it"}])
+    @pytest.mark.parametrize(
+        "answer", [{"after": True, "drop": True}, {"message": "no number in it"}]
+    )
     def test_where_it_cannot_be_seen_whether_it_is_in_that_is_said(
         self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, answer: dict
     ) -> None:
@@ -147,7 +175,9 @@ class TestKernel:
         real, fake.create_code_submission = fake.create_code_submission, lost
         if "drop" in answer:
             fake.fail("CreateCodeSubmission", **answer)
-        with pytest.raises(errors.UncertainError, match="it is not known whether that took effect") as caught:
+        with pytest.raises(
+            errors.UncertainError, match="it is not known whether that took effect"
+        ) as caught:
             submit.submit_kernel(client, KERNEL, "m", book=book)
         assert "Run it again" not in str(caught.value)
         assert len(fake.seen("CreateCodeSubmission")) == 1
@@ -195,17 +225,29 @@ class TestKernel:
         assert (fake.submissions, book.is_file()) == ([], False)
 
     @pytest.mark.parametrize(
-        "error", [OSError(28, "No space left"), KitError("No space left", "Free some"), DataError("No space left")]
+        "error",
+        [
+            OSError(28, "No space left"),
+            KitError("No space left", "Free some"),
+            DataError("No space left"),
+        ],
     )
     def test_a_ledger_that_cannot_be_written_does_not_hide_the_submission(
-        self, client: Client, ready: Callable, book: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+        self,
+        client: Client,
+        ready: Callable,
+        book: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
     ) -> None:
         def full(*_: object) -> None:
             raise error
 
         ready()
         monkeypatch.setattr(ledger.atomic, "write_text", full)
-        with pytest.raises(KitError, match=r"(?s)is in, but .*No space left\n.*Do not submit again"):
+        with pytest.raises(
+            KitError, match=r"(?s)is in, but .*No space left\n.*Do not submit again"
+        ):
             submit.submit_kernel(client, KERNEL, "m", book=book)
 
 
@@ -216,27 +258,35 @@ class TestFile:
         path.write_text(GOOD)
         return path
 
-    def test_this_competition_takes_no_files(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
+    def test_this_competition_takes_no_files(
+        self, client: Client, fake: FakeKaggle, file: Path, book: Path
+    ) -> None:
         with pytest.raises(errors.RefusedError, match="takes notebooks only") as caught:
             submit.submit_file(client, file, "m", book=book)
         assert "kit kernels push infer" in str(caught.value)
         assert fake.uploads == {}
 
-    def test_another_one_gets_the_file(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
+    def test_another_one_gets_the_file(
+        self, client: Client, fake: FakeKaggle, file: Path, book: Path
+    ) -> None:
         fake.notebooks_only = False
         entry = submit.submit_file(client, file, "m", local_score="1.01", book=book)
         (upload,) = fake.uploads.values()
         assert upload["data"].decode() == GOOD
         assert (entry.file, entry.local_score) == (str(file), "1.01")
 
-    def test_an_invalid_file_is_not_uploaded(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
+    def test_an_invalid_file_is_not_uploaded(
+        self, client: Client, fake: FakeKaggle, file: Path, book: Path
+    ) -> None:
         fake.notebooks_only = False
         file.write_text(GOOD.replace("0.4", "nan"))
         with pytest.raises(DataError, match="would not be scored"):
             submit.submit_file(client, file, "m", book=book)
         assert fake.calls == []
 
-    def test_a_failed_upload_is_no_submission(self, client: Client, fake: FakeKaggle, file: Path, book: Path) -> None:
+    def test_a_failed_upload_is_no_submission(
+        self, client: Client, fake: FakeKaggle, file: Path, book: Path
+    ) -> None:
         fake.notebooks_only = False
         fake.fail("_upload", 500, times=99)
         with pytest.raises(errors.UnreachableError, match=r"uploading mine\.csv"):
@@ -297,6 +347,9 @@ class TestScore:
         fake._add_submission({"competitionName": SLUG, "submissionDescription": "by hand"}, "x.csv")
         for _ in range(3):
             rows = list_submissions(client, book=book)
-        assert [(s.message, e.ref if e else None) for s, e in rows] == [("by hand", None), ("m", entry.ref)]
+        assert [(s.message, e.ref if e else None) for s, e in rows] == [
+            ("by hand", None),
+            ("m", entry.ref),
+        ]
         assert ledger.read_ledger(book)[0].public_score == "0.98765"
         assert len(ledger.read_ledger(book)) == 1

@@ -35,8 +35,12 @@ def fake() -> Iterator[FakeKaggle]:
         real, scored = server.save_kernel, dict(server.kernel_files)
 
         def save(body: dict) -> dict:
-            backbone = body["newTitle"].split()[2] if body["newTitle"].startswith("kit train") else ""
-            server.kernel_files = trained(load_recipe(backbone), Path("data/processed")) if backbone else scored
+            backbone = (
+                body["newTitle"].split()[2] if body["newTitle"].startswith("kit train") else ""
+            )
+            server.kernel_files = (
+                trained(load_recipe(backbone), Path("data/processed")) if backbone else scored
+            )
             return real(body)
 
         server.save_kernel = save
@@ -51,14 +55,19 @@ def trained(recipe: Recipe, data: Path) -> dict[str, bytes]:
     probabilities = 0.6 * noise + 0.4 * (0.6 * np.eye(3)[rows[LABEL].to_numpy()] + 0.4 / 3)
     run = f"runs/{recipe.run_name}"
     origin = {"data": processed.digest("train"), "folds": processed.folds, "text": "unicode"}
-    files = {f"{run}/recipe.toml": recipe.to_toml().encode(), f"{run}/origin.json": json.dumps(origin).encode()}
+    files = {
+        f"{run}/recipe.toml": recipe.to_toml().encode(),
+        f"{run}/origin.json": json.dumps(origin).encode(),
+    }
     for fold in range(processed.folds):
         places = processed.fold_rows(fold)[1]
         made = make_predictions(rows[ID].to_numpy()[places], probabilities[places])
         files[f"{run}/fold{fold}/valid.csv"] = made.to_csv(index=False).encode()
         metrics = {"log_loss": 1.0, "accuracy": 0.5, "valid_rows": len(places)}
         files[f"{run}/fold{fold}/metrics.json"] = json.dumps(metrics).encode()
-    written = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    written = {
+        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
+    }
     return files | {OUTPUTS: json.dumps({"push": "", "files": written}).encode()}
 
 
@@ -76,7 +85,9 @@ def test_the_walk_through_is_what_comes_out(
     write_sample(Path("data/raw"), rows=700)
     preprocess_files(Path("data/raw"), Path("data/processed"))
     for where in ("kit.kaggle.retry", "kit.doctor"):
-        monkeypatch.setattr(f"{where}.RetryPolicy", functools.partial(RetryPolicy, sleep=heard.pauses.append))
+        monkeypatch.setattr(
+            f"{where}.RetryPolicy", functools.partial(RetryPolicy, sleep=heard.pauses.append)
+        )
 
     def kit(words: list[str]) -> tuple[int, str]:
         result = CliRunner().invoke(main, words)

@@ -86,13 +86,19 @@ def _members(session: NotebookSession) -> list[Member]:
         if runs and names and source.get("kind") == "kernel":  # whose folders have the runs' names
             runs, names = _meant(session, source["ref"], runs, names), []
         names = names if len(names) == len(runs) == 1 else [run.name for run in runs]
-        members += [Member(run, name, source["weight"] / len(runs)) for run, name in zip(runs, names, strict=True)]
+        members += [
+            Member(run, name, source["weight"] / len(runs))
+            for run, name in zip(runs, names, strict=True)
+        ]
     if "blend" not in session.job:
         return members
     used, held = _saved(session).used, sorted({member.name for member in members})
     missing = [name for name in used if name not in held]
     if missing:
-        _fault(session, f"the blend needs {', '.join(missing)}; the sources hold {', '.join(held) or 'no run'}")
+        _fault(
+            session,
+            f"the blend needs {', '.join(missing)}; the sources hold {', '.join(held) or 'no run'}",
+        )
     for name in (name for name in held if name not in used):
         print_line(f"{name} has no weight in the blend and is not run")
     return [member for member in members if member.name in used]
@@ -115,9 +121,15 @@ def _fault(session: NotebookSession, problem: str) -> None:
     run_loudly(problem)
 
 
-def _predict(session: NotebookSession, member: Member, test: Path, file: Path, processes: int, left: int) -> bool:
+def _predict(
+    session: NotebookSession, member: Member, test: Path, file: Path, processes: int, left: int
+) -> bool:
     """Runs `kit predict` on all GPUs, then once more on one if that fails; whether `file` is there."""
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if processes == 0 else {}
     for count in dict.fromkeys((max(processes, 1), 1)):
         spare = session.seconds_left() - RESERVE_S
@@ -125,7 +137,9 @@ def _predict(session: NotebookSession, member: Member, test: Path, file: Path, p
         if budget <= 0:
             run_loudly("the time budget is used up")
             return False
-        file.unlink(missing_ok=True)  # kit predict would not overwrite what a failed attempt has left
+        file.unlink(
+            missing_ok=True
+        )  # kit predict would not overwrite what a failed attempt has left
         command = ["predict", member.run, "--input", test, "-o", file]
         if session.kit(command, count, budget, **offline, **hidden) == 0 and file.exists():
             return True
@@ -137,19 +151,25 @@ def _blended(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) 
         return _blended_as_saved(session, done)
     method = session.job["method"]
     weights = [member.weight for member, _ in done] if method == "weights" else None
-    blended = blend_predictions([each for _, each in done], [member.name for member, _ in done], method, weights)
+    blended = blend_predictions(
+        [each for _, each in done], [member.name for member, _ in done], method, weights
+    )
     if "calibration" in session.job:
         return apply_calibration(parse_calibration("the job", session.job["calibration"]), blended)
     return blended
 
 
-def _blended_as_saved(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
+def _blended_as_saved(
+    session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]
+) -> pd.DataFrame:
     """The saved blend of the runs there are; a run from several sources is the mean of its folds, as at home."""
     names = list(dict.fromkeys(member.name for member, _ in done))
     runs = []
     for name in names:
         folders = [(str(member.run), each) for member, each in done if member.name == name]
-        runs.append(blend_predictions([each for _, each in folders], [folder for folder, _ in folders]))
+        runs.append(
+            blend_predictions([each for _, each in folders], [folder for folder, _ in folders])
+        )
     return blends.apply_blend(_saved(session).among(names), runs, names)
 
 
@@ -161,12 +181,18 @@ def _tell_weights(session: NotebookSession, done: list[tuple[Member, pd.DataFram
     """The weights in use, loudly where they are not those that were fitted."""
     fitted, names = _saved(session), {member.name for member, _ in done}
     left = fitted.among(names)
-    shares = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(left.members, left.weights, strict=True))
+    shares = ", ".join(
+        f"{name} {weight:.3f}" for name, weight in zip(left.members, left.weights, strict=True)
+    )
     gone = [name for name in fitted.used if name not in names]
     if gone:
-        run_loudly(f"the blend goes on without {', '.join(gone)}; the weights of the others were scaled up: {shares}")
+        run_loudly(
+            f"the blend goes on without {', '.join(gone)}; the weights of the others were scaled up: {shares}"
+        )
     else:
-        print_line(f"{fitted.pool} blend: {shares}; temperature {fitted.calibration.temperature:.4f}")
+        print_line(
+            f"{fitted.pool} blend: {shares}; temperature {fitted.calibration.temperature:.4f}"
+        )
 
 
 def _without_models(session: NotebookSession, test: Path) -> None:
@@ -175,7 +201,8 @@ def _without_models(session: NotebookSession, test: Path) -> None:
     run_loudly(f"NO MODEL WORKED: {SUBMISSION} holds the class prior")
     ids = pd.read_csv(test, usecols=[ID])[ID].to_numpy()
     write_predictions(
-        make_predictions(ids, np.tile(np.array(PRIOR, float), (len(ids), 1))), session.working / SUBMISSION
+        make_predictions(ids, np.tile(np.array(PRIOR, float), (len(ids), 1))),
+        session.working / SUBMISSION,
     )
 
 

@@ -22,7 +22,16 @@ import kit
 from kit.storage import atomic
 
 OUTPUTS = "kit_outputs.json"
-PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pandas", "pyarrow")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pyarrow",
+)
 PUSH = "kit-push:"  # printed first, so that a log shows which push it belongs to
 
 
@@ -41,7 +50,11 @@ class NotebookSession:
         session = cls(job, Path(os.environ.get("KIT_KAGGLE_ROOT", "/kaggle")))
         print_line(PUSH + job["push"])
         print_line(f"kit {kit.__version__} in {Path(kit.__file__).parent}")
-        print_line("python " + platform.python_version() + "".join(f", {n} {_version(n)}" for n in PACKAGES))
+        print_line(
+            "python "
+            + platform.python_version()
+            + "".join(f", {n} {_version(n)}" for n in PACKAGES)
+        )
         return session
 
     @property
@@ -97,26 +110,43 @@ class NotebookSession:
             RuntimeError: the job asks for a GPU and there is none, or torch has no kernels for it.
         """
         asked = self.job["gpu"] != "none"
-        out = subprocess.run([sys.executable, "-m", "kit.model.preflight"], capture_output=True, text=True, timeout=600)
+        out = subprocess.run(
+            [sys.executable, "-m", "kit.model.preflight"],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         if out.returncode:
             raise RuntimeError(f"the check of the GPU failed: {out.stderr.strip()[-800:]}")
         seen = json.loads(out.stdout.splitlines()[-1])
         names = ", ".join(seen["names"]) or "none"
-        print_line(f"GPUs: {names}; memory {seen['memory_gb']} GB; torch has kernels for {seen['kernels']}")
+        print_line(
+            f"GPUs: {names}; memory {seen['memory_gb']} GB; torch has kernels for {seen['kernels']}"
+        )
         if seen["problem"]:
             raise RuntimeError(seen["problem"])
         if asked and not seen["names"]:
-            raise RuntimeError("a GPU was asked for and there is none: is the weekly quota used up?")
+            raise RuntimeError(
+                "a GPU was asked for and there is none: is the weekly quota used up?"
+            )
         return len(seen["names"])
 
-    def kit(self, arguments: Sequence[str | Path], processes: int, budget_s: float, **environment: str) -> int:
+    def kit(
+        self, arguments: Sequence[str | Path], processes: int, budget_s: float, **environment: str
+    ) -> int:
         """Runs a kit command, on several GPUs through torchrun, printing what it prints; its exit code.
 
         A command that outlives `budget_s` is stopped, first asked, then made; its exit code is then negative.
         """
         launch = ["-m", "kit"]
         if processes > 1:
-            launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launch]
+            launch = [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc_per_node={processes}",
+                *launch,
+            ]
         command = [sys.executable, *launch, *map(str, arguments)]
         print_line("$ " + " ".join(command[1:]))
         child = subprocess.Popen(
@@ -141,9 +171,13 @@ class NotebookSession:
     def finish(self) -> None:
         """Lists the outputs with their sizes and hashes, for the downloader to compare; the last thing a job does."""
         files = {
-            str(path.relative_to(self.working)): {"bytes": path.stat().st_size, "sha256": atomic.file_sha256(path)}
+            str(path.relative_to(self.working)): {
+                "bytes": path.stat().st_size,
+                "sha256": atomic.file_sha256(path),
+            }
             for path in sorted(self.working.rglob("*"))
-            if path.is_file() and not any(p.startswith((".", "__")) for p in path.relative_to(self.working).parts)
+            if path.is_file()
+            and not any(p.startswith((".", "__")) for p in path.relative_to(self.working).parts)
         }
         atomic.write_json(self.working / OUTPUTS, {"push": self.job["push"], "files": files})
         print_line(f"done: {len(files)} files in {self.working}")
@@ -178,7 +212,9 @@ def _named(name: str, folder: Path, deepest: int = 8) -> list[Path]:
 
 
 def _listing(folder: Path) -> str:
-    names = sorted(str(p.relative_to(folder)) for p in folder.glob("*/*")) if folder.is_dir() else []
+    names = (
+        sorted(str(p.relative_to(folder)) for p in folder.glob("*/*")) if folder.is_dir() else []
+    )
     return "it holds " + ", ".join(names[:12]) if names else "it is empty"
 
 

@@ -21,7 +21,9 @@ def unpack(payload: dict) -> Path:
     (folder / "job.json").write_text(payload["job"], encoding="utf-8")
     library = str(folder / "lib")
     sys.path.insert(0, library)
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (library, os.environ.get("PYTHONPATH")) if p)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        p for p in (library, os.environ.get("PYTHONPATH")) if p
+    )
     os.environ["KIT_JOB"] = str(folder / "job.json")
     return folder
 

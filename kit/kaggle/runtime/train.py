@@ -27,9 +27,13 @@ def train(session: NotebookSession) -> None:
         print_line(f"{checkpoints.parent} has not finished; its checkpoints are not kept")
         shutil.rmtree(checkpoints.parent)
     if not finished:
-        raise RuntimeError(f"kit train ended with {code} and finished nothing; its messages stand above")
+        raise RuntimeError(
+            f"kit train ended with {code} and finished nothing; its messages stand above"
+        )
     if code:
-        run_loudly(f"kit train ended with {code}; finished: {', '.join(f'{p.parent.name}/{p.name}' for p in finished)}")
+        run_loudly(
+            f"kit train ended with {code}; finished: {', '.join(f'{p.parent.name}/{p.name}' for p in finished)}"
+        )
     session.finish()
     if code:
         raise RuntimeError("not everything was trained; what was is in the output")
@@ -39,11 +43,20 @@ def _run(session: NotebookSession, raw: Path, scratch: Path, runs: Path, process
     """Prepares the rows in `scratch` and trains on them; the exit code of `kit train`."""
     (scratch / "recipe.toml").write_text(session.job["recipe"], encoding="utf-8")
     options = [f"--{name}={value}" for name, value in session.job["preprocess"].items()]
-    if session.kit(["preprocess", "--raw", raw, "--out", scratch / "data", *options], 1, session.seconds_left()):
+    if session.kit(
+        ["preprocess", "--raw", raw, "--out", scratch / "data", *options], 1, session.seconds_left()
+    ):
         raise RuntimeError("kit preprocess failed; its message stands above")
     budget = session.seconds_left() - RESERVE_S
     where = ["--data", scratch / "data", "--runs", runs]
-    what = ["--recipe", scratch / "recipe.toml", "--fold", session.job["fold"], "--max-hours", f"{budget / 3600:.3f}"]
+    what = [
+        "--recipe",
+        scratch / "recipe.toml",
+        "--fold",
+        session.job["fold"],
+        "--max-hours",
+        f"{budget / 3600:.3f}",
+    ]
     if session.job.get("restarts"):
         what.append(f"--restart={session.job['restarts']}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
