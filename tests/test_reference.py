@@ -16,7 +16,7 @@ from kit.report.report import Report, build_report
 from kit.sample.generate import write_sample
 from kit.task import CLASSES, ID
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "golden"
 NAMES = ("deberta", "roberta", "electra")
 PUBLISHED = {  # A, B, tie, as printed
     136060: ((0.267, 0.234, 0.499), (0.033, 0.814, 0.153), (0.349, 0.335, 0.316)),

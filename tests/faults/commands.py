@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from disturbed import Ended, Fault, Zygote
+from assert_complete import contents, parse_all
+from fault_client import Ended, Fault, Zygote
 from quick_recipe import QUICK
-from wholeness import contents, parse_all
 
 from kit.recipe.load import load_recipe
 

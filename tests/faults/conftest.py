@@ -14,9 +14,9 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "kaggle"))  # the fake Kaggle
 
 from commands import Workspaces
-from disturbed import Zygote
 from fake_kaggle import FakeKaggle
 from fake_services import SLUG
+from fault_client import Zygote
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "0"))
 SEED = int(os.environ.get("SOAK_SEED", "0"))

@@ -9,9 +9,9 @@ import signal
 from collections import Counter
 
 import pytest
+from assert_complete import contents, leftovers, not_whole
 from commands import STEPS, Undisturbed, Workspaces
-from disturbed import Ended, Fault
-from wholeness import contents, leftovers, not_whole
+from fault_client import Ended, Fault
 
 NAMES = [step.name for step in STEPS]
 SOME = (

@@ -4,10 +4,10 @@ import random
 import re
 from collections import Counter
 
+from assert_complete import contents, leftovers, not_whole
 from commands import Workspaces
-from disturbed import Fault
+from fault_client import Fault
 from quick_recipe import QUICK
-from wholeness import contents, leftovers, not_whole
 
 GOING_ON = re.compile(r"going on from step (\d+)")
 

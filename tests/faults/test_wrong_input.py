@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from comparing import compare
+from compare_runs import compare
 from mutations import mutate
 
 from kit.baselines.run import run_baseline as baseline

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from comparing import compare
+from compare_runs import compare
 from quick_recipe import QUICK
 
 from kit.baselines.run import run_baseline as baseline

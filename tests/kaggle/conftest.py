@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from captured import SECRETS, Heard
 from fake_kaggle import FakeKaggle
-from heard import SECRETS, Heard
 
 from kit.kaggle.client import Client
 

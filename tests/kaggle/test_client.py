@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import requests
+from captured import Heard
 from fake_kaggle import KEY, OWNER, TOKEN, FakeKaggle
-from heard import Heard
 
 from kit.kaggle import errors
 from kit.kaggle.client import Client

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from captured import Heard
 from click.testing import CliRunner, Result
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
-from heard import Heard
-from test_fleet import RECIPE, output
+from test_fan_out import RECIPE, output
 
 from kit.cli import main
 from kit.ensemble.blend import Blend, parse_blend, write_blend

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from captured import SECRETS
 from fake_kaggle import KEY, TOKEN
-from heard import SECRETS
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from captured import Heard
 from fake_kaggle import FakeKaggle
 from fake_services import SLUG, make_zip
-from heard import Heard
 
 from kit.errors import KitError
 from kit.kaggle import download as downloading

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 
 import pytest
+from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
-from heard import Heard
 
 from kit.kaggle import errors, logs
 from kit.kaggle.client import Client

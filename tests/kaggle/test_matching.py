@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
-from heard import Heard
-from test_fleet import RECIPE, output
+from test_fan_out import RECIPE, output
 
 from kit.ensemble.blend import Blend, parse_blend, read_blend, write_blend
 from kit.ensemble.calibration import Calibration

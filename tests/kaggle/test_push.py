@@ -13,9 +13,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
-from heard import Heard
 
 import kit
 from kit.cli import data

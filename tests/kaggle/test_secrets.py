@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from captured import SECRETS, Heard
 from fake_kaggle import FakeKaggle
-from heard import SECRETS, Heard
 
 from kit.errors import KitError
 from kit.kaggle import submit

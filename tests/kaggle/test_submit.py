@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
-from heard import Heard
 
 from kit.errors import DataError, KitError
 from kit.kaggle import errors, ledger, submit

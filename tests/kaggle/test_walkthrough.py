@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import snippets
+from captured import Heard
 from click.testing import CliRunner
 from fake_kaggle import FakeKaggle
-from heard import Heard
 
 from kit.cli import main
 from kit.data.dataset import open_dataset

@@ -14,7 +14,7 @@ from kit.evaluation.validate import is_gradable
 from kit.predictions import make_predictions, read_predictions
 from kit.task import CLASSES, SWAP
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "golden"
 NAMES = ["reference_deberta.csv", "reference_roberta.csv", "reference_electra.csv"]
 METHODS = ("mean", "geometric", "weights")
 CELL = st.one_of(st.floats(1e-6, 1), st.sampled_from([1e-12, 1.0]))

@@ -18,7 +18,7 @@ from kit.cli.blending import BASELINES
 from kit.errors import KitError
 from kit.predictions import read_predictions, write_predictions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 OTHERS = (  # options of fitting, with the weights that a person gives instead

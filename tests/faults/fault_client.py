@@ -1,4 +1,4 @@
-"""Commands run under faults: the client of `zygote.py`, and what a test may do to a command."""
+"""Commands run under faults: the client of `fork_server.py`, and what a test may do to a command."""
 
 import json
 import os
@@ -52,7 +52,7 @@ class Zygote:
     def __enter__(self) -> "Zygote":
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
+            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparing import compare
+from compare_runs import compare
 from quick_recipe import QUICK
 
 from kit.errors import DataError, RunError

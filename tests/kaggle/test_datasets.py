@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
-from heard import Heard
 
 from kit.errors import RunError
 from kit.kaggle import errors

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from comparing import compare
+from compare_runs import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq

@@ -18,7 +18,7 @@ def walk(fake: FakeKaggle, home: Path, folder: Path, **how: str) -> subprocess.C
         "PYTHONPATH": str(ROOT),
         "VERBOSE": "1",
     }  # VERBOSE: kaggle's own prints headers
-    command = [sys.executable, str(Path(__file__).with_name("story.py")), str(folder)]
+    command = [sys.executable, str(Path(__file__).with_name("scenario.py")), str(folder)]
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
 
 

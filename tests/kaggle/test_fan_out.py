@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
-from heard import Heard
 
 from kit.kaggle import errors, fan_out
 from kit.kaggle.client import Client
