@@ -27,7 +27,7 @@ from kit.sample.generate import write_sample
 from kit.task import LABEL
 from kit.training.callbacks import TrainingProgress
 from kit.training.guard import CollapseGuard, constant_loss
-from kit.training.start import tiny_folder
+from kit.training.setup import tiny_folder
 from kit.training.train import train_recipe
 
 

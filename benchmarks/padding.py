@@ -22,7 +22,7 @@ from kit.model.encoder import load_vocabulary
 from kit.recipe.spec import EncodeSpec
 from kit.sample.generate import write_sample
 from kit.training.sampler import LengthBuckets
-from kit.training.start import tiny_folder
+from kit.training.setup import tiny_folder
 
 TARGET = 0.05
 

@@ -1,107 +1,223 @@
-"""A run directory: the only memory between commands.
+"""Open and create run directories, the only memory between commands. Use `Run` and the `FoldDir`s in it.
 
-    runs/<name>/recipe.toml            the experiment, defaults included; a baseline has none, nor any model
-                origin.json            the data, recipe and backbone folder it was made from, by their hashes, and by
-                                       which kit; the name of a baseline
-                holdout/ or fold<k>/   model.safetensors, config.json, tokenizer, trainer_state.json, valid.csv,
+    runs/<name>/recipe.toml            the experiment, defaults included; a baseline has none
+                origin.json            the data, recipe and backbone folder it was made from, by
+                their hashes,
+                                       and the version of kit; of a baseline, its name
+                holdout/ or fold<k>/   model.safetensors, config.json, tokenizer,
+                trainer_state.json, valid.csv,
                                        metrics.json
-                oof.csv, metrics.json  once every fold asked for is done
+                oof.csv, metrics.json  once every fold asked for is finished
 
-`metrics.json` is written last, so its presence means done; a part's has the hashes of the files that make its model.
+`metrics.json` is written last, so its presence means finished; a fold's lists the hashes of its
+model's files.
 """
 
 import hashlib
 import json
 import re
 import tomllib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
+
 from kit import __version__
+from kit.data.dataset import Dataset
 from kit.errors import RecipeError, RunError
+from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.storage.atomic import file_sha256, write_json, write_text
-from kit.task import HOLDOUT
+from kit.storage.lock import hold_lock
+from kit.task import HOLDOUT, ID, TEST_FILE
 
 T = TypeVar("T")
-FORMAT = 1  # of origin.json; raised when an older kit could not use the run any more
-LOGS = ("trainer_state.json", "tried.json", "metrics.json")  # of a part, which no prediction reads
-MODEL_FILES = (".safetensors", ".json", ".model", ".txt")  # of a part, by suffix
+
+# The version of origin.json. It rises when an older kit could no longer use the run.
+FORMAT = 1
+
+# The options of `kit preprocess` that a run remembers about its rows.
+DATA_OPTIONS = ("text", "split", "folds", "valid", "seed")
+
+# A fold's model consists of its files with these suffixes, but for the logs, which no prediction
+# reads.
+MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
+LOG_FILES = ("trainer_state.json", "tried.json", "metrics.json")
+
+_RESTORE = "Copy the run directory again, or train it again."
+
+
+@dataclass(frozen=True)
+class FoldDir:
+    """One trained fold of a run, or its holdout, by its folder.
+
+    Attributes:
+        predictions_path: predictions of the rows that were not trained on.
+        test_path: a baseline's predictions of the test rows, kept in place of a model.
+        history_path: losses and rates by step.
+        attempts_path: earlier attempts of an unfinished training that collapsed.
+        metrics_path: written last.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """ "holdout", or "fold" with its number."""
+        return self.path.name
+
+    @property
+    def predictions_path(self) -> Path:
+        return self.path / "valid.csv"
+
+    @property
+    def test_path(self) -> Path:
+        return self.path / TEST_FILE
+
+    @property
+    def history_path(self) -> Path:
+        return self.path / "trainer_state.json"
+
+    @property
+    def attempts_path(self) -> Path:
+        return self.path / "tried.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was trained to its end."""
+        return self.metrics_path.is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What training wrote at its end: losses, steps, versions, the model's files.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        return _read_json(self.metrics_path)
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """The prediction frame of the rows that were not trained on."""
+        return read_predictions(self.predictions_path)
+
+    def model_digests(self) -> dict[str, str]:
+        """The SHA-256 of each file of the model, by name."""
+        files = sorted(
+            path
+            for path in self.path.iterdir()
+            if path.suffix in MODEL_SUFFIXES and path.name not in LOG_FILES
+        )
+        return {path.name: file_sha256(path) for path in files}
+
+    def check_model_files(self) -> None:
+        """Compare the model's files with the hashes that training left.
+
+        Raises:
+            RunError: a file is missing or has changed.
+        """
+        # Runs of the first versions of kit list no files.
+        files = self.metrics.get("files", {})
+        if not isinstance(files, dict):
+            raise RunError(f"{self.metrics_path}: `files` is not a JSON object", _RESTORE)
+
+        for name, digest in files.items():
+            path = self.path / name
+            if not path.is_file():
+                raise RunError(f"{path}: this file of the model is missing", _RESTORE)
+            if file_sha256(path) != digest:
+                raise RunError(
+                    f"{path} has changed: its SHA-256 is not the one in metrics.json", _RESTORE
+                )
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk, by its folder."""
+    """A run directory: one experiment, its trained folds and what they predict."""
 
     path: Path
 
     @classmethod
     def create(cls, runs: Path, recipe: Recipe, origin: dict[str, Any]) -> "Run":
-        """The folder for `recipe` under `runs`, made if new.
+        """Return the run of `recipe` under `runs`, creating it if it is new.
+
+        Args:
+            origin: what it is made from (see `make_origin`).
 
         Raises:
-            RunError: it is there already and holds another recipe, or was trained on other data, or from a backbone
-                folder with other content.
+            RunError: the run exists and has another recipe, other data, or a changed backbone
+            folder.
         """
         run = cls(runs / recipe.run_name)
-        if not (run.path / "recipe.toml").exists():
+        if not run.recipe_path.exists():
             text = recipe.to_toml()
             write_json(
-                run.path / "origin.json",
-                {"format": FORMAT, **origin, "recipe": _digest_of_toml(text)},
+                run.origin_path, {"format": FORMAT, **origin, "recipe": _digest_of_toml(text)}
             )
-            write_text(run.path / "recipe.toml", text)
+            write_text(run.recipe_path, text)
             return run
+
         if run.recipe.hash != recipe.hash:
             raise RunError(
-                f"{run.path}: its recipe.toml was edited since",
-                "Restore it, or train into another --runs.",
+                f"{run.path}: its recipe.toml was edited",
+                "Restore it, or train into another --runs folder.",
             )
         run.check_data(origin["data"])
-        before, now = run.origin.get("backbone"), origin.get("backbone")
+        before = run.origin.get("backbone")
+        now = origin.get("backbone")
         if before and now and before != now:
             raise RunError(
-                f"{run.path}: the files in the backbone folder {recipe.backbone} have changed since it was begun",
+                f"{run.path}: the files in the backbone folder {recipe.backbone} have changed since this run began",
                 "Restore them, or train into another --runs folder.",
             )
         return run
 
     @classmethod
     def create_baseline(cls, runs: Path, name: str, origin: dict[str, Any]) -> "Run":
-        """The folder of a baseline under `runs`, made if new.
+        """Return the run of a baseline under `runs`, creating it if it is new.
 
         Raises:
-            RunError: it is there already and was made from other data.
+            RunError: the run exists and was made from other data.
         """
         run = cls(runs / f"baseline-{name}")
-        if (run.path / "origin.json").exists():
+        if run.origin_path.exists():
             run.check_data(origin["data"])
         else:
-            write_json(run.path / "origin.json", origin | {"baseline": name})
+            write_json(run.origin_path, {**origin, "baseline": name})
         return run
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """An existing run directory."""
-        path = Path(path)
-        run = cls(path)
-        if (path / "origin.json").is_file() and ((path / "recipe.toml").is_file() or run.baseline):
-            made = run.origin.get("format", FORMAT)
-            if not isinstance(made, int) or made > FORMAT:
-                raise RunError(
-                    f"{path} was made by kit {run.origin.get('kit')}, newer than this {__version__}",
-                    "Upgrade kit.",
-                )
-            return run
-        near = (
-            sorted(p.parent.name for p in path.parent.glob("*/origin.json"))
-            if path.parent.is_dir()
-            else []
-        )
-        known = f"Runs in {path.parent}: {', '.join(near)}." if near else "`kit train` makes one."
-        raise RunError(f"{path} is not a run directory", known)
+        """Open an existing run directory.
+
+        Raises:
+            RunError: it is not one, or a newer kit made it.
+        """
+        run = cls(Path(path))
+        if not run.origin_path.is_file() or not (run.recipe_path.is_file() or run.baseline):
+            parent = run.path.parent
+            names = (
+                sorted(p.parent.name for p in parent.glob("*/origin.json"))
+                if parent.is_dir()
+                else []
+            )
+            hint = f"Runs in {parent}: {', '.join(names)}." if names else "`kit train` creates one."
+            raise RunError(f"{path} is not a run directory", hint)
+
+        version = run.origin.get("format", FORMAT)
+        if not isinstance(version, int) or version > FORMAT:
+            raise RunError(
+                f"{path} was made by kit {run.origin.get('kit')}, newer than this kit {__version__}",
+                "Upgrade kit.",
+            )
+        return run
 
     @property
     def name(self) -> str:
@@ -109,8 +225,49 @@ class Run:
         return self.path.resolve().name
 
     @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def origin_path(self) -> Path:
+        return self.path / "origin.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def oof_path(self) -> Path:
+        return self.path / "oof.csv"
+
+    @property
+    def test_path(self) -> Path:
+        return self.path / TEST_FILE
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the run was made from.
+
+        `data` (hash of the training rows), the options they were preprocessed with, `kit` (its
+        version); since format 1 also `recipe` (hash of what recipe.toml says) and, of a folder,
+        `backbone` (hash of its files).
+        """
+        return _read_json(self.origin_path)
+
+    def option(self, name: str, kind: type[T]) -> T:
+        """Return one of the origin's values.
+
+        Raises:
+            RunError: it is missing or of another type: the file was changed.
+        """
+        value = self.origin.get(name)
+        if type(value) is not kind:
+            raise RunError(f"{self.origin_path}: {name} is {str(value)[:40]!r}", _RESTORE)
+        return value
+
+    @property
     def baseline(self) -> str | None:
-        """The name of a reference model that keeps predictions only; None of a trained network."""
+        """The name of a baseline, which keeps predictions and no model; None of a trained network."""
         return self.origin.get("baseline")
 
     @property
@@ -118,141 +275,222 @@ class Run:
         """The experiment.
 
         Raises:
-            RunError: a baseline has none; it was edited since, or is of a kit that knows other keys.
+            RunError: it is a baseline; or recipe.toml was edited, or was written by a kit with
+            other keys.
         """
         self._require_model()
-        path, origin = self.path / "recipe.toml", self.origin
-        if (
-            "recipe" in origin
-            and _digest_of_toml(path.read_text(encoding="utf-8")) != origin["recipe"]
-        ):
+        text = self.recipe_path.read_text(encoding="utf-8")
+        digest = self.origin.get("recipe")
+        if digest and _digest_of_toml(text) != digest:
             raise RunError(
-                f"{path} was edited since the run was begun: its hash is not the one in origin.json",
-                "Restore it: a run's recipe says how its model was made. For another experiment copy it and train.",
+                f"{self.recipe_path} was edited after the run began: its hash is not the one in origin.json",
+                "Restore it. For another experiment, copy the file and train with --recipe COPY.",
             )
         try:
-            return load_recipe(path)
+            return load_recipe(self.recipe_path)
         except RecipeError as error:
-            made = origin.get("kit")
-            if made == __version__:
+            made_by = self.origin.get("kit")
+            if made_by == __version__:
                 raise
             raise RunError(
-                f"{path} was written by kit {made}, and this is kit {__version__}: {error.problem}",
-                f"Use kit {made} for this run, or train it again.",
+                f"{self.recipe_path} was written by kit {made_by}, this is kit {__version__}: {error.problem}",
+                f"Use kit {made_by} for this run, or train it again.",
             ) from error
 
-    @property
-    def origin(self) -> dict[str, Any]:
-        """`data` (hash of the training rows), how these were prepared, `kit` (version).
-
-        That is `text`, `split`, `folds` and, but for an older kit's runs, `valid` and `seed`. And since format 1
-        `recipe` (hash of what recipe.toml says) and, of a folder, `backbone` (hash of its files).
-        """
-        return _read(self.path / "origin.json")
-
-    def noted(self, name: str, kind: type[T]) -> T:
-        """One of the origin's values.
-
-        Raises:
-            RunError: it is not there, or no such thing: the file was changed.
-        """
-        value = self.origin.get(name)
-        if type(value) is not kind:
-            raise RunError(f"{self.path / 'origin.json'}: {name} is {str(value)[:40]!r}", _AGAIN)
-        return value
-
-    def check_files(self, part: Path) -> None:
-        """Raises unless the files that make a part's model are those that its training left, by their hashes."""
-        files = _read(part / "metrics.json").get("files", {})  # an older kit noted none
-        if not isinstance(files, dict):
-            raise RunError(f"{part / 'metrics.json'}: files is no JSON object", _AGAIN)
-        for name, digest in files.items():
-            if (part / name).is_file() and file_sha256(part / name) != digest:
-                raise RunError(
-                    f"{part / name}: its SHA-256 is not the one in metrics.json: it was changed",
-                    _AGAIN,
-                )
-
-    def check_data(self, data: str) -> None:
-        """Raises unless the training rows, by their hash, are those that the run was made from."""
-        if self.noted("data", str) != data:
+    def check_data(self, digest: str) -> None:
+        """Raise RunError unless the run was trained on the rows with this hash."""
+        if self.option("data", str) != digest:
             raise RunError(
-                f"{self.path} was trained on other rows than are in the data folder now",
+                f"{self.path} was trained on different data than the data folder holds now",
                 "Preprocess with the options in its origin.json, or train into another --runs folder.",
             )
 
-    def part(self, fold: int | str) -> Path:
-        """The folder of one fold, or of the holdout."""
-        return self.path / (HOLDOUT if fold == HOLDOUT else f"fold{fold}")
+    def fold(self, fold: int | str) -> FoldDir:
+        """Return the folder of one fold, by its number, or of the holdout."""
+        return FoldDir(self.path / (HOLDOUT if fold == HOLDOUT else f"fold{fold}"))
 
-    def done(self, fold: int | str) -> bool:
-        """Whether that part was trained to its end."""
-        return (self.part(fold) / "metrics.json").is_file()
+    def finished(self) -> list[FoldDir]:
+        """Return the finished folds: the holdout first, then the others by number."""
+        folders = [path.parent for path in self.path.glob("*/metrics.json")]
+        folds = [folder for folder in folders if re.fullmatch(r"fold\d+", folder.name)]
+        folds.sort(key=lambda folder: int(folder.name.removeprefix("fold")))
+        holdout = [folder for folder in folders if folder.name == HOLDOUT]
+        return [FoldDir(folder) for folder in holdout + folds]
 
-    def parts(self) -> dict[str, dict[str, Any]]:
-        """The metrics of every finished part, by folder name: the holdout first, then folds by number."""
-        folders = [p.parent for p in self.path.glob("*/metrics.json")]
-        folds = sorted(
-            (p for p in folders if re.fullmatch(r"fold\d+", p.name)), key=lambda p: int(p.name[4:])
-        )
-        holdout = [p for p in folders if p.name == HOLDOUT]
-        return {p.name: _read(p / "metrics.json") for p in holdout + folds}
-
-    def require_parts(self) -> list[Path]:
-        """Folders of models to predict with: every fold if all are done, else the holdout, else the folds there are.
+    def models(self) -> list[FoldDir]:
+        """Return the models to predict with: all folds if all are finished, else the holdout, else what there is.
 
         Raises:
-            RunError: nothing is finished yet, or it is a baseline.
+            RunError: nothing is finished yet, or the run is a baseline.
         """
         self._require_model()
-        finished = list(self.parts())
-        folds = [name for name in finished if name != HOLDOUT]
+        finished = self.finished()
         if not finished:
             raise RunError(
-                f"{self.path}: no part of it has finished training",
-                f"Go on with `kit train --recipe {self.path / 'recipe.toml'} --resume`.",
+                f"{self.path}: no fold of it has finished training",
+                f"Continue with `kit train --recipe {self.recipe_path} --resume`.",
             )
-        if HOLDOUT in finished and len(folds) < self.noted("folds", int):
-            folds = [HOLDOUT]  # what the report shows beside it
-        return [self.path / name for name in folds]
+
+        # With some folds missing the holdout's model is used alone: it is the one that the report
+        # shows.
+        holdout = [fold for fold in finished if fold.name == HOLDOUT]
+        folds = [fold for fold in finished if fold.name != HOLDOUT]
+        if holdout and len(folds) < self.option("folds", int):
+            return holdout
+        return folds
+
+    def summarise(self, write: bool = True) -> dict[str, Any]:
+        """Return the metrics of all finished folds, and of the out-of-fold predictions once every fold is finished.
+
+        Args:
+            write: write the summary to metrics.json and, with all folds, their predictions to
+                oof.csv. Of several processes only the first should.
+
+        Returns:
+            `run` (its folder), `parts` (metrics by fold), `oof` (log_loss, accuracy, rows).
+
+        Raises:
+            RunError: the folds' predictions do not belong together.
+        """
+        # Folds may be trained side by side, by processes that finish at the same time.
+        with hold_lock(self.path, "metrics", wait=True) if write else nullcontext():
+            metrics = {fold.name: fold.metrics for fold in self.finished()}
+            summary: dict[str, Any] = {"run": str(self.path), "parts": metrics}
+
+            folds = [self.fold(number) for number in range(self.option("folds", int))]
+            if all(fold.name in metrics for fold in folds):
+                oof = self._concatenate(folds)
+                # Both are means over rows, so over all rows they are the folds' means weighted by
+                # their rows.
+                rows = [metrics[fold.name]["valid_rows"] for fold in folds]
+                summary["oof"] = {
+                    name: sum(
+                        metrics[fold.name][name] * n for fold, n in zip(folds, rows, strict=True)
+                    )
+                    / sum(rows)
+                    for name in ("log_loss", "accuracy")
+                }
+                summary["oof"]["rows"] = len(oof)
+                if write:
+                    write_predictions(oof, self.oof_path)
+            if write:
+                write_json(self.metrics_path, summary)
+        return summary
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The summary of the finished folds (see `summarise`)."""
+        return self.summarise(write=False)
+
+    @property
+    def oof(self) -> pd.DataFrame:
+        """The prediction frame of all training rows, each predicted by the fold that was not trained on it.
+
+        Raises:
+            RunError: not every fold is finished.
+        """
+        folds = [self.fold(number) for number in range(self.option("folds", int))]
+        missing = [fold.name for fold in folds if not fold.is_finished]
+        if missing:
+            raise RunError(
+                f"{self.path}: not finished: {', '.join(missing)}",
+                f"Run `kit train --recipe {self.recipe_path} --fold all`.",
+            )
+        return self._concatenate(folds)
+
+    # TEMPORARY: the names that other rooms still use
+    def part(self, fold: int | str) -> Path:
+        return self.fold(fold).path
+
+    def done(self, fold: int | str) -> bool:
+        return self.fold(fold).is_finished
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        return {fold.name: fold.metrics for fold in self.finished()}
+
+    def require_parts(self) -> list[Path]:
+        return [fold.path for fold in self.models()]
+
+    noted = option
+
+    def _concatenate(self, folds: list[FoldDir]) -> pd.DataFrame:
+        """Join the folds' validation predictions, checking that they are of different rows."""
+        frames = [fold.predictions for fold in folds]
+        for fold, frame in zip(folds, frames, strict=True):
+            if len(frame) != fold.metrics.get("valid_rows", len(frame)):
+                raise RunError(
+                    f"{fold.predictions_path} has {len(frame)} rows, but its metrics.json says "
+                    f"{fold.metrics['valid_rows']}",
+                    f"Delete {fold.path} and train that fold again.",
+                )
+        oof = pd.concat(frames)
+        repeated = oof[ID][oof[ID].duplicated()]
+        if len(repeated):
+            raise RunError(
+                f"{self.path}: id {repeated.iloc[0]} is in the validation rows of two folds: they are of different "
+                "splits",
+                "Delete the fold that does not belong there and train it again.",
+            )
+        return oof
 
     def _require_model(self) -> None:
         if self.baseline:
             raise RunError(
-                f"{self.path} is a baseline: it keeps no model, only predictions",
-                f"Take its {self.path / 'test.csv'}, or the valid.csv of its parts.",
+                f"{self.path} is a baseline: it keeps predictions and no model",
+                f"Use its {self.test_path}, or the valid.csv of its folds.",
             )
 
 
-_AGAIN = "Copy the run directory again, or train it again."
+def make_origin(dataset: Dataset, backbone: str | None = None) -> dict[str, Any]:
+    """Return what a new run remembers: the hash and options of its rows, and the version of kit.
+
+    Args:
+        backbone: the digest of the backbone's folder, where it comes from one.
+    """
+    options = {name: dataset.manifest["options"][name] for name in DATA_OPTIONS}
+    origin = {"data": dataset.digest("train"), "kit": __version__, **options}
+    if backbone:
+        origin["backbone"] = backbone
+    return origin
 
 
-def model_digests(part: Path) -> dict[str, str]:
-    """The SHA-256 of each file that makes a part's model."""
-    files = sorted(
-        path for path in part.iterdir() if path.suffix in MODEL_FILES and path.name not in LOGS
+def parse_folds(text: str, count: int) -> list[int | str]:
+    """Return the folds that `--fold` asks for: "holdout", a number below `count`, or "all" of them.
+
+    Raises:
+        RecipeError: there is no such fold.
+    """
+    if text == HOLDOUT:
+        return [HOLDOUT]
+    if text == "all":
+        return list(range(count))
+    if text.isdecimal() and int(text) < count:
+        return [int(text)]
+    raise RecipeError(
+        f"--fold {text!r}: these rows have folds 0 to {count - 1}",
+        "Name one, or `all`, or `holdout`.",
     )
-    return {path.name: file_sha256(path) for path in files}
 
 
 def _digest_of_toml(text: str) -> str:
-    """A hash of what TOML says, whatever its order, comments and line ends."""
+    """Hash what TOML says, whatever its order, comments and line ends."""
     try:
-        said = json.dumps(tomllib.loads(text), sort_keys=True, default=str)
+        content = json.dumps(tomllib.loads(text), sort_keys=True, default=str)
     except ValueError:
-        said = text
-    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+        content = text
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that kit wrote; NaN and Infinity, which kit never writes, are refused."""
 
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number")
 
-def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read: {error}", _AGAIN) from error
+        raise RunError(f"{path}: cannot be read: {error}", _RESTORE) from error
     if not isinstance(content, dict):
-        raise RunError(f"{path}: not the JSON object that kit writes there", _AGAIN)
+        raise RunError(f"{path}: not a JSON object", _RESTORE)
     return content

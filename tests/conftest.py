@@ -71,7 +71,7 @@ def still(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from kit.model.backbones import BACKBONES
     from kit.model.encoder import build_encoder
-    from kit.training.start import tiny_folder
+    from kit.training.setup import tiny_folder
 
     folder = tmp_path_factory.mktemp("backbones") / "still"
     source = tiny_folder(BACKBONES["tiny-roberta"], processed)

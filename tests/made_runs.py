@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from kit.data.dataset import Dataset
-from kit.parts import run_origin, summarise_run
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.load import load_recipe
-from kit.run import Run
+from kit.run import Run, make_origin
 from kit.storage.atomic import write_json
 from kit.task import HOLDOUT, ID, LABEL
 
@@ -24,7 +23,7 @@ def make_run(
     """A finished run of two epochs; the larger the skill, the lower its loss."""
     generator = np.random.default_rng(seed)
     run = Run.create(
-        runs, load_recipe("tiny-electra", (f"train.seed={seed}",)), run_origin(processed)
+        runs, load_recipe("tiny-electra", (f"train.seed={seed}",)), make_origin(processed)
     )
     rows = processed.train([ID, LABEL])
     for number, fold in enumerate(parts):
@@ -54,7 +53,7 @@ def make_run(
         write_predictions(
             make_predictions(ids, generator.dirichlet(np.ones(3), len(ids))), run.path / "test.csv"
         )
-    summarise_run(run, processed)
+    run.summarise()
     return run.path
 
 

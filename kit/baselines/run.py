@@ -16,9 +16,8 @@ from kit.data.dataset import Dataset, open_dataset
 from kit.data.features import FEATURES, compute_features
 from kit.errors import KitError, RunError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
-from kit.parts import choose_folds, run_origin, summarise_run
 from kit.predictions import make_predictions, read_predictions, write_predictions
-from kit.run import Run
+from kit.run import Run, make_origin, parse_folds
 from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import CLASSES, GROUP, HOLDOUT, ID, LABEL, RESPONSES, SWAP, TEST_FILE
@@ -50,8 +49,8 @@ def run_baseline(
     if name not in FITS:
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
     processed = open_dataset(data)
-    chosen = choose_folds(fold, processed.folds)
-    run_dir = Run.create_baseline(runs, name, run_origin(processed))
+    chosen = parse_folds(fold, processed.folds)
+    run_dir = Run.create_baseline(runs, name, make_origin(processed))
     with hold_lock(run_dir.path):
         return _run(name, processed, run_dir, chosen, say)
 
@@ -79,7 +78,7 @@ def _run(
                 f"{run_dir.part(each)}: log loss {metrics['log_loss']:.4f}, accuracy {metrics['accuracy']:.3f}"
             )
     _test_predictions(name, run_dir, processed)
-    return summarise_run(run_dir, processed)
+    return run_dir.summarise()
 
 
 def baseline_rows(table: pa.Table, ngrams: bool) -> PairRows:

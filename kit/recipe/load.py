@@ -1,4 +1,7 @@
-"""Reading recipes: the shipped TOML files beside this one or the user's own, overrides, and every check of a value."""
+"""Load recipes: shipped ones by name or the user's TOML files, with overrides, every value checked.
+
+Use `load_recipe`, or `choose_recipe` for what a command line asks for.
+"""
 
 import dataclasses
 import json
@@ -7,157 +10,189 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from kit.errors import RecipeError
-from kit.recipe.spec import RANGES, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
+from kit.recipe.spec import KEYS, Recipe
+
+SHIPPED = Path(__file__).parent / "shipped"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Recipes that come with kit, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "shipped").glob("*.toml"))}
+    """Return the files of the recipes that come with kit, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
 
 
 def load_recipe(
     name_or_file: str | Path, overrides: Iterable[str] = (), backbone: str | None = None
 ) -> Recipe:
-    """Reads a shipped recipe by name, or a TOML file, and applies `--set` overrides such as `train.lr=2e-5`.
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_file: a shipped recipe's name, or a TOML file.
+        overrides: as `--set` takes them, such as "train.lr=2e-5".
+        backbone: in place of the recipe's own.
 
     Raises:
-        RecipeError: no such recipe, or a key, type or value that cannot be; the message lists the choices.
+        RecipeError: there is no such recipe, or a key, type or value is wrong; lists the choices.
     """
     path = shipped_recipes().get(str(name_or_file)) or Path(name_or_file)
-    if not path.is_file():
-        raise RecipeError(
-            f"no recipe {str(name_or_file)!r}",
-            f"Shipped: {', '.join(shipped_recipes())}; or name a TOML file.",
-        )
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not TOML, not UTF-8, or a number or nesting beyond all bounds
-        raise RecipeError(
-            f"{path}: not valid TOML: {error}", "Compare with `kit recipes NAME`."
-        ) from error
-    values.setdefault("name", path.stem)
+    values = _read_toml(path, str(name_or_file))
+
     if backbone and backbone != values.get("backbone"):
         values["backbone"] = backbone
         suffix = Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
         values["name"] = suffix if path.stem == "default" else f"{values['name']}-{suffix}"
+
     changes: dict[str, Any] = {}
     for override in overrides:
-        for into in (values, changes):
-            _merge(into, _parse_override(override), override)
+        change = _parse_override(override)
+        _merge(values, change, override)
+        _merge(changes, change, override)
+
     if "backbone" not in values:
         raise RecipeError(
-            f"{path}: it names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
+            f"{path} names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
         )
-    recipe = _build(Recipe, values, str(path), "")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
-        raise RecipeError(
-            f"{path}: the name {recipe.name!r} cannot name a folder", "Use letters, digits, '.-_'."
-        )
-    _refuse_what_excludes_each_other(recipe, str(path))
-    if recipe.model.head == "symmetric" and "swap_augmentation" in changes.get("train", {}):
-        raise RecipeError(  # a recipe may have it, for --set model.head=fusion
-            "--set train.swap_augmentation does nothing under the symmetric head, to which both orders are one",
-            "Leave it out, or add --set model.head=fusion.",
-        )
+    recipe = _build(values, str(path))
+    _check_combinations(recipe, changes, str(path))
     return recipe
 
 
 def choose_recipe(
     backbone: str | None, recipe: str | None, overrides: Iterable[str] = ()
 ) -> Recipe:
-    """The experiment a command line asks for: a backbone with its own recipe, a recipe with its own backbone, or both.
+    """Load what a command line asks for: a backbone with its own recipe, a recipe, or both.
 
     Raises:
-        RecipeError: neither is named, or as `load`.
+        RecipeError: neither is named; or as `load_recipe`.
     """
     if not backbone and not recipe:
         raise RecipeError(
-            "no backbone and no recipe", "Add --backbone NAME (`kit backbones`) or --recipe NAME."
+            "no backbone and no recipe given",
+            "Add --backbone NAME (`kit backbones`) or --recipe NAME.",
         )
-    return load_recipe(
-        recipe or (backbone if backbone in shipped_recipes() else "default"), overrides, backbone
-    )
+    own = backbone if backbone in shipped_recipes() else "default"
+    return load_recipe(recipe or own, overrides, backbone)
+
+
+def _read_toml(path: Path, asked: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(
+            f"no recipe {asked!r}", f"Shipped: {', '.join(shipped_recipes())}; or name a TOML file."
+        )
+
+    # A ValueError is also what text other than UTF-8 and numbers of a million digits raise.
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(
+            f"{path}: not valid TOML: {error}", "Compare with `kit recipes NAME`."
+        ) from error
+    return {"name": path.stem} | values
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    """`--set KEY=VALUE` is read as the TOML line it is; a bare word may go unquoted, since shells eat quotes."""
+    """Read `KEY=VALUE` as the line of TOML it is; a word may go without quotes, which shells remove."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r} is not KEY=VALUE", "For example: --set train.lr=2e-5")
-    for line in (text, f"{key}={json.dumps(value.strip())}"):
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        problem = error
+    if re.fullmatch(r"\s*[A-Za-z./][\w.\-/]*\s*", value):
         try:
-            return tomllib.loads(line)
+            return tomllib.loads(f"{key}={json.dumps(value.strip())}")
         except (ValueError, RecursionError) as error:
-            failure = error
-            if not re.fullmatch(r"\s*[A-Za-z./][\w.\-/]*\s*", value):
-                break
-    raise RecipeError(f"--set {text!r}: {failure}", "For example: --set train.lr=2e-5")
+            problem = error
+    raise RecipeError(f"--set {text!r}: {problem}", "For example: --set train.lr=2e-5")
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any], source: str) -> None:
     for key, value in new.items():
-        if isinstance(value, dict):
-            inner = into.setdefault(key, {})
-            if not isinstance(inner, dict):
-                raise RecipeError(
-                    f"--set {source!r}: {key} is a value, not a section",
-                    "`kit recipes NAME` shows all.",
-                )
-            _merge(inner, value, source)
-        else:
+        if not isinstance(value, dict):
             into[key] = value
-
-
-def _build(kind: type, values: Any, source: str, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"{source}: [{prefix.rstrip('.')}] must be a section of keys",
-            "`kit recipes NAME` shows one.",
-        )
-    types = get_type_hints(kind)
-    unknown = [key for key in values if key not in types]
-    if unknown:
-        raise RecipeError(
-            f"{source}: unknown key {prefix}{unknown[0]}",
-            f"Choices: {', '.join(prefix + name for name in types)}",
-        )
-    built = {key: _check(types[key], value, source, prefix + key) for key, value in values.items()}
-    return kind(**built)
-
-
-def _check(kind: Any, value: Any, source: str, key: str) -> Any:
-    """The value as its type, or an error that says what would have been right."""
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, source, key + ".")
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
+            continue
+        section = into.setdefault(key, {})
+        if not isinstance(section, dict):
             raise RecipeError(
-                f"{source}: {key} = {value!r}", f"Choices: {', '.join(get_args(kind))}"
+                f"--set {source!r}: {key} is a value, not a section",
+                "`kit recipes NAME` shows a whole recipe.",
             )
-        return value
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        _merge(section, value, source)
+
+
+def _build(values: dict[str, Any], source: str) -> Recipe:
+    """Make a Recipe of plain values, each checked."""
+    kinds = get_type_hints(Recipe)
+    _refuse_unknown(values, kinds, source)
+
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = kinds[name]
+        if not dataclasses.is_dataclass(kind):
+            built[name] = _check_type(value, kind, source, name, "…")
+            continue
+        if not isinstance(value, dict):
+            raise RecipeError(
+                f"{source}: [{name}] must be a section of keys", "`kit recipes NAME` shows one."
+            )
+        _refuse_unknown(value, get_type_hints(kind), source, name + ".")
+        section = {key: _check_value(each, source, f"{name}.{key}") for key, each in value.items()}
+        built[name] = kind(**section)
+
+    recipe = Recipe(**built)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise RecipeError(
-            f"{source}: {key} = {value!r} is not {_article(kind)}",
-            f"For example: {key}={_example(key)}",
+            f"{source}: the name {recipe.name!r} cannot name a folder",
+            "Use letters, digits, '.', '_' and '-'.",
         )
-    if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
-        low, high = RANGES[key]
+    return recipe
+
+
+def _refuse_unknown(
+    values: dict[str, Any], known: Iterable[str], source: str, prefix: str = ""
+) -> None:
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        choices = ", ".join(prefix + name for name in known)
+        raise RecipeError(f"{source}: unknown key {prefix}{unknown[0]}", f"Choices: {choices}")
+
+
+def _check_value(value: Any, source: str, name: str) -> Any:
+    """Return the value of a key in its type, or say what would be right."""
+    key = KEYS[name]
+    if key.choices and key.kind is not bool:
+        if value not in key.choices:
+            raise RecipeError(f"{source}: {name} = {value!r}", f"Choices: {', '.join(key.choices)}")
+        return value
+
+    value = _check_type(value, key.kind, source, name, json.dumps(key.default))
+    if key.between and not key.between[0] <= value <= key.between[1]:
+        low, high = key.between
         raise RecipeError(
-            f"{source}: {key} = {value} is out of range", f"It lies between {low:g} and {high:g}."
+            f"{source}: {name} = {value} is out of range", f"It lies between {low:g} and {high:g}."
         )
     return value
 
 
-def _refuse_what_excludes_each_other(recipe: Recipe, source: str) -> None:
-    """Raises for keys that are each in order and together cannot be, before a run is begun or pushed."""
+def _check_type(value: Any, kind: type, source: str, name: str, example: str) -> Any:
+    # Whole numbers up to 2**53 are floats without rounding.
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        raise RecipeError(
+            f"{source}: {name} = {value!r} is not {expected[kind]}",
+            f"For example: {name}={example}",
+        )
+    return value
+
+
+def _check_combinations(recipe: Recipe, changes: dict[str, Any], source: str) -> None:
+    """Refuse keys that are each in order and cannot be combined, before a run is begun or pushed."""
     train = recipe.train
     if recipe.model.reward and recipe.model.shape == "cross":
         raise RecipeError(
@@ -166,25 +201,15 @@ def _refuse_what_excludes_each_other(recipe: Recipe, source: str) -> None:
         )
     if train.lora_rank and train.reinit_layers:
         raise RecipeError(
-            f"{source}: train.reinit_layers = {train.reinit_layers} with train.lora_rank = {train.lora_rank}: fresh "
-            "weights would stay as they were drawn, since adapters alone learn",
+            f"{source}: train.reinit_layers = {train.reinit_layers} with train.lora_rank = "
+            f"{train.lora_rank}: fresh weights would stay random, since only adapters learn",
             "Set one of them to 0.",
         )
 
-
-def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-
-
-def _example(key: str) -> str:
-    section, _, name = key.rpartition(".")
-    spec = {
-        "encode": EncodeSpec,
-        "model": ModelSpec,
-        "train": TrainSpec,
-        "predict": PredictSpec,
-    }.get(section)
-    default = (
-        next((f.default for f in dataclasses.fields(spec) if f.name == name), "…") if spec else "…"
-    )
-    return json.dumps(default, ensure_ascii=False)
+    # A recipe file may have it, for --set model.head=fusion; asking for it here is a mistake.
+    if recipe.model.head == "symmetric" and "swap_augmentation" in changes.get("train", {}):
+        raise RecipeError(
+            "--set train.swap_augmentation has no effect with the symmetric head, to which both "
+            "orders are the same",
+            "Leave it out, or add --set model.head=fusion.",
+        )

@@ -1,7 +1,7 @@
-"""One experiment, as a frozen record: what may stand in it, its defaults and ranges, and its hash.
+"""Define experiments: `Recipe` and its four sections of keys, each with its default, range and meaning.
 
-A recipe holds what defines an experiment. What only selects work (fold, resume, device, paths) is a command-line
-option and never stands here, so two runs of one recipe are the same experiment.
+A recipe holds what defines an experiment. What only selects work (fold, resume, device, paths) is
+an option of the command, so two runs of one recipe are the same experiment.
 """
 
 import dataclasses
@@ -12,125 +12,300 @@ from typing import Literal
 
 import tomli_w
 
+from kit.recipe.keys import key, list_keys
+
 Shape = Literal["siamese", "cross"]
 
 
 @dataclass(frozen=True)
 class EncodeSpec:
-    """How a row becomes tokens.
+    """Turn a row into tokens."""
 
-    max_tokens: budget of one sequence, special tokens included: of a side, or of a whole row under the shape "cross".
-    prompt_share: where a sequence does not fit, the prompt keeps at least this share of the budget, and more if the
-    responses leave it free.
-    head_share: of a turn that has to be cut, this share of what is kept comes from its beginning, the rest its end.
-    """
-
-    max_tokens: int = 512
-    prompt_share: float = 0.25
-    head_share: float = 0.5
+    max_tokens: int = key(
+        512,
+        "token budget of one sequence: of a side, or of the whole row under the shape `cross`; "
+        "special tokens included",
+        source="`kit backbones` shows what the pretraining saw: a hard limit, except for DeBERTa "
+        "with its relative positions",
+        between=(8, 8192),
+    )
+    prompt_share: float = key(
+        0.25,
+        "share of the budget that the prompt keeps at least where a sequence does not fit; more "
+        "where the answers leave room",
+        source="20 to 25% in other people's work on this data",
+        between=(0, 1),
+    )
+    head_share: float = key(
+        0.5,
+        "of a turn that is cut, the share of the kept tokens that comes from its beginning; the "
+        "rest comes from its end",
+        source="Sun et al. 2019, How to Fine-Tune BERT",
+        between=(0, 1),
+    )
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How the encoder computes its attention, and what stands on it.
+    """Compute attention, pool, and classify."""
 
-    shape: "siamese" reads (prompt, answer) once for each answer; "cross" reads prompt and both answers in one
-    sequence, so that each answer is read in view of the other, and does so in both orders of the answers.
-    fast_attention: kit's own code for attention and dropout where transformers and torch have no fast one, for DeBERTa
-    everywhere and for the other families in training on a CPU; the same numbers to rounding. Without it a CPU
-    computes in float32 unless bf16 is asked for.
-    pooling: "auto" is the registry's choice for the backbone, and "cls" under "cross".
-    head: "fusion" is the reference's classifier on [a; b; a-b; a*b], or under "cross" on the row as it stands alone;
-    "symmetric" permutes exactly with its inputs.
-    features: length, format and language of both answers, and their likeness, join the encoder's vectors in the head.
-    reward: the backbone is a reward model; its reward of each side joins the side's vector, and the difference of the
-    two, as likely as it says, is what the logits begin with.
-    """
-
-    shape: Shape = "siamese"
-    pooling: Literal["auto", "mean", "cls", "attention"] = "auto"
-    head: Literal["symmetric", "fusion"] = "symmetric"
-    head_hidden: int = 256
-    head_dropout: float = 0.1
-    features: bool = False
-    reward: bool = False
-    fast_attention: bool = True
+    shape: Shape = key(
+        "siamese",
+        "`siamese` reads (prompt, answer) once for each answer; `cross` reads the prompt and both "
+        "answers in one sequence, in both orders",
+        source="Reimers & Gurevych 2019; Humeau et al. 2020",
+    )
+    pooling: Literal["auto", "mean", "cls", "attention"] = key(
+        "auto",
+        "how the states of a sequence become one vector; `auto` is the registry's choice for the "
+        "backbone, and `cls` under `cross`",
+        source="Yang et al. 2016 for `attention`",
+    )
+    head: Literal["symmetric", "fusion"] = key(
+        "symmetric",
+        "`fusion` classifies [a; b; a−b; a⊙b]; with `symmetric`, swapping the answers permutes the "
+        "classes exactly",
+        source="Conneau et al. 2017 (InferSent)",
+    )
+    head_hidden: int = key(256, "width of the head's hidden layer", between=(1, 65536))
+    head_dropout: float = key(
+        0.1,
+        "dropout on the head's inputs and hidden units",
+        source="Srivastava et al. 2014; 0 to 0.1 in other people's work on this data",
+        between=(0, 0.9),
+    )
+    features: bool = key(
+        False,
+        "add length, format and language of both answers, and how alike they are, to the head's "
+        "inputs",
+        source="0.005 to 0.010 of log loss in other people's work on this data",
+    )
+    reward: bool = key(
+        False,
+        "the backbone is a reward model: its reward of each side joins the side's vector, and the "
+        "logits begin with their difference",
+        source="Bradley & Terry 1952; Ouyang et al. 2022",
+    )
+    fast_attention: bool = key(
+        True,
+        "use kit's own attention and dropout where they are faster: DeBERTa everywhere, other "
+        "families in training on a CPU, where no padding is computed either; equal up to rounding. "
+        "With `false`, a CPU computes in float32 unless bf16 is asked for",
+        source="He et al. 2021 (DeBERTa)",
+    )
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How the weights move.
+    """Move the weights."""
 
-    lr: the top layer's peak rate; layer k below the top gets lr * layer_decay**k; the head has head_lr.
-    batch_size: rows per optimizer step, over all devices; micro_batch_size: rows per device and forward pass
-    (0 = as many as batch_size asks for), the rest by gradient accumulation. micro_tokens: the most tokens, padding
-    included, of a forward pass (0 = no limit): long rows go through in several passes, short ones in one, and the step
-    is the same (but for awp, which perturbs each pass by itself).
-    schedule: "plateau" multiplies by plateau_factor after plateau_patience evaluations without a better loss.
-    head_only: share of all steps at the beginning in which only pooling and head learn, at their own warm-up's rates;
-    then the encoder's warm-up begins, and the schedule's curve after that.
-    warmup: share of all steps over which the rate climbs linearly from 0.
-    reinit_layers: top layers of the encoder that start from fresh weights (Zhang et al. 2021: 1 to 6 steady the
-    fine-tuning of large encoders on few rows).
-    ema: decay of a running mean of the weights, which is what is then evaluated and kept; 0 = off, 0.999 is usual.
-    awp: adversarial weight perturbation of this size relative to the weights (0 = off, 0.001 to 0.01 are usual), from
-    awp_start on, a share of all steps; twice the time. r_drop: weight of the divergence between two dropout passes
-    (0 = off, Liang et al. 2021 use 1 to 5); nearly twice the time.
-    evals_per_epoch: validations (and checkpoints) per epoch; patience: of them without gain before stopping, 0 = never.
-    max_steps: optimizer steps in all; 0 = as many as the epochs ask for.
-    swap_augmentation: each step learns from its rows and from their copies with the answers swapped, at no second pass
-    through the encoder. A symmetric head needs none: both orders are one to it.
-    compile: train the encoder through torch.compile, with lengths padded to multiples of 64; the first steps take
-    minutes.
-    lora_rank: 0 trains the encoder's own weights; otherwise adapters of this rank on all its attention and feed-forward
-    layers, at the encoder's rates, which then want ten times the height (Schulman et al. 2025, LoRA Without Regret).
-    lora_alpha: an adapter's output counts lora_alpha / lora_rank times; lora_dropout: share of its inputs left out.
-    """
-
-    epochs: float = 3.0
-    max_steps: int = 0
-    batch_size: int = 32
-    micro_batch_size: int = 0
-    micro_tokens: int = 0
-    lr: float = 2e-5
-    head_lr: float = 1e-4
-    layer_decay: float = 1.0
-    weight_decay: float = 0.01
-    adam_epsilon: float = 1e-6
-    max_grad_norm: float = 1.0
-    schedule: Literal["linear", "cosine", "constant", "plateau"] = "linear"
-    head_only: float = 0.0
-    warmup: float = 0.1
-    reinit_layers: int = 0
-    plateau_factor: float = 0.5
-    plateau_patience: int = 1
-    label_smoothing: float = 0.0
-    swap_augmentation: bool = False
-    ema: float = 0.0
-    awp: float = 0.0
-    awp_start: float = 0.2
-    r_drop: float = 0.0
-    evals_per_epoch: int = 4
-    patience: int = 0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    lora_rank: int = 0
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
-    seed: int = 0
+    epochs: float = key(
+        3.0,
+        "passes over the training rows; may be a fraction",
+        source="2 to 3 suit most encoders",
+        between=(0.001, 1000),
+    )
+    max_steps: int = key(
+        0, "optimizer steps in all; 0: as many as the epochs need", between=(0, 10**9)
+    )
+    batch_size: int = key(
+        32,
+        "rows per optimizer step, over all devices",
+        source="32 to 64 for small encoders",
+        between=(1, 65536),
+    )
+    micro_batch_size: int = key(
+        0,
+        "rows per device and forward pass, the rest by gradient accumulation; 0: the device's "
+        "share of the batch",
+        between=(0, 65536),
+    )
+    micro_tokens: int = key(
+        0,
+        "tokens of a forward pass, padding included: long rows take several passes of the same "
+        "step; 0: no limit (with `awp`, each pass is perturbed by itself)",
+        between=(0, 10**9),
+    )
+    lr: float = key(
+        2e-5,
+        "peak learning rate of the encoder's top layer",
+        source="2e-5 to 4e-5 for encoders of base size",
+        between=(0, 1),
+    )
+    head_lr: float = key(
+        1e-4,
+        "peak learning rate of pooling and head, which start from random weights",
+        source="1e-4 to 1e-3",
+        between=(0, 1),
+    )
+    layer_decay: float = key(
+        1.0,
+        "each layer's learning rate is this times that of the layer above; embeddings count as the "
+        "layer below the first",
+        source="Howard & Ruder 2018; Clark et al. 2020 (ELECTRA)",
+        between=(0.01, 1),
+    )
+    weight_decay: float = key(
+        0.01,
+        "decoupled weight decay, on all weights but norms and biases",
+        source="Loshchilov & Hutter 2019 (AdamW)",
+        between=(0, 10),
+    )
+    adam_epsilon: float = key(
+        1e-6,
+        "added to Adam's denominator",
+        source="1e-6 as in BERT, DeBERTa and ELECTRA",
+        between=(1e-12, 1),
+    )
+    max_grad_norm: float = key(
+        1.0,
+        "gradients are clipped to this norm",
+        source="Pascanu et al. 2013",
+        between=(1e-6, 1e6),
+    )
+    schedule: Literal["linear", "cosine", "constant", "plateau"] = key(
+        "linear",
+        "how the rates move after warm-up: to 0 linearly or along a cosine, constant, or reduced "
+        "on plateaus",
+        source="Loshchilov & Hutter 2017 for `cosine`",
+    )
+    head_only: float = key(
+        0.0,
+        "share of all steps, at the beginning, in which only pooling and head learn; the encoder's "
+        "warm-up comes after it",
+        source="Kumar et al. 2022 (LP-FT)",
+        between=(0, 0.9),
+    )
+    warmup: float = key(
+        0.1,
+        "share of all steps over which the rates rise linearly from 0",
+        source="Mosbach et al. 2021",
+        between=(0, 1),
+    )
+    reinit_layers: int = key(
+        0,
+        "top layers of the encoder that start from fresh weights",
+        source="Zhang et al. 2021: 1 to 6 for large encoders on few rows",
+        between=(0, 1000),
+    )
+    plateau_factor: float = key(
+        0.5,
+        "under `plateau`, the factor of each reduction",
+        source="the reference study",
+        between=(0.01, 1),
+    )
+    plateau_patience: int = key(
+        1,
+        "under `plateau`, evaluations without a better loss before a reduction",
+        source="left open by the reference study",
+        between=(0, 1000),
+    )
+    label_smoothing: float = key(
+        0.0,
+        "share of each label's weight that is spread over all classes, in training only",
+        source="Szegedy et al. 2016; the reference study has 0.1",
+        between=(0, 0.9),
+    )
+    swap_augmentation: bool = key(
+        False,
+        "also learn from each row with its answers swapped, in the same step; a symmetric head "
+        "needs none",
+    )
+    ema: float = key(
+        0.0,
+        "decay of a running mean of the weights, which is then evaluated and kept; 0: off, 0.999 is "
+        "usual",
+        source="Polyak & Juditsky 1992",
+        between=(0, 0.999999),
+    )
+    awp: float = key(
+        0.0,
+        "size of an adversarial perturbation of the weights, relative to them; 0: off, 0.001 to "
+        "0.01 are usual; doubles the time",
+        source="Wu et al. 2020",
+        between=(0, 1),
+    )
+    awp_start: float = key(0.2, "share of all steps before `awp` begins", between=(0, 1))
+    r_drop: float = key(
+        0.0,
+        "weight of the divergence between two dropout passes; 0: off, 1 to 5 are usual; nearly "
+        "doubles the time",
+        source="Liang et al. 2021",
+        between=(0, 100),
+    )
+    evals_per_epoch: int = key(
+        4,
+        "validations, and checkpoints, per epoch; the best one by log loss is kept",
+        source="Dodge et al. 2020",
+        between=(1, 1000),
+    )
+    patience: int = key(
+        0,
+        "evaluations without a better loss before training stops; 0: never",
+        source="Prechelt 1998",
+        between=(0, 1000),
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
+        "auto",
+        "`auto` on a GPU: bf16 from compute capability 8.0, fp16 with loss scaling from 7.0, else "
+        "float32; on a CPU: bf16 where it has AMX and kit's attention runs an encoder of at least "
+        "128 hidden units, else float32",
+        source="Micikevicius et al. 2018",
+    )
+    gradient_checkpointing: bool = key(
+        False,
+        "recompute activations instead of keeping them: less memory, a third more time",
+        source="Chen et al. 2016",
+    )
+    compile: bool = key(
+        False,
+        "train the encoder through torch.compile, with lengths padded to multiples of 64; the first "
+        "steps take minutes, so measure before you keep it",
+    )
+    lora_rank: int = key(
+        0,
+        "0 trains the encoder's own weights; otherwise adapters of this rank on its attention and "
+        "feed-forward layers, which want ten times the rates",
+        source="Hu et al. 2022 (LoRA); Schulman et al. 2025 on the rates",
+        between=(0, 1024),
+    )
+    lora_alpha: float = key(
+        32.0,
+        "an adapter's output is multiplied by lora_alpha / lora_rank",
+        source="Hu et al. 2022",
+        between=(0.01, 10_000),
+    )
+    lora_dropout: float = key(
+        0.0, "dropout on an adapter's inputs", source="Hu et al. 2022", between=(0, 0.9)
+    )
+    seed: int = key(
+        0,
+        "seed of the head's first weights, the order of rows, and dropout",
+        between=(0, 2**32 - 1),
+    )
 
 
 @dataclass(frozen=True)
 class PredictSpec:
-    """swap: average the probabilities over both orders of the answers; free, since the encoder reads what both need."""
+    """Turn logits into predictions."""
 
-    swap: bool = True
+    swap: bool = key(
+        True,
+        "average the probabilities over both orders of the answers; free, since the encoder reads "
+        "what both need",
+        source="Zheng et al. 2023 on position bias",
+    )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment. `backbone` is a registry name or a directory in Hugging Face layout."""
+    """One experiment.
+
+    Attributes:
+        name: of the recipe; the run's name begins with it.
+        backbone: a registry name, or a folder in Hugging Face layout.
+        purpose: a sentence for people.
+    """
 
     name: str
     backbone: str
@@ -143,52 +318,19 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Eight hex digits over everything but the name and the purpose."""
-        content = {
-            k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "purpose")
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+        content = dataclasses.asdict(self)
+        del content["name"], content["purpose"]
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def run_name(self) -> str:
-        """The run directory's name; the hash keeps an overridden run from overwriting another."""
+        """The run directory's name. The hash keeps an overridden run from overwriting another."""
         return f"{self.name}-{self.hash}"
 
     def to_toml(self) -> str:
-        """The whole recipe, defaults included, as TOML that `kit.recipe.load.load_recipe` reads back to an equal recipe."""
+        """Return the whole recipe as TOML, defaults included; `load_recipe` reads it back."""
         return tomli_w.dumps(dataclasses.asdict(self))
 
 
-RANGES: dict[str, tuple[float, float]] = {
-    "encode.max_tokens": (8, 8192),
-    "encode.prompt_share": (0, 1),
-    "encode.head_share": (0, 1),
-    "model.head_hidden": (1, 65536),
-    "model.head_dropout": (0, 0.9),
-    "train.epochs": (0.001, 1000),
-    "train.max_steps": (0, 10**9),
-    "train.batch_size": (1, 65536),
-    "train.micro_batch_size": (0, 65536),
-    "train.micro_tokens": (0, 10**9),
-    "train.lr": (0, 1),
-    "train.head_lr": (0, 1),
-    "train.layer_decay": (0.01, 1),
-    "train.weight_decay": (0, 10),
-    "train.adam_epsilon": (1e-12, 1),
-    "train.max_grad_norm": (1e-6, 1e6),
-    "train.head_only": (0, 0.9),
-    "train.warmup": (0, 1),
-    "train.reinit_layers": (0, 1000),
-    "train.plateau_factor": (0.01, 1),
-    "train.plateau_patience": (0, 1000),
-    "train.label_smoothing": (0, 0.9),
-    "train.ema": (0, 0.999999),
-    "train.awp": (0, 1),
-    "train.awp_start": (0, 1),
-    "train.r_drop": (0, 100),
-    "train.evals_per_epoch": (1, 1000),
-    "train.patience": (0, 1000),
-    "train.lora_rank": (0, 1024),
-    "train.lora_alpha": (0.01, 10_000),
-    "train.lora_dropout": (0, 0.9),
-    "train.seed": (0, 2**32 - 1),
-}
+KEYS = {each.name: each for each in list_keys(Recipe)}

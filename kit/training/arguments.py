@@ -1,4 +1,4 @@
-"""A recipe in the words of transformers' Trainer: how many rows at once, how many steps, how often it looks up."""
+"""Translate a recipe into transformers' TrainingArguments: rows a pass, steps, evaluations."""
 
 import math
 from pathlib import Path
@@ -10,35 +10,39 @@ from kit.model.device import Compute
 from kit.recipe.spec import TrainSpec
 
 
-def rows_at_once(spec: TrainSpec, processes: int) -> int:
-    """The rows that a process takes per forward pass: `micro_batch_size`, or its share of the batch.
+def rows_per_pass(spec: TrainSpec, processes: int) -> int:
+    """Return the rows of one process's forward pass: `micro_batch_size`, or its share of the batch.
 
     Raises:
-        RecipeError: `batch_size`, which is over all processes, is not a multiple of what they take together.
+        RecipeError: `batch_size`, which counts all processes, is not a multiple of what they take
+        together.
     """
-    micro = spec.micro_batch_size or max(1, spec.batch_size // processes)
-    if spec.batch_size % (micro * processes):
+    rows = spec.micro_batch_size or max(1, spec.batch_size // processes)
+    if spec.batch_size % (rows * processes):
         raise RecipeError(
-            f"train.batch_size = {spec.batch_size} is not a multiple of {micro} rows x {processes} processes",
+            f"train.batch_size = {spec.batch_size} is not a multiple of {rows} rows x {processes} processes",
             "Set train.batch_size or train.micro_batch_size so that it is.",
         )
-    return micro
+    return rows
 
 
 def steps_per_epoch(spec: TrainSpec, rows: int) -> int:
-    """Optimizer steps that see every one of so many training rows once."""
+    """Return the optimizer steps that see each of `rows` training rows once."""
     return math.ceil(rows / spec.batch_size)
 
 
-def arguments(spec: TrainSpec, rows: int, compute: Compute, checkpoints: Path) -> TrainingArguments:
-    """Trainer's arguments for so many training rows; what a device cannot hold at once accumulates.
+def training_arguments(
+    spec: TrainSpec, rows: int, compute: Compute, checkpoints: Path
+) -> TrainingArguments:
+    """Translate a recipe into Trainer's arguments, for `rows` training rows.
 
     Raises:
-        RecipeError: as `rows_at_once`.
+        RecipeError: `batch_size` does not fit the processes (see `rows_per_pass`).
     """
     per_epoch = steps_per_epoch(spec, rows)
     steps = spec.max_steps or math.ceil(per_epoch * spec.epochs)
-    look = max(1, min(per_epoch, steps) // spec.evals_per_epoch)
+    eval_steps = max(1, min(per_epoch, steps) // spec.evals_per_epoch)
+
     args = TrainingArguments(
         output_dir=str(checkpoints),
         use_cpu=compute.device.type == "cpu",
@@ -48,30 +52,34 @@ def arguments(spec: TrainSpec, rows: int, compute: Compute, checkpoints: Path) -
         max_steps=steps,
         max_grad_norm=spec.max_grad_norm,
         eval_strategy="steps",
-        eval_steps=look,
+        eval_steps=eval_steps,
         save_strategy="steps",
-        save_steps=look,
+        save_steps=eval_steps,
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="log_loss",
         greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,  # the patience that early stopping has left
+        # Without this a resumed training would forget how long early stopping has waited.
+        restore_callback_states_from_checkpoint=True,
         logging_strategy="steps",
-        logging_steps=max(1, min(50, look // 4)),
+        logging_steps=max(1, min(50, eval_steps // 4)),
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=[],
         seed=spec.seed,
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_num_workers=0,  # the collator takes a millisecond, and the GPU is busy meanwhile
+        # The collator takes about a millisecond a batch: a worker process would cost more than it
+        # saves.
+        dataloader_num_workers=0,
         dataloader_pin_memory=compute.device.type == "cuda",
         ddp_find_unused_parameters=False,
     )
-    args._n_gpu = min(
-        1, args.n_gpu
-    )  # several GPUs are torchrun's business; DataParallel would tear the packs apart
-    args.per_device_train_batch_size = rows_at_once(spec, args.world_size)
+
+    # Several GPUs are used through torchrun. Trainer's DataParallel would tear the packs of a batch
+    # apart.
+    args._n_gpu = min(1, args.n_gpu)
+    args.per_device_train_batch_size = rows_per_pass(spec, args.world_size)
     args.gradient_accumulation_steps = spec.batch_size // (
         args.per_device_train_batch_size * args.world_size
     )

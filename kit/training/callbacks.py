@@ -1,9 +1,14 @@
-"""What happens beside the steps: the rate on a plateau, the best checkpoint's place, and progress for a listener."""
+"""Act beside the training steps: adjust rates, report progress, count padding, keep to a time limit, log curves.
+
+Use `ScheduleCallback`, `PaddingCallback`, `TimeBudget` and `tensorboard_callback`; progress arrives
+as `TrainingProgress`.
+"""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from kit.errors import RunError
 from kit.model.collator import Padding
 from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
@@ -19,9 +25,11 @@ from kit.training.sampler import LengthBuckets
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What a listener hears: the training loss every few steps, and the validation figures after an evaluation.
+    """The state of a training: the training loss every few steps, validation figures after an evaluation.
 
-    seconds_left: at the pace since this process began; evaluations still to come are in it in proportion.
+    Attributes:
+        seconds_left: at the pace since this process began, evaluations included in proportion.
+        best: whether this evaluation is the best so far.
     """
 
     step: int
@@ -36,46 +44,52 @@ class TrainingProgress:
 
 
 class ScheduleCallback(TrainerCallback):
-    """Lowers the rate on a plateau, keeps track of the best checkpoint, and tells a listener how it goes."""
+    """Lower the rates on a plateau, keep track of the best checkpoint, and report progress."""
 
     def __init__(
         self,
         schedule: Schedule,
         sampler: LengthBuckets,
         steps_per_epoch: int,
-        listen: Callable[[TrainingProgress], None],
+        on_progress: Callable[[TrainingProgress], None],
     ):
-        self.schedule, self.sampler, self.steps_per_epoch, self.listen = (
-            schedule,
-            sampler,
-            steps_per_epoch,
-            listen,
-        )
-        self.best, self.began, self.first, self.loss = math.inf, 0.0, 0, None
+        self.schedule = schedule
+        self.sampler = sampler
+        self.steps_per_epoch = steps_per_epoch
+        self.on_progress = on_progress
+        self.best_loss = math.inf
+        self.train_loss: float | None = None
+        self.start_time = 0.0
+        self.start_step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """After a resume the best loss so far is in the state; the run may have been moved since, its paths not."""
-        self.began, self.first = time.monotonic(), state.global_step
-        self.best = math.inf if state.best_metric is None else state.best_metric
+        """Take the best loss so far from a resumed state, and correct its path if the run was moved."""
+        self.start_time = time.monotonic()
+        self.start_step = state.global_step
+        if state.best_metric is not None:
+            self.best_loss = state.best_metric
         if state.best_global_step:
-            state.best_model_checkpoint = str(
-                Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-            )
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(checkpoint)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Tells the sampler its epoch; accelerate's loaders lose it under torchrun once a resume has wrapped them."""
+        """Tell the sampler its epoch, which accelerate's loaders lose under torchrun after a resume."""
         self.sampler.set_epoch(state.global_step // self.steps_per_epoch)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Evaluates the last step, whatever the interval; logs before each evaluation: no checkpoint owes a log."""
+        """Evaluate after the last step, too, and log before each evaluation."""
         if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = True
+            control.should_evaluate = True
+            control.should_save = True
+
+        # A checkpoint then contains every log entry up to its step, so a resumed history is
+        # complete.
         control.should_log |= control.should_evaluate
 
     def on_log(
@@ -86,10 +100,10 @@ class ScheduleCallback(TrainerCallback):
         logs: dict[str, float],
         **_: Any,
     ) -> None:
-        """A training loss for the progress line."""
+        """Report the training loss."""
         if "loss" in logs:
-            self.loss = logs["loss"]
-            self._tell(state, lr=logs.get("learning_rate"))
+            self.train_loss = logs["loss"]
+            self._report(state, lr=logs.get("learning_rate"))
 
     def on_evaluate(
         self,
@@ -99,32 +113,35 @@ class ScheduleCallback(TrainerCallback):
         metrics: dict[str, float],
         **_: Any,
     ) -> None:
-        """A validation loss: for the schedule, and for the listener."""
+        """Give the validation loss to the schedule, and report it."""
         loss = metrics["eval_log_loss"]
         self.schedule.observe(loss)
-        best, self.best = loss < self.best, min(loss, self.best)
-        self._tell(state, log_loss=loss, accuracy=metrics["eval_accuracy"], best=best)
+        is_best = loss < self.best_loss
+        self.best_loss = min(loss, self.best_loss)
+        self._report(state, log_loss=loss, accuracy=metrics["eval_accuracy"], best=is_best)
 
-    def _tell(self, state: TrainerState, **figures: Any) -> None:
-        if state.is_world_process_zero:
-            done = max(1, state.global_step - self.first)
-            left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
-            self.listen(
-                TrainingProgress(
-                    state.global_step,
-                    state.max_steps,
-                    state.epoch or 0.0,
-                    left,
-                    loss=self.loss,
-                    **figures,
-                )
+    def _report(self, state: TrainerState, **figures: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        steps_done = max(1, state.global_step - self.start_step)
+        seconds_per_step = (time.monotonic() - self.start_time) / steps_done
+        self.on_progress(
+            TrainingProgress(
+                step=state.global_step,
+                steps=state.max_steps,
+                epoch=state.epoch or 0.0,
+                seconds_left=seconds_per_step * (state.max_steps - state.global_step),
+                loss=self.train_loss,
+                **figures,
             )
+        )
 
 
 class PaddingCallback(TrainerCallback, ExportableState):
-    """Counts the tokens of the batches trained on, and goes on counting after a resume.
+    """Count the tokens of the batches that were trained on; the count survives a resume.
 
-    The collator cannot: it is asked for a batch ahead of each checkpoint. No process waits for its GPU for this.
+    The collator cannot count them: it is asked for a batch before each checkpoint that is trained
+    on after it. The sum stays on the device until it is read, so no step waits for the GPU.
     """
 
     def __init__(self, useful: int = 0, padded: int = 0):
@@ -132,17 +149,17 @@ class PaddingCallback(TrainerCallback, ExportableState):
         self.padded = padded
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Return what a checkpoint keeps."""
         return {"args": {"useful": int(self.useful), "padded": self.padded}, "attributes": {}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Trainer saves the state of those only that the checkpoint names; one of an older kit does not name this."""
+        """Register with the state: after a resume Trainer saves only callbacks that the checkpoint names."""
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def add(self, packs: list[dict[str, Tensor]]) -> None:
-        """A batch."""
+        """Count the packs of a batch."""
         self.useful = self.useful + sum(pack["attention_mask"].sum() for pack in packs)
         self.padded += sum(pack["input_ids"].numel() for pack in packs)
 
@@ -152,72 +169,102 @@ class PaddingCallback(TrainerCallback, ExportableState):
         return Padding(int(self.useful), self.padded).waste
 
 
-def decide_together(mine: bool) -> bool:
-    """What the first process decides, in every process: if one stopped alone, the others would wait for it for ever."""
-    return bool(broadcast_object_list([mine])[0])
-
-
 class TimeBudget(TrainerCallback):
-    """Ends training in time to evaluate, save and finish, keeping the best checkpoint; says early that it will."""
+    """End training early enough to evaluate, save and finish before the deadline.
 
-    PROJECT_AT = 20  # steps after which the pace is known well enough
+    Args:
+        deadline: as of `time.monotonic`; infinite for none.
+    """
 
-    def __init__(self, deadline: float, say: Callable[[str], None]):
-        self.deadline, self.say = deadline, say
-        self.began, self.first, self.stepped, self.closing, self.out_of_time = (
-            0.0,
-            0,
-            0.0,
-            0.0,
-            False,
-        )
+    # After this many steps the pace is known well enough to predict the end.
+    PROJECT_AT = 20
+
+    def __init__(self, deadline: float, log: Callable[[str], None]):
+        self.deadline = deadline
+        self.log = log
+        self.out_of_time = False
+        self.start_time = 0.0
+        self.start_step = 0
+        self.last_step_time = 0.0
+        self.evaluation_seconds = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The clock starts with the first step of this process."""
-        self.began, self.first = time.monotonic(), state.global_step
+        """Start the clock."""
+        self.start_time = time.monotonic()
+        self.start_step = state.global_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Stops when another step would leave too little time for what follows the last one."""
-        self.stepped = time.monotonic()
-        steps = state.global_step - self.first
-        pace = (self.stepped - self.began) / steps
-        if math.isfinite(self.deadline) and steps == self.PROJECT_AT:
-            self._project(state, pace)
-        # Twice the last evaluation and save: both, and then the predictions of the finished model, are still to come.
-        reserve = max(
-            2 * self.closing,
-            (self.deadline - self.began) / 20 if math.isfinite(self.deadline) else 0.0,
-        )
-        late = self.stepped + pace + reserve > self.deadline and state.global_step < state.max_steps
-        if math.isfinite(self.deadline) and decide_together(late):
+        """Stop when another step would leave too little time for what follows the last one."""
+        self.last_step_time = time.monotonic()
+        if not math.isfinite(self.deadline):
+            return
+        steps_done = state.global_step - self.start_step
+        seconds_per_step = (self.last_step_time - self.start_time) / steps_done
+        if steps_done == self.PROJECT_AT:
+            self._warn_if_too_slow(state, seconds_per_step)
+
+        # After the last step come an evaluation with its checkpoint, and the final predictions.
+        # Before the first evaluation a twentieth of the time is assumed.
+        reserve = max(2 * self.evaluation_seconds, (self.deadline - self.start_time) / 20)
+        is_last_chance = self.last_step_time + seconds_per_step + reserve > self.deadline
+        if decide_together(is_last_chance and state.global_step < state.max_steps):
             self.out_of_time = True
-            control.should_training_stop = control.should_log = control.should_evaluate = (
-                control.should_save
-            ) = True
-            self.say(
-                f"out of time at step {state.global_step} of {state.max_steps}; ending with the best checkpoint"
+            control.should_training_stop = True
+            control.should_log = True
+            control.should_evaluate = True
+            control.should_save = True
+            self.log(
+                f"time limit reached at step {state.global_step} of {state.max_steps}; "
+                "ending with the best checkpoint"
             )
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """An evaluation and its checkpoint took this long."""
-        self.closing = time.monotonic() - self.stepped
+        """Measure how long an evaluation and its checkpoint take."""
+        self.evaluation_seconds = time.monotonic() - self.last_step_time
 
-    def _project(self, state: TrainerState, pace: float) -> None:
-        needed, left = (
-            pace * (state.max_steps - state.global_step),
-            self.deadline - time.monotonic(),
+    def _warn_if_too_slow(self, state: TrainerState, seconds_per_step: float) -> None:
+        needed = seconds_per_step * (state.max_steps - state.global_step)
+        left = self.deadline - time.monotonic()
+        if needed <= left:
+            return
+
+        # A tenth of the time goes to evaluations and to finishing.
+        reached = state.global_step + int(0.9 * left / seconds_per_step)
+        self.log(
+            f"at this pace training needs {needed / 3600:.1f} h more, and {left / 3600:.1f} h are left: "
+            f"it will end near step {reached} of {state.max_steps}. For a schedule that fits, "
+            f"add --set train.max_steps={reached}"
         )
-        if needed > left:
-            reached = state.global_step + int(
-                0.9 * left / pace
-            )  # the rest is for evaluations and the end
-            self.say(
-                f"at this pace training needs {needed / 3600:.1f} h more, and {left / 3600:.1f} h are left: it will "
-                f"end near step {reached} of {state.max_steps}. A schedule that fits: --set train.max_steps={reached}"
-            )
+
+
+def decide_together(mine: bool) -> bool:
+    """Return the first process's decision in every process: if one stopped alone, the others would hang."""
+    return bool(broadcast_object_list([mine])[0])
+
+
+def require_tracker(report_to: str | None) -> None:
+    """Raise RunError if the tracker's package is not installed; before anything is computed."""
+    if report_to and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise RunError(
+            f"--report-to {report_to}: the package tensorboard is not installed",
+            "Install it with `pip install tensorboard` (kit's extra [tensorboard]), or omit the option.",
+        )
+
+
+def tensorboard_callback(folder: Path) -> TrainerCallback:
+    """Return Trainer's own TensorBoard callback, writing to `folder`.
+
+    Trainer's default folder is deleted together with the checkpoints. The file is opened when
+    training begins, by the first process only.
+    """
+    from transformers.integrations import TensorBoardCallback
+
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder)
+    return callback

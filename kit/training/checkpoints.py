@@ -1,59 +1,88 @@
-"""The checkpoints of an unfinished part: where they are, and which one a training can go on from."""
+"""Find the checkpoint that a training continues from, and explain a disk that is full."""
 
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback
 
-from kit.errors import RunError
+from kit.errors import KitError, RunError
+from kit.storage.atomic import disk_is_full
 
 CHECKPOINTS = "checkpoints"
 
 
-def require_no_checkpoints(part: Path) -> None:
-    """Raises RunError where an unfinished training is there."""
-    if (part / CHECKPOINTS).exists():
+def require_no_checkpoints(fold: Path) -> None:
+    """Raise RunError if the fold's folder holds an unfinished training."""
+    if (fold / CHECKPOINTS).exists():
         raise RunError(
-            f"{part}: an unfinished training is there",
-            "Add --resume to go on with it, or delete the folder to start afresh.",
+            f"{fold} holds an unfinished training",
+            "Add --resume to continue it, or delete the folder to start again.",
         )
 
 
-def last_whole_checkpoint(checkpoints: Path, below: float = math.inf) -> Path | None:
-    """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last.
+def last_checkpoint(checkpoints: Path, below: float = math.inf) -> Path | None:
+    """Return the newest checkpoint that is complete, removing those after it that are not.
 
     Args:
-        below: the checkpoint of this step and later ones are of no use, and are removed.
+        below: remove checkpoints of this step and later.
     """
-    found = sorted(checkpoints.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
-    for folder in found:
+    folders = sorted(checkpoints.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
+    for folder in folders:
         if checkpoint_step(folder) >= below:
             shutil.rmtree(folder)
             continue
+
+        # Trainer writes trainer_state.json last: without it the training was killed while it saved.
         try:
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            shutil.rmtree(folder)  # half written when the training was killed
+            shutil.rmtree(folder)
             continue
-        if folder != found[-1] and _out_of_patience(state):
-            shutil.rmtree(
-                folder
-            )  # Trainer would go on from it; from the one before it stops here again
+
+        # From the checkpoint at which early stopping ended the training, Trainer would continue.
+        # From the one before it, the training stops here again.
+        if folder != folders[-1] and _patience_is_used_up(state):
+            shutil.rmtree(folder)
             continue
         return folder
     return None
 
 
-def _out_of_patience(state: dict[str, Any]) -> bool:
-    """Whether early stopping ended the training at this checkpoint."""
-    saved = state.get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__, {})
-    waited = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    return bool(saved) and waited >= saved["args"]["early_stopping_patience"]
-
-
 def checkpoint_step(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
+    """Return the optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+@contextmanager
+def explain_full_disk(fold: Path) -> Iterator[None]:
+    """Turn a checkpoint that does not fit on the disk into one message, whichever library wrote it.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    try:
+        yield
+    except KitError:
+        raise
+    # torch, safetensors and the operating system each raise exceptions of their own.
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise RunError(
+            f"{fold}: a checkpoint cannot be written: {getattr(error, 'strerror', None) or error}",
+            "Free some space (two checkpoints are kept, each of the model and its optimizer), then add --resume.",
+        ) from error
+
+
+def _patience_is_used_up(state: dict[str, Any]) -> bool:
+    """Tell whether early stopping ended the training at this checkpoint."""
+    saved = state.get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__)
+    if not saved:
+        return False
+    waited = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return waited >= saved["args"]["early_stopping_patience"]

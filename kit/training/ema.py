@@ -19,11 +19,12 @@ FILE = "ema.safetensors"  # in a checkpoint, beside the weights that training go
 class EMACallback(TrainerCallback):
     """An exponential moving average of the weights over the optimizer's steps.
 
-    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after step n, as TensorFlow's
-    ExponentialMovingAverage has it: the random head it begins with is forgotten at once, whatever the decay.
-    Averages of weights along the path generalise better than its end (Izmailov et al. 2018; Morales-Brotons et al.
-    2024, "Exponential Moving Average of Weights in Deep Learning: Dynamics and Benefits"). Every process has the same
-    weights, so each keeps the same average without a word.
+    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after step n, as
+    TensorFlow's ExponentialMovingAverage has it: the random head it begins with is forgotten at
+    once, whatever the decay. Averages of weights along the path generalise better than its end
+    (Izmailov et al. 2018; Morales-Brotons et al. 2024, "Exponential Moving Average of Weights in
+    Deep Learning: Dynamics and Benefits"). Every process has the same weights, so each keeps the
+    same average without a word.
     """
 
     def __init__(self, model: nn.Module, decay: float):

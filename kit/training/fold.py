@@ -1,124 +1,148 @@
-"""One part of a run, a fold or the holdout, from rows to a finished folder."""
+"""Train one fold of a run, from rows to a finished folder. Use `train_fold`."""
 
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import transformers
 from accelerate import PartialState
 
 import kit
 from kit.data.dataset import Dataset
-from kit.data.tokenize import PairTokenizer
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.device import out_of_memory
 from kit.model.inference import mean_probabilities, predict_logits, softmax_logits
-from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
-from kit.run import Run, model_digests
+from kit.run import FoldDir, Run
 from kit.storage.atomic import write_json
-from kit.training.arguments import steps_per_epoch
-from kit.training.callbacks import TimeBudget, TrainingProgress
+from kit.training.arguments import steps_per_epoch, training_arguments
+from kit.training.callbacks import TimeBudget, TrainingProgress, tensorboard_callback
 from kit.training.checkpoints import (
     CHECKPOINTS,
     checkpoint_step,
-    last_whole_checkpoint,
+    explain_full_disk,
+    last_checkpoint,
     require_no_checkpoints,
 )
-from kit.training.disk import advice_on_disk
 from kit.training.guard import CollapseGuard, constant_loss
 from kit.training.lora import merge_adapters
+from kit.training.optim import Schedule, make_optimizer
 from kit.training.setup import FoldSetup, prepare_fold
-from kit.training.tracking import tensorboard_callback
 from kit.training.trainer import PairTrainer, make_trainer
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train, as opposed to what: nothing here is part of the recipe.
+
+    Attributes:
+        resume: continue an interrupted training from its last checkpoint.
+        guard: end a training that learns nothing.
+        report_to: "tensorboard" for curves in the fold's folder of that name.
+        deadline: time, as of `time.monotonic`, at which training ends with its best checkpoint.
+        on_progress: called with the losses as training goes on.
+        log: called with each message for the user.
+    """
+
+    resume: bool = False
+    guard: bool = True
+    report_to: str | None = None
+    deadline: float = math.inf
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None
+    log: Callable[[str], None] = lambda _: None
 
 
 def train_fold(
     recipe: Recipe,
-    data: Dataset,
+    dataset: Dataset,
     run: Run,
     fold: int | str,
-    *,
-    resume: bool = False,
-    guard: bool = True,
-    tried: Sequence[dict[str, Any]] = (),
-    report_to: str | None = None,
-    deadline: float = math.inf,
-    listen: Callable[[TrainingProgress], None] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
+    options: TrainingOptions,
+    attempts: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Trains `recipe` on everything but `fold` (a number or "holdout") and returns what metrics.json holds.
+    """Train `recipe` on all rows but those of `fold`, and return what its metrics.json holds.
 
-    A part that is done is left alone. An interrupted one goes on from its last whole checkpoint with `resume`, and
-    ends with the same weights as if it had not been interrupted. At the `deadline` (of `time.monotonic`) training
-    ends early, with the best checkpoint so far. Under torchrun every process calls this.
+    A finished fold is left alone. An interrupted one continues with `options.resume`, and ends with
+    the same weights as if it had not been interrupted. Under torchrun every process calls this.
 
     Args:
-        guard: end a training that has learned nothing.
-        tried: attempts before this one that came to nothing, for the record.
-        report_to: "tensorboard" for curves in the part's folder of that name.
+        fold: a number, or "holdout".
+        attempts: earlier attempts that collapsed, for the record.
 
     Raises:
-        RunError: an interrupted training is there and `resume` was not asked for.
+        RunError: an interrupted training is there and `options.resume` is false.
         RecipeError: the recipe does not fit the backbone or the devices.
         DeviceError: the device cannot run this, or its memory is too small.
-        CollapseError: the training has learned nothing, or its numbers are not finite.
+        CollapseError: the training learned nothing, or diverged.
     """
-    part = run.part(fold)
-    if run.done(fold):
-        say(f"{part} is done already")
-        shutil.rmtree(
-            part / CHECKPOINTS, ignore_errors=True
-        )  # left by a process that was killed at its very end
-        return run.parts()[part.name]
-    if not resume:
-        require_no_checkpoints(part)
+    folder = run.fold(fold)
+    checkpoints = folder.path / CHECKPOINTS
+    if folder.is_finished:
+        options.log(f"{folder.path} is already finished")
+        # A process that was killed at its very end leaves its checkpoints.
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return folder.metrics
+    if not options.resume:
+        require_no_checkpoints(folder.path)
+
+    # From here on: rows, model, optimizer, trainer.
     started = time.monotonic()
-    material = prepare_fold(recipe, data, fold, say)
-    ranks, model, compute, budget = (
-        PartialState(),
-        material.model,
-        material.compute,
-        TimeBudget(deadline, say),
+    spec = recipe.train
+    setup = prepare_fold(recipe, dataset, fold, options.log)
+    args = training_arguments(spec, len(setup.train_rows), setup.compute, checkpoints)
+    schedule = Schedule(make_optimizer(setup.model, spec), spec, args.max_steps)
+    trainer = make_trainer(
+        spec, setup, args, schedule, swap=recipe.predict.swap, on_progress=options.on_progress
     )
-    trainer = _trainer(recipe, material, part / CHECKPOINTS, budget, guard, listen, say)
-    if report_to:
-        trainer.add_callback(
-            tensorboard_callback(part / "tensorboard" / f"attempt{len(tried) + 1}")
+
+    budget = TimeBudget(options.deadline, options.log)
+    trainer.add_callback(budget)
+    if options.guard:
+        reference = constant_loss(setup.targets[setup.train_rows], setup.labels[setup.valid_rows])
+        guard = CollapseGuard(
+            reference, schedule.settled, spec, options.log, lambda: budget.out_of_time
         )
+        trainer.add_callback(guard)
+    if options.report_to:
+        logs = folder.path / "tensorboard" / f"attempt{len(attempts) + 1}"
+        trainer.add_callback(tensorboard_callback(logs))
+
+    # Continuing from the very last step in the middle of an epoch, Trainer would take one more
+    # step.
+    ranks = PartialState()
     with ranks.main_process_first():
-        # from the last step of all in the middle of an epoch Trainer would take one more
-        per_epoch, steps = (
-            steps_per_epoch(recipe.train, len(material.train_rows)),
-            trainer.args.max_steps,
-        )
-        last = last_whole_checkpoint(
-            part / CHECKPOINTS, below=steps if steps % per_epoch else math.inf
-        )
-    if resume and last:
-        say(f"going on from step {checkpoint_step(last)}")
-    rows, sequences = trainer.args.per_device_train_batch_size, material.lessons.lengths.shape[1]
-    with _advice_on_memory(recipe, rows, sequences), advice_on_disk(part):
+        ends_mid_epoch = args.max_steps % steps_per_epoch(spec, len(setup.train_rows)) != 0
+        last = last_checkpoint(checkpoints, below=args.max_steps if ends_mid_epoch else math.inf)
+    if options.resume and last:
+        options.log(f"resuming from step {checkpoint_step(last)}")
+
+    rows = args.per_device_train_batch_size
+    sequences = setup.train_collator.lengths.shape[1]
+    with _explain_out_of_memory(recipe, rows, sequences), explain_full_disk(folder.path):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if recipe.train.lora_rank:
-            merge_adapters(model.encoder)
-        both = recipe.predict.swap
+        if spec.lora_rank:
+            merge_adapters(setup.model.encoder)
         logits = predict_logits(
-            model, material.questions, material.valid_rows, compute, both_orders=both
+            setup.model,
+            setup.eval_collator,
+            setup.valid_rows,
+            setup.compute,
+            both_orders=recipe.predict.swap,
         )
-    metrics = _judged(logits, material) | _trained(recipe, material, trainer)
-    metrics |= {
+
+    metrics = {
+        **_validation_metrics(logits, setup),
+        **_training_metrics(recipe, setup, trainer),
         "out_of_time": budget.out_of_time,
-        "restarts": list(tried),
+        "restarts": list(attempts),
         "minutes": (time.monotonic() - started) / 60,
         "versions": {
             "kit": kit.__version__,
@@ -127,112 +151,100 @@ def train_fold(
         },
     }
     if ranks.is_main_process:
-        valid = make_predictions(material.ids[material.valid_rows], mean_probabilities(logits))
-        _finish(part, model, material.vocabulary, valid, trainer.state.log_history, metrics)
+        _write_fold(folder, setup, logits, trainer.state.log_history, metrics)
     ranks.wait_for_everyone()
     return metrics
 
 
-def _trainer(
-    recipe: Recipe,
-    material: FoldSetup,
-    checkpoints: Path,
-    budget: TimeBudget,
-    guard: bool,
-    listen: Callable[[TrainingProgress], None],
-    say: Callable[[str], None],
-) -> PairTrainer:
-    """The trainer with what may end it early: the time budget, and with `guard` a training that learns nothing."""
-    train_rows, valid_rows, model = material.train_rows, material.valid_rows, material.model
-    both = recipe.predict.swap and not model.symmetric  # else one order says what both say
-    batches = (material.lessons, material.questions, train_rows, valid_rows)
-    trainer = make_trainer(
-        recipe.train, model, *batches, both, material.compute, checkpoints, listen
-    )
-    trainer.add_callback(budget)
-    if guard:
-        reference = constant_loss(material.targets[train_rows], material.labels[valid_rows])
-        settled = trainer.lr_scheduler.settled
-        trainer.add_callback(
-            CollapseGuard(reference, settled, recipe.train, say, lambda: budget.out_of_time)
-        )
-    return trainer
-
-
-def _judged(logits: np.ndarray, material: FoldSetup) -> dict[str, Any]:
-    """What the logits of the validation rows, (V, 3) or of both orders (V, 2, 3), are worth."""
-    each, labels = mean_probabilities(logits), material.labels[material.valid_rows]
+def _validation_metrics(logits: np.ndarray, setup: FoldSetup) -> dict[str, Any]:
+    """Score the logits of the validation rows, (V, 3), or (V, 2, 3) with both orders of the answers."""
+    labels = setup.labels[setup.valid_rows]
+    probabilities = mean_probabilities(logits)
+    has_both_orders = logits.ndim == 3
     return {
-        "log_loss": log_loss(each, labels),
-        "accuracy": accuracy(each, labels),
-        "swap_gap": swap_gap(*softmax_logits(logits).swapaxes(0, 1)) if logits.ndim == 3 else None,
+        "log_loss": log_loss(probabilities, labels),
+        "accuracy": accuracy(probabilities, labels),
+        "swap_gap": swap_gap(*softmax_logits(logits).swapaxes(0, 1)) if has_both_orders else None,
     }
 
 
-def _trained(recipe: Recipe, material: FoldSetup, trainer: PairTrainer) -> dict[str, Any]:
-    """How far the training came, on what, and at which rates."""
+def _training_metrics(recipe: Recipe, setup: FoldSetup, trainer: PairTrainer) -> dict[str, Any]:
+    """Record how far the training came, on which rows, and at which rates."""
     state = trainer.state
     return {
         "best_epoch": state.best_global_step / state.global_step * state.epoch,
         "best_step": state.best_global_step,
         "steps": state.global_step,
         "epochs": state.epoch,
-        "train_rows": len(material.train_rows),
-        "valid_rows": len(material.valid_rows),
-        "cut_sides": material.cut,
+        "train_rows": len(setup.train_rows),
+        "valid_rows": len(setup.valid_rows),
+        "cut_sides": setup.truncated,
         "padding_waste": trainer.padding_waste,
-        "parameters": sum(p.numel() for p in material.model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
         "skipped_steps": trainer.skipped_steps,
-        **{name: getattr(recipe.train, name) for name in ("lr", "head_lr", "seed")},
-        "device": material.compute.reason,
+        "lr": recipe.train.lr,
+        "head_lr": recipe.train.head_lr,
+        "seed": recipe.train.seed,
+        "device": setup.compute.reason,
     }
 
 
-def _finish(
-    part: Path,
-    model: PairModel,
-    vocabulary: PairTokenizer,
-    valid: pd.DataFrame,
+def _write_fold(
+    folder: FoldDir,
+    setup: FoldSetup,
+    logits: np.ndarray,
     history: list[dict[str, float]],
     metrics: dict[str, Any],
 ) -> None:
-    """Writes what a finished part holds, metrics.json last; the checkpoints are of no more use."""
-    model.save_pretrained(part, vocabulary)
-    write_predictions(valid, part / "valid.csv")
-    write_json(part / "trainer_state.json", {"log_history": [_tidy(entry) for entry in history]})
-    write_json(part / "metrics.json", metrics | {"files": model_digests(part)})
-    shutil.rmtree(part / CHECKPOINTS)
+    """Write the model, its predictions and history, metrics.json last; then remove the checkpoints."""
+    setup.model.save_pretrained(folder.path, setup.tokenizer)
+    predictions = make_predictions(setup.ids[setup.valid_rows], mean_probabilities(logits))
+    write_predictions(predictions, folder.predictions_path)
 
-
-def _tidy(entry: dict[str, float]) -> dict[str, float | None]:
-    """In the order that a checkpoint gives it; JSON has no word for the infinite gradient norm of a skipped step."""
-    return {name: value if math.isfinite(value) else None for name, value in sorted(entry.items())}
+    # Keys in the order that a checkpoint gives them, so that a resumed history is the same file.
+    # The gradient norm of a skipped step is infinite, which JSON cannot say.
+    tidy = [
+        {name: value if math.isfinite(value) else None for name, value in sorted(entry.items())}
+        for entry in history
+    ]
+    write_json(folder.history_path, {"log_history": tidy})
+    write_json(folder.metrics_path, metrics | {"files": folder.model_digests()})
+    shutil.rmtree(folder.path / CHECKPOINTS)
 
 
 @contextmanager
-def _advice_on_memory(recipe: Recipe, rows: int, sequences: int) -> Iterator[None]:
-    """Turns running out of memory into advice, for passes of so many rows with so many sequences each."""
+def _explain_out_of_memory(recipe: Recipe, rows: int, sequences: int) -> Iterator[None]:
+    """Turn running out of memory into advice.
+
+    Args:
+        rows: of a forward pass.
+        sequences: of a row.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if recipe.train.compile and type(error).__module__.startswith(
-            ("torch._dynamo", "torch._inductor")
-        ):
+        compiler = ("torch._dynamo", "torch._inductor")
+        if recipe.train.compile and type(error).__module__.startswith(compiler):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise RecipeError(
                 f"torch.compile failed on this encoder: {reason}", "Set train.compile=false."
             ) from error
         if not out_of_memory(error):
             raise
-        row = sequences * recipe.encode.max_tokens
-        tokens = max(row, min(recipe.train.micro_tokens or math.inf, rows * row))
-        cures = {
-            f"--set train.micro_tokens={max(row, tokens // 2)} (the same result in more, smaller passes)": tokens
-            > row,
-            "--set train.gradient_checkpointing=true": not recipe.train.gradient_checkpointing,
-            "a smaller encode.max_tokens": True,
-        }
+
+        row_tokens = sequences * recipe.encode.max_tokens
+        limit = recipe.train.micro_tokens or math.inf
+        tokens = max(row_tokens, min(limit, rows * row_tokens))
+        cures = []
+        if tokens > row_tokens:
+            cures.append(
+                f"--set train.micro_tokens={max(row_tokens, tokens // 2)} "
+                "(the same result in more, smaller passes)"
+            )
+        if not recipe.train.gradient_checkpointing:
+            cures.append("--set train.gradient_checkpointing=true")
+        cures.append("a smaller encode.max_tokens")
         raise DeviceError(
             f"out of memory with up to {tokens:,} tokens per forward pass",
-            f"Try {', then '.join(cure for cure, left in cures.items() if left)}.",
+            f"Try {', then '.join(cures)}.",
         ) from error

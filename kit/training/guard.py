@@ -18,19 +18,22 @@ from kit.training.callbacks import decide_together
 class CollapseGuard(TrainerCallback):
     """Ends a training that predicts the class shares for every row.
 
-    Fine-tuning either gets off the ground early or stays at the prior for good (Mosbach et al. 2021, "On the Stability
-    of Fine-tuning BERT"), so from half of the steps on, warm-up behind it, an evaluation within MARGIN of the class
-    shares' log loss with nearly the same prediction for every row is an error. So is one at which early stopping ends
-    the training before. A model that had learned and then collapsed keeps its best checkpoint and just stops.
+    Fine-tuning either gets off the ground early or stays at the prior for good (Mosbach et al.
+    2021, "On the Stability of Fine-tuning BERT"), so from half of the steps on, warm-up behind it,
+    an evaluation within MARGIN of the class shares' log loss with nearly the same prediction for
+    every row is an error. So is one at which early stopping ends the training before. A model that
+    had learned and then collapsed keeps its best checkpoint and just stops.
 
-    SPREAD is the standard deviation over the rows below which a class's probability is nearly constant: calibrated
-    predictions of three classes that vary by s gain about 4.5 s^2 on the class shares, so 0.02 is less than MARGIN.
+    SPREAD is the standard deviation over the rows below which a class's probability is nearly
+    constant: calibrated predictions of three classes that vary by s gain about 4.5 s^2 on the class
+        shares, so 0.02 is less than MARGIN.
     A training of fewer than LEAST steps is a trial, and nothing is concluded from it.
 
     Args:
         reference: log loss of the training rows' class shares on the validation rows.
         settled: steps after which the rates are at their peak.
-        expired: whether the time budget ended the training; the best there is by then is what was asked for.
+        expired: whether the time budget ended the training; the best there is by then is what was
+            asked for.
     """
 
     MARGIN, SPREAD, LEAST = 0.003, 0.02, 100
@@ -88,8 +91,9 @@ class CollapseGuard(TrainerCallback):
 class GradientGuard(TrainerCallback, ExportableState):
     """Leaves out the steps whose gradient is not finite, counts them, and ends a training that has no others any more.
 
-    In fp16 the loss scaler leaves them out and lowers its scale until they pass, from 65,536 on; in bf16 and fp32
-    one of them would make every weight NaN for good. Every process has the same gradient, so all decide alike.
+    In fp16 the loss scaler leaves them out and lowers its scale until they pass, from 65,536 on; in
+    bf16 and fp32 one of them would make every weight NaN for good. Every process has the same
+    gradient, so all decide alike.
     """
 
     IN_A_ROW, IN_A_ROW_FP16 = 5, 40
@@ -138,7 +142,8 @@ def constant_loss(targets: np.ndarray, labels: np.ndarray) -> float:
     """Log loss, on the validation rows' labels (M,), of the one prediction that fits the training rows best.
 
     Args:
-        targets: of the training rows, labels (N,), or probabilities times weights (N, 3): `Processed.targets`.
+        targets: of the training rows, labels (N,), or probabilities times weights (N, 3):
+            `Processed.targets`.
     """
     hard = targets.ndim == 1
     shares = (

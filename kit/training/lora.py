@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2022) in place of an encoder's own weights, which then need no gradient and no moments.
 
-They are peft's, put into the encoder where it stands and merged into its weights at the end, so that a run directory
-holds ordinary weights and prediction needs no peft.
+They are peft's, put into the encoder where it stands and merged into its weights at the end, so
+that a run directory holds ordinary weights and prediction needs no peft.
 """
 
 from torch import nn

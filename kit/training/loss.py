@@ -13,8 +13,9 @@ def summed_cross_entropy(
 ) -> Tensor:  # (B, 3), (B,)
     """Cross-entropy over the rows of the whole optimizer step, so that accumulation equals one large batch.
 
-    Labels (B, 3) are probabilities times the weight of their row; then the divisor is the weights' sum, and a row of
-    weight 2 counts as two. Logits of both orders, (B, 2, 3) with the classes permuted back, count half each.
+    Labels (B, 3) are probabilities times the weight of their row; then the divisor is the weights'
+    sum, and a row of weight 2 counts as two. Logits of both orders, (B, 2, 3) with the classes
+    permuted back, count half each.
     """
     if logits.ndim == 3:
         orders = (
@@ -34,9 +35,9 @@ def summed_cross_entropy(
 def of_two_passes(loss: Loss, weight: float) -> Loss:
     """R-Drop (Liang et al. 2021): the mean loss of two passes, and `weight` times how far apart dropout sets them.
 
-    That distance is half the sum of the two Kullback-Leibler divergences, summed over the rows by their weights and
-    divided by `num_items_in_batch`, as `loss` is. Takes the logits of both passes, two of (B, 3), or of both orders
-    (B, 2, 3).
+    That distance is half the sum of the two Kullback-Leibler divergences, summed over the rows by
+    their weights and divided by `num_items_in_batch`, as `loss` is. Takes the logits of both
+    passes, two of (B, 3), or of both orders (B, 2, 3).
     """
 
     def of_two(

@@ -14,10 +14,10 @@ from kit.recipe.spec import TrainSpec
 def parameter_groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
     """Groups by layer and by weight decay.
 
-    The top layer has `lr`; each one below `layer_decay` times that (Howard & Ruder 2018; ELECTRA's fine-tuning);
-    embeddings, DeBERTa's relative positions included, count as the layer below the first. Pooling and head have
-    `head_lr`. Norms and biases, that is every vector, have no weight decay. With a head-only phase the encoder's
-    groups are marked `waits`.
+    The top layer has `lr`; each one below `layer_decay` times that (Howard & Ruder 2018; ELECTRA's
+    fine-tuning); embeddings, DeBERTa's relative positions included, count as the layer below the
+    first. Pooling and head have `head_lr`. Norms and biases, that is every vector, have no weight
+    decay. With a head-only phase the encoder's groups are marked `waits`.
     """
     numbers = [layer_of(name) for name, _ in model.named_parameters()]
     layers = max((1 + number for number in numbers if number is not None), default=0)
@@ -53,26 +53,29 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.AdamW:
-    """AdamW with bias correction (Loshchilov & Hutter 2019; Mosbach et al. 2021 on why the correction matters)."""
-    fused = next(model.parameters()).device.type in (
-        "cuda",
-        "cpu",
-    )  # one pass over memory instead of a dozen
+def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.AdamW:
+    """Return AdamW with bias correction over the groups of `parameter_groups`.
+
+    Loshchilov & Hutter 2019; Mosbach et al. 2021 show why the correction matters in fine-tuning.
+    """
+    # The fused kernel takes one pass over memory instead of a dozen.
+    fused = next(model.parameters()).device.type in ("cuda", "cpu")
     return torch.optim.AdamW(parameter_groups(model, spec), eps=spec.adam_epsilon, fused=fused)
 
 
 class Schedule(LRScheduler):
     """Linear warm-up, then a linear or cosine fall to 0, a constant, or reductions on plateau.
 
-    A head-only phase comes before the encoder's warm-up: pooling and head warm up at once and stay at their peak until
-    the encoder has reached its own; from there on all follow one curve (as Kumar et al. 2022, "Fine-Tuning can
-    Distort Pretrained Features", train the head first). The encoder's rate of 0 freezes it, weight decay included,
-    while AdamW's second moments of it build up, which is what makes the first real steps small and steady (Liu et al.
-    2020, "On the Variance of the Adaptive Learning Rate", section 3: Adam-2k).
+    A head-only phase comes before the encoder's warm-up: pooling and head warm up at once and stay
+    at their peak until the encoder has reached its own; from there on all follow one curve (as
+    Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features", train the head first). The
+    encoder's rate of 0 freezes it, weight decay included, while AdamW's second moments of it build
+    up, which is what makes the first real steps small and steady (Liu et al. 2020, "On the Variance
+    of the Adaptive Learning Rate", section 3: Adam-2k).
 
-    The plateau factor multiplies the curve, so it composes with warm-up; it is part of the state, so it survives a
-    resume, which torch's ReduceLROnPlateau in Trainer does not do: it replaces the schedule.
+    The plateau factor multiplies the curve, so it composes with warm-up; it is part of the state,
+    so it survives a resume, which torch's ReduceLROnPlateau in Trainer does not do: it replaces the
+    schedule.
     """
 
     def __init__(self, optim: torch.optim.Optimizer, spec: TrainSpec, total_steps: int):

@@ -11,9 +11,10 @@ BLUR = 0.05  # what lengths vary by at random before they are sorted, so that fe
 class LengthBuckets(Sampler[int]):
     """Yields row places so that every `batch_size` in a row are alike in length.
 
-    An epoch is a fresh permutation; `window` batches of it at a time are sorted by the longer side into strips and,
-    within a strip, by the shorter side into batches (as a k-d tree would); then the batches are shuffled. The same
-    seed and epoch give the same order in every process and after a resume.
+    An epoch is a fresh permutation; `window` batches of it at a time are sorted by the longer side
+    into strips and, within a strip, by the shorter side into batches (as a k-d tree would); then
+    the batches are shuffled. The same seed and epoch give the same order in every process and after
+    a resume.
 
     Args:
         lengths: tokens of each row's sides (N, S).

@@ -1,106 +1,302 @@
-"""What a part is trained from: the model on its device, rows to learn from and to be judged by, batches of both."""
+"""Prepare one fold for training: model, tokenizer, device, rows and collators. Use `prepare_fold`.
 
-from collections.abc import Callable
+`new_model` makes the untrained model alone; `check_trainable` refuses early what could not be trained.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import torch
 import transformers
 from accelerate import PartialState
+from torch import nn
 
 from kit.data.dataset import Dataset
 from kit.data.feature_cache import features_cached
 from kit.data.tokenize import PairTokenizer, tokenize_cached
+from kit.errors import BackboneError, RecipeError
+from kit.model import reward, tiny
+from kit.model.backbones import Backbone, max_positions
 from kit.model.collator import MULTIPLE, Collator
 from kit.model.device import Compute, choose_device, prepare_device
+from kit.model.encoder import (
+    build_encoder,
+    load_config,
+    load_encoder,
+    load_vocabulary,
+    resolve_backbone,
+)
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
-from kit.recipe.spec import Recipe
-from kit.task import ID, LABEL
-from kit.training.start import new_model
+from kit.recipe.spec import ModelSpec, Recipe
+from kit.storage.lock import make_once
+from kit.task import ID, LABEL, TEXTS
+from kit.training.lora import add_adapters, require_peft
+from kit.training.optim import layer_of
 
 
 @dataclass(frozen=True)
 class FoldSetup:
-    """Everything of a part but the training.
+    """Everything that training a fold begins with.
 
     Attributes:
-        lessons: batches to learn from, with soft labels and weights where there are some.
-        questions: batches to be judged by, with the labels.
-        train_rows, valid_rows: numbers of the rows to learn from (T,) and to be judged by (V,).
+        train_collator: batches to learn from, with soft labels and weights where there are some.
+        eval_collator: batches to validate on, with the labels.
+        train_rows, valid_rows: numbers of the rows to learn from (T,) and to validate on (V,).
         ids, labels: of all rows, int64 (N,).
-        targets: what each row teaches, (N,) or (N, 3).
-        cut: the share of sequences that did not fit.
+        targets: what is learned of each row: labels (N,), or probabilities times weights (N, 3).
+        truncated: the share of sequences that were cut to the token budget.
     """
 
     model: PairModel
-    vocabulary: PairTokenizer
+    tokenizer: PairTokenizer
     compute: Compute
-    lessons: Collator
-    questions: Collator
+    train_collator: Collator
+    eval_collator: Collator
     train_rows: np.ndarray
     valid_rows: np.ndarray
     ids: np.ndarray
     labels: np.ndarray
     targets: np.ndarray
-    cut: float
+    truncated: float
 
 
 def prepare_fold(
-    recipe: Recipe, data: Dataset, fold: int | str, say: Callable[[str], None]
+    recipe: Recipe, dataset: Dataset, fold: int | str, log: Callable[[str], None]
 ) -> FoldSetup:
-    """The material of one part; random weights follow the recipe's seed. Under torchrun every process calls this.
+    """Prepare one fold. Random weights follow the recipe's seed. Under torchrun every process calls this.
 
     Raises:
-        RecipeError, BackboneError: as `start.new_model`.
+        RecipeError, BackboneError: see `new_model`.
         DeviceError: the device cannot run this.
     """
-    train, compute = (
-        recipe.train,
-        choose_device(recipe.train.precision),
-    )  # refuses a device before a model is fetched for it
+    spec = recipe.train
+
+    # Refuse an unusable device before a model is downloaded for it.
+    compute = choose_device(spec.precision)
     ranks = PartialState(cpu=compute.device.type == "cpu")
-    transformers.set_seed(train.seed)
-    with ranks.main_process_first():  # the others find its downloads and caches
-        model, vocabulary = new_model(recipe, data)
-        compute = choose_device(train.precision, model.half_width)
-        say(compute.reason)
-        rows, content = data.train(), data.digest("train")
-        encoded = tokenize_cached(
-            rows, content, vocabulary, recipe.encode, data.cache, recipe.model.shape
+    transformers.set_seed(spec.seed)
+
+    # The first process downloads and fills the caches; the others find them full.
+    with ranks.main_process_first():
+        model, tokenizer = new_model(recipe, dataset)
+        compute = choose_device(spec.precision, model.half_width)
+        log(compute.reason)
+
+        table = dataset.train()
+        digest = dataset.digest("train")
+        tokens = tokenize_cached(
+            table, digest, tokenizer, recipe.encode, dataset.cache, recipe.model.shape
         )
-        tabular = (
-            features_cached(rows, content, encoded, data.cache) if recipe.model.features else None
-        )
-    cut = encoded.cut / (len(encoded) * encoded.sides)
-    say(
-        f"{len(encoded):,} rows encoded; {cut:.0%} of sequences cut to {recipe.encode.max_tokens} tokens"
+        features = None
+        if recipe.model.features:
+            features = features_cached(table, digest, tokens, dataset.cache)
+
+    truncated = tokens.cut / (len(tokens) * tokens.sides)
+    log(
+        f"{len(tokens):,} rows encoded; {truncated:.0%} of sequences cut to "
+        f"{recipe.encode.max_tokens} tokens"
     )
-    train_rows, valid_rows = data.fold_rows(fold)
-    rows = data.train([ID, LABEL])
-    labels, targets = rows[LABEL].to_numpy(), data.targets()
-    if tabular is not None:
-        model.fit_features(tabular, train_rows)
+
+    train_rows, valid_rows = dataset.fold_rows(fold)
+    rows = dataset.train([ID, LABEL])
+    labels = rows[LABEL].to_numpy()
+    targets = dataset.targets()
+    if features is not None:
+        model.fit_features(features, train_rows)
+
+    # The collators pad as the model's device wants it, so the model is moved first.
     prepare_device(compute)
-    model.to(compute.device)  # before the collators look where it is
-    multiple = MULTIPLE if train.compile else 1
-    one = model.reads_first and not train.swap_augmentation
-    how = {"most": train.micro_tokens, "multiple": multiple, "first_only": one}
-    lessons = make_collator(model, encoded, vocabulary, targets, tabular, **how)
-    questions = make_collator(
-        model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple
+    model.to(compute.device)
+    pad_multiple = MULTIPLE if spec.compile else 1
+    train_collator = make_collator(
+        model,
+        tokens,
+        tokenizer,
+        targets,
+        features,
+        most=spec.micro_tokens,
+        multiple=pad_multiple,
+        first_only=model.reads_first and not spec.swap_augmentation,
     )
-    if train.compile:
+    eval_collator = make_collator(
+        model, tokens, tokenizer, labels, tabular=features, multiple=pad_multiple
+    )
+    if spec.compile:
         model.encoder.compile(dynamic=True)
+
     return FoldSetup(
         model=model,
-        vocabulary=vocabulary,
+        tokenizer=tokenizer,
         compute=compute,
-        lessons=lessons,
-        questions=questions,
+        train_collator=train_collator,
+        eval_collator=eval_collator,
         train_rows=train_rows,
         valid_rows=valid_rows,
         ids=rows[ID].to_numpy(),
         labels=labels,
         targets=targets,
-        cut=cut,
+        truncated=truncated,
     )
+
+
+def new_model(recipe: Recipe, dataset: Dataset) -> tuple[PairModel, PairTokenizer]:
+    """Return the untrained model of a recipe and its tokenizer.
+
+    Its random parts follow torch's global seed.
+
+    Raises:
+        BackboneError: the encoder cannot be loaded.
+        RecipeError: see `check_trainable`.
+    """
+    check_trainable(recipe)
+    source = resolve_backbone(recipe.backbone)
+    config = load_config(source)
+    if isinstance(source, Backbone) and source.hub_id is None:
+        tokenizer = load_vocabulary(tiny_folder(source, dataset))
+        encoder = build_encoder(config, recipe.model.fast_attention)
+    else:
+        encoder = load_encoder(source, recipe.model.fast_attention)
+        tokenizer = load_vocabulary(source)
+
+    if len(tokenizer.pretrained) > config["vocab_size"]:
+        raise BackboneError(
+            f"{recipe.backbone}: its tokenizer has {len(tokenizer.pretrained):,} tokens, its encoder "
+            f"embeddings for {config['vocab_size']:,}",
+            "Tokenizer and weights do not belong together; download the folder again.",
+        )
+
+    reinitialise_layers(encoder, recipe.train.reinit_layers)
+    if recipe.train.gradient_checkpointing:
+        _enable_checkpointing(encoder)
+    model = PairModel(encoder, config, _resolve_pooling(recipe.model, source))
+    if recipe.model.reward:
+        model.reward = reward.load_reward_head(source, config)
+    if recipe.train.lora_rank:
+        add_adapters(model.encoder, recipe.train)
+    return model, tokenizer
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot be trained here, before a run directory exists.
+
+    Raises:
+        BackboneError: there is no such backbone.
+        RecipeError: more tokens than the encoder has positions, rates that never reach their peak,
+            adapters without peft, or work on layers that this encoder does not have.
+    """
+    spec = recipe.train
+    if spec.head_only + spec.warmup > 1:
+        raise RecipeError(
+            f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more than "
+            "all steps together",
+            "Both are shares of the steps, one after the other: their sum should be well below 1.",
+        )
+
+    config = load_config(resolve_backbone(recipe.backbone))
+    limit = max_positions(config)
+    if limit and recipe.encode.max_tokens > limit:
+        raise RecipeError(
+            f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions "
+            f"for {limit}",
+            f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such "
+            "as deberta.",
+        )
+
+    require_peft(spec)
+    needs_layers = [key for key in ("awp", "lora_rank", "reinit_layers") if getattr(spec, key)]
+    if needs_layers:
+        with torch.device("meta"):
+            encoder = build_encoder(config, fast_attention=False)
+        if all(layer_of(f"encoder.{name}") is None for name, _ in encoder.named_parameters()):
+            raise RecipeError(
+                f"train.{needs_layers[0]} works on an encoder's layers, and no weight of "
+                f"{recipe.backbone} is named as part of one",
+                f"Set train.{needs_layers[0]}=0: {type(encoder).__name__} is trained as a whole.",
+            )
+
+
+def reinitialise_layers(encoder: nn.Module, layers: int) -> None:
+    """Draw the weights of the top `layers` of an encoder anew, as its architecture initialises them.
+
+    Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning": with 1 to 6 fresh top layers of 24,
+    fine-tuning is steadier and learns faster. What is outside the layers stays: embeddings, DeBERTa's
+    relative positions, ModernBERT's final norm. The draw follows torch's global seed.
+
+    Raises:
+        RecipeError: the encoder has fewer layers.
+    """
+    if not layers:
+        return
+    depth = 1 + max(
+        (layer_of("." + name) or 0 for name, _ in encoder.named_parameters()), default=0
+    )
+    if layers > depth:
+        raise RecipeError(
+            f"train.reinit_layers = {layers}, but the encoder has {depth} layers",
+            "Usual are 1 to a quarter of them.",
+        )
+
+    named = ((layer_of(f".{name}."), module) for name, module in encoder.named_modules())
+    modules = [module for layer, module in named if layer is not None and layer >= depth - layers]
+
+    # transformers 5 takes marked parameters for loaded ones and would draw nothing. Some modules draw
+    # for the modules inside them, so all marks go before the first draw.
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False
+    for module in modules:
+        encoder._init_weights(module)
+
+
+def tiny_folder(record: Backbone, dataset: Dataset) -> Path:
+    """Return the folder of a toy backbone, its tokenizer trained on the dataset's training rows."""
+    content = [dataset.digest("train"), record.config]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    folder = dataset.cache / f"{record.name}-{key}"
+    make_once(
+        dataset.cache,
+        folder.name,
+        (folder / "config.json").exists,
+        lambda: tiny.write_tiny_backbone(record, _iterate_turns(dataset.train()), folder),
+    )
+    return folder
+
+
+def _iterate_turns(table: pa.Table) -> Iterator[str]:
+    """Yield every turn, row by row, so that prompts and responses alike shape the tokenizer."""
+    for batch in table.select(TEXTS).to_batches(max_chunksize=256):
+        for row in batch.to_pylist():
+            for turns in row.values():
+                yield from turns
+
+
+def _enable_checkpointing(encoder: nn.Module) -> None:
+    """Recompute activations in the backward pass.
+
+    Reentrant checkpoints cannot run twice in a step, as the packs of a batch do. transformers 5.23
+    renamed the method.
+    """
+    enable = getattr(encoder, "activation_checkpointing_enable", None)
+    enable = enable or encoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _resolve_pooling(spec: ModelSpec, source: Backbone | Path) -> ModelSpec:
+    """Return the spec with pooling "auto" resolved.
+
+    Under "cross" a mean over the whole sequence would blur which answer said what, so it is "cls".
+    """
+    if spec.pooling != "auto":
+        return spec
+    if spec.shape == "cross":
+        pooling = "cls"
+    else:
+        pooling = source.pooling if isinstance(source, Backbone) else "mean"
+    return dataclasses.replace(spec, pooling=pooling)

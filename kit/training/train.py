@@ -1,7 +1,10 @@
-"""A whole run: its folds one after another, within the time there is, and the out-of-fold predictions at the end."""
+"""Train all folds of a run, within the time there is. Use `train_recipe`."""
 
+import dataclasses
 import gc
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,19 +14,27 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from kit.data.dataset import open_dataset
+from kit.data.dataset import Dataset, open_dataset
+from kit.errors import CollapseError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import folder_digest, resolve_backbone
-from kit.parts import choose_folds, run_origin, summarise_run
 from kit.recipe.spec import Recipe
-from kit.run import Run
+from kit.run import FoldDir, Run, make_origin, parse_folds
+from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
-from kit.training.arguments import rows_at_once
-from kit.training.callbacks import TrainingProgress, decide_together
-from kit.training.restart import train_again
-from kit.training.start import check_trainable
-from kit.training.tracking import require_tracker
+from kit.training.arguments import rows_per_pass
+from kit.training.callbacks import TrainingProgress, decide_together, require_tracker
+from kit.training.checkpoints import CHECKPOINTS
+from kit.training.fold import TrainingOptions, train_fold
+from kit.training.setup import check_trainable
+
+# Checkpoints of a collapsed attempt are renamed to this before they are deleted.
+DISCARDED = f"{CHECKPOINTS}-of-"
+
+# The distance between the seeds of two attempts: no attempt shares a seed with another run of the
+# recipe.
+SEED_STEP = 1000
 
 
 def train_recipe(
@@ -40,47 +51,162 @@ def train_recipe(
     listen: Callable[[TrainingProgress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Trains `recipe` on the processed rows in `data`, for one fold ("0", "1", …), "all" of them, or the "holdout".
+    """Train `recipe` on the processed rows in `data`.
 
-    Finished parts are left alone, so "all" goes on where it stopped. When every fold is done the out-of-fold
-    predictions of all rows are written to the run's oof.csv. After `max_hours` the part in hand ends with its best
-    checkpoint; a fold that would not finish in the time that is left is not begun. With `guard` a training that has
-    learned nothing is an error; with `restarts` it is tried again that often, from fresh weights with half the rates
-    and another seed. `report_to` "tensorboard" leaves curves in the parts' folders.
+    Finished folds are left alone, so the same call continues an "all" that stopped. With every fold
+    finished, the out-of-fold predictions of all rows are written to the run's oof.csv.
+
+    Args:
+        fold: "holdout", a fold's number, or "all".
+        restarts: how often a training that collapses is tried again, from fresh weights, at half
+            the rates and with another seed.
+        max_hours: after this time the current fold ends with its best checkpoint; a fold that would
+            not finish in the time left is not started.
+        resume, guard, report_to: see `TrainingOptions`.
 
     Returns:
-        The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
+        `run` (its folder), `parts` (metrics by fold), and with every fold finished `oof`.
+
+    Raises:
+        KitError: the recipe, data, backbone or device cannot be used, or a training failed; nothing
+            that was there is lost.
     """
     require_tracker(report_to)
-    began = time.monotonic()
-    deadline = began + max_hours * 3600
-    processed = open_dataset(data)
-    folds = choose_folds(fold, processed.folds)
-    backbone = folder_digest(
-        resolve_backbone(recipe.backbone)
-    )  # one that does not exist leaves no run behind
-    known = BACKBONES.get(recipe.backbone)
-    if known and known.multilingual and processed.manifest["options"]["text"] == "ascii":
+    options = TrainingOptions(
+        resume=resume,
+        guard=guard,
+        report_to=report_to,
+        deadline=time.monotonic() + max_hours * 3600,
+        on_progress=listen,
+        log=say,
+    )
+
+    # Everything that can be refused is refused before a run directory exists.
+    dataset = open_dataset(data)
+    folds = parse_folds(fold, dataset.folds)
+    digest = folder_digest(resolve_backbone(recipe.backbone))
+    check_trainable(recipe)
+    _warn_about_ascii(recipe, dataset, say)
+    ranks = PartialState(cpu=not torch.cuda.is_available())
+    rows_per_pass(recipe.train, ranks.num_processes)
+
+    with ranks.main_process_first():
+        run = Run.create(runs, recipe, make_origin(dataset, digest))
+
+    longest = 0.0
+    for position, number in enumerate(folds):
+        too_late = time.monotonic() + longest > options.deadline
+        if not run.fold(number).is_finished and decide_together(too_late):
+            remaining = ", ".join(str(each) for each in folds[position:])
+            say(
+                f"time limit reached, remaining folds: {remaining}. Run the same command again to continue"
+            )
+            break
+
+        started = time.monotonic()
+        folder = run.fold(number)
+        with hold_lock(run.path, folder.name) if ranks.is_main_process else nullcontext():
+            _train_with_restarts(recipe, dataset, run, number, restarts, options)
+        longest = max(longest, time.monotonic() - started)
+        _free_memory()
+    return run.summarise(write=ranks.is_main_process)
+
+
+def attempt_recipe(recipe: Recipe, attempt: int) -> Recipe:
+    """Return the recipe of an attempt, from 0: rates halved that many times, and a seed of its own."""
+    spec = recipe.train
+    factor = 0.5**attempt
+    changed = dataclasses.replace(
+        spec,
+        lr=spec.lr * factor,
+        head_lr=spec.head_lr * factor,
+        seed=(spec.seed + SEED_STEP * attempt) % 2**32,
+    )
+    return dataclasses.replace(recipe, train=changed)
+
+
+def _train_with_restarts(
+    recipe: Recipe,
+    dataset: Dataset,
+    run: Run,
+    fold: int | str,
+    restarts: int,
+    options: TrainingOptions,
+) -> None:
+    """Train a fold, and again where it collapses, up to `restarts` times in all.
+
+    Attempts are recorded in the fold's tried.json, so a resumed training continues with the attempt
+    that was interrupted.
+
+    Raises:
+        CollapseError: the last attempt collapsed, too; its checkpoints are kept.
+    """
+    folder = run.fold(fold)
+    _remove_discarded(folder)
+    attempts = []
+    if folder.attempts_path.exists():
+        attempts = json.loads(folder.attempts_path.read_text(encoding="utf-8"))
+
+    while True:
+        current = attempt_recipe(recipe, len(attempts))
+        try:
+            train_fold(current, dataset, run, fold, options, attempts)
+            break
+        except CollapseError as error:
+            too_late = time.monotonic() > options.deadline
+            if decide_together(len(attempts) >= restarts or too_late):
+                raise
+            attempts = [*attempts, {**_rates(current), "why": error.problem}]
+
+        _free_memory()
+        rates = _rates(attempt_recipe(recipe, len(attempts)))
+        described = ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in rates.items()
+        )
+        options.log(f"{attempts[-1]['why']}; attempt {len(attempts) + 1} with {described}")
+        _discard_attempt(folder, attempts)
+    folder.attempts_path.unlink(missing_ok=True)
+
+
+def _rates(recipe: Recipe) -> dict[str, Any]:
+    """Return what attempts differ in."""
+    return {"lr": recipe.train.lr, "head_lr": recipe.train.head_lr, "seed": recipe.train.seed}
+
+
+def _discard_attempt(folder: FoldDir, attempts: list[dict[str, Any]]) -> None:
+    """Record the attempts and remove the last one's checkpoints.
+
+    The checkpoints are renamed before the record is written: a kill in between must not let the
+    next attempt continue from them.
+    """
+    ranks = PartialState()
+    ranks.wait_for_everyone()
+    if ranks.is_main_process:
+        (folder.path / CHECKPOINTS).rename(folder.path / f"{DISCARDED}{len(attempts)}")
+        write_json(folder.attempts_path, attempts)
+        _remove_discarded(folder)
+    ranks.wait_for_everyone()
+
+
+def _remove_discarded(folder: FoldDir) -> None:
+    """Remove checkpoints of earlier attempts, also those that a killed process left behind."""
+    if PartialState().is_main_process:
+        for path in folder.path.glob(f"{DISCARDED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _free_memory() -> None:
+    """Free the last model and optimizer: Trainer keeps them in a reference cycle."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _warn_about_ascii(recipe: Recipe, dataset: Dataset, say: Callable[[str], None]) -> None:
+    """Say that a multilingual backbone would be trained on rows stripped to ASCII."""
+    backbone = BACKBONES.get(recipe.backbone)
+    if backbone and backbone.multilingual and dataset.manifest["options"]["text"] == "ascii":
         say(
-            f"{known.name} reads a hundred languages, but these rows were stripped to ASCII; "
+            f"{backbone.name} reads a hundred languages, but these rows were stripped to ASCII; "
             "`kit preprocess --text unicode` keeps them"
         )
-    check_trainable(recipe)
-    ranks = PartialState(cpu=not torch.cuda.is_available())
-    rows_at_once(recipe.train, ranks.num_processes)
-    with ranks.main_process_first():
-        run = Run.create(runs, recipe, run_origin(processed, backbone))
-    longest = 0.0
-    for number, each in enumerate(folds):
-        if not run.done(each) and decide_together(time.monotonic() + longest > deadline):
-            left = ", ".join(map(str, folds[number:]))
-            say(f"no time for another fold; left: {left}. The same command goes on with them")
-            break
-        start = time.monotonic()
-        options = {"resume": resume, "guard": guard, "report_to": report_to, "deadline": deadline}
-        with hold_lock(run.path, run.part(each).name) if ranks.is_main_process else nullcontext():
-            train_again(recipe, processed, run, each, restarts, **options, listen=listen, say=say)
-        longest = max(longest, time.monotonic() - start)
-        gc.collect()  # Trainer's model and optimizer hang in a reference cycle, and the next fold needs their memory
-        torch.cuda.empty_cache()
-    return summarise_run(run, processed, write=ranks.is_main_process)

@@ -1,4 +1,4 @@
-"""transformers' Trainer, almost bare: kit's sampler, loss and evaluation in the places it leaves for them."""
+"""Configure transformers' Trainer with kit's sampler, loss and evaluation. Use `make_trainer`."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,22 +14,23 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 
 from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.collator import Collator
 from kit.model.device import Compute
 from kit.model.inference import mean_probabilities, predict_logits
-from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
-from kit.training.arguments import arguments, steps_per_epoch
+from kit.training.arguments import steps_per_epoch
 from kit.training.awp import WorstNearby
 from kit.training.callbacks import PaddingCallback, ScheduleCallback, TrainingProgress
 from kit.training.ema import EMACallback
 from kit.training.guard import GradientGuard, diverged
 from kit.training.loss import of_two_passes, summed_cross_entropy, twice
-from kit.training.optim import Schedule, optimizer
+from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
+from kit.training.setup import FoldSetup
 
 Kind = TypeVar("Kind", bound=TrainerCallback)
 
@@ -48,10 +49,10 @@ class RowNumbers(torch.utils.data.Dataset):
 
 
 class PairTrainer(Trainer):
-    """Trainer with length-bucketed batches, smoothed cross-entropy in training only, and evaluation by kit's predictor.
+    """Trainer with length-bucketed batches, smoothed cross-entropy in training, and kit's own evaluation.
 
-    Evaluation is plain log loss in float64 from the logits of all validation rows in order; Trainer's own eval loss
-    would contain the label smoothing.
+    Evaluation is plain log loss in float64 from the logits of all validation rows; Trainer's own
+    evaluation loss would contain the label smoothing.
     """
 
     def __init__(
@@ -59,19 +60,24 @@ class PairTrainer(Trainer):
         *,
         spec: TrainSpec,
         sampler: LengthBuckets,
-        collate: Collator,
-        eval_collate: Collator,
-        valid: np.ndarray,
+        eval_collator: Collator,
+        valid_rows: np.ndarray,
         both_orders: bool,
         compute: Compute,
         **kwargs: Any,
     ):
-        self.spec, self.sampler, self.valid, self.compute = spec, sampler, valid, compute
-        self.eval_collate, self.both_orders = eval_collate, both_orders
+        self.spec = spec
+        self.sampler = sampler
+        self.eval_collator = eval_collator
+        self.valid_rows = valid_rows
+        self.both_orders = both_orders
+        self.compute = compute
+
         loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
         if spec.r_drop:
             loss = of_two_passes(loss, spec.r_drop)
-        super().__init__(data_collator=collate, compute_loss_func=loss, **kwargs)
+        super().__init__(compute_loss_func=loss, **kwargs)
+
         self.augment = spec.swap_augmentation and not self.model.symmetric
         self.averaging = EMACallback(self.model, spec.ema) if spec.ema else None
         if self.averaging:
@@ -84,16 +90,20 @@ class PairTrainer(Trainer):
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> Tensor | int | None:
-        """The rows of the whole optimizer step, or where rows have weights their sum."""
+        """Count the rows of the whole optimizer step; where rows have weights, add up the weights."""
         if not batch_samples or batch_samples[0]["labels"].ndim == 1:
             return super()._get_num_items_in_batch(batch_samples, device)
         weights = sum(batch["labels"].sum() for batch in batch_samples).to(device)
         return self.accelerator.gather(weights).sum()
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of a batch: of both orders of the answers, and of two passes, where the recipe asks for it."""
+        """Return the loss of a batch, with both orders of the answers and two passes where the recipe asks for them."""
         inputs = inputs | {"augment": True} if self.augment else inputs
         model = twice(model) if self.spec.r_drop else model
         return super().compute_loss(model, inputs, return_outputs, **kwargs)
@@ -104,74 +114,76 @@ class PairTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Forward and backward pass of a batch, or of its parts one after the other; the gradients are their sum."""
-        *most, last = inputs.get("parts", [inputs])
-        with self.accelerator.no_sync(
-            model
-        ):  # processes exchange gradients once, when all parts are in
-            total = sum(self._pass(model, part, num_items_in_batch) for part in most)
-        return total + self._pass(model, last, num_items_in_batch)
+        """Run forward and backward over a batch, or over its parts in turn; gradients add up."""
+        *parts, last = inputs.get("parts", [inputs])
 
-    def _pass(
+        # Processes exchange gradients once, in the backward pass of the last part.
+        with self.accelerator.no_sync(model):
+            total = sum(self._step(model, part, num_items_in_batch) for part in parts)
+        return total + self._step(model, last, num_items_in_batch)
+
+    def _step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        """Forward and backward pass, from `awp_start` on at perturbed weights."""
+        """Run forward and backward once; from `awp_start` on, at perturbed weights."""
         self._callback(PaddingCallback).add(inputs["packs"])
         if not self.nearby or self.state.global_step < self.spec.awp_start * self.state.max_steps:
             return super().training_step(model, inputs, num_items_in_batch)
-        bare = self.accelerator.unwrap_model(
-            model
-        )  # DDP counts the gradients it reduces, and not these
+
+        # The gradients that only find the perturbation must not pass through DDP, which counts what
+        # it reduces.
+        bare = self.accelerator.unwrap_model(model)
         bare.train()
         batch = self._prepare_inputs(dict(inputs))
-        with self.nearby.around(
-            self._scaled(self.compute_loss(bare, batch, num_items_in_batch=num_items_in_batch))
-        ):
+        loss = self.compute_loss(bare, batch, num_items_in_batch=num_items_in_batch)
+        if self.accelerator.scaler is not None:
+            loss = self.accelerator.scaler.scale(loss)
+        with self.nearby.around(loss):
             return super().training_step(model, inputs, num_items_in_batch)
 
-    def _scaled(self, loss: Tensor) -> Tensor:
-        """As fp16 needs it, so that small gradients do not become 0 on their way."""
-        return loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A checkpoint holds the weights that training goes on from, and their average beside them."""
+        """Write a checkpoint: the weights that training continues from, and their average where one is kept."""
         super().save_model(output_dir, _internal_call)
         if self.averaging and self.args.should_save:
             self.averaging.save(Path(output_dir or self.args.output_dir))
 
     @property
     def skipped_steps(self) -> int:
-        """Optimizer steps that were left out because a gradient was not finite."""
+        """The optimizer steps that were left out because a gradient was not finite."""
         return self._callback(GradientGuard).skipped
 
     @property
     def padding_waste(self) -> float:
-        """The share of padding in what was trained on."""
+        """The share of padding among the tokens that were trained on."""
         return self._callback(PaddingCallback).waste
 
     def _callback(self, kind: type[Kind]) -> Kind:
-        """The one of this kind; a resume makes it anew."""
+        """Return the callback of this class. A resume replaces the objects, so they are not kept as attributes."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, kind))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Log loss and accuracy of the validation rows, and how much predictions vary; every process gets them."""
+        """Return log loss and accuracy on the validation rows, and how much predictions vary, in every process."""
         with self.averaging.in_place() if self.averaging else nullcontext():
-            bare = self.accelerator.unwrap_model(self.model)
             logits = predict_logits(
-                bare, self.eval_collate, self.valid, self.compute, both_orders=self.both_orders
+                self.accelerator.unwrap_model(self.model),
+                self.eval_collator,
+                self.valid_rows,
+                self.compute,
+                both_orders=self.both_orders,
             )
-        labels = self.eval_collate.labels[self.valid]
         if not np.isfinite(logits).all():
             raise diverged(
                 f"at step {self.state.global_step} the logits are not finite", self.spec.lr
             )
-        each = mean_probabilities(logits)
+
+        labels = self.eval_collator.labels[self.valid_rows]
+        probabilities = mean_probabilities(logits)
         metrics = {
-            "eval_log_loss": log_loss(each, labels),
-            "eval_accuracy": accuracy(each, labels),
-            "eval_spread": float(each.std(0).max()),
+            "eval_log_loss": log_loss(probabilities, labels),
+            "eval_accuracy": accuracy(probabilities, labels),
+            "eval_spread": float(probabilities.std(0).max()),
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -182,51 +194,53 @@ class PairTrainer(Trainer):
 
 def make_trainer(
     spec: TrainSpec,
-    model: PairModel,
-    collate: Collator,
-    eval_collate: Collator,
-    train_rows: np.ndarray,
-    valid_rows: np.ndarray,
-    both_orders: bool,
-    compute: Compute,
-    checkpoints: Path,
-    listen: Callable[[TrainingProgress], None],
+    setup: FoldSetup,
+    args: TrainingArguments,
+    schedule: Schedule,
+    *,
+    swap: bool = True,
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None,
 ) -> PairTrainer:
-    """The trainer of one part. `batch_size` is over all processes; what a device cannot hold at once accumulates.
+    """Return the trainer of one fold.
 
     Args:
-        both_orders: validate by the average over both orders of the answers, as predictions will be made.
-
-    Raises:
-        RecipeError: batch_size is not a multiple of what the devices take per forward pass.
+        args: from `training_arguments`.
+        schedule: of the optimizer (see `optim.make_optimizer`).
+        swap: predictions will average both orders of the answers, so validation does, too.
     """
-    args = arguments(spec, len(train_rows), compute, checkpoints)
-    optim = optimizer(model, spec)
-    schedule = Schedule(optim, spec, args.max_steps)
-    sampler = LengthBuckets(collate.lengths[train_rows], spec.batch_size, spec.seed)
+    model = setup.model
+    sampler = LengthBuckets(
+        setup.train_collator.lengths[setup.train_rows], spec.batch_size, spec.seed
+    )
     callbacks: list[TrainerCallback] = [
-        ScheduleCallback(schedule, sampler, steps_per_epoch(spec, len(train_rows)), listen),
+        ScheduleCallback(
+            schedule, sampler, steps_per_epoch(spec, len(setup.train_rows)), on_progress
+        ),
         GradientGuard(spec.lr),
         PaddingCallback(),
     ]
     if spec.patience:
         callbacks.append(EarlyStoppingCallback(spec.patience))
+
     trainer = PairTrainer(
         spec=spec,
         sampler=sampler,
-        collate=collate,
-        eval_collate=eval_collate,
-        valid=valid_rows,
-        both_orders=both_orders,
-        compute=compute,
+        eval_collator=setup.eval_collator,
+        valid_rows=setup.valid_rows,
+        # Of a symmetric model one order of the answers says what both say.
+        both_orders=swap and not model.symmetric,
+        compute=setup.compute,
         model=model,
         args=args,
-        train_dataset=RowNumbers(train_rows),
-        eval_dataset=RowNumbers(valid_rows),
-        optimizers=(optim, schedule),
+        data_collator=setup.train_collator,
+        train_dataset=RowNumbers(setup.train_rows),
+        eval_dataset=RowNumbers(setup.valid_rows),
+        optimizers=(schedule.optimizer, schedule),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+
+    # With one seed for all, every process would draw the same dropout masks.
     if args.process_index:
-        torch.manual_seed(spec.seed + args.process_index)  # else all processes would drop out alike
+        torch.manual_seed(spec.seed + args.process_index)
     return trainer

@@ -15,7 +15,7 @@ from kit.errors import DataError, RunError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import load_vocabulary
 from kit.recipe.spec import EncodeSpec
-from kit.training.start import tiny_folder
+from kit.training.setup import tiny_folder
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from kit.data.preprocess import preprocess_files
 from kit.data.rows import read_rows
 from kit.ensemble import blend, calibration
 from kit.errors import KitError
-from kit.parts import summarise_run
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipe.load import load_recipe, shipped_recipes
 from kit.run import Run
@@ -125,7 +124,7 @@ def used_run(path: Path) -> object:
         data = data.parent
     processed = open_dataset(data / "data")
     run.check_data(processed.digest("train"))
-    summarise_run(run, processed, write=False)
+    run.summarise(write=False)
     return compare([run.path], data / "data")
 
 

@@ -20,7 +20,7 @@ from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.run import Run
 from kit.task import CLASSES
-from kit.training.start import new_model
+from kit.training.setup import new_model
 
 CROSS = (*QUICK, "encode.max_tokens=48", "model.shape=cross", "train.max_steps=8")
 

@@ -31,7 +31,7 @@ from kit.predict import predict_input
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec
 from kit.task import CLASSES, SWAP
-from kit.training.start import new_model, tiny_folder
+from kit.training.setup import new_model, tiny_folder
 from kit.training.train import train_recipe
 
 BERT = {

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.training.restart import attempt
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 from torch import nn
@@ -25,7 +26,6 @@ from kit.recipe.spec import TrainSpec
 from kit.training.callbacks import TrainingProgress
 from kit.training.guard import CollapseGuard, GradientGuard, advice
 from kit.training.optim import optimizer
-from kit.training.restart import attempt
 from kit.training.train import train_recipe
 
 REFERENCE = 1.0972

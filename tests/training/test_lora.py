@@ -24,7 +24,7 @@ from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
 from kit.training.lora import add_adapters, merge_adapters, require_peft
 from kit.training.optim import parameter_groups
-from kit.training.start import new_model
+from kit.training.setup import new_model
 from kit.training.train import train_recipe
 
 SPEC = TrainSpec(lora_rank=4, lora_alpha=8.0)

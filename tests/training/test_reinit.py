@@ -9,7 +9,7 @@ from torch import nn
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder, load_encoder
-from kit.training.reinit import reinitialise
+from kit.training.setup import reinitialise
 
 FAMILIES = {record.config["model_type"]: name for name, record in BACKBONES.items()}
 SMALL = {

@@ -39,7 +39,7 @@ from kit.training.callbacks import TrainingProgress
 from kit.training.checkpoints import last_whole_checkpoint
 from kit.training.loss import summed_cross_entropy
 from kit.training.optim import parameter_groups
-from kit.training.start import new_model
+from kit.training.setup import new_model
 from kit.training.train import train_recipe
 
 # rates at which the loss soon rises

@@ -1,0 +1,69 @@
+"""Declare recipe keys: a default, its allowed values, what it means and where it comes from, in one place.
+
+Use `key` to declare one as the field of a dataclass, `list_keys` to read them all. Checks, `kit
+recipes --keys`, shell completion and the tables of docs/recipes.md come from here.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class RecipeKey:
+    """One key of a recipe.
+
+    Attributes:
+        name: with its section, such as "train.lr".
+        kind: bool, int, float, str, or a Literal of choices.
+        between: the lowest and the highest value, of a number.
+        doc: what it means, in one sentence.
+        source: where the default or the method comes from.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    between: tuple[float, float] | None
+    doc: str
+    source: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words it may be; empty for a number."""
+        if get_origin(self.kind) is Literal:
+            return get_args(self.kind)
+        return ("true", "false") if self.kind is bool else ()
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words: "0 to 1", or the choices."""
+        if self.between:
+            return "{:g} to {:g}".format(*self.between)
+        return ", ".join(self.choices)
+
+    @property
+    def default_text(self) -> str:
+        """The default as TOML writes it."""
+        return f"{self.default:g}" if isinstance(self.default, float) else json.dumps(self.default)
+
+
+def key(
+    default: Any, doc: str, *, source: str = "kit", between: tuple[float, float] | None = None
+) -> Any:
+    """Declare a recipe key as the field of a frozen dataclass; see `RecipeKey` for the arguments."""
+    return field(default=default, metadata={"doc": doc, "source": source, "between": between})
+
+
+def list_keys(recipe: type) -> list[RecipeKey]:
+    """Return every key in the sections of a recipe class, in the order of the code."""
+    keys = []
+    for section, spec in get_type_hints(recipe).items():
+        if not dataclasses.is_dataclass(spec):
+            continue
+        kinds = get_type_hints(spec)
+        for each in dataclasses.fields(spec):
+            name = f"{section}.{each.name}"
+            keys.append(RecipeKey(name, kinds[each.name], each.default, **each.metadata))
+    return keys
