@@ -12,14 +12,8 @@ import torch
 from kit.data.dataset import Dataset
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RecipeError
-from kit.model.backbones import Backbone, max_positions
-from kit.model.encoder import (
-    build_encoder,
-    load_config,
-    load_encoder,
-    load_vocabulary,
-    resolve_backbone,
-)
+from kit.model.backbones import Backbone, ResolvedBackbone, local_backbone, resolve_backbone
+from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
 from kit.model.pair_model import PairModel
 from kit.model.reward import load_reward_head
 from kit.model.tiny import write_tiny_backbone
@@ -39,15 +33,15 @@ def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
         RecipeError: as `require`.
     """
     check_trainable(recipe)
-    source = resolve_backbone(recipe.backbone)
-    config = load_config(source)
-    if isinstance(source, Backbone) and source.hub_id is None:
-        vocabulary = load_vocabulary(tiny_folder(source, data))
+    backbone = resolve_backbone(recipe.backbone)
+    config = backbone.config
+    if backbone.source is None:
+        vocabulary = load_tokenizer(local_backbone(tiny_folder(backbone.record, data)))
         encoder = build_encoder(config, recipe.model.fast_attention)
     else:
         encoder, vocabulary = (
-            load_encoder(source, recipe.model.fast_attention),
-            load_vocabulary(source),
+            load_encoder(backbone, recipe.model.fast_attention),
+            load_tokenizer(backbone),
         )
     reinitialise(encoder, recipe.train.reinit_layers)
     if len(vocabulary.pretrained) > config["vocab_size"]:
@@ -63,9 +57,9 @@ def new_model(recipe: Recipe, data: Dataset) -> tuple[PairModel, PairTokenizer]:
             or encoder.gradient_checkpointing_enable
         )
         enable({"use_reentrant": False})
-    model = PairModel(encoder, config, _pooled(recipe.model, source))
+    model = PairModel(encoder, config, _pooled(recipe.model, backbone))
     if recipe.model.reward:
-        model.reward = load_reward_head(source, config)
+        model.reward = load_reward_head(backbone)
     if recipe.train.lora_rank:
         add_adapters(model.encoder, recipe.train)
     return model, vocabulary
@@ -85,7 +79,7 @@ def check_trainable(recipe: Recipe) -> None:
             f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more than all steps",
             "They are shares of the steps, one after the other: set them so that their sum is well below 1.",
         )
-    limit = max_positions(load_config(resolve_backbone(recipe.backbone)))
+    limit = resolve_backbone(recipe.backbone).max_positions
     if limit and recipe.encode.max_tokens > limit:
         raise RecipeError(
             f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions for {limit}",
@@ -101,9 +95,7 @@ def _require_layers(recipe: Recipe) -> None:
     if not asked:
         return
     with torch.device("meta"):
-        encoder = build_encoder(
-            load_config(resolve_backbone(recipe.backbone)), fast_attention=False
-        )
+        encoder = build_encoder(resolve_backbone(recipe.backbone).config, fast_attention=False)
     if all(layer_of(f"encoder.{name}") is None for name, _ in encoder.named_parameters()):
         raise RecipeError(
             f"train.{asked[0]} works on an encoder's layers, and in {recipe.backbone} no weight is named as one",
@@ -135,9 +127,9 @@ def _texts(table: pa.Table) -> Iterator[str]:
                 yield from turns
 
 
-def _pooled(spec: ModelSpec, source: Backbone | Path) -> ModelSpec:
+def _pooled(spec: ModelSpec, backbone: ResolvedBackbone) -> ModelSpec:
     """The spec with "auto" resolved; a mean over both answers would blur which of them said what."""
     if spec.pooling != "auto":
         return spec
-    registry = source.pooling if isinstance(source, Backbone) else "mean"
-    return dataclasses.replace(spec, pooling="cls" if spec.shape == "cross" else registry)
+    pooling = "cls" if spec.shape == "cross" else backbone.default_pooling
+    return dataclasses.replace(spec, pooling=pooling)

@@ -12,8 +12,7 @@ import torch
 from accelerate import PartialState
 
 from kit.data.dataset import open_dataset
-from kit.model.backbones import BACKBONES
-from kit.model.encoder import folder_digest, resolve_backbone
+from kit.model.backbones import resolve_backbone
 from kit.parts import choose_folds, run_origin, summarise_run
 from kit.recipe.spec import Recipe
 from kit.run import Run
@@ -56,10 +55,8 @@ def train_recipe(
     deadline = began + max_hours * 3600
     processed = open_dataset(data)
     folds = choose_folds(fold, processed.folds)
-    backbone = folder_digest(
-        resolve_backbone(recipe.backbone)
-    )  # one that does not exist leaves no run behind
-    known = BACKBONES.get(recipe.backbone)
+    backbone = resolve_backbone(recipe.backbone)  # one that does not exist leaves no run behind
+    known = backbone.record
     if known and known.multilingual and processed.manifest["options"]["text"] == "ascii":
         say(
             f"{known.name} reads a hundred languages, but these rows were stripped to ASCII; "
@@ -69,7 +66,7 @@ def train_recipe(
     ranks = PartialState(cpu=not torch.cuda.is_available())
     rows_at_once(recipe.train, ranks.num_processes)
     with ranks.main_process_first():
-        run = Run.create(runs, recipe, run_origin(processed, backbone))
+        run = Run.create(runs, recipe, run_origin(processed, backbone.digest))
     longest = 0.0
     for number, each in enumerate(folds):
         if not run.done(each) and decide_together(time.monotonic() + longest > deadline):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kit.errors import RecipeError
-from kit.model.backbones import BACKBONES
+from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.encoder import build_encoder, load_encoder
 from kit.training.reinit import reinitialise
 
@@ -58,7 +58,7 @@ def inside(name: str) -> int | None:
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_just_the_top_layers_change(folder: Path, layers: int):
-    encoder = load_encoder(folder)
+    encoder = load_encoder(local_backbone(folder))
     reinitialise(encoder, layers)
     for name, parameter in encoder.named_parameters():
         fresh = inside(name) is not None and inside(name) >= 4 - layers
@@ -67,7 +67,7 @@ def test_just_the_top_layers_change(folder: Path, layers: int):
 
 
 def test_they_begin_as_the_architecture_does(folder: Path):
-    encoder = load_encoder(folder)
+    encoder = load_encoder(local_backbone(folder))
     reinitialise(encoder, 4)
     for name, parameter in encoder.named_parameters():
         if inside(name) is None:
@@ -82,7 +82,7 @@ def test_they_begin_as_the_architecture_does(folder: Path):
 def test_the_draw_follows_the_seed(folder: Path):
     drawn = []
     for seed in (1, 1, 2):
-        encoder = load_encoder(folder)
+        encoder = load_encoder(local_backbone(folder))
         torch.manual_seed(seed)
         reinitialise(encoder, 1)
         drawn.append(torch.cat([p.detach().ravel() for p in encoder.parameters()]))
@@ -92,4 +92,4 @@ def test_the_draw_follows_the_seed(folder: Path):
 
 def test_more_layers_than_there_are_is_an_error(folder: Path):
     with pytest.raises(RecipeError, match="the encoder has 4 layers"):
-        reinitialise(load_encoder(folder), 5)
+        reinitialise(load_encoder(local_backbone(folder)), 5)
