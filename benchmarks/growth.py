@@ -37,7 +37,8 @@ def encode(data: Path, part: Path) -> None:
     from kit.data.dataset import open_dataset
     from kit.data.feature_cache import features_cached
     from kit.data.tokenize import tokenize_cached
-    from kit.model.encoder import load_vocabulary
+    from kit.model.backbones import local_backbone
+    from kit.model.encoder import load_tokenizer
     from kit.run import Run
 
     processed = open_dataset(data)
@@ -46,7 +47,8 @@ def encode(data: Path, part: Path) -> None:
         processed.digest("train"),
         Run.open(part.parent).recipe.encode,
     )
-    encoded = tokenize_cached(rows, content, load_vocabulary(part), spec, processed.cache)
+    tokenizer = load_tokenizer(local_backbone(part))
+    encoded = tokenize_cached(rows, content, tokenizer, spec, processed.cache)
     features_cached(rows, content, encoded, processed.cache)
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.data.tokenize import tokenize_cached
-from kit.model.backbones import BACKBONES
+from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.collator import Collator, Padding
-from kit.model.encoder import load_vocabulary
+from kit.model.encoder import load_tokenizer
 from kit.recipe.spec import EncodeSpec
 from kit.sample.generate import write_sample
 from kit.training.sampler import LengthBuckets
@@ -50,7 +50,8 @@ def main() -> int:
             write_sample(Path(scratch) / "raw", rows=options.rows)
             preprocess_files(Path(scratch) / "raw", data)
         processed = open_dataset(data)
-        vocabulary = load_vocabulary(tiny_folder(BACKBONES["tiny-roberta"], processed))
+        toy = tiny_folder(BACKBONES["tiny-roberta"], processed)
+        vocabulary = load_tokenizer(local_backbone(toy))
         spec = EncodeSpec(max_tokens=options.tokens)
         encoded = tokenize_cached(
             processed.train(), processed.digest("train"), vocabulary, spec, processed.cache

@@ -1,4 +1,8 @@
-"""Prediction frames from trained runs: of the test rows, of validation rows, or of any file."""
+"""Predict probabilities with trained runs. Use `predict_split`, `predict_input`, or a `RunPredictor`.
+
+A `RunPredictor` keeps its models loaded, for many calls; the functions load one model after the
+other.
+"""
 
 import tempfile
 from collections.abc import Callable
@@ -12,37 +16,150 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from kit.data.dataset import open_dataset
+from kit.data.dataset import Dataset, open_dataset
 from kit.data.feature_cache import FeatureTable, features_cached
 from kit.data.preprocess import prepare_input
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
-from kit.model.device import choose_device, prepare_device
+from kit.model.device import Compute, choose_device, prepare_device
 from kit.model.inference import make_collator, mean_probabilities, predict_logits
 from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions
 from kit.recipe.spec import Recipe
-from kit.run import Run
+from kit.run import FoldDir, Run
 from kit.task import HOLDOUT, ID
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows to predict; what is made of them is kept in `cache` under their hash, `content`."""
+class PredictionRows:
+    """Rows to predict. What is computed from them is kept in `cache`, under the hash of their content."""
 
     table: pa.Table
-    content: str
+    digest: str
     cache: Path
 
-    def encoded(self, vocabulary: PairTokenizer, recipe: Recipe) -> TokenizedRows:
+    @classmethod
+    def of_split(cls, dataset: Dataset, split: str) -> "PredictionRows":
+        """The rows of "train" or "test"."""
+        table = dataset.test() if split == "test" else dataset.train()
+        return cls(table, dataset.digest(split), dataset.cache)
+
+    def tokens(self, tokenizer: PairTokenizer, recipe: Recipe) -> TokenizedRows:
+        """Return the rows as tokens, from the cache where it has them."""
         return tokenize_cached(
-            self.table, self.content, vocabulary, recipe.encode, self.cache, recipe.model.shape
+            self.table, self.digest, tokenizer, recipe.encode, self.cache, recipe.model.shape
         )
 
-    def tabular(self, encoded: TokenizedRows) -> FeatureTable:
-        return features_cached(self.table, self.content, encoded, self.cache)
+    def features(self, tokens: TokenizedRows) -> FeatureTable:
+        """Return the rows' features, from the cache where it has them."""
+        return features_cached(self.table, self.digest, tokens, self.cache)
+
+
+class RunPredictor:
+    """The models of a run, averaged.
+
+    Args:
+        folds: which models; by default those that `Run.models` chooses.
+        swap: average over both orders of the answers; by default as the recipe says.
+        keep: keep every model loaded after its first use. Otherwise one at a time is in memory.
+
+    Raises:
+        RunError: nothing is finished yet, or the run is a baseline.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        folds: list[FoldDir] | None = None,
+        *,
+        swap: bool | None = None,
+        keep: bool = False,
+    ):
+        self.run = run
+        self.recipe = run.recipe
+        self.folds = run.models() if folds is None else folds
+        self.swap = self.recipe.predict.swap if swap is None else swap
+        self.keep = keep
+        self._loaded: dict[Path, tuple[PairModel, PairTokenizer, Compute]] = {}
+
+    def load(self) -> "RunPredictor":
+        """Load every model now, and keep them."""
+        self.keep = True
+        for fold in self.folds:
+            self._load(fold)
+        return self
+
+    def predict(
+        self,
+        source: PredictionRows,
+        rows: np.ndarray | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> np.ndarray:
+        """Return the mean of the models' probabilities, (N, 3) float64.
+
+        Under torchrun every process computes its share and gets the whole.
+
+        Args:
+            rows: numbers of the rows to predict, in the order wanted; by default all.
+            progress: called with the rows done and all rows, over all models.
+        """
+        ranks = PartialState(cpu=choose_device(self._precision).device.type == "cpu")
+        total = np.zeros(())
+        for number, fold in enumerate(self.folds):
+            model, tokenizer, compute = self._load(fold)
+
+            # The first process fills the cache; the others read it.
+            with ranks.main_process_first():
+                tokens = source.tokens(tokenizer, self.recipe)
+                features = source.features(tokens) if model.reads else None
+            if rows is None:
+                rows = np.arange(len(tokens))
+
+            def report(done: int, count: int, before: int = number) -> None:
+                progress(before * count + done, len(self.folds) * count)
+
+            collator = make_collator(model, tokens, tokenizer, tabular=features)
+            logits = predict_logits(
+                model, collator, rows, compute, both_orders=self.swap, progress=report
+            )
+            total = total + mean_probabilities(logits)
+        return total / len(self.folds)
+
+    def predict_table(
+        self, table: pa.Table, progress: Progress = lambda done, total: None
+    ) -> np.ndarray:
+        """Return the probabilities of a table of id and texts, (N, 3) float64; nothing is cached."""
+        ranks = PartialState(cpu=not torch.cuda.is_available())
+        with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+            # All processes of this machine use the first one's folder, and none leaves it before
+            # the last.
+            shared = broadcast_object_list([scratch])[0]
+            source = PredictionRows(table, "input", Path(shared))
+            probabilities = self.predict(source, progress=progress)
+            ranks.wait_for_everyone()
+        return probabilities
+
+    @property
+    def _precision(self) -> str:
+        """What is best on this machine, whatever the training's was, unless the recipe insists on float32."""
+        return "fp32" if self.recipe.train.precision == "fp32" else "auto"
+
+    def _load(self, fold: FoldDir) -> tuple[PairModel, PairTokenizer, Compute]:
+        if fold.path in self._loaded:
+            return self._loaded[fold.path]
+
+        fold.check_model_files()
+        model, tokenizer = PairModel.from_pretrained(fold.path)
+        compute = choose_device(self._precision, model.half_width)
+        prepare_device(compute)
+        model.to(compute.device)
+
+        loaded = (model, tokenizer, compute)
+        if self.keep:
+            self._loaded[fold.path] = loaded
+        return loaded
 
 
 def predict_split(
@@ -53,40 +170,44 @@ def predict_split(
     swap: bool | None = None,
     progress: Progress = lambda done, total: None,
 ) -> pd.DataFrame:
-    """The run's predictions on processed rows, a prediction frame.
+    """Return a run's prediction frame of processed rows.
 
-    "test": every test row, averaged over all finished folds (or the holdout's model). "valid": the holdout's rows.
-    "oof": every training row by the model that did not see it, so all folds must be finished.
+    Args:
+        split: "test" for the test rows, averaged over the run's models; "valid" for the holdout's
+            rows; "oof" for all training rows, each by the model that did not see it, which needs
+            all folds.
 
     Raises:
-        RunError: the parts that are needed are not finished, or the data are not those the run was trained on.
+        RunError: folds that are needed are not finished, or the run was trained on different data.
     """
-    run, processed = Run.open(run), open_dataset(data)
-    run.check_data(processed.digest("train"))
+    run = Run.open(run)
+    dataset = open_dataset(data)
+    run.check_data(dataset.digest("train"))
     if split == "test":
-        test = _Rows(processed.test(), processed.digest("test"), processed.cache)
-        each = _average(run, run.require_parts(), test, None, swap, progress)
-        return make_predictions(test.table[ID].to_numpy(), each)
-    folds: list[int | str] = [HOLDOUT] if split == "valid" else list(range(processed.folds))
-    missing = [str(fold) for fold in folds if not run.done(fold)]
+        source = PredictionRows.of_split(dataset, "test")
+        probabilities = RunPredictor(run, swap=swap).predict(source, progress=progress)
+        return make_predictions(source.table[ID].to_numpy(), probabilities)
+
+    numbers: list[int | str] = [HOLDOUT] if split == "valid" else list(range(dataset.folds))
+    missing = [str(number) for number in numbers if not run.fold(number).is_finished]
     if missing:
+        asked = "all" if split == "oof" else HOLDOUT
         raise RunError(
-            f"{run.path}: --split {split} needs fold {', '.join(missing)}, which has not finished",
-            f"Run `kit train --recipe {run.path / 'recipe.toml'} --fold {'all' if split == 'oof' else HOLDOUT}`.",
+            f"{run.path}: --split {split} needs fold {', '.join(missing)}, which is not finished",
+            f"Run `kit train --recipe {run.recipe_path} --fold {asked}`.",
         )
-    train, places, each = (
-        _Rows(processed.train(), processed.digest("train"), processed.cache),
-        [],
-        [],
-    )
-    for fold in folds:
-        rows = processed.fold_rows(fold)[1]
-        each.append(_average(run, [run.part(fold)], train, rows, swap, progress))
-        places.append(rows)
-    order = np.argsort(np.concatenate(places))
-    return make_predictions(
-        train.table[ID].to_numpy()[np.concatenate(places)[order]], np.concatenate(each)[order]
-    )
+
+    source = PredictionRows.of_split(dataset, "train")
+    frames = []
+    for number in numbers:
+        rows = dataset.fold_rows(number)[1]
+        predictor = RunPredictor(run, [run.fold(number)], swap=swap)
+        frames.append((rows, predictor.predict(source, rows, progress)))
+    places = np.concatenate([rows for rows, _ in frames])
+    probabilities = np.concatenate([each for _, each in frames])
+    order = np.argsort(places)
+    ids = source.table[ID].to_numpy()
+    return make_predictions(ids[places[order]], probabilities[order])
 
 
 def predict_input(
@@ -96,53 +217,12 @@ def predict_input(
     swap: bool | None = None,
     progress: Progress = lambda done, total: None,
 ) -> pd.DataFrame:
-    """The run's predictions on any CSV with test.csv's columns, cleaned as the run's training rows were."""
-    run = Run.open(run)
-    parts = run.require_parts()
-    table = prepare_input(file, run.noted("text", str))
-    ranks = PartialState(cpu=not torch.cuda.is_available())
-    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-        shared = broadcast_object_list([scratch])[
-            0
-        ]  # the first process encodes for all of this machine
-        each = _average(run, parts, _Rows(table, "input", Path(shared)), None, swap, progress)
-        ranks.wait_for_everyone()  # before the folder goes
-    return make_predictions(table[ID].to_numpy(), each)
+    """Return a run's prediction frame of a CSV file with test.csv's columns.
 
-
-def _average(
-    run: Run,
-    parts: list[Path],
-    source: _Rows,
-    rows: np.ndarray | None,
-    swap: bool | None,
-    progress: Progress,
-) -> np.ndarray:
-    """The mean over models of the probabilities of `rows`, None for all, in their order: (N, 3) float64.
-
-    Precision is what is best here, whatever the training machine had, unless the recipe insists on float32.
+    The rows are cleaned as the run's training rows were.
     """
-    recipe = run.recipe
-    precision = "fp32" if recipe.train.precision == "fp32" else "auto"
-    swap = recipe.predict.swap if swap is None else swap
-    ranks = PartialState(cpu=choose_device(precision).device.type == "cpu")
-    total = 0.0
-    for number, part in enumerate(parts):
-        run.check_files(part)
-        model, vocabulary = PairModel.from_pretrained(part)
-        compute = choose_device(precision, model.half_width)
-        prepare_device(compute)
-        model.to(compute.device)
-        with ranks.main_process_first():
-            tokens = source.encoded(vocabulary, recipe)
-            tabular = source.tabular(tokens) if model.reads else None
-        rows = np.arange(len(tokens)) if rows is None else rows
-
-        def report(done: int, each: int, before: int = number) -> None:
-            progress(before * each + done, len(parts) * each)
-
-        collate = make_collator(model, tokens, vocabulary, tabular=tabular)
-        total = total + mean_probabilities(
-            predict_logits(model, collate, rows, compute, both_orders=swap, progress=report)
-        )
-    return total / len(parts)
+    run = Run.open(run)
+    predictor = RunPredictor(run, swap=swap)
+    table = prepare_input(file, run.option("text", str))
+    probabilities = predictor.predict_table(table, progress)
+    return make_predictions(table[ID].to_numpy(), probabilities)

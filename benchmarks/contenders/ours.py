@@ -12,8 +12,9 @@ from bout import Job, SecondEpoch, report, wait_for
 
 from kit.data.feature_cache import features_cached
 from kit.data.tokenize import tokenize_cached
+from kit.model.backbones import resolve_backbone
 from kit.model.device import choose_device, prepare_device
-from kit.model.encoder import load_encoder, load_vocabulary
+from kit.model.encoder import load_encoder, load_tokenizer
 from kit.model.inference import make_collator, mean_probabilities, predict_logits
 from kit.model.pair_model import PairModel
 from kit.recipe.load import load_recipe
@@ -34,14 +35,15 @@ def main() -> None:
     recipe = load_recipe(
         "default", [*sizes, "train.evals_per_epoch=1", *switches], backbone=job.backbone
     )
-    encoder = load_encoder(Path(job.backbone), recipe.model.fast_attention)
+    backbone = resolve_backbone(str(job.backbone))
+    encoder = load_encoder(backbone, recipe.model.fast_attention)
     compute = choose_device(recipe.train.precision, encoder.config.hidden_size)
     if compute.device.type != job.device:
         sys.exit(f"asked to run on {job.device}, but kit takes {compute.device.type}")
     prepare_device(compute)
     torch.manual_seed(0)
     model = PairModel(encoder, encoder.config.to_dict(), recipe.model).to(compute.device)
-    vocabulary = load_vocabulary(Path(job.backbone))
+    vocabulary = load_tokenizer(backbone)
     rows = [*job.train, *job.predict]
     columns = {PROMPT: "prompt", **dict(zip(RESPONSES, "ab", strict=True))}
     table = pa.table(

@@ -1,14 +1,83 @@
-"""List what kit knows of families of encoders: which of them number positions from the padding id on."""
+"""List what kit knows of each family of encoders, by transformers' `model_type`. Use `find_family`.
 
-AFTER_PADDING = {  # families that number positions from the padding id on
-    *(
-        "roberta",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "roberta-prelayernorm",
-        "camembert",
-        "data2vec-text",
-        "ibert",
+A family without an entry works too: it is run padded, with positions counted from 0, and has neither a reward head
+nor a toy tokenizer. The number of a parameter's layer is found in the same way for all (`training.optim.layer_of`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RewardLayers:
+    """Where transformers' sequence classifier keeps its two layers, and what it has between them.
+
+    Attributes:
+        dense: name of the first layer's module.
+        activation: name of the activation, or the key of the configuration that holds it.
+        out: name of the second layer's module.
+    """
+
+    dense: str
+    activation: str
+    out: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of encoders.
+
+    Attributes:
+        positions_after_padding: positions are numbered from the padding id + 1 instead of 0.
+        relative_positions: positions are relative, unless the configuration sets `position_biased_input`.
+        forwards_lengths: transformers forwards unknown arguments to attention, so that kit's own can run without
+            padding (DeBERTa can as well; kit's encoder module tells its attention).
+        reward: layers of its sequence classifier, None where kit cannot read them.
+        toy_tokenizer: kind of tokenizer that its toy backbone is trained with.
+    """
+
+    positions_after_padding: bool = False
+    relative_positions: bool = False
+    forwards_lengths: bool = False
+    reward: RewardLayers | None = None
+    toy_tokenizer: Literal["byte-level", "unigram", "wordpiece"] | None = None
+
+
+_DEBERTA_REWARD = RewardLayers("pooler.dense", "pooler_hidden_act", "classifier")
+_ROBERTA_REWARD = RewardLayers("classifier.dense", "tanh", "classifier.out_proj")
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family(
+        forwards_lengths=True, reward=RewardLayers("bert.pooler.dense", "tanh", "classifier")
     ),
-    *("longformer", "luke", "mpnet", "xmod"),
+    "camembert": Family(positions_after_padding=True),
+    "data2vec-text": Family(positions_after_padding=True),
+    "deberta": Family(reward=_DEBERTA_REWARD),
+    "deberta-v2": Family(relative_positions=True, reward=_DEBERTA_REWARD, toy_tokenizer="unigram"),
+    "electra": Family(
+        forwards_lengths=True,
+        reward=RewardLayers("classifier.dense", "gelu", "classifier.out_proj"),
+        toy_tokenizer="wordpiece",
+    ),
+    "ibert": Family(positions_after_padding=True),
+    "longformer": Family(positions_after_padding=True),
+    "luke": Family(positions_after_padding=True),
+    "mpnet": Family(positions_after_padding=True),
+    "roberta": Family(
+        positions_after_padding=True,
+        forwards_lengths=True,
+        reward=_ROBERTA_REWARD,
+        toy_tokenizer="byte-level",
+    ),
+    "roberta-prelayernorm": Family(positions_after_padding=True),
+    "xlm-roberta": Family(
+        positions_after_padding=True, forwards_lengths=True, reward=_ROBERTA_REWARD
+    ),
+    "xlm-roberta-xl": Family(positions_after_padding=True),
+    "xmod": Family(positions_after_padding=True),
 }
+
+
+def find_family(model_type: str) -> Family:
+    """Return what is known of a family; the defaults for one without an entry."""
+    return FAMILIES.get(model_type, Family())

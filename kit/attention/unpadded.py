@@ -13,15 +13,8 @@ from torch.nn import functional
 
 from kit.attention import sdpa
 from kit.attention.deberta import key_mask_encoder
-from kit.attention.families import AFTER_PADDING
+from kit.attention.families import find_family
 from kit.errors import BackboneError
-
-FAMILIES = (
-    "bert",
-    "electra",
-    "roberta",
-    "xlm-roberta",
-)  # they hand on what they are given; DeBERTa's mask tells it
 
 
 def supports_unpadded(encoder: nn.Module) -> bool:
@@ -30,7 +23,7 @@ def supports_unpadded(encoder: nn.Module) -> bool:
     if inner is not None:
         return inner.conv is None and not config.output_attentions
     return (
-        config.model_type in FAMILIES
+        find_family(config.model_type).forwards_lengths
         and config._attn_implementation == sdpa.NAME
         and not config.is_decoder
     )
@@ -55,7 +48,8 @@ def run_unpadded(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, T
             states = encoder(**inputs, position_ids=places).last_hidden_state
     else:
         config = encoder.config
-        first = config.pad_token_id + 1 if config.model_type in AFTER_PADDING else 0
+        after_padding = find_family(config.model_type).positions_after_padding
+        first = config.pad_token_id + 1 if after_padding else 0
         inputs |= {"attention_mask": None, "position_ids": places + first}
         states = encoder(**inputs, sequences=told).last_hidden_state
     if not told.arrived:

@@ -10,7 +10,7 @@ from kit.ensemble.blend import Blend, blend_content
 from kit.ensemble.calibration import Calibration, calibration_content
 from kit.errors import KitError
 from kit.kaggle.preparing import push_folds, push_mark
-from kit.model.backbones import find_backbone
+from kit.model.backbones import resolve_backbone
 from kit.recipe.spec import Recipe
 from kit.task import COMPETITION, HOLDOUT
 
@@ -145,7 +145,7 @@ def train_job(
             f"the backbone {recipe.backbone!r} is a folder of this machine, which Kaggle does not have",
             "Name one from `kit backbones`; the kernel downloads it.",
         )
-    find_backbone(recipe.backbone)  # a name misspelt would cost a push and a GPU session
+    resolve_backbone(recipe.backbone)  # a name misspelt would cost a push and a GPU session
     preprocess = dict(preprocess or {})
     folds = push_folds(preprocess)
     if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):

@@ -1,9 +1,10 @@
-"""The registry of encoders: what each is, where its weights come from, and how large it is.
+"""List the encoders kit knows and resolve what a user calls one. Use `BACKBONES` and `resolve_backbone`.
 
-Sizes are never typed in twice: they are read from the configuration files shipped beside this module, and parameters
-are counted by building the architecture on torch's meta device.
+Sizes are read from the configuration files shipped beside this module, so that none is typed in twice. The module
+does not import torch: a push to Kaggle checks a backbone's name without it.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,19 +12,32 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kit.attention.families import AFTER_PADDING
+from kit.attention.families import Family, find_family
 from kit.errors import BackboneError
+from kit.storage.atomic import file_sha256
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+FOLDER_HINT = (
+    "A backbone folder holds config.json, model.safetensors and tokenizer files, as Hugging Face "
+    "lays it out."
+)
 
 
 @dataclass(frozen=True)
 class Backbone:
     """One encoder of the registry.
 
-    hub_id: repository on the Hugging Face hub; None for a toy architecture that starts from random weights.
-    pooling: what `model.pooling = "auto"` means for it.
-    pretraining: the objective its weights come from.
-    precision: what is known about half precision.
-    multilingual: whether its pretraining and its vocabulary cover a hundred languages.
+    Attributes:
+        hub_id: repository on the Hugging Face hub, None for a toy that starts from random weights.
+        pooling: what `model.pooling = "auto"` means for it.
+        pretraining: objective its weights come from.
+        precision: what is known about half precision.
+        multilingual: whether its pretraining and its vocabulary cover a hundred languages.
     """
 
     name: str
@@ -36,17 +50,13 @@ class Backbone:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration as the hub publishes it (shipped, so that it needs no network)."""
-        text = (
-            resources.files("kit.model")
-            .joinpath(f"configs/{self.name}.json")
-            .read_text(encoding="utf-8")
-        )
-        return json.loads(text)
+        """The configuration as the hub publishes it, from the file shipped with kit."""
+        file = resources.files("kit.model").joinpath(f"configs/{self.name}.json")
+        return json.loads(file.read_text(encoding="utf-8"))
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of one sequence that the pretraining saw."""
+        """Longest sequence in the pretraining, in tokens."""
         return max_positions(self.config) or self.config["max_position_embeddings"]
 
     @property
@@ -63,65 +73,154 @@ class Backbone:
         }
 
 
-FP16_DEBERTA = "bf16; fp16 only by autocast over float32 weights (its scores overflow in pure fp16)"
-RTD, MLM = "replaced-token detection", "masked language model"
+_FP16_DEBERTA = (
+    "bf16; fp16 only by autocast over float32 weights (its scores overflow in pure fp16)"
+)
+_RTD = "replaced-token detection"
+_MLM = "masked language model"
 
-BACKBONES: dict[str, Backbone] = {
-    record.name: record
-    for record in (
-        Backbone("deberta", "microsoft/deberta-v3-xsmall", "mean", RTD, "MIT", FP16_DEBERTA),
-        Backbone("deberta-base", "microsoft/deberta-v3-base", "mean", RTD, "MIT", FP16_DEBERTA),
-        Backbone("deberta-large", "microsoft/deberta-v3-large", "mean", RTD, "MIT", FP16_DEBERTA),
-        Backbone("roberta", "FacebookAI/roberta-base", "mean", MLM, "MIT"),
-        Backbone("roberta-large", "FacebookAI/roberta-large", "mean", MLM, "MIT"),
-        Backbone("electra-small", "google/electra-small-discriminator", "mean", RTD, "Apache-2.0"),
-        Backbone("electra-base", "google/electra-base-discriminator", "mean", RTD, "Apache-2.0"),
-        Backbone("electra", "google/electra-large-discriminator", "mean", RTD, "Apache-2.0"),
-        Backbone(
-            "mdeberta",
-            "microsoft/mdeberta-v3-base",
-            "mean",
-            RTD + ", 100 languages",
-            "MIT",
-            FP16_DEBERTA,
-            True,
-        ),
-        Backbone(
-            "xlm-roberta",
-            "FacebookAI/xlm-roberta-base",
-            "mean",
-            MLM + ", 100 languages",
-            "MIT",
-            multilingual=True,
-        ),
-        Backbone("modernbert-base", "answerdotai/ModernBERT-base", "mean", MLM, "Apache-2.0"),
-        Backbone("modernbert-large", "answerdotai/ModernBERT-large", "mean", MLM, "Apache-2.0"),
-        Backbone(
-            "reward-deberta",
-            "OpenAssistant/reward-model-deberta-v3-large-v2",
-            "cls",
-            RTD + ", then a reward model of human preferences",
-            "MIT",
-            FP16_DEBERTA,
-        ),
-        Backbone("tiny-deberta", None, "mean", "none: random weights", "Apache-2.0", FP16_DEBERTA),
-        Backbone("tiny-roberta", None, "mean", "none: random weights", "Apache-2.0"),
-        Backbone("tiny-electra", None, "mean", "none: random weights", "Apache-2.0"),
-    )
-}
+_RECORDS = (
+    Backbone("deberta", "microsoft/deberta-v3-xsmall", "mean", _RTD, "MIT", _FP16_DEBERTA),
+    Backbone("deberta-base", "microsoft/deberta-v3-base", "mean", _RTD, "MIT", _FP16_DEBERTA),
+    Backbone("deberta-large", "microsoft/deberta-v3-large", "mean", _RTD, "MIT", _FP16_DEBERTA),
+    Backbone("roberta", "FacebookAI/roberta-base", "mean", _MLM, "MIT"),
+    Backbone("roberta-large", "FacebookAI/roberta-large", "mean", _MLM, "MIT"),
+    Backbone("electra-small", "google/electra-small-discriminator", "mean", _RTD, "Apache-2.0"),
+    Backbone("electra-base", "google/electra-base-discriminator", "mean", _RTD, "Apache-2.0"),
+    Backbone("electra", "google/electra-large-discriminator", "mean", _RTD, "Apache-2.0"),
+    Backbone(
+        "mdeberta",
+        "microsoft/mdeberta-v3-base",
+        "mean",
+        f"{_RTD}, 100 languages",
+        "MIT",
+        _FP16_DEBERTA,
+        multilingual=True,
+    ),
+    Backbone(
+        "xlm-roberta",
+        "FacebookAI/xlm-roberta-base",
+        "mean",
+        f"{_MLM}, 100 languages",
+        "MIT",
+        multilingual=True,
+    ),
+    Backbone("modernbert-base", "answerdotai/ModernBERT-base", "mean", _MLM, "Apache-2.0"),
+    Backbone("modernbert-large", "answerdotai/ModernBERT-large", "mean", _MLM, "Apache-2.0"),
+    Backbone(
+        "reward-deberta",
+        "OpenAssistant/reward-model-deberta-v3-large-v2",
+        "cls",
+        f"{_RTD}, then a reward model of human preferences",
+        "MIT",
+        _FP16_DEBERTA,
+    ),
+    Backbone("tiny-deberta", None, "mean", "none: random weights", "Apache-2.0", _FP16_DEBERTA),
+    Backbone("tiny-roberta", None, "mean", "none: random weights", "Apache-2.0"),
+    Backbone("tiny-electra", None, "mean", "none: random weights", "Apache-2.0"),
+)
+BACKBONES: dict[str, Backbone] = {record.name: record for record in _RECORDS}
 
 
-def find_backbone(name: str) -> Backbone | Path:
-    """A registry record by its exact name, or a directory in Hugging Face layout.
+@dataclass(frozen=True)
+class ResolvedBackbone:
+    """A backbone by the user's name for it, and where its files are.
+
+    Configuration and digest are read on first use and kept.
+
+    Attributes:
+        name: registry name or folder, as the user typed it.
+        source: folder in Hugging Face layout, or hub id; None for a toy, which starts from random weights.
+        record: entry of the registry, None for a folder of the user's own.
+    """
+
+    name: str
+    source: Path | str | None
+    record: Backbone | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration: the shipped one of a registry entry, or the folder's.
+
+        Raises:
+            BackboneError: the folder's config.json cannot be used.
+        """
+        if self.record is not None and not isinstance(self.source, Path):
+            return self.record.config
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(self.source, trust_remote_code=False).to_dict()
+        # transformers and huggingface_hub raise exceptions of many unrelated classes.
+        except Exception as error:
+            raise BackboneError(
+                f"{self.source}: its config.json cannot be used: {_first_line(error)}", FOLDER_HINT
+            ) from error
+
+        # The folder's path on this machine is no part of a model.
+        config.pop("_name_or_path", None)
+        return config
+
+    @property
+    def family(self) -> Family:
+        """What is known of its family of architectures."""
+        return find_family(self.config["model_type"])
+
+    @property
+    def max_positions(self) -> int | None:
+        """The hard limit on tokens of a sequence, None where there is none."""
+        return max_positions(self.config)
+
+    @property
+    def default_pooling(self) -> str:
+        """What `model.pooling = "auto"` means for it."""
+        return self.record.pooling if self.record else "mean"
+
+    @cached_property
+    def digest(self) -> str | None:
+        """A hash of the folder's configuration, tokenizer and weights; None without a folder.
+
+        A folder may be changed under the same path, which a recipe would not show. All weights are read for it.
+        """
+        folder = self.source
+        if not isinstance(folder, Path):
+            return None
+        weights = next((name for name in WEIGHTS if (folder / name).is_file()), "")
+        suffixes = {".json", ".txt", ".model", Path(weights.removesuffix(".index.json")).suffix}
+        paths = [p for p in sorted(folder.iterdir()) if p.suffix in suffixes and p.is_file()]
+        content = "".join(f"{path.name} {file_sha256(path)}\n" for path in paths)
+        return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def loading_error(self, error: Exception) -> BackboneError:
+        """Return the error to raise when transformers cannot load it: the cause, and how to get the files."""
+        cause = _first_line(error)
+        if isinstance(self.source, Path):
+            return BackboneError(f"{self.source}: cannot be loaded: {cause}", FOLDER_HINT)
+        return BackboneError(
+            f"backbone {self.name} ({self.source}) cannot be loaded: {cause}",
+            f"It needs the Hugging Face hub once. Where there is a network run `hf download "
+            f"{self.source} --local-dir models/{self.name}`; kit then finds it there, and a copy "
+            "works with `--backbone FOLDER`.",
+        )
+
+
+def resolve_backbone(name: str) -> ResolvedBackbone:
+    """Find a backbone by its exact registry name, or by a folder in Hugging Face layout.
+
+    A registry backbone that was downloaded to `models/<name>` is used from there.
 
     Raises:
-        BackboneError: neither; the message lists the names.
+        BackboneError: there is neither; the message lists the names.
     """
     if name in BACKBONES:
-        return BACKBONES[name]
+        record = BACKBONES[name]
+        local = Path("models") / name
+        downloaded = (local / "config.json").is_file()
+        return ResolvedBackbone(name, local if downloaded else record.hub_id, record)
+
     folder = Path(name)
     if (folder / "config.json").is_file():
-        return folder
+        return local_backbone(folder)
     if folder.is_dir():
         raise BackboneError(
             f"{folder}: no config.json in it", "A backbone folder is in Hugging Face layout."
@@ -131,12 +230,21 @@ def find_backbone(name: str) -> Backbone | Path:
     )
 
 
+def local_backbone(folder: Path) -> ResolvedBackbone:
+    """Return the backbone in a folder, which is read when its parts are."""
+    return ResolvedBackbone(str(folder), folder)
+
+
 def max_positions(config: dict[str, Any]) -> int | None:
-    """The hard limit on tokens of a sequence, or None where positions are relative and any length runs."""
-    family = config["model_type"]
-    if family == "deberta-v2" and not config.get("position_biased_input", True):
+    """Return the hard limit on tokens of a sequence, None where positions are relative."""
+    family = find_family(config["model_type"])
+    if family.relative_positions and not config.get("position_biased_input", True):
         return None
     positions = config.get("max_position_embeddings")
-    if positions and family in AFTER_PADDING:
+    if positions and family.positions_after_padding:
         return positions - config.get("pad_token_id", 1) - 1
     return positions
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

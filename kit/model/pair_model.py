@@ -22,7 +22,8 @@ from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
-from kit.model.encoder import build_encoder, load_vocabulary
+from kit.model.backbones import local_backbone
+from kit.model.encoder import build_encoder, load_tokenizer
 from kit.model.heads import build_head, swap_features
 from kit.model.pooling import build_pooling
 from kit.model.reward import build_reward_head
@@ -195,7 +196,7 @@ class PairModel(nn.Module):
                 _AGAIN,
             ) from error
         try:
-            return model.eval(), load_vocabulary(folder)
+            return model.eval(), load_tokenizer(local_backbone(folder))
         except BackboneError as error:
             raise RunError(
                 f"{folder}: its tokenizer cannot be used: {error.problem}", _AGAIN

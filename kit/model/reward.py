@@ -3,25 +3,15 @@
 A reward model is a sequence classifier with one output, so its classifier is two layers on the first token's state.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kit.attention.families import FAMILIES, RewardLayers, find_family
 from kit.errors import BackboneError
-from kit.model.backbones import Backbone
-from kit.model.encoder import not_loaded, quiet
-
-# By family, where transformers keeps the two layers of its sequence classifiers, and what stands between them.
-CLASSIFIERS = {
-    "bert": ("bert.pooler.dense", "tanh", "classifier"),
-    "deberta": ("pooler.dense", "pooler_hidden_act", "classifier"),
-    "deberta-v2": ("pooler.dense", "pooler_hidden_act", "classifier"),
-    "electra": ("classifier.dense", "gelu", "classifier.out_proj"),
-    "roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
-    "xlm-roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
-}
+from kit.model.backbones import ResolvedBackbone
+from kit.model.encoder import quiet
 
 
 class RewardHead(nn.Module):
@@ -55,16 +45,22 @@ def build_reward_head(config: dict[str, Any], hidden: int) -> RewardHead:
     Raises:
         BackboneError: a family whose sequence classifier is another.
     """
-    if config["model_type"] not in CLASSIFIERS:
-        raise BackboneError(
-            f"no reward head is known for the family {config['model_type']}",
-            f"Families: {', '.join(CLASSIFIERS)}; or set model.reward=false.",
-        )
-    activation = CLASSIFIERS[config["model_type"]][1]
+    activation = _reward_layers(config).activation
     return RewardHead(hidden, config.get(activation, activation))
 
 
-def load_reward_head(source: Backbone | Path, config: dict[str, Any]) -> RewardHead:
+def _reward_layers(config: dict[str, Any]) -> RewardLayers:
+    layers = find_family(config["model_type"]).reward
+    if layers is None:
+        known = [name for name, family in FAMILIES.items() if family.reward]
+        raise BackboneError(
+            f"no reward head is known for the family {config['model_type']}",
+            f"Families: {', '.join(known)}; or set model.reward=false.",
+        )
+    return layers
+
+
+def load_reward_head(backbone: ResolvedBackbone) -> RewardHead:
     """The reward head of a checkpoint.
 
     Raises:
@@ -72,32 +68,36 @@ def load_reward_head(source: Backbone | Path, config: dict[str, Any]) -> RewardH
     """
     from transformers import AutoModelForSequenceClassification
 
-    head = build_reward_head(
-        config, config["hidden_size"]
-    )  # an unknown family is told before a large file is read
-    place = source.hub_id if isinstance(source, Backbone) else source
-    if place is None:
-        raise BackboneError(f"{source.name} starts from random weights and has no reward", _OTHER)
+    # An unknown family is an error before a large file is read.
+    layers = _reward_layers(backbone.config)
+    head = build_reward_head(backbone.config, backbone.config["hidden_size"])
+    if backbone.source is None:
+        raise BackboneError(f"{backbone.name} starts from random weights and has no reward", _OTHER)
     with quiet():
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                place, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                backbone.source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except Exception as error:  # transformers and the hub each raise kinds of their own
-            raise not_loaded(source, error) from error
-    dense, _, out = CLASSIFIERS[config["model_type"]]
-    missing = sorted(
-        key for key in report["missing_keys"] if key.startswith((dense + ".", out + "."))
-    )
+            raise backbone.loading_error(error) from error
+    prefixes = (f"{layers.dense}.", f"{layers.out}.")
+    missing = sorted(key for key in report["missing_keys"] if key.startswith(prefixes))
     if missing:
-        raise BackboneError(f"{place}: not a reward model: its weights lack {missing[0]}", _OTHER)
-    layers = {"dense": model.get_submodule(dense), "out": model.get_submodule(out)}
-    if layers["out"].out_features != 1:
         raise BackboneError(
-            f"{place}: not a reward model: its classifier has {layers['out'].out_features} outputs",
+            f"{backbone.source}: not a reward model: its weights lack {missing[0]}", _OTHER
+        )
+
+    out = model.get_submodule(layers.out)
+    if out.out_features != 1:
+        raise BackboneError(
+            f"{backbone.source}: not a reward model: its classifier has {out.out_features} outputs",
             _OTHER,
         )
-    head.dense, head.out = layers["dense"], layers["out"]
+    head.dense = model.get_submodule(layers.dense)
+    head.out = out
     return head
 
 

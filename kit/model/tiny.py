@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from kit.attention.families import find_family
 from kit.errors import BackboneError
 from kit.model.backbones import Backbone
 from kit.storage.atomic import atomic_folder, write_text
@@ -50,12 +51,13 @@ def train_tokenizer(record: Backbone, texts: Iterable[str]) -> Tokenizer:
     fits too.
     """
     family = record.config["model_type"]
-    make = {"deberta-v2": _unigram, "roberta": _byte_level, "electra": _wordpiece}.get(family)
-    if make is None:
+    kind = find_family(family).toy_tokenizer
+    if kind is None:
         raise BackboneError(
             f"{record.name}: no toy tokenizer for the family {family}", "Use a tiny-… backbone."
         )
-    return make(list(texts), record.config["vocab_size"])
+    train = {"unigram": _unigram, "byte-level": _byte_level, "wordpiece": _wordpiece}[kind]
+    return train(list(texts), record.config["vocab_size"])
 
 
 def _byte_level(texts: list[str], size: int) -> Tokenizer:

@@ -17,6 +17,7 @@ import kit
 from kit.data.dataset import Dataset
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
+from kit.model.backbones import ResolvedBackbone
 from kit.model.device import out_of_memory
 from kit.model.inference import mean_probabilities, predict_logits, softmax_logits
 from kit.predictions import make_predictions, write_predictions
@@ -62,6 +63,7 @@ class TrainingOptions:
 
 def train_fold(
     recipe: Recipe,
+    backbone: ResolvedBackbone,
     dataset: Dataset,
     run: Run,
     fold: int | str,
@@ -96,7 +98,7 @@ def train_fold(
     # From here on: rows, model, optimizer, trainer.
     started = time.monotonic()
     spec = recipe.train
-    setup = prepare_fold(recipe, dataset, fold, options.log)
+    setup = prepare_fold(recipe, backbone, dataset, fold, options.log)
     args = training_arguments(spec, len(setup.train_rows), setup.compute, checkpoints)
     schedule = Schedule(make_optimizer(setup.model, spec), spec, args.max_steps)
     trainer = make_trainer(

@@ -21,19 +21,14 @@ from kit.data.dataset import Dataset
 from kit.data.feature_cache import features_cached
 from kit.data.tokenize import PairTokenizer, tokenize_cached
 from kit.errors import BackboneError, RecipeError
-from kit.model import reward, tiny
-from kit.model.backbones import Backbone, max_positions
+from kit.model import tiny
+from kit.model.backbones import Backbone, ResolvedBackbone, local_backbone
 from kit.model.collator import MULTIPLE, Collator
 from kit.model.device import Compute, choose_device, prepare_device
-from kit.model.encoder import (
-    build_encoder,
-    load_config,
-    load_encoder,
-    load_vocabulary,
-    resolve_backbone,
-)
+from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
+from kit.model.reward import load_reward_head
 from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import ID, LABEL, TEXTS
@@ -68,7 +63,11 @@ class FoldSetup:
 
 
 def prepare_fold(
-    recipe: Recipe, dataset: Dataset, fold: int | str, log: Callable[[str], None]
+    recipe: Recipe,
+    backbone: ResolvedBackbone,
+    dataset: Dataset,
+    fold: int | str,
+    log: Callable[[str], None],
 ) -> FoldSetup:
     """Prepare one fold. Random weights follow the recipe's seed. Under torchrun every process calls this.
 
@@ -85,7 +84,7 @@ def prepare_fold(
 
     # The first process downloads and fills the caches; the others find them full.
     with ranks.main_process_first():
-        model, tokenizer = new_model(recipe, dataset)
+        model, tokenizer = new_model(recipe, backbone, dataset)
         compute = choose_device(spec.precision, model.half_width)
         log(compute.reason)
 
@@ -146,24 +145,25 @@ def prepare_fold(
     )
 
 
-def new_model(recipe: Recipe, dataset: Dataset) -> tuple[PairModel, PairTokenizer]:
+def new_model(
+    recipe: Recipe, backbone: ResolvedBackbone, dataset: Dataset
+) -> tuple[PairModel, PairTokenizer]:
     """Return the untrained model of a recipe and its tokenizer.
 
     Its random parts follow torch's global seed.
 
     Raises:
         BackboneError: the encoder cannot be loaded.
-        RecipeError: see `check_trainable`.
+        RecipeError: the recipe does not fit the encoder's layers.
     """
-    check_trainable(recipe)
-    source = resolve_backbone(recipe.backbone)
-    config = load_config(source)
-    if isinstance(source, Backbone) and source.hub_id is None:
-        tokenizer = load_vocabulary(tiny_folder(source, dataset))
+    config = backbone.config
+    if backbone.source is None:
+        # A toy backbone has no files: its tokenizer is trained on these rows, its weights are random.
+        tokenizer = load_tokenizer(local_backbone(tiny_folder(backbone.record, dataset)))
         encoder = build_encoder(config, recipe.model.fast_attention)
     else:
-        encoder = load_encoder(source, recipe.model.fast_attention)
-        tokenizer = load_vocabulary(source)
+        encoder = load_encoder(backbone, recipe.model.fast_attention)
+        tokenizer = load_tokenizer(backbone)
 
     if len(tokenizer.pretrained) > config["vocab_size"]:
         raise BackboneError(
@@ -175,19 +175,19 @@ def new_model(recipe: Recipe, dataset: Dataset) -> tuple[PairModel, PairTokenize
     reinitialise_layers(encoder, recipe.train.reinit_layers)
     if recipe.train.gradient_checkpointing:
         _enable_checkpointing(encoder)
-    model = PairModel(encoder, config, _resolve_pooling(recipe.model, source))
+    model = PairModel(encoder, config, _resolve_pooling(recipe.model, backbone))
     if recipe.model.reward:
-        model.reward = reward.load_reward_head(source, config)
+        model.reward = load_reward_head(backbone)
     if recipe.train.lora_rank:
         add_adapters(model.encoder, recipe.train)
     return model, tokenizer
 
 
-def check_trainable(recipe: Recipe) -> None:
+def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
     """Refuse a recipe that cannot be trained here, before a run directory exists.
 
     Raises:
-        BackboneError: there is no such backbone.
+        BackboneError: the backbone's configuration cannot be used.
         RecipeError: more tokens than the encoder has positions, rates that never reach their peak,
             adapters without peft, or work on layers that this encoder does not have.
     """
@@ -199,8 +199,7 @@ def check_trainable(recipe: Recipe) -> None:
             "Both are shares of the steps, one after the other: their sum should be well below 1.",
         )
 
-    config = load_config(resolve_backbone(recipe.backbone))
-    limit = max_positions(config)
+    limit = backbone.max_positions
     if limit and recipe.encode.max_tokens > limit:
         raise RecipeError(
             f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions "
@@ -213,7 +212,7 @@ def check_trainable(recipe: Recipe) -> None:
     needs_layers = [key for key in ("awp", "lora_rank", "reinit_layers") if getattr(spec, key)]
     if needs_layers:
         with torch.device("meta"):
-            encoder = build_encoder(config, fast_attention=False)
+            encoder = build_encoder(backbone.config, fast_attention=False)
         if all(layer_of(f"encoder.{name}") is None for name, _ in encoder.named_parameters()):
             raise RecipeError(
                 f"train.{needs_layers[0]} works on an encoder's layers, and no weight of "
@@ -288,15 +287,12 @@ def _enable_checkpointing(encoder: nn.Module) -> None:
     enable({"use_reentrant": False})
 
 
-def _resolve_pooling(spec: ModelSpec, source: Backbone | Path) -> ModelSpec:
+def _resolve_pooling(spec: ModelSpec, backbone: ResolvedBackbone) -> ModelSpec:
     """Return the spec with pooling "auto" resolved.
 
     Under "cross" a mean over the whole sequence would blur which answer said what, so it is "cls".
     """
     if spec.pooling != "auto":
         return spec
-    if spec.shape == "cross":
-        pooling = "cls"
-    else:
-        pooling = source.pooling if isinstance(source, Backbone) else "mean"
+    pooling = "cls" if spec.shape == "cross" else backbone.default_pooling
     return dataclasses.replace(spec, pooling=pooling)

@@ -16,8 +16,7 @@ from accelerate import PartialState
 
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError
-from kit.model.backbones import BACKBONES
-from kit.model.encoder import folder_digest, resolve_backbone
+from kit.model.backbones import ResolvedBackbone, resolve_backbone
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run, make_origin, parse_folds
 from kit.storage.atomic import write_json
@@ -84,14 +83,14 @@ def train_recipe(
     # Everything that can be refused is refused before a run directory exists.
     dataset = open_dataset(data)
     folds = parse_folds(fold, dataset.folds)
-    digest = folder_digest(resolve_backbone(recipe.backbone))
-    check_trainable(recipe)
-    _warn_about_ascii(recipe, dataset, say)
+    backbone = resolve_backbone(recipe.backbone)
+    check_trainable(recipe, backbone)
+    _warn_about_ascii(backbone, dataset, say)
     ranks = PartialState(cpu=not torch.cuda.is_available())
     rows_per_pass(recipe.train, ranks.num_processes)
 
     with ranks.main_process_first():
-        run = Run.create(runs, recipe, make_origin(dataset, digest))
+        run = Run.create(runs, recipe, make_origin(dataset, backbone.digest))
 
     longest = 0.0
     for position, number in enumerate(folds):
@@ -106,7 +105,7 @@ def train_recipe(
         started = time.monotonic()
         folder = run.fold(number)
         with hold_lock(run.path, folder.name) if ranks.is_main_process else nullcontext():
-            _train_with_restarts(recipe, dataset, run, number, restarts, options)
+            _train_with_restarts(recipe, backbone, dataset, run, number, restarts, options)
         longest = max(longest, time.monotonic() - started)
         _free_memory()
     return run.summarise(write=ranks.is_main_process)
@@ -127,6 +126,7 @@ def attempt_recipe(recipe: Recipe, attempt: int) -> Recipe:
 
 def _train_with_restarts(
     recipe: Recipe,
+    backbone: ResolvedBackbone,
     dataset: Dataset,
     run: Run,
     fold: int | str,
@@ -150,7 +150,7 @@ def _train_with_restarts(
     while True:
         current = attempt_recipe(recipe, len(attempts))
         try:
-            train_fold(current, dataset, run, fold, options, attempts)
+            train_fold(current, backbone, dataset, run, fold, options, attempts)
             break
         except CollapseError as error:
             too_late = time.monotonic() > options.deadline
@@ -202,10 +202,12 @@ def _free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def _warn_about_ascii(recipe: Recipe, dataset: Dataset, say: Callable[[str], None]) -> None:
+def _warn_about_ascii(
+    backbone: ResolvedBackbone, dataset: Dataset, say: Callable[[str], None]
+) -> None:
     """Say that a multilingual backbone would be trained on rows stripped to ASCII."""
-    backbone = BACKBONES.get(recipe.backbone)
-    if backbone and backbone.multilingual and dataset.manifest["options"]["text"] == "ascii":
+    multilingual = backbone.record is not None and backbone.record.multilingual
+    if multilingual and dataset.manifest["options"]["text"] == "ascii":
         say(
             f"{backbone.name} reads a hundred languages, but these rows were stripped to ASCII; "
             "`kit preprocess --text unicode` keeps them"

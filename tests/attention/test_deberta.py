@@ -21,7 +21,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from kit.attention import disentangled
 from kit.attention.deberta import FastAttention, attend_with_bias, table_rows
 from kit.attention.disentangled import Attend
-from kit.model.backbones import BACKBONES
+from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.encoder import build_encoder, load_encoder
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
@@ -308,14 +308,16 @@ def test_the_switch_leaves_transformers_own_modules(tmp_path: Path):
     DebertaV2Model(build_encoder(shrunk()).config).save_pretrained(tmp_path)
     for encoder in (
         build_encoder(shrunk(), fast_attention=False),
-        load_encoder(tmp_path, fast_attention=False),
+        load_encoder(local_backbone(tmp_path), fast_attention=False),
     ):
         assert type(encoder.encoder) is DebertaV2Encoder
         assert all(
             type(layer.attention.self) is DisentangledSelfAttention
             for layer in encoder.encoder.layer
         )
-    assert isinstance(load_encoder(tmp_path).encoder.layer[1].attention.self, FastAttention)
+    assert isinstance(
+        load_encoder(local_backbone(tmp_path)).encoder.layer[1].attention.self, FastAttention
+    )
 
 
 @pytest.mark.parametrize(("spec", "fast"), [({}, True), ({"fast_attention": False}, False)])
@@ -329,7 +331,7 @@ def test_a_trained_model_says_which_attention_it_has_and_an_old_one_has_the_defa
     (tmp_path / "config.json").write_text(
         json.dumps({"format": 1, "model": old | spec, "encoder": config})
     )
-    monkeypatch.setattr("kit.model.pair_model.load_vocabulary", lambda folder: None)
+    monkeypatch.setattr("kit.model.pair_model.load_tokenizer", lambda folder: None)
     loaded = PairModel.from_pretrained(tmp_path)[0]
     assert isinstance(loaded.encoder.encoder.layer[0].attention.self, FastAttention) == fast
     assert loaded.spec.fast_attention == fast

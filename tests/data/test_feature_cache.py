@@ -12,15 +12,15 @@ from kit.data.feature_cache import SIDE_NAMES, TOKENS, FeatureTable, features_ca
 from kit.data.features import FEATURES, PAIR_FEATURES, compute_features
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import DataError, RunError
-from kit.model.backbones import BACKBONES
-from kit.model.encoder import load_vocabulary
+from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.encoder import load_tokenizer
 from kit.recipe.spec import EncodeSpec
 from kit.training.setup import tiny_folder
 
 
 @pytest.fixture(scope="module")
 def vocabulary(processed: Dataset) -> PairTokenizer:
-    return load_vocabulary(tiny_folder(BACKBONES["tiny-electra"], processed))
+    return load_tokenizer(local_backbone(tiny_folder(BACKBONES["tiny-electra"], processed)))
 
 
 @pytest.fixture(scope="module")

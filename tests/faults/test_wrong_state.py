@@ -13,7 +13,7 @@ from kit.baselines.run import run_baseline as baseline
 from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, RunError
-from kit.model.encoder import folder_digest
+from kit.model.backbones import resolve_backbone
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
@@ -141,13 +141,17 @@ def test_a_backbone_folder_that_changed_is_noticed(tmp_path: Path):
         (folder / name).write_text(text)
     (folder / "README.md").write_text("words")
     recipe = load_recipe("tiny-electra", backbone=str(folder))
-    origin = {"data": "x", "backbone": folder_digest(folder)}
+    origin = {"data": "x", "backbone": resolve_backbone(str(folder)).digest}
     Run.create(tmp_path / "runs", recipe, origin)
     (folder / "README.md").write_text("other words")
-    Run.create(tmp_path / "runs", recipe, origin | {"backbone": folder_digest(folder)})
+    Run.create(
+        tmp_path / "runs", recipe, origin | {"backbone": resolve_backbone(str(folder)).digest}
+    )
     (folder / "model.safetensors").write_text("Weights")
     with pytest.raises(RunError, match=r"the files in the backbone folder .* have changed"):
-        Run.create(tmp_path / "runs", recipe, origin | {"backbone": folder_digest(folder)})
+        Run.create(
+            tmp_path / "runs", recipe, origin | {"backbone": resolve_backbone(str(folder)).digest}
+        )
 
 
 def test_predictions_of_another_fold_do_not_pass_for_this_ones(data: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kit.errors import BackboneError
-from kit.model.backbones import BACKBONES, Backbone, find_backbone, max_positions
+from kit.model.backbones import BACKBONES, Backbone, max_positions, resolve_backbone
 from kit.model.encoder import build_encoder, count_parameters
 from kit.recipe.load import shipped_recipes
 
@@ -85,20 +85,20 @@ def test_a_toy_is_small_in_every_way_but_its_kind():
 def test_names_are_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BackboneError):
-        find_backbone(name)
+        resolve_backbone(name)
 
 
 def test_an_unknown_name_lists_the_registry():
     with pytest.raises(BackboneError, match="no backbone 'debreta'") as caught:
-        find_backbone("debreta")
+        resolve_backbone("debreta")
     assert all(name in caught.value.hint for name in BACKBONES)
 
 
 def test_a_folder_in_hugging_face_layout_is_a_backbone(tmp_path: Path):
     with pytest.raises(BackboneError, match=r"no config\.json"):
-        find_backbone(str(tmp_path))
+        resolve_backbone(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    assert find_backbone(str(tmp_path)) == tmp_path
+    assert resolve_backbone(str(tmp_path)).source == tmp_path
 
 
 def test_the_registry_comes_before_a_folder_of_the_same_name(
@@ -107,8 +107,32 @@ def test_the_registry_comes_before_a_folder_of_the_same_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deberta").mkdir()
     (tmp_path / "deberta" / "config.json").write_text("{}")
-    assert find_backbone("deberta") is BACKBONES["deberta"]
-    assert find_backbone("./deberta") == Path("deberta")
+    assert resolve_backbone("deberta").record is BACKBONES["deberta"]
+    assert resolve_backbone("./deberta").source == Path("deberta")
+
+
+def test_a_downloaded_backbone_keeps_its_default_pooling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_backbone("reward-deberta").default_pooling == "cls"
+    folder = tmp_path / "models" / "reward-deberta"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert resolve_backbone("reward-deberta").default_pooling == "cls"
+    assert resolve_backbone(str(folder)).default_pooling == "mean"
+
+
+def test_only_a_folder_has_a_digest_and_it_is_read_once(tmp_path: Path):
+    assert resolve_backbone("deberta").digest is None
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("weights")
+    backbone = resolve_backbone(str(tmp_path))
+    digest = backbone.digest
+    assert digest is not None
+    (tmp_path / "model.safetensors").write_text("Weights")
+    assert backbone.digest == digest
+    assert resolve_backbone(str(tmp_path)).digest != digest
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from kit.cli import main
 from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
+from kit.model.backbones import resolve_backbone
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.predictions import read_predictions
@@ -120,7 +121,7 @@ def test_a_training_on_one_order_does_not_encode_the_other(
 
 def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Dataset):
     recipe = load_recipe("tiny-electra", (*CROSS, "model.head=fusion", "model.features=false"))
-    model, vocabulary = new_model(recipe, processed)
+    model, vocabulary = new_model(recipe, resolve_backbone(recipe.backbone), processed)
     table, content = processed.train(), processed.digest("train")
     encoded = tokenize_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
     rows = np.arange(7)
@@ -150,14 +151,14 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 def test_a_row_read_whole_is_pooled_by_its_first_token(
     shape: str, pooling: str, processed: Dataset
 ):
-    automatic, _ = new_model(
-        load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}")), processed
-    )
+    backbone = resolve_backbone("tiny-electra")
+    recipe = load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}"))
+    automatic, _ = new_model(recipe, backbone, processed)
     assert automatic.spec.pooling == pooling
-    chosen, _ = new_model(
-        load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")),
-        processed,
+    recipe = load_recipe(
+        "tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")
     )
+    chosen, _ = new_model(recipe, backbone, processed)
     assert chosen.spec.pooling == "attention"
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.errors import RunError
-from kit.model.backbones import BACKBONES
+from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.collator import Collator
-from kit.model.encoder import build_encoder, load_vocabulary
+from kit.model.encoder import build_encoder, load_tokenizer
 from kit.model.pair_model import COUNTED, FORMAT, PairModel
 from kit.model.tiny import write_tiny_backbone
 from kit.recipe.spec import ModelSpec
@@ -293,7 +293,7 @@ def test_a_model_saved_before_there_were_features_still_loads(saved: Path):
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> PairTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
     write_tiny_backbone(BACKBONES["tiny-electra"], ["hello world, this is a text"] * 3, folder)
-    return load_vocabulary(folder)
+    return load_tokenizer(local_backbone(folder))
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from tokenizers import models
 from kit.data.dataset import Dataset
 from kit.errors import BackboneError
 from kit.model import tiny
-from kit.model.backbones import BACKBONES
-from kit.model.encoder import build_encoder, load_config, load_vocabulary
+from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.encoder import build_encoder, load_tokenizer
 from kit.model.tiny import SPECIAL, train_tokenizer, write_tiny_backbone
 from kit.task import TEXTS
 
@@ -117,7 +117,7 @@ def test_ascii_that_was_never_seen_can_be_read(name: str):
 @pytest.mark.parametrize("name", TOYS)
 def test_a_text_that_spells_out_the_framing_is_text(name: str, tmp_path: Path):
     write_tiny_backbone(BACKBONES[name], MIXED, tmp_path / name)
-    vocabulary = load_vocabulary(tmp_path / name)
+    vocabulary = load_tokenizer(local_backbone(tmp_path / name))
     ids = vocabulary.backend.encode("a [SEP] b[CLS] [PAD]", add_special_tokens=False).ids
     assert not {vocabulary.cls, vocabulary.sep, vocabulary.pad} & set(ids)
 
@@ -138,14 +138,14 @@ def test_each_family_has_its_kind_of_tokenizer(name: str, kind: type):
 def test_what_is_written_is_a_backbone_folder(name: str, tmp_path: Path):
     write_tiny_backbone(BACKBONES[name], iter(MIXED), tmp_path / "one")
     write_tiny_backbone(BACKBONES[name], MIXED, tmp_path / "two")
-    vocabulary = load_vocabulary(tmp_path / "one")
+    vocabulary = load_tokenizer(local_backbone(tmp_path / "one"))
     assert (vocabulary.pad, vocabulary.cls, vocabulary.sep) == (0, 1, 2)
-    assert vocabulary.digest == load_vocabulary(tmp_path / "two").digest
+    assert vocabulary.digest == load_tokenizer(local_backbone(tmp_path / "two")).digest
     trained = train_tokenizer(BACKBONES[name], MIXED)
     for text in MIXED[:7]:
         ids = vocabulary.backend.encode(text, add_special_tokens=False).ids
         assert ids == trained.encode(text, add_special_tokens=False).ids
-    config = load_config(tmp_path / "one")
+    config = local_backbone(tmp_path / "one").config
     assert {key: config[key] for key in BACKBONES[name].config} == BACKBONES[name].config
     assert build_encoder(config).get_input_embeddings().num_embeddings >= len(vocabulary.pretrained)
 

@@ -13,7 +13,7 @@ from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
 from kit.recipe.load import load_recipe, shipped_recipes
 from kit.recipe.spec import Recipe
-from kit.training.optim import Schedule, optimizer
+from kit.training.optim import Schedule, make_optimizer
 
 ALL = {
     name: load_recipe(name, backbone="roberta" if name == "default" else None)
@@ -47,7 +47,7 @@ def test_every_recipe_builds_at_full_size_on_the_meta_device(recipe: Recipe):
         logits = model.head(vectors, features)
     assert logits.shape == (2, 3)
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    Schedule(optimizer(model, recipe.train), recipe.train, 1000)
+    Schedule(make_optimizer(model, recipe.train), recipe.train, 1000)
 
 
 @pytest.mark.parametrize("recipe", PRETRAINED.values(), ids=PRETRAINED)

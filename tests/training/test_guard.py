@@ -12,7 +12,6 @@ from accelerate import PartialState
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.training.restart import attempt
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 from torch import nn
@@ -25,8 +24,8 @@ from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
 from kit.training.callbacks import TrainingProgress
 from kit.training.guard import CollapseGuard, GradientGuard, advice
-from kit.training.optim import optimizer
-from kit.training.train import train_recipe
+from kit.training.optim import make_optimizer
+from kit.training.train import attempt_recipe, train_recipe
 
 REFERENCE = 1.0972
 SHORT = (*QUICK, "train.max_steps=8", "train.evals_per_epoch=2")
@@ -155,7 +154,7 @@ def step(guard: GradientGuard, layer: nn.Module, gradient: float, fp16: bool = F
 
 def test_a_step_whose_gradient_is_not_finite_leaves_weights_and_moments_alone():
     layer, guard = nn.Linear(3, 2), GradientGuard(1e-3)
-    optim = optimizer(layer, TrainSpec(head_lr=1e-2))
+    optim = make_optimizer(layer, TrainSpec(head_lr=1e-2))
     step(guard, layer, 0.5)
     optim.step()
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
@@ -197,8 +196,8 @@ def test_a_checkpoint_of_an_older_kit_is_taken_up():
 
 def test_attempts_halve_the_rates_and_change_the_seed():
     recipe = load_recipe("tiny-electra", ["train.seed=4294967295"])
-    assert attempt(recipe, 0) == recipe
-    second, third = attempt(recipe, 1).train, attempt(recipe, 2).train
+    assert attempt_recipe(recipe, 0) == recipe
+    second, third = attempt_recipe(recipe, 1).train, attempt_recipe(recipe, 2).train
     assert (second.lr, second.head_lr) == (recipe.train.lr / 2, recipe.train.head_lr / 2)
     assert third.lr == recipe.train.lr / 4
     assert len({recipe.train.seed, second.seed, third.seed}) == 3

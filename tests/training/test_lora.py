@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from kit.data.dataset import Dataset
 from kit.errors import RecipeError
-from kit.model.backbones import BACKBONES
+from kit.model.backbones import BACKBONES, resolve_backbone
 from kit.model.encoder import build_encoder
 from kit.predict import predict_split
 from kit.predictions import read_predictions
@@ -97,7 +97,7 @@ def test_they_change_nothing_at_first_and_merging_them_changes_nothing_at_the_en
 
 def test_the_optimizer_holds_adapters_and_head_alone(processed: Dataset):
     recipe = load_recipe("tiny-electra", (*LORA, "train.layer_decay=0.5"))
-    model, _ = new_model(recipe, processed)
+    model, _ = new_model(recipe, resolve_backbone(recipe.backbone), processed)
     groups = parameter_groups(model, recipe.train)
     held = {id(p) for group in groups for p in group["params"]}
     by_name = dict(model.named_parameters())
@@ -123,7 +123,8 @@ def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(
     recipe = load_recipe("tiny-electra", LORA)
     weights = load_file(run / "holdout" / "model.safetensors")
     set_seed(recipe.train.seed)
-    begun, _ = new_model(load_recipe("tiny-electra", (*LORA, "train.lora_rank=0")), processed)
+    plain = load_recipe("tiny-electra", (*LORA, "train.lora_rank=0"))
+    begun, _ = new_model(plain, resolve_backbone("tiny-electra"), processed)
     assert set(weights) == set(begun.state_dict())
     moved = {
         name

@@ -17,7 +17,7 @@ from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec, TrainSpec
-from kit.training.optim import Schedule, layer_of, optimizer, parameter_groups
+from kit.training.optim import Schedule, layer_of, make_optimizer, parameter_groups
 
 LAYERS = 4
 # What stands outside the layers, by the beginning of its name, and how many layers below the top it counts as.
@@ -132,7 +132,7 @@ def test_the_first_step_is_a_full_one_at_each_groups_rate():
     torch.manual_seed(0)
     pair = nn.ModuleDict({"encoder": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
     before = {name: p.detach().clone() for name, p in pair.named_parameters()}
-    optim = optimizer(pair, replace(SPEC, weight_decay=0.0))
+    optim = make_optimizer(pair, replace(SPEC, weight_decay=0.0))
     for parameter in pair.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optim.step()
@@ -298,7 +298,7 @@ def test_a_rate_of_0_leaves_the_encoder_as_it_is_while_its_moments_build_up():
     pair = nn.ModuleDict({"encoder": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
     before = {name: p.detach().clone() for name, p in pair.named_parameters()}
     spec = replace(SPEC, head_only=0.5, warmup=0.0, weight_decay=0.1)
-    optim = optimizer(pair, spec)
+    optim = make_optimizer(pair, spec)
     curve = Schedule(optim, spec, 6)
     for update in range(4):
         for parameter in pair.parameters():

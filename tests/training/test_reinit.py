@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from kit.errors import RecipeError
-from kit.model.backbones import BACKBONES
+from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.encoder import build_encoder, load_encoder
-from kit.training.setup import reinitialise
+from kit.training.setup import reinitialise_layers
 
 FAMILIES = {record.config["model_type"]: name for name, record in BACKBONES.items()}
 SMALL = {
@@ -58,8 +58,8 @@ def inside(name: str) -> int | None:
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_just_the_top_layers_change(folder: Path, layers: int):
-    encoder = load_encoder(folder)
-    reinitialise(encoder, layers)
+    encoder = load_encoder(local_backbone(folder))
+    reinitialise_layers(encoder, layers)
     for name, parameter in encoder.named_parameters():
         fresh = inside(name) is not None and inside(name) >= 4 - layers
         assert bool((parameter == 0.5).any()) != fresh, name
@@ -67,8 +67,8 @@ def test_just_the_top_layers_change(folder: Path, layers: int):
 
 
 def test_they_begin_as_the_architecture_does(folder: Path):
-    encoder = load_encoder(folder)
-    reinitialise(encoder, 4)
+    encoder = load_encoder(local_backbone(folder))
+    reinitialise_layers(encoder, 4)
     for name, parameter in encoder.named_parameters():
         if inside(name) is None:
             continue
@@ -82,9 +82,9 @@ def test_they_begin_as_the_architecture_does(folder: Path):
 def test_the_draw_follows_the_seed(folder: Path):
     drawn = []
     for seed in (1, 1, 2):
-        encoder = load_encoder(folder)
+        encoder = load_encoder(local_backbone(folder))
         torch.manual_seed(seed)
-        reinitialise(encoder, 1)
+        reinitialise_layers(encoder, 1)
         drawn.append(torch.cat([p.detach().ravel() for p in encoder.parameters()]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -92,4 +92,4 @@ def test_the_draw_follows_the_seed(folder: Path):
 
 def test_more_layers_than_there_are_is_an_error(folder: Path):
     with pytest.raises(RecipeError, match="the encoder has 4 layers"):
-        reinitialise(load_encoder(folder), 5)
+        reinitialise_layers(load_encoder(local_backbone(folder)), 5)

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from kit.cli import main
 from kit.errors import RunError
 from kit.recipe.load import load_recipe
-from kit.training import tracking
+from kit.training import callbacks
 from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=4", "train.evals_per_epoch=2")
@@ -20,15 +20,15 @@ SHORT = (*QUICK, "train.max_steps=4", "train.evals_per_epoch=2")
 def test_without_the_package_the_message_says_what_to_install(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr(callbacks, "find_spec", lambda name: None)
     settings = ["--report-to", "tensorboard", "--data", str(data), "--runs", str(tmp_path)]
     result = CliRunner().invoke(main, ["train", "--backbone", "tiny-electra", *settings])
     assert result.exit_code == 1
     assert "pip install tensorboard" in result.output
     assert not list(tmp_path.iterdir())
     with pytest.raises(RunError):
-        tracking.require_tracker("tensorboard")
-    tracking.require_tracker(None)
+        callbacks.require_tracker("tensorboard")
+    callbacks.require_tracker(None)
 
 
 class Recorder(TrainerCallback):
@@ -47,7 +47,7 @@ class Recorder(TrainerCallback):
 def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tracking, "find_spec", lambda name: name)
+    monkeypatch.setattr(callbacks, "find_spec", lambda name: name)
     monkeypatch.setattr("transformers.integrations.TensorBoardCallback", Recorder)
     run = Path(
         train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")[

@@ -23,7 +23,7 @@ from kit.data.dataset import Dataset
 from kit.errors import BackboneError, DeviceError, RecipeError, RunError
 from kit.evaluation.metrics import log_loss
 from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
-from kit.model.backbones import BACKBONES
+from kit.model.backbones import BACKBONES, resolve_backbone
 from kit.model.collator import Collator
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
@@ -36,7 +36,7 @@ from kit.task import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
 from kit.training import fold as training
 from kit.training import setup, trainer
 from kit.training.callbacks import TrainingProgress
-from kit.training.checkpoints import last_whole_checkpoint
+from kit.training.checkpoints import last_checkpoint
 from kit.training.loss import summed_cross_entropy
 from kit.training.optim import parameter_groups
 from kit.training.setup import new_model
@@ -180,7 +180,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path):
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     assert not (tmp_path / "checkpoint-16").exists()
 
 
@@ -561,7 +561,7 @@ def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((still / name).read_bytes())
     recipe = load_recipe("default", ("train.layer_decay=0.5",), backbone=str(tmp_path))
-    model, _ = new_model(recipe, processed)
+    model, _ = new_model(recipe, resolve_backbone(recipe.backbone), processed)
     groups = parameter_groups(model, recipe.train)
     assert {group["lr"] for group in groups} == {recipe.train.lr, recipe.train.head_lr}
     for key in ("train.awp=0.01", "train.lora_rank=2", "train.reinit_layers=1"):
@@ -636,8 +636,8 @@ def test_processes_do_not_drop_out_alike(
 ):
     seeds, make = [], training.make_trainer
 
-    def noting(*arguments: Any) -> Any:
-        make(*arguments)
+    def noting(*arguments: Any, **options: Any) -> Any:
+        make(*arguments, **options)
         seeds.append(torch.initial_seed())
         raise KeyboardInterrupt
 
