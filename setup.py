@@ -22,7 +22,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["kit", "kit.*"]),
-    package_data={"kit": ["recipe/shipped/*.toml", "model/configs/*.json", "report/page.*"]},
+    package_data={
+        "kit": ["recipe/shipped/*.toml", "model/configs/*.json", "report/page.*", "py.typed"]
+    },
     install_requires=[
         "accelerate>=1.3",  # transformers' Trainer runs on it; 5.0 says 1.1 and needs 1.3
         "click>=8.2",
@@ -64,7 +66,7 @@ setup(
             "tensorboard>=2.18",
         ],
     },
-    entry_points={"console_scripts": ["kit=kit.cli:main"]},
+    entry_points={"console_scripts": ["kit=kit.cli.main:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3 :: Only",

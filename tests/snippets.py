@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from kit.cli import main
+from kit.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

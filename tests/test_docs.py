@@ -10,7 +10,7 @@ import recipe_table
 import snippets
 from click.testing import CliRunner
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.recipe.load import load_recipe, shipped_recipes
 
 ROOT = snippets.ROOT

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from pyarrow import parquet as pq
 
 from kit import doctor, memory
-from kit.cli import main
+from kit.cli.main import main
 from kit.errors import DeviceError
 from kit.model import device, preflight
 
@@ -264,7 +264,7 @@ def test_a_broken_package_is_a_finding_and_no_traceback(
     tmp_path: Path, package: str, part: str, told: str
 ):
     (tmp_path / f"{package}.py").write_text("raise ImportError('not\\n  here')")
-    command = [sys.executable, "-c", "from kit.cli import main; main(['doctor'])"]
+    command = [sys.executable, "-c", "from kit.cli.main import main; main(['doctor'])"]
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 1, done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.cli import main
+from kit.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 LISTED = """setup demo test soak check download preprocess train predict ensemble validate score report kernel

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.errors import BackboneError
 from kit.kaggle.download import unpack_download
 from kit.model.backbones import BACKBONES, local_backbone

@@ -22,7 +22,8 @@ ledger_file = click.option(
 def connect(attempts: int = 6) -> "Client":
     """Kaggle with the credential that is found here; repeated calls are told as they happen.
 
-    A wait of hours takes more attempts than a single command: 40 outlive half an hour without a network.
+    A wait of hours takes more attempts than a single command: 40 outlive half an hour without a
+    network.
     """
     from kit.kaggle.client import Client
     from kit.kaggle.retry import RetryPolicy

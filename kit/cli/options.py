@@ -17,6 +17,9 @@ data = click.option(
 runs = click.option(
     "--runs", type=FILE, default=Path("runs"), show_default=True, help="Where run directories are."
 )
+fold = click.option(
+    "--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`."
+)
 competition = click.option(
     "--competition", default=COMPETITION, show_default=True, help="Its name in its address."
 )
@@ -28,7 +31,28 @@ restart = click.option(
     flag_value=2,
     is_flag=False,
     metavar="[N]",
-    help="Where a training collapses try again, N times at most (2 if not said), at half the rates with a new seed.",
+    help="Try again where a training collapses, up to N times (2 without N), at half the rates and with a new seed.",
+)
+
+
+def _complete_key(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a recipe key in the shell, and after `=` its choices."""
+    from kit.recipe.spec import KEYS
+
+    name, equals, value = incomplete.partition("=")
+    if not equals:
+        return [f"{key}=" for key in KEYS if key.startswith(name)]
+    choices = KEYS[name].choices if name in KEYS else ()
+    return [f"{name}={choice}" for choice in choices if choice.startswith(value)]
+
+
+overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=_complete_key,
+    help="Change a recipe key (`kit recipes --keys`); may repeat.",
 )
 
 _PREPARING = (

@@ -199,12 +199,14 @@ def infer(
 ) -> None:
     """Push an inference kernel, which leaves a submission.
 
-    RUNs are training kernels, whose outputs are mounted, or run directories: those that came from Kaggle are mounted
-    from there, others need --dataset.
+    RUNs are training kernels, whose outputs are mounted, or run directories: those that came from
+    Kaggle are mounted from there, others need --dataset.
 
     \b
-    Example:  kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --weights 2,1
-              kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --blend blend.json
+    Example:  kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --weights
+    2,1
+              kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --blend
+              blend.json
     """
     if not runs:
         raise click.UsageError("Name training kernels or run directories with --runs.")

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from quick_recipe import QUICK
 
 from kit.baselines.models import FITS
-from kit.cli import main
-from kit.cli.blending import BASELINES
+from kit.cli.main import main
+from kit.cli.train import BASELINES
 from kit.errors import KitError
 from kit.predictions import read_predictions, write_predictions
 
@@ -242,7 +242,7 @@ def test_numbers_need_no_torch(command: list[str], raw: Path, tmp_path: Path):
     arguments = [each.format(raw=raw, tmp=tmp_path) for each in command] + [
         str(raw / "sample_submission.csv")
     ]
-    code = f"import sys, kit.cli; kit.cli.main({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
+    code = f"import sys, kit.cli.main; kit.cli.main.main({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
 

@@ -107,7 +107,7 @@ def child(request: dict, report: int, outputs: list[int]) -> None:
             resource.setrlimit(
                 resource.RLIMIT_FSIZE, (request["file_size"], resource.RLIM_INFINITY)
             )
-        from kit.cli import main
+        from kit.cli.main import main
 
         os.write(report, b"begun\n")
         try:

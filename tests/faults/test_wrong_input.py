@@ -18,7 +18,7 @@ from compare_runs import compare
 from mutations import mutate
 
 from kit.baselines.run import run_baseline as baseline
-from kit.cli import main
+from kit.cli.main import main
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.data.rows import read_rows

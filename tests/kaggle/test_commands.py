@@ -12,7 +12,7 @@ from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
 from test_fan_out import RECIPE, output
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.ensemble.blend import Blend, parse_blend, write_blend
 from kit.ensemble.calibration import Calibration, parse_calibration, write_calibration
 from kit.kaggle import notebook

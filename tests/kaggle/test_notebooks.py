@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit.cli import training as commands
+from kit.cli import train as commands
 from kit.ensemble.blend import Blend, apply_blend
 from kit.ensemble.calibration import Calibration
 from kit.evaluation.validate import validate_submission

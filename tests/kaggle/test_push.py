@@ -111,7 +111,7 @@ class TestWheel:
             "--no-compile",
         ]
         subprocess.run([*pip, "--target", tmp_path / "lib", tmp_path / made.name], check=True)
-        code = "import kit, sys; from kit.cli import main; print(kit.__file__); main(['recipes', '--json'])"
+        code = "import kit, sys; from kit.cli.main import main; print(kit.__file__); main(['recipes', '--json'])"
         env = {"PYTHONPATH": str(tmp_path / "lib")}
         out = subprocess.run(
             [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True

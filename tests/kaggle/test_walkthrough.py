@@ -13,7 +13,7 @@ from captured import Heard
 from click.testing import CliRunner
 from fake_kaggle import FakeKaggle
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.kaggle.ledger import read_ledger

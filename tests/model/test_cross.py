@@ -11,7 +11,7 @@ from interruption import interrupt_at
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
 from kit.model.backbones import resolve_backbone

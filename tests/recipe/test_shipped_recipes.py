@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.model.backbones import BACKBONES, max_positions
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel

@@ -10,7 +10,7 @@ from made_runs import make_run
 from page_tables import Page
 
 from kit.baselines.run import run_baseline
-from kit.cli import main
+from kit.cli.main import main
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.ensemble import blend as blends

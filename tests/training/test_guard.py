@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.errors import CollapseError, RunError
 from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.load import load_recipe

@@ -153,7 +153,7 @@ def test_prediction_needs_no_peft(run: Path, data: Path, tmp_path: Path):
         "    def find_spec(self, name, path, target=None):\n"
         "        if name.split('.')[0] == 'peft': raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Gone())\n"
-        "from kit.cli import main\n"
+        "from kit.cli.main import main\n"
         f"main(['predict', {str(run)!r}, '--data', {str(data)!r}, '-o', {str(tmp_path / 'out.csv')!r}])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

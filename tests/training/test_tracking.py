@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from quick_recipe import QUICK
 from transformers import TrainerCallback
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.errors import RunError
 from kit.recipe.load import load_recipe
 from kit.training import callbacks

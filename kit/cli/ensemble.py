@@ -1,32 +1,11 @@
-"""Commands that make predictions from rows or from other predictions without torch: baseline, calibrate, ensemble."""
+"""Offer the commands that make predictions from other predictions, without torch: calibrate, ensemble."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from kit.cli import options, show
-
-BASELINES = ("uniform", "prior", "length", "tfidf", "boosted")
-
-
-@click.command()
-@click.argument("name", type=click.Choice(BASELINES), default="tfidf")
-@click.option(
-    "--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`."
-)
-@options.data
-@options.runs
-@options.as_json
-def baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
-    """Fit a reference model on the very same rows, with their soft labels and weights where they have some.
-
-    \b
-    Example:  kit baseline tfidf --fold all
-    """
-    from kit.baselines.run import run_baseline
-
-    result = run_baseline(name, data, runs, fold, say=show.note)
-    show.json_out(result) if as_json else show.trained(result)
 
 
 @click.command()
@@ -52,11 +31,11 @@ def baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> Non
     "-o",
     "--out",
     type=options.FILE,
-    help="Write the calibrated predictions; of fitted rows, cross-fitted.",
+    help="Write the calibrated predictions; of rows that were fitted, cross-fitted ones.",
 )
 @options.force
 @options.as_json
-def calibrate(
+def calibrate_command(
     file: Path,
     truth: Path | None,
     subset: bool,
@@ -67,10 +46,11 @@ def calibrate(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Soften or sharpen probabilities, by what out-of-fold predictions say.
+    """Soften or sharpen probabilities, as out-of-fold predictions tell.
 
     \b
-    Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv --truth data/processed/train.parquet --save t.json
+    Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv --truth data/processed/train.parquet
+    --save t.json
               kit calibrate runs/deberta-1a2b3c4d/test.csv --apply t.json -o calibrated.csv
     """
     if saved:
@@ -79,7 +59,8 @@ def calibrate(
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
-    from kit.ensemble.calibrate import fit_calibration as fit
+
+    from kit.ensemble.calibrate import fit_calibration
     from kit.ensemble.calibration import apply_calibration, read_calibration, write_calibration
     from kit.ensemble.members import is_of_no_run
     from kit.evaluation.truth import read_truth, restrict_truth, without_prompts
@@ -89,19 +70,20 @@ def calibrate(
     predictions = read_predictions(file)
     if saved:
         write_predictions(apply_calibration(read_calibration(saved), predictions), out)
-        return (
-            show.json_out({"file": str(out)})
-            if as_json
-            else show.note(f"{len(predictions):,} rows in {out}")
-        )
+        if as_json:
+            return show.json_out({"file": str(out)})
+        return show.note(f"{len(predictions):,} rows in {out}")
+
     labels = read_truth(truth)
-    labels = restrict_truth(labels, predictions) if subset else labels
-    result = fit(predictions, labels, str(file), method)
+    if subset:
+        labels = restrict_truth(labels, predictions)
+    result = fit_calibration(predictions, labels, str(file), method)
     calibrated = make_predictions(labels["id"].to_numpy(), result.crossed)
     if save:
         write_calibration(result.calibration, save, result.fitted)
     if out:
         write_predictions(calibrated, out)
+
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
     for line in [*is_of_no_run([file]), *without_prompts(labels, truth)]:
         show.note(line)
@@ -124,7 +106,7 @@ def calibrate(
     "oof",
     type=options.FILE,
     multiple=True,
-    help="Out-of-fold predictions to fit weights to; repeats.",
+    help="Out-of-fold predictions to fit weights to; may repeat.",
 )
 @click.option("--truth", type=options.FILE, help="Labels of the out-of-fold rows.")
 @click.option(
@@ -142,7 +124,7 @@ def calibrate(
 @click.option("-o", "--out", type=options.FILE, help="The blended predictions of FILES.")
 @options.force
 @options.as_json
-def ensemble(
+def ensemble_command(
     files: tuple[Path, ...],
     method: str | None,
     weights: list[float] | None,
@@ -164,41 +146,40 @@ def ensemble(
     """
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
-    from kit.ensemble.blend import apply_blend, read_blend, write_blend
-    from kit.ensemble.members import is_of_no_run, read_members
-    from kit.ensemble.pool import blend_predictions
-    from kit.predictions import read_predictions, write_predictions
 
+    import kit
+    from kit.ensemble.blend import write_blend
+    from kit.predictions import write_predictions
+
+    # Everything is read and computed before anything is written: an error leaves no half of the
+    # results.
     options.refuse_overwrites((save, out), force)
-    fitted = blended = None
-    if (
-        oof or saved
-    ):  # all is read and worked out before anything is written: an error leaves no half of the results
-        names, frames = read_members(files)
-        fitted = _fit(oof, truth, subset) if oof else None
-        if out:
-            blended = apply_blend(
-                fitted.blend if fitted else read_blend(saved), frames, names, files
-            )
-    else:
-        method = method or ("weights" if weights else "mean")
-        blended = blend_predictions(
-            [read_predictions(file) for file in files],
-            [str(file) for file in files],
-            method,
-            weights,
-        )
+    result = kit.ensemble(
+        files,
+        method=None if method == "fit" else method,
+        weights=weights,
+        fit=oof,
+        truth=truth,
+        subset=subset,
+        blend=saved,
+    )
     if save:
-        write_blend(fitted.blend, save, fitted.fitted)
+        write_blend(result.fit.blend, save, result.fit.fitted)
     if out:
-        write_predictions(blended, out)
-    for line in is_of_no_run(oof):
+        write_predictions(result.predictions, out)
+
+    for line in result.notes:
         show.note(line)
-    result = {"file": str(out) if out else None, "members": [str(file) for file in files]}
     if as_json:
-        return show.json_out(result | ({"fit": fitted.as_dict()} if fitted else {"method": method}))
-    if fitted:
-        show.fitted(fitted)
+        written: dict[str, Any] = {"file": str(out) if out else None}
+        written["members"] = [str(file) for file in files]
+        if result.fit:
+            written["fit"] = result.fit.as_dict()
+        else:
+            written["method"] = None if saved else method or ("weights" if weights else "mean")
+        return show.json_out(written)
+    if result.fit:
+        show.fitted(result.fit)
     if out:
         show.note(f"{len(files)} files blended into {out}")
 
@@ -214,38 +195,25 @@ def _check_usage(
     saved: Path | None,
     out: Path | None,
 ) -> None:
-    other = None if method == "fit" else method
+    """Refuse options that contradict each other or would have no effect."""
     if saved:
         why = "it blends as was fitted before."
         options.refuse_beside("--apply", why, fit=oof, truth=truth, subset=subset, save=save)
         options.refuse_beside("--apply", why, weights=weights, method=method)
     elif oof:
+        other = None if method == "fit" else method
         options.refuse_beside("--fit", "it finds its own weights.", weights=weights, method=other)
     else:
         why = "these are for a blend that --fit FILE fits, for every member."
         options.refuse_beside("A blend without --fit", why, truth=truth, subset=subset, save=save)
-    if bool(oof) != bool(truth) or (method == "fit") > bool(oof):
+
+    if bool(oof) != bool(truth) or (method == "fit" and not oof):
         raise click.UsageError("Fitting takes --fit FILE for every member, and --truth FILE.")
     if method not in (None, "weights"):
-        options.refuse_beside(
-            f"--method {method}", "they are of --method weights.", weights=weights
-        )
+        why = "they are for --method weights."
+        options.refuse_beside(f"--method {method}", why, weights=weights)
     if bool(files) != bool(out) or not (files or oof):
         raise click.UsageError("Name prediction files and -o FILE.")
 
 
-def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
-    from kit.ensemble.fit import fit_blend
-    from kit.ensemble.members import read_members
-    from kit.evaluation.truth import read_truth, restrict_truth, without_prompts
-
-    names, frames = read_members(oof)
-    labels = read_truth(truth)
-    for line in without_prompts(labels, truth):
-        show.note(line)
-    return fit_blend(
-        frames, names, restrict_truth(labels, frames[0]) if subset else labels, files=oof
-    )
-
-
-COMMANDS = (calibrate, ensemble)
+COMMANDS = (calibrate_command, ensemble_command)

@@ -1,4 +1,4 @@
-"""Commands that judge predictions: validate, score, report, and the demo. The first two do not import torch."""
+"""Offer the commands that judge predictions: validate, score, report, and the demo."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from kit.cli import options, show
 @click.argument("file", type=options.FILE)
 @click.option("--sample", type=options.FILE, help="The sample submission whose ids it must have.")
 @options.as_json
-def validate(file: Path, sample: Path | None, as_json: bool) -> None:
+def validate_command(file: Path, sample: Path | None, as_json: bool) -> None:
     """Report every problem of a submission at once, as Kaggle's graders would judge it.
 
     \b
     Example:  kit validate submissions/blend.csv --sample data/raw/sample_submission.csv
     """
-    from kit.evaluation.validate import validate_submission as check
+    from kit.evaluation.validate import validate_submission
 
-    report = check(file, sample)
+    report = validate_submission(file, sample)
     if as_json:
         show.json_out(report.as_dict())
     else:
@@ -42,22 +42,15 @@ def validate(file: Path, sample: Path | None, as_json: bool) -> None:
     help="Score only the rows that FILE predicts, such as validation rows.",
 )
 @options.as_json
-def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
+def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     """Compute log loss, accuracy and calibration error, beside uniform and the class prior.
 
     \b
     Example:  kit score submissions/blend.csv --truth data/raw/truth.csv
     """
-    from kit.evaluation.metrics import score_predictions as compute
-    from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
-    from kit.predictions import read_predictions
+    import kit
 
-    predictions, labels = read_predictions(file), read_truth(truth)
-    result = compute(
-        *align_to_truth(
-            predictions, restrict_truth(labels, predictions) if subset else labels, str(file)
-        )
-    )
+    result = kit.score(file, truth, subset=subset)
     show.json_out(result.as_dict()) if as_json else show.scored(result, file)
 
 
@@ -85,7 +78,7 @@ def score(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
 @click.option("--markdown", is_flag=True, help="Print the whole report as Markdown.")
 @options.force
 @options.as_json
-def report(
+def report_command(
     runs: tuple[Path, ...],
     data: Path,
     truth: Path | None,
@@ -111,21 +104,22 @@ def report(
         raise click.UsageError("Choose --markdown or --json.")
     if len({path.resolve() for path in out}) < len(out):
         raise click.UsageError("-o names the same file twice.")
+
+    import kit
     from kit.report.export import check_export, write_report
-    from kit.report.markdown import render_markdown as text
-    from kit.report.report import build_report as compare
+    from kit.report.markdown import render_markdown
 
     check_export(out)
     options.refuse_overwrites(out, force)
-    found = compare(runs, data, frames=named, blends=blends, truth=truth)
+    result = kit.report(runs, data=data, frames=named, blends=blends, truth=truth)
     for path in out:
-        write_report(found, path)
+        write_report(result, path)
     if as_json:
-        show.json_out(found.as_dict())
+        show.json_out(result.as_dict())
     elif markdown:
-        click.echo(text(found), nl=False)
+        click.echo(render_markdown(result), nl=False)
     else:
-        show.compared(found)
+        show.compared(result)
     if out:
         show.note(f"Written: {', '.join(map(str, out))}")
 
@@ -146,7 +140,7 @@ def report(
     help="Training rows of the sample.",
 )
 @options.as_json
-def demo(out: Path, rows: int, as_json: bool) -> None:
+def demo_command(out: Path, rows: int, as_json: bool) -> None:
     """Run the whole pipeline on the embedded sample.
 
     \b
@@ -158,4 +152,4 @@ def demo(out: Path, rows: int, as_json: bool) -> None:
     show.json_out(report.as_dict()) if as_json else show.compared(report)
 
 
-COMMANDS = (validate, score, report)
+COMMANDS = (validate_command, score_command, report_command)

@@ -1,0 +1,92 @@
+"""Join all commands in pipeline order, and turn errors into messages and exit codes. Use `main`.
+
+Each command parses, calls one function and prints: no logic, and no heavy import outside its body,
+so that `kit --help` answers at once.
+"""
+
+import sys
+from typing import Any
+
+import click
+
+from kit import __version__
+from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, show, train
+from kit.errors import KitError
+
+
+class Cli(click.Group):
+    """Keep commands in the order they are added, and decide the exit code.
+
+    0 on success, 1 for what the user can fix, 2 for wrong usage, 130 after Ctrl-C.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in pipeline order instead of the alphabet's."""
+        return list(self.commands)
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Read the arguments and run the command; Ctrl-C ends alike in both."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; what a user can cause becomes one message without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+        except (KitError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+
+            # The reader of our output, such as `head`, has ended: that is no error.
+            if isinstance(error, BrokenPipeError):
+                sys.stderr.close()
+                ctx.exit(0)
+            if isinstance(error, KitError):
+                text = str(error)
+            else:
+                text = f"{error.filename or 'the system'}: {error.strerror or error}"
+            click.secho(f"Error: {show.printable(text)}", fg="red", err=True)
+            ctx.exit(1)
+
+
+@click.group(
+    cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="kit")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """From Kaggle's LLM Classification Finetuning files to a validated, scored, blended submission.
+
+    \b
+    Try it:  kit demo
+    Begin:   kit download && kit preprocess && kit train --backbone deberta
+    """
+
+
+COMMANDS = (
+    doctor.doctor,
+    data.sample,
+    kaggle.download,
+    data.preprocess,
+    *train.COMMANDS,
+    *ensemble.COMMANDS,
+    *evaluate.COMMANDS,
+    kernels.kernels,
+    kaggle.submit,
+    kaggle.submissions,
+    evaluate.demo_command,
+)
+for command in COMMANDS:
+    main.add_command(command)

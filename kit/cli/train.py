@@ -1,0 +1,249 @@
+"""Offer the commands about models: backbones, recipes, baseline, train, predict."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import click
+
+from kit.cli import options, show
+
+# Named here, too, so that `kit --help` need not import scikit-learn; a test holds the two together.
+BASELINES = ("uniform", "prior", "length", "tfidf", "boosted")
+
+
+@click.command()
+@options.as_json
+def backbones_command(as_json: bool) -> None:
+    """List the encoders: sizes, parameters, pretraining, licence.
+
+    \b
+    Example:  kit backbones
+    """
+    from kit.model.backbones import BACKBONES
+    from kit.model.encoder import count_parameters
+
+    rows = [
+        {
+            "name": record.name,
+            **record.sizes,
+            **count_parameters(record.config),
+            "hub": record.hub_id,
+            "pretraining": record.pretraining,
+            "licence": record.licence,
+            "precision": record.precision,
+        }
+        for record in BACKBONES.values()
+    ]
+    if as_json:
+        return show.json_out(rows)
+
+    columns = [name for name in rows[0] if name not in ("hub", "precision")]
+    counts = ("backbone", "embedding", "total")
+    table = [
+        [f"{row[name] / 1e6:.1f}M" if name in counts else row[name] for name in columns]
+        for row in rows
+    ]
+    show.table("Backbones (parameters: backbone, embedding, total)", columns, table)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--keys", is_flag=True, help="List every key: default, allowed values, meaning.")
+@options.as_json
+def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
+    """List the shipped recipes, show one in full, or list what a recipe may hold.
+
+    \b
+    Example:  kit recipes electra
+              kit recipes --keys
+    """
+    from kit.recipe.load import load_recipe, shipped_recipes
+    from kit.recipe.spec import KEYS
+
+    if keys:
+        options.refuse_beside("--keys", "it lists the keys of every recipe.", name=name)
+        rows = [
+            {
+                "key": each.name,
+                "default": each.default,
+                "allowed": each.allowed,
+                "meaning": each.doc,
+                "source": each.source,
+            }
+            for each in KEYS.values()
+        ]
+        if as_json:
+            return show.json_out(rows)
+        columns = ["key", "default", "allowed", "meaning"]
+        table = [[each.name, each.default_text, each.allowed, each.doc] for each in KEYS.values()]
+        return show.table("Recipe keys, for --set KEY=VALUE", columns, table)
+
+    if name:
+        recipe = load_recipe(name)
+        if as_json:
+            return show.json_out(dataclasses.asdict(recipe))
+        return click.echo(show.printable(recipe.to_toml()), nl=False)
+
+    recipes = [load_recipe(each) for each in shipped_recipes()]
+    if as_json:
+        return show.json_out([dataclasses.asdict(recipe) for recipe in recipes])
+    rows = [[recipe.name, recipe.backbone, recipe.purpose] for recipe in recipes]
+    show.table("Recipes", ["name", "backbone", "purpose"], rows)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(BASELINES), default="tfidf")
+@options.fold
+@options.data
+@options.runs
+@options.as_json
+def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
+    """Fit a reference model on the same rows, with their soft labels and weights if they have any.
+
+    \b
+    Example:  kit baseline tfidf --fold all
+    """
+    from kit.baselines.run import run_baseline
+
+    result = run_baseline(name, data, runs, fold, say=show.note)
+    show.json_out(result) if as_json else show.trained(result)
+
+
+@click.command()
+@click.option("--backbone", help="A name from `kit backbones`, or a folder in Hugging Face layout.")
+@click.option(
+    "--recipe", help="A name from `kit recipes`, or a TOML file.  [default: the backbone's own]"
+)
+@options.fold
+@options.overrides
+@click.option("--resume", is_flag=True, help="Continue an interrupted training.")
+@options.restart
+@click.option(
+    "--guard/--no-guard",
+    default=True,
+    help="Stop a training that learns nothing.  [default: guard]",
+)
+@click.option(
+    "--report-to",
+    type=click.Choice(["tensorboard"]),
+    help="Also write its curves to RUN/<fold>/tensorboard.",
+)
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(0, min_open=True),
+    default=math.inf,
+    help="End within this time.",
+)
+@options.data
+@options.runs
+@options.as_json
+def train_command(
+    backbone: str | None,
+    recipe: str | None,
+    fold: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    restart: int,
+    guard: bool,
+    report_to: str | None,
+    max_hours: float,
+    data: Path,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Fine-tune a backbone on the processed rows.
+
+    \b
+    Example:  kit train --backbone deberta --set train.lr=2e-5 --fold all
+    """
+    from kit.recipe.load import choose_recipe
+
+    # A typing error shows at once, before torch is imported.
+    chosen = choose_recipe(backbone, recipe, overrides)
+
+    import kit
+
+    with show.training(chosen.run_name) as on_progress:
+        run = kit.train(
+            recipe=chosen,
+            data=data,
+            runs=runs,
+            fold=fold,
+            resume=resume,
+            guard=guard,
+            restarts=restart,
+            report_to=report_to,
+            max_hours=max_hours,
+            on_progress=on_progress,
+            log=show.note,
+        )
+    if as_json:
+        return show.json_out(run.metrics)
+    show.trained(run.metrics)
+    show.note(f"Next: kit predict {run.path}")
+
+
+@click.command()
+@click.argument("run", type=options.FILE)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "valid", "oof"]),
+    help="Which processed rows.  [default: test]",
+)
+@click.option(
+    "--input", "input_file", type=options.FILE, help="Any CSV with test.csv's columns instead."
+)
+@click.option(
+    "--swap/--no-swap",
+    default=None,
+    help="Average over both orders of the answers.  [default: the recipe's]",
+)
+@options.data
+@click.option(
+    "-o", "--out", type=options.FILE, help="The file to write.  [default: RUN/<split>.csv]"
+)
+@options.force
+@options.as_json
+def predict_command(
+    run: Path,
+    split: str | None,
+    input_file: Path | None,
+    swap: bool | None,
+    data: Path,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write probabilities in submission form.
+
+    \b
+    Example:  kit predict runs/deberta-1a2b3c4d -o submissions/deberta.csv
+    """
+    if split and input_file:
+        raise click.UsageError("--split and --input exclude each other.")
+    if input_file and not out:
+        raise click.UsageError("--input needs -o FILE.")
+
+    from kit.storage.atomic import refuse_overwrite
+
+    out = out or run / f"{split or 'test'}.csv"
+    if show.LEADER:
+        refuse_overwrite(out, force)
+
+    from kit.predict import predict_input, predict_split
+    from kit.predictions import write_predictions
+
+    with show.counting(f"predict {run.name}") as progress:
+        if input_file:
+            predictions = predict_input(run, input_file, swap=swap, progress=progress)
+        else:
+            predictions = predict_split(run, split or "test", data, swap=swap, progress=progress)
+    if show.LEADER:
+        write_predictions(predictions, out)
+    if as_json:
+        return show.json_out({"file": str(out), "rows": len(predictions)})
+    show.note(f"{len(predictions):,} rows in {out}")
+
+
+COMMANDS = (backbones_command, recipes_command, baseline_command, train_command, predict_command)
