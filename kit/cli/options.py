@@ -35,7 +35,7 @@ restart = click.option(
 )
 
 
-def _complete_key(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def _complete_key(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Complete a recipe key in the shell, and after `=` its choices."""
     from kit.recipe.spec import KEYS
 
