@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data import csv_source, raw_csv
+from kit.data import raw_csv
 from kit.data.rows import RawRows, read_rows
 from kit.errors import DataError
 from kit.task import CLASSES, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
@@ -58,7 +58,7 @@ def same(one: RawRows, other: RawRows) -> bool:
     return (
         one.texts.equals(other.texts)
         and np.array_equal(one.ids, other.ids)
-        and np.array_equal(one.labels, other.labels)
+        and np.array_equal(one.targets.labels, other.targets.labels)
     )
 
 
@@ -81,18 +81,18 @@ FAULTS = {
     "only line ends": (b"\n\r\n", ["the file is empty", DOWNLOAD]),
     "only a header": (
         WHOLE[: WHOLE.index(b"\n") + 1],
-        ["row 1 is the header, and no row follows", DOWNLOAD],
+        ["no rows below the header", DOWNLOAD],
     ),
     "a zip archive": (b"PK\x03\x04rest", ["a zip archive", "Unpack it"]),
     "a gzip file": (b"\x1f\x8brest", ["a gzip file", "Unpack it"]),
     "UTF-16": (WHOLE.decode().encode("utf-16"), ["UTF-16", "save it as CSV in UTF-8"]),
     "a missing column": (
         table(tuple(c for c in TRAIN_COLUMNS if c != "response_b")),
-        ["row 1: no column response_b (it has 'id', 'model_a'", "must name the columns id,prompt"],
+        ["row 1: no column response_b (it has 'id', 'model_a'", "Name the columns id,prompt"],
     ),
     "no header": (
         WHOLE[WHOLE.index(b"\n") + 1 :],
-        ["row 1: no column id", "must name the columns id"],
+        ["row 1: no column id", "Name the columns id"],
     ),
     "a web page": (
         b"<!DOCTYPE html>\n<p>Sign in</p>\n",
@@ -100,7 +100,7 @@ FAULTS = {
     ),
     "a repeated column": (
         WHOLE.replace(b"model_a,model_b", b"prompt,model_b", 1),
-        ["prompt stands there twice", "Remove"],
+        ["duplicate column prompt", "Remove"],
     ),
     "semicolons": (WHOLE.replace(b",", b";"), ["separated by semicolons", "with commas"]),
     "tabs": (WHOLE.replace(b",", b"\t"), ["separated by tabs", "with commas"]),
@@ -162,13 +162,13 @@ FAULTS = {
     "a JSON null": (table(response_b="null"), [SECOND, "response_b is not a JSON list", DOWNLOAD]),
     "a number in the list": (
         table(prompt="[1]"),
-        [SECOND, "prompt holds '1', which is not a text", DOWNLOAD],
+        [SECOND, "prompt contains '1', which is not a string", DOWNLOAD],
     ),
     "a list in the list": (
         table(prompt='[["a"]]'),
-        [SECOND, "prompt holds", "not a text", DOWNLOAD],
+        [SECOND, "prompt contains", "not a string", DOWNLOAD],
     ),
-    "not a number": (table(prompt="[NaN]"), [SECOND, "prompt holds 'NaN'", DOWNLOAD]),
+    "not a number": (table(prompt="[NaN]"), [SECOND, "prompt contains 'NaN'", DOWNLOAD]),
     "deep nesting": (table(prompt="[" * 200_000), [SECOND, "nested too deep", DOWNLOAD]),
     "a huge number": (
         table(prompt="[" + "9" * 5000 + "]"),
@@ -199,7 +199,7 @@ FAULTS = {
     "a gigantic id": (table(id="9" * 10**6), ["row 3, id '9999", "at most 18 digits", DOWNLOAD]),
     "a repeated id": (
         table(id=[33, 22, 33]),
-        [THIRD, "stands in row 2 already", "an id of its own"],
+        ["duplicate id 33 (rows 2 and 4)", "its own id"],
     ),
 }
 
@@ -313,8 +313,8 @@ def test_repairs_are_counted_the_same_whatever_the_size_of_a_piece(
     piece: int, write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(b"\xef\xbb\xbf" + WHOLE.replace(b"\n", b"\r\n").replace(b"b1", b"\0b\x001"))
-    monkeypatch.setattr(csv_source, "PIECE", piece)
-    assert csv_source.survey_csv(path) == {
+    monkeypatch.setattr(raw_csv, "PIECE", piece)
+    assert raw_csv.count_byte_repairs(path) == {
         "nul_bytes": 2,
         "byte_order_mark": 1,
         "crlf_line_ends": 4,

@@ -1,4 +1,4 @@
-"""Splits: prompts kept whole, classes and sizes balanced, on awkward group sizes as on real ones."""
+"""Check that splits keep prompts whole and balance classes and sizes, for any sizes of groups."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def imbalance(fold: np.ndarray, labels: np.ndarray, number: int) -> float:
     st.integers(0, 9),
 )
 @settings(deadline=None, max_examples=150)
-def test_folds_and_holdout_keep_every_prompt_whole_and_leave_none_empty(
+def test_folds_and_holdout_keep_prompts_whole_and_are_not_empty(
     sizes: list[int], singles: int, number: int, seed: int
 ) -> None:
     labels, groups = rows(sizes + [1] * singles, seed)
@@ -48,7 +48,7 @@ def test_folds_and_holdout_keep_every_prompt_whole_and_leave_none_empty(
 
 
 @pytest.mark.parametrize("groups", [True, False], ids=["grouped", "stratified"])
-def test_the_same_seed_gives_the_same_split_and_another_seed_another(groups: bool) -> None:
+def test_the_seed_decides_the_split(groups: bool) -> None:
     labels, numbers = rows([1] * 200 + [3] * 30)
     by = numbers if groups else None
     for cut in (
@@ -111,13 +111,13 @@ def test_stratified_folds_have_equal_classes() -> None:
     assert imbalance(split_folds(labels, None, 5, 0), labels, 5) <= 1
 
 
-def test_folds_and_holdout_are_different_cuts_even_of_the_same_size() -> None:
+def test_the_holdout_is_not_a_fold() -> None:
     labels, groups = rows([1] * 1000)
     fold, held = split_folds(labels, groups, 10, 0), split_holdout(labels, groups, 0.1, 0)
     assert (np.bincount(fold[held], minlength=10) > 0).all()
 
 
-def test_too_few_prompts_are_an_error_that_names_the_ways_out() -> None:
+def test_too_few_prompts_are_an_error_that_names_the_options() -> None:
     labels, groups = rows([30, 30, 30])
     with pytest.raises(
         DataError,
@@ -138,5 +138,5 @@ def test_too_few_rows_of_a_class_are_an_error_that_names_the_class(grouped: bool
 
 
 def test_a_holdout_without_room_for_every_class_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"9 rows are too few to hold out 0\.1"):
+    with pytest.raises(DataError, match=r"9 rows are too few for a holdout of 0\.1"):
         split_holdout(np.array([0, 1, 2] * 3), None, 0.1, 0)

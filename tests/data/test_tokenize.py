@@ -1,4 +1,4 @@
-"""Tokens within their budget, nothing lost without need, the same however they are batched; a cache that is checked."""
+"""Check that tokens fit their budget, nothing is cut without need, and a damaged cache is noticed."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The cross layout: one budget for the whole row, fair to both answers, and a swap of them only swaps the sequences."""
+"""Check that the cross layout shares one budget fairly; a swap of answers must swap the sequences."""
 
 import numpy as np
 from hypothesis import given, settings
