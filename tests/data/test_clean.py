@@ -1,4 +1,4 @@
-"""Check what the unicode form of texts keeps, what the ascii form drops, and which prompts are equal."""
+"""Check what the text forms keep and drop, and which prompts count as equal."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Check soft labels and weights: read, refused with row and id, joined from predictions, trained on."""
+"""Check soft labels and weights: reading, refusing, joining from predictions, training."""
 
 import csv
 import json
@@ -154,7 +154,7 @@ def test_rows_with_different_soft_labels_are_no_duplicates():
 
 @pytest.fixture(scope="module")
 def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with soft labels and weights for some rows, and pseudo-labelled extra rows."""
+    """Return a folder whose rows have soft labels and weights, with pseudo-labelled extra rows."""
     import pandas as pd
 
     base = tmp_path_factory.mktemp("soft")
