@@ -1,6 +1,7 @@
-"""Commands about rows: sample, preprocess."""
+"""Define the commands about rows: sample, preprocess."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,9 +39,9 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     summary = write_sample(out, rows=rows, seed=seed, force=force)
     if as_json:
         return show.json_out(summary)
-    show.note(
-        f"{summary['train']['rows']:,} training and {summary['test']['rows']:,} test rows in {out}"
-    )
+
+    train, test = summary["train"]["rows"], summary["test"]["rows"]
+    show.note(f"{train:,} training and {test:,} test rows in {out}")
     show.note(f"Next: kit preprocess --raw {out}")
 
 
@@ -62,8 +63,9 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     "--soft-labels",
     type=options.FILE,
     multiple=True,
-    help="A prediction frame to learn from, by id: of train.csv, or of --extra rows without labels; may repeat. "
-    "Its models have seen labels that validation goes by, which makes a student look better than it is.",
+    help="Predictions to learn from, by id: of train.csv, or of --extra rows without labels; may "
+    "repeat. Their models have seen labels that validation uses, so a student's validation scores "
+    "are too good.",
 )
 @options.preparing
 @click.option(
@@ -77,38 +79,16 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     help="Folder to write to.",
 )
 @options.as_json
-def preprocess(
-    raw: Path,
-    extra: tuple[Path, ...],
-    soft_labels: tuple[Path, ...],
-    text: str,
-    split: str,
-    folds: int,
-    valid: float,
-    seed: int,
-    allow_test_prompts: bool,
-    out: Path,
-    as_json: bool,
-) -> None:
+def preprocess(raw: Path, out: Path, as_json: bool, **choices: Any) -> None:
     """Clean, label and split the rows.
 
     \b
     Example:  kit preprocess --extra more_votes.csv --folds 5
     """
-    from kit.data.preprocess import preprocess_files as run
+    from kit.data.preprocess import preprocess_files
 
-    manifest = run(
-        raw,
-        out,
-        extra=extra,
-        soft_labels=soft_labels,
-        text=text,
-        split=split,
-        folds=folds,
-        valid=valid,
-        seed=seed,
-        allow_test_prompts=allow_test_prompts,
-    )
+    # The names of the options are the parameters of `preprocess_files`.
+    manifest = preprocess_files(raw, out, **choices)
     if as_json:
         return show.json_out(manifest)
     show.preprocessed(manifest, out)

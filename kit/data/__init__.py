@@ -1,1 +1,1 @@
-"""Turn the competition's files into rows a model can read: parse, clean, split, tokenise, count features."""
+"""Turn the competition's files into rows for a model: parse, clean, split, tokenise, featurise."""

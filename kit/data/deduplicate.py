@@ -1,4 +1,9 @@
-"""Which rows are the same: exact duplicates, swapped copies, prompt groups; and how extra rows join the others."""
+# ty: ignore[missing-attribute]  # pyarrow.compute creates its functions when it is imported
+"""Merge the competition's rows with extra ones, without duplicates. Use `merge_rows`.
+
+Texts are replaced by numbers first (`row_keys`); duplicates, swapped copies and prompt groups are
+then found on the numbers.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,35 +12,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kit.data import clean
-from kit.data import labels as targets
-from kit.data.labels import Targets
+from kit.data.clean import TURNS, normalise_prompt
+from kit.data.labels import UNLABELLED, Targets, concatenate_targets
 from kit.data.rows import RawRows
 from kit.task import PROMPT, RESPONSES, SWAP
 
-MIRRORED = np.array(
-    [*SWAP, targets.UNLABELLED]
-)  # what a label becomes when the answers change places
+# The label of a row whose answers change places.
+SWAPPED_LABELS = np.array([*SWAP, UNLABELLED])
 
 
 @dataclass(frozen=True)
 class MergedRows:
-    """The training rows that stay, competition rows first, in the order of their files.
+    """The N training rows that stay, competition rows first, in the order of their files.
 
     Attributes:
-        ids, labels, groups, extra: (N,) each; `extra` is True for rows of extra files.
-        soft, weights: (N, 3) and (N,), or None (see `kit.data.labels`).
-        texts, keep: the three texts in unicode form of all rows read, and which of these (True, N times) stay.
+        ids, groups: (N,) int64; rows with the same normalised prompt are a group.
+        targets: of the N rows.
+        extra: (N,), True for rows of extra files.
+        texts: the three texts in unicode form, of all rows that were read.
+        keep: a mask of the rows of `texts`, True for the N that stay.
         test_groups: (M,) the groups of the test rows, numbered together with `groups`.
         counts: what was read, dropped and kept.
     """
 
     ids: np.ndarray
-    labels: np.ndarray
     groups: np.ndarray
+    targets: Targets
     extra: np.ndarray
-    soft: np.ndarray | None
-    weights: np.ndarray | None
     texts: pa.Table
     keep: np.ndarray
     test_groups: np.ndarray
@@ -47,42 +50,40 @@ def merge_rows(
     test: RawRows,
     extras: Sequence[RawRows],
     allow_test_prompts: bool,
-    lessons: Targets | None = None,
+    targets: Targets | None = None,
 ) -> MergedRows:
-    """Puts the competition's rows and the extra ones together.
+    """Merge the competition's training rows and extra rows, and drop duplicates.
 
-    Dropped are exact duplicates (prompt, responses, label and soft labels) after the first; and of the extra rows also
-    those that say what an earlier row says with the answers swapped, and, unless allowed, those whose prompt is in the
-    test file. Swapped copies and conflicting labels among the competition's own rows are data, and stay. Equal votes
-    on one pair are such duplicates and count once: to keep their numbers give the pair soft labels or a weight.
+    Dropped are exact duplicates (prompt, responses, label and soft labels) after the first. Of the
+    extra rows, those that repeat an earlier row with the answers swapped are dropped too, and,
+    unless allowed, those whose prompt is in the test file. Swapped copies and conflicting labels
+    among the competition's own rows are data, and stay. Equal votes on one pair of answers are
+    duplicates and count once: to keep their number, give the pair soft labels or a weight.
 
     Args:
-        lessons: what all rows read teach, where that is not what their files say (`kit.data.soft_labels`). Duplicates are
-            judged by the files: of the same files a student gets the rows, and so the folds, of its teacher.
+        targets: of all rows read, where they differ from those in the files
+            (`kit.data.soft_labels`). Duplicates are found by the files: a student that learns from
+            predictions thus gets the rows and folds of its teacher.
     """
     own = len(train.ids)
-    texts = pa.concat_tables([train.texts, *(e.texts for e in extras)])
-    rows, asked = row_keys(texts, test.texts)
-    said = targets.concatenate_targets([each.targets for each in (train, *extras)])
-    taught = said if lessons is None else lessons
-    labels, soft, weights = taught.labels, taught.soft, taught.weights
-    extra = np.arange(len(labels)) >= own
-    in_test = np.isin(rows.group, asked.group)
+    file_targets = concatenate_targets([rows.targets for rows in (train, *extras)])
+    targets = targets or file_targets
+    texts = pa.concat_tables([train.texts, *(rows.texts for rows in extras)])
+    rows, test_rows = row_keys(texts, test.texts)
+
+    extra = np.arange(len(file_targets.labels)) >= own
+    in_test = np.isin(rows.group, test_rows.group)
     leaks = extra & in_test & (not allow_test_prompts)
-    repeats = (
-        np.where(
-            extra,
-            find_copies(rows, said.labels, said.soft),
-            find_duplicates(rows, said.labels, said.soft),
-        )
-        & ~leaks
-    )
+    duplicates = find_duplicates(rows, file_targets.labels, file_targets.soft)
+    copies = find_copies(rows, file_targets.labels, file_targets.soft)
+    repeats = np.where(extra, copies, duplicates) & ~leaks
     keep = ~leaks & ~repeats
-    kept = rows.only(keep)
-    fresh, renumbered = fresh_ids(
-        np.concatenate([np.empty(0, np.int64), *(e.ids for e in extras)])[keep[own:]],
-        np.concatenate([train.ids, test.ids]),
-    )
+    kept = rows.select(keep)
+
+    extra_ids = np.concatenate([np.empty(0, np.int64), *(rows.ids for rows in extras)])
+    taken = np.concatenate([train.ids, test.ids])
+    new_ids, renumbered = renumber_ids(extra_ids[keep[own:]], taken)
+
     counts = {
         "train_rows_read": own,
         "duplicates_dropped": int(repeats[~extra].sum()),
@@ -93,35 +94,38 @@ def merge_rows(
         "train_rows": int(keep.sum()),
         "competition_rows": int(keep[~extra].sum()),
         "extra_rows": int(keep[extra].sum()),
-        "test_rows": len(asked.group),
+        "test_rows": len(test_rows.group),
         "prompt_groups": len(np.unique(kept.group)),
         "competition_rows_with_a_test_prompt": int((keep & in_test & ~extra).sum()),
-        "rows_with_conflicting_labels": find_conflicts(kept, labels[keep]),
-        "rows_with_a_swapped_copy": swap_answers(kept),
+        "rows_with_conflicting_labels": count_conflicts(kept, targets.labels[keep]),
+        "rows_with_a_swapped_copy": count_swapped_copies(kept),
     }
     return MergedRows(
-        np.concatenate([train.ids[keep[:own]], fresh]),
-        labels[keep],
-        kept.group,
-        extra[keep],
-        None if soft is None else soft[keep],
-        None if weights is None else weights[keep],
-        texts,
-        keep,
-        asked.group,
-        counts,
+        ids=np.concatenate([train.ids[keep[:own]], new_ids]),
+        groups=kept.group,
+        targets=Targets(
+            targets.labels[keep],
+            None if targets.soft is None else targets.soft[keep],
+            None if targets.weights is None else targets.weights[keep],
+        ),
+        extra=extra[keep],
+        texts=texts,
+        keep=keep,
+        test_groups=test_rows.group,
+        counts=counts,
     )
 
 
 @dataclass(frozen=True)
 class RowKeys:
-    """Numbers (N,) that stand for texts, equal where the texts are equal.
+    """Numbers (N,) in place of texts, equal where the texts are equal.
 
     Attributes:
-        prompt: same number, same turns.
-        a, b: same number, same response on either side, among rows that may be copies: same prompt, and responses of
-            the same two lengths. Any other row has a number of its own, twice.
-        group: same number, same prompt but for case, width and white space.
+        prompt: equal for equal turns.
+        a, b: equal for equal responses on either side, among rows that may be copies: those with
+            the same prompt and responses of the same two lengths. Every other row has a number of
+            its own, the same for both responses.
+        group: equal for prompts that differ only in case, width and white space.
     """
 
     prompt: np.ndarray
@@ -129,129 +133,140 @@ class RowKeys:
     b: np.ndarray
     group: np.ndarray
 
-    def only(self, chosen: np.ndarray | slice) -> "RowKeys":
-        """The same of some rows."""
+    def select(self, chosen: np.ndarray | slice) -> "RowKeys":
+        """Return the keys of the chosen rows."""
         return RowKeys(self.prompt[chosen], self.a[chosen], self.b[chosen], self.group[chosen])
 
 
 def row_keys(train: pa.Table, test: pa.Table) -> tuple[RowKeys, RowKeys]:
-    """The keys of two tables of texts in unicode form, numbered together."""
+    """Return the keys of two tables of texts in unicode form, numbered together."""
     texts = pa.concat_tables([train, test])
-    prompts = pc.binary_join(texts[PROMPT], "\0").to_pylist()  # no turn holds a NUL any more
-    prompt = numbers(prompts)
-    sizes = np.stack([_bytes(texts[c]) for c in RESPONSES])
-    alike = _tuples(prompt, sizes.min(axis=0), sizes.max(axis=0))
-    again = np.bincount(alike)[alike] > 1
-    both = pa.chunked_array(
-        [c for r in RESPONSES for c in texts[r].filter(pa.array(again)).chunks], clean.TURNS
+    # No turn has a NUL any more, so it separates turns without ambiguity.
+    prompts = pc.binary_join(texts[PROMPT], "\0").to_pylist()
+    prompt = number_texts(prompts)
+    group = number_texts(normalise_prompt(text.replace("\0", "\n")) for text in prompts)
+
+    # Comparing lengths first saves Python strings of nearly all responses.
+    sizes = np.stack([_text_sizes(texts[column]) for column in RESPONSES])
+    alike = _number_tuples(prompt, sizes.min(axis=0), sizes.max(axis=0))
+    may_repeat = np.bincount(alike)[alike] > 1
+    mask = pa.array(may_repeat)
+    responses = pa.chunked_array(
+        [chunk for column in RESPONSES for chunk in texts[column].filter(mask).chunks], TURNS
     )
     a, b = np.tile(2 * len(prompt) + np.arange(len(prompt)), (2, 1))
-    a[again], b[again] = np.split(numbers(pc.binary_join(both, "\0").to_pylist()), 2)
-    group = numbers(clean.prompt_key(text.replace("\0", "\n")) for text in prompts)
-    every = RowKeys(prompt, a, b, group)
-    return every.only(slice(train.num_rows)), every.only(slice(train.num_rows, None))
+    numbers = number_texts(pc.binary_join(responses, "\0").to_pylist())
+    a[may_repeat], b[may_repeat] = np.split(numbers, 2)
+
+    keys = RowKeys(prompt, a, b, group)
+    return keys.select(slice(train.num_rows)), keys.select(slice(train.num_rows, None))
 
 
-def numbers(texts: Iterable[str]) -> np.ndarray:
-    """The same number for the same text (N,), counted from 0 in the order of first appearance."""
+def number_texts(texts: Iterable[str]) -> np.ndarray:
+    """Return a number for each text (N,), from 0 in the order of first appearance."""
     known: dict[str, int] = {}
     return np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
 
 
-def _bytes(column: pa.ChunkedArray) -> np.ndarray:
-    """The length of each text (N,), its turns together, in bytes of UTF-8; every text has a turn."""
-    chunks = [chunk for chunk in column.chunks if len(chunk)]
-    starts = [(chunk.offsets.to_numpy() - chunk.offsets[0].as_py())[:-1] for chunk in chunks]
-    turns = [pc.binary_length(chunk.flatten()).to_numpy() for chunk in chunks]
-    return np.concatenate(
-        [np.add.reduceat(*pair, dtype=np.int64) for pair in zip(turns, starts, strict=True)]
-    )
+def _text_sizes(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the bytes of UTF-8 of each text (N,), its turns together; every text has a turn."""
+    sizes = []
+    for chunk in column.chunks:
+        if len(chunk):
+            starts = (chunk.offsets.to_numpy() - chunk.offsets[0].as_py())[:-1]
+            turns = pc.binary_length(chunk.flatten()).to_numpy()
+            sizes.append(np.add.reduceat(turns, starts, dtype=np.int64))
+    return np.concatenate(sizes)
 
 
-def _tuples(*columns: np.ndarray) -> np.ndarray:
-    """One number for each combination of integers from 0 on, (N,) each."""
+def _number_tuples(*columns: np.ndarray) -> np.ndarray:
+    """Return one number for each distinct combination of integers of at least 0, (N,) each."""
     number = columns[0]
     for column in columns[1:]:
         _, number = np.unique(number * (int(column.max()) + 1) + column, return_inverse=True)
     return number
 
 
-def _seen(numbers: np.ndarray) -> np.ndarray:
-    """True where the number stands in an earlier place (N,)."""
-    seen = np.ones(len(numbers), bool)
-    seen[np.unique(numbers, return_index=True)[1]] = False
-    return seen
+def _number_soft_labels(soft: np.ndarray | None, rows: int) -> np.ndarray:
+    """Return a number for each row (N,), equal for equal soft labels (N, 3)."""
+    if soft is None:
+        return np.zeros(rows, np.int64)
+    return np.unique(soft, axis=0, return_inverse=True)[1].ravel()
+
+
+def _is_repeated(numbers: np.ndarray) -> np.ndarray:
+    """Return True where a number (N,) occurs earlier."""
+    repeated = np.ones(len(numbers), bool)
+    repeated[np.unique(numbers, return_index=True)[1]] = False
+    return repeated
 
 
 def find_duplicates(
     rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None
 ) -> np.ndarray:
-    """True where prompt, both responses, label and soft labels (N, 3) equal those of an earlier row (N,)."""
-    return _seen(_tuples(rows.prompt, rows.a, rows.b, labels, _kinds(soft, len(labels))))
+    """Return True (N,) where texts, label and soft labels (N, 3) equal those of an earlier row."""
+    kinds = _number_soft_labels(soft, len(labels))
+    return _is_repeated(_number_tuples(rows.prompt, rows.a, rows.b, labels, kinds))
 
 
 def find_copies(rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
-    """True where a row says what an earlier one says, as it stands or with the answers swapped (N,)."""
-    mirrored = MIRRORED[labels]
-    turned = np.where(
-        rows.a < rows.b, labels, np.where(rows.a > rows.b, mirrored, np.minimum(labels, mirrored))
+    """Return True (N,) where a row repeats an earlier one, as it is or with the answers swapped."""
+    # Bring every row into the order in which answer A has the smaller number.
+    swapped = SWAPPED_LABELS[labels]
+    is_swapped = rows.a > rows.b
+    is_equal = rows.a == rows.b
+    ordered_labels = np.where(
+        is_equal, np.minimum(labels, swapped), np.where(is_swapped, swapped, labels)
     )
     if soft is not None:
-        back, alike = (rows.a > rows.b)[:, None], (rows.a == rows.b)[:, None]
-        ordered = np.sort(
-            soft[:, :2], 1
-        )  # of two answers that are the same, either may have been the first
-        soft = np.where(
-            back, soft[:, SWAP], np.where(alike, np.column_stack([ordered, soft[:, 2]]), soft)
-        )
-    answers = np.minimum(rows.a, rows.b), np.maximum(rows.a, rows.b)
-    return _seen(_tuples(rows.prompt, *answers, turned, _kinds(soft, len(labels))))
+        # Of two equal answers either may have been the first.
+        sorted_soft = np.column_stack([np.sort(soft[:, :2], 1), soft[:, 2]])
+        ordered = np.where(is_swapped[:, None], soft[:, SWAP], soft)
+        soft = np.where(is_equal[:, None], sorted_soft, ordered)
+
+    kinds = _number_soft_labels(soft, len(labels))
+    smaller = np.minimum(rows.a, rows.b)
+    larger = np.maximum(rows.a, rows.b)
+    return _is_repeated(_number_tuples(rows.prompt, smaller, larger, ordered_labels, kinds))
 
 
-def _kinds(soft: np.ndarray | None, rows: int) -> np.ndarray:
-    """The same number (N,) for the same soft labels."""
-    return (
-        np.zeros(rows, np.int64)
-        if soft is None
-        else np.unique(soft, axis=0, return_inverse=True)[1].ravel()
-    )
+def count_conflicts(rows: RowKeys, labels: np.ndarray) -> int:
+    """Return the number of rows whose texts also occur with another label (N,)."""
+    texts = _number_tuples(rows.prompt, rows.a, rows.b)
+    with_label = _number_tuples(texts, labels)
+    return int((np.bincount(texts)[texts] > np.bincount(with_label)[with_label]).sum())
 
 
-def find_conflicts(rows: RowKeys, labels: np.ndarray) -> int:
-    """How many rows share prompt and both responses with a row of another label (N,)."""
-    number = _tuples(rows.prompt, rows.a, rows.b)
-    return int(
-        (
-            np.bincount(number)[number]
-            > np.bincount(_tuples(number, labels))[_tuples(number, labels)]
-        ).sum()
-    )
-
-
-def swap_answers(rows: RowKeys) -> int:
-    """How many rows stand there with the two (different) responses swapped as well."""
+def count_swapped_copies(rows: RowKeys) -> int:
+    """Return the number of rows that also occur with their two (different) responses swapped."""
     responses = np.stack([rows.a, rows.b])
-    straight, mirrored = np.split(
-        _tuples(np.tile(rows.prompt, 2), responses.ravel(), responses[::-1].ravel()), 2
-    )
-    return int((np.isin(straight, mirrored) & (rows.a != rows.b)).sum())
+    numbers = _number_tuples(np.tile(rows.prompt, 2), responses.ravel(), responses[::-1].ravel())
+    straight, swapped = np.split(numbers, 2)
+    return int((np.isin(straight, swapped) & (rows.a != rows.b)).sum())
 
 
-def fresh_ids(ids: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, int]:
-    """Ids (N,) that are all different and none of `taken`, colliding ones renumbered above the maximum; how many."""
-    clash = np.isin(ids, taken) | _seen(ids)
+def renumber_ids(ids: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return ids (N,) that are all different and not in `taken`, and how many had to change.
+
+    Repeated and taken ids are replaced by numbers above the maximum.
+    """
+    clash = np.isin(ids, taken) | _is_repeated(ids)
     first = max(int(taken.max(initial=0)), int(ids.max(initial=0))) + 1
-    ids = ids.copy()
-    ids[clash] = first + np.arange(clash.sum())
-    return ids, int(clash.sum())
+    renumbered = ids.copy()
+    renumbered[clash] = first + np.arange(clash.sum())
+    return renumbered, int(clash.sum())
 
 
 def inherit_split(
-    groups: np.ndarray, values: np.ndarray, of: np.ndarray, otherwise: object
+    groups: np.ndarray, values: np.ndarray, extra_groups: np.ndarray, default: bool | int
 ) -> np.ndarray:
-    """For each group number in `of` (M,) the value of the first row (N,) with that group, else `otherwise` (M,)."""
-    if not len(of):
+    """Return the value (M,) of each of the `extra_groups` (M,).
+
+    It is the value of the first row (N,) of that group, or `default` if there is none.
+    """
+    if not len(extra_groups):
         return np.empty(0, values.dtype)
     known, first = np.unique(groups, return_index=True)
-    at = np.searchsorted(known, of).clip(max=len(known) - 1)
-    return np.where(known[at] == of, values[first[at]], otherwise).astype(values.dtype)
+    at = np.searchsorted(known, extra_groups).clip(max=len(known) - 1)
+    found = known[at] == extra_groups
+    return np.where(found, values[first[at]], default).astype(values.dtype)

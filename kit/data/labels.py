@@ -1,7 +1,8 @@
-"""What a raw row teaches: its label, and where the file has them soft labels and a weight.
+# ty: ignore[missing-attribute]  # pyarrow.compute creates its functions when it is imported
+"""Read the training targets of raw rows: labels, soft labels and weights. Use `read_targets`.
 
-Soft labels are probabilities of the classes, as votes of several judges or another model give them. They are trained
-on in the label's place; validation is always scored by the label.
+Soft labels are probabilities of the classes, such as the votes of several judges or the predictions
+of another model. They replace the label in training; validation always uses the label.
 """
 
 from collections.abc import Sequence
@@ -10,30 +11,38 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from kit.data import csv_errors
-from kit.data.raw_csv import RawBatch, parse_labels
+from kit.data.csv_errors import REPAIR_HINT, shorten_cell
+from kit.data.raw_csv import RawBatch
 from kit.errors import DataError
 from kit.task import CLASSES, SOFT_LABELS, WEIGHT
 
-UNLABELLED = len(CLASSES)  # in a label's place, where a file says nothing of its rows
-LIGHTEST, HEAVIEST = (
-    1e-6,
-    1e6,
-)  # of weights above 0; float32, in which they are trained on, makes others 0 or infinite
-TOLERANCE = 1e-3  # by which soft labels may miss the sum 1, as rounding makes them; they are divided by their sum
+# In place of a label, for rows of files without labels.
+UNLABELLED = len(CLASSES)
+
+# Weights that float32, in which models train, can hold: others would become 0 or infinite.
+MIN_WEIGHT = 1e-6
+MAX_WEIGHT = 1e6
+
+# Rounded soft labels may miss the sum 1 by this much; they are divided by their sum.
+TOLERANCE = 1e-3
+
+# No and yes in turn, as pandas writes columns of int, float and bool.
+FLAGS = ("0", "1", "0.0", "1.0", "False", "True")
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What N rows teach.
+    """The training targets of N rows.
 
     Attributes:
-        labels: (N,) int8; where a row has soft labels alone, the likeliest class (of equal ones the first); without
-            any, `UNLABELLED`.
-        soft: probabilities (N, 3), or None where no row has soft labels; a row without them has its label for sure,
-            or zeros if it is unlabelled.
-        weights: (N,) of at least 0, or None where all are 1.
+        labels: (N,) int8. A row with only soft labels has the likeliest class, the first of equal
+            ones; a row without either has `UNLABELLED`.
+        soft: probabilities (N, 3), or None if no row has soft labels. A row without soft labels has
+            its label with probability 1, or zeros if it is unlabelled.
+        weights: (N,), at least 0, or None if all are 1.
     """
 
     labels: np.ndarray
@@ -41,115 +50,156 @@ class Targets:
     weights: np.ndarray | None = None
 
 
-def label_columns(
-    path: Path, names: Sequence[str], labelled: bool, unlabelled: bool = False
+def target_columns(
+    path: Path, names: Sequence[str], label_required: bool, unlabelled: bool = False
 ) -> tuple[str, ...]:
-    """Which columns of a file to read for its targets.
+    """Return the columns of a file to read for its targets.
 
     Args:
-        names: the columns that the file has.
-        labelled: every row must have a label; otherwise soft labels are enough.
-        unlabelled: the file may have neither.
+        names: the columns of the file.
+        label_required: every row needs a label; otherwise soft labels are enough.
+        unlabelled: the file may have neither labels nor soft labels.
+
     Raises:
-        DataError: some columns of the soft labels are there and some are not.
+        DataError: some of the columns of the soft labels are missing.
     """
     soft = [name for name in SOFT_LABELS if name in names]
     missing = [name for name in SOFT_LABELS if name not in names]
     if soft and missing:
         raise DataError(
-            f"{path}: row 1: no column {', '.join(missing)} beside {soft[0]}",
-            "Soft labels are all three.",
+            f"{path}: row 1: there is a column {soft[0]}, but no column {', '.join(missing)}",
+            "Give all three columns of soft labels, or none.",
         )
-    optional = (*soft, *(name for name in (WEIGHT,) if name in names))
-    bare = not any(name in names for name in CLASSES)
-    return optional if bare and not labelled and (soft or unlabelled) else (*CLASSES, *optional)
+
+    optional = (*soft, WEIGHT) if WEIGHT in names else tuple(soft)
+    has_labels = any(name in names for name in CLASSES)
+    if has_labels or label_required or not (soft or unlabelled):
+        return (*CLASSES, *optional)
+    return optional
 
 
-def read_targets(batch: RawBatch, labelled: bool) -> Targets:
-    """The targets of some records. Soft labels and weights may be empty cells: then the label alone, and 1.
+def read_targets(batch: RawBatch, label_required: bool) -> Targets:
+    """Return the targets of a batch; empty cells mean no soft labels, and the weight 1.
 
     Args:
-        labelled: as for `columns`; else the cells of the classes may be empty in rows that have soft labels.
+        label_required: as for `target_columns`. Otherwise the cells of the classes may be empty in
+            rows with soft labels.
+
     Raises:
-        DataError: labels are not one-hot; soft labels or a weight are not numbers from 0 on; soft labels do not add up
-            to 1 (within 0.001; they are divided by their sum); a weight is neither 0 nor from 1e-6 to 1e6.
+        DataError: labels are not one-hot; soft labels or a weight are not numbers of at least 0;
+            soft labels do not sum to 1 within `TOLERANCE`; a weight is neither 0 nor from
+            `MIN_WEIGHT` to `MAX_WEIGHT`.
     """
-    names = batch.cells.schema.names
+    columns = batch.cells.schema.names
     rows = len(batch.cells)
-    soft, bare = _soft(batch) if SOFT_LABELS[0] in names else (None, np.ones(rows, bool))
-    if CLASSES[0] in names:
-        empty = np.all([_empty(batch, name) for name in CLASSES], axis=0)
-        labels = parse_labels(batch, exempt=empty & ~bare & (not labelled))
+    has_soft_labels = SOFT_LABELS[0] in columns
+    soft, lacks_soft = _read_soft_labels(batch) if has_soft_labels else (None, np.ones(rows, bool))
+
+    if CLASSES[0] in columns:
+        lacks_label = np.all([_is_empty(batch, name) for name in CLASSES], axis=0)
+        exempt = lacks_label & ~lacks_soft & (not label_required)
+        labels = _read_labels(batch, exempt)
     elif soft is None:
-        return Targets(np.full(rows, UNLABELLED, np.int8), None, _weights(batch))
+        return Targets(np.full(rows, UNLABELLED, np.int8), None, _read_weights(batch))
     else:
-        if bare.any():
-            raise batch.fault(
-                int(bare.argmax()), "no soft labels", "Without a label a row needs soft ones."
-            )
-        labels, empty = np.zeros(rows, np.int8), np.ones(rows, bool)
+        if lacks_soft.any():
+            record = int(lacks_soft.argmax())
+            hint = "Give each row without a label soft labels, or remove it."
+            raise batch.error(record, "no soft labels", hint)
+        labels = np.zeros(rows, np.int8)
+        lacks_label = np.ones(rows, bool)
+
     if soft is not None:
-        labels = np.where(empty, soft.argmax(1), labels).astype(np.int8)
-        soft[bare] = np.eye(len(CLASSES))[labels[bare]]
-    return Targets(labels, soft, _weights(batch))
+        labels = np.where(lacks_label, soft.argmax(1), labels).astype(np.int8)
+        soft[lacks_soft] = np.eye(len(CLASSES))[labels[lacks_soft]]
+    return Targets(labels, soft, _read_weights(batch))
 
 
 def concatenate_targets(parts: Sequence[Targets]) -> Targets:
-    """The targets of all rows; soft labels and weights as soon as some part has them."""
+    """Return the targets of all rows, with soft labels and weights if any part has them."""
     labels = np.concatenate([np.empty(0, np.int8), *(part.labels for part in parts)])
-    soft = weights = None
+
+    soft = None
     if any(part.soft is not None for part in parts):
-        sure = np.eye(UNLABELLED + 1, len(CLASSES))
         soft = np.concatenate(
-            [sure[part.labels] if part.soft is None else part.soft for part in parts]
+            [certain_labels(part.labels) if part.soft is None else part.soft for part in parts]
         )
+
+    weights = None
     if any(part.weights is not None for part in parts):
         weights = np.concatenate(
-            [np.ones(len(p.labels)) if p.weights is None else p.weights for p in parts]
+            [np.ones(len(part.labels)) if part.weights is None else part.weights for part in parts]
         )
     return Targets(labels, soft, weights)
 
 
-def _soft(batch: RawBatch) -> tuple[np.ndarray, np.ndarray]:
-    """The soft labels (N, 3), each row divided by its sum, and which rows (N,) have none."""
-    bare = np.all([_empty(batch, name) for name in SOFT_LABELS], axis=0)
-    soft = np.column_stack([_numbers(batch, name, ~bare) for name in SOFT_LABELS])
-    total = soft.sum(1)
-    off = ~bare & (np.abs(total - 1) > TOLERANCE)
-    if off.any():
-        record = int(off.argmax())
-        raise batch.fault(record, f"the soft labels add up to {total[record]:.6g}, not 1")
-    return soft / np.where(bare, 1, total)[:, None], bare
+def certain_labels(labels: np.ndarray) -> np.ndarray:
+    """Return labels (N,) as probabilities (N, 3): 1 for the label, zeros for `UNLABELLED`."""
+    return np.eye(UNLABELLED + 1, len(CLASSES))[labels]
 
 
-def _weights(batch: RawBatch) -> np.ndarray | None:
-    if WEIGHT not in batch.cells.schema.names:
-        return None
-    given = ~_empty(batch, WEIGHT)
-    weights = np.where(given, _numbers(batch, WEIGHT, given), 1.0)
-    bad = (weights != 0) & ((weights < LIGHTEST) | (weights > HEAVIEST))
+def _read_labels(batch: RawBatch, exempt: np.ndarray) -> np.ndarray:
+    """Return the labels (N,) as int8; those of `exempt` rows (N,) are meaningless."""
+    flags = [
+        pc.fill_null(pc.index_in(batch.cells[name], pa.array(FLAGS)), -1).to_numpy()
+        for name in CLASSES
+    ]
+    found = np.stack(flags, axis=1)  # (N, 3): -1 for other cells, odd for yes
+    one_hot = found % 2
+
+    bad = ((found < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)) & ~exempt
     if bad.any():
         record = int(bad.argmax())
-        problem = (
-            f"{WEIGHT} is {weights[record]:g}, neither 0 nor from {LIGHTEST:g} to {HEAVIEST:g}"
+        cells = [batch.cells[name][record].as_py() for name in CLASSES]
+        shown = ", ".join(
+            f"{name} {shorten_cell(cell, 12)}" for name, cell in zip(CLASSES, cells, strict=True)
         )
-        raise batch.fault(
-            record, problem, "Only the ratios of weights count: scale them all, or give this row 0."
+        hint = f"Exactly one of the three must be 1, the others 0. {REPAIR_HINT}"
+        raise batch.error(record, f"not one-hot: {shown}", hint, cut_short="" in cells)
+    return one_hot.argmax(axis=1).astype(np.int8)
+
+
+def _read_soft_labels(batch: RawBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Return the soft labels (N, 3), divided by their sums, and a mask (N,) of rows without any."""
+    missing = np.all([_is_empty(batch, name) for name in SOFT_LABELS], axis=0)
+    soft = np.column_stack([_read_numbers(batch, name, ~missing) for name in SOFT_LABELS])
+
+    total = soft.sum(1)
+    bad = ~missing & (np.abs(total - 1) > TOLERANCE)
+    if bad.any():
+        record = int(bad.argmax())
+        raise batch.error(record, f"the soft labels add up to {total[record]:.6g}, not 1")
+    return soft / np.where(missing, 1, total)[:, None], missing
+
+
+def _read_weights(batch: RawBatch) -> np.ndarray | None:
+    if WEIGHT not in batch.cells.schema.names:
+        return None
+    given = ~_is_empty(batch, WEIGHT)
+    weights = np.where(given, _read_numbers(batch, WEIGHT, given), 1.0)
+
+    bad = (weights != 0) & ((weights < MIN_WEIGHT) | (weights > MAX_WEIGHT))
+    if bad.any():
+        record = int(bad.argmax())
+        raise batch.error(
+            record,
+            f"{WEIGHT} is {weights[record]:g}, neither 0 nor from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
+            "Scale all weights (only their ratios count), or give this row weight 0.",
         )
     return weights
 
 
-def _numbers(batch: RawBatch, name: str, needed: np.ndarray) -> np.ndarray:
-    """A column as float64, 0 where it is not needed."""
+def _read_numbers(batch: RawBatch, name: str, needed: np.ndarray) -> np.ndarray:
+    """Return a column (N,) as float64, with 0 where it is not needed."""
     cells = batch.cells[name].to_pandas()
     numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
     bad = needed & ~((numbers >= 0) & np.isfinite(numbers))
     if bad.any():
         record = int(bad.argmax())
-        problem = f"{name} is {csv_errors.shorten(cells.iloc[record])}, not a number from 0 on"
-        raise batch.fault(record, problem, cut_short=True)
+        shown = shorten_cell(cells.iloc[record])
+        raise batch.error(record, f"{name} is {shown}, not a number of at least 0", cut_short=True)
     return np.where(needed, numbers, 0.0)
 
 
-def _empty(batch: RawBatch, name: str) -> np.ndarray:
+def _is_empty(batch: RawBatch, name: str) -> np.ndarray:
     return (batch.cells[name].to_pandas() == "").to_numpy()

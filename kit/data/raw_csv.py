@@ -1,6 +1,12 @@
-"""The competition's CSV files as columns of text: read by schema at C speed, refused with the row and id of a fault."""
+# ty: ignore[missing-attribute]  # pyarrow.compute creates its functions when it is imported
+"""Read the named columns of a CSV file as text, at pyarrow's speed. Use `open_raw_csv`.
 
-from collections.abc import Callable, Iterator, Sequence
+What is harmless is repaired and counted (NUL bytes, a byte order mark, CRLF). Everything else is
+refused with the row and the id of the fault (`kit.data.csv_errors`).
+"""
+
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,45 +15,58 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pacsv
 
-from kit.data import csv_errors, csv_source
+from kit.data.csv_errors import (
+    BYTE_ORDER_MARK,
+    REPAIR_HINT,
+    check_header,
+    diagnose_csv,
+    ends_in_open_quote,
+    locate_record,
+    read_csv_bytes,
+    read_header,
+    row_error,
+    shorten_cell,
+)
 from kit.errors import DataError
-from kit.task import CLASSES, ID
+from kit.task import ID
 
-DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-BLOCK = (
-    1 << 20
-)  # bytes: pyarrow's unit of work, which a record must fit in; small, so that what follows stays in cache
-BLOCK_LIMIT = 2**31 - 1
-FLAGS = (
-    "0",
-    "1",
-    "0.0",
-    "1.0",
-    "False",
-    "True",
-)  # no and yes in turn, as pandas writes int, float and bool columns
+# The first bytes of files that people take for CSV.
+OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip file",
+    b"PAR1": "a Parquet file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+# Bytes read at a time to survey a file.
+PIECE = 1 << 20
+
+# pyarrow's unit of work in bytes. A record must fit in one block. Small blocks stay in the
+# processor's cache until the next steps have used them, which halves the time.
+BLOCK = 1 << 20
+MAX_BLOCK = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Some records of a CSV file, in its order: the columns asked for as text, unparsed.
+    """N consecutive records of a CSV file, as unparsed text.
 
     Attributes:
-        start: the number of the first one in the file, from 0.
-        cells: one string column per name asked for, N records.
+        start: the number of the first record in the file, from 0.
+        cells: one string column for each column asked for.
     """
 
     path: Path
     start: int
     cells: pa.RecordBatch
 
-    def fault(
-        self, record: int, problem: str, hint: str = csv_errors.REMEDY, cut_short: bool = False
+    def error(
+        self, record: int, problem: str, hint: str = REPAIR_HINT, cut_short: bool = False
     ) -> DataError:
-        """The error for the `record`-th of these records (from 0); see `fault`."""
-        return row_error(
-            self.path, self.start + record, self.cells[ID][record].as_py(), problem, hint, cut_short
-        )
+        """Return the error for the `record`-th of these records (see `csv_errors.row_error`)."""
+        record_id = self.cells[ID][record].as_py()
+        return row_error(self.path, self.start + record, record_id, problem, hint, cut_short)
 
 
 @dataclass(frozen=True)
@@ -55,10 +74,10 @@ class RawFile:
     """An opened CSV file.
 
     Attributes:
-        batches: its records, to be read once; piece by piece they stay in the processor's cache, at half the time.
-        ignored: the columns that the file has besides those asked for.
-        repairs: what had to be repaired in the file's bytes: `nul_bytes` removed, `byte_order_mark` removed,
-            `crlf_line_ends` read as line ends, each with its count.
+        batches: the records; they can be read once.
+        ignored: columns of the file that were not asked for.
+        repairs: what was repaired in the file's bytes, with counts: `nul_bytes` removed,
+            `byte_order_mark` removed, `crlf_line_ends` read as line ends.
     """
 
     batches: Iterator[RawBatch]
@@ -66,83 +85,98 @@ class RawFile:
     repairs: dict[str, int]
 
 
-def row_error(
-    path: Path,
-    record: int,
-    record_id: str,
-    problem: str,
-    hint: str = csv_errors.REMEDY,
-    cut_short: bool = False,
-) -> DataError:
-    """The error for a file's `record`-th record (from 0), with its row and id; the file is read again to count rows.
-
-    Args:
-        cut_short: the problem may come from a file that ends in mid-row; said so if this is the last row.
-    """
-    data = csv_source.load_csv(path)
-    row, last = csv_errors.find_row(data, record)
-    where = csv_errors.describe_place(path, row, record_id)
-    if cut_short and last and csv_errors.is_cut_off(data):
-        return DataError(f"{where}: the file is cut off in this row: {problem}", csv_errors.CUT_OFF)
-    return DataError(f"{where}: {problem}", hint)
+def require_file(path: str | Path) -> Path:
+    """Return the path of an existing, readable file, or raise a `DataError`."""
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a directory, not a CSV file", "Name the file in it.")
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file",
+            "Check the path, or fetch the competition's files with `kit download`, "
+            "or write a sample of them with `kit sample`.",
+        )
+    # A pipe can be read only once: faults could not be located, nor the file hashed.
+    if not path.is_file():
+        raise DataError(f"{path} is not a regular file", "Save it to a file first.")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: permission denied", "Allow reading the file.")
+    return path
 
 
-def read_raw(
-    path: str | Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]]
-) -> RawFile:
-    """Opens the named columns of a CSV file as text; column order and further columns are free.
+def count_byte_repairs(path: str | Path) -> dict[str, int]:
+    """Return how often each repair of the file's bytes is needed (see `RawFile`).
 
-    Args:
-        columns: their names, or what chooses them from all the names in the header.
     Raises:
-        DataError: the file cannot be used (here, or while its batches are read); names the file and, where there is
-            one, the row and the id.
+        DataError: the file is missing, empty, or of another format.
+    """
+    path = require_file(path)
+    repairs = {"nul_bytes": 0, "byte_order_mark": 0, "crlf_line_ends": 0}
+    empty = True
+    before = b""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            if not before:
+                _check_format(path, piece)
+                repairs["byte_order_mark"] = int(piece.startswith(BYTE_ORDER_MARK))
+            repairs["nul_bytes"] += piece.count(b"\0")
+            # The search for a single byte is much faster than that for two, and CR is rare.
+            if b"\r" in piece or before.endswith(b"\r"):
+                repairs["crlf_line_ends"] += (before[-1:] + piece).count(b"\r\n")
+            empty = empty and not piece.removeprefix(BYTE_ORDER_MARK).strip(b"\0 \t\r\n")
+            before = piece
+
+    if empty:
+        raise DataError(
+            f"{path}: the file is empty", "Fetch it again (`kit download`), or remove it."
+        )
+    return repairs
+
+
+def _check_format(path: Path, start: bytes) -> None:
+    for magic, name in OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise DataError(
+                f"{path}: this is {name}, not CSV text in UTF-8",
+                "Unpack it, or save it as CSV in UTF-8.",
+            )
+
+
+def open_raw_csv(
+    path: str | Path,
+    columns: tuple[str, ...] | Callable[[list[str]], tuple[str, ...]],
+) -> RawFile:
+    """Open the named columns of a CSV file as text; their order and further columns do not matter.
+
+    Args:
+        columns: their names, or a function that chooses them from the names in the header.
+
+    Raises:
+        DataError: the file cannot be used; raised here or while the batches are read. Names the
+            file and, where there is one, the row and the id.
     """
     path = Path(path)
-    repairs = csv_source.survey_csv(path)
-    names = csv_errors.describe_header(csv_source.csv_head(path))
-    columns = columns(names) if callable(columns) else columns
-    _check_header(path, names, columns)
-    batches = _batches(path, repairs["nul_bytes"] > 0, columns)
-    return RawFile(batches, tuple(n for n in names if n not in columns), repairs)
+    repairs = count_byte_repairs(path)
+    names = read_header(path)
+    chosen = columns if isinstance(columns, tuple) else columns(names)
+    check_header(path, names, chosen)
+
+    batches = _read_batches(path, repairs["nul_bytes"] > 0, chosen)
+    return RawFile(batches, tuple(name for name in names if name not in chosen), repairs)
 
 
-def _check_header(path: Path, names: list[str], columns: Sequence[str]) -> None:
-    missing = [c for c in columns if c not in names]
-    if missing:
-        joined = ",".join(names)
-        other = next(
-            (d for d in DELIMITERS if {c.strip('" ') for c in joined.split(d)} >= set(columns)),
-            None,
-        )
-        if other:
-            raise DataError(
-                f"{path}: row 1: the columns are separated by {DELIMITERS[other]}, not commas",
-                "Save the file with commas between the cells.",
-            )
-        shown = ", ".join(csv_errors.shorten(n, 30) for n in names[:12])
-        raise DataError(
-            f"{path}: row 1: no column {', '.join(missing)} (it has {shown})",
-            f"The first row must name the columns {','.join(columns)}.",
-        )
-    repeated = [c for c in columns if names.count(c) > 1]
-    if repeated:
-        raise DataError(
-            f"{path}: row 1: the column {repeated[0]} stands there twice", "Remove one of them."
-        )
+def _read_batches(path: Path, nul_bytes: bool, columns: tuple[str, ...]) -> Iterator[RawBatch]:
+    # pyarrow silently closes a quote that is open at the end of the file.
+    if ends_in_open_quote(path) and (error := diagnose_csv(path)):
+        raise error
 
-
-def _batches(path: Path, nul_bytes: bool, columns: Sequence[str]) -> Iterator[RawBatch]:
-    if csv_source.quote_is_open_at_the_end(path) and (
-        error := csv_errors.explain_structure(path, csv_source.load_csv(path))
-    ):
-        raise error  # pyarrow closes a quote that is open at the end of the file without a word
-    done, reason = 0, None
-    for block in (BLOCK, min(path.stat().st_size + 1, BLOCK_LIMIT)):
+    # Where a record is larger than a block, go on with the whole file as one block.
+    done = 0
+    reason: pa.ArrowInvalid | None = None
+    for block in (BLOCK, min(path.stat().st_size + 1, MAX_BLOCK)):
         try:
             first = 0
-            file = pa.BufferReader(csv_source.load_csv(path)) if nul_bytes else pa.OSFile(str(path))
-            for cells in _reader(file, columns, block):
+            for cells in _open_reader(path, nul_bytes, columns, block):
                 if first + len(cells) > done:
                     yield RawBatch(path, done, cells.slice(done - first))
                 first += len(cells)
@@ -151,26 +185,23 @@ def _batches(path: Path, nul_bytes: bool, columns: Sequence[str]) -> Iterator[Ra
             break
         except pa.ArrowInvalid as invalid:
             reason = invalid
-            if "straddl" not in str(
-                invalid
-            ):  # else a cell is larger than a block: go on with the file as one block
+            if "straddl" not in str(invalid):
                 break
+
     if reason is None and done:
         return
     if reason is None or "Empty CSV" in str(reason):
-        raise DataError(
-            f"{path}: row 1 is the header, and no row follows", "Fetch it again (`kit download`)."
-        )
-    error = csv_errors.explain_structure(path, csv_source.load_csv(path)) or DataError(
-        f"{path}: not a CSV file that can be read: {csv_errors.shorten(str(reason))}",
-        csv_errors.REMEDY,
-    )
-    raise error from reason
+        raise DataError(f"{path}: no rows below the header", "Fetch it again (`kit download`).")
+    raise diagnose_csv(path) or DataError(
+        f"{path}: not a readable CSV file: {shorten_cell(str(reason))}", REPAIR_HINT
+    ) from reason
 
 
-def _reader(file: pa.NativeFile, columns: Sequence[str], block: int) -> pacsv.CSVStreamingReader:
+def _open_reader(
+    path: Path, nul_bytes: bool, columns: tuple[str, ...], block: int
+) -> pacsv.CSVStreamingReader:
     return pacsv.open_csv(
-        file,
+        pa.BufferReader(read_csv_bytes(path)) if nul_bytes else pa.OSFile(str(path)),
         pacsv.ReadOptions(block_size=block, use_threads=False),
         pacsv.ParseOptions(newlines_in_values=True),
         pacsv.ConvertOptions(
@@ -180,7 +211,7 @@ def _reader(file: pa.NativeFile, columns: Sequence[str], block: int) -> pacsv.CS
 
 
 def parse_ids(batch: RawBatch) -> np.ndarray:
-    """The ids (N,) as int64.
+    """Return the ids (N,) as int64.
 
     Raises:
         DataError: an id is not a whole number of at most 18 digits.
@@ -188,43 +219,20 @@ def parse_ids(batch: RawBatch) -> np.ndarray:
     column = batch.cells[ID]
     whole = pc.match_substring_regex(column, "^-?[0-9]{1,18}$").to_numpy(zero_copy_only=False)
     if not whole.all():
-        raise batch.fault(int(whole.argmin()), "id is not a whole number of at most 18 digits")
+        raise batch.error(int(whole.argmin()), "id is not a whole number of at most 18 digits")
     return column.cast(pa.int64()).to_numpy()
 
 
 def check_unique_ids(path: Path, ids: np.ndarray) -> None:
-    """Raises a DataError that names both rows if an id (N,) of the file stands there twice."""
+    """Raise a `DataError` that names both rows if an id (N,) of the file occurs twice."""
     _, firsts = np.unique(ids, return_index=True)
-    if len(firsts) < len(ids):
-        record = int(np.delete(np.arange(len(ids)), firsts)[0])
-        row, _ = csv_errors.find_row(csv_source.load_csv(path), int((ids == ids[record]).argmax()))
-        problem = f"this id stands in row {row} already"
-        raise row_error(
-            path, record, str(ids[record]), problem, "Every row needs an id of its own."
-        )
+    if len(firsts) == len(ids):
+        return
+    second = int(np.delete(np.arange(len(ids)), firsts)[0])
+    first = int((ids == ids[second]).argmax())
 
-
-def parse_labels(batch: RawBatch, exempt: np.ndarray | None = None) -> np.ndarray:
-    """The labels (N,) as int8, 0, 1 or 2: which of the three class columns is 1.
-
-    Args:
-        exempt: True for rows (N,) that need none; what stands for them means nothing.
-    Raises:
-        DataError: a row's class columns are not one 1 and two 0.
-    """
-    flags = [
-        pc.fill_null(pc.index_in(batch.cells[c], pa.array(FLAGS)), -1).to_numpy() for c in CLASSES
-    ]
-    found = np.stack(flags, axis=1)  # (N, 3): -1 for anything else, odd for yes
-    one_hot = found % 2
-    bad = (found < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)
-    bad = bad if exempt is None else bad & ~exempt
-    if bad.any():
-        record = int(bad.argmax())
-        cells = [batch.cells[c][record].as_py() for c in CLASSES]
-        shown = ", ".join(
-            f"{c} {csv_errors.shorten(cell, 12)}" for c, cell in zip(CLASSES, cells, strict=True)
-        )
-        remedy = "Exactly one of the three must be 1, the others 0. " + csv_errors.REMEDY
-        raise batch.fault(record, f"not one-hot: {shown}", remedy, cut_short="" in cells)
-    return one_hot.argmax(axis=1).astype(np.int8)
+    data = read_csv_bytes(path)
+    rows = " and ".join(str(locate_record(data, record)[0]) for record in (first, second))
+    raise DataError(
+        f"{path}: duplicate id {ids[second]} (rows {rows})", "Give every row its own id."
+    )

@@ -1,4 +1,4 @@
-"""One raw file as rows that can be computed with: ids, labels, and clean texts."""
+"""Read a raw file as ids, targets and clean texts. Use `read_rows`."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,36 +7,29 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kit.data import clean
-from kit.data.labels import Targets, concatenate_targets, label_columns, read_targets
-from kit.data.raw_csv import check_unique_ids, parse_ids, read_raw
+from kit.data.clean import REPAIRS, decode_turns
+from kit.data.labels import Targets, concatenate_targets, read_targets, target_columns
+from kit.data.raw_csv import check_unique_ids, open_raw_csv, parse_ids
 from kit.task import TEST_COLUMNS, TEXTS
 
 
 @dataclass(frozen=True)
 class RawRows:
-    """A file of N rows.
+    """The N rows of a raw file.
 
     Attributes:
         ids: (N,) int64.
         texts: the three texts in unicode form, list<string>.
-        labels, soft, weights: what they teach (`targets.Targets`).
-        ignored: columns of the file that nobody reads.
-        repairs: how often each of the documented repairs was made (`raw.RawFile`, `clean.REPAIRS`).
+        targets: of the N rows, or of none where the file was read without labels.
+        ignored: columns of the file that are not used.
+        repairs: how often each repair was made (see `raw_csv.RawFile` and `clean.REPAIRS`).
     """
 
     ids: np.ndarray
     texts: pa.Table
-    labels: np.ndarray
+    targets: Targets
     ignored: tuple[str, ...]
     repairs: Counter
-    soft: np.ndarray | None = None
-    weights: np.ndarray | None = None
-
-    @property
-    def targets(self) -> Targets:
-        """What they teach."""
-        return Targets(self.labels, self.soft, self.weights)
 
 
 def read_rows(
@@ -44,45 +37,46 @@ def read_rows(
     labelled: bool,
     unique_ids: bool = True,
     *,
-    pseudo: bool = False,
+    label_required: bool = True,
     unlabelled: bool = False,
 ) -> RawRows:
-    """Reads a file with the columns of train.csv (`labelled`; model names are not needed) or of test.csv.
+    """Read a file with the columns of train.csv (model names optional) or of test.csv.
 
     Args:
-        pseudo: rows may have soft labels alone.
-        unlabelled: the file may have neither labels nor soft ones.
+        labelled: the file has the columns of train.csv.
+        unique_ids: refuse a file in which an id occurs twice.
+        label_required: every row needs a label; otherwise soft labels are enough.
+        unlabelled: the file may have neither labels nor soft labels.
+
     Raises:
         DataError: the file cannot be used; names the file, row and id.
     """
     path = Path(path)
 
-    def columns(names: list[str]) -> tuple[str, ...]:
-        taught = label_columns(path, names, not pseudo, unlabelled) if labelled else ()
-        return (*TEST_COLUMNS, *taught)
+    def choose_columns(names: list[str]) -> tuple[str, ...]:
+        columns = target_columns(path, names, label_required, unlabelled) if labelled else ()
+        return (*TEST_COLUMNS, *columns)
 
-    file = read_raw(path, columns)
-    repairs = Counter({**file.repairs, **dict.fromkeys(clean.REPAIRS, 0)})
-    ids, taught, texts = [], [], []
+    file = open_raw_csv(path, choose_columns)
+    repairs = Counter({**file.repairs, **dict.fromkeys(REPAIRS, 0)})
+    ids = []
+    targets = []
+    texts = []
     for batch in file.batches:
         ids.append(parse_ids(batch))
         if labelled:
-            taught.append(read_targets(batch, labelled=not pseudo))
+            targets.append(read_targets(batch, label_required))
         texts.append(
-            pa.record_batch(
-                {column: clean.decode_turns(batch, column, repairs) for column in TEXTS}
-            )
+            pa.record_batch({column: decode_turns(batch, column, repairs) for column in TEXTS})
         )
-    all_ids, each = np.concatenate(ids), concatenate_targets(taught)
-    rows = RawRows(
-        all_ids,
-        pa.Table.from_batches(texts),
-        each.labels,
-        file.ignored,
-        repairs,
-        each.soft,
-        each.weights,
-    )
+
+    all_ids = np.concatenate(ids)
     if unique_ids:
-        check_unique_ids(path, rows.ids)
-    return rows
+        check_unique_ids(path, all_ids)
+    return RawRows(
+        ids=all_ids,
+        texts=pa.Table.from_batches(texts),
+        targets=concatenate_targets(targets),
+        ignored=file.ignored,
+        repairs=repairs,
+    )

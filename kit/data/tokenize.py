@@ -1,4 +1,7 @@
-"""Rows to tokens, once: tokenised in batches by Rust, laid out (see `data.truncation`), kept on disk and memory-mapped."""
+"""Tokenise rows once and keep the tokens on disk, memory-mapped. Use `tokenize_cached`.
+
+The Rust tokenizer encodes batches on all cores; `kit.data.truncation` lays out the sequences.
+"""
 
 import array
 import dataclasses
@@ -18,14 +21,18 @@ from kit.storage.atomic import atomic_files, atomic_folder, save_array
 from kit.storage.lock import make_once
 from kit.task import PROMPT, RESPONSES
 
-FORMAT = 2  # part of the cache key: raised when the same rows would become other tokens
-CHUNK = 1024  # rows tokenised at a time; bounds memory whatever the number of rows
-_REMAKE = "Delete the folder and run the command again: it is only a cache."
+# Part of the cache key: raise it when the same rows would become other tokens.
+FORMAT = 2
+
+# Rows tokenised at a time. It bounds the memory for any number of rows.
+CHUNK = 1024
+
+DELETE_HINT = "Delete the folder (it is only a cache) and run the command again."
 
 
 @dataclass(frozen=True)
 class PairTokenizer:
-    """A tokenizer as kit needs it: a fast transformers tokenizer and the ids that frame a sequence."""
+    """A fast transformers tokenizer and the ids of the tokens that frame a sequence."""
 
     pretrained: Any
     cls: int
@@ -34,23 +41,22 @@ class PairTokenizer:
 
     @property
     def backend(self) -> Any:
-        """The Rust tokenizer, which encodes a list of texts on all cores."""
+        """Return the Rust tokenizer, set to encode texts without truncation and padding."""
         backend = self.pretrained.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = (
-            True  # an answer that spells out [SEP] or </s> is text, not structure
-        )
+        # An answer that spells out [SEP] or </s> is text, not structure.
+        backend.encode_special_tokens = True
         return backend
 
     @property
     def digest(self) -> str:
-        """Identifies everything that decides which tokens a text becomes."""
+        """Return a hash of everything that decides the tokens of a text."""
         content = f"{self.backend.to_str()}|{self.cls}|{self.sep}|{self.pad}"
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer's files in Hugging Face layout."""
+        """Write the tokenizer's files in Hugging Face layout."""
         with atomic_files(folder) as temporary:
             self.pretrained.save_pretrained(temporary)
 
@@ -59,12 +65,16 @@ class PairTokenizer:
 class TokenizedRows:
     """The tokens of N rows with S sequences each, memory-mapped from disk.
 
-    The sequences of a row are its two sides, or under the shape "cross" the row in both orders of its answers.
+    The sequences of a row are its two sides, or under the shape "cross" the row in both orders of
+    its answers.
 
-    tokens: int32, all sequences one after another, framing included. starts: int64 (N·S + 1), where each begins.
-    first_lengths: int32 (N·S), how many tokens of a sequence belong to the first of its two segments.
-    whole_lengths: int32 (N·S), how many tokens the row's sides would have without a budget.
-    cut: how many sequences lost tokens to the budget.
+    Attributes:
+        tokens: int32, all sequences one after another, with framing.
+        starts: int64 (N·S + 1), where each sequence begins.
+        first_lengths: int32 (N·S), tokens of a sequence in the first of its two segments.
+        whole_lengths: int32 (N·S), tokens that the row's sides would have without a budget.
+        sides: S.
+        cut: number of sequences that lost tokens to the budget.
     """
 
     tokens: np.ndarray
@@ -79,82 +89,99 @@ class TokenizedRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence: (N, S)."""
+        """Return the number of tokens of each sequence, (N, S)."""
         return np.diff(self.starts).reshape(-1, self.sides)
 
     @classmethod
     def open(cls, folder: Path) -> "TokenizedRows":
-        """Maps what `encode` wrote.
+        """Map the files that `tokenize_rows` wrote.
 
         Raises:
-            DataError: a file of it is missing or not whole.
+            DataError: a file is missing or incomplete.
         """
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            starts, *lengths = (
+            starts, first_lengths, whole_lengths = (
                 np.load(folder / f"{name}.npy")
                 for name in ("starts", "first_lengths", "whole_lengths")
             )
             tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
-            encoded = cls(tokens, starts, *lengths, meta["sides"], meta["cut"])
-            whole = (len(tokens), len(encoded)) == (starts[-1], meta["rows"])
-            whole = whole and all(len(starts) == len(each) + 1 for each in lengths)
+            rows = cls(tokens, starts, first_lengths, whole_lengths, meta["sides"], meta["cut"])
+            complete = (
+                (len(tokens), len(rows)) == (starts[-1], meta["rows"])
+                and len(first_lengths) == len(starts) - 1
+                and len(whole_lengths) == len(starts) - 1
+            )
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise DataError(f"{folder}: these tokens cannot be read: {error}", _REMAKE) from error
-        if not whole:
-            raise DataError(f"{folder}: tokens are missing from it", _REMAKE)
-        return encoded
+            raise DataError(
+                f"{folder}: cannot read the cached tokens: {error}", DELETE_HINT
+            ) from error
+        if not complete:
+            raise DataError(f"{folder}: the cached tokens are incomplete", DELETE_HINT)
+        return rows
 
 
 def tokenize_cached(
     table: pa.Table,
-    content: str,
-    vocabulary: PairTokenizer,
+    digest: str,
+    tokenizer: PairTokenizer,
     spec: EncodeSpec,
     cache: Path,
     shape: Shape = "siamese",
 ) -> TokenizedRows:
-    """`encode`, unless the same `content` (a hash of the table) was encoded the same way before."""
-    identity = [FORMAT, content, vocabulary.digest, dataclasses.asdict(spec), shape]
+    """Return the tokens of a table, from `cache` if the same table was tokenised the same way.
+
+    Args:
+        digest: a hash of the table.
+    """
+    identity = [FORMAT, digest, tokenizer.digest, dataclasses.asdict(spec), shape]
     folder = cache / f"tokens-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
-    done = (folder / "meta.json").exists
     make_once(
-        cache, folder.name, done, lambda: tokenize_rows(table, vocabulary, spec, folder, shape)
+        cache,
+        folder.name,
+        (folder / "meta.json").exists,
+        lambda: tokenize_rows(table, tokenizer, spec, folder, shape),
     )
     return TokenizedRows.open(folder)
 
 
 def tokenize_rows(
     table: pa.Table,
-    vocabulary: PairTokenizer,
+    tokenizer: PairTokenizer,
     spec: EncodeSpec,
     folder: Path,
     shape: Shape = "siamese",
 ) -> None:
-    """Encodes every row's two sequences into `folder`, whole or not at all; memory does not grow with the rows."""
-    backend, layout, sides, cut, total = vocabulary.backend, LAYOUTS[shape], len(RESPONSES), 0, 0
-    lengths, first_lengths, whole_lengths = array.array("q"), array.array("i"), array.array("i")
+    """Write the tokens of every row to `folder`, all or nothing; see `TokenizedRows.open`.
+
+    Memory does not grow with the number of rows, but for three numbers a sequence.
+    """
+    backend = tokenizer.backend
+    layout = LAYOUTS[shape]
+    lengths = array.array("q")
+    first_lengths = array.array("i")
+    whole_lengths = array.array("i")
+    cut = 0
+
     with atomic_folder(folder) as temporary:
         with (temporary / "tokens.int32").open("wb") as file:
-            for chunk in range(0, table.num_rows, CHUNK):
-                rows = table.slice(chunk, CHUNK)
-                prompts = _tokenise(rows[PROMPT], backend)
-                responses = [_tokenise(rows[name], backend) for name in RESPONSES]
+            for start in range(0, table.num_rows, CHUNK):
+                chunk = table.slice(start, CHUNK)
+                prompts = _encode_turns(chunk[PROMPT], backend)
+                responses = [_encode_turns(chunk[name], backend) for name in RESPONSES]
                 tokens = array.array("i")
                 for prompt, *answers in zip(prompts, *responses, strict=True):
-                    for first, second, whole, lost in layout(
-                        prompt, answers, spec, vocabulary.cls, vocabulary.sep
-                    ):
+                    sequences = layout(prompt, answers, spec, tokenizer.cls, tokenizer.sep)
+                    for first, second, whole, lost in sequences:
                         tokens.extend(first)
                         tokens.extend(second)
+                        lengths.append(len(first) + len(second))
                         first_lengths.append(len(first))
                         whole_lengths.append(whole)
-                        lengths.append(len(first) + len(second))
                         cut += lost
-                total += len(tokens)
-                file.write(
-                    tokens
-                )  # numpy's tofile says nothing where the disk is full at its very end
+                # numpy's tofile would not report a disk that is full at its very end.
+                file.write(tokens)
+
         starts = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, np.int64))])
         save_array(temporary / "starts.npy", starts)
         save_array(temporary / "first_lengths.npy", np.frombuffer(first_lengths, np.int32))
@@ -162,15 +189,15 @@ def tokenize_rows(
         meta = {
             "format": FORMAT,
             "rows": table.num_rows,
-            "sides": sides,
+            "sides": len(RESPONSES),
             "cut": cut,
-            "tokens": total,
+            "tokens": int(starts[-1]),
         }
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
 
-def _tokenise(column: pa.ChunkedArray, backend: Any) -> list[list[list[int]]]:
-    """A list<string> column as token ids: rows of turns of tokens."""
+def _encode_turns(column: pa.ChunkedArray, backend: Any) -> list[list[list[int]]]:
+    """Return a list<string> column as token ids: rows of turns of tokens."""
     lists = column.combine_chunks()
     turns = lists.flatten().to_pylist()
     encoded = [e.ids for e in backend.encode_batch_fast(turns, add_special_tokens=False)]

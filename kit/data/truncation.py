@@ -1,7 +1,8 @@
-"""A row's sequences within their budget of tokens: what stands where, and what is cut where not everything fits.
+"""Lay out the tokens of a row as sequences within a token budget. Use `LAYOUTS`.
 
-One side is `[CLS] prompt [SEP] response [SEP]`; the turns of a conversation are joined by `[SEP]` too. What does not
-fit is cut where it hurts least: early turns first, then the middle of a turn that is too long by itself.
+One side is `[CLS] prompt [SEP] response [SEP]`; the turns of a conversation are joined by `[SEP]`
+too. What does not fit is cut where it hurts least: early turns first, then the middle of a turn
+that is too long by itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +10,21 @@ from typing import NamedTuple
 
 from kit.recipe.spec import EncodeSpec
 
-Turns = Sequence[list[int]]  # of one text, each turn its tokens
-SIDE_FRAME = 3  # CLS and two SEP
-CROSS_FRAME = 6  # CLS, two SEP before each answer, one at the end
+# The turns of one text, each a list of tokens.
+Turns = Sequence[list[int]]
+
+# Tokens that are not text: CLS and two SEP; CLS, two SEP before each answer and one at the end.
+SIDE_FRAME = 3
+CROSS_FRAME = 6
 
 
 class TruncatedSequence(NamedTuple):
-    """One sequence: its two segments, and whether tokens were lost.
+    """One sequence as its two segments.
 
-    whole: tokens that prompt and answer would have as a side without a budget; of a cross sequence, its first answer.
+    Attributes:
+        whole: tokens that prompt and answer would have as a side without a budget. For a cross
+            sequence, those of its first answer.
+        lost: whether tokens were cut.
     """
 
     first: list[int]
@@ -29,63 +36,64 @@ class TruncatedSequence(NamedTuple):
 def side_sequences(
     prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, cls: int, sep: int
 ) -> Iterator[TruncatedSequence]:
-    """One sequence for each answer, the prompt its first segment and the answer its second."""
+    """Yield one sequence for each answer, with the prompt and the answer as its segments."""
     for answer in answers:
-        kept, (response,), lost = split_budget(
-            prompt, [answer], spec.max_tokens - SIDE_FRAME, spec, sep
-        )
-        yield TruncatedSequence([cls, *kept, sep], [*response, sep], _whole(prompt, answer), lost)
+        room = spec.max_tokens - SIDE_FRAME
+        kept, (response,), lost = split_budget(prompt, [answer], room, spec, sep)
+        first = [cls, *kept, sep]
+        yield TruncatedSequence(first, [*response, sep], _side_length(prompt, answer), lost)
 
 
 def order_sequences(
     prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, cls: int, sep: int
 ) -> Iterator[TruncatedSequence]:
-    """Prompt and both answers in one sequence, once in each order; what is kept of each is the same in both.
+    """Yield prompt and both answers as one sequence, once in each order of the answers.
 
-    Before an answer stand two SEP, as RoBERTa has them between texts: a single one only joins turns. The second
-    answer alone is the second segment, because which answer a token belongs to is what has to be told apart.
+    What is kept of each text is the same in both. Two SEP stand before an answer, as RoBERTa has
+    them between texts, because a single SEP joins turns. The second answer alone is the second
+    segment: the model has to see which answer a token belongs to.
     """
     kept, (a, b), lost = split_budget(prompt, answers, spec.max_tokens - CROSS_FRAME, spec, sep)
     for answer, first, second in zip(answers, (a, b), (b, a), strict=True):
-        yield TruncatedSequence(
-            [cls, *kept, sep, sep, *first, sep, sep], [*second, sep], _whole(prompt, answer), lost
-        )
+        start = [cls, *kept, sep, sep, *first, sep, sep]
+        yield TruncatedSequence(start, [*second, sep], _side_length(prompt, answer), lost)
 
 
-LAYOUTS: dict[
-    str, Callable[[Turns, Sequence[Turns], EncodeSpec, int, int], Iterator[TruncatedSequence]]
-] = {
-    "siamese": side_sequences,
-    "cross": order_sequences,
-}
+Layout = Callable[[Turns, Sequence[Turns], EncodeSpec, int, int], Iterator[TruncatedSequence]]
+LAYOUTS: dict[str, Layout] = {"siamese": side_sequences, "cross": order_sequences}
 
 
 def split_budget(
     prompt: Turns, answers: Sequence[Turns], room: int, spec: EncodeSpec, sep: int
 ) -> tuple[list[int], list[list[int]], bool]:
-    """The tokens of a prompt and of the answers beside it within `room`, and whether any were lost.
+    """Return the tokens of prompt and answers that fit in `room`, and whether any were cut.
 
-    When not all fit, the prompt keeps what the answers leave free, and at least its share of the room. Two answers
-    have half of the rest each, and what one leaves free is the other's.
+    If not all fit, the prompt keeps what the answers leave free, and at least its share of the
+    room. Two answers get half of the rest each, and one gets what the other leaves free.
     """
-    need, needs = _length(prompt), [_length(answer) for answer in answers]
-    if need + sum(needs) <= room:
+    prompt_length = _length(prompt)
+    lengths = [_length(answer) for answer in answers]
+    if prompt_length + sum(lengths) <= room:
         return _join(prompt, sep), [_join(answer, sep) for answer in answers], False
-    rest = min(sum(needs), max(room - need, room - int(room * spec.prompt_share)))
-    shares = [min(each, max(rest // len(needs), rest - (sum(needs) - each))) for each in needs]
-    kept = _fit(prompt, min(need, room - sum(shares)), spec, sep)
-    return (
-        kept,
-        [_fit(answer, share, spec, sep) for answer, share in zip(answers, shares, strict=True)],
-        True,
-    )
+
+    beyond_prompt = max(room - prompt_length, room - int(room * spec.prompt_share))
+    rest = min(sum(lengths), beyond_prompt)
+    half = rest // len(lengths)
+    shares = [min(length, max(half, rest - (sum(lengths) - length))) for length in lengths]
+
+    kept = _truncate(prompt, min(prompt_length, room - sum(shares)), spec, sep)
+    kept_answers = [
+        _truncate(answer, share, spec, sep) for answer, share in zip(answers, shares, strict=True)
+    ]
+    return kept, kept_answers, True
 
 
-def _fit(turns: Turns, room: int, spec: EncodeSpec, sep: int) -> list[int]:
-    """The last turns that fit in `room`; the first of these that does not keeps its head and its tail."""
+def _truncate(turns: Turns, room: int, spec: EncodeSpec, sep: int) -> list[int]:
+    """Return the last turns that fit in `room`; the first of them may lose its middle."""
     kept: list[list[int]] = []
     for turn in reversed(turns):
-        free = room - bool(kept)  # one SEP joins it to what follows
+        # One SEP joins the turn to what follows.
+        free = room - bool(kept)
         if len(turn) > free:
             if free > 0:
                 head = round(free * spec.head_share)
@@ -96,7 +104,7 @@ def _fit(turns: Turns, room: int, spec: EncodeSpec, sep: int) -> list[int]:
     return _join(kept[::-1], sep)
 
 
-def _whole(prompt: Turns, answer: Turns) -> int:
+def _side_length(prompt: Turns, answer: Turns) -> int:
     return SIDE_FRAME + _length(prompt) + _length(answer)
 
 

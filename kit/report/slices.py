@@ -7,8 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kit.data.characters import SCRIPTS, character_counts, character_histogram, count_characters
-from kit.data.features import ROWS
+from kit.data.features import (
+    ROWS,
+    SCRIPTS,
+    character_counts,
+    character_histogram,
+    count_characters,
+)
 from kit.evaluation.bootstrap import loss_intervals
 from kit.evaluation.metrics import row_losses
 from kit.report.inputs import ReportInputs

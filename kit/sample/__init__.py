@@ -1,1 +1,1 @@
-"""Make a sample in Kaggle's file format: prompts, answers, and labels from a known preference model."""
+"""Generate a synthetic data set in Kaggle's file format, labelled by a known preference model."""

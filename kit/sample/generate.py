@@ -1,7 +1,8 @@
-"""Rows to learn and to test on where the competition's files are not at hand: its format, its mess, its ties.
+"""Generate a labelled sample of any size in the competition's file format. Use `write_sample`.
 
-The judge is planted: a documented rule on the text alone, with honest noise. So the lowest log loss that any model
-can expect on these rows is known, and stored beside them.
+It has what makes the real files awkward: repeated prompts, nulls, lone surrogates, very long
+answers, duplicates, ties. Labels are drawn by a documented rule (`kit.sample.labels`), so the
+lowest log loss that any model can expect is known and stored with the rows.
 """
 
 import csv
@@ -24,7 +25,7 @@ from kit.sample.labels import (
     TIES,
     Turns,
     davidson_probabilities,
-    quality_difference,
+    latent_difference,
 )
 from kit.storage import atomic
 
@@ -38,65 +39,186 @@ FILES = (
     SUMMARY_FILE,
 )
 
-# --- the rows
+# Invented names, which carry no information about the winner.
+MODEL_NAMES = (
+    "alder-7b-chat", "alder-13b-chat", "alder-70b-chat", "birch-instruct-v1", "birch-instruct-v2",
+    "cedar-large", "cedar-small-2", "elm-6b", "elm-mix-8x7b", "hazel-turbo-0613",
+    "hazel-turbo-1106", "juniper-34b", "larch-2.1", "maple-pro", "oak-40b-instruct", "pine-3b-sft",
+    "rowan-12b", "willow-13b", "yew-7b-beta",
+)  # fmt: skip
 
-NAMES = (
-    "alder-7b-chat", "alder-13b-chat", "alder-70b-chat", "birch-instruct-v1", "birch-instruct-v2", "cedar-large",
-    "cedar-small-2", "elm-6b", "elm-mix-8x7b", "hazel-turbo-0613", "hazel-turbo-1106", "juniper-34b", "larch-2.1",
-    "maple-pro", "oak-40b-instruct", "pine-3b-sft", "rowan-12b", "willow-13b", "yew-7b-beta",
-)  # invented, and they say nothing about who wins  # fmt: skip
-TURNS = {
-    2: 0.08,
-    3: 0.025,
-    4: 0.012,
-    5: 0.008,
-    6: 0.004,
-    8: 0.003,
-    10: 0.002,
-    12: 0.002,
-}  # of the prompts; rest: 1
-CODE, FOREIGN, PASTED, CUT_PROMPT = 0.08, 0.10, 0.02, 0.004  # of the prompts
-REPEATS, POPULAR = 0.11, 0.09  # of the rows repeat one of the first 9% of the prompts
-IDENTICAL, EMPTY, NULL, LONG, CUT_ANSWER = 0.005, 0.002, 0.003, 0.01, 0.006  # of the rows
-DUPLICATE, JUDGED_AGAIN = (
-    0.0025,
-    0.0006,
-)  # of the rows are exact duplicates with the same label, with another label
-ALL_AT = 200  # rows from which each of these occurs at least once
-LINES = np.array(
-    [3, 5, 7, 9, 11, 14, 18, 24, 32]
-)  # of the answers in a row; times one of SPREAD for each of the two
+# Shares of the distinct prompts. Conversations that are not listed in TURN_SHARES have one turn.
+TURN_SHARES = {2: 0.08, 3: 0.025, 4: 0.012, 5: 0.008, 6: 0.004, 8: 0.003, 10: 0.002, 12: 0.002}
+CODE = 0.08
+FOREIGN = 0.10
+PASTED = 0.02
+CUT_PROMPT = 0.004
+
+# Shares of the rows. REPEATS of them repeat a prompt out of the first POPULAR of the rows.
+# DUPLICATE are exact copies with the same label, JUDGED_AGAIN exact copies with another label.
+REPEATS = 0.11
+POPULAR = 0.09
+IDENTICAL = 0.005
+EMPTY = 0.002
+NULL = 0.003
+LONG = 0.01
+CUT_ANSWER = 0.006
+DUPLICATE = 0.0025
+JUDGED_AGAIN = 0.0006
+
+# From this number of rows on, each of these kinds occurs at least once.
+ALL_KINDS_ROWS = 200
+
+# Lines of the answers in a row, multiplied by one value of SPREAD for each of the two answers.
+LINES = np.array([3, 5, 7, 9, 11, 14, 18, 24, 32])
 SPREAD = np.array([0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.8, 2.5])
-LONG_CHARACTERS = np.array([6_000, 8_000, 11_000, 15_000, 20_000, 27_000, 36_000, 46_000])  # about
+LONG_CHARACTERS = np.array([6_000, 8_000, 11_000, 15_000, 20_000, 27_000, 36_000, 46_000])
+
+_JSON = json.JSONEncoder(separators=(",", ":"))
 
 
-def _distinct(rng: np.random.Generator, count: int, high: int) -> np.ndarray:
-    """(count,) distinct integers in 0 .. high - 1, in random order."""
+class SampleRow(NamedTuple):
+    """A judged row; a turn may be null. The label is drawn from the probabilities."""
+
+    models: tuple[str, str]
+    texts: tuple[Turns, Turns, Turns]  # prompt, answer A, answer B
+    probabilities: tuple[float, float, float]
+    label: int
+
+
+class _PlannedRow(NamedTuple):
+    """All that the texts and the label of a row follow from: equal plans make equal rows.
+
+    `side` (0 or 1) is the answer that has the null turn, the great length or the lone surrogate.
+    `luck` and `luck_again` (0 to 1) decide the draw of the label, and of the label of a row that is
+    judged a second time (`again`).
+    """
+
+    voice: int
+    number: int
+    turns: int
+    pasted: int
+    cut_prompt: int
+    model_a: int
+    model_b: int
+    lines_a: int
+    lines_b: int
+    quality_a: int
+    quality_b: int
+    key_a: int
+    key_b: int
+    side: int
+    null: bool
+    cut: bool
+    again: bool
+    luck: float
+    luck_again: float
+
+
+def write_sample(out: Path, rows: int = 2400, seed: int = 0, force: bool = False) -> dict:
+    """Write the files of the sample (`FILES`) to a folder.
+
+    The same rows and seed give the same bytes on every platform.
+
+    Args:
+        out: the folder, created if needed.
+        rows: of train.csv; test.csv has a quarter as many, at least 3.
+        force: overwrite existing files.
+
+    Returns:
+        The content of sample.json: seed, rule, constants, and for train and test the number of
+        rows, the classes and the Bayes log loss.
+
+    Raises:
+        KitError: a file exists and `force` is not set, or `out`, `rows` or `seed` cannot be used.
+    """
+    out = Path(out)
+    if rows < 1 or seed < 0:
+        raise DataError(
+            f"a sample of {rows} rows with seed {seed} cannot be made",
+            "Choose --rows of at least 1 and --seed of at least 0.",
+        )
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; the sample needs a folder", "Choose another --out.")
+    for name in FILES:
+        atomic.refuse_overwrite(out / name, force)
+
+    rng = np.random.Generator(np.random.PCG64(seed))
+    total = rows + max(3, rows // 4)
+    ids = _distinct_integers(rng, total, 2**32)
+    numbers = _distinct_integers(rng, total, 20 * total)
+    train = _plan_rows(rng, numbers[:rows])
+    test = _plan_rows(rng, numbers[rows:])
+
+    # The tables take their final names last: where train.csv exists, the whole sample does.
+    with (
+        atomic.atomic_file(out / task.TRAIN_FILE) as train_file,
+        atomic.atomic_file(out / task.TEST_FILE) as test_file,
+    ):
+        train_probabilities, train_labels = _write_rows(
+            train_file, _generate_rows(train), ids[:rows], labelled=True
+        )
+        test_probabilities, test_labels = _write_rows(
+            test_file, _generate_rows(test), ids[rows:], labelled=False
+        )
+
+        uniform = make_predictions(ids[rows:], np.ones((total - rows, 3)))
+        write_predictions(uniform, out / task.SAMPLE_FILE)
+        with atomic.atomic_file(out / task.TRUTH_FILE) as file:
+            winners = pd.DataFrame(np.eye(3, dtype=np.int64)[test_labels], ids[rows:], task.CLASSES)
+            winners.to_csv(file, index_label=task.ID, lineterminator="\n")
+        bayes = make_predictions(ids, np.concatenate([train_probabilities, test_probabilities]))
+        write_predictions(bayes, out / task.BAYES_FILE)
+
+        summary = {
+            "seed": seed,
+            "rule": RULE,
+            "constants": {"quality": QUALITY, "length": LENGTH, "ties": TIES},
+            "train": _summarise(train_probabilities, train_labels),
+            "test": _summarise(test_probabilities, test_labels),
+        }
+        atomic.write_json(out / SUMMARY_FILE, summary)
+    return summary
+
+
+def _distinct_integers(rng: np.random.Generator, count: int, high: int) -> np.ndarray:
+    """Return distinct integers (count,) from 0 to high - 1, in random order."""
     values = np.empty(0, np.int64)
     while len(values) < count:
         values = np.unique(np.concatenate([values, rng.integers(high, size=count)]))
     return rng.permutation(values)[:count]
 
 
-def _deal(rng: np.random.Generator, total: int, least: int, *shares: float) -> list[np.ndarray]:
-    """Disjoint random sets of row numbers below `total`, one for each share of them, of `least` rows at least."""
-    ends = np.cumsum([max(least, round(total * share)) for share in shares])
+def _disjoint_sets(
+    rng: np.random.Generator, total: int, minimum: int, *shares: float
+) -> list[np.ndarray]:
+    """Return disjoint random sets of row numbers below `total`.
+
+    There is one set for each share of the rows, and it has at least `minimum` members.
+    """
+    ends = np.cumsum([max(minimum, round(total * share)) for share in shares])
     return np.split(rng.permutation(total), ends)[:-1]
 
 
-def _conversations(rng: np.random.Generator, numbers: np.ndarray, least: int) -> pd.DataFrame:
-    """What each distinct prompt follows from: one line for each of the distinct `numbers`."""
-    voice, turns, pasted, cut_prompt = np.zeros((4, len(numbers)), np.int64)
-    code, foreign = _deal(rng, len(numbers), least * len(text.FOREIGN), CODE, FOREIGN)
+def _plan_conversations(
+    rng: np.random.Generator, numbers: np.ndarray, minimum: int
+) -> pd.DataFrame:
+    """Return what each prompt follows from, one row for each of the distinct `numbers`."""
+    rows = len(numbers)
+    voice, turns, pasted, cut_prompt = np.zeros((4, rows), np.int64)
+
+    code, foreign = _disjoint_sets(rng, rows, minimum * len(text.FOREIGN), CODE, FOREIGN)
     voice[code] = text.VOICES.index(text.CODER)
     voice[foreign] = len(text.VOICES) - 1 - np.arange(len(foreign)) % len(text.FOREIGN)
+
     turns += 1
-    for count, chosen in zip(TURNS, _deal(rng, len(numbers), least, *TURNS.values()), strict=True):
-        turns[chosen] = count
-    for column, chosen in zip(
-        (pasted, cut_prompt), _deal(rng, len(numbers), least, PASTED, CUT_PROMPT), strict=True
-    ):
-        column[chosen] = 1
+    chosen = _disjoint_sets(rng, rows, minimum, *TURN_SHARES.values())
+    for count, subset in zip(TURN_SHARES, chosen, strict=True):
+        turns[subset] = count
+
+    with_paste, with_cut = _disjoint_sets(rng, rows, minimum, PASTED, CUT_PROMPT)
+    pasted[with_paste] = 1
+    cut_prompt[with_cut] = 1
     return pd.DataFrame(
         {
             "voice": voice,
@@ -108,39 +230,36 @@ def _conversations(rng: np.random.Generator, numbers: np.ndarray, least: int) ->
     )
 
 
-def _plan(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
-    """One line for each row, with all that its texts and its label follow from: equal lines make equal rows.
+def _plan_rows(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
+    """Return the plan of all rows in random order, with the columns of `_PlannedRow`.
 
     Args:
-        numbers: a distinct one for each row; where a row repeats another's prompt, its own stays unused.
+        numbers: one distinct number a row; that of a row which repeats a prompt stays unused.
     """
-    rows, least = len(numbers), int(len(numbers) >= ALL_AT)
-    own = rows - round(
-        rows * REPEATS
-    )  # these rows come first and have a prompt each; only they get the rarer mess,
-    which = np.concatenate(
-        [np.arange(own), rng.integers(max(1, round(own * POPULAR)), size=rows - own)]
-    )
-    plan = _conversations(rng, numbers[:own], least).iloc[which].reset_index(drop=True)
+    rows = len(numbers)
+    minimum = int(rows >= ALL_KINDS_ROWS)
 
-    name = rng.integers(len(NAMES), size=rows)
-    plan["model_a"], plan["model_b"] = (
-        name,
-        (name + rng.integers(1, len(NAMES), size=rows)) % len(NAMES),
-    )
+    # The first rows have a prompt each, the others repeat one of these.
+    own = rows - round(rows * REPEATS)
+    repeated = rng.integers(max(1, round(own * POPULAR)), size=rows - own)
+    which = np.concatenate([np.arange(own), repeated])
+    plan = _plan_conversations(rng, numbers[:own], minimum).iloc[which].reset_index(drop=True)
+
+    model = rng.integers(len(MODEL_NAMES), size=rows)
+    plan["model_a"] = model
+    plan["model_b"] = (model + rng.integers(1, len(MODEL_NAMES), size=rows)) % len(MODEL_NAMES)
     base = LINES[rng.integers(len(LINES), size=rows)] * ((plan["turns"] + 1) // 2)
     for side in "ab":
-        plan[f"lines_{side}"] = np.rint(base * SPREAD[rng.integers(len(SPREAD), size=rows)]).astype(
-            np.int64
-        )
+        spread = SPREAD[rng.integers(len(SPREAD), size=rows)]
+        plan[f"lines_{side}"] = np.rint(base * spread).astype(np.int64)
         plan[f"quality_{side}"] = rng.integers(text.QUALITIES, size=rows)
         plan[f"key_{side}"] = rng.integers(2**62, size=rows)
-    plan["side"] = rng.integers(
-        2, size=rows
-    )  # of a null turn, a very long answer, a lone surrogate
-    plan["luck"], plan["luck_again"] = rng.random((2, rows))  # what the label is drawn with
-    identical, empty, null, long, cut, same, again = _deal(
-        rng, own, least, IDENTICAL, EMPTY, NULL, LONG, CUT_ANSWER, DUPLICATE, JUDGED_AGAIN
+    plan["side"] = rng.integers(2, size=rows)
+    plan["luck"], plan["luck_again"] = rng.random((2, rows))
+
+    # Only rows with a prompt of their own get the rare kinds, so that no copy falls on one of them.
+    identical, empty, null, long, cut, same, again = _disjoint_sets(
+        rng, own, minimum, IDENTICAL, EMPTY, NULL, LONG, CUT_ANSWER, DUPLICATE, JUDGED_AGAIN
     )
     for column in ("lines", "quality", "key"):
         plan.loc[identical, f"{column}_b"] = plan.loc[identical, f"{column}_a"]
@@ -149,86 +268,86 @@ def _plan(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
     lines = LONG_CHARACTERS[rng.integers(len(LONG_CHARACTERS), size=len(long))] // widths
     for side, column in enumerate(("lines_a", "lines_b")):
         plan.loc[long, column] = np.where(plan["side"][long] == side, lines, plan[column][long])
-    for column, chosen in (("null", null), ("cut", cut)):
-        plan[column] = np.isin(np.arange(rows), chosen)
+    plan["null"] = np.isin(np.arange(rows), null)
+    plan["cut"] = np.isin(np.arange(rows), cut)
 
-    source, copies = (
-        np.arange(rows),
-        own + np.arange(len(same) + len(again)),
-    )  # so that no copy falls on one of them
+    # Exact copies take the place of rows that repeat a prompt.
+    source = np.arange(rows)
+    copies = own + np.arange(len(same) + len(again))
     source[copies] = np.concatenate([same, again])
     plan = plan.iloc[source]
     plan["again"] = np.isin(np.arange(rows), copies[len(same) :])
     return plan.iloc[rng.permutation(rows)]
 
 
-class SampleRow(NamedTuple):
-    """A judged row: its texts (a turn may be null), the judge's probabilities and the label drawn from them."""
+def _generate_rows(plan: pd.DataFrame) -> Iterator[SampleRow]:
+    fields = plan[list(_PlannedRow._fields)].itertuples(index=False, name=None)
+    for row in map(_PlannedRow._make, fields):
+        voice = text.VOICES[row.voice]
+        topic = text.topic_of(voice, row.number)
+        prompt = text.compose_prompt(voice, row.number, row.turns, bool(row.pasted))
+        a, b = (
+            text.compose_answer(voice, topic, row.turns, lines, quality, key)
+            for lines, quality, key in (
+                (row.lines_a, row.quality_a, row.key_a),
+                (row.lines_b, row.quality_b, row.key_b),
+            )
+        )
 
-    models: tuple[str, str]
-    texts: tuple[Turns, Turns, Turns]  # prompt, answer A, answer B
-    probabilities: tuple[float, float, float]
-    label: int
+        answers: tuple[list[str | None], list[str | None]] = ([*a], [*b])
+        messy = answers[row.side]
+        if row.null:
+            messy[row.key_a % row.turns] = None
+        if row.cut:
+            messy[-1] = text.add_lone_surrogate(messy[-1] or "", row.key_a)
+        if row.cut_prompt:
+            prompt[-1] = text.add_lone_surrogate(prompt[-1], row.number)
+
+        probabilities = davidson_probabilities(latent_difference(*answers, voices=(voice,)))
+        label = _draw_label(probabilities, row.luck)
+        if row.again:
+            others = [p * (k != label) for k, p in enumerate(probabilities)]
+            label = _draw_label(others, row.luck_again)
+        models = (MODEL_NAMES[row.model_a], MODEL_NAMES[row.model_b])
+        yield SampleRow(models, (prompt, *answers), probabilities, label)
 
 
-def _draw(probabilities: Sequence[float], luck: float) -> int:
-    """The class at `luck` (0 .. 1) of the cumulated weights."""
-    win, lose, tie = probabilities
+def _draw_label(weights: Sequence[float], luck: float) -> int:
+    """Return the class at the point `luck` (0 to 1) of the cumulated weights."""
+    win, lose, tie = weights
     point = luck * (win + lose + tie)
     return 0 if point < win else 1 if point < win + lose else 2
 
 
-def _rows(plan: pd.DataFrame) -> Iterator[SampleRow]:
-    for line in plan.itertuples(index=False):
-        voice = text.VOICES[line.voice]
-        topic = text.topic_of(voice, line.number)
-        prompt = text.write_prompt(voice, line.number, line.turns, line.pasted)
-        a = text.write_answer(voice, topic, line.turns, line.lines_a, line.quality_a, line.key_a)
-        b = text.write_answer(voice, topic, line.turns, line.lines_b, line.quality_b, line.key_b)
-        chosen = (a, b)[line.side]
-        if line.null:
-            chosen[line.key_a % line.turns] = None
-        if line.cut:
-            chosen[-1] = text.cut_text(chosen[-1], line.key_a)
-        if line.cut_prompt:
-            prompt[-1] = text.cut_text(prompt[-1], line.number)
-        probabilities = davidson_probabilities(quality_difference(a, b, (voice,)))
-        label = _draw(probabilities, line.luck)
-        if line.again:
-            label = _draw([p * (c != label) for c, p in enumerate(probabilities)], line.luck_again)
-        yield SampleRow(
-            (NAMES[line.model_a], NAMES[line.model_b]), (prompt, a, b), probabilities, label
-        )
-
-
-# --- the files
-
-_JSON = json.JSONEncoder(separators=(",", ":"))
-
-
-def _cell(turns: Turns) -> str:
-    """A JSON list as Kaggle writes it: no spaces, ASCII only, and the slash escaped too."""
+def _format_cell(turns: Turns) -> str:
+    """Return a JSON list as Kaggle writes it: no spaces, ASCII only, the slash escaped too."""
     return _JSON.encode(turns).replace("/", "\\/")
 
 
 def _write_rows(
     path: Path, rows: Iterator[SampleRow], ids: np.ndarray, labelled: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Writes each row as it is made; returns the probabilities (N, 3) and the labels (N,)."""
-    probabilities, labels = np.empty((len(ids), 3)), np.empty(len(ids), np.int64)
+    """Write each row as it is generated; return the probabilities (N, 3) and the labels (N,)."""
+    probabilities = np.empty((len(ids), 3))
+    labels = np.empty(len(ids), np.int64)
     with path.open("w", encoding="ascii", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(task.TRAIN_COLUMNS if labelled else task.TEST_COLUMNS)
+
         for i, row in enumerate(rows):
-            probabilities[i], labels[i] = row.probabilities, row.label
-            cells = [_cell(turns) for turns in row.texts]
-            winner = [int(row.label == c) for c in range(len(task.CLASSES))]
+            probabilities[i] = row.probabilities
+            labels[i] = row.label
+            cells = [_format_cell(turns) for turns in row.texts]
+            winner = [int(row.label == k) for k in range(len(task.CLASSES))]
             table.writerow((ids[i], *row.models, *cells, *winner) if labelled else (ids[i], *cells))
     return probabilities, labels
 
 
-def _summary(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """Rows, rows of each class, and the judge's own log loss: expected (its mean entropy) and on these labels."""
+def _summarise(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+    """Return rows, rows of each class, and the log loss of the true probabilities.
+
+    The expected log loss is their mean entropy, the realised one is that on the drawn labels.
+    """
     entropy = -(probabilities * np.log(probabilities)).sum(axis=1)
     realised = -np.log(probabilities[np.arange(len(labels)), labels])
     return {
@@ -239,62 +358,3 @@ def _summary(probabilities: np.ndarray, labels: np.ndarray) -> dict:
             "realised": round(float(realised.mean()), 6),
         },
     }
-
-
-def write_sample(out: Path, rows: int = 2400, seed: int = 0, force: bool = False) -> dict:
-    """Writes the sample's FILES into the folder `out`; the same rows and seed give the same bytes everywhere.
-
-    Args:
-        out: made if it is not there.
-        rows: of train.csv; test.csv has a quarter as many, at least 3.
-        force: overwrite.
-
-    Returns:
-        What sample.json says: seed, rule, constants, and for train and test the rows, classes and Bayes log loss.
-
-    Raises:
-        KitError: a file is there already and `force` is not set, or `out`, `rows` or `seed` cannot be used.
-    """
-    out = Path(out)
-    if rows < 1 or seed < 0:
-        raise DataError(
-            f"a sample of {rows} rows with seed {seed} cannot be made",
-            "Ask for --rows 1 --seed 0 or more.",
-        )
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; the sample needs a folder", "Choose another --out.")
-    for name in FILES:
-        atomic.refuse_overwrite(out / name, force)
-
-    rng = np.random.Generator(np.random.PCG64(seed))
-    total = rows + max(3, rows // 4)
-    ids, numbers = _distinct(rng, total, 2**32), _distinct(rng, total, 20 * total)
-    train, test = _plan(rng, numbers[:rows]), _plan(rng, numbers[rows:])
-    # train.csv gets its name last: where it is, the rest of the sample is too
-    with (
-        atomic.atomic_file(out / task.TRAIN_FILE) as train_file,
-        atomic.atomic_file(out / task.TEST_FILE) as test_file,
-    ):
-        judged = [_write_rows(train_file, _rows(train), ids[:rows], labelled=True)]
-        judged += [_write_rows(test_file, _rows(test), ids[rows:], labelled=False)]
-        write_predictions(
-            make_predictions(ids[rows:], np.ones((total - rows, 3))), out / task.SAMPLE_FILE
-        )
-        with atomic.atomic_file(out / task.TRUTH_FILE) as file:
-            winners = pd.DataFrame(
-                np.eye(3, dtype=np.int64)[judged[1][1]], ids[rows:], task.CLASSES
-            )
-            winners.to_csv(file, index_label=task.ID, lineterminator="\n")
-        write_predictions(
-            make_predictions(ids, np.concatenate([p for p, _ in judged])), out / task.BAYES_FILE
-        )
-        summary = {
-            "seed": seed,
-            "rule": RULE,
-            "constants": {"quality": QUALITY, "length": LENGTH, "ties": TIES},
-        }
-        summary |= {
-            part: _summary(*found) for part, found in zip(("train", "test"), judged, strict=True)
-        }
-        atomic.write_json(out / SUMMARY_FILE, summary)
-    return summary

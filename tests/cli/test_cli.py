@@ -119,7 +119,7 @@ def test_a_file_of_the_system_is_a_user_error(tmp_path: Path, monkeypatch: pytes
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "train.csv"))
 
-    monkeypatch.setattr("kit.sample.generate.write", full)
+    monkeypatch.setattr("kit.sample.generate.write_sample", full)
     result = kit("sample", "--out", tmp_path)
     assert result.exit_code == 1
     assert "train.csv: No space left on device" in result.stderr
@@ -129,7 +129,7 @@ def test_ctrl_c_exits_with_130_and_one_line(tmp_path: Path, monkeypatch: pytest.
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kit.sample.generate.write", interrupt)
+    monkeypatch.setattr("kit.sample.generate.write_sample", interrupt)
     result = kit("sample", "--out", tmp_path)
     assert result.exit_code == 130
     assert result.stderr.splitlines() == ["Interrupted."]

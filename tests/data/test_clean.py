@@ -1,4 +1,4 @@
-"""Texts: what the unicode form keeps, what the ascii form drops, and which prompts count as the same."""
+"""Check what the text forms keep and drop, and which prompts count as equal."""
 
 import re
 from collections import Counter
@@ -17,12 +17,8 @@ ANY = st.text(
 
 
 def texts(prompt: list, response_a: list, response_b: list) -> pa.Table:
-    return pa.table(
-        {
-            n: pa.chunked_array([c], clean.TURNS)
-            for n, c in zip(clean.TEXTS, (prompt, response_a, response_b), strict=True)
-        }
-    )
+    columns = zip(clean.TEXTS, (prompt, response_a, response_b), strict=True)
+    return pa.table({name: pa.chunked_array([column], clean.TURNS) for name, column in columns})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +35,7 @@ def texts(prompt: list, response_a: list, response_b: list) -> pa.Table:
         ),
     ],
 )
-def test_the_unicode_form_keeps_all_but_what_it_counts_as_repaired(
+def test_the_unicode_form_changes_only_what_it_counts_as_repaired(
     text: str, wanted: str, counted: dict
 ) -> None:
     repairs: Counter = Counter()
@@ -49,7 +45,7 @@ def test_the_unicode_form_keeps_all_but_what_it_counts_as_repaired(
 
 @given(ANY)
 @settings(deadline=None, max_examples=200)
-def test_a_repaired_text_is_valid_utf8_with_line_feeds_only_and_stays_as_it_is(text: str) -> None:
+def test_a_repaired_text_is_valid_utf8_and_needs_no_second_repair(text: str) -> None:
     repaired = clean.repair_text(text, Counter())
     assert repaired.encode().decode() == repaired
     assert not set(repaired) & {"\0", "\r"}
@@ -60,13 +56,13 @@ def test_a_repaired_text_is_valid_utf8_with_line_feeds_only_and_stays_as_it_is(t
 
 @given(ANY)
 @settings(deadline=None, max_examples=300)
-def test_the_ascii_form_is_the_references_regular_expressions(text: str) -> None:
+def test_the_ascii_form_equals_the_references_regular_expressions(text: str) -> None:
     text = clean.repair_text(text, Counter())
     by_regex = re.sub(r"[^\x00-\x7f]+", "", re.sub(r"\s+", " ", text))
     assert clean.strip_to_ascii(text) == re.sub(" +", " ", by_regex).strip()
 
 
-def test_the_ascii_form_closes_the_gaps_of_what_it_drops() -> None:
+def test_the_ascii_form_closes_the_gaps_of_dropped_characters() -> None:
     assert clean.strip_to_ascii("  naïve\u00a0words —\n\tand 中文 more ") == "nave words and more"
 
 
@@ -74,18 +70,22 @@ def test_the_ascii_form_of_a_slice_is_the_slice_of_the_ascii_form() -> None:
     table = texts(
         [["a  b"], ["é", "c\n"], ["", "中"]], [["x"], ["y "], ["z"]], [["1"], ["2"], ["3", "4 "]]
     )
-    assert clean.to_ascii(table.slice(1, 2)).to_pylist() == clean.to_ascii(table).to_pylist()[1:]
-    assert clean.to_ascii(table)["prompt"].to_pylist() == [["a b"], ["", "c"], ["", ""]]
+    assert (
+        clean.strip_turns_to_ascii(table.slice(1, 2)).to_pylist()
+        == clean.strip_turns_to_ascii(table).to_pylist()[1:]
+    )
+    assert clean.strip_turns_to_ascii(table)["prompt"].to_pylist() == [["a b"], ["", "c"], ["", ""]]
 
 
-def test_prompts_that_differ_in_case_width_or_white_space_are_the_same() -> None:
+def test_prompts_that_differ_in_case_width_or_white_space_are_equal() -> None:
     keys = {
-        clean.prompt_key(p) for p in ("Straße ﬁn １", "strasse  FIN\n1 ", "\tSTRASSE fin\u30001")
+        clean.normalise_prompt(p)
+        for p in ("Straße ﬁn １", "strasse  FIN\n1 ", "\tSTRASSE fin\u30001")
     }
     assert len(keys) == 1
-    assert clean.prompt_key("résumé") != clean.prompt_key("resume")
+    assert clean.normalise_prompt("résumé") != clean.normalise_prompt("resume")
 
 
-def test_rows_whose_prompt_has_more_or_fewer_turns_than_an_answer_are_found() -> None:
+def test_rows_whose_prompt_and_answers_differ_in_turns_are_found() -> None:
     table = texts([["p"], ["p", "q"], ["p"]], [["a"], ["a", "b"], ["a"]], [["x"], ["x"], ["x"]])
-    assert clean.uneven_turns(table).tolist() == [False, True, False]
+    assert clean.find_uneven_turns(table).tolist() == [False, True, False]

@@ -1,4 +1,4 @@
-"""Numbers beside the tokens: found by name, computed once, those of a swapped row swapped."""
+"""Check that features are found by name, computed once, and joined with the token counts."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def made(
     return features_cached(processed.train(), "content", encoded, tmp_path_factory.mktemp("cache"))
 
 
-def test_every_row_has_its_features_and_its_tokens(processed: Dataset, made: FeatureTable):
+def test_every_row_has_its_features(processed: Dataset, made: FeatureTable):
     a, b, pair = compute_features(processed.train())
     assert (made.side_names, made.pair_names) == (SIDE_NAMES, PAIR_FEATURES)
     assert made.sides.dtype == made.pair.dtype == np.float32
@@ -45,7 +45,7 @@ def test_every_row_has_its_features_and_its_tokens(processed: Dataset, made: Fea
     np.testing.assert_array_equal(made.pair, pair)
 
 
-def test_tokens_are_counted_before_they_are_cut(
+def test_tokens_are_counted_before_truncation(
     processed: Dataset,
     encoded: TokenizedRows,
     vocabulary: PairTokenizer,
@@ -77,7 +77,7 @@ def test_features_are_computed_once(
         features_cached(processed.train(), "other content", encoded, tmp_path)
 
 
-def test_features_of_a_kit_that_counted_otherwise_are_made_anew(
+def test_features_of_another_format_are_computed_again(
     processed: Dataset, encoded: TokenizedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "FORMAT", 1)
@@ -87,7 +87,7 @@ def test_features_of_a_kit_that_counted_otherwise_are_made_anew(
     assert len(list(tmp_path.glob("features-*"))) == 2
 
 
-def test_a_damaged_cache_says_to_delete_the_folder(
+def test_a_damaged_cache_names_the_folder_to_delete(
     processed: Dataset, encoded: TokenizedRows, tmp_path: Path
 ):
     features_cached(processed.train(), "content", encoded, tmp_path)
@@ -100,17 +100,16 @@ def test_a_damaged_cache_says_to_delete_the_folder(
 
 def test_columns_are_found_by_their_names():
     rows = tabular_rows(5)
-    chosen = rows.beside("reward", np.arange(10).reshape(5, 2)).select(
-        ["reward", "words"], ["same"]
-    )
+    rewards = np.arange(10).reshape(5, 2)
+    chosen = rows.add_side_feature("reward", rewards).select(["reward", "words"], ["same"])
     assert (chosen.side_names, chosen.pair_names) == (("reward", "words"), ("same",))
-    np.testing.assert_array_equal(chosen.sides[:, :, 0], np.arange(10).reshape(5, 2))
+    np.testing.assert_array_equal(chosen.sides[:, :, 0], rewards)
     np.testing.assert_array_equal(
         chosen.sides[:, :, 1], rows.sides[:, :, SIDE_NAMES.index("words")]
     )
     np.testing.assert_array_equal(chosen.pair[:, 0], rows.pair[:, PAIR_FEATURES.index("same")])
 
 
-def test_a_feature_that_is_not_there_is_named():
+def test_an_unknown_feature_is_named():
     with pytest.raises(RunError, match="charm, wit"):
         tabular_rows(2).select(["words", "charm"], ["wit"])

@@ -1,4 +1,4 @@
-"""Features say what a text is like, row by row, and swapping the answers swaps them to the last bit."""
+"""Check the features against direct counts; swapping the answers must swap them to the last bit."""
 
 import re
 
@@ -8,32 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data import characters
+from kit.data import features
 from kit.data.dataset import Dataset
 from kit.data.features import FEATURES, PAIR_FEATURES, PATTERNS, compute_features
 from kit.task import TEXTS
 
 TURNS = pa.list_(pa.string())
 PIECES = [
-    "",
-    " ",
-    "\n",
-    "\n\n",
-    "- ",
-    "1. ",
-    "# ",
-    "```",
-    "`",
-    "**",
-    "|",
-    "?",
-    "!",
-    "word",
-    "Word",
-    "слово",
-    "言葉",
-    "é",
-    "😀",
+    *("", " ", "\n", "\n\n", "- ", "1. ", "# ", "```", "`", "**", "|", "?", "!"),
+    *("word", "Word", "слово", "言葉", "é", "😀"),
 ]
 TEXT = st.one_of(
     st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=30),
@@ -49,13 +32,14 @@ def table(rows: list[tuple[list[str], list[str], list[str]]]) -> pa.Table:
 
 
 def named(answer: str | list[str], prompt: str = "") -> dict[str, float]:
-    """The features of an answer, beside an empty one."""
+    """Return the features of an answer by name; the other answer is empty."""
     turns = [answer] if isinstance(answer, str) else answer
     a, _, _ = compute_features(table([([prompt], turns, [""])]))
     return dict(zip(FEATURES, a[0].tolist(), strict=True))
 
 
 def times(number: float) -> object:
+    """Return the feature of a pattern that occurs `number` times."""
     return pytest.approx(np.log1p(number), rel=1e-6)
 
 
@@ -68,9 +52,8 @@ def test_names_are_those_of_the_columns(processed: Dataset):
     assert len(set(FEATURES) | set(PAIR_FEATURES)) == len(FEATURES) + len(PAIR_FEATURES)
     assert a.dtype == b.dtype == pair.dtype == np.float32
     assert np.isfinite(np.hstack([a, b, pair])).all()
-    assert (
-        a.std(axis=0) > 0
-    ).mean() > 0.8  # on texts as mixed as the sample's nearly every feature says something
+    # On texts as mixed as the sample's, nearly every feature varies.
+    assert (a.std(axis=0) > 0).mean() > 0.8
 
 
 @settings(deadline=None, max_examples=60)
@@ -84,9 +67,9 @@ def test_swapping_the_answers_swaps_their_features_to_the_last_bit(rows):
 
 @settings(deadline=None, max_examples=60)
 @given(ROWS)
-def test_a_row_depends_on_itself_alone_and_nothing_is_nan(rows):
+def test_a_row_depends_only_on_itself_and_nothing_is_nan(rows):
     together = compute_features(table(rows))
-    assert all(np.isfinite(each).all() for each in together)
+    assert all(np.isfinite(block).all() for block in together)
     for place, row in enumerate(rows):
         for one, other in zip(compute_features(table([row])), together, strict=True):
             np.testing.assert_array_equal(one[0], other[place])
@@ -104,9 +87,10 @@ def test_rows_are_computed_in_pieces_of_any_size(
 
 @settings(deadline=None, max_examples=60)
 @given(ROWS)
-def test_characters_are_counted_as_python_counts_them_and_shares_are_shares(rows):
+def test_characters_are_counted_as_python_counts_them_and_shares_are_0_to_1(rows):
     a, _, _ = compute_features(table(rows))
     by_name = dict(zip(FEATURES, a.T, strict=True))
+
     length = [len("\n".join(turns)) for _, turns, _ in rows]
     np.testing.assert_allclose(by_name["characters"], np.log1p(length), rtol=1e-6)
     np.testing.assert_allclose(
@@ -115,14 +99,9 @@ def test_characters_are_counted_as_python_counts_them_and_shares_are_shares(rows
     np.testing.assert_allclose(
         by_name["lines"], np.log1p([1 + "\n".join(t).count("\n") for _, t, _ in rows]), rtol=1e-6
     )
-    for name in (
-        *characters.ASCII,
-        *characters.SCRIPTS,
-        "distinct_words",
-        "from_prompt",
-        "of_prompt",
-        "script_match",
-    ):
+
+    shares = ("distinct_words", "from_prompt", "of_prompt", "script_match")
+    for name in (*features.ASCII, *features.SCRIPTS, *shares):
         assert (by_name[name] >= 0).all()
         assert (by_name[name] <= 1 + 1e-6).all()
 
@@ -134,30 +113,21 @@ def test_characters_are_counted_as_python_counts_them_and_shares_are_shares(rows
 )
 def test_bytes_are_counted_in_pieces_of_any_size(texts, size):
     array = pa.array(texts, pa.large_string())
-    counts = characters.character_histogram(array)
+    counts = features.character_histogram(array)
     assert counts.sum(axis=1).tolist() == [len(text.encode()) for text in texts]
-    assert characters.character_counts(counts).tolist() == [len(text) for text in texts]
+    assert features.character_counts(counts).tolist() == [len(text) for text in texts]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(characters, "CHUNK", size)
-        np.testing.assert_array_equal(characters.character_histogram(array), counts)
-    np.testing.assert_array_equal(characters.character_histogram(array.slice(1)), counts[1:])
+        patch.setattr(features, "CHUNK", size)
+        np.testing.assert_array_equal(features.character_histogram(array), counts)
+    np.testing.assert_array_equal(features.character_histogram(array.slice(1)), counts[1:])
 
 
-def test_marks_of_formatting_are_counted():
+def test_formatting_is_counted():
     text = "# Title\n\nSome **bold** text with `code`.\n- one\n* two\n  1. three\n2) four\n"
     text += "```py\nx\n```\n|a|b|\nhttps://x.org ok?"
     found = named(text)
-    assert {
-        name: found[name]
-        for name in ("headings", "bold", "paragraphs", "table_rows", "links", "questions")
-    } == {
-        "headings": times(1),
-        "bold": times(1),
-        "paragraphs": times(1),
-        "table_rows": times(1),
-        "links": times(1),
-        "questions": times(1),
-    }
+    for name in ("headings", "bold", "paragraphs", "table_rows", "links", "questions"):
+        assert found[name] == times(1), name
     assert (found["list_items"], found["numbered_items"]) == (times(4), times(2))
     assert (found["code_fences"], found["inline_code"]) == (times(2), times(1))
 
@@ -172,7 +142,7 @@ def test_marks_of_formatting_are_counted():
         ("|a||b|", "table_rows"),
     ],
 )
-def test_what_begins_a_line_is_counted_once_in_it(text: str, name: str):
+def test_a_mark_at_the_beginning_of_a_line_counts_once(text: str, name: str):
     assert named(text)[name] == times(1)
     assert named(f"{text}\n{text}\n\n{text}")[name] == times(3)
 
@@ -213,7 +183,7 @@ def test_refusals_are_recognised(text, count):
         ("😀", "emoji"),
     ],
 )
-def test_each_script_is_told_by_its_share(text, script):
+def test_each_script_is_recognised(text, script):
     found = named(text, prompt=text)
     assert found[script] == pytest.approx(1)
     assert found["script_match"] == pytest.approx(1)
@@ -223,10 +193,9 @@ def test_each_script_is_told_by_its_share(text, script):
 def test_words_are_compared_without_case_and_punctuation():
     found = named("The cat, the CAT; a dog!", prompt="Is the cat black?")
     assert (found["words"], found["distinct_words"]) == (times(6), pytest.approx(4 / 6))
-    assert (found["from_prompt"], found["of_prompt"]) == (
-        pytest.approx(2 / 4),
-        pytest.approx(2 / 4),
-    )
+    assert found["from_prompt"] == pytest.approx(2 / 4)
+    assert found["of_prompt"] == pytest.approx(2 / 4)
+
     _, _, pair = compute_features(table([(["x"], ["one two three"], ["Two, three four"])]))
     by_name = dict(zip(PAIR_FEATURES, pair[0].tolist(), strict=True))
     assert by_name["common_words"] == pytest.approx(2 / 4)
@@ -234,12 +203,12 @@ def test_words_are_compared_without_case_and_punctuation():
     assert by_name["same"] == 0
 
 
-def test_a_script_without_spaces_has_its_characters_for_words():
+def test_characters_of_a_script_without_spaces_count_as_words():
     text = "今日は天気がとてもいいですね散歩に行きましょう"
     assert named(text)["words"] == times(len(text))
 
 
-def test_an_empty_answer_and_one_cut_short_are_noticed():
+def test_empty_and_unfinished_answers_are_recognised():
     assert (named("")["empty"], named("")["unfinished"]) == (1, 0)
     assert (named("It ends.")["empty"], named("It ends.\n")["unfinished"]) == (0, 0)
     assert named("It ends in the mid")["unfinished"] == 1
@@ -248,6 +217,6 @@ def test_an_empty_answer_and_one_cut_short_are_noticed():
     np.testing.assert_array_equal(a, b)
 
 
-def test_turns_are_counted_and_no_rows_are_no_features():
+def test_turns_are_counted_and_an_empty_table_has_no_features():
     assert named(["one", "two", "three!"])["turns"] == times(3)
-    assert [each.shape[0] for each in compute_features(table([]))] == [0, 0, 0]
+    assert [block.shape[0] for block in compute_features(table([]))] == [0, 0, 0]

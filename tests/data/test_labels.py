@@ -1,4 +1,4 @@
-"""Soft labels and weights: read from any file, refused with row and id, joined from predictions, trained on."""
+"""Check soft labels and weights: reading, refusing, joining from predictions, training."""
 
 import csv
 import json
@@ -25,11 +25,9 @@ from kit.task import CLASSES, SOFT_LABELS, SWAP, TEXTS, WEIGHT
 from kit.training.loss import of_two_passes, summed_cross_entropy
 from kit.training.train import train_recipe
 
-HARD = ("1", "0", "0")
-
 
 def write(path: Path, rows: Iterable[dict[str, object]], columns: Iterable[str]) -> Path:
-    """A file with these columns; texts and ids of a row are made up where it does not give them."""
+    """Write a file with these columns; rows without texts and ids get some."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["id", *TEXTS, *columns], restval="", lineterminator="\n")
         writer.writeheader()
@@ -39,36 +37,40 @@ def write(path: Path, rows: Iterable[dict[str, object]], columns: Iterable[str])
     return path
 
 
-def soft(*each: object) -> dict[str, object]:
-    return dict(zip(SOFT_LABELS, each, strict=True))
+def soft(*probabilities: object) -> dict[str, object]:
+    return dict(zip(SOFT_LABELS, probabilities, strict=True))
 
 
 def hard(label: int) -> dict[str, object]:
     return {name: int(label == k) for k, name in enumerate(CLASSES)}
 
 
-EVERY = (*CLASSES, *SOFT_LABELS, WEIGHT)
+ALL_TARGETS = (*CLASSES, *SOFT_LABELS, WEIGHT)
 
 
-def test_soft_labels_and_weights_are_read_beside_the_label(tmp_path: Path):
+def test_soft_labels_and_weights_are_read_with_the_label(tmp_path: Path):
     rows = [
         hard(1) | soft(0.5, 0.25, 0.25) | {WEIGHT: "2.5"},
-        hard(2),  # neither: the label for sure, and 1
-        soft("1e-1", 0.2, 0.7) | {WEIGHT: 0},  # no label: the likeliest class
+        # Neither: the label with probability 1, and weight 1.
+        hard(2),
+        # No label: the likeliest class.
+        soft("1e-1", 0.2, 0.7) | {WEIGHT: 0},
         soft(0.4, 0.4, 0.2),
     ]
-    read = read_rows(write(tmp_path / "votes.csv", rows, EVERY), labelled=True, pseudo=True)
-    assert read.labels.tolist() == [1, 2, 2, 0]
-    np.testing.assert_allclose(
-        read.soft, [[0.5, 0.25, 0.25], [0, 0, 1], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2]]
+    read = read_rows(
+        write(tmp_path / "votes.csv", rows, ALL_TARGETS), labelled=True, label_required=False
     )
-    assert read.weights.tolist() == [2.5, 1, 0, 1]
-    assert not set(EVERY) & set(read.ignored)
+    assert read.targets.labels.tolist() == [1, 2, 2, 0]
+    np.testing.assert_allclose(
+        read.targets.soft, [[0.5, 0.25, 0.25], [0, 0, 1], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2]]
+    )
+    assert read.targets.weights.tolist() == [2.5, 1, 0, 1]
+    assert not set(ALL_TARGETS) & set(read.ignored)
 
 
-def test_a_file_of_soft_labels_alone_needs_no_class_columns(tmp_path: Path):
+def test_a_file_with_soft_labels_needs_no_class_columns(tmp_path: Path):
     path = write(tmp_path / "pseudo.csv", [soft(0.2, 0.7, 0.1), soft(0, 0, 1)], SOFT_LABELS)
-    assert read_rows(path, labelled=True, pseudo=True).labels.tolist() == [1, 2]
+    assert read_rows(path, labelled=True, label_required=False).targets.labels.tolist() == [1, 2]
     with pytest.raises(DataError, match="no column winner_model_a"):
         read_rows(path, labelled=True)
 
@@ -76,7 +78,7 @@ def test_a_file_of_soft_labels_alone_needs_no_class_columns(tmp_path: Path):
 def test_rounded_probabilities_are_divided_by_their_sum(tmp_path: Path):
     path = write(tmp_path / "rounded.csv", [soft(0.333, 0.333, 0.333)], SOFT_LABELS)
     np.testing.assert_allclose(
-        read_rows(path, labelled=True, pseudo=True).soft, [[1 / 3] * 3], rtol=1e-12
+        read_rows(path, labelled=True, label_required=False).targets.soft, [[1 / 3] * 3], rtol=1e-12
     )
 
 
@@ -85,13 +87,13 @@ def test_rounded_probabilities_are_divided_by_their_sum(tmp_path: Path):
     [
         (soft(0.5, 0.6, 0.1), "add up to 1.2, not 1"),
         (soft(0, 0, 0), "add up to 0, not 1"),
-        (soft(-0.5, 1, 0.5), "soft_label_winner_model_a is '-0.5', not a number from 0 on"),
+        (soft(-0.5, 1, 0.5), "soft_label_winner_model_a is '-0.5', not a number of at least 0"),
         (soft(0.5, "nan", 0.5), "soft_label_winner_model_b is 'nan', not a number"),
         (soft(0.5, "inf", 0.5), "soft_label_winner_model_b is 'inf', not a number"),
         (soft(0.5, "", 0.5), "soft_label_winner_model_b is '', not a number"),
         (soft(0.5, "half", 0.5), "is 'half', not a number"),
         (soft("", "", ""), "not one-hot"),
-        (hard(0) | {WEIGHT: "-1"}, "weight is '-1', not a number from 0 on"),
+        (hard(0) | {WEIGHT: "-1"}, "weight is '-1', not a number of at least 0"),
         (hard(0) | {WEIGHT: "heavy"}, "weight is 'heavy', not a number"),
         (hard(0) | {WEIGHT: "inf"}, "weight is 'inf', not a number"),
         (hard(0) | {WEIGHT: "1e39"}, "weight is 1e[+]39, neither 0 nor from 1e-06 to 1e[+]06"),
@@ -99,86 +101,67 @@ def test_rounded_probabilities_are_divided_by_their_sum(tmp_path: Path):
         (hard(0) | {WEIGHT: "1e-46"}, "weight is 1e-46, neither 0 nor"),
     ],
 )
-def test_what_cannot_be_is_refused_with_row_and_id(
+def test_impossible_values_are_refused_with_row_and_id(
     tmp_path: Path, bad: dict[str, object], part: str
 ):
-    path = write(tmp_path / "bad.csv", [hard(0) | soft(1, 0, 0), bad, hard(1)], EVERY)
+    path = write(tmp_path / "bad.csv", [hard(0) | soft(1, 0, 0), bad, hard(1)], ALL_TARGETS)
     with pytest.raises(DataError, match=part) as caught:
-        read_rows(path, labelled=True, pseudo=True)
+        read_rows(path, labelled=True, label_required=False)
     assert "bad.csv: row 3, id 9001: " in caught.value.problem
     assert caught.value.hint
 
 
-def test_the_competitions_rows_need_their_label(tmp_path: Path):
-    path = write(tmp_path / "train.csv", [hard(0), soft(1, 0, 0)], EVERY)
+def test_the_competitions_rows_need_a_label(tmp_path: Path):
+    path = write(tmp_path / "train.csv", [hard(0), soft(1, 0, 0)], ALL_TARGETS)
     with pytest.raises(DataError, match="row 3, id 9001: not one-hot"):
         read_rows(path, labelled=True)
 
 
-def test_two_columns_of_three_are_refused(tmp_path: Path):
+def test_two_of_three_columns_are_refused(tmp_path: Path):
     path = write(tmp_path / "two.csv", [hard(0)], (*CLASSES, *SOFT_LABELS[:2]))
     with pytest.raises(DataError, match="no column soft_label_winner_tie"):
         read_rows(path, labelled=True)
 
 
-def test_rows_that_differ_in_their_soft_labels_are_no_duplicates():
+def test_rows_with_different_soft_labels_are_no_duplicates():
     import pyarrow as pa
 
-    a, b = ["x"], ["y"]
-    texts = [
-        ("p", a, b),
-        ("p", a, b),
-        ("p", a, b),
-        ("p", b, a),
-        ("p", b, a),
-        ("q", a, a),
-        ("q", a, a),
+    # Prompt, answers, label and soft labels in tenths.
+    rows = [
+        ("p", "x", "y", 0, (6, 3, 1)),
+        ("p", "x", "y", 0, (6, 3, 1)),
+        ("p", "x", "y", 0, (5, 4, 1)),
+        ("p", "y", "x", 1, (3, 6, 1)),
+        ("p", "y", "x", 1, (4, 6, 0)),
+        ("q", "x", "x", 0, (6, 3, 1)),
+        ("q", "x", "x", 1, (3, 6, 1)),
     ]
-    values = [
-        [[prompt] for prompt, _, _ in texts],
-        [one for _, one, _ in texts],
-        [other for _, _, other in texts],
-    ]
+    *texts, labels, tenths = zip(*rows, strict=True)
+    labels = np.array(labels)
+    probabilities = np.array(tenths) / 10
     table = pa.table(
-        {n: pa.array(v, pa.list_(pa.string())) for n, v in zip(TEXTS, values, strict=True)}
+        {
+            name: pa.array([[text] for text in column], pa.list_(pa.string()))
+            for name, column in zip(TEXTS, texts, strict=True)
+        }
     )
-    rows, _ = row_keys(table, table.slice(0, 0))
-    labels = np.array([0, 0, 0, 1, 1, 0, 1])
-    probabilities = (
-        np.array([[6, 3, 1], [6, 3, 1], [5, 4, 1], [3, 6, 1], [4, 6, 0], [6, 3, 1], [3, 6, 1]]) / 10
-    )
-    assert find_duplicates(rows, labels).tolist() == [False, True, True, False, True, False, False]
-    assert find_duplicates(rows, labels, probabilities).tolist() == [
-        False,
-        True,
-        False,
-        False,
-        False,
-        False,
-        False,
-    ]
-    assert find_copies(rows, labels, probabilities).tolist() == [
-        False,
-        True,
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
+    keys, _ = row_keys(table, table.slice(0, 0))
+
+    assert np.flatnonzero(find_duplicates(keys, labels)).tolist() == [1, 2, 4]
+    assert np.flatnonzero(find_duplicates(keys, labels, probabilities)).tolist() == [1]
+    assert np.flatnonzero(find_copies(keys, labels, probabilities)).tolist() == [1, 3, 6]
 
 
 @pytest.fixture(scope="module")
 def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample's rows, with soft labels and weights for some, and pseudo-labelled rows beside them."""
+    """Return a folder whose rows have soft labels and weights, with pseudo-labelled extra rows."""
     import pandas as pd
 
     base = tmp_path_factory.mktemp("soft")
     table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
     for k, name in enumerate(SOFT_LABELS):
-        table[name] = (
-            ["", "0.2", "0.5"] * (len(table) // 3) if k else ["", "0.6", "0"] * (len(table) // 3)
-        )
+        cells = ["", "0.2", "0.5"] if k else ["", "0.6", "0"]
+        table[name] = cells * (len(table) // 3)
     table[WEIGHT] = ["1", "0", "3"] * (len(table) // 3)
     table.to_csv(base / "train.csv", index=False)
     (base / "test.csv").write_bytes((raw / "test.csv").read_bytes())
@@ -197,16 +180,14 @@ def test_soft_labels_and_weights_reach_the_processed_rows(folder: Path, processe
     np.testing.assert_allclose(targets[-2:], [[0.2, 0.7, 0.1], [0, 0, 1]], rtol=1e-6)
     assert table["extra"].to_pylist()[-2:] == [True, True]
     assert opened.manifest["counts"]["rows_with_soft_labels"] > 100
-    labels = dict(zip(*(table[name].to_pylist() for name in ("id", "label")), strict=True))
-    before = dict(
-        zip(*(processed.train()[name].to_pylist() for name in ("id", "label")), strict=True)
-    )
-    assert {
-        number: labels[number] for number in before
-    } == before  # scoring is by the label, as ever
+
+    # The labels, on which models are scored, stay as they are.
+    labels = table.to_pandas().set_index("id")["label"]
+    before = processed.train().to_pandas().set_index("id")["label"]
+    assert labels[before.index].tolist() == before.tolist()
 
 
-def test_without_such_columns_nothing_changes(processed: Dataset):
+def test_without_soft_labels_and_weights_the_targets_are_labels(processed: Dataset):
     assert processed.train().schema.equals(TRAIN_SCHEMA)
     assert processed.targets().tolist() == processed.train()["label"].to_pylist()
 
@@ -219,23 +200,26 @@ def test_rows_of_weight_0_are_validated_on_and_not_trained_on(folder: Path):
     assert (weights[valid] == 0).any()
 
 
-def test_a_part_without_a_row_to_train_on_is_refused(raw: Path, tmp_path: Path):
+def test_a_fold_without_a_row_to_train_on_is_refused(raw: Path, tmp_path: Path):
     import pandas as pd
 
     preprocess_files(raw, tmp_path / "plain", folds=3, valid=0.2)
-    held = open_dataset(tmp_path / "plain").train().to_pandas().set_index("id")["fold"] == 1
+    plain = open_dataset(tmp_path / "plain").train().to_pandas().set_index("id")
+    in_fold = plain["fold"] == 1
+
     table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
-    table[WEIGHT] = [str(float(held.get(number, False))) for number in table["id"].astype(int)]
+    table[WEIGHT] = [str(float(in_fold.get(number, False))) for number in table["id"].astype(int)]
     table.to_csv(tmp_path / "train.csv", index=False)
     (tmp_path / "test.csv").write_bytes((raw / "test.csv").read_bytes())
     preprocess_files(tmp_path, tmp_path / "out", folds=3, valid=0.2)
+
     opened = open_dataset(tmp_path / "out")
-    assert len(opened.fold_rows(0)[0]) == held.sum()
+    assert len(opened.fold_rows(0)[0]) == in_fold.sum()
     with pytest.raises(DataError, match="no row outside fold 1 has a weight above 0"):
         opened.fold_rows(1)
 
 
-def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
+def test_a_model_trains_on_soft_labels_and_weights(folder: Path, tmp_path: Path):
     overrides = (
         *QUICK,
         "train.max_steps=3",
@@ -250,7 +234,7 @@ def test_a_model_trains_on_them(folder: Path, tmp_path: Path):
     assert part["train_rows"] == len(open_dataset(folder / "out").fold_rows("holdout")[0])
 
 
-def test_a_baseline_learns_from_them_too(folder: Path, tmp_path: Path):
+def test_a_baseline_learns_from_soft_labels_and_weights(folder: Path, tmp_path: Path):
     opened = open_dataset(folder / "out")
     part = run_baseline("prior", folder / "out", tmp_path)["parts"]["holdout"]
     shares = opened.targets()[opened.fold_rows("holdout")[0]].sum(0)
@@ -274,9 +258,10 @@ def test_predictions_become_the_soft_labels_of_their_rows(raw: Path, tmp_path: P
     )
     frames = [tmp_path / "oof.csv", tmp_path / "pseudo.csv"]
     preprocess_files(raw, tmp_path / "out", extra=[extra], soft_labels=frames)
+
     table = open_dataset(tmp_path / "out").train().to_pandas().set_index("id")
     kept = [number for number in ids if number in table.index]
-    sure = np.eye(3)[read_rows(raw / "train.csv", labelled=True).labels]
+    sure = np.eye(3)[read_rows(raw / "train.csv", labelled=True).targets.labels]
     expected = dict(zip(ids, np.concatenate([sure[:10], probabilities[10:]]), strict=True))
     np.testing.assert_allclose(
         table.loc[kept, list(SOFT_LABELS)], [expected[number] for number in kept], atol=1e-12
@@ -307,11 +292,8 @@ def test_a_student_has_the_rows_and_folds_of_its_teacher(raw: Path, tmp_path: Pa
 
     teacher = preprocess_files(tmp_path, tmp_path / "teacher", extra=extra[:2], folds=3, valid=0.2)
     rows = open_dataset(tmp_path / "teacher").train().to_pandas()
-    assert (
-        teacher["counts"]["duplicates_dropped"]
-        >= 20
-        <= teacher["counts"]["extra_duplicates_dropped"]
-    )
+    assert teacher["counts"]["duplicates_dropped"] >= 20
+    assert teacher["counts"]["extra_duplicates_dropped"] >= 20
     ids = np.append(rows["id"][~rows["extra"]], range(60_000, 60_003))
     write_predictions(
         make_predictions(ids, np.random.default_rng(0).dirichlet([1, 1, 1], len(ids))),
@@ -329,25 +311,23 @@ def test_a_student_has_the_rows_and_folds_of_its_teacher(raw: Path, tmp_path: Pa
     found = open_dataset(tmp_path / "student").train().to_pandas()
     same = [name for name in TRAIN_SCHEMA.names if name not in TEXTS]
     pd.testing.assert_frame_equal(found[same].iloc[: len(rows)], rows[same])
-    assert found["id"].tolist()[len(rows) :] == [
-        60_000,
-        60_002,
-    ]  # an unlabelled twin has nothing of its own to say
+    # Of two unlabelled rows with the same texts one is dropped.
+    assert found["id"].tolist()[len(rows) :] == [60_000, 60_002]
     assert student["counts"]["duplicates_dropped"] == teacher["counts"]["duplicates_dropped"]
     assert (found[list(SOFT_LABELS)].to_numpy()[~found["extra"]].max(1) < 1).all()
 
 
 @pytest.mark.parametrize("files", [1, 2])
-def test_an_id_of_two_unlabelled_rows_is_refused(files: int, raw: Path, tmp_path: Path):
+def test_duplicate_ids_of_unlabelled_rows_are_refused(files: int, raw: Path, tmp_path: Path):
     rows = [{"id": 60_000}, {"id": 60_001}, {"id": 60_000}]
     parts = [rows] if files == 1 else [rows[:2], rows[2:]]
-    extra = [write(tmp_path / f"part{number}.csv", some, ()) for number, some in enumerate(parts)]
+    extra = [write(tmp_path / f"part{number}.csv", part, ()) for number, part in enumerate(parts)]
     write_predictions(
         make_predictions(np.array([60_000, 60_001]), np.full((2, 3), 1 / 3)),
         tmp_path / "predictions.csv",
     )
     with pytest.raises(
-        DataError, match="id 60000: this id stands in two unlabelled extra rows"
+        DataError, match="id 60000: duplicate id in the extra rows without labels"
     ) as caught:
         preprocess_files(
             raw, tmp_path / "out", extra=extra, soft_labels=[tmp_path / "predictions.csv"]
@@ -378,7 +358,7 @@ def test_predictions_that_do_not_fit_the_rows_are_refused(
         )
 
 
-def test_an_id_that_could_mean_either_of_two_rows_is_refused(raw: Path, tmp_path: Path):
+def test_an_id_of_a_labelled_and_an_unlabelled_row_is_refused(raw: Path, tmp_path: Path):
     number = int(read_rows(raw / "train.csv", labelled=True).ids[0])
     extra = write(tmp_path / "unlabelled.csv", [{"id": number}], ())
     write_predictions(
@@ -421,17 +401,18 @@ def test_a_row_of_weight_2_counts_as_two(values: list, smoothing: float, data: s
         smoothing,
     )
     assert weighted.item() == pytest.approx(repeated.item(), rel=1e-5, abs=1e-6)
+
     two = of_two_passes(partial(summed_cross_entropy, smoothing=smoothing), 0.5)
     passes = (logits, logits.flip(1))
     weighted = two(passes, soft * weights[:, None], num_items_in_batch=weights.sum())
-    passes = [each.repeat_interleave(weights, 0) for each in passes]
+    passes = [part.repeat_interleave(weights, 0) for part in passes]
     repeated = two(passes, soft.repeat_interleave(weights, 0), num_items_in_batch=weights.sum())
     assert weighted.item() == pytest.approx(repeated.item(), rel=1e-5, abs=1e-6)
 
 
 @settings(deadline=None, max_examples=60)
 @given(LOGITS, st.floats(0, 0.5))
-def test_a_soft_label_that_is_sure_is_the_label(values: list, smoothing: float):
+def test_a_certain_soft_label_equals_the_label(values: list, smoothing: float):
     logits = torch.tensor(values)
     labels = torch.arange(len(values)) % 3
     sure = torch.eye(3)[labels]
@@ -439,9 +420,10 @@ def test_a_soft_label_that_is_sure_is_the_label(values: list, smoothing: float):
     assert summed_cross_entropy(logits, sure, len(values), smoothing).item() == pytest.approx(
         expected.item(), rel=1e-5
     )
+
     both = torch.stack([logits, logits[:, list(SWAP)]], 1)
     straight, turned = (
-        summed_cross_entropy(each, sure, len(values), smoothing) for each in both.unbind(1)
+        summed_cross_entropy(part, sure, len(values), smoothing) for part in both.unbind(1)
     )
     found = summed_cross_entropy(both, sure, len(values), smoothing)
     assert found.item() == pytest.approx((straight + turned).item() / 2, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The pipeline: what is dropped, kept, counted and promised, and a folder that is whole or not there."""
+"""Check what preprocessing drops, keeps and counts, and that its folder is complete or refused."""
 
 import csv
 import json
@@ -16,6 +16,7 @@ from kit.data import clean
 from kit.data import preprocess as pipeline
 from kit.data.dataset import MANIFEST, TEST_SCHEMA, TRAIN_SCHEMA, open_dataset
 from kit.data.deduplicate import inherit_split, merge_rows
+from kit.data.labels import Targets
 from kit.data.preprocess import prepare_input, preprocess_files
 from kit.data.rows import RawRows
 from kit.data.verify import verify_dataset
@@ -23,7 +24,8 @@ from kit.errors import DataError, KitError
 from kit.storage.atomic import file_sha256
 from kit.task import CLASSES, PREDICTION_COLUMNS, SWAP, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
 
-Row = tuple[int, list, list, list, int]  # id, prompt, response_a, response_b, label
+# id, prompt, response_a, response_b, label
+Row = tuple[int, list, list, list, int]
 OUTPUTS = ("train.parquet", "test.parquet", MANIFEST)
 
 
@@ -50,7 +52,7 @@ def write_test(path: Path, rows: Iterable[tuple[int, list, list, list]]) -> Path
 def row(
     number: int, prompt: str | None = None, label: int | None = None, a: str = "", b: str = ""
 ) -> Row:
-    """A row that is unlike any other unless told otherwise."""
+    """Return a row whose texts differ from those of all others, unless they are given."""
     label = number % 3 if label is None else label
     return number, [prompt or f"prompt {number}"], [a or f"a{number}"], [b or f"b{number}"], label
 
@@ -72,11 +74,11 @@ def raw(tmp_path: Path) -> Path:
     return folder
 
 
-def bytes_of(folder: Path) -> list[str]:
+def file_digests(folder: Path) -> list[str]:
     return [file_sha256(folder / name) for name in OUTPUTS]
 
 
-def test_rows_come_out_as_they_went_in(raw: Path, tmp_path: Path) -> None:
+def test_processed_rows_equal_the_raw_rows(raw: Path, tmp_path: Path) -> None:
     manifest = preprocess_files(raw, tmp_path / "out")
     opened = open_dataset(tmp_path / "out")
     train, test = opened.train(), opened.test()
@@ -89,6 +91,7 @@ def test_rows_come_out_as_they_went_in(raw: Path, tmp_path: Path) -> None:
         dict(zip(TEST_COLUMNS, r, strict=True)) for r in TEST
     ]
     assert not train["extra"].to_numpy().any()
+
     assert manifest["counts"]["train_rows"] == manifest["counts"]["train_rows_read"] == len(PLAIN)
     assert list(manifest["classes"].values()) == [24, 24, 24]
     assert sum(manifest["frequencies"].values()) == pytest.approx(1)
@@ -99,9 +102,9 @@ def test_groups_are_normalised_prompts_and_shared_with_the_test_rows(
 ) -> None:
     preprocess_files(raw, tmp_path / "out")
     opened = open_dataset(tmp_path / "out")
-    group = dict(
-        zip(opened.train()["id"].to_pylist(), opened.train()["group"].to_pylist(), strict=True)
-    )
+    train = opened.train()
+
+    group = dict(zip(train["id"].to_pylist(), train["group"].to_pylist(), strict=True))
     assert len({group[r[0]] for r in SHARED}) == 1
     assert len(set(group.values())) == 61
     assert opened.test()["group"].to_pylist()[1] == group[3]
@@ -109,14 +112,14 @@ def test_groups_are_normalised_prompts_and_shared_with_the_test_rows(
     assert opened.manifest["counts"]["competition_rows_with_a_test_prompt"] == 1
 
 
-def test_the_same_input_gives_the_same_bytes_wherever_it_is(raw: Path, tmp_path: Path) -> None:
+def test_the_same_input_gives_the_same_bytes_in_any_folder(raw: Path, tmp_path: Path) -> None:
     preprocess_files(raw, tmp_path / "one")
     preprocess_files(raw.rename(tmp_path / "elsewhere"), tmp_path / "deep" / "two")
-    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "deep" / "two")
+    assert file_digests(tmp_path / "one") == file_digests(tmp_path / "deep" / "two")
     assert str(tmp_path) not in (tmp_path / "one" / MANIFEST).read_text()
 
 
-def test_a_matching_folder_is_left_alone(
+def test_a_current_folder_is_not_written_again(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = preprocess_files(raw, tmp_path / "out")
@@ -138,14 +141,14 @@ def test_a_matching_folder_is_left_alone(
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_other_options_make_the_folder_anew(options: dict, raw: Path, tmp_path: Path) -> None:
+def test_other_options_rewrite_the_folder(options: dict, raw: Path, tmp_path: Path) -> None:
     preprocess_files(raw, tmp_path / "out")
     assert not preprocess_files(raw, tmp_path / "out", **options)["reused"]
     preprocess_files(raw, tmp_path / "fresh", **options)
-    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
+    assert file_digests(tmp_path / "out") == file_digests(tmp_path / "fresh")
 
 
-def test_a_changed_input_or_output_makes_the_folder_anew(raw: Path, tmp_path: Path) -> None:
+def test_a_changed_input_or_output_rewrites_the_folder(raw: Path, tmp_path: Path) -> None:
     preprocess_files(raw, tmp_path / "out")
     (tmp_path / "out" / "test.parquet").write_bytes(b"")
     assert not preprocess_files(raw, tmp_path / "out")["reused"]
@@ -159,6 +162,7 @@ def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(
     raw: Path, tmp_path: Path
 ) -> None:
     number, prompt, a, b, label = PLAIN[0]
+    # A duplicate, a swapped copy, a conflicting label, and two other prompts.
     added = [
         (101, prompt, a, b, label),
         (102, prompt, b, a, SWAP[label]),
@@ -172,16 +176,9 @@ def test_exact_duplicates_are_dropped_but_not_swapped_copies_nor_conflicts(
     ids = train["id"].to_pylist()
     assert number in ids
     assert [i for i in ids if 100 < i < 110] == [102, 103, 104, 105]
-    assert (
-        len(
-            {
-                g
-                for i, g in zip(ids, train["group"].to_pylist(), strict=True)
-                if i in (number, *range(101, 106))
-            }
-        )
-        == 1
-    )
+
+    group = dict(zip(ids, train["group"].to_pylist(), strict=True))
+    assert len({group[i] for i in (number, 102, 103, 104, 105)}) == 1
     assert manifest["counts"]["duplicates_dropped"] == 1
     assert manifest["counts"]["rows_with_a_swapped_copy"] == 3
     assert manifest["counts"]["rows_with_conflicting_labels"] == 2
@@ -196,29 +193,27 @@ TINY = st.lists(st.sampled_from(["", "x", "y", "xx"]), min_size=1, max_size=2)
 )
 @settings(deadline=None, max_examples=150)
 def test_copies_and_conflicts_are_those_that_a_loop_over_rows_finds(rows: list, own: int) -> None:
-    def read(some: list) -> RawRows:
-        columns = zip(TEXTS, zip(*[r[:3] for r in some], strict=True), strict=True)
+    def as_raw_rows(subset: list) -> RawRows:
+        columns = zip(TEXTS, zip(*[r[:3] for r in subset], strict=True), strict=True)
         texts = {
             name: pa.chunked_array([pa.array(column, clean.TURNS)]) for name, column in columns
         }
-        numbers = np.arange(len(some), dtype=np.int64)
-        return RawRows(
-            numbers, pa.table(texts), np.array([r[3] for r in some], np.int8), (), Counter()
-        )
+        targets = Targets(np.array([r[3] for r in subset], np.int8))
+        return RawRows(np.arange(len(subset)), pa.table(texts), targets, (), Counter())
 
     own = min(own, len(rows) - 1) + 1
-    parts = [
-        read(rows[:own]),
-        read([(["no"], ["no"], ["no"], 0)]),
-        [read(rows[own:])] if rows[own:] else [],
-    ]
-    merged = merge_rows(*parts, allow_test_prompts=False)
+    train = as_raw_rows(rows[:own])
+    test = as_raw_rows([(["no"], ["no"], ["no"], 0)])
+    extras = [as_raw_rows(rows[own:])] if rows[own:] else []
+    merged = merge_rows(train, test, extras, allow_test_prompts=False)
+
     kept: list[tuple] = []
     for number, (p, a, b, label) in enumerate(rows):
         row, turned = (*map(tuple, (p, a, b)), label), (*map(tuple, (p, b, a)), SWAP[label])
         stays = row not in kept and (number < own or turned not in kept)
         assert merged.keep[number] == stays
         kept += [row] * stays
+
     texts = [row[:3] for row in kept]
     assert merged.counts["rows_with_conflicting_labels"] == sum(texts.count(t) > 1 for t in texts)
     swapped = sum(a != b and (p, b, a) in texts for p, a, b in texts)
@@ -246,13 +241,13 @@ def test_extra_rows_are_merged_without_copies_and_without_test_prompts(
         tmp_path / "more.csv",
         [
             (300, prompt, a, b, label),  # a copy
-            (301, prompt, b, a, SWAP[label]),  # the same, swapped
-            (302, prompt, b, a, (SWAP[label] + 1) % 3),  # another opinion
+            (301, prompt, b, a, SWAP[label]),  # a swapped copy
+            (302, prompt, b, a, (SWAP[label] + 1) % 3),  # another label
             (303, ["  UNSEEN "], a, b, 0),  # a test prompt
             (304, ["new"], a, b, 0),
-            (305, ["new"], b, a, 1),  # the row before, swapped
-            (number, ["newer"], a, b, 2),  # an id that is taken
-            (5001, ["newest"], a, b, 2),  # by a test row
+            (305, ["new"], b, a, 1),  # a swapped copy of the row before
+            (number, ["newer"], a, b, 2),  # the id of a training row
+            (5001, ["newest"], a, b, 2),  # the id of a test row
             (306, ["one id"], a, b, 2),
             (306, ["twice"], a, b, 2),
         ],
@@ -261,41 +256,30 @@ def test_extra_rows_are_merged_without_copies_and_without_test_prompts(
     train = open_dataset(tmp_path / "out").train()
     rows = [r for r in train.to_pylist() if r["extra"]]
     assert [r["id"] for r in rows] == [302, 304, 17001, 17002, 306, 17003]
-    assert [r["prompt"] for r in rows] == [
-        prompt,
-        ["new"],
-        ["newer"],
-        ["newest"],
-        ["one id"],
-        ["twice"],
-    ]
+    others = [["new"], ["newer"], ["newest"], ["one id"], ["twice"]]
+    assert [r["prompt"] for r in rows] == [prompt, *others]
+
     counts = manifest["counts"]
-    assert (
-        counts["extra_rows_read"],
-        counts["extra_rows"],
-        counts["extra_duplicates_dropped"],
-    ) == (10, 6, 3)
+    assert (counts["extra_rows_read"], counts["extra_rows"]) == (10, 6)
+    assert counts["extra_duplicates_dropped"] == 3
     assert (counts["extra_test_prompts_dropped"], counts["extra_ids_renumbered"]) == (1, 3)
+
     first = next(r for r in train.to_pylist() if r["id"] == number)
     assert (rows[0]["fold"], rows[0]["valid"]) == (first["fold"], first["valid"])
     assert {(r["fold"], r["valid"]) for r in rows[1:]} == {(-1, False)}
     assert sum(manifest["classes"].values()) == len(PLAIN)
 
 
-def test_a_test_prompt_among_the_extra_rows_stays_only_when_allowed(
-    raw: Path, tmp_path: Path
-) -> None:
+def test_an_extra_row_with_a_test_prompt_is_kept_only_if_allowed(raw: Path, tmp_path: Path) -> None:
     extra = write_train(tmp_path / "more.csv", [row(300, "Unseen")])
-    assert preprocess_files(raw, tmp_path / "out", extra=[extra])["counts"]["extra_rows"] == 0
-    assert (
-        preprocess_files(raw, tmp_path / "out", extra=[extra], allow_test_prompts=True)["counts"][
-            "extra_rows"
-        ]
-        == 1
-    )
+    for allowed in (False, True):
+        manifest = preprocess_files(
+            raw, tmp_path / "out", extra=[extra], allow_test_prompts=allowed
+        )
+        assert manifest["counts"]["extra_rows"] == int(allowed)
 
 
-def test_extra_rows_change_nothing_about_the_competitions_own(raw: Path, tmp_path: Path) -> None:
+def test_extra_rows_do_not_change_the_competitions_rows(raw: Path, tmp_path: Path) -> None:
     extra = write_train(
         tmp_path / "more.csv", [row(300 + i, f"prompt {i // 2}") for i in range(100)]
     )
@@ -310,8 +294,10 @@ def test_extra_rows_are_trained_on_and_never_validated_on(raw: Path, tmp_path: P
     preprocess_files(raw, tmp_path / "out", extra=[extra], folds=4)
     opened = open_dataset(tmp_path / "out")
     train = opened.train()
-    group, is_extra = train["group"].to_numpy(), train["extra"].to_numpy()
-    seen = []
+    group = train["group"].to_numpy()
+    is_extra = train["extra"].to_numpy()
+
+    validated = []
     for fold in ("holdout", 0, 1, 2, 3):
         fit, valid = opened.fold_rows(fold)
         assert not is_extra[valid].any()
@@ -321,20 +307,20 @@ def test_extra_rows_are_trained_on_and_never_validated_on(raw: Path, tmp_path: P
             train["valid"].to_numpy() if fold == "holdout" else train["fold"].to_numpy() == fold
         )
         assert np.array_equal(fit, np.flatnonzero(~column))
-        seen += [] if fold == "holdout" else valid.tolist()
-    assert sorted(seen) == np.flatnonzero(~is_extra).tolist()
+        validated += [] if fold == "holdout" else valid.tolist()
+    assert sorted(validated) == np.flatnonzero(~is_extra).tolist()
 
 
 @pytest.mark.parametrize("fold", [5, -1, "valid", 1.0])
-def test_a_fold_that_is_not_there_is_an_error_that_names_those_that_are(
+def test_an_unknown_fold_is_an_error_that_names_the_known_ones(
     fold: object, raw: Path, tmp_path: Path
 ) -> None:
     preprocess_files(raw, tmp_path / "out")
-    with pytest.raises(DataError, match=r"has no fold .*: it has 0 to 4 and 'holdout'"):
+    with pytest.raises(DataError, match=r"has no fold .*, only 0 to 4 and 'holdout'"):
         open_dataset(tmp_path / "out").fold_rows(fold)
 
 
-def test_the_floor_is_carried_along_and_goes_when_it_is_gone(raw: Path, tmp_path: Path) -> None:
+def test_the_bayes_file_is_copied_and_removed_with_its_source(raw: Path, tmp_path: Path) -> None:
     preprocess_files(raw, tmp_path / "out")
     assert open_dataset(tmp_path / "out").floor() is None
     (raw / "bayes.csv").write_text("id\n1\n")
@@ -400,87 +386,81 @@ def test_an_option_out_of_range_is_named(
         preprocess_files(raw, tmp_path / "out", **options)
 
 
-def test_the_raw_folder_and_a_file_are_refused_as_the_processed_folder(raw: Path) -> None:
+def test_the_raw_folder_and_a_file_are_refused_as_output_folder(raw: Path) -> None:
     with pytest.raises(KitError, match="is the raw folder"):
         preprocess_files(raw, raw / ".." / "raw")
     with pytest.raises(KitError, match="is a file"):
         preprocess_files(raw, raw / "train.csv")
 
 
-def test_a_fault_leaves_the_folder_of_an_earlier_run_as_it_was(raw: Path, tmp_path: Path) -> None:
+def test_a_faulty_input_leaves_an_earlier_result_unchanged(raw: Path, tmp_path: Path) -> None:
     preprocess_files(raw, tmp_path / "out")
-    before = bytes_of(tmp_path / "out")
+    before = file_digests(tmp_path / "out")
     write_train(raw / "train.csv", [*PLAIN, PLAIN[0]])
-    with pytest.raises(DataError, match="row 74, id 0: this id stands in row 2 already"):
+    with pytest.raises(DataError, match=r"duplicate id 0 \(rows 2 and 74\)"):
         preprocess_files(raw, tmp_path / "out")
-    assert bytes_of(tmp_path / "out") == before
+    assert file_digests(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("text", ["unicode", "ascii"])
-def test_a_broken_promise_is_a_bug_in_kit_and_leaves_no_manifest(
+def test_a_broken_invariant_is_a_bug_in_kit_and_leaves_no_manifest(
     text: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess_files(raw, tmp_path / "out", text=text)
     monkeypatch.setattr(
-        pipeline.splits, "folds", lambda labels, *_: (np.arange(len(labels)) % 5).astype(np.int16)
+        pipeline, "split_folds", lambda labels, *_: (np.arange(len(labels)) % 5).astype(np.int16)
     )
     with pytest.raises(
         AssertionError, match=r"bug in kit.*no prompt group crosses a fold or the holdout"
     ):
         preprocess_files(raw, tmp_path / "out", text=text, seed=1)
-    with pytest.raises(DataError, match=r"not finished\n.*kit preprocess"):
+    with pytest.raises(DataError, match=r"has not finished\n.*kit preprocess"):
         open_dataset(tmp_path / "out")
 
 
-def test_every_promise_is_checked_on_what_was_written(raw: Path, tmp_path: Path) -> None:
+def test_every_invariant_is_checked_on_the_written_files(raw: Path, tmp_path: Path) -> None:
     manifest = preprocess_files(raw, tmp_path / "out")
-    ids = np.array([r[0] for r in PLAIN]), np.array([r[0] for r in TEST])
-    verify_dataset(tmp_path / "out", manifest, *ids)
+    train_ids = np.array([r[0] for r in PLAIN])
+    test_ids = np.array([r[0] for r in TEST])
+    verify_dataset(tmp_path / "out", manifest, train_ids, test_ids)
+
+    def check_broken(invariant: str, broken: dict, train: np.ndarray, test: np.ndarray) -> None:
+        with pytest.raises(AssertionError, match=f"bug in kit.*{invariant}"):
+            verify_dataset(tmp_path / "out", broken, train, test)
+
+    check_broken("test ids are the input's", manifest, train_ids, test_ids[::-1])
+    check_broken("competition rows are the input's, in order", manifest, train_ids[::-1], test_ids)
     counts = manifest["counts"]
-    for broken, both, promise in (
-        (manifest, (ids[0], ids[1][::-1]), "test ids are the input's"),
-        (manifest, (ids[0][::-1], ids[1]), "competition rows are the input's, in order"),
-        (manifest | {"counts": counts | {"duplicates_dropped": 1}}, ids, "competition rows add up"),
-        (manifest | {"counts": counts | {"extra_rows_read": 1}}, ids, "extra rows add up"),
-        (manifest | {"counts": counts | {"test_rows": 2}}, ids, "written rows are counted"),
-        (manifest | {"classes": dict.fromkeys(CLASSES, 1)}, ids, "classes are counted"),
-        (manifest | {"folds": manifest["folds"][1:]}, ids, "folds are counted"),
-        (
-            manifest | {"options": manifest["options"] | {"folds": 6}},
-            ids,
-            "every competition row has a fold",
-        ),
-        (
-            manifest | {"options": manifest["options"] | {"folds": 4}},
-            ids,
-            "an extra row has a fold or none",
-        ),
+    options = manifest["options"]
+    for changed, invariant in (
+        ({"counts": counts | {"duplicates_dropped": 1}}, "competition rows add up"),
+        ({"counts": counts | {"extra_rows_read": 1}}, "extra rows add up"),
+        ({"counts": counts | {"test_rows": 2}}, "written rows are counted"),
+        ({"classes": dict.fromkeys(CLASSES, 1)}, "classes are counted"),
+        ({"folds": manifest["folds"][1:]}, "folds are counted"),
+        ({"options": options | {"folds": 6}}, "every competition row has a fold"),
+        ({"options": options | {"folds": 4}}, "an extra row has a fold or none"),
     ):
-        with pytest.raises(AssertionError, match=f"bug in kit.*{promise}"):
-            verify_dataset(tmp_path / "out", broken, *both)
+        check_broken(invariant, manifest | changed, train_ids, test_ids)
 
 
-def test_a_folder_that_is_not_whole_is_refused_with_the_command_that_makes_it(
-    raw: Path, tmp_path: Path
-) -> None:
+def test_an_incomplete_folder_is_refused_with_the_command_to_run(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"no such folder\n.*Run `kit preprocess"):
         open_dataset(out)
+
     preprocess_files(raw, out)
     (out / "train.parquet").write_bytes((out / "test.parquet").read_bytes())
     with pytest.raises(
         DataError,
-        match=r"train.parquet: its SHA-256 is not the one in manifest.json.*\n.*Run `kit preprocess",
+        match=r"train.parquet: the file was changed.*manifest.json.*\n.*Run `kit preprocess",
     ):
         open_dataset(out)
-    for text in (
-        "",
-        "[]",
-        '{"outputs": {}}',
-        '{"outputs": {"../train.csv": ""}, "options": {"folds": 5}}',
-    ):
+
+    foreign_file = '{"outputs": {"../train.csv": ""}, "options": {"folds": 5}}'
+    for text in ("", "[]", '{"outputs": {}}', foreign_file):
         (out / MANIFEST).write_text(text)
-        with pytest.raises(DataError, match=r"no manifest.json that can be read"):
+        with pytest.raises(DataError, match=r"no readable manifest.json"):
             open_dataset(out)
 
 
@@ -514,12 +494,8 @@ def test_rows_without_a_repeated_prompt_have_no_copies(raw: Path, tmp_path: Path
     assert counts["prompt_groups"] == 60
 
 
-def test_a_group_that_is_unknown_inherits_nothing() -> None:
-    groups, values = np.array([4, 2, 4]), np.array([7, 8, 9])
-    assert inherit_split(groups, values, np.array([2, 3, 4, 9, 0]), -1).tolist() == [
-        8,
-        -1,
-        7,
-        -1,
-        -1,
-    ]
+def test_an_unknown_group_gets_the_default() -> None:
+    groups = np.array([4, 2, 4])
+    values = np.array([7, 8, 9])
+    inherited = inherit_split(groups, values, np.array([2, 3, 4, 9, 0]), -1)
+    assert inherited.tolist() == [8, -1, 7, -1, -1]

@@ -1,4 +1,4 @@
-"""Raw files as people really have them: each fault named with file, row, id and remedy, or repaired and counted."""
+"""Check that faults of raw files are repaired and counted, or refused with file, row and id."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data import csv_source, raw_csv
+from kit.data import raw_csv
 from kit.data.rows import RawRows, read_rows
 from kit.errors import DataError
 from kit.task import CLASSES, TEST_COLUMNS, TEXTS, TRAIN_COLUMNS
@@ -24,12 +24,16 @@ def cell(*turns: object) -> str:
 
 
 def cell_of(number: int) -> str:
-    """A quoted cell whose length and turns depend on the number."""
+    """Return a quoted cell whose length and turns depend on the number."""
     return '"' + cell("x" * (number % 31 * 11), *["y"] * (number % 3)).replace('"', '""') + '"'
 
 
 def table(columns: tuple[str, ...] = TRAIN_COLUMNS, **changed: object) -> bytes:
-    """Three rows in Kaggle's form; `changed` names columns to take other cells, in the second row unless in a list."""
+    """Return three rows in Kaggle's form.
+
+    Args:
+        changed: columns with other cells: one for the second row, or a list of three.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
@@ -39,18 +43,16 @@ def table(columns: tuple[str, ...] = TRAIN_COLUMNS, **changed: object) -> bytes:
             "model_a": "a/b",
             "model_b": "c",
             "prompt": cell(f'say "{i}"', "и/или"),
-        }
-        row |= {
             "response_a": cell("one, two\nthree", None),
             "response_b": cell(f"b{i}", "\ud83d\ude00"),
+            **{name: int(k == label) for k, name in enumerate(CLASSES)},
         }
-        row |= {name: int(k == label) for k, name in enumerate(CLASSES)}
-        row |= {
-            k: v[i] if isinstance(v, list) else v
-            for k, v in changed.items()
-            if isinstance(v, list) or i == 1
-        }
-        writer.writerow([row.get(c, "") for c in columns])
+        for name, value in changed.items():
+            if isinstance(value, list):
+                row[name] = value[i]
+            elif i == 1:
+                row[name] = value
+        writer.writerow([row.get(column, "") for column in columns])
     return out.getvalue().encode()
 
 
@@ -58,7 +60,7 @@ def same(one: RawRows, other: RawRows) -> bool:
     return (
         one.texts.equals(other.texts)
         and np.array_equal(one.ids, other.ids)
-        and np.array_equal(one.labels, other.labels)
+        and np.array_equal(one.targets.labels, other.targets.labels)
     )
 
 
@@ -81,18 +83,18 @@ FAULTS = {
     "only line ends": (b"\n\r\n", ["the file is empty", DOWNLOAD]),
     "only a header": (
         WHOLE[: WHOLE.index(b"\n") + 1],
-        ["row 1 is the header, and no row follows", DOWNLOAD],
+        ["no rows below the header", DOWNLOAD],
     ),
     "a zip archive": (b"PK\x03\x04rest", ["a zip archive", "Unpack it"]),
     "a gzip file": (b"\x1f\x8brest", ["a gzip file", "Unpack it"]),
     "UTF-16": (WHOLE.decode().encode("utf-16"), ["UTF-16", "save it as CSV in UTF-8"]),
     "a missing column": (
         table(tuple(c for c in TRAIN_COLUMNS if c != "response_b")),
-        ["row 1: no column response_b (it has 'id', 'model_a'", "must name the columns id,prompt"],
+        ["row 1: no column response_b (it has 'id', 'model_a'", "Name the columns id,prompt"],
     ),
     "no header": (
         WHOLE[WHOLE.index(b"\n") + 1 :],
-        ["row 1: no column id", "must name the columns id"],
+        ["row 1: no column id", "Name the columns id"],
     ),
     "a web page": (
         b"<!DOCTYPE html>\n<p>Sign in</p>\n",
@@ -100,7 +102,7 @@ FAULTS = {
     ),
     "a repeated column": (
         WHOLE.replace(b"model_a,model_b", b"prompt,model_b", 1),
-        ["prompt stands there twice", "Remove"],
+        ["duplicate column prompt", "Remove"],
     ),
     "semicolons": (WHOLE.replace(b",", b";"), ["separated by semicolons", "with commas"]),
     "tabs": (WHOLE.replace(b",", b"\t"), ["separated by tabs", "with commas"]),
@@ -162,13 +164,13 @@ FAULTS = {
     "a JSON null": (table(response_b="null"), [SECOND, "response_b is not a JSON list", DOWNLOAD]),
     "a number in the list": (
         table(prompt="[1]"),
-        [SECOND, "prompt holds '1', which is not a text", DOWNLOAD],
+        [SECOND, "prompt contains '1', which is not a string", DOWNLOAD],
     ),
     "a list in the list": (
         table(prompt='[["a"]]'),
-        [SECOND, "prompt holds", "not a text", DOWNLOAD],
+        [SECOND, "prompt contains", "not a string", DOWNLOAD],
     ),
-    "not a number": (table(prompt="[NaN]"), [SECOND, "prompt holds 'NaN'", DOWNLOAD]),
+    "not a number": (table(prompt="[NaN]"), [SECOND, "prompt contains 'NaN'", DOWNLOAD]),
     "deep nesting": (table(prompt="[" * 200_000), [SECOND, "nested too deep", DOWNLOAD]),
     "a huge number": (
         table(prompt="[" + "9" * 5000 + "]"),
@@ -199,13 +201,13 @@ FAULTS = {
     "a gigantic id": (table(id="9" * 10**6), ["row 3, id '9999", "at most 18 digits", DOWNLOAD]),
     "a repeated id": (
         table(id=[33, 22, 33]),
-        [THIRD, "stands in row 2 already", "an id of its own"],
+        ["duplicate id 33 (rows 2 and 4)", "its own id"],
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_faulty_file_gives_one_error_with_file_row_id_and_remedy(
+def test_a_faulty_file_is_refused_with_file_row_id_and_remedy(
     name: str, write: Callable[[bytes], Path]
 ) -> None:
     data, expected = FAULTS[name]
@@ -273,12 +275,12 @@ def test_a_repair_gives_the_plain_rows_and_is_counted(
     assert rows.repairs["null_turns"] == 3
 
 
-def test_columns_that_nobody_reads_are_named(write: Callable[[bytes], Path]) -> None:
+def test_ignored_columns_are_named(write: Callable[[bytes], Path]) -> None:
     rows = read_rows(write(table(("language", *TRAIN_COLUMNS))), labelled=True)
     assert rows.ignored == ("language", "model_a", "model_b")
 
 
-def test_kaggles_escapes_become_the_text_they_stand_for(write: Callable[[bytes], Path]) -> None:
+def test_kaggles_escapes_are_decoded(write: Callable[[bytes], Path]) -> None:
     first = read_rows(write(WHOLE), labelled=True).texts.to_pylist()[0]
     assert first["prompt"] == ['say "0"', "и/или"]
     assert first["response_a"] == ["one, two\nthree", ""]
@@ -294,7 +296,7 @@ def test_a_cell_larger_than_a_block_is_read_whole(write: Callable[[bytes], Path]
 
 
 @pytest.mark.parametrize("block", [150, 400, 1000])
-def test_rows_are_the_same_whatever_the_size_of_a_block(
+def test_rows_do_not_depend_on_the_block_size(
     block: int, write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [
@@ -309,12 +311,12 @@ def test_rows_are_the_same_whatever_the_size_of_a_block(
 
 
 @pytest.mark.parametrize("piece", [4, 5, 64])
-def test_repairs_are_counted_the_same_whatever_the_size_of_a_piece(
+def test_repair_counts_do_not_depend_on_the_piece_size(
     piece: int, write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(b"\xef\xbb\xbf" + WHOLE.replace(b"\n", b"\r\n").replace(b"b1", b"\0b\x001"))
-    monkeypatch.setattr(csv_source, "PIECE", piece)
-    assert csv_source.survey_csv(path) == {
+    monkeypatch.setattr(raw_csv, "PIECE", piece)
+    assert raw_csv.count_byte_repairs(path) == {
         "nul_bytes": 2,
         "byte_order_mark": 1,
         "crlf_line_ends": 4,
@@ -328,7 +330,7 @@ def test_the_row_of_a_fault_counts_blank_lines_as_a_spreadsheet_does(
         read_rows(write(table(prompt="x").replace(b"\n", b"\n\n")), labelled=True)
 
 
-def test_repeated_ids_are_let_through_where_they_will_be_renumbered(
+def test_duplicate_ids_are_allowed_where_they_will_be_renumbered(
     write: Callable[[bytes], Path],
 ) -> None:
     path = write(table(id=[5, 5, 5]))
@@ -336,7 +338,7 @@ def test_repeated_ids_are_let_through_where_they_will_be_renumbered(
 
 
 @pytest.mark.parametrize("columns", [TRAIN_COLUMNS, TEST_COLUMNS], ids=["train", "test"])
-def test_a_file_cut_anywhere_is_refused_or_gives_whole_rows(
+def test_a_file_cut_anywhere_is_refused_or_gives_complete_rows(
     columns: tuple[str, ...], write: Callable[[bytes], Path]
 ) -> None:
     data, labelled = table(columns), columns == TRAIN_COLUMNS
@@ -360,7 +362,7 @@ TURNS = st.lists(
 
 @given(st.lists(st.tuples(TURNS, TURNS, TURNS), min_size=1, max_size=4), st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_any_texts_survive_the_file_but_for_the_documented_repairs(
+def test_any_text_is_read_back_but_for_the_documented_repairs(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple], escaped: bool
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "test.csv"
@@ -368,17 +370,19 @@ def test_any_texts_survive_the_file_but_for_the_documented_repairs(
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(TEST_COLUMNS)
     for number, texts in enumerate(rows):
-        half = any(
+        # A lone surrogate has no UTF-8: it can only be escaped.
+        has_surrogate = any(
             0xD800 <= ord(char) < 0xE000 for turns in texts for turn in turns for char in turn or ""
         )
-        writer.writerow(
-            [number, *(json.dumps(turns, ensure_ascii=escaped or half) for turns in texts)]
-        )
+        escape = escaped or has_surrogate
+        writer.writerow([number, *(json.dumps(turns, ensure_ascii=escape) for turns in texts)])
     path.write_bytes(out.getvalue().encode())
+
     read = read_rows(path, labelled=False).texts.to_pylist()
     for got, texts in zip(read, rows, strict=True):
         for name, turns in zip(TEXTS, texts, strict=True):
-            joined = json.loads(json.dumps(turns))  # pairs of surrogates become one character
+            # Pairs of surrogates become one character.
+            joined = json.loads(json.dumps(turns))
             wanted = [
                 (t or "").replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
                 for t in joined

@@ -1,4 +1,4 @@
-"""Splits: prompts kept whole, classes and sizes balanced, on awkward group sizes as on real ones."""
+"""Check that splits keep prompts whole and balance classes and sizes, for any sizes of groups."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from kit.errors import DataError
 
 
 def rows(sizes: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and groups in random order, one group of each size."""
+    """Return labels and groups in random order, one group of each size."""
     generator = np.random.default_rng(seed)
     groups = generator.permutation(np.repeat(np.arange(len(sizes)), sizes))
     return generator.choice(3, len(groups), p=[0.35, 0.34, 0.31]), groups
@@ -22,7 +22,7 @@ def crosses(part: np.ndarray, groups: np.ndarray) -> bool:
 
 
 def imbalance(fold: np.ndarray, labels: np.ndarray, number: int) -> float:
-    """The largest deviation from an equal share of any class, in rows."""
+    """Return the largest deviation of a class from an equal share, in rows."""
     counts = np.stack([np.bincount(labels[fold == k], minlength=3) for k in range(number)])
     return np.abs(counts - counts.mean(axis=0)).max()
 
@@ -34,7 +34,7 @@ def imbalance(fold: np.ndarray, labels: np.ndarray, number: int) -> float:
     st.integers(0, 9),
 )
 @settings(deadline=None, max_examples=150)
-def test_folds_and_holdout_keep_every_prompt_whole_and_leave_none_empty(
+def test_folds_and_holdout_keep_prompts_whole_and_are_not_empty(
     sizes: list[int], singles: int, number: int, seed: int
 ) -> None:
     labels, groups = rows(sizes + [1] * singles, seed)
@@ -42,43 +42,44 @@ def test_folds_and_holdout_keep_every_prompt_whole_and_leave_none_empty(
     fold = split_folds(labels, groups, number, seed)
     assert not crosses(fold, groups)
     assert set(fold) == set(range(number))
-    held = split_holdout(labels, groups, 0.1, seed)
-    assert not crosses(held, groups)
-    assert 0 < held.sum() < len(held)
+
+    holdout = split_holdout(labels, groups, 0.1, seed)
+    assert not crosses(holdout, groups)
+    assert 0 < holdout.sum() < len(holdout)
 
 
 @pytest.mark.parametrize("groups", [True, False], ids=["grouped", "stratified"])
-def test_the_same_seed_gives_the_same_split_and_another_seed_another(groups: bool) -> None:
+def test_the_seed_decides_the_split(groups: bool) -> None:
     labels, numbers = rows([1] * 200 + [3] * 30)
     by = numbers if groups else None
-    for cut in (
+    for split in (
         lambda seed: split_folds(labels, by, 5, seed),
         lambda seed: split_holdout(labels, by, 0.1, seed),
     ):
-        assert np.array_equal(cut(7), cut(7))
-        assert not np.array_equal(cut(7), cut(8))
+        assert np.array_equal(split(7), split(7))
+        assert not np.array_equal(split(7), split(8))
 
 
 def test_folds_are_balanced_on_prompts_repeated_as_in_the_competition() -> None:
     generator = np.random.default_rng(1)
     labels, groups = rows([1] * 4000 + (1 + generator.geometric(0.4, 300)).tolist() + [60, 25])
     assert imbalance(split_folds(labels, groups, 5, 0), labels, 5) <= 2
-    held = split_holdout(labels, groups, 0.1, 0)
-    shares = np.bincount(labels[held]) / np.bincount(labels)
+
+    holdout = split_holdout(labels, groups, 0.1, 0)
+    shares = np.bincount(labels[holdout]) / np.bincount(labels)
     assert np.abs(shares - 0.1).max() < 0.005
 
 
 @pytest.mark.parametrize("sizes", [[1] * 50 + [2] * 200 + [9] * 40, [5] * 120, list(range(1, 60))])
 def test_folds_are_about_as_balanced_as_those_of_stratified_group_k_fold(sizes: list[int]) -> None:
     labels, groups = rows(sizes)
-    theirs = np.empty(len(labels), int)
-    for k, (_, chosen) in enumerate(
-        StratifiedGroupKFold(5, shuffle=True, random_state=0).split(labels, labels, groups)
-    ):
-        theirs[chosen] = k
-    assert (
-        imbalance(split_folds(labels, groups, 5, 0), labels, 5) <= imbalance(theirs, labels, 5) + 3
-    )
+    splitter = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    sklearn_fold = np.empty(len(labels), int)
+    for k, (_, chosen) in enumerate(splitter.split(labels, labels, groups)):
+        sklearn_fold[chosen] = k
+
+    fold = split_folds(labels, groups, 5, 0)
+    assert imbalance(fold, labels, 5) <= imbalance(sklearn_fold, labels, 5) + 3
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -87,17 +88,18 @@ def test_thirteen_prompts_are_enough(seed: int) -> None:
     fold = split_folds(labels, groups, 5, seed)
     assert np.bincount(fold).min() >= 2 * 163
     assert np.bincount(fold).max() <= 3 * 170
-    held = split_holdout(labels, groups, 0.1, seed)
-    assert held.sum() <= 170
-    assert set(labels[held]) == {0, 1, 2}
+
+    holdout = split_holdout(labels, groups, 0.1, seed)
+    assert holdout.sum() <= 170
+    assert set(labels[holdout]) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.025, 0.03, 0.04, 0.05, 0.1, 0.15, 0.3, 0.5])
 @pytest.mark.parametrize("grouped", [True, False])
 def test_the_holdout_has_the_share_asked_for(share: float, grouped: bool) -> None:
     labels, groups = rows([1] * 3000 + [2] * 500)
-    held = split_holdout(labels, groups if grouped else None, share, 0)
-    assert held.mean() == pytest.approx(share, abs=0.002)
+    holdout = split_holdout(labels, groups if grouped else None, share, 0)
+    assert holdout.mean() == pytest.approx(share, abs=0.002)
 
 
 def test_the_stratified_holdout_is_the_references() -> None:
@@ -111,13 +113,14 @@ def test_stratified_folds_have_equal_classes() -> None:
     assert imbalance(split_folds(labels, None, 5, 0), labels, 5) <= 1
 
 
-def test_folds_and_holdout_are_different_cuts_even_of_the_same_size() -> None:
+def test_the_holdout_is_not_a_fold() -> None:
     labels, groups = rows([1] * 1000)
-    fold, held = split_folds(labels, groups, 10, 0), split_holdout(labels, groups, 0.1, 0)
-    assert (np.bincount(fold[held], minlength=10) > 0).all()
+    fold = split_folds(labels, groups, 10, 0)
+    holdout = split_holdout(labels, groups, 0.1, 0)
+    assert (np.bincount(fold[holdout], minlength=10) > 0).all()
 
 
-def test_too_few_prompts_are_an_error_that_names_the_ways_out() -> None:
+def test_too_few_prompts_are_an_error_that_names_the_options() -> None:
     labels, groups = rows([30, 30, 30])
     with pytest.raises(
         DataError,
@@ -138,5 +141,5 @@ def test_too_few_rows_of_a_class_are_an_error_that_names_the_class(grouped: bool
 
 
 def test_a_holdout_without_room_for_every_class_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"9 rows are too few to hold out 0\.1"):
+    with pytest.raises(DataError, match=r"9 rows are too few for a holdout of 0\.1"):
         split_holdout(np.array([0, 1, 2] * 3), None, 0.1, 0)

@@ -1,4 +1,4 @@
-"""Tokens within their budget, nothing lost without need, the same however they are batched; a cache that is checked."""
+"""Check that tokens fit their budget, nothing is cut needlessly, and a bad cache is noticed."""
 
 import dataclasses
 import json
@@ -24,11 +24,12 @@ from kit.task import PROMPT, RESPONSES, TEXTS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz[]SEP"
 CLS, SEP, PAD = 1, 2, 0
-BAR = "|"  # stands for SEP below; no text has it
+# Stands for SEP in expected texts; no text has it.
+BAR = "|"
 
 
 def per_character() -> PairTokenizer:
-    """A tokenizer that makes every character a token, so that tokens can be read."""
+    """Return a tokenizer that makes every character a token, so that tokens are readable."""
     tokenizer = Tokenizer(
         models.WordLevel({c: i for i, c in enumerate([*SPECIAL, *LETTERS])}, unk_token="[UNK]")
     )
@@ -59,32 +60,31 @@ def table(rows: list[tuple[list[str], list[str], list[str]]]) -> pa.Table:
 
 
 def encoded(
-    rows: pa.Table, spec: EncodeSpec, folder: Path, vocabulary: PairTokenizer = CHARACTERS
+    rows: pa.Table, spec: EncodeSpec, folder: Path, tokenizer: PairTokenizer = CHARACTERS
 ) -> TokenizedRows:
-    tokenize_rows(rows, vocabulary, spec, folder)
+    tokenize_rows(rows, tokenizer, spec, folder)
     return TokenizedRows.open(folder)
 
 
-def sides(these: TokenizedRows) -> list[list[list[int]]]:
-    """The tokens of every row's sides."""
-    each = [these.tokens[a:b].tolist() for a, b in pairwise(these.starts)]
-    return [each[i : i + these.sides] for i in range(0, len(each), these.sides)]
+def sides(rows: TokenizedRows) -> list[list[list[int]]]:
+    """Return the tokens of every row's sides."""
+    sequences = [rows.tokens[a:b].tolist() for a, b in pairwise(rows.starts)]
+    return [sequences[i : i + rows.sides] for i in range(0, len(sequences), rows.sides)]
 
 
-def segments(these: TokenizedRows) -> list[tuple[str, str]]:
-    """Prompt and response of every side as text, SEP as a bar."""
+def segments(rows: TokenizedRows) -> list[tuple[str, str]]:
+    """Return prompt and response of every side as text, with a bar for SEP."""
     letters = dict(enumerate(LETTERS, len(SPECIAL))) | {SEP: BAR}
     found = []
-    for (start, end), first in zip(pairwise(these.starts), these.first_lengths, strict=True):
-        tokens = these.tokens[start:end].tolist()
+    for (start, end), first in zip(pairwise(rows.starts), rows.first_lengths, strict=True):
+        tokens = rows.tokens[start:end].tolist()
         assert tokens[0] == CLS
         assert tokens[first - 1] == tokens[-1] == SEP
-        found.append(
-            tuple(
-                "".join(letters[t] for t in part)
-                for part in (tokens[1 : first - 1], tokens[first:-1])
-            )
+        prompt, response = (
+            "".join(letters[token] for token in part)
+            for part in (tokens[1 : first - 1], tokens[first:-1])
         )
+        found.append((prompt, response))
     return found
 
 
@@ -95,36 +95,36 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(deadline=None, max_examples=80)
 @given(ROWS, SPECS)
-def test_no_side_is_over_budget_and_none_that_was_cut_far_under_it(
+def test_no_side_exceeds_its_budget_and_a_cut_side_fills_it(
     scratch: Path, rows: list, spec: EncodeSpec
 ):
-    these = encoded(table(rows), spec, scratch)
-    lengths = these.lengths
+    tokens = encoded(table(rows), spec, scratch)
+    lengths = tokens.lengths
     assert lengths.shape == (len(rows), len(RESPONSES))
     assert lengths.max() <= spec.max_tokens
+
     need = np.array(
         [
             [3 + sum(len(BAR.join(t)) for t in (row[0], answer)) for answer in row[1:]]
             for row in rows
         ]
     )
-    assert these.cut == (need > spec.max_tokens).sum()
+    assert tokens.cut == (need > spec.max_tokens).sum()
     assert (lengths[need <= spec.max_tokens] == need[need <= spec.max_tokens]).all()
-    assert (
-        lengths[need > spec.max_tokens] >= spec.max_tokens - 2
-    ).all()  # at most a SEP with nothing before it
+    # Unused is at most one SEP with nothing before it, in prompt and response.
+    assert (lengths[need > spec.max_tokens] >= spec.max_tokens - 2).all()
 
 
 @settings(deadline=None, max_examples=80)
 @given(ROWS, st.floats(0, 1), st.floats(0, 1))
-def test_nothing_is_lost_when_it_fits(
+def test_nothing_is_cut_that_fits(
     scratch: Path, rows: list, prompt_share: float, head_share: float
 ):
-    these = encoded(table(rows), EncodeSpec(210, prompt_share, head_share), scratch)
-    assert segments(these) == [
+    tokens = encoded(table(rows), EncodeSpec(210, prompt_share, head_share), scratch)
+    assert segments(tokens) == [
         (BAR.join(row[0]), BAR.join(answer)) for row in rows for answer in row[1:]
     ]
-    assert these.cut == 0
+    assert tokens.cut == 0
 
 
 @settings(deadline=None, max_examples=80)
@@ -141,7 +141,7 @@ def test_swapping_the_answers_swaps_the_sides(scratch: Path, rows: list, spec: E
 
 
 def is_kept(turns: list[str], text: str, head_share: float) -> bool:
-    """Whether `text` is the last turns, the first of them perhaps its head and its tail alone."""
+    """Return whether `text` is the last turns, the first of them perhaps without its middle."""
     first, *rest = text.split(BAR)
     if rest != turns[len(turns) - len(rest) :]:
         return False
@@ -155,14 +155,15 @@ def is_kept(turns: list[str], text: str, head_share: float) -> bool:
 def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(
     scratch: Path, rows: list, spec: EncodeSpec
 ):
-    these = encoded(table(rows), spec, scratch)
+    tokens = encoded(table(rows), spec, scratch)
     room = spec.max_tokens - 3
     texts = [(row[0], answer) for row in rows for answer in row[1:]]
     for (prompt, response), (kept_prompt, kept_response) in zip(
-        texts, segments(these), strict=True
+        texts, segments(tokens), strict=True
     ):
         assert is_kept(prompt, kept_prompt, spec.head_share)
         assert is_kept(response, kept_response, spec.head_share)
+
         for_prompt = int(room * spec.prompt_share)
         assert len(kept_prompt) >= min(len(BAR.join(prompt)), for_prompt - 1)
         assert len(kept_response) >= min(len(BAR.join(response)), room - for_prompt - 1)
@@ -173,11 +174,8 @@ def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(
     [
         (EncodeSpec(13, 0.5, 0.5), "abcde", "vwxyz"),
         (EncodeSpec(11, 0.5, 0.5), "abde", "vwyz"),
-        (
-            EncodeSpec(11, 0.25, 0.5),
-            "abe",
-            "vwxyz",
-        ),  # more than its share, since the response leaves it free
+        # The prompt gets more than its share, since the response leaves it free.
+        (EncodeSpec(11, 0.25, 0.5), "abe", "vwxyz"),
         (EncodeSpec(11, 0.0, 0.5), "abe", "vwxyz"),
         (EncodeSpec(8, 1.0, 0.5), "abcde", ""),
         (EncodeSpec(8, 0.0, 1.0), "", "vwxyz"),
@@ -188,11 +186,11 @@ def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(
 def test_the_budget_is_shared_as_the_recipe_says(
     scratch: Path, spec: EncodeSpec, prompt: str, response: str
 ):
-    these = encoded(table([(["abcde"], ["vwxyz"], ["vwxyz"])]), spec, scratch)
-    assert segments(these)[0] == (prompt, response)
+    tokens = encoded(table([(["abcde"], ["vwxyz"], ["vwxyz"])]), spec, scratch)
+    assert segments(tokens)[0] == (prompt, response)
 
 
-def test_early_turns_go_first(scratch: Path):
+def test_early_turns_are_cut_first(scratch: Path):
     turns = ["aaaa", "bbbb", "cccc"]
     kept = [
         segments(encoded(table([([""], turns, turns)]), EncodeSpec(n + 3, 0.0), scratch))[0][1]
@@ -206,42 +204,39 @@ def test_early_turns_go_first(scratch: Path):
 
 @settings(deadline=None, max_examples=40)
 @given(ROWS, st.integers(1, 4))
-def test_chunking_does_not_matter(scratch: Path, rows: list, chunk: int):
-    whole = [
-        (scratch.parent / "whole" / name)
-        for name in ("tokens.int32", "starts.npy", "first_lengths.npy")
-    ]
-    tokenize_rows(table(rows), CHARACTERS, EncodeSpec(30), scratch.parent / "whole")
+def test_tokens_do_not_depend_on_the_chunk_size(scratch: Path, rows: list, chunk: int):
+    whole = scratch.parent / "whole"
+    tokenize_rows(table(rows), CHARACTERS, EncodeSpec(30), whole)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK", chunk)
         tokenize_rows(table(rows), CHARACTERS, EncodeSpec(30), scratch)
-    assert [path.read_bytes() for path in whole] == [
-        (scratch / path.name).read_bytes() for path in whole
-    ]
+
+    for name in ("tokens.int32", "starts.npy", "first_lengths.npy"):
+        assert (whole / name).read_bytes() == (scratch / name).read_bytes()
 
 
-def test_neither_do_the_tables_own_chunks(scratch: Path):
+def test_tokens_do_not_depend_on_the_tables_chunks(scratch: Path):
     rows = [([f"p{i}".replace("p", "a" * i)], ["b" * i, ""], ["c"]) for i in range(9)]
     pieces = pa.concat_tables([table(rows[:2]), table(rows[2:3]), table(rows[3:])])
     assert pieces[PROMPT].num_chunks == 3
-    assert sides(encoded(pieces, EncodeSpec(), scratch)) == sides(
-        encoded(table(rows), EncodeSpec(), scratch)
-    )
-    assert sides(encoded(pieces.slice(1, 4), EncodeSpec(), scratch)) == sides(
-        encoded(table(rows[1:5]), EncodeSpec(), scratch)
-    )
+    for chunked, whole in (
+        (pieces, table(rows)),
+        (pieces.slice(1, 4), table(rows[1:5])),
+    ):
+        expected = sides(encoded(whole, EncodeSpec(), scratch))
+        assert sides(encoded(chunked, EncodeSpec(), scratch)) == expected
 
 
-def test_empty_turns_and_answers_are_framed_all_the_same(scratch: Path):
-    these = encoded(table([([""], [""], ["", ""])]), EncodeSpec(8), scratch)
-    assert sides(these) == [[[CLS, SEP, SEP], [CLS, SEP, SEP, SEP]]]
-    assert these.first_lengths.tolist() == [2, 2]
-    assert len(these) == 1
+def test_empty_turns_and_answers_are_framed_too(scratch: Path):
+    tokens = encoded(table([([""], [""], ["", ""])]), EncodeSpec(8), scratch)
+    assert sides(tokens) == [[[CLS, SEP, SEP], [CLS, SEP, SEP, SEP]]]
+    assert tokens.first_lengths.tolist() == [2, 2]
+    assert len(tokens) == 1
 
 
 def test_a_text_that_spells_out_a_special_token_is_text(scratch: Path):
-    these = encoded(table([(["a[SEP]b"], ["[SEP]"], ["x"])]), EncodeSpec(), scratch)
-    assert segments(these) == [("a[SEP]b", "[SEP]"), ("a[SEP]b", "x")]
+    tokens = encoded(table([(["a[SEP]b"], ["[SEP]"], ["x"])]), EncodeSpec(), scratch)
+    assert segments(tokens) == [("a[SEP]b", "[SEP]"), ("a[SEP]b", "x")]
 
 
 @pytest.mark.parametrize("name", ["tiny-deberta", "tiny-roberta", "tiny-electra"])
@@ -250,17 +245,13 @@ def test_a_batch_gives_the_tokens_of_one_text_at_a_time(
 ):
     rows = processed.train().select(TEXTS)
     texts = rows.to_pylist()
-    tokenizer = train_tokenizer(
-        BACKBONES[name], [turn for row in texts for turn in row[PROMPT] + row[RESPONSES[0]]]
-    )
-    these = encoded(
-        rows,
-        EncodeSpec(8192),
-        scratch,
-        PairTokenizer(SimpleNamespace(backend_tokenizer=tokenizer), 1, 2, 0),
-    )
-    assert len(these) == len(texts)
-    for row, pair in zip(texts[::7], sides(these)[::7], strict=True):
+    turns = [turn for row in texts for turn in row[PROMPT] + row[RESPONSES[0]]]
+    tokenizer = train_tokenizer(BACKBONES[name], turns)
+    pair_tokenizer = PairTokenizer(SimpleNamespace(backend_tokenizer=tokenizer), CLS, SEP, PAD)
+    tokens = encoded(rows, EncodeSpec(8192), scratch, pair_tokenizer)
+    assert len(tokens) == len(texts)
+
+    for row, pair in zip(texts[::7], sides(tokens)[::7], strict=True):
         prompt, *answers = (
             [
                 t
@@ -272,14 +263,14 @@ def test_a_batch_gives_the_tokens_of_one_text_at_a_time(
         assert pair == [[CLS, *prompt, *answer] for answer in answers]
 
 
-def test_tokens_are_mapped_from_disk_not_read(scratch: Path):
-    these = encoded(table([(["ab"], ["c"], ["d"])]), EncodeSpec(), scratch)
-    assert isinstance(these.tokens, np.memmap)
-    assert these.tokens.dtype == np.int32
-    assert not these.tokens.flags.writeable
+def test_tokens_are_memory_mapped(scratch: Path):
+    tokens = encoded(table([(["ab"], ["c"], ["d"])]), EncodeSpec(), scratch)
+    assert isinstance(tokens.tokens, np.memmap)
+    assert tokens.tokens.dtype == np.int32
+    assert not tokens.tokens.flags.writeable
 
 
-def test_a_cache_hit_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_cached_table_is_not_tokenised_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = table([(["ab"], ["c"], ["d"])])
     first = tokenize_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
     monkeypatch.setattr(module, "tokenize_rows", lambda *_: pytest.fail("encoded again"))
@@ -290,9 +281,9 @@ def test_a_cache_hit_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "change",
     [
-        {"content": "other"},
-        {"vocabulary": dataclasses.replace(CHARACTERS, sep=3)},
-        {"vocabulary": dataclasses.replace(CHARACTERS, cls=3)},
+        {"digest": "other"},
+        {"tokenizer": dataclasses.replace(CHARACTERS, sep=3)},
+        {"tokenizer": dataclasses.replace(CHARACTERS, cls=3)},
         {"shape": "cross"},
         *(
             {"spec": EncodeSpec(**change)}
@@ -300,11 +291,11 @@ def test_a_cache_hit_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ),
     ],
 )
-def test_another_content_vocabulary_budget_or_shape_is_a_miss(tmp_path: Path, change: dict):
-    asked = {"content": "content", "vocabulary": CHARACTERS, "spec": EncodeSpec()}
+def test_another_table_tokenizer_budget_or_shape_is_tokenised_again(tmp_path: Path, change: dict):
+    arguments = {"digest": "content", "tokenizer": CHARACTERS, "spec": EncodeSpec()}
     rows = table([(["ab"], ["c"], ["d"])])
-    tokenize_cached(rows, **asked, cache=tmp_path)
-    tokenize_cached(rows, **asked | change, cache=tmp_path)
+    tokenize_cached(rows, **arguments, cache=tmp_path)
+    tokenize_cached(rows, **arguments | change, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -317,22 +308,24 @@ def test_another_tokenizer_has_another_digest():
 
 @pytest.mark.parametrize("lost", [1, 4, 1000])
 @pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "first_lengths.npy", "meta.json"])
-def test_a_truncated_cache_says_to_delete_the_folder(tmp_path: Path, file: str, lost: int):
+def test_a_truncated_cache_names_the_folder_to_delete(tmp_path: Path, file: str, lost: int):
     rows = table([(["ab"], ["c"], ["d"])] * 3)
     tokenize_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
     (folder,) = tmp_path.iterdir()
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: max(0, len(content) - lost)])
-    if file == "meta.json" and lost == 1:  # the line end alone
+    # Without its line end the file is still complete.
+    if file == "meta.json" and lost == 1:
         assert json.loads((folder / file).read_text())
         return
+
     with pytest.raises(DataError, match=folder.name) as caught:
         tokenize_cached(rows, "content", CHARACTERS, EncodeSpec(), tmp_path)
     assert "Delete the folder" in caught.value.hint
 
 
 @pytest.mark.parametrize("file", ["tokens.int32", "starts.npy", "first_lengths.npy"])
-def test_a_missing_file_says_so_too(tmp_path: Path, file: str):
+def test_a_missing_file_is_refused(tmp_path: Path, file: str):
     rows = table([(["ab"], ["c"], ["d"])])
     tokenize_rows(rows, CHARACTERS, EncodeSpec(), tmp_path / "tokens")
     (tmp_path / "tokens" / file).unlink()
@@ -340,7 +333,7 @@ def test_a_missing_file_says_so_too(tmp_path: Path, file: str):
         TokenizedRows.open(tmp_path / "tokens")
 
 
-def test_an_encoding_that_was_interrupted_leaves_nothing(tmp_path: Path):
+def test_an_interrupted_tokenisation_leaves_nothing(tmp_path: Path):
     broken = PairTokenizer(SimpleNamespace(backend_tokenizer=CHARACTERS.backend), CLS, SEP, PAD)
     rows = table([(["ab"], ["c"], ["d"])]).drop_columns(RESPONSES[1])
     with pytest.raises(KeyError):

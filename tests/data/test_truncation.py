@@ -1,4 +1,4 @@
-"""The cross layout: one budget for the whole row, fair to both answers, and a swap of them only swaps the sequences."""
+"""Check that the cross layout shares one budget fairly and is symmetric in the answers."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -38,9 +38,10 @@ def cross(prompt: list, a: list, b: list, spec: EncodeSpec) -> list[TruncatedSeq
 def apart(
     prompt: list, a: list, b: list, spec: EncodeSpec
 ) -> tuple[list[int], list[int], list[int]]:
-    """What is kept of prompt, A and B: an answer is the second segment where it stands last."""
+    """Return what is kept of prompt, A and B; the last answer is the second segment."""
     (with_a, of_b, *_), (_, of_a, *_) = cross(prompt, a, b, spec)
-    kept_a, kept_b = of_a[:-1], of_b[:-1]
+    kept_a = of_a[:-1]
+    kept_b = of_b[:-1]
     return with_a[1 : len(with_a) - len(kept_a) - 4], kept_a, kept_b
 
 
@@ -50,21 +51,24 @@ def test_a_sequence_is_prompt_and_both_answers_within_one_budget(
     prompt: list, a: list, b: list, spec: EncodeSpec
 ):
     kept, kept_a, kept_b = apart(prompt, a, b, spec)
-    found = [each.first + each.second for each in cross(prompt, a, b, spec)]
+    sequences = cross(prompt, a, b, spec)
+    found = [sequence.first + sequence.second for sequence in sequences]
     assert found == [
         [CLS, *kept, SEP, SEP, *one, SEP, SEP, *other, SEP]
         for one, other in ((kept_a, kept_b), (kept_b, kept_a))
     ]
-    whole = CROSS_FRAME + need(prompt) + need(a) + need(b)
     assert len(found[0]) <= spec.max_tokens
+
     sized = [SIDE_FRAME + need(prompt) + need(answer) for answer in (a, b)]
-    assert [each.whole for each in cross(prompt, a, b, spec)] == sized
-    assert [each.whole for each in side_sequences(prompt, [a, b], spec, CLS, SEP)] == sized
-    assert [each.lost for each in cross(prompt, a, b, spec)] == [whole > spec.max_tokens] * 2
+    sides = side_sequences(prompt, [a, b], spec, CLS, SEP)
+    assert [sequence.whole for sequence in sequences] == sized
+    assert [sequence.whole for sequence in sides] == sized
+
+    whole = CROSS_FRAME + need(prompt) + need(a) + need(b)
+    assert [sequence.lost for sequence in sequences] == [whole > spec.max_tokens] * 2
     if whole > spec.max_tokens:
-        assert (
-            len(found[0]) >= spec.max_tokens - 4
-        )  # at most a SEP with nothing before it for each text, and one token
+        # Unused are at most one SEP with nothing before it for each text, and one token.
+        assert len(found[0]) >= spec.max_tokens - 4
     else:
         assert (kept, kept_a, kept_b) == (joined(prompt), joined(a), joined(b))
 
@@ -80,7 +84,7 @@ def test_swapping_the_answers_swaps_the_sequences(prompt: list, a: list, b: list
 def test_neither_answer_is_cut_for_the_other_below_its_half(
     prompt: list, a: list, b: list, spec: EncodeSpec
 ):
-    """Half of what the prompt's share leaves is an answer's own; and the prompt's share is the prompt's."""
+    """An answer has half of what the prompt's share leaves; the prompt has its share."""
     kept, kept_a, kept_b = apart(prompt, a, b, spec)
     room = spec.max_tokens - CROSS_FRAME
     for_prompt = int(room * spec.prompt_share)
@@ -90,18 +94,20 @@ def test_neither_answer_is_cut_for_the_other_below_its_half(
     assert len(kept_b) >= min(need(b), half) - 1
 
 
-def test_what_a_short_answer_leaves_is_the_long_ones():
+def test_a_long_answer_gets_what_a_short_one_leaves():
     prompt, short, long = [[9]], [[10] * 5], [list(range(100, 200))]
     kept, of_short, of_long = apart(prompt, short, long, EncodeSpec(56, 0.25, 0.5))
     assert (kept, of_short) == ([9], [10] * 5)
-    assert of_long == [*range(100, 122), *range(178, 200)]  # 56 - 6 - 1 - 5, head and tail
+    # Head and tail of the 56 - 6 - 1 - 5 tokens that are left.
+    assert of_long == [*range(100, 122), *range(178, 200)]
 
 
-def test_both_long_answers_get_as_much():
+def test_two_long_answers_get_the_same_room():
     prompt, a, b = [[9] * 10], [list(range(100, 200))], [list(range(200, 500))]
     kept, of_a, of_b = apart(prompt, a, b, EncodeSpec(47, 0.25, 1.0))
     assert (of_a, of_b) == ([*range(100, 115)], [*range(200, 215)])
-    assert len(kept) == 10  # with the one token that two answers cannot share
+    # One of them is the token that two answers cannot share.
+    assert len(kept) == 10
 
 
 @settings(deadline=None, max_examples=60)
@@ -113,7 +119,7 @@ def test_equal_answers_make_equal_sequences(prompt: list, answer: list, spec: En
     assert one == other
 
 
-def test_early_turns_of_an_answer_go_first():
+def test_early_turns_of_an_answer_are_cut_first():
     turns = [[10] * 10, [11] * 10, [12] * 10]
     lengths = [len(apart([[9]], turns, turns, EncodeSpec(size, 0.0))[1]) for size in range(12, 80)]
     assert (np.diff(lengths) >= 0).all()

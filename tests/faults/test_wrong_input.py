@@ -91,7 +91,7 @@ def rows(path: Path) -> object:
     at = {name: number for number, name in enumerate(every[0])}
     assert found.ids.tolist() == [int(cells[at[ID]]) for cells in every[1:]]
     flags = [[cells[at[name]] in ("1", "1.0", "True") for name in CLASSES] for cells in every[1:]]
-    assert found.labels.tolist() == [row.index(True) for row in flags]
+    assert found.targets.labels.tolist() == [row.index(True) for row in flags]
     return found
 
 

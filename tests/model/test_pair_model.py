@@ -272,7 +272,7 @@ def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, vocabulary: Pa
     model = pair_with_features()
     model.save_pretrained(tmp_path / "model", vocabulary)
     again, _ = PairModel.from_pretrained(tmp_path / "model")
-    later = TABLE.beside("charm", np.ones((len(ROWS), 2))).select(
+    later = TABLE.add_side_feature("charm", np.ones((len(ROWS), 2))).select(
         ("charm", *SIDE_NAMES[::-1]), TABLE.pair_names[::-1]
     )
     with torch.no_grad():

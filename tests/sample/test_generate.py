@@ -1,4 +1,7 @@
-"""The embedded sample: Kaggle's format and mess, a rule that can be learnt, and a floor that is one."""
+"""Check the sample: Kaggle's format and irregularities, a learnable rule and its Bayes loss.
+
+The same seed must give the same bytes on every platform, and no existing file may be overwritten.
+"""
 
 import json
 import math
@@ -30,7 +33,7 @@ LONE = re.compile("[\ud800-\udfff]")
 
 
 def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """train.csv and test.csv with the cells parsed; test with its truth."""
+    """Return train.csv and test.csv with parsed cells, and test.csv with its labels."""
     train, test = (
         pd.read_csv(folder / name, keep_default_na=False)
         for name in (task.TRAIN_FILE, task.TEST_FILE)
@@ -58,7 +61,7 @@ def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def judged(
     folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bayes probabilities (N, 3) and labels (N,) of train and test together."""
+    """Return Bayes probabilities (N, 3) and labels (N,) of train and test together."""
     both = pd.concat(tables)
     return _bayes(folder, both), both["label"].to_numpy()
 
@@ -81,11 +84,14 @@ def _length(turns: list[str | None]) -> int:
 
 
 def _plain(turns: list[str | None]) -> str:
-    """All turns as one text that pandas can hold: its strings are UTF-8, which has no lone surrogates."""
+    """Return all turns as one text that pandas can hold.
+
+    Its strings are UTF-8, which has no lone surrogates.
+    """
     return LONE.sub("\N{REPLACEMENT CHARACTER}", " ".join(turn or "" for turn in turns))
 
 
-# --- format
+# The file format
 
 
 def test_the_files_have_kaggles_columns_and_row_counts(
@@ -103,14 +109,16 @@ def test_the_files_have_kaggles_columns_and_row_counts(
         == first[task.TRUTH_FILE]
         == "id,winner_model_a,winner_model_b,winner_tie"
     )
+
     train, test = tables
     assert (len(train), len(test)) == (2400, 600)
+
     uniform = read_predictions(folder / task.SAMPLE_FILE)
     assert uniform[task.ID].tolist() == test[task.ID].tolist()
     assert np.allclose(uniform[CLASSES], 1 / 3)
 
 
-def test_ids_are_unique_over_both_files_and_in_no_order(
+def test_ids_are_unique_over_both_files_and_unordered(
     folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
 ):
     ids = pd.concat(tables)[task.ID]
@@ -133,6 +141,7 @@ def test_cells_are_written_as_kaggle_writes_them(folder: Path):
     raw = pd.read_csv(folder / task.TRAIN_FILE, keep_default_na=False)[TEXTS].to_numpy().ravel()
     assert all(cell.isascii() and cell.isprintable() for cell in raw)
     assert not any(re.search(r"(?<!\\)/", cell) for cell in raw)
+
     text = "\n".join(raw)
     for escape in (
         r"<\/form>",
@@ -158,20 +167,19 @@ def test_every_turn_of_a_prompt_has_an_answer_on_both_sides(
         assert all(isinstance(turn, str) for prompt in table[task.PROMPT] for turn in prompt)
 
 
-# --- mess
+# Irregularities of the real files
 
 
-def _mess(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """Which rows have which kind of mess."""
+def _irregularities(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return a mask of the rows for each kind of irregularity."""
     a, b = table["response_a"], table["response_b"]
     turns = table[task.PROMPT].map(len)
     letters = table[task.PROMPT].map(_plain)
     longest = pd.concat([a.map(_length), b.map(_length)], axis=1).max(axis=1)
     texts = table[[*task.MODELS, *TEXTS]].map(str)
-    repeated, with_label = (
-        texts.duplicated(keep=False),
-        texts.assign(label=table["label"]).duplicated(keep=False),
-    )
+    repeated = texts.duplicated(keep=False)
+    with_label = texts.assign(label=table["label"]).duplicated(keep=False)
+
     scripts = {"Arabic": "[\u0621-\u064a]", "Russian": "[а-я]", "Chinese": "[\u4e00-\u9fff]"}
     words = {"Spanish": r"¿Qué|Explícame", "German": r"sollte ich|Erkläre"}
     return {
@@ -194,16 +202,18 @@ def _mess(table: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 @pytest.mark.parametrize(("rows", "seed"), [(200, 0), (200, 1), (317, 2)])
-def test_a_sample_of_200_rows_has_every_kind_of_mess(tmp_path: Path, rows: int, seed: int):
+def test_a_sample_of_200_rows_has_every_irregularity(tmp_path: Path, rows: int, seed: int):
     generate.write_sample(tmp_path, rows, seed)
-    missing = [kind for kind, found in _mess(_read(tmp_path)[0]).items() if not found.any()]
+    missing = [
+        kind for kind, found in _irregularities(_read(tmp_path)[0]).items() if not found.any()
+    ]
     assert missing == []
 
 
-def test_the_mess_is_about_as_frequent_as_in_the_real_data(
+def test_irregularities_are_about_as_frequent_as_in_the_real_data(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ):
-    share = {kind: found.mean() for kind, found in _mess(tables[0]).items()}
+    share = {kind: found.mean() for kind, found in _irregularities(tables[0]).items()}
     assert 0.002 <= share["null turn"] <= 0.005
     assert 0.005 <= share["lone surrogate"] <= 0.02
     assert 0.06 <= share["code"] <= 0.10
@@ -212,17 +222,18 @@ def test_the_mess_is_about_as_frequent_as_in_the_real_data(
     assert 0.003 <= share["identical answers"] <= 0.008
     assert 0.001 <= share["both empty"] <= 0.004
     assert 0.08 <= sum(share[v.name] for v in sample_text.FOREIGN) <= 0.12
+
     turns = tables[0][task.PROMPT].map(len)
     assert (turns.median(), turns.quantile(0.9), turns.max()) == (1, 2, 12)
 
 
 def test_answers_are_as_long_and_as_uneven_as_real_ones(tables: tuple[pd.DataFrame, pd.DataFrame]):
     a, b = (tables[0][side].map(_length) for side in task.RESPONSES)
-    some = (a > 0) & (b > 0)
+    answered = (a > 0) & (b > 0)
     assert 500 <= pd.concat([a, b]).median() <= 700
     assert 15_000 <= max(a.max(), b.max()) <= 50_000
-    assert 0.6 <= np.log(a[some]).std() <= 1.3
-    assert 0.6 <= (np.log(a[some]) - np.log(b[some])).std() <= 1.3
+    assert 0.6 <= np.log(a[answered]).std() <= 1.3
+    assert 0.6 <= (np.log(a[answered]) - np.log(b[answered])).std() <= 1.3
 
 
 def test_train_and_test_share_no_prompt(tables: tuple[pd.DataFrame, pd.DataFrame]):
@@ -230,7 +241,7 @@ def test_train_and_test_share_no_prompt(tables: tuple[pd.DataFrame, pd.DataFrame
     assert not train & test
 
 
-# --- the rule
+# The rule
 
 
 def test_bayes_csv_is_the_rule_applied_to_the_text_in_the_files(
@@ -238,7 +249,7 @@ def test_bayes_csv_is_the_rule_applied_to_the_text_in_the_files(
 ):
     for table in tables:
         pairs = zip(table["response_a"], table["response_b"], strict=True)
-        expected = [judge.davidson_probabilities(judge.quality_difference(a, b)) for a, b in pairs]
+        expected = [judge.davidson_probabilities(judge.latent_difference(a, b)) for a, b in pairs]
         assert np.allclose(_bayes(folder, table), expected, rtol=0, atol=1e-15)
 
 
@@ -247,10 +258,10 @@ def test_bayes_csv_is_the_rule_applied_to_the_text_in_the_files(
 def test_davidsons_model_holds_at_any_difference(d: float):
     win, lose, tie = judge.davidson_probabilities(d)
     assert math.isclose(win + lose + tie, 1)
-    assert math.isclose(
-        math.log(win / lose), d, abs_tol=1e-9
-    )  # without ties it is Bradley and Terry's
-    assert math.isclose(tie, judge.TIES * math.sqrt(win * lose))  # ties go with the geometric mean
+    # Without ties the model is Bradley and Terry's.
+    assert math.isclose(math.log(win / lose), d, abs_tol=1e-9)
+    # Ties are in proportion to the geometric mean.
+    assert math.isclose(tie, judge.TIES * math.sqrt(win * lose))
 
 
 _phrases = [
@@ -266,7 +277,7 @@ _turns = st.lists(
 @given(_turns, _turns)
 def test_swapping_the_answers_permutes_the_probabilities(a: list[str | None], b: list[str | None]):
     straight, swapped = (
-        judge.davidson_probabilities(judge.quality_difference(*pair)) for pair in ((a, b), (b, a))
+        judge.davidson_probabilities(judge.latent_difference(*pair)) for pair in ((a, b), (b, a))
     )
     assert [swapped[c] for c in task.SWAP] == list(straight)
 
@@ -276,10 +287,10 @@ def test_equal_answers_have_no_difference(tables: tuple[pd.DataFrame, pd.DataFra
         (a, b) for a, b in zip(*(tables[0][side] for side in task.RESPONSES), strict=True) if a == b
     ]
     assert len(equal) > 5
-    assert {judge.quality_difference(a, b) for a, b in equal} == {0.0}
+    assert {judge.latent_difference(a, b) for a, b in equal} == {0.0}
 
 
-def test_a_phrase_occurs_nowhere_but_where_it_is_meant():
+def test_no_phrase_occurs_inside_another_text():
     phrases = {
         phrase for voice in sample_text.VOICES for phrase in voice.good + voice.bad + voice.neutral
     }
@@ -288,10 +299,12 @@ def test_a_phrase_occurs_nowhere_but_where_it_is_meant():
         for v in sample_text.VOICES
         for text in (*v.tails, *v.topics, *v.prompts, *v.follow, *v.snippets, *sample_text.CLOSINGS)
     ]
-    kinds = Counter(
+
+    # The coder has the phrases of English, every other voice has its own.
+    occurrences = Counter(
         p for v in (*sample_text.FOREIGN, sample_text.ENGLISH) for p in v.good + v.bad + v.neutral
     )
-    assert max(kinds.values()) == 1
+    assert max(occurrences.values()) == 1
     assert not [(a, b) for a in phrases for b in (*phrases, *others) if a != b and a in b]
 
 
@@ -306,7 +319,7 @@ def test_the_beginning_of_an_answer_is_a_fair_sample_of_it(
     assert correlation > 0.9
 
 
-# --- the floor
+# The Bayes log loss
 
 
 def test_the_labels_are_drawn_from_the_bayes_probabilities(judged: tuple[np.ndarray, np.ndarray]):
@@ -314,13 +327,13 @@ def test_the_labels_are_drawn_from_the_bayes_probabilities(judged: tuple[np.ndar
     entropy = -(probabilities * np.log(probabilities)).sum(axis=1)
     variance = (probabilities * np.log(probabilities) ** 2).sum(axis=1) - entropy**2
     assert abs((_losses(probabilities, labels) - entropy).sum()) < 3.5 * math.sqrt(variance.sum())
+
     surprise = (np.eye(3)[labels] - probabilities).sum(axis=0)
-    assert (
-        np.abs(surprise) < 3.5 * np.sqrt((probabilities * (1 - probabilities)).sum(axis=0))
-    ).all()
+    deviation = np.sqrt((probabilities * (1 - probabilities)).sum(axis=0))
+    assert (np.abs(surprise) < 3.5 * deviation).all()
 
 
-def test_the_floor_looks_like_an_honest_task(judged: tuple[np.ndarray, np.ndarray]):
+def test_bayes_loss_and_tie_rate_resemble_the_competition(judged: tuple[np.ndarray, np.ndarray]):
     probabilities, labels = judged
     assert 0.80 <= _losses(probabilities, labels).mean() <= 0.88
     assert 0.25 <= (labels == 2).mean() <= 0.31
@@ -350,34 +363,37 @@ def _powered(probabilities: np.ndarray, power: float) -> np.ndarray:
         pytest.param(lambda p: _powered(p * (1.3, 1, 1), 1), id="leaning to A"),
     ],
 )
-def test_no_wrong_frame_beats_the_floor(judged: tuple[np.ndarray, np.ndarray], wrong):
+def test_no_other_prediction_beats_the_bayes_probabilities(
+    judged: tuple[np.ndarray, np.ndarray], wrong
+):
     probabilities, labels = judged
     worse = _losses(wrong(probabilities), labels) - _losses(probabilities, labels)
     assert worse.mean() > -2 * worse.std() / math.sqrt(len(worse))
 
 
-def test_bags_of_words_learn_most_of_the_rule(
+def test_a_bag_of_words_model_learns_most_of_the_rule(
     folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
 ):
-    learn, held_out = tables[0].iloc[:1600], pd.concat([tables[0].iloc[1600:], tables[1]])
+    train = tables[0].iloc[:1600]
+    held_out = pd.concat([tables[0].iloc[1600:], tables[1]])
+    both = pd.concat([train, held_out])
+    beginnings = {side: both[side].map(lambda x: _plain(x)[:500]) for side in task.RESPONSES}
+
     bag = CountVectorizer(token_pattern=r"\w+", max_features=2000)
-    begin = {s: pd.concat([learn, held_out])[s].map(lambda x: _plain(x)[:500]) for s in TEXTS[1:]}
-    bag.fit(begin["response_a"][: len(learn)])
-    a, b = (normalize(bag.transform(texts), "l1") for texts in begin.values())
+    bag.fit(beginnings["response_a"][: len(train)])
+    a, b = (normalize(bag.transform(texts), "l1") for texts in beginnings.values())
     features = (a - b).tocsr()
-    model = LogisticRegression(C=10, max_iter=500).fit(features[: len(learn)], learn["label"])
+    model = LogisticRegression(C=10, max_iter=500).fit(features[: len(train)], train["label"])
+
     labels = held_out["label"].to_numpy()
-    floor = _losses(_bayes(folder, held_out), labels).mean()
-    prior = _losses(
-        np.tile(np.bincount(learn["label"]) / len(learn), (len(labels), 1)), labels
-    ).mean()
-    reached = _losses(model.predict_proba(features[len(learn) :]), labels).mean()
-    assert floor - 0.01 < reached < prior - (prior - floor) / 2
+    bayes = _losses(_bayes(folder, held_out), labels).mean()
+    shares = np.bincount(train["label"]) / len(train)
+    prior = _losses(np.tile(shares, (len(labels), 1)), labels).mean()
+    reached = _losses(model.predict_proba(features[len(train) :]), labels).mean()
+    assert bayes - 0.01 < reached < prior - (prior - bayes) / 2
 
 
-def test_the_summary_says_what_the_files_hold(
-    folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]
-):
+def test_the_summary_agrees_with_the_files(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]):
     summary = json.loads((folder / generate.SUMMARY_FILE).read_text())
     assert summary["seed"] == 0
     assert str(judge.TIES) in summary["rule"]
@@ -392,35 +408,40 @@ def test_the_summary_says_what_the_files_hold(
         assert losses["expected"] == pytest.approx(-(p * np.log(p)).sum(axis=1).mean(), abs=1e-6)
 
 
-# --- writing
+# Writing
 
 
 def test_another_process_with_other_arithmetic_writes_the_same_bytes(tmp_path: Path):
     here, there, other = tmp_path / "here", tmp_path / "there", tmp_path / "other"
     summary = generate.write_sample(here, rows=300, seed=7)
     assert summary == json.loads((here / generate.SUMMARY_FILE).read_text())
+
+    # The other process computes exp and log without the instructions that numpy dispatches to here.
     dispatched = np.lib.introspect.opt_func_info(func_name="^(exp|log)$", signature="float64")
-    every = [
-        re.sub(r"baseline\(.*?\)", "", s["available"])
-        for each in dispatched.values()
-        for s in each.values()
-    ]
+    features = {
+        feature
+        for signatures in dispatched.values()
+        for targets in signatures.values()
+        for feature in re.sub(r"baseline\(.*?\)", "", targets["available"]).split()
+    }
     environment = os.environ | {
         "PYTHONHASHSEED": "12345",
-        "NPY_DISABLE_CPU_FEATURES": " ".join(
-            {feature for available in every for feature in available.split()}
-        ),
+        "NPY_DISABLE_CPU_FEATURES": " ".join(features),
     }
-    code = "import sys; from kit.data import sample; sample.write(sys.argv[1], rows=300, seed=7)"
+    code = (
+        "import sys; from kit.sample.generate import write_sample; "
+        "write_sample(sys.argv[1], rows=300, seed=7)"
+    )
     subprocess.run([sys.executable, "-c", code, str(there)], check=True, env=environment)
     for name in generate.FILES:
         assert (here / name).read_bytes() == (there / name).read_bytes(), name
+
     generate.write_sample(other, rows=300, seed=8)
     assert (here / task.TRAIN_FILE).read_bytes() != (other / task.TRAIN_FILE).read_bytes()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 41, 199])
-def test_any_number_of_rows_can_be_had(tmp_path: Path, rows: int):
+def test_any_number_of_rows_can_be_generated(tmp_path: Path, rows: int):
     generate.write_sample(tmp_path, rows, seed=rows)
     train, test = _read(tmp_path)
     assert (len(train), len(test)) == (rows, max(3, rows // 4))
@@ -429,9 +450,10 @@ def test_any_number_of_rows_can_be_had(tmp_path: Path, rows: int):
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path: Path):
     (tmp_path / task.TRUTH_FILE).write_text("mine")
-    with pytest.raises(KitError, match=r"truth\.csv exists already"):
+    with pytest.raises(KitError, match=r"truth\.csv.*exists"):
         generate.write_sample(tmp_path, rows=3)
     assert [path.name for path in tmp_path.iterdir()] == [task.TRUTH_FILE]
+
     generate.write_sample(tmp_path, rows=3, force=True)
     assert (tmp_path / task.TRUTH_FILE).read_text() != "mine"
 
@@ -445,7 +467,7 @@ def test_impossible_numbers_are_refused_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path):
+def test_a_file_instead_of_the_output_folder_is_refused(tmp_path: Path):
     (tmp_path / "raw").write_text("")
     with pytest.raises(KitError, match="is a file"):
         generate.write_sample(tmp_path / "raw")
