@@ -18,7 +18,7 @@ from kit.data.preprocess import prepare_input
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
 from kit.model.device import choose_device, prepare_device
-from kit.model.inference import make_collator, mean_probabilities, predict_logits
+from kit.model.inference import logits_to_probabilities, make_collator, predict_logits
 from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions
 from kit.recipe.spec import Recipe
@@ -130,19 +130,19 @@ def _average(
     for number, part in enumerate(parts):
         run.check_files(part)
         model, vocabulary = PairModel.from_pretrained(part)
-        compute = choose_device(precision, model.half_width)
+        compute = choose_device(precision, model.bf16_width)
         prepare_device(compute)
         model.to(compute.device)
         with ranks.main_process_first():
             tokens = source.encoded(vocabulary, recipe)
-            tabular = source.tabular(tokens) if model.reads else None
+            tabular = source.tabular(tokens) if model.feature_names else None
         rows = np.arange(len(tokens)) if rows is None else rows
 
         def report(done: int, each: int, before: int = number) -> None:
             progress(before * each + done, len(parts) * each)
 
         collate = make_collator(model, tokens, vocabulary, tabular=tabular)
-        total = total + mean_probabilities(
+        total = total + logits_to_probabilities(
             predict_logits(model, collate, rows, compute, both_orders=swap, progress=report)
         )
     return total / len(parts)

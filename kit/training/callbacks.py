@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from kit.model.collator import Padding
 from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
 
@@ -149,7 +148,7 @@ class PaddingCallback(TrainerCallback, ExportableState):
     @property
     def waste(self) -> float:
         """The share of the encoder's tokens that is padding."""
-        return Padding(int(self.useful), self.padded).waste
+        return 1 - int(self.useful) / self.padded if self.padded else 0.0
 
 
 def decide_together(mine: bool) -> bool:

@@ -20,7 +20,7 @@ from kit.data.tokenize import PairTokenizer
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.device import out_of_memory
-from kit.model.inference import mean_probabilities, predict_logits, softmax_logits
+from kit.model.inference import logits_to_probabilities, predict_logits, softmax_logits
 from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
@@ -127,7 +127,7 @@ def train_fold(
         },
     }
     if ranks.is_main_process:
-        valid = make_predictions(material.ids[material.valid_rows], mean_probabilities(logits))
+        valid = make_predictions(material.ids[material.valid_rows], logits_to_probabilities(logits))
         _finish(part, model, material.vocabulary, valid, trainer.state.log_history, metrics)
     ranks.wait_for_everyone()
     return metrics
@@ -161,7 +161,7 @@ def _trainer(
 
 def _judged(logits: np.ndarray, material: FoldSetup) -> dict[str, Any]:
     """What the logits of the validation rows, (V, 3) or of both orders (V, 2, 3), are worth."""
-    each, labels = mean_probabilities(logits), material.labels[material.valid_rows]
+    each, labels = logits_to_probabilities(logits), material.labels[material.valid_rows]
     return {
         "log_loss": log_loss(each, labels),
         "accuracy": accuracy(each, labels),

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from kit.data.dataset import Dataset
 from kit.data.feature_cache import features_cached
 from kit.data.tokenize import PairTokenizer, tokenize_cached
-from kit.model.collator import MULTIPLE, Collator
+from kit.model.collator import PAD_MULTIPLE, Collator
 from kit.model.device import Compute, choose_device, prepare_device
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
@@ -62,7 +62,7 @@ def prepare_fold(
     transformers.set_seed(train.seed)
     with ranks.main_process_first():  # the others find its downloads and caches
         model, vocabulary = new_model(recipe, data)
-        compute = choose_device(train.precision, model.half_width)
+        compute = choose_device(train.precision, model.bf16_width)
         say(compute.reason)
         rows, content = data.train(), data.digest("train")
         encoded = tokenize_cached(
@@ -82,12 +82,12 @@ def prepare_fold(
         model.fit_features(tabular, train_rows)
     prepare_device(compute)
     model.to(compute.device)  # before the collators look where it is
-    multiple = MULTIPLE if train.compile else 1
-    one = model.reads_first and not train.swap_augmentation
-    how = {"most": train.micro_tokens, "multiple": multiple, "first_only": one}
+    multiple = PAD_MULTIPLE if train.compile else 1
+    one = model.reads_first_only and not train.swap_augmentation
+    how = {"max_tokens": train.micro_tokens, "pad_multiple": multiple, "first_only": one}
     lessons = make_collator(model, encoded, vocabulary, targets, tabular, **how)
     questions = make_collator(
-        model, encoded, vocabulary, labels, tabular=tabular, multiple=multiple
+        model, encoded, vocabulary, labels, tabular=tabular, pad_multiple=multiple
     )
     if train.compile:
         model.encoder.compile(dynamic=True)

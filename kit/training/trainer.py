@@ -19,7 +19,7 @@ from transformers import (
 from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.collator import Collator
 from kit.model.device import Compute
-from kit.model.inference import mean_probabilities, predict_logits
+from kit.model.inference import logits_to_probabilities, predict_logits
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
 from kit.training.arguments import arguments, steps_per_epoch
@@ -167,7 +167,7 @@ class PairTrainer(Trainer):
             raise diverged(
                 f"at step {self.state.global_step} the logits are not finite", self.spec.lr
             )
-        each = mean_probabilities(logits)
+        each = logits_to_probabilities(logits)
         metrics = {
             "eval_log_loss": log_loss(each, labels),
             "eval_accuracy": accuracy(each, labels),
