@@ -1,12 +1,14 @@
-"""Make DeBERTa's attention fast, by modules with the weights and names of transformers' own. Use `FastAttention`.
+"""Compute DeBERTa's attention fast, in modules with the weights and names of transformers' own.
 
-transformers computes the position terms with gathers over batch-sized tensors and has no fused kernel for them. These
-modules replace it on CUDA and CPU. Elsewhere, and for what kit never asks for (attention maps, other queries than the
-sequence itself), transformers' own code still runs.
+Use `FastAttention` in a `KeyMaskEncoder`; `attention.patch` puts both in place.
+
+transformers computes the position terms with gathers over batch-sized tensors and has no fused
+kernel for them. These modules replace it on CUDA and CPU. Elsewhere, and for what kit never asks
+for (attention maps, other queries than the sequence itself), transformers' own code still runs.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import lru_cache
 
 import torch
@@ -23,9 +25,10 @@ from kit.attention.sdpa import SequenceLengths
 
 
 class FastAttention(DisentangledSelfAttention):
-    """As its base class, to rounding: without dropout the two agree on every token that is not padding.
+    """As its base class, to rounding; without dropout both agree on all tokens but padding.
 
-    A compiled encoder runs it uncompiled: torch.compile cannot follow views that are described by strides alone.
+    A compiled encoder runs it uncompiled: torch.compile cannot follow views that are described by
+    strides alone.
     """
 
     @torch.compiler.disable
@@ -38,11 +41,11 @@ class FastAttention(DisentangledSelfAttention):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return mixed values (B, T, H) and None, for states (B, T, H) and `KeyMaskEncoder`'s mask (B, 1, 1, T)."""
+        """Return mixed values (B, T, H) and None for states (B, T, H) and a mask (B, 1, 1, T)."""
         unusual = output_attentions or query_states is not None or relative_pos is not None
         device = hidden_states.device.type
         if unusual or attention_mask.shape[1:3] != (1, 1) or device not in ("cpu", "cuda"):
-            # This is the way, too, of an encoder that gives attention maps: `unpadded` leaves it alone.
+            # An encoder that gives attention maps comes here, too; `unpadded` does not take it.
             return super().forward(
                 hidden_states,
                 attention_mask,
@@ -78,7 +81,8 @@ class FastAttention(DisentangledSelfAttention):
     ) -> tuple[Table, Table]:
         """Return the tables c2p and p2c of `attention.disentangled`.
 
-        Only distances that occur are projected, and each embedding once, however many distances share it.
+        Only distances that occur are projected, and each embedding once, however many distances
+        share it.
         """
         if embeddings is None or not self.relative_attention or not self.pos_att_type:
             return None, None
@@ -103,17 +107,18 @@ class FastAttention(DisentangledSelfAttention):
 
 
 class KeyMaskEncoder(DebertaV2Encoder):
-    """Give the layers the mask of the keys and no table of distances; its base class makes (B, T, T) of each.
+    """Give the layers a mask of keys and no distances; its base class makes (B, T, T) of each.
 
     This changes what padding itself attends to, but nothing that is computed from it.
 
-    In an unpadded pass (`attention.unpadded`) the layers' mask holds the number of each token's sequence, from 1.
+    In an unpadded pass (`attention.unpadded`) the layers' mask holds the number of each token's
+    sequence, from 1.
     """
 
     _sequences: SequenceLengths | None = None
 
     @contextlib.contextmanager
-    def unpadded(self, sequences: SequenceLengths) -> Iterator[None]:
+    def unpadded(self, sequences: SequenceLengths) -> Generator[None]:
         """Within this context the one row of a batch consists of sequences of these lengths."""
         self._sequences = sequences
         try:
@@ -150,7 +155,7 @@ def key_mask_encoder(encoder: nn.Module) -> KeyMaskEncoder | None:
 
 
 def _sequence_lengths(mask: Tensor) -> tuple[list[int], Tensor]:
-    """Return the lengths of the sequences in a mask (B, T) of `KeyMaskEncoder`, padding included, and what is real."""
+    """Return the lengths of a mask's (B, T) sequences, with their padding, and what is real."""
     size, length = mask.shape
     if size == 1 and mask.device.type == "cpu" and mask[0, -1] > 1:
         return torch.unique_consecutive(mask[0], return_counts=True)[1].tolist(), mask > 0
@@ -162,7 +167,8 @@ def attend_with_bias(
 ) -> Tensor:
     """Return mixed values by torch's fused kernels, which take a bias and its gradient.
 
-    q, k, v (N, H, D), tables (H, 2T-1, D), real (B, T) -> (N, H, D), with N = B·T: as `TiledDisentangledAttention`.
+    q, k, v (N, H, D), tables (H, 2T-1, D), real (B, T) -> (N, H, D), with N = B·T: as
+    `TiledDisentangledAttention`.
     """
     bias = real[:, None, None]
     if c2p is not None or p2c is not None:
@@ -176,9 +182,9 @@ def attend_with_bias(
 def table_rows(
     length: int, buckets: int, max_distance: int, span: int, device: torch.device
 ) -> tuple[int, int, Tensor]:
-    """Return which embeddings a sequence's distances use: the range `start:stop`, and for each distance a row of it.
+    """Return which embeddings a sequence's distances use: a range `start:stop`, and rows of it.
 
-    Entry r of the 2·length-1 is for a key that is r-(length-1) places after its query.
+    Entry r of the 2·length-1 rows is for a key that is r-(length-1) places after its query.
     """
     # A prediction may ask first, and a training must be able to use the cached tensor.
     with torch.inference_mode(False):

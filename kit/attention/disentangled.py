@@ -1,12 +1,16 @@
-"""Compute DeBERTa's disentangled attention, with gradients: `TiledDisentangledAttention` on a CPU, `PositionBias` on a GPU.
+"""Compute DeBERTa's disentangled attention and its gradients.
 
-A score is q_i·k_j + q_i·a[i-j] + k_j·b[i-j] (He et al. 2021, eq. 4): content, content to position, position to content.
-With one row per distance in the tables a and b, a position term is a strided view of a matrix product, as in
-Transformer-XL's shift (Dai et al. 2019, appendix B). Nothing is gathered, and nothing scattered in the backward pass.
+Use `TiledDisentangledAttention` on a CPU and `PositionBias`, with a fused kernel, on a GPU.
 
-Shapes: q, k, v are (N, H, D), of sequences end to end, with the softmax scale already in q. Tables are (H, 2M-1, D) for
-sequences of up to M tokens; row r is for the column that is r-(M-1) places after its row. In `c2p` the rows are
-queries; in `p2c`, which has the scale in it, too, they are keys. In a tile, h and n are its heads and sequences.
+A score is q_i·k_j + q_i·a[i-j] + k_j·b[i-j] (He et al. 2021, eq. 4): content, content to position,
+position to content. With one row per distance in the tables a and b, a position term is a strided
+view of a matrix product, as in Transformer-XL's shift (Dai et al. 2019, appendix B). Nothing is
+gathered, and nothing scattered in the backward pass.
+
+Shapes: q, k, v are (N, H, D), of sequences end to end, with the softmax scale already in q. Tables
+are (H, 2M-1, D) for sequences of up to M tokens; row r is for the column that is r-(M-1) places
+after its row. In `c2p` the rows are queries; in `p2c`, which has the scale in it, too, they are
+keys. In a tile, h and n are its heads and sequences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +26,8 @@ from kit.attention.tiles import Tile, cut_tiles, empty_scores
 # Bytes of float32 scores at a time, by device; on a CPU per thread, so that they stay in its cache.
 CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 
-# Rows of a position term at a time, by device: a block of R rows needs T + R - 1 distances, not 2T - 1.
+# Rows of a position term at a time, by device. A block of R rows needs only T + R - 1 distances of
+# 2T - 1.
 BLOCK_ROWS = {"cpu": 128, "cuda": 512}
 
 # A table, or None where the attention has no such term.
@@ -32,8 +37,8 @@ Table = Tensor | None
 class TiledDisentangledAttention(torch.autograd.Function):
     """Attention over tiles that stay in a CPU's cache: (N, H, D) in, (N, H, D) out.
 
-    Of the scores only the probabilities are kept for the backward pass, once; a negative sign marks those that dropout
-    removed. Softmax is in float32.
+    Of the scores only the probabilities are kept for the backward pass, once; a negative sign marks
+    those that dropout removed. Softmax is in float32.
     """
 
     @staticmethod
@@ -52,7 +57,8 @@ class TiledDisentangledAttention(torch.autograd.Function):
 
         Args:
             lengths: of the sequences.
-            real: (B, T), False on padding, where all B sequences have T tokens; None where there is no padding.
+            real: (B, T), False on padding, where all B sequences have T tokens; None where there is
+                no padding.
             dropout: probability that a weight is dropped, to the nearest 1/32768.
         """
         steps = to_steps(dropout)
@@ -118,7 +124,7 @@ class TiledDisentangledAttention(torch.autograd.Function):
 
 
 class PositionBias(torch.autograd.Function):
-    """Both position terms and the padding as one bias (B, H, T, T) for `scaled_dot_product_attention`."""
+    """Position terms and padding as one bias (B, H, T, T) for `scaled_dot_product_attention`."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, c2p: Table, p2c: Table, real: Tensor) -> Tensor:
@@ -126,7 +132,8 @@ class PositionBias(torch.autograd.Function):
         size, length = real.shape
         tiles = _cut_tiles(q, [length] * size)
 
-        # The memory-efficient kernel takes rows at multiples of 8 as they are, and would copy others.
+        # The memory-efficient kernel takes rows at multiples of 8 as they are, and would copy
+        # others.
         bias = q.new_zeros(size, q.shape[1], length, -(-length // 8) * 8)[..., :length]
         with torch.autocast(q.device.type, enabled=False):
             for tile in tiles:
@@ -158,14 +165,14 @@ class PositionBias(torch.autograd.Function):
 
 
 def _cut_tiles(q: Tensor, lengths: Sequence[int]) -> list[Tile]:
-    """Cut tiles with CHUNK_BYTES of float32 scores each: of several sequences, or some heads of one."""
+    """Cut tiles with CHUNK_BYTES of float32 scores: several sequences, or some heads of one."""
     threads = torch.get_num_threads() if q.device.type == "cpu" else 1
     max_scores = CHUNK_BYTES[q.device.type] * threads // 4
     return cut_tiles(lengths, q.shape[1], max_scores, max_scores)
 
 
 def _tile_table(table: Table, tile: Tile) -> Table:
-    """Return the rows of a table for the distances within T tokens, and the tile's heads: (h, 2T-1, D), a view."""
+    """View a table's rows for the tile's heads and distances within T tokens: (h, 2T-1, D)."""
     if table is None:
         return None
     beyond = (table.shape[1] + 1) // 2 - tile.length
@@ -173,7 +180,7 @@ def _tile_table(table: Table, tile: Tile) -> Table:
 
 
 def _add_positions(scores: Tensor, q: Tensor, k: Tensor, c2p: Table, p2c: Table) -> None:
-    """Add the position terms to scores (h, n, T, T) in place; q, k (h, n, T, D), tables (h, 2T-1, D)."""
+    """Add the position terms to scores (h, n, T, T), of q, k (h, n, T, D), tables (h, 2T-1, D)."""
     for table, rows, into in ((c2p, q, scores), (p2c, k, scores.mT)):
         if table is None:
             continue
@@ -193,16 +200,17 @@ def _add_position_gradients(
     dc2p: Table,
     dp2c: Table,
 ) -> None:
-    """Add to dq, dk, dc2p and dp2c in place what the scores' gradient (h, n, T, T) is for q, k and the tables."""
+    """Add to dq, dk, dc2p and dp2c what follows for them from the scores' gradient (h, n, T, T)."""
     by_distance = grad.new_zeros(0)
     for table, rows, of, drows, dtable in ((c2p, q, grad, dq, dc2p), (p2c, k, grad.mT, dk, dp2c)):
-        if table is None:
+        if table is None or dtable is None:
             continue
         for block, distances in _blocks(rows):
             part = rows[:, :, block]
             near = table[:, distances]
 
-            # All blocks of one shape write to the same places and leave the others 0, so one buffer serves them.
+            # All blocks of one shape write to the same places and leave the others 0, so one buffer
+            # serves them.
             shape = (*part.shape[:3], near.shape[1])
             if by_distance.shape != shape:
                 by_distance = grad.new_zeros(shape)
@@ -214,7 +222,7 @@ def _add_position_gradients(
 
 
 def _blocks(rows: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield blocks of R rows, and the T + R - 1 rows of a table with their distances to all T columns."""
+    """Yield blocks of R rows, and their distances to all T columns: T + R - 1 rows of a table."""
     length = rows.shape[2]
     step = BLOCK_ROWS[rows.device.type]
     for start in range(0, length, step):
@@ -225,7 +233,8 @@ def _blocks(rows: Tensor) -> Iterator[tuple[slice, slice]]:
 def _by_column(by_distance: Tensor) -> Tensor:
     """View a block's product by distance (h, n, R, T + R - 1), contiguous, by column: (h, n, R, T).
 
-    Column c of row r has the distance with number c - r + R - 1, so each row begins one number earlier than the last.
+    Column c of row r has the distance with number c - r + R - 1, so each row begins one number
+    earlier than the last.
     """
     rows, distances = by_distance.shape[2:]
     shape = (*by_distance.shape[:3], distances - rows + 1)
@@ -234,12 +243,12 @@ def _by_column(by_distance: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return the matrix product per head and sequence: (h, n, X, Y) with (h, n, Y, Z) -> (h, n, X, Z)."""
+    """Multiply per head and sequence: (h, n, X, Y) by (h, n, Y, Z) -> (h, n, X, Z)."""
     return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
 
 
 def _product_with_table(left: Tensor, table: Tensor) -> Tensor:
-    """Return the matrix product per head, over all sequences at once: (h, n, R, X) with (h, X, Y) -> (h, n, R, Y)."""
+    """Multiply per head, all sequences at once: (h, n, R, X) by (h, X, Y) -> (h, n, R, Y)."""
     return torch.bmm(left.flatten(1, 2), table).unflatten(1, left.shape[1:3])
 
 

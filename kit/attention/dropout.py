@@ -1,6 +1,7 @@
-"""Draw dropout masks cheaply on a CPU, where torch's own take as long as half of a forward pass. Use `QuickDropout`.
+"""Draw dropout masks cheaply on a CPU. Use `QuickDropout`.
 
-Elsewhere torch's own dropout runs. Attention takes its masks from `RandomBits` directly.
+Torch's own masks take as long there as half of a forward pass; elsewhere its dropout runs.
+Attention takes its masks from `RandomBits` directly.
 """
 
 from typing import Any
@@ -23,10 +24,12 @@ def to_steps(probability: float) -> int:
 
 
 class RandomBits:
-    """A stream of random bits from SFC64, seeded by torch's generator, so that torch's seed and saved state decide them.
+    """A stream of random bits from SFC64.
 
-    SFC64 passes PractRand (Doty-Humphrey 2014), and makes 64 bits in less time than torch's Mersenne Twister makes 32.
-    A draw takes 16 of them.
+    It is seeded by torch's generator, so that torch's seed and saved state decide the bits.
+
+    SFC64 passes PractRand (Doty-Humphrey 2014), and makes 64 bits in less time than torch's
+    Mersenne Twister makes 32. A draw takes 16 of them.
     """
 
     def __init__(self) -> None:
@@ -65,7 +68,7 @@ class QuickDropout(nn.Dropout):
 
 
 class MaskedDropout(torch.autograd.Function):
-    """Zero each number with probability steps/STEPS and scale up the others, so that the mean stays."""
+    """Zero each number with probability steps/STEPS, and scale up the rest to keep the mean."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, steps: int) -> Tensor:

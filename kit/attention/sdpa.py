@@ -1,7 +1,9 @@
-"""Compute scaled dot-product attention on a CPU, where torch has no fast kernel for training with dropout or in bf16.
+"""Compute scaled dot-product attention fast on a CPU. Use `sdpa_attention`, through transformers.
 
-Registered with transformers as the attention "kit" of every family that lets its attention be chosen. What it is not
-for (GPUs, float32 without dropout, inference) goes on to torch's `scaled_dot_product_attention`.
+Torch has no fast CPU kernel for training with dropout or in bf16. This one is registered with
+transformers as the attention "kit" of every family that lets its attention be chosen. What it is
+not for (GPUs, float32 without dropout, inference) goes on to torch's
+`scaled_dot_product_attention`.
 """
 
 from collections.abc import Sequence
@@ -31,7 +33,8 @@ class SequenceLengths(list[int]):
     """The lengths of an unpadded batch's sequences, on their way through transformers.
 
     Attributes:
-        arrived: whether attention has received them. If they were lost, every token would see the whole batch.
+        arrived: whether attention has received them. If they were lost, every token would see the
+            whole batch.
     """
 
     arrived = False
@@ -48,13 +51,15 @@ def sdpa_attention(
     sequences: SequenceLengths | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return mixed values (B, T, H, D) for query, key and value (B, H, T, D), by transformers' interface.
+    """Return mixed values (B, T, H, D) for query, key and value (B, H, T, D).
 
-    The second value is None: transformers expects attention weights there, which are not kept.
+    The interface is transformers', which expects the attention weights as a second value: None,
+    since they are not kept.
 
     Args:
         attention_mask: True where a query may look at a key (B, 1, T, T).
-        sequences: of an unpadded batch (`attention.unpadded`), which has no mask; each query sees its own sequence.
+        sequences: of an unpadded batch (`attention.unpadded`), which has no mask; each query sees
+            its own sequence.
     """
     if sequences is not None:
         sequences.arrived = True
@@ -110,7 +115,7 @@ def _suits_tiles(
 
 
 def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Return whether queries see no later keys although no mask says so, as `sdpa_attention_forward` decides it."""
+    """Return whether queries see no later keys without a mask, as transformers decides it."""
     given = kwargs.get("is_causal")
     return getattr(module, "is_causal", True) if given is None else given
 
@@ -118,8 +123,9 @@ def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
 class TiledAttention(torch.autograd.Function):
     """Attention over tiles that stay in a CPU's cache.
 
-    Of the scores only the probabilities are kept for the backward pass, once; a negative sign marks those that dropout
-    removed. Softmax is computed in float32 and rounded to q's type, as torch does under autocast.
+    Of the scores only the probabilities are kept for the backward pass, once; a negative sign marks
+    those that dropout removed. Softmax is computed in float32 and rounded to q's type, as torch
+    does under autocast.
     """
 
     @staticmethod
@@ -205,7 +211,7 @@ def _write(view: Tensor, values: Tensor) -> None:
 
 
 def _mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what keeps queries off keys when it is added to the scores; one row where all queries see the same keys."""
+    """Return the mask as numbers to add to scores; one row where all queries see the same keys."""
     if (mask == mask[:, :, :1]).all():
         mask = mask[:, :, :1]
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -1,6 +1,7 @@
 """Cut a batch's attention into tiles that fit a CPU's cache. Use `cut_tiles`.
 
-Sequences are end to end, (N, H, D) with N the sum of their lengths; none is padded to another's length.
+Sequences are end to end, (N, H, D) with N the sum of their lengths; none is padded to another's
+length.
 """
 
 from collections.abc import Sequence
@@ -47,8 +48,8 @@ def cut_tiles(
     Args:
         lengths: of the sequences, none 0; neighbours of one length may share a tile.
         heads: number of heads H.
-        joined_scores: scores that a shared tile may have, at most `max_scores`. It has a limit of its own because
-            sequences have to be copied to be next to each other in one head.
+        joined_scores: scores that a shared tile may have, at most `max_scores`. It has a limit of
+            its own because sequences have to be copied to be next to each other in one head.
     """
     tiles = []
     first = 0  # number of the first sequence of this length
@@ -80,5 +81,5 @@ def cut_tiles(
 
 
 def empty_scores(tiles: Sequence[Tile], like: Tensor) -> Tensor:
-    """Return an empty tensor for the scores of all tiles, of the type and on the device of `like`."""
+    """Return an empty tensor for the scores of all tiles, with the type and device of `like`."""
     return torch.empty(tiles[-1].scores.stop, dtype=like.dtype, device=like.device)

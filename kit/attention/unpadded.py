@@ -1,16 +1,17 @@
 """Run a batch without padding on a CPU. Use `supports_unpadded` and `run_unpadded`.
 
-The sequences are end to end in one row, and only attention keeps them apart. All that works on a token alone
-(projections, feed-forward layers, norms, dropout, embeddings) then sees real tokens only, and all of a batch at once
-("unpadding", as in ModernBERT, Warner et al. 2024, section 2.1.2).
+The sequences are end to end in one row, and only attention keeps them apart. All that works on a
+token alone (projections, feed-forward layers, norms, dropout, embeddings) then sees real tokens
+only, and all of a batch at once ("unpadding", as in ModernBERT, Warner et al. 2024, section 2.1.2).
 """
 
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from kit.attention import sdpa
 from kit.attention.deberta import key_mask_encoder
@@ -18,7 +19,7 @@ from kit.attention.families import find_family
 from kit.errors import BackboneError
 
 
-def supports_unpadded(encoder: nn.Module) -> bool:
+def supports_unpadded(encoder: PreTrainedModel) -> bool:
     """Return whether `run_unpadded` gives this encoder's states.
 
     Its attention must be kit's, and nothing else in it may look at a neighbouring token.
@@ -34,7 +35,7 @@ def supports_unpadded(encoder: nn.Module) -> bool:
     )
 
 
-def run_unpadded(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def run_unpadded(encoder: PreTrainedModel, pack: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the states of n sequences, padded (n, T, H), and which of them are real (n, T).
 
     Args:
@@ -47,7 +48,7 @@ def run_unpadded(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, T
     starts = lengths.cumsum(0) - lengths
     inputs: dict[str, Any] = {name: value for name, value in pack.items() if name != "lengths"}
 
-    # Some encoders have a buffer of zeros for this, which a whole batch in one row can be too long for.
+    # Some encoders have a buffer of zeros for this, shorter than a whole batch in one row.
     inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
 
     tokens = torch.arange(inputs["input_ids"].shape[1])
@@ -65,7 +66,8 @@ def run_unpadded(encoder: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, T
         states = encoder(**inputs, sequences=sequences).last_hidden_state
     if not sequences.arrived:
         raise BackboneError(
-            f"transformers {transformers.__version__} does not tell attention where a sequence ends",
+            f"transformers {transformers.__version__} does not tell attention where a sequence "
+            "ends",
             "Set model.fast_attention=false, or install another version of transformers.",
         )
 

@@ -1,8 +1,8 @@
 """Turn rows into the encoder's batches: packs of sequences of like length. Use `Collator`.
 
-A row brings two sequences of different length, and padding all of a batch to its longest would waste a fifth of the
-work on real answers. So the sequences of a batch are sorted by length and cut into the few rectangles with the least
-padding (`cut_packs`).
+A row brings two sequences of different length, and padding all of a batch to its longest would
+waste a fifth of the work on real answers. So the sequences of a batch are sorted by length and cut
+into the few rectangles with the least padding (`cut_packs`).
 """
 
 from typing import Any
@@ -23,21 +23,23 @@ class Collator:
     """Turn B row numbers into a batch.
 
     A batch holds
-      - `packs`: each with input_ids and attention_mask (n, T), and where the encoder was pretrained with two segments
-        token_type_ids: 0 for the prompt, 1 for the response;
+      - `packs`: each with input_ids and attention_mask (n, T), and where the encoder was pretrained
+        with two segments token_type_ids: 0 for the prompt, 1 for the response;
       - `order` (B, S): where each row's S sequences are in the packs, one after another;
-      - `features`, with a `tabular`: its raw numbers of these rows, float32, `sides` (B, 2, F) and `pair` (B, P);
+      - `features`, with a `tabular`: its raw numbers of these rows, float32, `sides` (B, 2, F) and
+        `pair` (B, P);
       - `labels`, where they are known: classes (B,), or probabilities (B, 3).
 
-    An `unpadded` batch has one pack with all tokens in one row (1, N), and the sequences' `lengths` (n,).
+    An `unpadded` batch has one pack with all tokens in one row (1, N), and the sequences' `lengths`
+    (n,).
 
     Args:
         encoded: tokens of all rows.
         pad_id: token id that fills a pack up.
         segments: whether the encoder reads token_type_ids.
         pack_overhead: what another pack costs, in tokens.
-        max_tokens: padded tokens of a forward pass, 0 for no limit. A batch of more is a list of `parts`, each a batch
-            of its own, and the `labels` of all rows.
+        max_tokens: padded tokens of a forward pass, 0 for no limit. A batch of more is a list of
+            `parts`, each a batch of its own, and the `labels` of all rows.
         pad_multiple: lengths are padded to a multiple of this.
         first_only: take only the first sequence of each row, S = 1.
         unpadded: for an encoder that `attention.unpadded` supports, on a CPU.
@@ -76,7 +78,7 @@ class Collator:
         return {"parts": [self._batch(part) for part in parts]} | self._labels(rows)
 
     def _split_rows(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Split rows into groups of like length, each of at most `max_tokens` padded tokens or one row."""
+        """Split rows into groups of like length, of at most `max_tokens` tokens or one row."""
         longest = self._padded(self.lengths[rows].max(1))
         groups = cut_token_batches(self.lengths.shape[1] * longest, self.max_tokens)
         return [rows[group] for group in groups]
@@ -120,7 +122,7 @@ class Collator:
         }
 
     def pack(self, sequences: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return sequences, by number (row · S + side), as one rectangle (n, T), or unpadded as one row (1, N)."""
+        """Return sequences, by number (row · S + side), as a rectangle (n, T) or a row (1, N)."""
         starts = self.encoded.starts[sequences]
         lengths = self.encoded.starts[sequences + 1] - starts
         columns = np.arange(int(self._padded(lengths.max())))[None]
@@ -141,7 +143,7 @@ class Collator:
 
 
 def cut_token_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut places 0..N-1, longest first, into batches of at most `max_tokens` padded tokens, or one sequence."""
+    """Cut places 0..N-1, longest first, into batches of at most `max_tokens` tokens, or of one."""
     order = np.argsort(-lengths, kind="stable")
     batches = []
     start = 0
@@ -155,10 +157,10 @@ def cut_token_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
 def cut_packs(
     lengths: np.ndarray, overhead: int, max_packs: int = MAX_PACKS
 ) -> list[tuple[int, int]]:
-    """Cut lengths, sorted from long to short, into at most `max_packs` ranges with the least padded tokens.
+    """Cut lengths, sorted from long to short, into at most `max_packs` ranges with least padding.
 
-    Another pack costs as much time as `overhead` tokens, so none is opened that saves less. The result is exact: a
-    dynamic program over the places where the length changes.
+    Another pack costs as much time as `overhead` tokens, so none is opened that saves less. The
+    result is exact: a dynamic program over the places where the length changes.
     """
     edges = np.concatenate([[0], np.flatnonzero(np.diff(lengths)) + 1, [len(lengths)]])
     longest = lengths[edges[:-1]]

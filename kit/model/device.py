@@ -1,7 +1,7 @@
 """Choose a device and a precision that works on it. Use `choose_device`.
 
-`python -m kit.model.device` prints the GPUs of this machine as one line of JSON, for a caller that must not import
-torch itself.
+`python -m kit.model.device` prints the GPUs of this machine as one line of JSON, for a caller that
+must not import torch itself.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ import torch
 
 from kit.errors import DeviceError
 
-# Hidden size from which bf16 was faster than float32 in training and inference (docs/performance.md).
+# Hidden size from which bf16 was faster than float32 in training and inference
+# (docs/performance.md).
 AMX_WIDTH = 128
 
 # Options of glibc's mallopt, from malloc.h.
@@ -43,7 +44,12 @@ class Compute:
 
 
 class GpuReport(TypedDict):
-    """The GPUs torch sees: names, memory in GB, capabilities ("7.5"), torch's kernels, and the problem ("" if none)."""
+    """The GPUs torch sees, and `problem`: what is wrong with them, "" if nothing.
+
+    Attributes:
+        capabilities: such as "7.5".
+        kernels: architectures that torch was built for.
+    """
 
     names: list[str]
     memory_gb: list[float]
@@ -55,16 +61,16 @@ class GpuReport(TypedDict):
 def choose_device(precision: str = "auto", width: int = 0) -> Compute:
     """Return the best device here and a precision that works on it.
 
-    On a GPU "auto" is bf16 from compute capability 8.0, and below it fp16 with loss scaling (a T4 reports bf16, but
-    emulates it). Without a GPU it is bf16 where the processor has matrix units for it (AMX) and the encoder is wide
-    enough to gain from them, else fp32.
+    On a GPU "auto" is bf16 from compute capability 8.0, and below it fp16 with loss scaling (a T4
+    reports bf16, but emulates it). Without a GPU it is bf16 where the processor has matrix units
+    for it (AMX) and the encoder is wide enough to gain from them, else fp32.
 
     Args:
         width: hidden size of an encoder that computes well in bf16, 0 where none is known yet.
 
     Raises:
-        DeviceError: torch has no kernels for this GPU (although `torch.cuda.is_available()` is true), or the precision
-            asked for cannot run here.
+        DeviceError: torch has no kernels for this GPU (although `torch.cuda.is_available()` is
+            true), or the precision asked for cannot run here.
     """
     if not torch.cuda.is_available():
         kind = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -97,8 +103,9 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
 def prepare_device(compute: Compute) -> None:
     """On a CPU, make this process keep the memory of one batch for the next.
 
-    glibc would return large blocks to the system, which clears them page by page for the next layer: a tenth to a
-    quarter of a training step. With another allocator or C library nothing changes.
+    glibc would return large blocks to the system, which clears them page by page for the next
+    layer: a tenth to a quarter of a training step. With another allocator or C library nothing
+    changes.
     """
     if compute.device.type != "cpu" or sys.platform != "linux":
         return
@@ -112,9 +119,10 @@ def prepare_device(compute: Compute) -> None:
 def check_kernels(name: str, capability: tuple[int, int], architectures: list[str]) -> None:
     """Check that torch has kernels for this capability, or PTX that can be compiled for it.
 
-    `sm_XY` runs on X.Y and later of generation X; `compute_XY` compiles for X.Y and everything later. With the suffix
-    `a` either is for X.Y alone, with `f` for its generation (NVIDIA's CUDA C++ Programming Guide, on compatibility).
-    A ROCm build names its kernels in another way, and is let pass.
+    `sm_XY` runs on X.Y and later of generation X; `compute_XY` compiles for X.Y and everything
+    later. With the suffix `a` either is for X.Y alone, with `f` for its generation (NVIDIA's CUDA
+    C++ Programming Guide, on compatibility). A ROCm build names its kernels in another way, and is
+    let pass.
 
     Args:
         architectures: what torch was built for, as of `torch.cuda.get_arch_list`.
@@ -163,7 +171,7 @@ def inspect_gpus() -> GpuReport:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out; on a CPU torch raises a plain RuntimeError for it."""
+    """Return whether memory ran out; on a CPU torch raises a plain RuntimeError for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")

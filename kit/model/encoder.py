@@ -1,28 +1,30 @@
-"""Build encoders, and load pretrained ones and their tokenizers. Use `load_encoder` and `load_tokenizer`.
+"""Build and load encoders and their tokenizers. Use `load_encoder` and `load_tokenizer`.
 
 What is loaded is complete and in float32, or it is an error.
 """
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
-    """Return the architecture of a configuration, with random weights, in float32, without a pooler.
+
+def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> "PreTrainedModel":
+    """Return the architecture of a configuration with random weights, in float32, without a pooler.
 
     Args:
-        fast_attention: use kit's own attention and dropout where they are faster (`attention.patch`); names and
-            weights are the same.
+        fast_attention: use kit's own attention and dropout where they are faster
+            (`attention.patch`); names and weights are the same.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -33,17 +35,18 @@ def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> nn.Mod
     return _finish_encoder(encoder, fast_attention)
 
 
-def _finish_encoder(encoder: nn.Module, fast_attention: bool) -> nn.Module:
+def _finish_encoder(encoder: "PreTrainedModel", fast_attention: bool) -> "PreTrainedModel":
     from kit.attention.patch import patch_encoder
 
     # kit pools by itself, and a layer without gradients would break distributed training.
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
+        # torch's stubs forbid None, which removes a submodule.
+        encoder.pooler = None  # ty: ignore[invalid-assignment]
     return patch_encoder(encoder) if fast_attention else encoder
 
 
 def count_parameters(config: dict[str, Any]) -> dict[str, int]:
-    """Count an encoder's parameters: `backbone` (layers), `embedding` (all tables and norms), `total`.
+    """Count parameters of an encoder: `backbone` (layers), `embedding` (all tables), `total`.
 
     The architecture is built on torch's meta device, so no weights are made.
     """
@@ -58,19 +61,19 @@ def count_parameters(config: dict[str, Any]) -> dict[str, int]:
     return {"backbone": total - embedding, "embedding": embedding, "total": total}
 
 
-def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> nn.Module:
-    """Return the pretrained encoder in float32, without a pooler; `fast_attention` as of `build_encoder`.
+def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "PreTrainedModel":
+    """Return the pretrained encoder in float32, without a pooler; otherwise as `build_encoder`.
 
-    transformers 5 would keep a checkpoint's half precision, in which training goes to NaN or rounds its updates away,
-    so float32 is asked for and checked. A checkpoint that lacks encoder weights is an error, since transformers would
-    go on with random layers in their place.
+    transformers 5 would keep a checkpoint's half precision, in which training goes to NaN or rounds
+    its updates away, so float32 is asked for and checked. A checkpoint that lacks encoder weights
+    is an error, since transformers would go on with random layers in their place.
 
     Raises:
         BackboneError: not found, not downloaded while offline, not loadable, or incomplete.
     """
     from transformers import AutoModel
 
-    source = backbone.source
+    source = backbone.location
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
         raise BackboneError(
             f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", FOLDER_HINT
@@ -116,24 +119,24 @@ def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:
     """
     from transformers import AutoTokenizer
 
+    source = backbone.location
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(backbone.source, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         # As above; the tokenizers library adds exceptions of its own.
         except Exception as error:
             raise backbone.loading_error(error) from error
-    ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
-    if not getattr(tokenizer, "is_fast", False) or None in ids:
+    special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    if not getattr(tokenizer, "is_fast", False) or None in special:
         raise BackboneError(
-            f"{backbone.source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens",
-            FOLDER_HINT,
+            f"{source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", FOLDER_HINT
         )
-    return PairTokenizer(tokenizer, *ids)
+    return PairTokenizer(tokenizer, *special)
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and load reports off the terminal; errors are still raised."""
+def quiet_transformers() -> Generator[None]:
+    """Keep transformers' progress bars and reports off the terminal; errors are still raised."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

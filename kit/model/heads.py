@@ -16,17 +16,19 @@ OUTLIER = 5.0
 # Width of the features' own layer.
 FEATURE_WIDTH = 256
 
-# Gain of the features' direct way to the logits: with it they are learned in hundreds of steps at a head's learning
-# rate, and in thousands without.
+# Gain of the features' direct way to the logits: with it they are learned in hundreds of steps at a
+# head's learning rate, and in thousands without.
 SHORTCUT_GAIN = 4.0
 
 
 class Standardiser(nn.Module):
-    """Standardise raw features: sides (B, 2, F) and pair (B, P) -> [a; b; a-b; |a-b|; pair] (B, 4F + P), within ±5.
+    """Standardise raw features and their differences, within ±5.
 
-    Means and deviations are those of the rows given to `fit_rows`, of both answers together, and are saved with the
-    weights. The difference has a deviation of its own, and 0 for its mean: two answers to one prompt are more alike
-    than any two, and swapping them must only change its sign.
+    Sides (B, 2, F) and pair (B, P) -> [a; b; a-b; |a-b|; pair] (B, 4F + P).
+
+    Means and deviations are those of the rows given to `fit_rows`, of both answers together, and
+    are saved with the weights. The difference has a deviation of its own, and 0 for its mean: two
+    answers to one prompt are more alike than any two, and swapping them must only change its sign.
     """
 
     def __init__(self, sides: int, pair: int):
@@ -38,7 +40,7 @@ class Standardiser(nn.Module):
             self.register_buffer(f"{name}_scale", torch.ones(size))
 
     def fit_rows(self, tabular: FeatureTable, rows: np.ndarray) -> None:
-        """Take means and deviations from these rows of the table; a constant feature gets the deviation 1."""
+        """Take means and deviations from these rows; a constant feature gets the deviation 1."""
         sides = tabular.sides[rows].astype(np.float64)
         difference = sides[:, 0] - sides[:, 1]
         values = {
@@ -82,15 +84,17 @@ class FusionHead(nn.Module):
 
     Sides (B, 2, H), and of the features sides (B, 2, F) and pair (B, P) -> logits (B, 3).
 
-    LayerNorm comes first, because the four blocks differ in magnitude by an order. Features have a layer of their own.
-    Its output joins the classifier's input, where the encoder's many inputs could drown it, so it also goes to the
-    logits directly (Cheng et al. 2016, Wide & Deep Learning).
+    LayerNorm comes first, because the four blocks differ in magnitude by an order. Features have a
+    layer of their own. Its output joins the classifier's input, where the encoder's many inputs
+    could drown it, so it also goes to the logits directly (Cheng et al. 2016, Wide & Deep
+    Learning).
 
     Args:
         hidden: size H of a side's vector.
         width: size of the classifier's hidden layer.
         dropout: of each layer's input.
-        feature_names: names of the features of a side and of the pair, None where the head reads none.
+        feature_names: names of the features of a side and of the pair, None where the head reads
+            none.
     """
 
     # Vectors of size H in the classifier's input.
@@ -151,8 +155,9 @@ class SymmetricHead(nn.Module):
 
     Sides (B, 2, H), and of the features sides (B, 2, F) and pair (B, P) -> logits (B, 3).
 
-    A judge without position bias has this symmetry, so it need not be learned from twice the data. The two summands
-    trade places under a swap and floating-point addition commutes, so the equality is to the bit.
+    A judge without position bias has this symmetry, so it need not be learned from twice the data.
+    The two summands trade places under a swap and floating-point addition commutes, so the equality
+    is to the bit.
     """
 
     def __init__(self, pair: FusionHead):
@@ -178,7 +183,7 @@ def build_head(
     feature_names: tuple[Sequence[str], Sequence[str]] | None = None,
     shape: Shape = "siamese",
 ) -> FusionHead | SymmetricHead:
-    """Return the head "fusion" or "symmetric" with random weights; the other arguments are as of `FusionHead`."""
+    """Return the head "fusion" or "symmetric" with random weights, for `FusionHead`'s arguments."""
     pair_class = {"siamese": FusionHead, "cross": CrossHead}[shape]
     pair = pair_class(hidden, width, dropout, feature_names)
     return {"fusion": pair, "symmetric": SymmetricHead(pair)}[kind]

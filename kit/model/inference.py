@@ -1,9 +1,9 @@
-"""Predict logits of rows in their order, in batches of like length. Use `make_collator` and `predict_logits`."""
+"""Predict logits of rows, in their order. Use `make_collator` and `predict_logits`."""
 
 import contextlib
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
 import scipy.special
@@ -21,7 +21,7 @@ from kit.model.pair_model import PairModel
 # Padded tokens of a forward pass, by device.
 BATCH_TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}
 
-# Rows whose pooled vectors are kept at a time, so that memory does not grow with the number of rows.
+# Rows whose pooled vectors are kept at a time: memory does not grow with the number of rows.
 WINDOW_ROWS = 16384
 
 # Rows that pass the head at a time.
@@ -71,10 +71,10 @@ def predict_logits(
     both_orders: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Return logits of `rows` in their order, float32: (N, 3), or of both orders of the answers (N, 2, 3).
+    """Return logits of `rows` in their order, float32: (N, 3), or with `both_orders` (N, 2, 3).
 
-    Under torchrun every process computes every world-th row and gets the logits of all; `progress` then counts the
-    rows of the process itself.
+    Under torchrun every process computes every world-th row and gets the logits of all; `progress`
+    then counts the rows of the process itself.
     """
     if not dist.is_initialized():
         return _predict_share(model, collator, rows, compute, both_orders, progress)
@@ -129,11 +129,12 @@ def _predict_share(
 
 
 @contextlib.contextmanager
-def _bf16_encoder(model: PairModel, compute: Compute) -> Iterator[None]:
+def _bf16_encoder(model: PairModel, compute: Compute) -> Generator[None]:
     """On a CPU in bf16, put a copy of the encoder with bf16 weights in the encoder's place.
 
-    Autocast would convert a layer's states from and to float32 around every product. Buffers keep their type: in bf16
-    the angles of rotary positions would be wrong, and more so the longer the text.
+    Autocast would convert a layer's states from and to float32 around every product. Buffers keep
+    their type: in bf16 the angles of rotary positions would be wrong, and more so the longer the
+    text.
     """
     if compute.device.type != "cpu" or compute.precision != "bf16":
         yield
@@ -187,9 +188,10 @@ def _pooled_vectors(
 def distinct_sequences(
     encoded: TokenizedRows, rows: np.ndarray, sides: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the U different sequences among the first `sides` of each row, so that none is encoded twice.
+    """Find the U different sequences among the first `sides` of each row, to encode each once.
 
-    One answer is often compared with many others, and many models give the same answer to a short prompt.
+    One answer is often compared with many others, and many models give the same answer to a short
+    prompt.
 
     Returns:
         The number of the first copy of each (U,), and which of them each side is (N, sides).
@@ -203,7 +205,7 @@ def distinct_sequences(
     seen: dict[tuple[int, bytes], int] = {}
     inverse = np.empty(len(sequences), np.int64)
     for place, (start, end, first) in enumerate(zip(starts, ends, first_lengths, strict=True)):
-        content = hashlib.blake2b(encoded.tokens[start:end], digest_size=16).digest()
+        content = hashlib.blake2b(encoded.tokens[start:end].data, digest_size=16).digest()
         inverse[place] = seen.setdefault((first, content), len(seen))
 
     # Assigned in reverse, so that the first copy is assigned last and stays.
@@ -229,6 +231,6 @@ def softmax_logits(logits: np.ndarray) -> np.ndarray:
 
 
 def logits_to_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return class probabilities (N, 3) of logits (N, 3), or of both orders (N, 2, 3) their average."""
+    """Return probabilities (N, 3) of logits (N, 3), or of both orders (N, 2, 3) their average."""
     probabilities = softmax_logits(logits)
     return probabilities.mean(1) if probabilities.ndim == 3 else probabilities

@@ -1,7 +1,8 @@
 """Classify a row with one encoder over both of its sequences. Use `PairModel`.
 
-The sequences are (prompt, A) and (prompt, B), or under the shape "cross" (prompt, A, B) and (prompt, B, A). Swapping
-the answers swaps the sequences either way, so everything after the encoder is the same for both shapes.
+The sequences are (prompt, A) and (prompt, B), or under the shape "cross" (prompt, A, B) and
+(prompt, B, A). Swapping the answers swaps the sequences either way, so everything after the encoder
+is the same for both shapes.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kit.attention.patch import is_patched
 from kit.attention.unpadded import run_unpadded
@@ -42,21 +44,23 @@ _RETRAIN = "Train it again, or copy the folder whole."
 
 
 class PairModel(nn.Module):
-    """An encoder shared by both sequences of a row, a pooling, a head, and of a reward model its reward.
+    """An encoder shared by a row's sequences, a pooling, a head, and of a reward model its reward.
 
-    Sequences arrive in packs (see `model.collator`): all B·S of them sorted by length and cut into a few rectangles
-    (n, T), each padded only to its own longest, or on a CPU end to end in one row (1, N). `order` (B, S) says where
-    each row's sequences are in the packs. With `spec.features` the head also reads `features`: raw numbers of the
-    sides (B, 2, F) and of the pair (B, P).
+    Sequences arrive in packs (see `model.collator`): all B·S of them sorted by length and cut into
+    a few rectangles (n, T), each padded only to its own longest, or on a CPU end to end in one row
+    (1, N). `order` (B, S) says where each row's sequences are in the packs. With `spec.features`
+    the head also reads `features`: raw numbers of the sides (B, 2, F) and of the pair (B, P).
 
     Attributes:
-        bf16_width: the encoder's hidden size, 0 where it is unknown whether it computes well in bf16 on a CPU.
-        feature_names: names of the F features of a side and the P of the pair, in order; None without features.
+        bf16_width: the encoder's hidden size, 0 where it is unknown whether it computes well in
+            bf16 on a CPU.
+        feature_names: names of the F features of a side and the P of the pair, in order; None
+            without features.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: PreTrainedModel,
         config: dict[str, Any],
         spec: ModelSpec,
         feature_names: tuple[Sequence[str], Sequence[str]] = (SIDE_NAMES, PAIR_FEATURES),
@@ -86,15 +90,15 @@ class PairModel(nn.Module):
 
     @property
     def reads_first_only(self) -> bool:
-        """Whether logits depend on a row's first sequence alone; the second is then for `both_orders`."""
+        """Whether logits depend on the first sequence alone; the second is for `both_orders`."""
         return self.spec.shape == "cross" and not self.symmetric
 
     def encode(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
-        """Return the vectors of `pool` by row: packs of B·S sequences, order (B, S) -> (B, S, H)."""
+        """Return pooled vectors by row: packs of B·S sequences, order (B, S) -> (B, S, H)."""
         return torch.cat([self.pool(pack) for pack in packs])[order]
 
     def pool(self, pack: dict[str, Tensor]) -> Tensor:
-        """Return pooled vectors, float32, the reward last: tokens (n, T), or n sequences end to end -> (n, H)."""
+        """Return a pack's pooled vectors, float32, the reward last: (n, T) or (1, N) -> (n, H)."""
         if "lengths" in pack:
             states, real = run_unpadded(self.encoder, pack)
         else:
@@ -105,12 +109,15 @@ class PairModel(nn.Module):
             return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
 
     def fit_features(self, tabular: FeatureTable, rows: np.ndarray) -> None:
-        """Standardise features by these rows, which must be training rows; do nothing without features."""
+        """Standardise features, if there are any, by these rows, which must be training rows."""
         if self.feature_names:
             self.head.features.fit_rows(tabular.select(*self.feature_names), rows)
 
     def classify(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
-        """Return logits, float32: (B, S, H) -> (B, 3). The head is too small to gain from half precision."""
+        """Return logits: (B, S, H) -> (B, 3).
+
+        In float32 always: the head is too small to gain from half precision.
+        """
         with torch.autocast(sides.device.type, enabled=False):
             logits = self.head(sides.float(), features)
             if self.reward is None:
@@ -118,7 +125,10 @@ class PairModel(nn.Module):
             return logits + self.reward.preference_logits(sides[..., -1])
 
     def both_orders(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
-        """Return logits as given and with A and B swapped, classes permuted back: (B, S, H) -> (B, 2, 3)."""
+        """Return logits as given and with A and B swapped: (B, S, H) -> (B, 2, 3).
+
+        Classes of the swapped ones are permuted back.
+        """
         swapped = self.classify(sides.flip(1), swap_features(features))[:, list(SWAP)]
         return torch.stack([self.classify(sides, features), swapped], 1)
 
@@ -137,7 +147,7 @@ class PairModel(nn.Module):
         return self.both_orders(sides, features) if augment else self.classify(sides, features)
 
     def save_pretrained(self, folder: str | Path, tokenizer: PairTokenizer) -> None:
-        """Write model.safetensors, config.json and the tokenizer: all that `from_pretrained` needs."""
+        """Write model.safetensors, config.json and the tokenizer, for `from_pretrained`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
@@ -157,13 +167,14 @@ class PairModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> tuple["PairModel", PairTokenizer]:
-        """Return the model (in evaluation mode, float32) and its tokenizer from `save_pretrained`'s files.
+        """Return the model and its tokenizer from `save_pretrained`'s files, without a network.
 
-        Nothing is asked of the network.
+        The model is in evaluation mode and float32.
 
         Raises:
-            RunError: a file is missing or damaged, was written by a newer kit, or by an older one that computed the
-                model's features in another way, or the weights are of another model.
+            RunError: a file is missing or damaged, was written by a newer kit, or by an older one
+                that computed the model's features in another way, or the weights are of another
+                model.
         """
         folder = Path(folder)
         try:

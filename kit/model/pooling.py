@@ -1,7 +1,7 @@
 """Pool token states into one vector per sequence. Use `build_pooling`.
 
-States are masked, so that a vector does not depend on how far its batch is padded, and pooled in float32: sums over
-512 states in half precision would lose the digits in which two answers differ.
+States are masked, so that a vector does not depend on how far its batch is padded, and pooled in
+float32: sums over 512 states in half precision would lose the digits in which two answers differ.
 """
 
 import torch
@@ -45,7 +45,7 @@ class AttentionPooling(nn.Module):
 
 
 def _masked_states(states: Tensor, mask: Tensor) -> Tensor:
-    """Return float32 states, replaced by 0 on padding: an overflow there, multiplied by 0, would be NaN."""
+    """Return float32 states, 0 on padding: replaced, since an overflow times 0 would be NaN."""
     return states.float().masked_fill((mask == 0).unsqueeze(-1), 0.0)
 
 

@@ -17,11 +17,11 @@ _CHOOSE = "Choose a reward model, such as the backbone reward-deberta, or set mo
 
 
 class RewardHead(nn.Module):
-    """The reward of a sequence from the state of its first token, in float32: states (n, T, H) -> (n, 1).
+    """A sequence's reward, from its first token's state, in float32: states (n, T, H) -> (n, 1).
 
     Attributes:
-        sharpness: how far a difference of rewards moves the logits. At 0.5 the odds of A against B are e to the power
-            of the difference, as the reward was trained (Bradley & Terry 1952).
+        sharpness: how far a difference of rewards moves the logits. At 0.5 the odds of A against B
+            are e to the power of the difference, as the reward was trained (Bradley & Terry 1952).
     """
 
     def __init__(self, hidden: int, activation: str):
@@ -59,7 +59,8 @@ def load_reward_head(backbone: ResolvedBackbone) -> RewardHead:
     """Return the reward head of a checkpoint.
 
     Raises:
-        BackboneError: it cannot be loaded, or is no reward model: it has no classifier, or one with several outputs.
+        BackboneError: it cannot be loaded, or is no reward model: it has no classifier, or one with
+            several outputs.
     """
     from transformers import AutoModelForSequenceClassification
 

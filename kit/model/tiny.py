@@ -1,7 +1,8 @@
-"""Train toy tokenizers on the user's rows, so that all of kit runs without a network. Use `write_tiny_backbone`.
+"""Train toy backbones' tokenizers on the user's rows. Use `write_tiny_backbone`.
 
-Each toy backbone is the architecture of a real one with the kind of tokenizer that comes with it: SentencePiece-style
-unigram (DeBERTa-v3), byte-level BPE (RoBERTa), WordPiece (ELECTRA). Training takes seconds.
+With them all of kit runs without a network. Each toy backbone is the architecture of a real one
+with the kind of tokenizer that comes with it: SentencePiece-style unigram (DeBERTa-v3), byte-level
+BPE (RoBERTa), WordPiece (ELECTRA). Training takes seconds.
 """
 
 import json
@@ -30,7 +31,7 @@ _NEVER = -1e6
 
 
 def write_tiny_backbone(record: Backbone, texts: Iterable[str], folder: Path) -> None:
-    """Write `record`'s configuration and a tokenizer trained on `texts` to `folder`, whole or not at all."""
+    """Write `record`'s configuration and a tokenizer trained on `texts` to `folder`, atomically."""
     tokenizer = train_tokenizer(record, _first_texts(texts))
     from transformers import PreTrainedTokenizerFast
 
@@ -50,8 +51,8 @@ def write_tiny_backbone(record: Backbone, texts: Iterable[str], folder: Path) ->
 def train_tokenizer(record: Backbone, texts: Iterable[str]) -> Tokenizer:
     """Return a tokenizer of the family's kind with at most the configuration's vocabulary.
 
-    Equal texts give equal tokenizers. All but the most frequent characters are [UNK] (byte-level BPE has none), so
-    that a corpus in many scripts fits, too.
+    Equal texts give equal tokenizers. All but the most frequent characters are [UNK] (byte-level
+    BPE has none), so that a corpus in many scripts fits, too.
 
     Raises:
         BackboneError: the record's family has no toy tokenizer.
@@ -82,7 +83,8 @@ def _train_byte_level(texts: list[str], size: int) -> Tokenizer:
 def _train_unigram(texts: list[str], size: int) -> Tokenizer:
     """Take the pieces of a BPE tokenizer and score each by the logarithm of its share of the texts.
 
-    The library's own unigram trainer sums in a random order: its scores differ from process to process.
+    The library's own unigram trainer sums in a random order: its scores differ from process to
+    process.
     """
     scratch = Tokenizer(models.BPE())
     scratch.normalizer = normalizers.NFC()
@@ -113,7 +115,8 @@ def _train_wordpiece(texts: list[str], size: int) -> Tokenizer:
     scratch.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     alphabet = _alphabet(texts, scratch.normalizer, size // 8)
 
-    # Continuation characters are given as special tokens, or the trainer would number them in a random order.
+    # Continuation characters are given as special tokens, or the trainer would number them in a
+    # random order.
     continuations = [f"##{character}" for character in alphabet]
     special = SPECIAL + continuations
     _train(scratch, trainers.WordPieceTrainer, texts, size, special, alphabet)
