@@ -113,8 +113,7 @@ def _package(requirement: "Requirement") -> Finding:
 def device() -> Iterator[Finding]:
     """The GPUs, whether torch has kernels for them, and the precision a training would choose."""
     try:
-        from kit.model.device import AMX_WIDTH, choose_device
-        from kit.model.preflight import inspect_gpus
+        from kit.model.device import AMX_WIDTH, choose_device, inspect_gpus
 
         seen = inspect_gpus()
     except (

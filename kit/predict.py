@@ -22,7 +22,7 @@ from kit.data.preprocess import prepare_input
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
 from kit.model.device import Compute, choose_device, prepare_device
-from kit.model.inference import make_collator, mean_probabilities, predict_logits
+from kit.model.inference import logits_to_probabilities, make_collator, predict_logits
 from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions
 from kit.recipe.spec import Recipe
@@ -113,7 +113,7 @@ class RunPredictor:
             # The first process fills the cache; the others read it.
             with ranks.main_process_first():
                 tokens = source.tokens(tokenizer, self.recipe)
-                features = source.features(tokens) if model.reads else None
+                features = source.features(tokens) if model.feature_names else None
             if rows is None:
                 rows = np.arange(len(tokens))
 
@@ -124,7 +124,7 @@ class RunPredictor:
             logits = predict_logits(
                 model, collator, rows, compute, both_orders=self.swap, progress=report
             )
-            total = total + mean_probabilities(logits)
+            total = total + logits_to_probabilities(logits)
         return total / len(self.folds)
 
     def predict_table(
@@ -152,7 +152,7 @@ class RunPredictor:
 
         fold.check_model_files()
         model, tokenizer = PairModel.from_pretrained(fold.path)
-        compute = choose_device(self._precision, model.half_width)
+        compute = choose_device(self._precision, model.bf16_width)
         prepare_device(compute)
         model.to(compute.device)
 

@@ -14,7 +14,7 @@ from pyarrow import parquet as pq
 from kit import doctor, memory
 from kit.cli.main import main
 from kit.errors import DeviceError
-from kit.model import device, preflight
+from kit.model import device
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,7 +101,7 @@ def test_a_torch_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatch)
     def fail() -> None:
         raise OSError("libcudart.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(preflight, "inspect_gpus", fail)
+    monkeypatch.setattr(device, "inspect_gpus", fail)
     assert kit().exit_code == 1
     assert "libcudart" in finding("device")["found"]
 
@@ -115,7 +115,7 @@ def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(
         "capabilities": ["7.5"] * 2,
         "kernels": ["sm_75"],
     }
-    monkeypatch.setattr(preflight, "inspect_gpus", lambda: {**seen, "problem": ""})
+    monkeypatch.setattr(device, "inspect_gpus", lambda: {**seen, "problem": ""})
     chosen = device.Compute(
         device.torch.device("cuda", 0), "fp16", "Tesla T4, capability 7.5: fp16"
     )

@@ -15,7 +15,7 @@ from kit.data.tokenize import tokenize_cached
 from kit.model.backbones import resolve_backbone
 from kit.model.device import choose_device, prepare_device
 from kit.model.encoder import load_encoder, load_tokenizer
-from kit.model.inference import make_collator, mean_probabilities, predict_logits
+from kit.model.inference import logits_to_probabilities, make_collator, predict_logits
 from kit.model.pair_model import PairModel
 from kit.recipe.load import load_recipe
 from kit.task import PROMPT, RESPONSES
@@ -81,7 +81,7 @@ def main() -> None:
             )
             numbers = features_cached(later, f"later {number}", tokens, Path(scratch))
             asked = make_collator(model, tokens, vocabulary, tabular=numbers)
-            mean_probabilities(predict_logits(model, asked, places, compute, both_orders=True))
+            logits_to_probabilities(predict_logits(model, asked, places, compute, both_orders=True))
             wait_for(compute.device.type)
             predicted = time.perf_counter() - begun
     lengths = encoded.lengths[trained]

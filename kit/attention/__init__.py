@@ -1,1 +1,1 @@
-"""Compute attention: faster kernels than transformers has, and which family of encoders takes which."""
+"""Compute attention faster than transformers does, and know which family of encoders can use it."""

@@ -1,12 +1,14 @@
-"""DeBERTa's attention made fast, by modules that take the place of transformers' with the same weights and names.
+"""Compute DeBERTa's attention fast, in modules with the weights and names of transformers' own.
 
-transformers computes the position terms with gathers over batch-sized tensors and has no fused kernel for them; on
-CUDA and CPU ours takes its place, elsewhere and for what kit never asks of it (attention maps, other queries than the
-sequence itself) transformers' own code still runs.
+Use `FastAttention` in a `KeyMaskEncoder`; `attention.patch` puts both in place.
+
+transformers computes the position terms with gathers over batch-sized tensors and has no fused
+kernel for them. These modules replace it on CUDA and CPU. Elsewhere, and for what kit never asks
+for (attention maps, other queries than the sequence itself), transformers' own code still runs.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import lru_cache
 
 import torch
@@ -18,14 +20,15 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     make_log_bucket_position,
 )
 
-from kit.attention.disentangled import Attend, PositionBias, Table
+from kit.attention.disentangled import PositionBias, Table, TiledDisentangledAttention
 from kit.attention.sdpa import SequenceLengths
 
 
 class FastAttention(DisentangledSelfAttention):
-    """As its base class, to rounding; without dropout the two agree on every token that is not padding.
+    """As its base class, to rounding; without dropout both agree on all tokens but padding.
 
-    A compiled encoder runs it uncompiled: torch.compile cannot follow views that strides alone describe.
+    A compiled encoder runs it uncompiled: torch.compile cannot follow views that are described by
+    strides alone.
     """
 
     @torch.compiler.disable
@@ -38,11 +41,11 @@ class FastAttention(DisentangledSelfAttention):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mixed values (B, T, H) and None, for hidden states (B, T, H) and `KeyMaskEncoder`'s mask (B, 1, 1, T)."""
+        """Return mixed values (B, T, H) and None for states (B, T, H) and a mask (B, 1, 1, T)."""
         unusual = output_attentions or query_states is not None or relative_pos is not None
         device = hidden_states.device.type
         if unusual or attention_mask.shape[1:3] != (1, 1) or device not in ("cpu", "cuda"):
-            # also of an encoder that gives attention maps, which `kit.attention.unpadded` therefore leaves alone
+            # An encoder that gives attention maps comes here, too; `unpadded` does not take it.
             return super().forward(
                 hidden_states,
                 attention_mask,
@@ -51,31 +54,37 @@ class FastAttention(DisentangledSelfAttention):
                 relative_pos,
                 rel_embeddings,
             )
+
+        # The scale goes into the queries, before the product: fp16 could not hold unscaled scores.
         terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
         scale = (self.attention_head_size * terms) ** -0.5
-        q = (
-            self._heads(self.query_proj(hidden_states)) * scale
-        )  # before the product, which fp16 could not hold
-        k, v = (
-            self._heads(self.key_proj(hidden_states)),
-            self._heads(self.value_proj(hidden_states)),
-        )
-        lengths, real = _sequences(attention_mask[:, 0, 0])
-        c2p, p2c = self._tables(rel_embeddings, max(lengths), scale)
+        q = self._split_heads(self.query_proj(hidden_states)) * scale
+        k = self._split_heads(self.key_proj(hidden_states))
+        v = self._split_heads(self.value_proj(hidden_states))
+
+        lengths, real = _sequence_lengths(attention_mask[:, 0, 0])
+        c2p, p2c = self._position_tables(rel_embeddings, max(lengths), scale)
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (N, H, D)
         dropout = self.dropout.p if self.training else 0.0
         if device == "cpu":
-            mixed = Attend.apply(q, k, v, c2p, p2c, lengths, None if real.all() else real, dropout)
+            padding = None if real.all() else real
+            mixed = TiledDisentangledAttention.apply(q, k, v, c2p, p2c, lengths, padding, dropout)
         else:
             mixed = attend_with_bias(q, k, v, c2p, p2c, real, dropout)
         return mixed.flatten(1).unflatten(0, hidden_states.shape[:2]), None
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_attention_heads, -1))
 
-    def _tables(self, embeddings: Tensor | None, length: int, scale: float) -> tuple[Table, Table]:
-        """The position tables of `kit.attention.disentangled`: the distances that occur are projected once, not per row."""
-        if not self.relative_attention or not self.pos_att_type:
+    def _position_tables(
+        self, embeddings: Tensor | None, length: int, scale: float
+    ) -> tuple[Table, Table]:
+        """Return the tables c2p and p2c of `attention.disentangled`.
+
+        Only distances that occur are projected, and each embedding once, however many distances
+        share it.
+        """
+        if embeddings is None or not self.relative_attention or not self.pos_att_type:
             return None, None
         start, stop, rows = table_rows(
             length,
@@ -88,47 +97,41 @@ class FastAttention(DisentangledSelfAttention):
         c2p = p2c = None
         if "c2p" in self.pos_att_type:
             project = self.key_proj if self.share_att_key else self.pos_key_proj
-            c2p = (
-                self._heads(project(embeddings).index_select(0, rows)).transpose(0, 1).contiguous()
-            )
+            projected = project(embeddings).index_select(0, rows)
+            c2p = self._split_heads(projected).transpose(0, 1).contiguous()
         if "p2c" in self.pos_att_type:
             project = self.query_proj if self.share_att_key else self.pos_query_proj
-            scaled = (project(embeddings) * scale).index_select(0, rows.flip(0))
-            p2c = self._heads(scaled).transpose(0, 1).contiguous()
+            projected = (project(embeddings) * scale).index_select(0, rows.flip(0))
+            p2c = self._split_heads(projected).transpose(0, 1).contiguous()
         return c2p, p2c
 
 
-def key_mask_encoder(encoder: nn.Module) -> "KeyMaskEncoder | None":
-    """Where kit's attention is in a DeBERTa, None in other encoders."""
-    inner = getattr(encoder, "encoder", None)
-    return inner if isinstance(inner, KeyMaskEncoder) else None
-
-
 class KeyMaskEncoder(DebertaV2Encoder):
-    """Gives the layers the mask of the keys and no table of distances, where its base class makes (B, T, T) of each.
+    """Give the layers a mask of keys and no distances; its base class makes (B, T, T) of each.
 
-    What padding itself attends to changes with that, and nothing that it is computed into.
+    This changes what padding itself attends to, but nothing that is computed from it.
 
-    In an unpadded pass (`kit.attention.unpadded`) the layers' mask has the number of each token's sequence, from 1.
+    In an unpadded pass (`attention.unpadded`) the layers' mask holds the number of each token's
+    sequence, from 1.
     """
 
-    _told: SequenceLengths | None = None
+    _sequences: SequenceLengths | None = None
 
     @contextlib.contextmanager
-    def unpadded(self, told: SequenceLengths) -> Iterator[None]:
-        """Within it the one row of a batch is sequences of these lengths."""
-        self._told = told
+    def unpadded(self, sequences: SequenceLengths) -> Generator[None]:
+        """Within this context the one row of a batch consists of sequences of these lengths."""
+        self._sequences = sequences
         try:
             yield
         finally:
-            self._told = None
+            self._sequences = None
 
     def get_attention_mask(self, attention_mask: Tensor) -> Tensor:
-        """(B, T) -> (B, 1, 1, T); another mask as the base class has it."""
-        if self._told is not None:
-            self._told.arrived = True
-            numbers = torch.arange(1, len(self._told) + 1)
-            return numbers.repeat_interleave(torch.tensor(self._told))[None, None, None]
+        """Return the layers' mask: (B, T) -> (B, 1, 1, T); another mask goes to the base class."""
+        if self._sequences is not None:
+            self._sequences.arrived = True
+            numbers = torch.arange(1, len(self._sequences) + 1)
+            return numbers.repeat_interleave(torch.tensor(self._sequences))[None, None, None]
         if attention_mask.dim() == 2:
             return attention_mask[:, None, None]
         return super().get_attention_mask(attention_mask)
@@ -139,16 +142,20 @@ class KeyMaskEncoder(DebertaV2Encoder):
         query_states: Tensor | None = None,
         relative_pos: Tensor | None = None,
     ) -> Tensor | None:
-        """None where the attention can tell the distances from the length."""
-        return (
-            relative_pos
-            if query_states is None
-            else super().get_rel_pos(hidden_states, query_states, relative_pos)
-        )
+        """Return None where the attention can compute the distances from the length."""
+        if query_states is None:
+            return relative_pos
+        return super().get_rel_pos(hidden_states, query_states, relative_pos)
 
 
-def _sequences(mask: Tensor) -> tuple[list[int], Tensor]:
-    """The lengths of what a mask (B, T) of `KeyMaskEncoder` separates, padding included, and what is real (B, T)."""
+def key_mask_encoder(encoder: nn.Module) -> KeyMaskEncoder | None:
+    """Return the part of a DeBERTa that has kit's attention, None of other encoders."""
+    inner = getattr(encoder, "encoder", None)
+    return inner if isinstance(inner, KeyMaskEncoder) else None
+
+
+def _sequence_lengths(mask: Tensor) -> tuple[list[int], Tensor]:
+    """Return the lengths of a mask's (B, T) sequences, with their padding, and what is real."""
     size, length = mask.shape
     if size == 1 and mask.device.type == "cpu" and mask[0, -1] > 1:
         return torch.unique_consecutive(mask[0], return_counts=True)[1].tolist(), mask > 0
@@ -158,30 +165,33 @@ def _sequences(mask: Tensor) -> tuple[list[int], Tensor]:
 def attend_with_bias(
     q: Tensor, k: Tensor, v: Tensor, c2p: Table, p2c: Table, real: Tensor, dropout: float
 ) -> Tensor:
-    """As `Attend`, by torch's fused kernels, which take a bias and its gradient: (N, H, D) in and out, N = B·T."""
+    """Return mixed values by torch's fused kernels, which take a bias and its gradient.
+
+    q, k, v (N, H, D), tables (H, 2T-1, D), real (B, T) -> (N, H, D), with N = B·T: as
+    `TiledDisentangledAttention`.
+    """
     bias = real[:, None, None]
     if c2p is not None or p2c is not None:
         bias = PositionBias.apply(q, k, c2p, p2c, real)
     q, k, v = (x.unflatten(0, real.shape).transpose(1, 2) for x in (q, k, v))
-    return (
-        functional.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0)
-        .transpose(1, 2)
-        .flatten(0, 1)
-    )
+    mixed = functional.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0)
+    return mixed.transpose(1, 2).flatten(0, 1)
 
 
 @lru_cache(maxsize=64)
 def table_rows(
-    length: int, buckets: int, most: int, span: int, device: torch.device
+    length: int, buckets: int, max_distance: int, span: int, device: torch.device
 ) -> tuple[int, int, Tensor]:
-    """Which embeddings a sequence's distances use: the range `start:stop`, and the row of it for each distance.
+    """Return which embeddings a sequence's distances use: a range `start:stop`, and rows of it.
 
-    Entry r of the 2·length-1 is for a key that stands r-(length-1) places after its query.
+    Entry r of the 2·length-1 rows is for a key that is r-(length-1) places after its query.
     """
-    with torch.inference_mode(False):  # a prediction may ask first, and a training use what it got
+    # A prediction may ask first, and a training must be able to use the cached tensor.
+    with torch.inference_mode(False):
         distances = torch.arange(length - 1, -length, -1, device=device)
-        if buckets > 0 and most > 0:
-            distances = make_log_bucket_position(distances, buckets, most).long()
+        if buckets > 0 and max_distance > 0:
+            distances = make_log_bucket_position(distances, buckets, max_distance).long()
         rows = (distances + span).clamp(0, 2 * span - 1)
-        start, stop = int(rows.min()), int(rows.max()) + 1
+        start = int(rows.min())
+        stop = int(rows.max()) + 1
         return start, stop, rows - start

@@ -1,7 +1,8 @@
 """List what kit knows of each family of encoders, by transformers' `model_type`. Use `find_family`.
 
-A family without an entry works too: it is run padded, with positions counted from 0, and has neither a reward head
-nor a toy tokenizer. The number of a parameter's layer is found in the same way for all (`training.optim.layer_of`).
+A family without an entry works too: it is run padded, with positions counted from 0, and has
+neither a reward head nor a toy tokenizer. The number of a parameter's layer is found in the same
+way for all (`training.optim.layer_of`).
 """
 
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ class Family:
 
     Attributes:
         positions_after_padding: positions are numbered from the padding id + 1 instead of 0.
-        relative_positions: positions are relative, unless the configuration sets `position_biased_input`.
-        forwards_lengths: transformers forwards unknown arguments to attention, so that kit's own can run without
-            padding (DeBERTa can as well; kit's encoder module tells its attention).
+        relative_positions: positions are relative, unless the configuration sets
+            `position_biased_input`.
+        forwards_lengths: transformers forwards unknown arguments to attention, so that kit's own
+            can run without padding (DeBERTa can as well; kit's encoder module tells its attention).
         reward: layers of its sequence classifier, None where kit cannot read them.
         toy_tokenizer: kind of tokenizer that its toy backbone is trained with.
     """

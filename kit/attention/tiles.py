@@ -1,6 +1,7 @@
-"""What attention computes at a time: a few sequences of one length, or some heads of one, fit for a CPU's cache.
+"""Cut a batch's attention into tiles that fit a CPU's cache. Use `cut_tiles`.
 
-Sequences stand end to end, (N, H, D) with N the sum of their lengths; nothing is padded to another's length.
+Sequences are end to end, (N, H, D) with N the sum of their lengths; none is padded to another's
+length.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tile:
-    """Some heads of n sequences of T tokens each; `sequences` says which of the batch they are.
+    """Some heads h of n sequences of T tokens each.
 
     Attributes:
-        tokens: where they stand.
-        scores: where their n·T·T scores a head stand among all of the batch, piece after piece.
+        sequences: numbers of the sequences in the batch.
+        tokens: places of their tokens among the N.
+        heads: numbers of the heads.
+        length: T.
+        scores: places of their h·n·T·T scores among those of the batch, tile after tile.
     """
 
     sequences: slice
@@ -27,44 +31,55 @@ class Tile:
     scores: slice
 
     def of(self, x: Tensor) -> Tensor:
-        """Its part of (N, H, D), a view: (h, n, T, D)."""
+        """Return the tile's part of x (N, H, D), a view: (h, n, T, D)."""
         return x[self.tokens, self.heads].unflatten(0, (-1, self.length)).permute(2, 0, 1, 3)
 
     def of_scores(self, x: Tensor) -> Tensor:
-        """Its part of all scores, which are one after the other in `x`, a view: (h, n, T, T)."""
+        """Return the tile's part of all scores, one after another in `x`, a view: (h, n, T, T)."""
         heads = self.heads.stop - self.heads.start
         return x[self.scores].view(heads, -1, self.length, self.length)
 
 
-def cut_tiles(lengths: Sequence[int], heads: int, room: int, join: int) -> list[Tile]:
-    """Pieces of at most `room` scores each, or one head of one sequence.
+def cut_tiles(
+    lengths: Sequence[int], heads: int, max_scores: int, joined_scores: int
+) -> list[Tile]:
+    """Cut attention into tiles of at most `max_scores` scores each, or one head of one sequence.
 
     Args:
-        lengths: of the sequences, none 0; neighbours of one length may share a piece.
-        join: the scores, up to `room`, that a shared piece may have: sequences have to be copied to stand together.
+        lengths: of the sequences, none 0; neighbours of one length may share a tile.
+        heads: number of heads H.
+        joined_scores: scores that a shared tile may have, at most `max_scores`. It has a limit of
+            its own because sequences have to be copied to be next to each other in one head.
     """
-    pieces, first, start, before = [], 0, 0, 0
-    for length, same in groupby(lengths):
-        count = len(list(same))
-        many, some = max(1, join // (heads * length**2)), max(1, min(heads, room // length**2))
-        for number in range(0, count, many):
-            several = min(many, count - number)
-            at = start + number * length
-            for head in range(0, heads, some):
-                stop = min(heads, head + some)
-                after = before + (stop - head) * several * length**2
-                sequences, tokens = (
-                    slice(first + number, first + number + several),
-                    slice(at, at + several * length),
+    tiles = []
+    first = 0  # number of the first sequence of this length
+    start = 0  # place of its first token
+    scores = 0  # scores of the tiles so far
+    for length, group in groupby(lengths):
+        count = len(list(group))
+        most_sequences = max(1, joined_scores // (heads * length**2))
+        most_heads = max(1, min(heads, max_scores // length**2))
+        for offset in range(0, count, most_sequences):
+            size = min(most_sequences, count - offset)
+            token = start + offset * length
+            for head in range(0, heads, most_heads):
+                last_head = min(heads, head + most_heads)
+                end = scores + (last_head - head) * size * length**2
+                tiles.append(
+                    Tile(
+                        sequences=slice(first + offset, first + offset + size),
+                        tokens=slice(token, token + size * length),
+                        heads=slice(head, last_head),
+                        length=length,
+                        scores=slice(scores, end),
+                    )
                 )
-                pieces.append(
-                    Tile(sequences, tokens, slice(head, stop), length, slice(before, after))
-                )
-                before = after
-        first, start = first + count, start + count * length
-    return pieces
+                scores = end
+        first += count
+        start += count * length
+    return tiles
 
 
-def all_scores(pieces: Sequence[Tile], like: Tensor) -> Tensor:
-    """Room for the scores of all pieces, of the type and on the device of `like`."""
-    return torch.empty(pieces[-1].scores.stop, dtype=like.dtype, device=like.device)
+def empty_scores(tiles: Sequence[Tile], like: Tensor) -> Tensor:
+    """Return an empty tensor for the scores of all tiles, with the type and device of `like`."""
+    return torch.empty(tiles[-1].scores.stop, dtype=like.dtype, device=like.device)

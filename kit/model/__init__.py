@@ -1,1 +1,1 @@
-"""Define the models: a shared encoder over both answers of a row, pooled and compared. Models return logits."""
+"""Define the models: a shared encoder over both answers of a row, pooled, compared, classified."""

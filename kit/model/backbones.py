@@ -1,7 +1,7 @@
-"""List the encoders kit knows and resolve what a user calls one. Use `BACKBONES` and `resolve_backbone`.
+"""List the encoders kit knows, and find one by its name. Use `BACKBONES` and `resolve_backbone`.
 
-Sizes are read from the configuration files shipped beside this module, so that none is typed in twice. The module
-does not import torch: a push to Kaggle checks a backbone's name without it.
+Sizes are read from the configuration files shipped beside this module, so that none is typed in
+twice. The module does not import torch: a push to Kaggle checks a backbone's name without it.
 """
 
 import hashlib
@@ -130,7 +130,8 @@ class ResolvedBackbone:
 
     Attributes:
         name: registry name or folder, as the user typed it.
-        source: folder in Hugging Face layout, or hub id; None for a toy, which starts from random weights.
+        source: folder in Hugging Face layout, or hub id; None for a toy, which starts from random
+            weights.
         record: entry of the registry, None for a folder of the user's own.
     """
 
@@ -150,7 +151,7 @@ class ResolvedBackbone:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.source, trust_remote_code=False).to_dict()
+            config = AutoConfig.from_pretrained(self.location, trust_remote_code=False).to_dict()
         # transformers and huggingface_hub raise exceptions of many unrelated classes.
         except Exception as error:
             raise BackboneError(
@@ -160,6 +161,20 @@ class ResolvedBackbone:
         # The folder's path on this machine is no part of a model.
         config.pop("_name_or_path", None)
         return config
+
+    @property
+    def location(self) -> Path | str:
+        """The folder or hub id to load from.
+
+        Raises:
+            BackboneError: a toy, which has no files before a training.
+        """
+        if self.source is None:
+            raise BackboneError(
+                f"{self.name} starts from random weights: it has no files to load",
+                "Choose another backbone.",
+            )
+        return self.source
 
     @property
     def family(self) -> Family:
@@ -180,7 +195,8 @@ class ResolvedBackbone:
     def digest(self) -> str | None:
         """A hash of the folder's configuration, tokenizer and weights; None without a folder.
 
-        A folder may be changed under the same path, which a recipe would not show. All weights are read for it.
+        A folder may be changed under the same path, which a recipe would not show. All weights are
+        read for it.
         """
         folder = self.source
         if not isinstance(folder, Path):
@@ -192,7 +208,7 @@ class ResolvedBackbone:
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
     def loading_error(self, error: Exception) -> BackboneError:
-        """Return the error to raise when transformers cannot load it: the cause, and how to get the files."""
+        """Return the error to raise when it cannot be loaded, with a hint how to get its files."""
         cause = _first_line(error)
         if isinstance(self.source, Path):
             return BackboneError(f"{self.source}: cannot be loaded: {cause}", FOLDER_HINT)

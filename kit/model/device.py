@@ -1,15 +1,30 @@
-"""What to compute on and how precisely: found out once, said aloud, and refused early when it cannot work."""
+"""Choose a device and a precision that works on it. Use `choose_device`.
+
+`python -m kit.model.device` prints the GPUs of this machine as one line of JSON, for a caller that
+must not import torch itself.
+"""
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import sys
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
 from kit.errors import DeviceError
+
+# Hidden size from which bf16 was faster than float32 in training and inference
+# (docs/performance.md).
+AMX_WIDTH = 128
+
+# Options of glibc's mallopt, from malloc.h.
+_TRIM_THRESHOLD = -1
+_TOP_PAD = -2
+_MMAP_MAX = -4
 
 
 @dataclass(frozen=True)
@@ -21,29 +36,41 @@ class Compute:
     reason: str
 
     def autocast(self) -> torch.autocast:
-        """The context a forward pass runs in; does nothing in float32."""
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        """Return the context a forward pass runs in; it does nothing in float32."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(
-            self.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None
+            self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
         )
 
 
-AMX_WIDTH = 128  # hidden size from which bf16 was faster than float32 in training and inference, see docs/performance.md
+class GpuReport(TypedDict):
+    """The GPUs torch sees, and `problem`: what is wrong with them, "" if nothing.
+
+    Attributes:
+        capabilities: such as "7.5".
+        kernels: architectures that torch was built for.
+    """
+
+    names: list[str]
+    memory_gb: list[float]
+    capabilities: list[str]
+    kernels: list[str]
+    problem: str
 
 
 def choose_device(precision: str = "auto", width: int = 0) -> Compute:
-    """The best device here and a precision that works on it.
+    """Return the best device here and a precision that works on it.
 
-    bf16 from compute capability 8.0; below that fp16 with loss scaling (a T4 says it supports bf16, by emulation).
-    Without a GPU bf16 where the processor has matrix units for it (AMX) and the encoder is wide enough to gain from
-    them; fp32 elsewhere.
+    On a GPU "auto" is bf16 from compute capability 8.0, and below it fp16 with loss scaling (a T4
+    reports bf16, but emulates it). Without a GPU it is bf16 where the processor has matrix units
+    for it (AMX) and the encoder is wide enough to gain from them, else fp32.
 
     Args:
-        width: the hidden size of an encoder that computes well in bf16, 0 where none is known yet.
+        width: hidden size of an encoder that computes well in bf16, 0 where none is known yet.
 
     Raises:
-        DeviceError: the torch build has no kernels for this GPU (`torch.cuda.is_available()` is true all the same),
-            or the precision asked for cannot run here.
+        DeviceError: torch has no kernels for this GPU (although `torch.cuda.is_available()` is
+            true), or the precision asked for cannot run here.
     """
     if not torch.cuda.is_available():
         kind = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -51,82 +78,105 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
             raise DeviceError(
                 f"fp16 training needs a CUDA GPU; this is {kind}", "Set train.precision=auto."
             )
-        faster = kind == "cpu" and width >= AMX_WIDTH and torch.cpu._is_amx_tile_supported()
-        chosen = precision if precision != "auto" else "bf16" if faster else "fp32"
-        return Compute(
-            torch.device(kind),
-            chosen,
-            f"no CUDA GPU: {chosen} on {kind}{' with AMX' if faster else ''}",
-        )
-    number = int(
-        os.environ.get("LOCAL_RANK", torch.cuda.current_device())
-    )  # torchrun gives each process its own
-    name, (major, minor) = (
-        torch.cuda.get_device_name(number),
-        torch.cuda.get_device_capability(number),
-    )
+        amx = kind == "cpu" and width >= AMX_WIDTH and torch.cpu._is_amx_tile_supported()
+        if precision == "auto":
+            precision = "bf16" if amx else "fp32"
+        reason = f"no CUDA GPU: {precision} on {kind}{' with AMX' if amx else ''}"
+        return Compute(torch.device(kind), precision, reason)
+
+    # torchrun gives each process a GPU of its own.
+    number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+    name = torch.cuda.get_device_name(number)
+    major, minor = torch.cuda.get_device_capability(number)
     check_kernels(name, (major, minor), torch.cuda.get_arch_list())
-    best = "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
     if precision == "bf16" and major < 8:
         raise DeviceError(
             f"bf16 needs compute capability 8.0; this GPU has {major}.{minor}",
             "Set train.precision=auto.",
         )
-    chosen = best if precision == "auto" else precision
-    return Compute(
-        torch.device("cuda", number), chosen, f"{name}, capability {major}.{minor}: {chosen}"
-    )
+    if precision == "auto":
+        precision = "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
+    reason = f"{name}, capability {major}.{minor}: {precision}"
+    return Compute(torch.device("cuda", number), precision, reason)
 
 
 def prepare_device(compute: Compute) -> None:
-    """Lets this process compute well on the device: on a CPU, keep the memory of one batch for the next.
+    """On a CPU, make this process keep the memory of one batch for the next.
 
-    glibc hands large blocks back to the system and the system clears them page by page for the next layer, which took
-    a tenth to a quarter of a training step. Where another allocator or C library is at work nothing changes.
+    glibc would return large blocks to the system, which clears them page by page for the next
+    layer: a tenth to a quarter of a training step. With another allocator or C library nothing
+    changes.
     """
-    if compute.device.type == "cpu" and sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            for option, value in (
-                (_MMAP_MAX, 0),
-                (_TRIM_THRESHOLD, 2**31 - 1),
-                (_TOP_PAD, 64 << 20),
-            ):
-                libc.mallopt(option, value)
-
-
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of malloc.h
+    if compute.device.type != "cpu" or sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TOP_PAD, 64 << 20)
 
 
 def check_kernels(name: str, capability: tuple[int, int], architectures: list[str]) -> None:
-    """Raises unless the build has kernels that run on this capability, or PTX that can be compiled for it.
+    """Check that torch has kernels for this capability, or PTX that can be compiled for it.
 
-    `sm_XY` runs on X.Y and later of generation X; `compute_XY` compiles for X.Y and everything later; with the suffix
-    `a` either is for X.Y alone, with `f` for its generation (NVIDIA's CUDA C++ Programming Guide, on compatibility).
-    A ROCm build names its kernels in another way, and nothing is concluded from them.
+    `sm_XY` runs on X.Y and later of generation X; `compute_XY` compiles for X.Y and everything
+    later. With the suffix `a` either is for X.Y alone, with `f` for its generation (NVIDIA's CUDA
+    C++ Programming Guide, on compatibility). A ROCm build names its kernels in another way, and is
+    let pass.
+
+    Args:
+        architectures: what torch was built for, as of `torch.cuda.get_arch_list`.
+
+    Raises:
+        DeviceError: nothing in the build runs on this GPU.
     """
     major, minor = capability
-    found = [
-        re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
-        for architecture in architectures
-    ]
-    kernels = [(m[1], (int(m[2]), int(m[3])), m[4]) for m in found if m]
+    pattern = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
+    matches = [match for text in architectures if (match := pattern.fullmatch(text))]
 
-    def runs(kind: str, built: tuple[int, int], suffix: str) -> bool:
+    def runs(match: re.Match[str]) -> bool:
+        kind, suffix = match[1], match[4]
+        built = (int(match[2]), int(match[3]))
         if suffix == "a":
             return built == capability
-        return built <= capability and (built[0] == major or (kind == "compute" and not suffix))
+        compiles_later = kind == "compute" and not suffix
+        return built <= capability and (built[0] == major or compiles_later)
 
-    if kernels and not any(runs(*kernel) for kernel in kernels):
+    if matches and not any(runs(match) for match in matches):
         raise DeviceError(
-            f"this torch build has no kernels for {name} (sm_{major}{minor}; it has {', '.join(architectures)})",
+            f"this torch build has no kernels for {name} (sm_{major}{minor}; it has "
+            f"{', '.join(architectures)})",
             "On Kaggle choose the accelerator T4 x2; elsewhere install a torch build for this GPU.",
         )
 
 
+def inspect_gpus() -> GpuReport:
+    """Return what torch sees of this machine's GPUs."""
+    kernels = torch.cuda.get_arch_list() if torch.version.cuda else []
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_properties(number) for number in range(count)]
+    problem = ""
+    for gpu in gpus:
+        try:
+            check_kernels(gpu.name, (gpu.major, gpu.minor), kernels)
+        except DeviceError as error:
+            problem = str(error)
+    return {
+        "names": [gpu.name for gpu in gpus],
+        "memory_gb": [round(gpu.total_memory / 1e9, 1) for gpu in gpus],
+        "capabilities": [f"{gpu.major}.{gpu.minor}" for gpu in gpus],
+        "kernels": kernels,
+        "problem": problem,
+    }
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch raises a plain RuntimeError for it on a CPU."""
+    """Return whether memory ran out; on a CPU torch raises a plain RuntimeError for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
     words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        word in str(error) for word in words
-    )
+    return any(word in str(error) for word in words)
+
+
+if __name__ == "__main__":
+    print(json.dumps(inspect_gpus()))

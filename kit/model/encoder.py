@@ -1,133 +1,151 @@
-"""Pretrained encoders and their tokenizers: loaded in float32 and complete, or not at all."""
+"""Build and load encoders and their tokenizers. Use `load_encoder` and `load_tokenizer`.
+
+What is loaded is complete and in float32, or it is an error.
+"""
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> nn.Module:
-    """The architecture of a configuration, with random weights, in float32, without a pooler.
 
-    fast_attention: whether attention and dropout are kit's own where that is faster (`attention.patch`), with the same
-    names and weights.
+def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> "PreTrainedModel":
+    """Return the architecture of a configuration with random weights, in float32, without a pooler.
+
+    Args:
+        fast_attention: use kit's own attention and dropout where they are faster
+            (`attention.patch`); names and weights are the same.
     """
     from transformers import AutoConfig, AutoModel
-
-    from kit.attention.patch import patch_encoder
 
     values = dict(config)
     settings = AutoConfig.for_model(values.pop("model_type"), **values)
     settings.dtype = torch.float32
     encoder = AutoModel.from_config(settings, dtype=torch.float32)
+    return _finish_encoder(encoder, fast_attention)
+
+
+def _finish_encoder(encoder: "PreTrainedModel", fast_attention: bool) -> "PreTrainedModel":
+    from kit.attention.patch import patch_encoder
+
+    # kit pools by itself, and a layer without gradients would break distributed training.
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = (
-            None  # kit pools by itself; an unused layer would break distributed training
-        )
+        # torch's stubs forbid None, which removes a submodule.
+        encoder.pooler = None  # ty: ignore[invalid-assignment]
     return patch_encoder(encoder) if fast_attention else encoder
 
 
 def count_parameters(config: dict[str, Any]) -> dict[str, int]:
-    """Parameters of the encoder without a pooler: `backbone` (layers), `embedding` (all tables and norms), `total`."""
+    """Count parameters of an encoder: `backbone` (layers), `embedding` (all tables), `total`.
+
+    The architecture is built on torch's meta device, so no weights are made.
+    """
     with torch.device("meta"):
         encoder = build_encoder(config)
-    total = sum(p.numel() for p in encoder.parameters())
+    total = sum(parameter.numel() for parameter in encoder.parameters())
     embedding = sum(
-        p.numel() for name, p in encoder.named_parameters() if name.startswith("embeddings.")
+        parameter.numel()
+        for name, parameter in encoder.named_parameters()
+        if name.startswith("embeddings.")
     )
     return {"backbone": total - embedding, "embedding": embedding, "total": total}
 
 
-def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> nn.Module:
-    """The pretrained encoder in float32, without a pooler; `fast_attention` as in `build`.
+def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "PreTrainedModel":
+    """Return the pretrained encoder in float32, without a pooler; otherwise as `build_encoder`.
 
-    transformers 5 would keep a checkpoint's half precision, in which training goes to NaN or rounds its updates
-    away; so float32 is asked for and checked. A checkpoint that lacks encoder weights is an error: silently random
-    layers are the most expensive mistake of this trade.
+    transformers 5 would keep a checkpoint's half precision, in which training goes to NaN or rounds
+    its updates away, so float32 is asked for and checked. A checkpoint that lacks encoder weights
+    is an error, since transformers would go on with random layers in their place.
 
     Raises:
         BackboneError: not found, not downloaded while offline, not loadable, or incomplete.
     """
     from transformers import AutoModel
 
-    from kit.attention.patch import patch_encoder
-
-    source = backbone.source
+    source = backbone.location
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
         raise BackboneError(
             f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", FOLDER_HINT
         )
-    with quiet():
+    with quiet_transformers():
         try:
             encoder, report = AutoModel.from_pretrained(
                 source,
                 dtype=torch.float32,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are an error, but one that names the weight
+                # Weights of another shape are reported below, by an error that names the weight.
+                ignore_mismatched_sizes=True,
             )
-        except Exception as error:  # as above, and safetensors
+        # transformers, huggingface_hub and safetensors raise exceptions of many unrelated classes.
+        except Exception as error:
             raise backbone.loading_error(error) from error
+
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     mismatched = sorted(key[0] for key in report["mismatched_keys"] if "pooler" not in key[0])
-    if missing or mismatched:
-        raise BackboneError(
-            f"{source}: {len(missing) + len(mismatched)} encoder weights are missing or of another shape, "
-            f"first {(missing + mismatched)[0]}",
-            "The folder's config.json and weights do not belong together; download it again.",
-        )
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
-    wrong = {p.dtype for p in encoder.parameters()} - {torch.float32}
+    wrong = missing + mismatched
     if wrong:
         raise BackboneError(
-            f"{source}: weights came as {wrong}, not float32",
+            f"{source}: {len(wrong)} encoder weights are missing or have another shape, "
+            f"the first is {wrong[0]}",
+            "The folder's config.json and weights do not belong together; download it again.",
+        )
+    encoder = _finish_encoder(encoder, fast_attention)
+    dtypes = {parameter.dtype for parameter in encoder.parameters()} - {torch.float32}
+    if dtypes:
+        raise BackboneError(
+            f"{source}: weights were loaded as {dtypes}, not float32",
             "This is a bug in kit; please report it.",
         )
-    return patch_encoder(encoder) if fast_attention else encoder
+    return encoder
 
 
 def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:
-    """The tokenizer of a registry record (from the hub or its cache) or of a folder.
+    """Return the tokenizer of a backbone, from its folder or from the hub.
 
     Raises:
         BackboneError: not found, not a fast tokenizer, or without the ids that frame a sequence.
     """
     from transformers import AutoTokenizer
 
-    with quiet():
+    source = backbone.location
+    with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(backbone.source, trust_remote_code=False)
-        except Exception as error:  # as above
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        # As above; the tokenizers library adds exceptions of its own.
+        except Exception as error:
             raise backbone.loading_error(error) from error
-    ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
-    if not getattr(tokenizer, "is_fast", False) or None in ids:
+    special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    if not getattr(tokenizer, "is_fast", False) or None in special:
         raise BackboneError(
-            f"{backbone.source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens",
-            FOLDER_HINT,
+            f"{source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", FOLDER_HINT
         )
-    return PairTokenizer(tokenizer, *ids)
+    return PairTokenizer(tokenizer, *special)
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars and load reports off the terminal; errors still come as exceptions."""
-    from transformers.utils import logging as chatter
+def quiet_transformers() -> Generator[None]:
+    """Keep transformers' progress bars and reports off the terminal; errors are still raised."""
+    from transformers.utils import logging as transformers_logging
 
-    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity(logging.CRITICAL)
-    chatter.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        chatter.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
         if bars:
-            chatter.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

@@ -1,63 +1,134 @@
-"""From the two pooled vectors, and the answers' features beside them, to three logits."""
+"""Classify a row from its two pooled vectors and its answers' features. Use `build_head`."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kit.model.standardiser import Standardiser
+from kit.data.feature_cache import FeatureTable
 from kit.recipe.spec import Shape
 from kit.task import SWAP
 
-BESIDE = 256  # width of the features' own layer
-GAIN = 4.0  # of their way to the logits: at the rates of a head it learns in hundreds of steps, not thousands
+# Standard deviations at which a feature is cut off.
+OUTLIER = 5.0
+
+# Width of the features' own layer.
+FEATURE_WIDTH = 256
+
+# Gain of the features' direct way to the logits: with it they are learned in hundreds of steps at a
+# head's learning rate, and in thousands without.
+SHORTCUT_GAIN = 4.0
+
+
+class Standardiser(nn.Module):
+    """Standardise raw features and their differences, within ±5.
+
+    Sides (B, 2, F) and pair (B, P) -> [a; b; a-b; |a-b|; pair] (B, 4F + P).
+
+    Means and deviations are those of the rows given to `fit_rows`, of both answers together, and
+    are saved with the weights. The difference has a deviation of its own, and 0 for its mean: two
+    answers to one prompt are more alike than any two, and swapping them must only change its sign.
+    """
+
+    def __init__(self, sides: int, pair: int):
+        super().__init__()
+        self.width = 4 * sides + pair
+        sizes = {"side": sides, "difference": sides, "distance": sides, "pair": pair}
+        for name, size in sizes.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_scale", torch.ones(size))
+
+    def fit_rows(self, tabular: FeatureTable, rows: np.ndarray) -> None:
+        """Take means and deviations from these rows; a constant feature gets the deviation 1."""
+        sides = tabular.sides[rows].astype(np.float64)
+        difference = sides[:, 0] - sides[:, 1]
+        values = {
+            "side": sides.reshape(-1, sides.shape[2]),
+            "distance": np.abs(difference),
+            "pair": tabular.pair[rows],
+        }
+        for name, array in values.items():
+            self._set_scale(name, array.mean(0, dtype=np.float64), array.std(0, dtype=np.float64))
+        deviation = np.sqrt(np.square(difference).mean(0))
+        self._set_scale("difference", np.zeros(sides.shape[2]), deviation)
+
+    def _set_scale(self, name: str, mean: np.ndarray, deviation: np.ndarray) -> None:
+        scale = np.where(deviation > 1e-6, deviation, 1)
+        getattr(self, f"{name}_mean").copy_(torch.from_numpy(mean))
+        getattr(self, f"{name}_scale").copy_(torch.from_numpy(scale))
+
+    def forward(self, sides: Tensor, pair: Tensor) -> Tensor:
+        a, b = sides.unbind(1)  # (B, F)
+        blocks = [
+            self._standardise("side", a),
+            self._standardise("side", b),
+            self._standardise("difference", a - b),
+            self._standardise("distance", (a - b).abs()),
+            self._standardise("pair", pair),
+        ]
+        return torch.cat(blocks, -1)
+
+    def _standardise(self, name: str, values: Tensor) -> Tensor:
+        centred = values - getattr(self, f"{name}_mean")
+        return (centred / getattr(self, f"{name}_scale")).clamp(-OUTLIER, OUTLIER)
 
 
 def swap_features(features: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """The same features with the answers in each other's place."""
+    """Return the features with the answers swapped."""
     return features and features | {"sides": features["sides"].flip(1)}
 
 
 class FusionHead(nn.Module):
     """The reference study's classifier on [a; b; a-b; a*b], as in Conneau et al. 2017 (InferSent).
 
-    LayerNorm first, because the four blocks differ in magnitude by an order. `reads` names the features of a side and
-    of the pair. They have a layer of their own, whose output joins the classifier's input and, lest the many inputs
-    from the encoder drown it, goes to the logits directly as well (Cheng et al. 2016, Wide & Deep Learning).
+    Sides (B, 2, H), and of the features sides (B, 2, F) and pair (B, P) -> logits (B, 3).
+
+    LayerNorm comes first, because the four blocks differ in magnitude by an order. Features have a
+    layer of their own. Its output joins the classifier's input, where the encoder's many inputs
+    could drown it, so it also goes to the logits directly (Cheng et al. 2016, Wide & Deep
+    Learning).
+
+    Args:
+        hidden: size H of a side's vector.
+        width: size of the classifier's hidden layer.
+        dropout: of each layer's input.
+        feature_names: names of the features of a side and of the pair, None where the head reads
+            none.
     """
 
-    BLOCKS = 4  # vectors of the encoder's size that are fused into the classifier's input
+    # Vectors of size H in the classifier's input.
+    BLOCKS = 4
 
     def __init__(
         self,
         hidden: int,
         width: int,
         dropout: float,
-        reads: tuple[Sequence[str], Sequence[str]] | None = None,
+        feature_names: tuple[Sequence[str], Sequence[str]] | None = None,
     ):
         super().__init__()
         self.norm = nn.LayerNorm(self.BLOCKS * hidden)
-        self.dense = nn.Linear(self.BLOCKS * hidden + (BESIDE if reads else 0), width)
+        self.dense = nn.Linear(
+            self.BLOCKS * hidden + (FEATURE_WIDTH if feature_names else 0), width
+        )
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, len(SWAP))
-        if reads:
-            self.features = Standardiser(*map(len, reads))
-            self.beside = nn.Linear(self.features.width, BESIDE)
-            self.short = nn.Linear(BESIDE, len(SWAP))
+        if feature_names:
+            self.features = Standardiser(*map(len, feature_names))
+            self.beside = nn.Linear(self.features.width, FEATURE_WIDTH)
+            self.short = nn.Linear(FEATURE_WIDTH, len(SWAP))
             nn.init.zeros_(self.short.weight)
             nn.init.zeros_(self.short.bias)
 
     def forward(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
-        """(B, 2, H), and of the features (B, 2, F) and (B, P) -> (B, 3)."""
         fused = self.norm(self._fuse(sides))
         if features is None:
             return self._classify(fused)
-        beside = nn.functional.gelu(
-            self.beside(self.dropout(self.features(**features)))
-        )  # (B, BESIDE)
-        return self._classify(torch.cat([fused, beside], -1)) + GAIN * self.short(
-            self.dropout(beside)
-        )
+        standardised = self.dropout(self.features(**features))
+        beside = nn.functional.gelu(self.beside(standardised))  # (B, FEATURE_WIDTH)
+        logits = self._classify(torch.cat([fused, beside], -1))
+        return logits + SHORTCUT_GAIN * self.short(self.dropout(beside))
 
     def _fuse(self, sides: Tensor) -> Tensor:
         a, b = sides.unbind(1)
@@ -68,19 +139,25 @@ class FusionHead(nn.Module):
 
 
 class CrossHead(FusionHead):
-    """The same classifier where the encoder read the row whole: on the one vector of the answers as they stand."""
+    """The same classifier for the shape "cross", where one vector is of the whole row.
+
+    Sides (B, 2, H) are of both orders of the answers; the second is left out.
+    """
 
     BLOCKS = 1
 
     def _fuse(self, sides: Tensor) -> Tensor:
-        return sides[:, 0]  # the other is of the answers swapped
+        return sides[:, 0]
 
 
 class SymmetricHead(nn.Module):
-    """z(a, b) + P z(b, a): swapping A and B permutes the logits exactly, by construction.
+    """z(a, b) + P z(b, a): swapping A and B permutes the logits exactly.
 
-    A judge without position bias has this symmetry, so it need not be learned from twice the data. The two summands
-    trade places under a swap and floating-point addition commutes, so the equality is to the bit.
+    Sides (B, 2, H), and of the features sides (B, 2, F) and pair (B, P) -> logits (B, 3).
+
+    A judge without position bias has this symmetry, so it need not be learned from twice the data.
+    The two summands trade places under a swap and floating-point addition commutes, so the equality
+    is to the bit.
     """
 
     def __init__(self, pair: FusionHead):
@@ -89,15 +166,13 @@ class SymmetricHead(nn.Module):
 
     @property
     def features(self) -> Standardiser:
-        """What standardises the features."""
+        """The standardiser of the features."""
         return self.pair.features
 
     def forward(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
-        """(B, 2, H), and of the features (B, 2, F) and (B, P) -> (B, 3)."""
-        return (
-            self.pair(sides, features)
-            + self.pair(sides.flip(1), swap_features(features))[:, list(SWAP)]
-        )
+        straight = self.pair(sides, features)
+        swapped = self.pair(sides.flip(1), swap_features(features))
+        return straight + swapped[:, list(SWAP)]
 
 
 def build_head(
@@ -105,9 +180,10 @@ def build_head(
     hidden: int,
     width: int,
     dropout: float,
-    reads: tuple[Sequence[str], Sequence[str]] | None = None,
+    feature_names: tuple[Sequence[str], Sequence[str]] | None = None,
     shape: Shape = "siamese",
-) -> nn.Module:
-    """The head called `kind`: "fusion" or "symmetric"; with features where `reads` names those of a side and a pair."""
-    pair = {"siamese": FusionHead, "cross": CrossHead}[shape](hidden, width, dropout, reads)
+) -> FusionHead | SymmetricHead:
+    """Return the head "fusion" or "symmetric" with random weights, for `FusionHead`'s arguments."""
+    pair_class = {"siamese": FusionHead, "cross": CrossHead}[shape]
+    pair = pair_class(hidden, width, dropout, feature_names)
     return {"fusion": pair, "symmetric": SymmetricHead(pair)}[kind]

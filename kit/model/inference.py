@@ -1,11 +1,12 @@
-"""Ordered inference: whatever the batching, row i of the result is row i of the input."""
+"""Predict logits of rows, in their order. Use `make_collator` and `predict_logits`."""
 
 import contextlib
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
+import scipy.special
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,115 +14,127 @@ from torch import Tensor
 from kit.attention.unpadded import supports_unpadded
 from kit.data.feature_cache import FeatureTable
 from kit.data.tokenize import PairTokenizer, TokenizedRows
-from kit.model.collator import Collator
+from kit.model.collator import Collator, cut_token_batches
 from kit.model.device import Compute
 from kit.model.pair_model import PairModel
 
-TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}  # of a forward pass, were it padded
-WINDOW = 16384  # rows whose vectors are held at a time
-CLASSIFIED = 2048  # rows that pass the head at a time
+# Padded tokens of a forward pass, by device.
+BATCH_TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}
+
+# Rows whose pooled vectors are kept at a time: memory does not grow with the number of rows.
+WINDOW_ROWS = 16384
+
+# Rows that pass the head at a time.
+HEAD_ROWS = 2048
 
 
 def make_collator(
     model: PairModel,
     encoded: TokenizedRows,
-    vocabulary: PairTokenizer,
+    tokenizer: PairTokenizer,
     labels: np.ndarray | None = None,
     tabular: FeatureTable | None = None,
-    most: int = 0,
-    multiple: int = 1,
+    max_tokens: int = 0,
+    pad_multiple: int = 1,
     first_only: bool = False,
 ) -> Collator:
-    """The collator for this model's inputs; opening another pack costs more on a GPU, where kernels wait to launch.
+    """Return the collator for this model's inputs on the device it is on.
 
     Args:
-        tabular: where the model reads features, those of the rows; it takes its own from them.
-        most, multiple: as of `Collator`.
-        first_only: leave out the sequences that a model of `reads_first` only needs for both orders.
+        tabular: features of the rows, for a model that reads some; it takes its own from them.
+        max_tokens, pad_multiple: as of `Collator`.
+        first_only: leave out the second sequences where the model has `reads_first_only`.
     """
     device = next(model.parameters()).device.type
+    names = model.feature_names
     return Collator(
         encoded,
-        vocabulary.pad,
+        tokenizer.pad,
         segments=model.encoder_config.get("type_vocab_size", 0) > 1,
         labels=labels,
+        # Another pack costs more on a GPU, where kernels wait to be launched.
         pack_overhead=1024 if device == "cuda" else 64,
-        tabular=tabular.select(*model.reads) if model.reads else None,
-        most=most,
-        multiple=multiple,
+        tabular=tabular.select(*names) if names and tabular else None,
+        max_tokens=max_tokens,
+        pad_multiple=pad_multiple,
         first_only=first_only,
-        unpadded=device == "cpu" and multiple == 1 and supports_unpadded(model.encoder),
+        unpadded=device == "cpu" and pad_multiple == 1 and supports_unpadded(model.encoder),
     )
 
 
 def predict_logits(
     model: PairModel,
-    collate: Collator,
+    collator: Collator,
     rows: np.ndarray,
     compute: Compute,
     *,
     both_orders: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Logits of `rows` in their order, float32: (N, 3), or (N, 2, 3) with the answers as given and swapped.
+    """Return logits of `rows` in their order, float32: (N, 3), or with `both_orders` (N, 2, 3).
 
-    Under torchrun every process computes every world-th row and all get the whole; progress is of the own share.
+    Under torchrun every process computes every world-th row and gets the logits of all; `progress`
+    then counts the rows of the process itself.
     """
     if not dist.is_initialized():
-        return _logits_of_share(model, collate, rows, compute, both_orders, progress)
+        return _predict_share(model, collator, rows, compute, both_orders, progress)
+
     rank, world = dist.get_rank(), dist.get_world_size()
-    share = _logits_of_share(model, collate, rows[rank::world], compute, both_orders, progress)
+    share = _predict_share(model, collator, rows[rank::world], compute, both_orders, progress)
     shares: list[np.ndarray] = [share] * world
     dist.all_gather_object(shares, share)
-    whole = np.empty((len(rows), *share.shape[1:]), np.float32)
+
+    logits = np.empty((len(rows), *share.shape[1:]), np.float32)
     for number, part in enumerate(shares):
-        whole[number::world] = part
-    return whole
+        logits[number::world] = part
+    return logits
 
 
-def _logits_of_share(
+def _predict_share(
     model: PairModel,
-    collate: Collator,
+    collator: Collator,
     rows: np.ndarray,
     compute: Compute,
     both_orders: bool,
     progress: Callable[[int, int], None],
 ) -> np.ndarray:
-    """A window of rows at a time, so that memory does not grow with their number; those with long sequences first."""
-    out = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
+    """Return the logits of this process's rows."""
+    logits = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
+    predict = model.both_orders if both_orders else model.classify
+    sides = 1 if model.reads_first_only and not both_orders else collator.encoded.sides
+
+    # The longest rows come first: if memory runs out, it does at once.
+    by_length = np.argsort(-collator.lengths[rows, :sides].max(1), kind="stable")
     training = model.training
     model.eval()
-    sides = 1 if model.reads_first and not both_orders else collate.encoded.sides
-    longest_first = np.argsort(-collate.lengths[rows, :sides].max(1), kind="stable")
-    with torch.inference_mode(), _whole_in_half(model, compute):
-        for done in range(0, len(rows), WINDOW):
-            places = longest_first[done : done + WINDOW]
+    with torch.inference_mode(), _bf16_encoder(model, compute):
+        for start in range(0, len(rows), WINDOW_ROWS):
+            window = by_length[start : start + WINDOW_ROWS]
+            sequences, inverse = distinct_sequences(collator.encoded, rows[window], sides)
 
-            def tell(share: float, before: int = done, window: int = len(places)) -> None:
-                progress(before + int(share * window), len(rows))
+            def report(share: float, before: int = start, size: int = len(window)) -> None:
+                progress(before + int(share * size), len(rows))
 
-            sequences, which = distinct_sequences(collate.encoded, rows[places], sides)
-            vectors = _vectors(model, collate, sequences, compute, tell)
-            for start in range(0, len(places), CLASSIFIED):
-                some = slice(start, start + CLASSIFIED)
-                each = vectors[torch.from_numpy(which[some]).to(vectors.device)]  # (B, S, H)
-                features = _on_device(collate.features(rows[places[some]]), compute)
-                logits = (
-                    model.both_orders(each, features)
-                    if both_orders
-                    else model.classify(each, features)
-                )
-                out[places[some]] = logits.float().cpu().numpy()
+            vectors = _pooled_vectors(model, collator, sequences, compute, report)
+            places = torch.from_numpy(inverse).to(vectors.device)  # (rows of the window, S)
+            for batch in range(0, len(window), HEAD_ROWS):
+                chosen = window[batch : batch + HEAD_ROWS]
+                features = collator.features(rows[chosen])
+                if features is not None:
+                    features = _to_device(features, compute)
+                found = predict(vectors[places[batch : batch + HEAD_ROWS]], features)
+                logits[chosen] = found.float().cpu().numpy()
     model.train(training)
-    return out
+    return logits
 
 
 @contextlib.contextmanager
-def _whole_in_half(model: PairModel, compute: Compute) -> Iterator[None]:
-    """On a CPU in bf16 a copy of the encoder whose weights and states are bf16, too.
+def _bf16_encoder(model: PairModel, compute: Compute) -> Generator[None]:
+    """On a CPU in bf16, put a copy of the encoder with bf16 weights in the encoder's place.
 
-    Autocast converts a layer's states from and to float32 around every product. Buffers stay as they are: the angles of
-    rotary positions would be wrong by more the longer the text.
+    Autocast would convert a layer's states from and to float32 around every product. Buffers keep
+    their type: in bf16 the angles of rotary positions would be wrong, and more so the longer the
+    text.
     """
     if compute.device.type != "cpu" or compute.precision != "bf16":
         yield
@@ -136,90 +149,88 @@ def _whole_in_half(model: PairModel, compute: Compute) -> Iterator[None]:
         model.encoder = encoder
 
 
-def _vectors(
+def _pooled_vectors(
     model: PairModel,
-    collate: Collator,
+    collator: Collator,
     sequences: np.ndarray,
     compute: Compute,
-    tell: Callable[[float], None],
+    on_share: Callable[[float], None],
 ) -> Tensor:
-    """The pooled vectors of sequences (U), by their numbers, on the device: (U, H)."""
-    lengths, tokens = collate.lengths.ravel()[sequences], TOKENS[compute.device.type]
-    pending, vectors, done = token_batches(lengths, tokens), [], 0
+    """Return the pooled vectors of U sequences, given by number, on the device: (U, H)."""
+    lengths = collator.lengths.ravel()[sequences]
+    tokens = BATCH_TOKENS[compute.device.type]
+    pending = cut_token_batches(lengths, tokens)
+    vectors = []
+    done = 0
     while pending:
         batch = pending.pop(0)
-        pack = collate.pack(sequences[batch])
+        pack = collator.pack(sequences[batch])
         try:
             with compute.autocast():
-                vectors.append(model.pool(_on_device(pack, compute)))
+                vectors.append(model.pool(_to_device(pack, compute)))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-            left, tokens = np.concatenate([batch, *pending]), tokens // 2
-            pending = [left[cut] for cut in token_batches(lengths[left], tokens)]
+            # Cut what is left into batches of half the size, and go on.
+            tokens //= 2
+            left = np.concatenate([batch, *pending])
+            pending = [left[cut] for cut in cut_token_batches(lengths[left], tokens)]
             torch.cuda.empty_cache()
             continue
         done += len(batch)
-        tell(done / len(sequences))
-    back = np.argsort(-lengths, kind="stable").argsort()
-    return torch.cat(vectors)[torch.from_numpy(back).to(compute.device)]
+        on_share(done / len(sequences))
+
+    # Batches are in the order of `cut_token_batches`, however often they were cut; undo it.
+    inverse = np.argsort(-lengths, kind="stable").argsort()
+    return torch.cat(vectors)[torch.from_numpy(inverse).to(compute.device)]
 
 
 def distinct_sequences(
     encoded: TokenizedRows, rows: np.ndarray, sides: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The different sequences of rows, each by the number of its first copy, and which of them each side is (N, sides).
+    """Find the U different sequences among the first `sides` of each row, to encode each once.
 
-    People judge one answer against many others, and many models' answers to a short prompt are the same.
+    One answer is often compared with many others, and many models give the same answer to a short
+    prompt.
+
+    Returns:
+        The number of the first copy of each (U,), and which of them each side is (N, sides).
     """
-    seen: dict[tuple[int, bytes], int] = {}
     sequences = (rows[:, None] * encoded.sides + np.arange(sides)).ravel()
-    starts, ends, firsts = (
-        encoded.starts[sequences],
-        encoded.starts[sequences + 1],
-        encoded.first_lengths[sequences],
-    )
-    which = np.empty(len(sequences), np.int64)
-    for place, (start, end, first) in enumerate(
-        zip(starts.tolist(), ends.tolist(), firsts.tolist(), strict=True)
-    ):
-        content = hashlib.blake2b(encoded.tokens[start:end], digest_size=16).digest()
-        which[place] = seen.setdefault((first, content), len(seen))
+    starts = encoded.starts[sequences].tolist()
+    ends = encoded.starts[sequences + 1].tolist()
+    first_lengths = encoded.first_lengths[sequences].tolist()
+
+    # Equal tokens with another boundary between the segments are another sequence.
+    seen: dict[tuple[int, bytes], int] = {}
+    inverse = np.empty(len(sequences), np.int64)
+    for place, (start, end, first) in enumerate(zip(starts, ends, first_lengths, strict=True)):
+        content = hashlib.blake2b(encoded.tokens[start:end].data, digest_size=16).digest()
+        inverse[place] = seen.setdefault((first, content), len(seen))
+
+    # Assigned in reverse, so that the first copy is assigned last and stays.
     numbers = np.empty(len(seen), np.int64)
-    numbers[which[::-1]] = sequences[::-1]  # written backwards, so that the first copy stays
-    return numbers, which.reshape(-1, sides)
+    numbers[inverse[::-1]] = sequences[::-1]
+    return numbers, inverse.reshape(-1, sides)
 
 
-def _on_device(tensors: dict[str, Tensor] | None, compute: Compute) -> dict[str, Tensor] | None:
-    """Tensors on the device; from pinned memory a GPU fetches them while it computes."""
-    if tensors is None or compute.device.type == "cpu":
+def _to_device(tensors: dict[str, Tensor], compute: Compute) -> dict[str, Tensor]:
+    """Copy tensors to the device; from pinned memory a GPU fetches them while it computes."""
+    if compute.device.type == "cpu":
         return tensors
     pinned = compute.device.type == "cuda"
     return {
-        name: (each.pin_memory() if pinned else each).to(compute.device, non_blocking=True)
-        for name, each in tensors.items()
+        name: (tensor.pin_memory() if pinned else tensor).to(compute.device, non_blocking=True)
+        for name, tensor in tensors.items()
     }
 
 
-def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Places 0..N-1, longest first, cut into batches of at most `tokens` padded tokens (at least one sequence each)."""
-    order = np.argsort(-lengths, kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        size = max(1, tokens // int(lengths[order[start]]))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
-
-
 def softmax_logits(logits: np.ndarray) -> np.ndarray:
-    """Probabilities in float64 over the last axis."""
-    shifted = np.asarray(logits, np.float64)
-    shifted = np.exp(shifted - shifted.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)
+    """Return probabilities in float64, by softmax over the last axis."""
+    return scipy.special.softmax(np.asarray(logits, np.float64), axis=-1)
 
 
-def mean_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Class probabilities (N, 3); of both orders (N, 2, 3), their average."""
-    each = softmax_logits(logits)
-    return each.mean(1) if each.ndim == 3 else each
+def logits_to_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities (N, 3) of logits (N, 3), or of both orders (N, 2, 3) their average."""
+    probabilities = softmax_logits(logits)
+    return probabilities.mean(1) if probabilities.ndim == 3 else probabilities

@@ -1,9 +1,11 @@
-"""The pair model: one encoder over both sequences of a row, pooled, compared, three logits.
+"""Classify a row with one encoder over both of its sequences. Use `PairModel`.
 
-The sequences are (prompt, A) and (prompt, B), or under the shape "cross" (prompt, A, B) and (prompt, B, A). Swapping
-the answers swaps the sequences either way, so all that follows is the same for both.
+The sequences are (prompt, A) and (prompt, B), or under the shape "cross" (prompt, A, B) and
+(prompt, B, A). Swapping the answers swaps the sequences either way, so everything after the encoder
+is the same for both shapes.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kit.attention.patch import is_patched
 from kit.attention.unpadded import run_unpadded
@@ -31,81 +34,103 @@ from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, write_json
 from kit.task import SWAP
 
-FORMAT = 3  # of config.json; raised when an older kit could not read it any more
-COUNTED = 3  # the first format whose features are counted as they are now
-_AGAIN = "Train it again, or copy the folder whole."
+# Format of config.json; raised when an older kit could not read it any more.
+FORMAT = 3
+
+# The first format whose features are computed as they are now.
+FEATURES_FORMAT = 3
+
+_RETRAIN = "Train it again, or copy the folder whole."
 
 
 class PairModel(nn.Module):
-    """An encoder shared by both sequences of a row, a pooling, a head, and of a reward model its reward.
+    """An encoder shared by a row's sequences, a pooling, a head, and of a reward model its reward.
 
-    Sequences arrive as packs: all B·S of them sorted by length and cut into a few rectangles, each padded only to
-    its own longest, or on a CPU end to end in one row (see `model.collator`). `order` says where in the packs each row's
-    sequences are. With `spec.features` the head also reads `features`: raw numbers of the sides (B, 2, F) and of the
-    pair (B, P).
+    Sequences arrive in packs (see `model.collator`): all B·S of them sorted by length and cut into
+    a few rectangles (n, T), each padded only to its own longest, or on a CPU end to end in one row
+    (1, N). `order` (B, S) says where each row's sequences are in the packs. With `spec.features`
+    the head also reads `features`: raw numbers of the sides (B, 2, F) and of the pair (B, P).
 
     Attributes:
-        half_width: the encoder's hidden size, or 0 where nobody knows whether it computes well in bf16 on a CPU.
-        reads: the names of these F and P numbers, in order; None where it reads none.
+        bf16_width: the encoder's hidden size, 0 where it is unknown whether it computes well in
+            bf16 on a CPU.
+        feature_names: names of the F features of a side and the P of the pair, in order; None
+            without features.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: PreTrainedModel,
         config: dict[str, Any],
         spec: ModelSpec,
-        reads: tuple[Sequence[str], Sequence[str]] = (SIDE_NAMES, PAIR_FEATURES),
+        feature_names: tuple[Sequence[str], Sequence[str]] = (SIDE_NAMES, PAIR_FEATURES),
     ):
         super().__init__()
-        self.encoder_config, self.spec = config, spec
-        self.reads = reads if spec.features else None
-        hidden = encoder.config.hidden_size  # which some families call otherwise in their files
+        self.encoder_config = config
+        self.spec = spec
+        self.feature_names = feature_names if spec.features else None
+
+        # Some families have another name for it in their files; transformers knows it by this one.
+        hidden = encoder.config.hidden_size
         self.encoder = encoder
-        self.half_width = hidden if is_patched(encoder) else 0
+        self.bf16_width = hidden if is_patched(encoder) else 0
         self.pooling = build_pooling(spec.pooling, hidden)
         self.reward = build_reward_head(config, hidden) if spec.reward else None
-        side = hidden + spec.reward  # a side's vector is what was pooled, and its reward
+
+        # A side's vector is its pooled states, and its reward if there is one.
+        side = hidden + spec.reward
         self.head = build_head(
-            spec.head, side, spec.head_hidden, spec.head_dropout, self.reads, spec.shape
+            spec.head, side, spec.head_hidden, spec.head_dropout, self.feature_names, spec.shape
         )
 
     @property
     def symmetric(self) -> bool:
-        """Whether swapping A and B does no more than permute the logits."""
+        """Whether swapping A and B only permutes the logits."""
         return self.spec.head == "symmetric"
 
     @property
-    def reads_first(self) -> bool:
-        """Whether logits are of a row's first sequence alone; the second is then for `both_orders`."""
+    def reads_first_only(self) -> bool:
+        """Whether logits depend on the first sequence alone; the second is for `both_orders`."""
         return self.spec.shape == "cross" and not self.symmetric
 
     def encode(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
-        """Vectors as of `pool`: packs of (n, T) tokens, sum(n) = B·S, order (B, S) -> (B, S, H)."""
+        """Return pooled vectors by row: packs of B·S sequences, order (B, S) -> (B, S, H)."""
         return torch.cat([self.pool(pack) for pack in packs])[order]
 
     def pool(self, pack: dict[str, Tensor]) -> Tensor:
-        """Pooled vectors, float32, the reward last: (n, T) tokens, or n sequences end to end -> (n, H)."""
+        """Return a pack's pooled vectors, float32, the reward last: (n, T) or (1, N) -> (n, H)."""
         if "lengths" in pack:
             states, real = run_unpadded(self.encoder, pack)
         else:
-            states, real = (
-                self.encoder(**pack).last_hidden_state,
-                pack["attention_mask"],
-            )  # (n, T, H), (n, T)
+            states = self.encoder(**pack).last_hidden_state  # (n, T, H)
+            real = pack["attention_mask"]  # (n, T)
         with torch.autocast(states.device.type, enabled=False):
             vectors = self.pooling(states, real)
             return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
 
     def fit_features(self, tabular: FeatureTable, rows: np.ndarray) -> None:
-        """Standardises features by these rows, which must be rows to train on; does nothing where none are read."""
-        if self.reads:
-            self.head.features.fit(tabular.select(*self.reads), rows)
+        """Standardise features, if there are any, by these rows, which must be training rows."""
+        if self.feature_names:
+            self.head.features.fit_rows(tabular.select(*self.feature_names), rows)
 
     def classify(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
-        """Logits, float32: (B, S, H) -> (B, 3). The head is too small for half precision to pay."""
+        """Return logits: (B, S, H) -> (B, 3).
+
+        In float32 always: the head is too small to gain from half precision.
+        """
         with torch.autocast(sides.device.type, enabled=False):
             logits = self.head(sides.float(), features)
-            return logits if self.reward is None else logits + self.reward.prefer(sides[..., -1])
+            if self.reward is None:
+                return logits
+            return logits + self.reward.preference_logits(sides[..., -1])
+
+    def both_orders(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
+        """Return logits as given and with A and B swapped: (B, S, H) -> (B, 2, 3).
+
+        Classes of the swapped ones are permuted back.
+        """
+        swapped = self.classify(sides.flip(1), swap_features(features))[:, list(SWAP)]
+        return torch.stack([self.classify(sides, features), swapped], 1)
 
     def forward(
         self,
@@ -114,44 +139,42 @@ class PairModel(nn.Module):
         features: dict[str, Tensor] | None = None,
         augment: bool = False,
     ) -> Tensor:
-        """Logits (B, 3), or with `augment` those of `both_orders`: what distributed training wraps is this method."""
+        """Return logits (B, 3), or with `augment` those of `both_orders` (B, 2, 3).
+
+        Both go through this method because it is the one that distributed training wraps.
+        """
         sides = self.encode(packs, order)
         return self.both_orders(sides, features) if augment else self.classify(sides, features)
 
-    def both_orders(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
-        """Logits as given and with A and B swapped (classes permuted back): (B, S, H) -> (B, 2, 3)."""
-        swapped = self.classify(sides.flip(1), swap_features(features))[:, list(SWAP)]
-        return torch.stack([self.classify(sides, features), swapped], 1)
-
-    def save_pretrained(self, folder: str | Path, vocabulary: PairTokenizer) -> None:
-        """Writes model.safetensors, config.json and the tokenizer; `from_pretrained` needs nothing else."""
+    def save_pretrained(self, folder: str | Path, tokenizer: PairTokenizer) -> None:
+        """Write model.safetensors, config.json and the tokenizer, for `from_pretrained`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        vocabulary.save(folder)
+        tokenizer.save(folder)
         with atomic_file(folder / "model.safetensors") as temporary:
-            save_file(
-                {k: v.contiguous() for k, v in self.state_dict().items()},
-                temporary,
-                metadata={"format": "pt"},
-            )
-        spec = {name: getattr(self.spec, name) for name in self.spec.__dataclass_fields__}
-        reads = (
-            {"features": dict(zip(("sides", "pair"), self.reads, strict=True))}
-            if self.reads
-            else {}
-        )
-        write_json(
-            folder / "config.json",
-            {"format": FORMAT, "model": spec, "encoder": self.encoder_config} | reads,
-        )
+            weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+            save_file(weights, temporary, metadata={"format": "pt"})
+
+        config = {
+            "format": FORMAT,
+            "model": dataclasses.asdict(self.spec),
+            "encoder": self.encoder_config,
+        }
+        if self.feature_names:
+            sides, pair = self.feature_names
+            config["features"] = {"sides": sides, "pair": pair}
+        write_json(folder / "config.json", config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> tuple["PairModel", PairTokenizer]:
-        """The model (in evaluation mode, float32) and its tokenizer, from `save_pretrained`'s files; no network.
+        """Return the model and its tokenizer from `save_pretrained`'s files, without a network.
+
+        The model is in evaluation mode and float32.
 
         Raises:
-            RunError: a file is missing or damaged, was written by a newer kit, or by an older one that counted the
-                features it reads otherwise, or the weights are of another model.
+            RunError: a file is missing or damaged, was written by a newer kit, or by an older one
+                that computed the model's features in another way, or the weights are of another
+                model.
         """
         folder = Path(folder)
         try:
@@ -161,22 +184,17 @@ class PairModel(nn.Module):
                     f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit."
                 )
             spec = ModelSpec(**config["model"])
-            if spec.features and config["format"] < COUNTED:
+            if spec.features and config["format"] < FEATURES_FORMAT:
                 raise RunError(
-                    f"{folder}: it learned from features as an older kit counted them (format {config['format']})",
+                    f"{folder}: trained on features that an older kit computed in another way "
+                    f"(format {config['format']})",
                     "Train it again, or predict with the kit that trained it.",
                 )
-            reads = (
-                (config["features"]["sides"], config["features"]["pair"])
-                if spec.features
-                else ((), ())
-            )
-            model = cls(
-                build_encoder(config["encoder"], spec.fast_attention),
-                config["encoder"],
-                spec,
-                reads,
-            )
+            feature_names = ((), ())
+            if spec.features:
+                feature_names = (config["features"]["sides"], config["features"]["pair"])
+            encoder = build_encoder(config["encoder"], spec.fast_attention)
+            model = cls(encoder, config["encoder"], spec, feature_names)
             weights = load_file(folder / "model.safetensors")
         except (
             OSError,
@@ -186,18 +204,19 @@ class PairModel(nn.Module):
             SafetensorError,
             StrictDataclassError,
         ) as error:
-            raise RunError(f"{folder}: not a trained model of kit: {error}", _AGAIN) from error
+            raise RunError(f"{folder}: not a trained model of kit: {error}", _RETRAIN) from error
+
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            why = str(error).splitlines()[-1].strip()
+            cause = str(error).splitlines()[-1].strip()[:200]
             raise RunError(
-                f"{folder}: model.safetensors is not of the model in config.json: {why[:200]}",
-                _AGAIN,
+                f"{folder}: model.safetensors does not belong to config.json: {cause}", _RETRAIN
             ) from error
+
         try:
             return model.eval(), load_tokenizer(local_backbone(folder))
         except BackboneError as error:
             raise RunError(
-                f"{folder}: its tokenizer cannot be used: {error.problem}", _AGAIN
+                f"{folder}: its tokenizer cannot be used: {error.problem}", _RETRAIN
             ) from error

@@ -1,6 +1,7 @@
-"""From token states to one vector per sequence: masked, so that padding cannot leak the batch's length, and in float32.
+"""Pool token states into one vector per sequence. Use `build_pooling`.
 
-Half-precision sums over 512 states lose the digits that the difference of two answers lives in.
+States are masked, so that a vector does not depend on how far its batch is padded, and pooled in
+float32: sums over 512 states in half precision would lose the digits in which two answers differ.
 """
 
 import torch
@@ -8,44 +9,48 @@ from torch import Tensor, nn
 
 
 class MeanPooling(nn.Module):
-    """The mean of the states of real tokens."""
+    """The mean of the states of real tokens: states (N, T, H), mask (N, T) -> (N, H)."""
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:  # (N, T, H), (N, T) -> (N, H)
-        total = _real(states, mask).sum(1)
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        total = _masked_states(states, mask).sum(1)
         return total / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 class ClsPooling(nn.Module):
-    """The state of the first token."""
+    """The state of the first token: states (N, T, H), mask (N, T) -> (N, H)."""
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         return states[:, 0].float()
 
 
 class AttentionPooling(nn.Module):
-    """A learned softmax-weighted mean of the states of real tokens (Yang et al. 2016, one query vector)."""
+    """A learned softmax-weighted mean of real tokens (Yang et al. 2016, one query vector).
+
+    States (N, T, H), mask (N, T) -> (N, H).
+    """
 
     def __init__(self, hidden: int):
         super().__init__()
         self.score = nn.Linear(hidden, 1)
-        nn.init.zeros_(self.score.weight)  # starts as the masked mean
+
+        # Equal scores: training starts from the masked mean.
+        nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        states = _real(states, mask)
-        scores = (
-            self.score(states).squeeze(-1).masked_fill(mask == 0, torch.finfo(torch.float32).min)
-        )  # (N, T)
+        states = _masked_states(states, mask)
+        scores = self.score(states).squeeze(-1)  # (N, T)
+        scores = scores.masked_fill(mask == 0, torch.finfo(torch.float32).min)
         return torch.einsum("nt,nth->nh", scores.softmax(-1), states)
 
 
-def _real(states: Tensor, mask: Tensor) -> Tensor:
-    """States in float32, zero where there is padding: replaced, since an overflow there times zero would be NaN."""
+def _masked_states(states: Tensor, mask: Tensor) -> Tensor:
+    """Return float32 states, 0 on padding: replaced, since an overflow times 0 would be NaN."""
     return states.float().masked_fill((mask == 0).unsqueeze(-1), 0.0)
 
 
 def build_pooling(kind: str, hidden: int) -> nn.Module:
-    """The pooling called `kind`: "mean", "cls" or "attention"."""
-    return {"mean": MeanPooling, "cls": ClsPooling, "attention": lambda: AttentionPooling(hidden)}[
-        kind
-    ]()
+    """Return the pooling "mean", "cls" or "attention" for states of size `hidden`."""
+    if kind == "attention":
+        return AttentionPooling(hidden)
+    return {"mean": MeanPooling, "cls": ClsPooling}[kind]()

@@ -18,7 +18,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from kit.errors import RunError
-from kit.model.collator import Padding
 from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
 
@@ -166,7 +165,7 @@ class PaddingCallback(TrainerCallback, ExportableState):
     @property
     def waste(self) -> float:
         """The share of the encoder's tokens that is padding."""
-        return Padding(int(self.useful), self.padded).waste
+        return 1 - int(self.useful) / self.padded if self.padded else 0.0
 
 
 class TimeBudget(TrainerCallback):

@@ -19,7 +19,7 @@ from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.backbones import ResolvedBackbone
 from kit.model.device import out_of_memory
-from kit.model.inference import mean_probabilities, predict_logits, softmax_logits
+from kit.model.inference import logits_to_probabilities, predict_logits, softmax_logits
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run
@@ -161,7 +161,7 @@ def train_fold(
 def _validation_metrics(logits: np.ndarray, setup: FoldSetup) -> dict[str, Any]:
     """Score the logits of the validation rows, (V, 3), or (V, 2, 3) with both orders of the answers."""
     labels = setup.labels[setup.valid_rows]
-    probabilities = mean_probabilities(logits)
+    probabilities = logits_to_probabilities(logits)
     has_both_orders = logits.ndim == 3
     return {
         "log_loss": log_loss(probabilities, labels),
@@ -200,7 +200,7 @@ def _write_fold(
 ) -> None:
     """Write the model, its predictions and history, metrics.json last; then remove the checkpoints."""
     setup.model.save_pretrained(folder.path, setup.tokenizer)
-    predictions = make_predictions(setup.ids[setup.valid_rows], mean_probabilities(logits))
+    predictions = make_predictions(setup.ids[setup.valid_rows], logits_to_probabilities(logits))
     write_predictions(predictions, folder.predictions_path)
 
     # Keys in the order that a checkpoint gives them, so that a resumed history is the same file.

@@ -23,7 +23,7 @@ from kit.data.tokenize import PairTokenizer, tokenize_cached
 from kit.errors import BackboneError, RecipeError
 from kit.model import tiny
 from kit.model.backbones import Backbone, ResolvedBackbone, local_backbone
-from kit.model.collator import MULTIPLE, Collator
+from kit.model.collator import PAD_MULTIPLE, Collator
 from kit.model.device import Compute, choose_device, prepare_device
 from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
 from kit.model.inference import make_collator
@@ -85,7 +85,7 @@ def prepare_fold(
     # The first process downloads and fills the caches; the others find them full.
     with ranks.main_process_first():
         model, tokenizer = new_model(recipe, backbone, dataset)
-        compute = choose_device(spec.precision, model.half_width)
+        compute = choose_device(spec.precision, model.bf16_width)
         log(compute.reason)
 
         table = dataset.train()
@@ -113,19 +113,19 @@ def prepare_fold(
     # The collators pad as the model's device wants it, so the model is moved first.
     prepare_device(compute)
     model.to(compute.device)
-    pad_multiple = MULTIPLE if spec.compile else 1
+    pad_multiple = PAD_MULTIPLE if spec.compile else 1
     train_collator = make_collator(
         model,
         tokens,
         tokenizer,
         targets,
         features,
-        most=spec.micro_tokens,
-        multiple=pad_multiple,
-        first_only=model.reads_first and not spec.swap_augmentation,
+        max_tokens=spec.micro_tokens,
+        pad_multiple=pad_multiple,
+        first_only=model.reads_first_only and not spec.swap_augmentation,
     )
     eval_collator = make_collator(
-        model, tokens, tokenizer, labels, tabular=features, multiple=pad_multiple
+        model, tokens, tokenizer, labels, tabular=features, pad_multiple=pad_multiple
     )
     if spec.compile:
         model.encoder.compile(dynamic=True)

@@ -20,7 +20,7 @@ from transformers import (
 from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.collator import Collator
 from kit.model.device import Compute
-from kit.model.inference import mean_probabilities, predict_logits
+from kit.model.inference import logits_to_probabilities, predict_logits
 from kit.recipe.spec import TrainSpec
 from kit.training.arguments import steps_per_epoch
 from kit.training.awp import WorstNearby
@@ -179,7 +179,7 @@ class PairTrainer(Trainer):
             )
 
         labels = self.eval_collator.labels[self.valid_rows]
-        probabilities = mean_probabilities(logits)
+        probabilities = logits_to_probabilities(logits)
         metrics = {
             "eval_log_loss": log_loss(probabilities, labels),
             "eval_accuracy": accuracy(probabilities, labels),

@@ -20,7 +20,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 
 from kit.attention import disentangled
 from kit.attention.deberta import FastAttention, attend_with_bias, table_rows
-from kit.attention.disentangled import Attend
+from kit.attention.disentangled import TiledDisentangledAttention
 from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.encoder import build_encoder, load_encoder
 from kit.model.pair_model import PairModel
@@ -135,8 +135,8 @@ def test_neither_lengths_nor_chunks_nor_blocks_change_it(
     lengths: list[int], chunk: int, block: int, buckets: int
 ):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(disentangled.CHUNK, "cpu", chunk)
-        patch.setitem(disentangled.BLOCK, "cpu", block)
+        patch.setitem(disentangled.CHUNK_BYTES, "cpu", chunk)
+        patch.setitem(disentangled.BLOCK_ROWS, "cpu", block)
         agree(
             shrunk(position_buckets=buckets, max_position_embeddings=40, num_hidden_layers=1),
             lengths,
@@ -162,7 +162,7 @@ def test_the_bias_for_fused_kernels_gives_the_same_values_and_gradients(length: 
     weights = torch.randn(3 * length, 2, 8)
     found = []
     for way in (
-        lambda *given: Attend.apply(*given[:5], [length] * 3, *given[5:]),
+        lambda *given: TiledDisentangledAttention.apply(*given[:5], [length] * 3, *given[5:]),
         attend_with_bias,
     ):
         mixed = way(*inputs, real, 0.0)
@@ -210,7 +210,9 @@ def attended(inputs: list[Tensor], dropout: float) -> Tensor:
     """Of sequences as long as the tables are for: (B, T, H, D)."""
     length = (inputs[3].shape[1] + 1) // 2
     lengths = [length] * (len(inputs[0]) // length)
-    return Attend.apply(*inputs, lengths, None, dropout).unflatten(0, (len(lengths), length))
+    return TiledDisentangledAttention.apply(*inputs, lengths, None, dropout).unflatten(
+        0, (len(lengths), length)
+    )
 
 
 def dropped(inputs: list[Tensor], dropout: float, times: int = 1) -> Tensor:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from kit.attention.chance import STEPS, Draws, flagged, in_steps
-from kit.attention.dropout import QuickDropout
+from kit.attention.dropout import STEPS, QuickDropout, RandomBits, copy_signs, to_steps
 
 
 @pytest.mark.parametrize("chance", [0.05, 0.1, 0.5])
@@ -18,7 +17,7 @@ def test_a_share_of_the_numbers_is_zero_and_the_mean_stays(chance: float, kind: 
     assert abs(dropped.mean() - chance) < 5 * (chance * (1 - chance) / x.numel()) ** 0.5 + 1 / STEPS
     assert out.dtype == kind
     assert torch.equal(
-        out[out != 0], torch.full_like(out[out != 0], 1 / (1 - in_steps(chance) / STEPS))
+        out[out != 0], torch.full_like(out[out != 0], 1 / (1 - to_steps(chance) / STEPS))
     )
     neighbours = (dropped[:, 1:] * dropped[:, :-1]).mean() - chance**2  # independent of each other
     assert abs(neighbours) < 0.001
@@ -29,7 +28,7 @@ def test_the_gradient_is_masked_as_the_values_are():
     out = QuickDropout(0.4)(x)
     grad = torch.randn(33, 7).T  # not contiguous
     out.backward(grad)
-    rise = 1 / (1 - in_steps(0.4) / STEPS)
+    rise = 1 / (1 - to_steps(0.4) / STEPS)
     expected = torch.where(out == 0, 0.0, grad * rise)
     torch.testing.assert_close(x.grad, expected)
 
@@ -48,7 +47,7 @@ def test_a_checkpointed_layer_sees_the_same_mask_again():
     x, dropout = torch.randn(40, 40, requires_grad=True), QuickDropout(0.5)
     out = checkpoint(lambda x: dropout(x) ** 2, x, use_reentrant=False)
     out.sum().backward()
-    rise = 1 / (1 - in_steps(0.5) / STEPS)
+    rise = 1 / (1 - to_steps(0.5) / STEPS)
     torch.testing.assert_close(x.grad, torch.where(out == 0, 0.0, 2 * x.detach() * rise**2))
 
 
@@ -69,13 +68,13 @@ def test_other_types_and_whole_loss_are_torchs_own():
 def test_flags_change_the_sign_and_nothing_else(kind: torch.dtype):
     torch.manual_seed(1)
     positive = torch.rand(999).to(kind)
-    signs = Draws().signs(positive.shape, in_steps(0.25))
-    flags = flagged(positive.clone(), signs)
+    signs = RandomBits().draw_signs(positive.shape, to_steps(0.25))
+    flags = copy_signs(positive.clone(), signs)
     assert torch.equal(flags.abs(), positive)
     assert torch.equal(torch.signbit(flags), signs < 0)
 
 
 def test_chances_are_rounded_to_steps_and_leave_something():
-    assert in_steps(0.1) == 3277
-    assert in_steps(0.99999999) == STEPS - 1
-    assert in_steps(0.0) == 0
+    assert to_steps(0.1) == 3277
+    assert to_steps(0.99999999) == STEPS - 1
+    assert to_steps(0.0) == 0

@@ -7,9 +7,8 @@ from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kit.attention import sdpa
-from kit.attention.chance import STEPS, Draws, in_steps
-from kit.attention.dropout import QuickDropout
-from kit.attention.sdpa import MixedAttention, SequenceLengths, sdpa_attention
+from kit.attention.dropout import STEPS, QuickDropout, RandomBits, to_steps
+from kit.attention.sdpa import SequenceLengths, TiledAttention, sdpa_attention
 from kit.attention.tiles import cut_tiles
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
@@ -35,7 +34,7 @@ def mixed(lengths: list[int], barred: Tensor | None, steps: int, *tensors: Tenso
     size, width = len(tensors[0]), tensors[0].shape[-1]
     flat = (x.transpose(1, 2).flatten(0, 1) for x in tensors)
     return (
-        MixedAttention.apply(*flat, lengths, barred, width**-0.5, steps)
+        TiledAttention.apply(*flat, lengths, barred, width**-0.5, steps)
         .unflatten(0, (size, -1))
         .transpose(1, 2)
     )
@@ -63,8 +62,8 @@ def test_values_and_gradients_are_torchs(
     mask: str,
     chunk: int,
 ):
-    monkeypatch.setattr(sdpa, "CHUNK", chunk)
-    monkeypatch.setattr(sdpa, "JOINED", chunk // 2)
+    monkeypatch.setattr(sdpa, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(sdpa, "JOINED_BYTES", chunk // 2)
     tensors = inputs(size, heads, length, width)
     seen = (
         None
@@ -74,7 +73,7 @@ def test_values_and_gradients_are_torchs(
     if mask == "window":
         near = (torch.arange(length)[:, None] - torch.arange(length)).abs() < 3
         seen = seen & near | torch.eye(length, dtype=torch.bool)
-    barred = None if seen is None else sdpa._barred(seen, torch.float32)
+    barred = None if seen is None else sdpa._mask_bias(seen, torch.float32)
     assert barred is None or barred.shape[2] == (1 if mask == "padding" or length == 1 else length)
     found = results(lambda q, k, v: mixed([length] * size, barred, 0, q, k, v), tensors)
     expected = results(
@@ -90,18 +89,18 @@ def test_sequences_end_to_end_are_what_each_is_by_itself(
     monkeypatch: pytest.MonkeyPatch, chance: float, chunk: int
 ):
     """Under dropout each alone, with the draws that it gets when it is one of many."""
-    monkeypatch.setattr(sdpa, "CHUNK", chunk)
-    monkeypatch.setattr(sdpa, "JOINED", chunk // 2)
-    lengths, (heads, width), steps = [9, 9, 5, 1, 14], (3, 8), in_steps(chance)
+    monkeypatch.setattr(sdpa, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(sdpa, "JOINED_BYTES", chunk // 2)
+    lengths, (heads, width), steps = [9, 9, 5, 1, 14], (3, 8), to_steps(chance)
     tensors = inputs(1, heads, sum(lengths), width)
     torch.manual_seed(9)
     found = results(lambda *qkv: mixed(lengths, None, steps, *qkv), tensors)
     torch.manual_seed(9)
-    draws, masks = Draws(), {}
+    draws, masks = RandomBits(), {}
     room = chunk * torch.get_num_threads() // 4
     for piece in cut_tiles(lengths, heads, room, chunk // 2 * torch.get_num_threads() // 4):
         shape = piece.of_scores(torch.empty(heads * sum(n * n for n in lengths))).shape
-        kept = draws.signs(torch.Size(shape), steps) >= 0 if steps else torch.ones(shape)
+        kept = draws.draw_signs(torch.Size(shape), steps) >= 0 if steps else torch.ones(shape)
         for number, sequence in enumerate(range(*piece.sequences.indices(len(lengths)))):
             masks.setdefault(sequence, []).append(kept[:, number])
 
@@ -131,18 +130,18 @@ def test_dropout_masks_the_weights_and_their_gradient(kind: torch.dtype):
     tensors = [x.detach().to(kind).requires_grad_() for x in inputs(size, heads, length, width)]
     torch.manual_seed(9)
     found = results(
-        lambda q, k, v: mixed([length] * size, None, in_steps(chance), q, k, v), tensors
+        lambda q, k, v: mixed([length] * size, None, to_steps(chance), q, k, v), tensors
     )
     torch.manual_seed(9)
-    drawn = Draws().signs(
-        torch.Size((heads, size, length, length)), in_steps(chance)
+    drawn = RandomBits().draw_signs(
+        torch.Size((heads, size, length, length)), to_steps(chance)
     )  # one piece: all of it fits
     kept = drawn.transpose(0, 1) >= 0
     assert 0.6 < kept.float().mean() < 0.8
 
     def plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights = torch.softmax(q.float() @ k.float().mT * width**-0.5, -1)
-        return weights * kept / (1 - in_steps(chance) / STEPS) @ v.float()
+        return weights * kept / (1 - to_steps(chance) / STEPS) @ v.float()
 
     expected = results(plainly, tensors)
     for one, other in zip(found, expected, strict=True):
@@ -226,7 +225,7 @@ def test_encoders_of_every_family_agree_with_transformers_own(name: str):
     exchanged = encoders[
         0
     ]._can_set_attn_implementation()  # ModernBERT not in transformers 5.0 to 5.3
-    assert encoders[0].config._attn_implementation == (sdpa.NAME if exchanged else "sdpa")
+    assert encoders[0].config._attn_implementation == (sdpa.ATTENTION_NAME if exchanged else "sdpa")
     assert any(type(module) is QuickDropout for module in encoders[0].modules())
     assert not any(type(module) is QuickDropout for module in encoders[1].modules())
     for encoder in encoders:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.attention.tiles import all_scores, cut_tiles
+from kit.attention.tiles import cut_tiles, empty_scores
 
 
 @settings(deadline=None)
@@ -22,7 +22,7 @@ def test_pieces_are_all_tokens_and_heads_and_scores_once(
         torch.zeros(sum(lengths), heads, 3),
         torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
     )
-    scores, before = all_scores(pieces, x), 0
+    scores, before = empty_scores(pieces, x), 0
     scores.zero_()
     for piece in pieces:
         piece.of(x).add_(1)
@@ -45,14 +45,17 @@ def test_pieces_are_all_tokens_and_heads_and_scores_once(
 
 
 def test_short_sequences_of_one_length_share_a_piece_and_long_ones_do_not():
-    assert [piece.sequences for piece in cut_tiles([8, 8, 8, 2, 2, 2], 2, room=200, join=20)] == [
+    assert [
+        piece.sequences
+        for piece in cut_tiles([8, 8, 8, 2, 2, 2], 2, max_scores=200, joined_scores=20)
+    ] == [
         slice(0, 1),
         slice(1, 2),
         slice(2, 3),
         slice(3, 5),
         slice(5, 6),
     ]
-    assert [piece.heads for piece in cut_tiles([10], 3, room=200, join=200)] == [
+    assert [piece.heads for piece in cut_tiles([10], 3, max_scores=200, joined_scores=200)] == [
         slice(0, 2),
         slice(2, 3),
     ]

@@ -215,7 +215,7 @@ def test_the_collator_leaves_padding_out_where_encoder_and_device_allow_it():
     model = pair("electra", pooling="mean")
     assert make_collator(model, rows, vocabulary).unpadded
     assert not make_collator(
-        model, rows, vocabulary, multiple=64
+        model, rows, vocabulary, pad_multiple=64
     ).unpadded  # as torch.compile needs it
     other = pair("electra", pooling="mean")
     other.encoder.set_attn_implementation("sdpa")

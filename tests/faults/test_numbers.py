@@ -69,7 +69,7 @@ def test_any_batch_size_predicts_the_same(
     trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
 ):
     expected = predict_split(trained, "test", data)
-    monkeypatch.setitem(inference.TOKENS, "cpu", tokens)
+    monkeypatch.setitem(inference.BATCH_TOKENS, "cpu", tokens)
     found = predict_split(trained, "test", data)
     assert found[ID].equals(expected[ID])
     assert np.abs(found[list(CLASSES)].to_numpy() - expected[list(CLASSES)].to_numpy()).max() < 1e-5

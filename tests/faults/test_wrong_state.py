@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_architecture_is_named(run: Run, data: Path):
         lambda config: config["encoder"].update(num_hidden_layers=7),
     )
     edit(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
-    with pytest.raises(RunError, match=r"model\.safetensors is not of the model in config\.json"):
+    with pytest.raises(RunError, match=r"model\.safetensors does not belong to config\.json"):
         predict_split(run.path, "valid", data)
 
 

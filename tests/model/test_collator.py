@@ -3,7 +3,6 @@
 from itertools import combinations, pairwise
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +10,7 @@ from tabular_rows import tabular_rows
 from token_rows import PAD, token_rows
 
 from kit.data.tokenize import TokenizedRows
-from kit.model.collator import MAX_PACKS, Collator, Padding, cut_packs
+from kit.model.collator import MAX_PACKS, Collator, cut_packs
 
 LENGTHS = st.lists(st.integers(3, 30), min_size=1, max_size=9).map(
     lambda each: np.array(sorted(each, reverse=True))
@@ -110,13 +109,15 @@ def test_one_side_may_be_far_longer_than_the_other():
 @given(ROWS, st.integers(1, 200), st.sampled_from([1, 8]))
 def test_parts_are_of_bounded_size_and_hold_every_row_once(rows: list, most: int, multiple: int):
     encoded, labels = token_rows(np.array(rows)), np.arange(len(rows))
-    collate = Collator(encoded, PAD, segments=False, labels=labels, most=most, multiple=multiple)
+    collate = Collator(
+        encoded, PAD, segments=False, labels=labels, max_tokens=most, pad_multiple=multiple
+    )
     batch = collate(labels)
     assert batch["labels"].tolist() == labels.tolist()
     parts = batch.get("parts", [batch])
     assert "packs" not in batch or len(parts) == 1
     assert sorted(row for part in parts for row in part["labels"].tolist()) == labels.tolist()
-    whole = Collator(encoded, PAD, segments=False, labels=labels, multiple=multiple)
+    whole = Collator(encoded, PAD, segments=False, labels=labels, pad_multiple=multiple)
     for part in parts:
         padded = sum(pack["input_ids"].numel() for pack in part["packs"])
         assert padded <= most or len(part["labels"]) == 1
@@ -133,7 +134,7 @@ def test_parts_are_of_bounded_size_and_hold_every_row_once(rows: list, most: int
 def test_lengths_are_padded_to_a_multiple(rows: list, multiple: int):
     encoded, chosen = token_rows(np.array(rows)), range(len(rows))
     plain, padded = (
-        Collator(encoded, PAD, segments=False, multiple=each)(chosen) for each in (1, multiple)
+        Collator(encoded, PAD, segments=False, pad_multiple=each)(chosen) for each in (1, multiple)
     )
     assert all(pack["input_ids"].shape[1] % multiple == 0 for pack in padded["packs"])
     for each in (plain, padded):
@@ -162,34 +163,13 @@ def test_features_are_the_raw_numbers_of_the_rows():
     assert torch.equal(found["pair"], torch.from_numpy(tabular.pair[[3, 0]]))
 
 
-@settings(deadline=None, max_examples=60)
-@given(ROWS, st.sampled_from([0, 10, 10**6]))
-def test_padding_counts_what_the_encoder_runs(rows: list, overhead: int):
-    count = Padding()
-    collate = Collator(
-        token_rows(np.array(rows)), PAD, segments=False, pack_overhead=overhead, count=count
-    )
-    packs = [pack for _ in range(2) for pack in collate(range(len(rows)))["packs"]]
-    assert (
-        count.useful == 2 * np.sum(rows) == sum(int(pack["attention_mask"].sum()) for pack in packs)
-    )
-    assert count.padded == sum(pack["input_ids"].numel() for pack in packs)
-    assert count.waste == pytest.approx(1 - count.useful / count.padded)
-    assert 0 <= count.waste < 1
-
-
-def test_before_the_first_batch_nothing_is_wasted():
-    assert Padding().waste == 0.0
-
-
 def test_packing_leaves_a_fraction_of_the_padding():
     lengths = np.random.default_rng(0).integers(50, 513, (32, 2))
     waste = []
     for overhead in (10**9, 64):
-        count = Padding()
-        Collator(token_rows(lengths), PAD, segments=False, pack_overhead=overhead, count=count)(
-            range(32)
-        )
-        waste.append(count.waste)
+        collator = Collator(token_rows(lengths), PAD, segments=False, pack_overhead=overhead)
+        packs = collator(range(32))["packs"]
+        padded = sum(pack["input_ids"].numel() for pack in packs)
+        waste.append(1 - lengths.sum() / padded)
     assert waste[0] > 0.4
     assert waste[1] < waste[0] / 2

@@ -12,15 +12,15 @@ from token_rows import PAD, swapped, token_rows
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.model import inference
 from kit.model.backbones import BACKBONES
+from kit.model.collator import cut_token_batches
 from kit.model.device import Compute
 from kit.model.encoder import build_encoder
 from kit.model.inference import (
     distinct_sequences,
+    logits_to_probabilities,
     make_collator,
-    mean_probabilities,
     predict_logits,
     softmax_logits,
-    token_batches,
 )
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
@@ -66,7 +66,7 @@ def test_rows_come_back_in_the_order_they_were_asked_for(
 ):
     rows = np.array(order[:number])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "TOKENS", {"cpu": tokens})
+        patch.setattr(inference, "BATCH_TOKENS", {"cpu": tokens})
         found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), rows, CPU)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected[rows], rtol=1e-5, atol=1e-5)
@@ -87,8 +87,8 @@ def test_both_orders_come_back_in_order_too(model: PairModel, expected: np.ndarr
 def test_windows_of_rows_change_nothing(
     model: PairModel, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, window: int
 ):
-    monkeypatch.setattr(inference, "WINDOW", window)
-    monkeypatch.setattr(inference, "CLASSIFIED", 3)
+    monkeypatch.setattr(inference, "WINDOW_ROWS", window)
+    monkeypatch.setattr(inference, "HEAD_ROWS", 3)
     found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_dropout_is_off_and_the_models_mode_is_left_as_it_was(expected: np.ndarr
 
 
 def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inference, "TOKENS", {"cpu": 300})
+    monkeypatch.setattr(inference, "BATCH_TOKENS", {"cpu": 300})
     heard = []
     rows = np.arange(10)
     collate = make_collator(model, ROWS, VOCABULARY)
@@ -208,7 +208,7 @@ def test_in_half_precision_rotary_positions_keep_their_angles():
         model, collate, np.arange(2), Compute(torch.device("cpu"), "bf16", "for this test")
     )
     assert abs(found - exact).max() < 3 * abs(cast - exact).max()
-    with inference._whole_in_half(model, Compute(torch.device("cpu"), "bf16", "for this test")):
+    with inference._bf16_encoder(model, Compute(torch.device("cpu"), "bf16", "for this test")):
         assert {p.dtype for p in model.encoder.parameters()} == {torch.bfloat16}
         assert {b.dtype for b in model.encoder.buffers() if b.is_floating_point()} == {
             torch.float32
@@ -230,7 +230,7 @@ def test_batches_stay_within_the_budget_unless_they_are_one_sequence(
     lengths: list[int], tokens: int
 ):
     longest = np.array(lengths)
-    batches = token_batches(longest, tokens)
+    batches = cut_token_batches(longest, tokens)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     in_order = longest[np.concatenate(batches)]
     assert (np.diff(in_order) <= 0).all()  # the longest first: memory runs out at once or never
@@ -264,5 +264,5 @@ def test_probabilities_of_both_orders_are_their_average():
     logits = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
     each = np.exp(logits.astype(np.float64))
     each /= each.sum(-1, keepdims=True)
-    np.testing.assert_allclose(mean_probabilities(logits), each.mean(1))
-    np.testing.assert_allclose(mean_probabilities(logits[:, 0]), each[:, 0])
+    np.testing.assert_allclose(logits_to_probabilities(logits), each.mean(1))
+    np.testing.assert_allclose(logits_to_probabilities(logits[:, 0]), each[:, 0])

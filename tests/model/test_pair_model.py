@@ -19,7 +19,7 @@ from kit.errors import RunError
 from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.collator import Collator
 from kit.model.encoder import build_encoder, load_tokenizer
-from kit.model.pair_model import COUNTED, FORMAT, PairModel
+from kit.model.pair_model import FEATURES_FORMAT, FORMAT, PairModel
 from kit.model.tiny import write_tiny_backbone
 from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
@@ -252,7 +252,7 @@ def test_every_parameter_learns_with_features_too(head: str):
 def test_a_model_without_features_reads_none():
     model = pair()
     model.fit_features(TABLE, np.arange(4))
-    assert model.reads is None
+    assert model.feature_names is None
     assert not [name for name in model.state_dict() if "features" in name or "beside" in name]
 
 
@@ -276,7 +276,7 @@ def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, vocabulary: Pa
         ("charm", *SIDE_NAMES[::-1]), TABLE.pair_names[::-1]
     )
     with torch.no_grad():
-        found = again(**batch_with_features(tabular=later.select(*again.reads)))
+        found = again(**batch_with_features(tabular=later.select(*again.feature_names)))
         assert torch.equal(found, model(**batch_with_features()))
 
 
@@ -413,11 +413,13 @@ def test_the_config_of_a_plain_encoder_is_a_run_error(saved: Path):
 
 def test_an_older_format_loads_unless_it_reads_features(saved: Path):
     config = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps(config | {"format": COUNTED - 1}))
+    (saved / "config.json").write_text(json.dumps(config | {"format": FEATURES_FORMAT - 1}))
     PairModel.from_pretrained(saved)
     reading = {"model": config["model"] | {"features": True}}
-    (saved / "config.json").write_text(json.dumps(config | {"format": COUNTED - 1} | reading))
-    with pytest.raises(RunError, match="as an older kit counted them"):
+    (saved / "config.json").write_text(
+        json.dumps(config | {"format": FEATURES_FORMAT - 1} | reading)
+    )
+    with pytest.raises(RunError, match="an older kit computed in another way"):
         PairModel.from_pretrained(saved)
 
 
@@ -433,7 +435,7 @@ def test_weights_of_another_model_are_named(saved: Path, tmp_path: Path, vocabul
     for other in (pair("roberta"), pair("electra", "fusion"), pair("electra", pooling="attention")):
         other.save_pretrained(tmp_path / "other", vocabulary)
         shutil.copy(tmp_path / "other" / "model.safetensors", saved)
-        with pytest.raises(RunError, match=r"is not of the model in config\.json: .*\w"):
+        with pytest.raises(RunError, match=r"does not belong to config\.json: .*\w"):
             PairModel.from_pretrained(saved)
 
 

@@ -131,8 +131,8 @@ def test_before_training_the_odds_of_the_answers_are_those_of_the_reward(checkpo
     torch.manual_seed(0)
     vectors = torch.randn(6, 2, config["hidden_size"] + 1)
     features = {
-        "sides": torch.randn(6, 2, len(model.reads[0])),
-        "pair": torch.randn(6, len(model.reads[1])),
+        "sides": torch.randn(6, 2, len(model.feature_names[0])),
+        "pair": torch.randn(6, len(model.feature_names[1])),
     }
     with torch.no_grad():
         chances = model.classify(vectors, features).softmax(-1)

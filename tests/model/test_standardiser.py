@@ -8,7 +8,7 @@ from tabular_rows import exchanged, tabular_rows
 from torch import Tensor
 
 from kit.data.feature_cache import FeatureTable
-from kit.model.standardiser import OUTLIER, Standardiser
+from kit.model.heads import OUTLIER, Standardiser
 
 TABLE = tabular_rows(60)
 SIDES, PAIR = TABLE.sides.shape[2], TABLE.pair.shape[1]
@@ -17,7 +17,7 @@ TRAIN = np.arange(0, 60, 2)
 
 def fitted(tabular: FeatureTable, rows: np.ndarray = TRAIN) -> Standardiser:
     scales = Standardiser(SIDES, PAIR)
-    scales.fit(tabular, rows)
+    scales.fit_rows(tabular, rows)
     return scales
 
 

@@ -159,7 +159,7 @@ def test_a_large_corpus_is_read_from_its_beginning_only(monkeypatch: pytest.Monk
             seen.append("x" * 3000)
             yield seen[-1]
 
-    read = list(tiny._head(endless()))
+    read = list(tiny._first_texts(endless()))
     assert len(seen) < 6
     assert {len(text) for text in read} == {2000}
 

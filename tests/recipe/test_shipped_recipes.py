@@ -38,8 +38,8 @@ def test_every_recipe_builds_at_full_size_on_the_meta_device(recipe: Recipe):
         )
         vectors = torch.zeros(2, 2, record.sizes["hidden"] + recipe.model.reward)
         features = None
-        if model.reads:
-            side_names, pair_names = model.reads
+        if model.feature_names:
+            side_names, pair_names = model.feature_names
             features = {
                 "sides": torch.zeros(2, 2, len(side_names)),
                 "pair": torch.zeros(2, len(pair_names)),

@@ -111,7 +111,7 @@ class NotebookSession:
         """
         asked = self.job["gpu"] != "none"
         out = subprocess.run(
-            [sys.executable, "-m", "kit.model.preflight"],
+            [sys.executable, "-m", "kit.model.device"],
             capture_output=True,
             text=True,
             timeout=600,
