@@ -1,4 +1,4 @@
-"""Check that `kit doctor` names what is broken and the next step; Kaggle is asked only if online."""
+"""Check that `kit doctor` names what is broken and the next step, and calls Kaggle only if online."""
 
 import importlib.metadata
 import json
