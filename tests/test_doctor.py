@@ -1,4 +1,4 @@
-"""Check that `kit doctor` names what is broken and the next step, and calls Kaggle only if online."""
+"""Check that `kit doctor` names what is broken and the next step; only --online asks Kaggle."""
 
 import importlib.metadata
 import json
