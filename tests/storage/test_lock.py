@@ -82,7 +82,8 @@ def test_a_released_lock_leaves_no_file_and_no_empty_folder(tmp_path: Path):
 
 
 def test_make_once_makes_once_and_removes_the_lock_file_of_a_dead_process(tmp_path: Path):
-    made, calls = tmp_path / "made", []
+    made = tmp_path / "made"
+    calls = []
     for _ in range(2):
         lock.make_once(tmp_path, "made", made.exists, lambda: (calls.append(1), made.touch()))
 
