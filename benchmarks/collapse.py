@@ -1,12 +1,13 @@
-"""The guard at work: a deep, thin ELECTRA on the sample, under the reference's regime and under kit's own.
+"""Show the collapse guard at work: a deep, thin ELECTRA under the reference's regime and kit's own.
 
-    python benchmarks/collapse.py [--rows 3000] [--epochs 1] [--layers 24] [--hidden 32] [--lr RATE] [--json]
+    python benchmarks/collapse.py [--rows 3000] [--epochs 1] [--layers 24] [--hidden 32] \
+        [--lr RATE] [--json]
 
-The encoder starts from random weights, so what is shown is what a regime makes of a deep encoder in little time, not
-the collapse of a pretrained one. Both regimes see the same rows equally often. With its own rate the reference has
-learned nothing by the end of the epoch. With `--lr 0.01` for both, the flat rate collapses for good, and the same peak
-under a head-only phase, warm-up and layer-wise decay learns. Exits with 0 when the guard stops the reference and the
-other learns.
+The encoder starts from random weights, so this shows what a regime makes of a deep encoder in
+little time, not the collapse of a pretrained one. Both regimes see the same rows equally often.
+With its own rate the reference has learned nothing by the end of the epoch. With `--lr 0.01` for
+both, the flat rate collapses for good, and the same peak with a head-only phase, warm-up and
+layer-wise decay learns. Exits with 0 when the guard stops the reference and the other learns.
 """
 
 import argparse
@@ -30,23 +31,65 @@ from kit.training.guard import CollapseGuard, constant_loss
 from kit.training.setup import tiny_folder
 from kit.training.train import train_recipe
 
+REGIMES = ("electra-reference", "electra")
 
-def backbone(folder: Path, processed: Dataset, layers: int, hidden: int) -> Path:
-    """ELECTRA-large's configuration made deep and thin, with random weights and a tokenizer for these rows."""
+
+def make_deep_encoder(folder: Path, processed: Dataset, layers: int, hidden: int) -> Path:
+    """Save ELECTRA-large's configuration made deep and thin, with random weights."""
     tiny = BACKBONES["tiny-electra"]
-    shape = {"hidden_size": hidden, "embedding_size": hidden, "intermediate_size": 2 * hidden}
-    shape |= {"num_hidden_layers": layers, "num_attention_heads": max(1, hidden // 16)}
+    shape = {
+        "hidden_size": hidden,
+        "embedding_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, hidden // 16),
+        "vocab_size": tiny.config["vocab_size"],
+    }
     torch.manual_seed(0)
-    build_encoder(
-        BACKBONES["electra"].config | shape | {"vocab_size": tiny.config["vocab_size"]}
-    ).save_pretrained(folder)
+    build_encoder(BACKBONES["electra"].config | shape).save_pretrained(folder)
+
+    # The tokenizer is the toy encoder's, made from these rows.
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tiny_folder(tiny, processed) / name).read_bytes())
     return folder
 
 
+def train_regime(
+    name: str, encoder: Path, data: Path, runs: Path, constant: float, options: argparse.Namespace
+) -> dict:
+    """Train under one recipe; return its steps, losses, what the guard said, and if it learned.
+
+    Args:
+        constant: log loss of predicting the class shares.
+    """
+    overrides = [
+        f"encode.max_tokens={options.tokens}",
+        f"train.epochs={options.epochs}",
+        "train.micro_batch_size=0",
+        "train.gradient_checkpointing=false",
+        "train.evals_per_epoch=4",
+    ]
+    if options.lr:
+        overrides += [f"train.lr={options.lr}", f"train.head_lr={options.lr}"]
+
+    curve: list[TrainingProgress] = []
+    guard = ""
+    try:
+        train_recipe(load_recipe(name, overrides, str(encoder)), data, runs, listen=curve.append)
+    except CollapseError as error:
+        guard = error.problem
+
+    losses = [event.log_loss for event in curve if event.log_loss is not None]
+    return {
+        "steps": curve[-1].step,
+        "log loss": losses,
+        "learned": min(losses) < constant - CollapseGuard.MARGIN,
+        "guard": guard,
+    }
+
+
 def main() -> int:
-    """Prints how both trainings went."""
+    """Train under both regimes and print how it went."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -58,58 +101,32 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
+        data = root / "processed"
         write_sample(root / "raw", rows=options.rows)
-        preprocess_files(root / "raw", root / "processed")
-        processed = open_dataset(root / "processed")
-        folder = backbone(root / "deep", processed, options.layers, options.hidden)
+        preprocess_files(root / "raw", data)
+
+        processed = open_dataset(data)
+        encoder = make_deep_encoder(root / "deep", processed, options.layers, options.hidden)
         train_rows, valid_rows = processed.fold_rows("holdout")
         labels = processed.train([LABEL])[LABEL].to_numpy()
-        result = {"class shares": constant_loss(labels[train_rows], labels[valid_rows])}
-        for name in ("electra-reference", "electra"):
-            overrides = [f"encode.max_tokens={options.tokens}", f"train.epochs={options.epochs}"]
-            overrides += (
-                [f"train.lr={options.lr}", f"train.head_lr={options.lr}"] if options.lr else []
-            )
-            overrides += [
-                "train.micro_batch_size=0",
-                "train.gradient_checkpointing=false",
-                "train.evals_per_epoch=4",
-            ]
-            curve: list[TrainingProgress] = []
-            try:
-                train_recipe(
-                    load_recipe(name, overrides, str(folder)),
-                    root / "processed",
-                    root / "runs",
-                    listen=curve.append,
-                )
-                guard = ""
-            except CollapseError as error:
-                guard = error.problem
-            losses = [event.log_loss for event in curve if event.log_loss is not None]
-            learned = min(losses) < result["class shares"] - CollapseGuard.MARGIN
-            result[name] = {
-                "steps": curve[-1].step,
-                "log loss": losses,
-                "learned": learned,
-                "guard": guard,
-            }
-    met = bool(result["electra-reference"]["guard"]) and result["electra"]["learned"]
+        constant = constant_loss(labels[train_rows], labels[valid_rows])
+        regimes = {
+            name: train_regime(name, encoder, data, root / "runs", constant, options)
+            for name in REGIMES
+        }
+
+    met = bool(regimes["electra-reference"]["guard"]) and regimes["electra"]["learned"]
     if options.json:
-        print(json.dumps(result | {"met": met}, indent=1))
+        print(json.dumps({"class shares": constant, **regimes, "met": met}, indent=1))
     else:
-        print(f"log loss of the class shares: {result['class shares']:.4f}")
-        for name in ("electra-reference", "electra"):
-            each = result[name]
-            losses, verdict = (
-                " ".join(f"{loss:.4f}" for loss in each["log loss"]),
-                "learned" if each["learned"] else "",
-            )
-            print(
-                f"{name}: {each['steps']} steps, validation log loss {losses} {each['guard'] or verdict}"
-            )
+        print(f"log loss of the class shares: {constant:.4f}")
+        for name, regime in regimes.items():
+            losses = " ".join(f"{loss:.4f}" for loss in regime["log loss"])
+            verdict = regime["guard"] or ("learned" if regime["learned"] else "")
+            print(f"{name}: {regime['steps']} steps, validation log loss {losses} {verdict}")
     return 0 if met else 1
 
 

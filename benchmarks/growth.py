@@ -1,11 +1,13 @@
-"""What more rows cost: seconds per row and peak memory of each step, from a thousand rows to half a million.
+"""Measure what more rows cost: time per row and peak memory, from 1,000 rows to half a million.
 
     python benchmarks/growth.py --figure docs/growth.svg
 
-Each step is a process of its own: `kit sample`, `kit preprocess`, tokens and features of the training rows, and
-`kit predict --input test.csv` by a tiny encoder at 32 tokens a side, trained on the smallest sample for a few steps.
-Targets: under 8 GiB at any size; from the last size but one to the largest, memory grows by at most twice the text
-that the step reads, and the largest costs at most 1.5 times as much CPU time a row, start-up aside.
+Each step is a process of its own: `kit sample`, `kit preprocess`, tokens and features of the
+training rows, and `kit predict --input test.csv` by a tiny encoder at 32 tokens a side, trained on
+the smallest sample for a few steps.
+
+Targets: under 8 GiB at any size. From the last size but one to the largest, memory grows by at
+most twice the text that the step reads, and CPU time per row, without start-up, at most by half.
 """
 
 import argparse
@@ -20,20 +22,23 @@ from datetime import date
 from pathlib import Path
 
 ROWS = (1_000, 8_000, 57_477, 500_000)
-PEAK_MIB, TEXTS, SLOWER = 8192, 2.0, 1.5
 STEPS = ("sample", "preprocess", "encode", "predict")
 OVERRIDES = ("encode.max_tokens=32", "train.max_steps=8", "train.evals_per_epoch=1")
-TINY = (
-    "train",
-    "--backbone",
-    "tiny-electra",
-    *(each for override in OVERRIDES for each in ("--set", override)),
+TRAIN_TINY = (
+    *("train", "--backbone", "tiny-electra"),
+    *(word for override in OVERRIDES for word in ("--set", override)),
 )
 MIB = 1024**2
 
+# The targets: peak memory, memory per byte of text, and CPU time per row of the largest size
+# relative to the size before it.
+MAX_PEAK_MIB = 8192
+MAX_MIB_PER_MIB_OF_TEXT = 2.0
+MAX_SLOWDOWN = 1.5
 
-def encode(data: Path, part: Path) -> None:
-    """Tokens and features of the training rows, as a training makes them; in this process."""
+
+def encode_rows(data: Path, part: Path) -> None:
+    """Make tokens and features of the training rows in this process, as a training does."""
     from kit.data.dataset import open_dataset
     from kit.data.feature_cache import features_cached
     from kit.data.tokenize import tokenize_cached
@@ -42,21 +47,21 @@ def encode(data: Path, part: Path) -> None:
     from kit.run import Run
 
     processed = open_dataset(data)
-    rows, content, spec = (
-        processed.train(),
-        processed.digest("train"),
-        Run.open(part.parent).recipe.encode,
-    )
-    tokenizer = load_tokenizer(local_backbone(part))
-    encoded = tokenize_cached(rows, content, tokenizer, spec, processed.cache)
+    rows = processed.train()
+    content = processed.digest("train")
+    spec = Run.open(part.parent).recipe.encode
+
+    encoded = tokenize_cached(rows, content, load_vocabulary(part), spec, processed.cache)
     features_cached(rows, content, encoded, processed.cache)
 
 
 def measure(*command: str | Path) -> dict[str, float]:
-    """A fresh process from start to end: seconds, seconds of CPU, and peak resident memory in MiB."""
+    """Run a fresh process; return seconds, CPU seconds and peak resident memory in MiB."""
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    os.sync()  # kit waits for its files to be on disk, and would wait for those of the step before
+    # kit waits until its files are on disk, and would also wait for those of the step before.
+    os.sync()
+
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
         child = subprocess.Popen(
@@ -65,105 +70,122 @@ def measure(*command: str | Path) -> dict[str, float]:
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)
-        log.seek(0)
         if child.returncode:
-            raise SystemExit(
-                f"{' '.join(map(str, command))} ended with {child.returncode}:\n{log.read()[-2000:]}"
-            )
+            log.seek(0)
+            words = " ".join(map(str, command))
+            raise SystemExit(f"{words} ended with {child.returncode}:\n{log.read()[-2000:]}")
+
+    # macOS counts bytes, Linux KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "seconds": seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mib": usage.ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024)
-        / MIB,  # macOS counts bytes, Linux KiB
+        "peak_mib": usage.ru_maxrss * unit / MIB,
     }
 
 
-def walk(sizes: list[int], folder: Path) -> list[dict]:
-    """One record for each sample and step: rows and MiB of text that the step reads, and what `measure` says."""
+def measure_all(sizes: list[int], folder: Path) -> list[dict]:
+    """Return a record for each size and step: what `measure` returns, rows, MiB of text read."""
     records: list[dict] = []
     part = None
-    for rows in sizes:
-        raw, data = folder / f"raw{rows}", folder / f"data{rows}"
-        figures = measure("-m", "kit", "sample", "--rows", str(rows), "--out", raw)
-        train, test = ((raw / name).stat().st_size / MIB for name in ("train.csv", "test.csv"))
-        tested = max(3, rows // 4)  # as many as a sample has
+    for size in sizes:
+        raw = folder / f"raw{size}"
+        data = folder / f"data{size}"
+        # As many test rows as a sample has.
+        tested = max(3, size // 4)
 
-        def note(
-            step: str, rows: int, text_mib: float, figures: dict[str, float], sample: int = rows
+        def record(
+            step: str, rows: int, text_mib: float, figures: dict[str, float], sample: int = size
         ) -> None:
             records.append(
                 {"sample": sample, "step": step, "rows": rows, "text_mib": text_mib, **figures}
             )
             print(json.dumps(records[-1]), file=sys.stderr, flush=True)
 
-        note("sample", rows + tested, 0.0, figures)
+        figures = measure("-m", "kit", "sample", "--rows", str(size), "--out", raw)
+        record("sample", size + tested, 0.0, figures)
+        train_mib = (raw / "train.csv").stat().st_size / MIB
+        test_mib = (raw / "test.csv").stat().st_size / MIB
+
         figures = measure("-m", "kit", "preprocess", "--raw", raw, "--out", data)
-        note("preprocess", rows + tested, train + test, figures)
+        record("preprocess", size + tested, train_mib + test_mib, figures)
+
+        # Every size is predicted by the encoder that was trained on the smallest.
         if part is None:
-            measure("-m", "kit", *TINY, "--data", data, "--runs", folder / "runs")
+            measure("-m", "kit", *TRAIN_TINY, "--data", data, "--runs", folder / "runs")
             part = next((folder / "runs").glob("*/holdout"))
-        note(
-            "encode",
-            rows,
-            train,
-            measure(__file__, "--child", "encode", "--data", data, "--part", part),
-        )
-        out = folder / f"predictions{rows}.csv"
+
+        figures = measure(__file__, "--child", "encode", "--data", data, "--part", part)
+        record("encode", size, train_mib, figures)
+
+        out = folder / f"predictions{size}.csv"
         figures = measure(
             "-m", "kit", "predict", part.parent, "--input", raw / "test.csv", "-o", out
         )
-        note("predict", tested, test, figures)
+        record("predict", tested, test_mib, figures)
+
         shutil.rmtree(raw)
         shutil.rmtree(data)
     return records
 
 
-def growth(records: list[dict]) -> dict:
-    """Of one step, by size: what memory grows by for each byte of text, and how much dearer the last rows are.
+def compute_growth(records: list[dict]) -> dict:
+    """Return by how much memory and CPU time per row of one step grow, from its records by size.
 
-    Start-up, which is what the smallest size costs, is taken off; CPU seconds, since others may use the machine. Up
-    to some thousand rows memory grows with the pieces that are worked on at a time, so the smallest is no measure.
+    Start-up, which is what the smallest size costs, is subtracted. CPU seconds, since others may
+    use the machine. Memory is compared between the two largest sizes, because up to some thousand
+    rows it grows with the batches that are worked on at a time.
     """
-    least, *_, before, most = records
-    text = most["text_mib"] - before["text_mib"]
-    each = [
-        (r["cpu_seconds"] - least["cpu_seconds"]) / (r["rows"] - least["rows"])
-        for r in (before, most)
-    ]
+    smallest, *_, second, largest = records
+    text = largest["text_mib"] - second["text_mib"]
+    memory = largest["peak_mib"] - second["peak_mib"]
+
+    def seconds_per_row(record: dict) -> float:
+        seconds = record["cpu_seconds"] - smallest["cpu_seconds"]
+        return seconds / (record["rows"] - smallest["rows"])
+
     return {
-        "mib_per_mib_of_text": (most["peak_mib"] - before["peak_mib"]) / text if text else 0.0,
-        "cpu_microseconds_per_row": each[1] * 1e6,
-        "slower": each[1] / each[0],
-        "peak_mib": max(r["peak_mib"] for r in records),
+        "mib_per_mib_of_text": memory / text if text else 0.0,
+        "cpu_microseconds_per_row": seconds_per_row(largest) * 1e6,
+        "slower": seconds_per_row(largest) / seconds_per_row(second),
+        "peak_mib": max(record["peak_mib"] for record in records),
     }
 
 
-def draw(records: list[dict], path: Path) -> None:
-    """CPU time per row and peak memory against rows, a line for each step."""
+def check_targets(growth: dict) -> dict[str, bool]:
+    """Return which targets one step meets."""
+    return {
+        "peak": growth["peak_mib"] < MAX_PEAK_MIB,
+        "memory": growth["mib_per_mib_of_text"] <= MAX_MIB_PER_MIB_OF_TEXT,
+        "time": growth["slower"] <= MAX_SLOWDOWN,
+    }
+
+
+def draw_figure(records: list[dict], path: Path) -> None:
+    """Draw CPU time per row and peak memory against rows, a line for each step, as SVG."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context(
-        {
-            "svg.hashsalt": "growth",
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
+    style = {
+        "svg.hashsalt": "growth",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with rc_context(style):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         cost, memory = figure.subplots(1, 2)
+
         for step in STEPS:
-            of = [r for r in records if r["step"] == step]
-            rows = [r["rows"] for r in of]
-            cost.plot(
-                rows, [1000 * r["cpu_seconds"] / r["rows"] for r in of], marker="o", label=step
-            )
-            memory.plot(rows, [r["peak_mib"] / 1024 for r in of], marker="o", label=step)
-        memory.axhline(PEAK_MIB / 1024, color="0.6", linestyle="--", linewidth=1)
+            of_step = [record for record in records if record["step"] == step]
+            rows = [record["rows"] for record in of_step]
+            milliseconds = [1000 * record["cpu_seconds"] / record["rows"] for record in of_step]
+            cost.plot(rows, milliseconds, marker="o", label=step)
+            memory.plot(rows, [record["peak_mib"] / 1024 for record in of_step], marker="o")
+
+        memory.axhline(MAX_PEAK_MIB / 1024, color="0.6", linestyle="--", linewidth=1)
         cost.set(
             xscale="log",
             yscale="log",
@@ -178,33 +200,39 @@ def draw(records: list[dict], path: Path) -> None:
         )
         cost.legend(frameon=False)
         figure.get_layout_engine().set(w_pad=0.1)
+
         path.parent.mkdir(parents=True, exist_ok=True)
         canvas.print_svg(path, metadata={"Date": None})
 
 
-def show(result: dict) -> None:
+def print_result(result: dict) -> None:
+    """Print the records as a table, and each step's growth against the targets."""
     columns = ("rows", "step", "seconds", "CPU s", "ms a row", "peak MiB", "text MiB")
     print("{:>9} {:12}{:>9}{:>9}{:>10}{:>10}{:>10}".format(*columns))
-    for r in result["records"]:
-        each = 1000 * r["cpu_seconds"] / r["rows"]
+    for record in result["records"]:
         print(
-            f"{r['rows']:>9,} {r['step']:12}{r['seconds']:9.1f}{r['cpu_seconds']:9.1f}{each:10.2f}"
-            f"{r['peak_mib']:10.0f}{r['text_mib']:10.0f}"
+            f"{record['rows']:>9,} {record['step']:12}"
+            f"{record['seconds']:9.1f}{record['cpu_seconds']:9.1f}"
+            f"{1000 * record['cpu_seconds'] / record['rows']:10.2f}"
+            f"{record['peak_mib']:10.0f}{record['text_mib']:10.0f}"
         )
-    for step, found in result["growth"].items():
-        met = result["met"][step]
-        words = {"peak": f"{found['peak_mib'] / 1024:.1f} GiB (target under {PEAK_MIB / 1024:g})"}
-        words["memory"] = f"{found['mib_per_mib_of_text']:.2f} times its text (at most {TEXTS:g})"
-        words["time"] = f"{found['slower']:.2f} times as dear a row (at most {SLOWER})"
-        print(
-            f"{step}: "
-            + "; ".join(
-                f"{words[name]}: {'met' if good else 'MISSED'}" for name, good in met.items()
-            )
+
+    for step, growth in result["growth"].items():
+        words = {
+            "peak": f"{growth['peak_mib'] / 1024:.1f} GiB (target under {MAX_PEAK_MIB / 1024:g})",
+            "memory": f"{growth['mib_per_mib_of_text']:.2f} times its text "
+            f"(at most {MAX_MIB_PER_MIB_OF_TEXT:g})",
+            "time": f"{growth['slower']:.2f} times the CPU time per row (at most {MAX_SLOWDOWN})",
+        }
+        verdicts = (
+            f"{words[name]}: {'met' if met else 'MISSED'}"
+            for name, met in result["met"][step].items()
         )
+        print(f"{step}: " + "; ".join(verdicts))
 
 
 def main() -> None:
+    """Measure all sizes and print the result; exit with 1 if a target is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -217,27 +245,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+
     if arguments.child:
-        encode(arguments.data, arguments.part)
+        encode_rows(arguments.data, arguments.part)
         sys.exit()
     if len(arguments.rows) < 3 or sorted(set(arguments.rows)) != list(arguments.rows):
         parser.error("--rows needs three sizes or more, ascending")
+
     with tempfile.TemporaryDirectory() as folder:
-        records = walk(arguments.rows, Path(folder))
-    found = {step: growth([r for r in records if r["step"] == step]) for step in STEPS}
-    met = {
-        step: {
-            "peak": each["peak_mib"] < PEAK_MIB,
-            "memory": each["mib_per_mib_of_text"] <= TEXTS,
-            "time": each["slower"] <= SLOWER,
-        }
-        for step, each in found.items()
+        records = measure_all(arguments.rows, Path(folder))
+    growth = {
+        step: compute_growth([record for record in records if record["step"] == step])
+        for step in STEPS
     }
-    result = {"date": date.today().isoformat(), "records": records, "growth": found, "met": met}
+    met = {step: check_targets(growth[step]) for step in STEPS}
+    result = {"date": date.today().isoformat(), "records": records, "growth": growth, "met": met}
+
     if arguments.figure:
-        draw(records, arguments.figure)
-    print(json.dumps(result, indent=1)) if arguments.json else show(result)
-    sys.exit(0 if all(all(each.values()) for each in met.values()) else 1)
+        draw_figure(records, arguments.figure)
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result)
+    sys.exit(0 if all(all(verdicts.values()) for verdicts in met.values()) else 1)
 
 
 if __name__ == "__main__":

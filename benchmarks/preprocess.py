@@ -1,4 +1,4 @@
-"""`kit preprocess` against the row-by-row way of most notebooks: the same rows and texts, in fresh processes.
+"""Compare `kit preprocess` with the row-by-row way of most notebooks, in fresh processes.
 
     python benchmarks/preprocess.py --rows 57477
 
@@ -15,17 +15,21 @@ import sys
 import tempfile
 import time
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
-RATIO, PEAK_MIB = 2.5, 2048
+MIN_RATIO = 2.5
+MAX_PEAK_MIB = 2048
+WAYS = ("kit", "rows")
 CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
 TEXTS = ["prompt", "response_a", "response_b"]
 
 
-def row_by_row(raw: Path, out: Path, text: str) -> None:
-    """pandas, `df.apply(axis=1)`, json.loads and regular expressions, and the reference's stratified split.
+def preprocess_row_by_row(raw: Path, out: Path, text: str) -> None:
+    """Preprocess with `df.apply(axis=1)`, json.loads, regular expressions and a stratified split.
 
-    The grouped split of scikit-learn, StratifiedGroupKFold, would add half a minute; the ratio shall not live on that.
+    The grouped split of scikit-learn, StratifiedGroupKFold, would add half a minute, which should
+    not decide the ratio.
     """
     import pandas as pd
     from sklearn.model_selection import StratifiedKFold, train_test_split
@@ -39,9 +43,8 @@ def row_by_row(raw: Path, out: Path, text: str) -> None:
         return re.sub(" +", " ", turn).strip()
 
     def key(prompt: list[str]) -> str:
-        return re.sub(
-            r"\s+", " ", unicodedata.normalize("NFKC", "\n".join(prompt)).casefold()
-        ).strip()
+        normalised = unicodedata.normalize("NFKC", "\n".join(prompt)).casefold()
+        return re.sub(r"\s+", " ", normalised).strip()
 
     numbers: dict[str, int] = {}
     for name in ("train", "test"):
@@ -50,62 +53,66 @@ def row_by_row(raw: Path, out: Path, text: str) -> None:
             frame[column] = frame.apply(
                 lambda row, c=column: [repair(t) for t in json.loads(row[c]) or [""]], axis=1
             )
+
         frame["group"] = frame.apply(
             lambda row: numbers.setdefault(key(row["prompt"]), len(numbers)), axis=1
         )
+
         if name == "train":
             frame["label"] = frame.apply(
                 lambda row: CLASSES.index(max(CLASSES, key=lambda c: row[c])), axis=1
             )
-            same = frame.apply(
+            contents = frame.apply(
                 lambda row: json.dumps([row["label"], *(row[c] for c in TEXTS)]), axis=1
-            ).duplicated()
-            frame = frame[~same].reset_index(drop=True)
-            held = train_test_split(
+            )
+            frame = frame[~contents.duplicated()].reset_index(drop=True)
+
+            _, valid = train_test_split(
                 frame.index, test_size=0.1, stratify=frame["label"], random_state=0
-            )[1]
-            frame["valid"] = frame.index.isin(held)
-            for k, (_, rows) in enumerate(
-                StratifiedKFold(5, shuffle=True, random_state=0).split(frame, frame["label"])
-            ):
-                frame.loc[rows, "fold"] = k
+            )
+            frame["valid"] = frame.index.isin(valid)
+            splitter = StratifiedKFold(5, shuffle=True, random_state=0)
+            for fold, (_, rows) in enumerate(splitter.split(frame, frame["label"])):
+                frame.loc[rows, "fold"] = fold
+
         if text == "ascii":
             for column in TEXTS:
                 frame[column] = frame.apply(
                     lambda row, c=column: [strip(turn) for turn in row[c]], axis=1
                 )
+
         out.mkdir(parents=True, exist_ok=True)
-        frame.drop(columns=["model_a", "model_b", *CLASSES], errors="ignore").to_parquet(
-            out / f"{name}.parquet"
-        )
+        frame = frame.drop(columns=["model_a", "model_b", *CLASSES], errors="ignore")
+        frame.to_parquet(out / f"{name}.parquet")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """One of the two ways, in this process."""
+def preprocess_in_this_process(arguments: argparse.Namespace) -> None:
+    """Preprocess in one of the two ways."""
     if arguments.child == "rows":
-        row_by_row(arguments.raw, arguments.out, arguments.text)
+        preprocess_row_by_row(arguments.raw, arguments.out, arguments.text)
     else:
         from kit.data.preprocess import preprocess_files
 
         preprocess_files(arguments.raw, arguments.out, text=arguments.text, split=arguments.split)
 
 
-WAYS = ("kit", "rows")
-
-
 def measure(way: str, raw: Path, out: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """A fresh process from start to end: seconds, seconds of CPU, and peak resident memory in MiB."""
+    """Run a fresh process; return seconds, CPU seconds and peak resident memory in MiB."""
     command = [sys.executable, __file__, "--child", way, "--raw", raw, "--out", out]
     command += ["--text", arguments.text, "--split", arguments.split]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    os.sync()  # kit waits for its files to be on disk, and would wait for the other way's too
+
+    # kit waits until its files are on disk, and would also wait for those of the other way.
+    os.sync()
     start = time.perf_counter()
     child = subprocess.Popen(list(map(str, command)), env=environment)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"{way} failed with exit code {child.returncode}")
-    unit = 1024**2 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+
+    # macOS counts bytes, Linux KiB.
+    unit = 1024**2 if sys.platform == "darwin" else 1024
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
@@ -114,21 +121,18 @@ def measure(way: str, raw: Path, out: Path, arguments: argparse.Namespace) -> di
 
 
 def same_rows(one: Path, other: Path, split: str) -> bool:
-    """Whether both ways wrote the same ids, texts, labels and groups, and the same split if kit made that one."""
+    """Return whether both ways wrote the same rows, and the same split if it is stratified."""
     from pyarrow import parquet as pq
 
-    columns = [
-        "id",
-        *TEXTS,
-        "label",
-        "group",
-        *(["valid", "fold"] if split == "stratified" else []),
-    ]
+    columns = ["id", *TEXTS, "label", "group"]
+    if split == "stratified":
+        columns += ["valid", "fold"]
     a, b = (pq.read_table(folder / "train.parquet", columns=columns) for folder in (one, other))
     return all(a[c].to_pylist() == b[c].to_pylist() for c in columns)
 
 
-def compare(raw: Path, arguments: argparse.Namespace) -> dict:
+def compare_ways(raw: Path, arguments: argparse.Namespace) -> dict:
+    """Measure both ways several times, in alternating order, and return the figures."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         for repetition in range(arguments.repeat):
@@ -136,49 +140,51 @@ def compare(raw: Path, arguments: argparse.Namespace) -> dict:
             for way in sorted(WAYS, reverse=repetition % 2 == 1):
                 runs[way].append(measure(way, raw, outs[way], arguments))
         same = same_rows(*outs.values(), arguments.split)
-    result = {
+
+    def per_way(key: str, summary: Callable[[list[float]], float]) -> dict[str, float]:
+        return {way: summary([run[key] for run in runs[way]]) for way in WAYS}
+
+    # Ratios within a repetition: what else the machine does then slows both ways alike.
+    pairs = zip(runs["rows"], runs["kit"], strict=True)
+    ratio = statistics.median(rows["seconds"] / kit["seconds"] for rows, kit in pairs)
+    peak_mib = per_way("peak_mib", max)
+    return {
         "train_bytes": (raw / "train.csv").stat().st_size,
         "text": arguments.text,
         "split": arguments.split,
         "repetitions": arguments.repeat,
         "same_rows": same,
-    } | {
-        key: {way: whole(run[key] for run in taken) for way, taken in runs.items()}
-        for key, whole in (
-            ("seconds", statistics.median),
-            ("cpu_seconds", statistics.median),
-            ("peak_mib", max),
-        )
+        "seconds": per_way("seconds", statistics.median),
+        "cpu_seconds": per_way("cpu_seconds", statistics.median),
+        "peak_mib": peak_mib,
+        "ratio": ratio,
+        "met": {
+            "ratio": ratio >= MIN_RATIO,
+            "peak": peak_mib["kit"] < MAX_PEAK_MIB,
+            "same_rows": same,
+        },
     }
-    pairs = zip(
-        runs["rows"], runs["kit"], strict=True
-    )  # of one repetition: what else the machine does hits both alike
-    result["ratio"] = statistics.median(rows["seconds"] / kit["seconds"] for rows, kit in pairs)
-    result["met"] = {
-        "ratio": result["ratio"] >= RATIO,
-        "peak": result["peak_mib"]["kit"] < PEAK_MIB,
-        "same_rows": same,
-    }
-    return result
 
 
-def show(result: dict) -> None:
+def print_result(result: dict) -> None:
+    """Print the figures as a table, and which targets are met."""
+    megabytes = result["train_bytes"] / 1e6
+    met = {name: "met" if met else "MISSED" for name, met in result["met"].items()}
     print(
-        f"train.csv of {result['train_bytes'] / 1e6:.0f} MB, --text {result['text']} --split {result['split']}"
+        f"train.csv of {megabytes:.0f} MB, --text {result['text']} --split {result['split']}\n"
+        f"median of {result['repetitions']} fresh processes each, imports included\n"
+        f"{'way':12}{'seconds':>9}{'CPU s':>9}{'peak MiB':>10}"
     )
-    print(f"median of {result['repetitions']} fresh processes each, imports included")
-    print(f"{'way':12}{'seconds':>9}{'CPU s':>9}{'peak MiB':>10}")
     for way, name in (("kit", "kit"), ("rows", "row by row")):
         values = (result[key][way] for key in ("seconds", "cpu_seconds", "peak_mib"))
         print("{:12}{:9.2f}{:9.2f}{:10.0f}".format(name, *values))
-    print(
-        f"{result['ratio']:.2f} times as fast (target {RATIO}): {'met' if result['met']['ratio'] else 'MISSED'}"
-    )
-    print(f"peak under {PEAK_MIB} MiB: {'met' if result['met']['peak'] else 'MISSED'}")
+    print(f"{result['ratio']:.2f} times as fast (target {MIN_RATIO}): {met['ratio']}")
+    print(f"peak under {MAX_PEAK_MIB} MiB: {met['peak']}")
     print(f"both wrote the same rows: {'yes' if result['same_rows'] else 'NO'}")
 
 
 def main() -> None:
+    """Compare the two ways and print the result; exit with 1 if a target is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -191,17 +197,23 @@ def main() -> None:
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+
     if arguments.child:
-        run(arguments)
+        preprocess_in_this_process(arguments)
         sys.exit()
+
     with tempfile.TemporaryDirectory() as folder:
         raw = arguments.raw or Path(folder, "raw")
         if not arguments.raw:
             from kit.sample.generate import write_sample
 
             write_sample(raw, rows=arguments.rows)
-        result = compare(raw, arguments)
-    print(json.dumps(result, indent=1)) if arguments.json else show(result)
+        result = compare_ways(raw, arguments)
+
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result)
     sys.exit(0 if all(result["met"].values()) else 1)
 
 

@@ -1,10 +1,9 @@
-"""The whole pipeline on the embedded sample, step by step as a user would type it."""
+"""Run the whole pipeline on the embedded sample, as a user would type it. Use `run_demo`."""
 
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
@@ -15,82 +14,99 @@ from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.report.export import write_report
 from kit.report.report import Report, build_report
-from kit.sample import generate
+from kit.sample.generate import SUMMARY_FILE, write_sample
+from kit.training.callbacks import TrainingProgress
 from kit.training.train import train_recipe
 
 BACKBONES = ("tiny-deberta", "tiny-roberta", "tiny-electra")
 
 
-def run(
+def run_demo(
     out: Path,
     rows: int,
     *,
-    say: Callable[[str], None],
-    training: Callable[[str], AbstractContextManager[Any]],
+    log: Callable[[str], None],
+    training: Callable[[str], AbstractContextManager[Callable[[TrainingProgress], None]]],
 ) -> Report:
-    """Sample, preprocess, train three toy backbones, predict, blend, validate, compare; everything under `out`.
+    """Sample, preprocess, train three toy backbones, predict, blend, validate and compare.
 
-    What is there from an earlier demo of the same size is used again.
-
-    Raises:
-        KitError: `out` holds other files than those of such a demo.
+    Results of an earlier demo of the same size in `out` are used again.
 
     Args:
         out: folder for all files.
         rows: training rows of the sample.
-        say: takes each step as the command that does it.
+        log: receives each step as the command that does it.
         training: makes the progress listener of one training, by its label.
+
+    Raises:
+        KitError: `out` has files that are not from such a demo.
     """
-    raw, data, runs = out / "raw", out / "processed", out / "runs"
-    say(f"$ kit sample --rows {rows} --out {raw}")
-    _sample(raw, rows)
-    say(f"$ kit preprocess --raw {raw} --out {data}")
+    raw = out / "raw"
+    data = out / "processed"
+    runs = out / "runs"
+
+    log(f"$ kit sample --rows {rows} --out {raw}")
+    _make_sample(raw, rows)
+
+    log(f"$ kit preprocess --raw {raw} --out {data}")
     preprocess_files(raw, data)
+
     folders = []
     for backbone in BACKBONES:
-        say(f"$ kit train --backbone {backbone} --data {data} --runs {runs}")
-        recipe = load_recipe(backbone)
-        with training(backbone) as listen:
-            folders.append(
-                Path(train_recipe(recipe, data, runs, resume=True, listen=listen)["run"])
-            )
+        log(f"$ kit train --backbone {backbone} --data {data} --runs {runs}")
+        with training(backbone) as listener:
+            summary = train_recipe(load_recipe(backbone), data, runs, resume=True, listen=listener)
+        folders.append(Path(summary["run"]))
+
     for folder in folders:
-        say(f"$ kit predict {folder} --data {data}")
+        log(f"$ kit predict {folder} --data {data}")
         write_predictions(predict_split(folder, "test", data), folder / "test.csv")
-    blends = []
-    for split, name in (("valid", "holdout/valid.csv"), ("test", "test.csv")):
-        files, target = [folder / name for folder in folders], out / f"ensemble-{split}.csv"
-        say(f"$ kit ensemble {' '.join(map(str, files))} -o {target}")
-        write_predictions(
-            blend_predictions(
-                [read_predictions(file) for file in files], [str(file) for file in files]
-            ),
-            target,
-        )
-        blends.append(("ensemble (mean)", target))
-    say(f"$ kit validate {blends[-1][1]} --sample {raw / 'sample_submission.csv'}")
-    valid = validate_submission(blends[-1][1], raw / "sample_submission.csv")
-    if not valid.ok:
+
+    valid_blend = out / "ensemble-valid.csv"
+    test_blend = out / "ensemble-test.csv"
+    _blend([folder / "holdout/valid.csv" for folder in folders], valid_blend, log)
+    _blend([folder / "test.csv" for folder in folders], test_blend, log)
+
+    sample_submission = raw / "sample_submission.csv"
+    log(f"$ kit validate {test_blend} --sample {sample_submission}")
+    validation = validate_submission(test_blend, sample_submission)
+    if not validation.ok:
         raise DataError(
-            f"{blends[-1][1]}: {valid.problems[0]}", "This is a bug in kit; please report it."
+            f"{test_blend}: {validation.problems[0]}", "This is a bug in kit; please report it."
         )
-    frames = " ".join(f"--frame '{name}={file}'" for name, file in blends)
-    say(
-        f"$ kit report {' '.join(map(str, folders))} --data {data} --truth {raw / 'truth.csv'} {frames} "
-        f"-o {out / 'report.html'} -o {out / 'report.md'}"
+
+    truth = raw / "truth.csv"
+    blends = [("ensemble (mean)", valid_blend), ("ensemble (mean)", test_blend)]
+    log(
+        f"$ kit report {' '.join(map(str, folders))} --data {data} --truth {truth} "
+        + " ".join(f"--frame '{name}={file}'" for name, file in blends)
+        + f" -o {out / 'report.html'} -o {out / 'report.md'}"
     )
-    compared = build_report(folders, data, frames=blends, truth=raw / "truth.csv")
+    report = build_report(folders, data, frames=blends, truth=truth)
     for name in ("report.html", "report.md"):
-        write_report(compared, out / name)
-    return compared
+        write_report(report, out / name)
+    return report
 
 
-def _sample(raw: Path, rows: int) -> None:
-    """Writes the sample unless it is there; never over another one, nor over a competition's files."""
-    summary = raw / generate.SUMMARY_FILE
+def _make_sample(raw: Path, rows: int) -> None:
+    """Write the sample unless it exists; raise KitError if there is one of another size.
+
+    Without a summary there is no sample, and `write_sample` refuses to overwrite other files.
+    """
+    summary = raw / SUMMARY_FILE
     if not summary.exists():
-        generate.write_sample(raw, rows=rows)
-    elif (there := json.loads(summary.read_text(encoding="utf-8"))["train"]["rows"]) != rows:
+        write_sample(raw, rows=rows)
+        return
+
+    existing = json.loads(summary.read_text(encoding="utf-8"))["train"]["rows"]
+    if existing != rows:
         raise KitError(
-            f"{raw} holds a sample of {there} rows, not {rows}", "Add --out with another folder."
+            f"{raw} holds a sample of {existing} rows, not {rows}", "Add --out with another folder."
         )
+
+
+def _blend(files: list[Path], target: Path, log: Callable[[str], None]) -> None:
+    """Write the mean of the prediction files."""
+    names = [str(file) for file in files]
+    log(f"$ kit ensemble {' '.join(names)} -o {target}")
+    write_predictions(blend_predictions([read_predictions(file) for file in files], names), target)

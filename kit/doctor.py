@@ -1,5 +1,8 @@
-"""What works here and what does not, found out before a training or a submission does: each broken thing with the
-next step. A package that is broken is one of the findings, so every package is imported where it is used."""
+"""Examine this machine before a training or a submission fails on it. Use `examine_setup`.
+
+Each `Finding` says what works or what is broken, and what to do next. A broken package is one of
+the findings, so packages are imported inside the functions that need them.
+"""
 
 import importlib.metadata
 import os
@@ -16,7 +19,6 @@ from kit.kaggle.client import Client
 from kit.kaggle.errors import CredentialsError, KaggleError
 from kit.kaggle.quota import read_limits, read_quota, read_rules
 from kit.kaggle.retry import RetryPolicy
-from kit.memory import memory
 from kit.task import COMPETITION, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
 if TYPE_CHECKING:
@@ -24,18 +26,24 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "kit-llm-preference"
 GB = 1e9
-MEND = "Run `rm -rf .venv && make setup`."
-SAMPLE = "sample.json"  # beside the files that `kit sample` made
-PRECISION = {
+REINSTALL = "Run `rm -rf .venv && make setup`."
+
+# What `kit sample` writes next to its data files, and no download contains.
+SAMPLE_SUMMARY = "sample.json"
+
+PRECISION_REASONS = {
     "bf16": "native from capability 8.0",
     "fp16": "with loss scaling, since bf16 is native only from capability 8.0",
-    "fp32": "nothing shorter runs well on it",
+    "fp32": "half precision does not run well on it",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `state` is "ok", "note" (it works, but know this) or "broken"; `next` says what to do."""
+    """The result of one check.
+
+    `state` is "ok", "note" (it works, with a restriction) or "broken"; `next` is the next step.
+    """
 
     part: str
     state: str
@@ -48,33 +56,49 @@ class Finding:
         return self.state == "broken"
 
     def as_dict(self) -> dict[str, str]:
-        """For JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
-def examine(raw: str | Path, data: str | Path, online: bool = False) -> list[Finding]:
-    """Everything, in the order a newcomer meets it. Never raises for what it finds; asks Kaggle only if `online`."""
-    found = [
-        *packages(),
-        *device(),
-        main_memory(),
-        disk(),
-        raw_files(Path(raw)),
-        processed(Path(data)),
-        *credential(online),
+@dataclass(frozen=True)
+class Memory:
+    """Main memory in bytes, in total and free now; None where the system does not say."""
+
+    total: int | None
+    free: int | None
+
+
+def examine_setup(raw: str | Path, data: str | Path, online: bool = False) -> list[Finding]:
+    """Check everything in the order in which a newcomer meets it; never raise for what is found.
+
+    Args:
+        raw: folder of the competition's files.
+        data: folder of the processed rows.
+        online: ask Kaggle too, unless there is no credential to ask with.
+    """
+    findings = [
+        *check_packages(),
+        *check_device(),
+        check_memory(),
+        check_disk(),
+        check_raw_files(Path(raw)),
+        check_processed_data(Path(data)),
+        *check_credential(online),
     ]
-    return [*found, *kaggle()] if online and not found[-1].broken else found
+    if online and not findings[-1].broken:
+        findings += check_kaggle()
+    return findings
 
 
-def packages() -> Iterator[Finding]:
-    """Python and the packages against the ranges in the metadata of the installed kit."""
+def check_packages() -> Iterator[Finding]:
+    """Compare Python and the installed packages with the ranges in kit's metadata."""
     python = platform.python_version()
     try:
         from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet
 
-        about = importlib.metadata.metadata(DISTRIBUTION)
-        needed = importlib.metadata.requires(DISTRIBUTION) or []
+        metadata = importlib.metadata.metadata(DISTRIBUTION)
+        requirements = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         yield Finding("Python", "ok", python)
         yield Finding(
@@ -82,195 +106,235 @@ def packages() -> Iterator[Finding]:
         )
         return
     except ImportError as error:
-        yield Finding("packages", "broken", f"cannot be compared: {error}", MEND)
+        yield Finding("packages", "broken", f"versions cannot be compared: {error}", REINSTALL)
         return
-    asked = about["Requires-Python"] or ""
-    fits = SpecifierSet(asked).contains(python, prereleases=True)
-    again = (
-        ""
-        if fits
-        else "Run `rm -rf .venv && make setup PYTHON=python3.12`, or with another one that fits."
-    )
-    yield Finding("Python", "ok" if fits else "broken", f"{python} (needs {asked})", again)
-    for requirement in map(Requirement, needed):
+
+    needed = metadata["Requires-Python"] or ""
+    if SpecifierSet(needed).contains(python, prereleases=True):
+        yield Finding("Python", "ok", f"{python} (needs {needed})")
+    else:
+        yield Finding(
+            "Python",
+            "broken",
+            f"{python} (needs {needed})",
+            "Run `rm -rf .venv && make setup PYTHON=python3.12`, or another version in the range.",
+        )
+
+    for requirement in map(Requirement, requirements):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield _package(requirement)
+            yield _check_package(requirement)
 
 
-def _package(requirement: "Requirement") -> Finding:
-    name, asked = requirement.name, str(requirement.specifier)
-    checkout = Path("Makefile").is_file() and Path("constraints.txt").is_file()
-    mend = MEND if checkout else f"Run `pip install '{name}{asked}'`."
+def _check_package(requirement: "Requirement") -> Finding:
+    name = requirement.name
+    needed = str(requirement.specifier)
+    in_checkout = Path("Makefile").is_file() and Path("constraints.txt").is_file()
+    install = REINSTALL if in_checkout else f"Run `pip install '{name}{needed}'`."
+
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "broken", f"not installed (needs {asked})", mend)
+        return Finding(name, "broken", f"not installed (needs {needed})", install)
+
     if not requirement.specifier.contains(version, prereleases=True):
-        return Finding(name, "broken", f"{version} (needs {asked})", mend)
-    return Finding(name, "ok", f"{version} (needs {asked})")
+        return Finding(name, "broken", f"{version} (needs {needed})", install)
+    return Finding(name, "ok", f"{version} (needs {needed})")
 
 
-def device() -> Iterator[Finding]:
-    """The GPUs, whether torch has kernels for them, and the precision a training would choose."""
+def check_device() -> Iterator[Finding]:
+    """Name the GPUs, whether torch has kernels for them, and the precision of a training."""
     try:
         from kit.model.device import AMX_WIDTH, choose_device, inspect_gpus
 
-        seen = inspect_gpus()
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-    ) as error:  # a torch that is broken or for another machine
+        gpus = inspect_gpus()
+    # A torch that is broken, or built for another machine, fails in any of these ways.
+    except (ImportError, OSError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
-        yield Finding("device", "broken", f"torch does not work: {text}", MEND)
+        yield Finding("device", "broken", f"torch does not work: {text}", REINSTALL)
         return
-    kernels = ", ".join(seen["kernels"])
+
+    kernels = ", ".join(gpus["kernels"])
     for name, size, capability in zip(
-        seen["names"], seen["memory_gb"], seen["capabilities"], strict=True
+        gpus["names"], gpus["memory_gb"], gpus["capabilities"], strict=True
     ):
-        yield Finding(
-            "device",
-            "ok",
-            f"{name}, {size} GB, capability {capability}; torch has kernels for {kernels}",
-        )
-    if not seen["names"]:
-        driver = shutil.which("nvidia-smi") is not None
-        here = "a GPU driver is here, but this torch sees no GPU" if driver else "no CUDA GPU"
-        mend = (
-            "Install a torch build for its CUDA (https://pytorch.org), or train"
-            if driver
-            else "Train"
-        )
-        mend += " on Kaggle's GPUs: `kit kernels push train --backbone deberta`."
-        yield Finding("device", "note", f"{here}; a real encoder takes days without one", mend)
+        found = f"{name}, {size} GB, capability {capability}; torch has kernels for {kernels}"
+        yield Finding("device", "ok", found)
+    if not gpus["names"]:
+        yield _no_gpu()
+
     try:
-        chosen = choose_device(width=AMX_WIDTH)  # of every real encoder
+        # All full-size encoders are at least this wide.
+        compute = choose_device(width=AMX_WIDTH)
     except KitError as error:
         yield Finding("precision", "broken", error.problem, error.hint)
         return
-    why = f" ({PRECISION[chosen.precision]})" if chosen.device.type == "cuda" else ""
-    yield Finding("precision", "ok", chosen.reason + why)
+
+    on_gpu = compute.device.type == "cuda"
+    reason = f" ({PRECISION_REASONS[compute.precision]})" if on_gpu else ""
+    yield Finding("precision", "ok", compute.reason + reason)
 
 
-def main_memory() -> Finding:
-    """What there is for this process, a container's limit included."""
-    here = memory()
-    left = here.total if here.free is None else here.free
-    if here.total is None or left is None:
-        return Finding("memory", "note", "cannot be read on this system")
-    text = f"{left / GB:.1f} of {here.total / GB:.1f} GB free"
-    if left < 1 * GB:
-        return Finding("memory", "broken", text, "Preprocessing takes 2 GB: close other programs.")
-    if left < 4 * GB:
-        return Finding(
-            "memory", "note", text, "Enough to preprocess; training takes 4 GB and more."
-        )
-    return Finding("memory", "ok", text)
+def _no_gpu() -> Finding:
+    on_kaggle = "on Kaggle's GPUs: `kit kernels push train --backbone deberta`."
+    if shutil.which("nvidia-smi"):
+        found = "there is a GPU driver, but this torch sees no GPU"
+        hint = f"Install a torch build for its CUDA (https://pytorch.org), or train {on_kaggle}"
+    else:
+        found = "no CUDA GPU"
+        hint = f"Train {on_kaggle}"
+    return Finding("device", "note", f"{found}; a full-size encoder takes days without one", hint)
 
 
-def disk() -> Finding:
-    """The disk of the working folder, where data and runs go."""
-    here = Path.cwd()
-    free = shutil.disk_usage(here).free
-    text = f"{free / GB:,.1f} GB free in {here}"
-    if not os.access(here, os.W_OK):
-        return Finding(
-            "disk", "broken", f"{here} cannot be written to", "Go to a folder of your own."
-        )
-    if free < 2 * GB:
-        return Finding(
-            "disk", "broken", text, "The rows take 1 GB and a run several: free some space."
-        )
-    if free < 20 * GB:
-        return Finding("disk", "note", text, "All folds of a large encoder take 20 GB.")
-    return Finding("disk", "ok", text)
+def read_memory(root: Path = Path("/")) -> Memory:
+    """Read how much main memory this process may use, which a container may limit.
 
+    Uses /proc and the control group (version 2) on Linux, and POSIX elsewhere.
 
-def raw_files(folder: Path) -> Finding:
-    """The competition's files."""
-    names = (TRAIN_FILE, TEST_FILE, SAMPLE_FILE)
-    sizes = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
-    missing = [name for name in names if name not in sizes]
-    get = f"Run `kit download --out {folder}`, or `kit sample --out {folder}` to try the path."
-    if missing:
-        return Finding("raw data", "note", f"{folder} has no {', '.join(missing)}", get)
-    what = "kit's own sample: " if (folder / SAMPLE).is_file() else ""
-    return Finding(
-        "raw data", "ok", what + ", ".join(f"{name} {size:,} bytes" for name, size in sizes.items())
+    Args:
+        root: folder of `proc` and `sys`.
+    """
+    total = free = None
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {
+            name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, *_ in map(str.split, lines)
+        }
+        total = sizes.get("MemTotal")
+        free = sizes.get("MemAvailable")
+    except (OSError, ValueError):
+        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    group = root / "sys/fs/cgroup"
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        # There is no control group, or its limit is "max".
+        return Memory(total, free)
+
+    return Memory(
+        total=min(total or limit, limit),
+        free=limit - used if free is None else min(free, limit - used),
     )
 
 
-def processed(folder: Path) -> Finding:
-    """The processed rows, compared with their manifest."""
+def check_memory() -> Finding:
+    """Check that there is enough main memory to preprocess and to train."""
+    memory = read_memory()
+    free = memory.total if memory.free is None else memory.free
+    if memory.total is None or free is None:
+        return Finding("memory", "note", "cannot be read on this system")
+
+    found = f"{free / GB:.1f} of {memory.total / GB:.1f} GB free"
+    if free < 1 * GB:
+        return Finding("memory", "broken", found, "Close other programs: preprocessing takes 2 GB.")
+    if free < 4 * GB:
+        return Finding(
+            "memory", "note", found, "Enough to preprocess; training takes 4 GB and more."
+        )
+    return Finding("memory", "ok", found)
+
+
+def check_disk() -> Finding:
+    """Check the disk of the working folder, where data and runs go."""
+    folder = Path.cwd()
+    free = shutil.disk_usage(folder).free
+    found = f"{free / GB:,.1f} GB free in {folder}"
+
+    if not os.access(folder, os.W_OK):
+        return Finding(
+            "disk", "broken", f"{folder} cannot be written to", "Go to a folder of your own."
+        )
+    if free < 2 * GB:
+        return Finding(
+            "disk", "broken", found, "Free some space: the rows take 1 GB, and a run several."
+        )
+    if free < 20 * GB:
+        return Finding("disk", "note", found, "All folds of a large encoder take 20 GB.")
+    return Finding("disk", "ok", found)
+
+
+def check_raw_files(folder: Path) -> Finding:
+    """Check that the competition's files are in the folder."""
+    paths = [folder / name for name in (TRAIN_FILE, TEST_FILE, SAMPLE_FILE)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        hint = f"Run `kit download --out {folder}`, or `kit sample --out {folder}` to try the path."
+        return Finding("raw data", "note", f"{folder} has no {', '.join(missing)}", hint)
+
+    sizes = ", ".join(f"{path.name} {path.stat().st_size:,} bytes" for path in paths)
+    origin = "kit's own sample: " if (folder / SAMPLE_SUMMARY).is_file() else ""
+    return Finding("raw data", "ok", origin + sizes)
+
+
+def check_processed_data(folder: Path) -> Finding:
+    """Count the processed rows and compare them with their manifest."""
     try:
         from kit.data.dataset import open_dataset
 
         counts = open_dataset(folder).manifest["counts"]
     except ImportError as error:
-        return Finding("processed data", "broken", f"cannot be read: {error}", MEND)
+        return Finding("processed data", "broken", f"cannot be read: {error}", REINSTALL)
     except DataError as error:
-        return Finding(
-            "processed data", "broken" if folder.exists() else "note", error.problem, error.hint
-        )
-    return Finding(
-        "processed data",
-        "ok",
-        f"{counts['train_rows']:,} training and {counts['test_rows']:,} test rows",
-    )
+        state = "broken" if folder.exists() else "note"
+        return Finding("processed data", state, error.problem, error.hint)
+
+    found = f"{counts['train_rows']:,} training and {counts['test_rows']:,} test rows"
+    return Finding("processed data", "ok", found)
 
 
-def credential(needed: bool = False) -> Iterator[Finding]:
-    """Which Kaggle credential would be sent, and what is wrong with those that are there."""
+def check_credential(needed: bool = False) -> Iterator[Finding]:
+    """Name the Kaggle credential that would be sent, and what is wrong with the others."""
+    part = "Kaggle credential"
     search = credentials.find_credentials()
     for problem in search.problems:
-        yield Finding("Kaggle credential", "note", problem)
-    elsewhere = os.environ.get("KAGGLE_API_ENVIRONMENT", "")
-    if elsewhere:
-        yield Finding(
-            "Kaggle credential", "note", "KAGGLE_API_ENVIRONMENT sends it elsewhere", "Unset it."
-        )
-    for other in search.found[1:]:
-        how = f"If Kaggle refuses it, take away {search.found[0].source}."
-        yield Finding(
-            "Kaggle credential",
-            "note",
-            f"the {other} is not used while the first one is there",
-            how,
-        )
+        yield Finding(part, "note", problem)
+
+    if os.environ.get("KAGGLE_API_ENVIRONMENT"):
+        found = "KAGGLE_API_ENVIRONMENT makes Kaggle's client talk to another server"
+        yield Finding(part, "note", found, "Unset it.")
+
     if not search.found:
-        yield Finding(
-            "Kaggle credential", "broken" if needed else "note", "none found", credentials.HOW_TO
-        )
-    else:
-        yield Finding("Kaggle credential", "ok", f"would use the {search.found[0]}")
+        state = "broken" if needed else "note"
+        yield Finding(part, state, "none found", credentials.HOW_TO)
+        return
+
+    first, *others = search.found
+    for other in others:
+        hint = f"If Kaggle refuses the {first}, remove that."
+        yield Finding(part, "note", f"the {other} is not used, because another comes first", hint)
+    yield Finding(part, "ok", f"would use the {first}")
 
 
-def kaggle() -> Iterator[Finding]:
-    """What Kaggle says: whose the credential is, whether the rules are accepted, what is left. Reads only."""
+def check_kaggle() -> Iterator[Finding]:
+    """Ask Kaggle for the account, the competition's rules and the quotas, without changing any."""
     page = f"https://www.kaggle.com/competitions/{COMPETITION}"
     try:
         with Client(patience=RetryPolicy(attempts=2)) as client:
             rules = read_rules(client)
             yield Finding("Kaggle account", "ok", client.owner())
+
             if rules.joined:
                 yield Finding("submissions", "ok", str(read_limits(client)))
             else:
                 yield Finding(
                     "submissions", "broken", f"{COMPETITION} is not joined", f"Accept {page}/rules."
                 )
-            yield _quota(client)
+            yield _check_quota(client)
     except KaggleError as error:
         part = "Kaggle credential" if isinstance(error, CredentialsError) else "Kaggle"
         yield Finding(part, "broken", error.problem, error.hint or f"See {page}.")
 
 
-def _quota(client: Client) -> Finding:
+def _check_quota(client: Client) -> Finding:
+    """Return the GPU hours left; without any, trainings on Kaggle still work, so never broken."""
     try:
         quota = read_quota(client)
     except KaggleError as error:
         return Finding("GPU quota", "note", error.problem, error.hint)
+
     if quota.left_hours <= 0:
-        return Finding(
-            "GPU quota", "note", str(quota), "Kernels run without a GPU until then: `--gpu none`."
-        )
+        hint = "Run kernels without a GPU until then: `--gpu none`."
+        return Finding("GPU quota", "note", str(quota), hint)
     return Finding("GPU quota", "ok", str(quota))

@@ -1,12 +1,12 @@
-"""What a user can cause, said in one message: what is wrong, where, and the next step.
+"""Define the errors that a user can cause and mend. Raise a subclass of `KitError`.
 
-The command line prints a `KitError` without a traceback and exits with 1 (`--debug` shows the traceback).
-Anything else that escapes is a bug in kit.
+The command line prints a `KitError` without a traceback and exits with 1 (`--debug` shows the
+traceback). Any other exception that reaches the user is a bug in kit.
 """
 
 
 class KitError(Exception):
-    """A failure the user can fix.
+    """A failure that the user can mend.
 
     Args:
         problem: what is wrong and where: the file, and the row and id if there is one.
@@ -15,14 +15,15 @@ class KitError(Exception):
 
     def __init__(self, problem: str, hint: str = ""):
         super().__init__(problem)
-        self.problem, self.hint = problem, hint
+        self.problem = problem
+        self.hint = hint
 
     def __str__(self) -> str:
         return f"{self.problem}\n  {self.hint}" if self.hint else self.problem
 
 
 class DataError(KitError):
-    """A data file that cannot be used: raw competition files, processed rows, prediction frames."""
+    """A data file that cannot be used: competition files, processed rows, prediction frames."""
 
 
 class RecipeError(KitError):
@@ -34,16 +35,16 @@ class BackboneError(KitError):
 
 
 class RunError(KitError):
-    """A run directory that is missing, unfinished, or does not belong with the data at hand."""
+    """A run directory that is missing, unfinished, or does not belong to the data in use."""
 
 
 class CollapseError(RunError):
-    """A training that has learned nothing or lost its numbers; lower rates or another seed may cure it."""
+    """A training that learned nothing or diverged; lower rates or another seed may help."""
 
 
 class DeviceError(KitError):
-    """The hardware cannot do what was asked: wrong kernels, not enough memory."""
+    """Hardware that cannot do what was asked: missing kernels, not enough memory."""
 
 
 class HeldError(KitError):
-    """Another process is at work where this one would write."""
+    """Another process is working in the same place."""

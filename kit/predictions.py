@@ -1,6 +1,8 @@
-"""The prediction frame: a table of `id` and the three class columns, in Kaggle's own CSV form.
+"""Make, read and write prediction frames: tables of `id` and the three class probabilities.
 
-Out-of-fold, test, calibrated, blended and submitted predictions are all this; so a prediction *is* a submission.
+Out-of-fold, test, calibrated, blended and submitted predictions all have this form, which is
+Kaggle's own CSV form, so a prediction file *is* a submission. Use `make_predictions`,
+`read_predictions` and `write_predictions`.
 """
 
 import io
@@ -14,104 +16,128 @@ from kit.errors import DataError
 from kit.storage.atomic import atomic_file
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
-DIGITS = 300  # the largest float has 309
-BEFORE_EXACT = Version(pd.__version__) < Version(
-    "3.1"
-)  # whose quick parser of numbers is off by a bit
+# The largest float has 309 digits; whole numbers beyond it overflow in pandas.
+MAX_DIGITS = 300
+
+# Before pandas 3.1 the default parser may miss the nearest float by one bit.
+FLOAT_PRECISION = "round_trip" if Version(pd.__version__) < Version("3.1") else None
 
 
 def make_predictions(ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """A frame from ids (N,) and probabilities (N, 3); rows are normalised in float64.
+    """Return a prediction frame of ids (N,) and probabilities (N, 3), each row summing to 1.
 
-    Float32 softmax rows sum to 1 only within 1e-7, and Kaggle's graders check the sum to 6 places.
+    Rows are normalised in float64: float32 softmax rows sum to 1 only within 1e-7, and Kaggle's
+    graders check the sum to 6 places.
+
+    Raises:
+        DataError: a probability is not a finite number.
     """
     probabilities = np.asarray(probabilities, np.float64)
     if not np.isfinite(probabilities).all():
         raise DataError(
-            "a model gave probabilities that are not finite numbers",
-            "Train it again with a lower rate.",
+            "the model's probabilities are not finite numbers",
+            "Train it again with a lower learning rate.",
         )
-    frame = pd.DataFrame(
-        probabilities / probabilities.sum(axis=1, keepdims=True), columns=list(CLASSES)
-    )
+
+    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+    frame = pd.DataFrame(probabilities, columns=list(CLASSES))
     frame.insert(0, ID, np.asarray(ids))
     return frame
 
 
 def write_predictions(frame: pd.DataFrame, path: str | Path) -> None:
-    """Writes the CSV with full float precision (rounding to 6 places breaks row sums), whole or not at all.
+    """Write the frame as CSV, atomically and with full float precision.
+
+    Rounding to 6 places would break the row sums.
 
     Raises:
         DataError: a probability is not a finite number.
     """
     if not np.isfinite(frame[list(CLASSES)].to_numpy(np.float64)).all():
         raise DataError(
-            f"{path}: not written: its probabilities are not finite numbers", "Make them again."
+            f"{path} was not written: its probabilities are not finite numbers",
+            "Make the predictions again.",
         )
+
     with atomic_file(path) as temporary:
         frame.to_csv(temporary, columns=list(PREDICTION_COLUMNS), index=False, lineterminator="\n")
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Reads a prediction frame that other code will compute with: ids int64 and unique, classes float64 and finite.
+    """Read a prediction frame: ids int64 and unique, probabilities float64 and finite.
 
-    Column order and extra columns are free, as they are for Kaggle's graders. Use `evaluation.validate` to list
-    every problem of a file instead of stopping at the first.
+    Column order and extra columns are free, as they are for Kaggle's graders. This stops at the
+    first problem; `evaluation.validate` lists every problem of a file.
 
     Raises:
         DataError: the file is missing or is not a prediction frame.
     """
     frame = read_csv(path)
-    missing = [c for c in PREDICTION_COLUMNS if c not in frame.columns]
+
+    missing = [column for column in PREDICTION_COLUMNS if column not in frame.columns]
     if missing:
+        columns = ", ".join(repr(str(column)[:60]) for column in frame.columns[:12])
         raise DataError(
-            f"{path}: no column {', '.join(missing)} (it has {', '.join(repr(c[:60]) for c in frame.columns[:12])})",
+            f"{path}: no column {', '.join(missing)} (it has {columns})",
             "A prediction file has the columns " + ", ".join(PREDICTION_COLUMNS) + ".",
         )
     if frame.empty:
         raise DataError(
             f"{path}: no rows", "Make it again; `kit validate` shows what a submission needs."
         )
+
     for column in PREDICTION_COLUMNS:
-        numbers = to_numbers(frame[column])
-        bad = ~np.isfinite(numbers.astype("float64").to_numpy())
-        if column == ID:
-            bad |= ~_whole(numbers)
-        if bad.any():
-            row = int(bad.argmax())
-            raise DataError(
-                f"{path}: row {row + 2}: {column} is {str(frame[column].iloc[row])[:40]!r}, not "
-                + ("a 64-bit whole number" if column == ID else "a finite number"),
-                f"Run `kit validate {path}` for every problem at once.",
-            )
-        frame[column] = numbers.astype("int64" if column == ID else "float64")
-    repeated = frame[ID][frame[ID].duplicated()]
-    if len(repeated):
+        frame[column] = _parse_column(frame[column], path)
+
+    duplicates = np.flatnonzero(frame[ID].duplicated())
+    if len(duplicates):
+        second = int(duplicates[0])
+        number = frame[ID].iloc[second]
+        first = int(np.flatnonzero(frame[ID] == number)[0])
         raise DataError(
-            f"{path}: row {repeated.index[0] + 2}: id {repeated.iloc[0]} stands there a second time",
+            f"{path}: duplicate id {number} (rows {first + 2} and {second + 2})",
             f"Run `kit validate {path}` for every problem at once.",
         )
     return frame
 
 
+def _parse_column(column: pd.Series, path: str | Path) -> pd.Series:
+    """Return ids as int64 or probabilities as float64; raise DataError for the first bad cell."""
+    numbers = to_numbers(column)
+    bad = ~np.isfinite(numbers.astype("float64").to_numpy())
+    if column.name == ID:
+        bad |= ~_fits_int64(numbers)
+
+    if bad.any():
+        row = int(bad.argmax())
+        kind = "a 64-bit whole number" if column.name == ID else "a finite number"
+        raise DataError(
+            f"{path}: row {row + 2}: {column.name} is {str(column.iloc[row])[:40]!r}, not {kind}",
+            f"Run `kit validate {path}` for every problem at once.",
+        )
+    return numbers.astype("int64" if column.name == ID else "float64")
+
+
 def to_numbers(column: pd.Series) -> pd.Series:
-    """Cells as numbers, NaN where they are none; a whole number of hundreds of digits is none either."""
+    """Return cells as numbers, and NaN for what is no number or has hundreds of digits."""
     try:
         return pd.to_numeric(column, errors="coerce")
     except OverflowError:
-        return pd.to_numeric(column.where(column.astype(str).str.len() < DIGITS), errors="coerce")
+        short = column.astype(str).str.len() < MAX_DIGITS
+        return pd.to_numeric(column.where(short), errors="coerce")
 
 
-def _whole(numbers: pd.Series) -> np.ndarray:
-    """Which numbers (N,) are whole and can be kept as int64 exactly; a float is only whole below 2^53."""
+def _fits_int64(numbers: pd.Series) -> np.ndarray:
+    """Return which numbers (N,) int64 holds exactly; floats are exact only below 2^53."""
     if pd.api.types.is_integer_dtype(numbers):
         return (numbers <= np.iinfo(np.int64).max).to_numpy()
+
     values = numbers.to_numpy(np.float64)
     return (np.abs(values) < 2**53) & (values == np.floor(values))
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
-    """Any CSV of ours, with the errors of a missing, empty or unreadable file made plain."""
+    """Read a CSV file with exact floats; raise DataError if it is missing, empty or unreadable."""
     path = Path(path)
     if not path.exists():
         raise DataError(
@@ -119,13 +145,12 @@ def read_csv(path: str | Path) -> pd.DataFrame:
         )
     if path.is_dir():
         raise DataError(f"{path} is a directory, not a CSV file", "Name a file in it.")
+
     try:
-        text = path.read_bytes().decode(
-            "utf-8-sig"
-        )  # where pandas reads the file, Ctrl-C becomes a fault of the file
-        return pd.read_csv(
-            io.StringIO(text), float_precision="round_trip" if BEFORE_EXACT else None
-        )
+        # pandas gets the text, not the file: Ctrl-C while it reads a file is reported as a
+        # ParserError.
+        text = path.read_bytes().decode("utf-8-sig")
+        return pd.read_csv(io.StringIO(text), float_precision=FLOAT_PRECISION)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty", "Make it again.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:

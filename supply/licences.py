@@ -1,4 +1,9 @@
-"""docs/licences.md: every package that kit needs and its licence, as the installed packages themselves say it."""
+"""Write docs/licences.md: every package that kit needs, with the licence that it declares.
+
+    python supply/licences.py [FILE]
+
+The packages are those of constraints.txt; their licences come from the installed metadata.
+"""
 
 import re
 import sys
@@ -8,45 +13,47 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def licence(package: Distribution) -> str:
-    """The SPDX expression, else the classifiers, else the first line of the licence field."""
-    data = package.metadata
-    classified = [
-        c.rpartition(" :: ")[2]
-        for c in data.get_all("Classifier", [])
-        if c.startswith("License :: ")
-    ]
-    stated = (data.get("License") or "").strip().splitlines()
-    return (
-        data.get("License-Expression")
-        or ", ".join(classified)
-        or (stated[0][:60] if stated else "not stated")
-    )
+def licence_of(package: Distribution) -> str:
+    """Return the SPDX expression, else the classifiers, else the first line of the field."""
+    metadata = package.metadata
+    expression = metadata.get("License-Expression")
+    if expression:
+        return expression
+
+    classifiers = metadata.get_all("Classifier", [])
+    licences = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License :: ")]
+    if licences:
+        return ", ".join(licences)
+
+    lines = (metadata.get("License") or "").strip().splitlines()
+    return lines[0][:60] if lines else "not stated"
 
 
-def page(pins: list[str]) -> str:
-    """The table of the packages in constraints.txt."""
+def licence_page(pins: list[str]) -> str:
+    """Return the page with a table of the pinned packages."""
     rows = []
     for pin in pins:
         name, version = pin.split("==")
         try:
-            found = distribution(name)
+            package = distribution(name)
         except PackageNotFoundError:
             rows.append(f"| {name} | {version} | not installed here |")
             continue
-        rows.append(f"| {found.metadata['Name']} | {found.version} | {licence(found)} |")
+        rows.append(f"| {package.metadata['Name']} | {package.version} | {licence_of(package)} |")
+
     head = (
         "# Licences of what kit needs\n\n"
-        "Made by `python supply/licences.py` from the metadata of the installed packages, which are those of\n"
-        "`constraints.txt`. kit itself is Apache-2.0; the encoders have licences of their own, see `kit backbones`.\n\n"
+        "Made by `python supply/licences.py` from the metadata of the installed packages, "
+        "which are those of\n"
+        "`constraints.txt`. kit itself is Apache-2.0; the encoders have licences of their own, "
+        "see `kit backbones`.\n\n"
         "| package | version | licence |\n| --- | --- | --- |\n"
     )
     return head + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
-    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins = re.findall(r"^[A-Za-z0-9_.-]+==\S+", constraints, re.MULTILINE)
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/licences.md"
-    target.write_text(
-        page(re.findall(r"^[A-Za-z0-9_.-]+==\S+", text, re.MULTILINE)), encoding="utf-8"
-    )
+    target.write_text(licence_page(pins), encoding="utf-8")

@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 ROOMS = (
     ("task", "errors"),
     ("recipe", "storage", "attention"),
-    ("predictions", "memory"),
+    ("predictions",),
     ("data", "sample", "evaluation"),
     ("model", "run"),
     ("predict", "training", "baselines", "ensemble"),

@@ -1,4 +1,4 @@
-"""What doctor finds: broken things are named with the next step, nothing is asked of Kaggle unless told to."""
+"""Check that `kit doctor` names what is broken and the next step; only --online asks Kaggle."""
 
 import importlib.metadata
 import json
@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from pyarrow import parquet as pq
 
-from kit import doctor, memory
-from kit.cli.main import main
+from kit import doctor
+from kit.cli import main
 from kit.errors import DeviceError
 from kit.model import device
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder and a home with nothing in them."""
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder with an empty home and no credential."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in (
@@ -35,17 +35,18 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def kit(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["doctor", *(str(each) for each in arguments)])
+def kit_doctor(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["doctor", *map(str, arguments)])
 
 
 def finding(part: str, *arguments: object) -> dict[str, str]:
-    """The last finding about a part."""
-    return [f for f in json.loads(kit(*arguments, "--json").stdout) if f["part"] == part][-1]
+    """Return the last finding about a part."""
+    findings = json.loads(kit_doctor(*arguments, "--json").stdout)
+    return [finding for finding in findings if finding["part"] == part][-1]
 
 
-def test_nothing_is_broken_here_and_every_part_is_named():
-    result = kit()
+def test_every_part_is_named_and_nothing_is_broken_here():
+    result = kit_doctor()
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith("Nothing is broken\n")
     for part in (
@@ -65,13 +66,13 @@ def test_nothing_is_broken_here_and_every_part_is_named():
 
 
 def test_every_package_of_the_installed_metadata_is_compared():
-    parts = {f["part"] for f in json.loads(kit("--json").stdout)}
+    parts = {finding["part"] for finding in json.loads(kit_doctor("--json").stdout)}
     assert {"torch", "transformers", "kaggle", "six", "numpy"} <= parts
-    assert "pytest" not in parts, "an extra"
+    assert "pytest" not in parts, "a package of an extra is not needed"
 
 
 @pytest.mark.parametrize(
-    ("needed", "told"),
+    ("needed", "message"),
     [
         ("numpy>=99", "(needs >=99)"),
         ("no-such-package>=1", "not installed (needs >=1)"),
@@ -80,13 +81,13 @@ def test_every_package_of_the_installed_metadata_is_compared():
     ],
 )
 def test_a_package_out_of_range_is_broken(
-    needed: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+    needed: str, message: str | None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: [needed])
-    result = kit()
-    assert result.exit_code == (told is not None)
-    if told:
-        assert told in result.stdout
+    result = kit_doctor()
+    assert result.exit_code == (message is not None)
+    if message:
+        assert message in result.stdout
         assert "pip install" in result.stdout
         assert f"Broken: {needed.partition('>')[0]}" in result.stdout
 
@@ -101,29 +102,29 @@ def test_a_torch_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatch)
     def fail() -> None:
         raise OSError("libcudart.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(device, "inspect_gpus", fail)
-    assert kit().exit_code == 1
+    monkeypatch.setattr(preflight, "inspect_gpus", fail)
+    assert kit_doctor().exit_code == 1
     assert "libcudart" in finding("device")["found"]
 
 
 def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    seen = {
+    gpus = {
         "names": ["Tesla T4"] * 2,
         "memory_gb": [15.8] * 2,
         "capabilities": ["7.5"] * 2,
         "kernels": ["sm_75"],
     }
-    monkeypatch.setattr(device, "inspect_gpus", lambda: {**seen, "problem": ""})
-    chosen = device.Compute(
+    monkeypatch.setattr(preflight, "inspect_gpus", lambda: {**gpus, "problem": ""})
+
+    compute = device.Compute(
         device.torch.device("cuda", 0), "fp16", "Tesla T4, capability 7.5: fp16"
     )
-    monkeypatch.setattr(device, "choose_device", lambda width: chosen)
-    found = [f for f in doctor.device() if f.part == "device"]
-    assert [f.found for f in found] == [
-        "Tesla T4, 15.8 GB, capability 7.5; torch has kernels for sm_75"
-    ] * 2
+    monkeypatch.setattr(device, "choose_device", lambda width: compute)
+
+    found = [item.found for item in doctor.check_device() if item.part == "device"]
+    assert found == ["Tesla T4, 15.8 GB, capability 7.5; torch has kernels for sm_75"] * 2
     assert "bf16 is native only from capability 8.0" in finding("precision")["found"]
 
 
@@ -141,11 +142,11 @@ def test_a_gpu_without_kernels_is_broken(monkeypatch: pytest.MonkeyPatch):
         True,
         True,
     )
-    assert kit().exit_code == 1
+    assert kit_doctor().exit_code == 1
 
 
 @pytest.mark.parametrize(("free", "state"), [(10**9, "broken"), (10**10, "note"), (10**12, "ok")])
-def test_the_disk_needs_room(free: int, state: str, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_disk_space_is_broken(free: int, state: str, monkeypatch: pytest.MonkeyPatch):
     usage = type("Usage", (), {"free": free})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert finding("disk")["state"] == state
@@ -176,43 +177,45 @@ class TestMemory:
         if limit:
             (root / "sys/fs/cgroup/memory.max").write_text(limit + "\n")
             (root / "sys/fs/cgroup/memory.current").write_text(used + "\n")
-        here = memory.memory(root)
-        assert (here.total, here.free) == expected
 
-    def test_elsewhere_posix_says_how_much_there_is(self, tmp_path: Path):
-        here = memory.memory(tmp_path)
-        assert here.total > 2**28
-        assert here.free is None
+        memory = doctor.read_memory(root)
+        assert (memory.total, memory.free) == expected
+
+    def test_without_proc_posix_gives_the_total(self, tmp_path: Path):
+        memory = doctor.read_memory(tmp_path)
+        assert memory.total > 2**28
+        assert memory.free is None
 
     @pytest.mark.parametrize(
         ("free", "state"), [(5 * 10**8, "broken"), (2 * 10**9, "note"), (10**10, "ok")]
     )
-    def test_too_little_of_it_is_broken(
+    def test_too_little_memory_is_broken(
         self, free: int, state: str, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(doctor, "memory", lambda: memory.Memory(10**10, free))
+        monkeypatch.setattr(doctor, "read_memory", lambda: doctor.Memory(10**10, free))
         assert finding("memory")["state"] == state
 
-    def test_a_system_that_does_not_say_is_no_failure(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(doctor, "memory", lambda: memory.Memory(None, None))
+    def test_unknown_memory_is_not_a_failure(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(doctor, "read_memory", lambda: doctor.Memory(None, None))
         assert finding("memory")["state"] == "note"
 
 
 class TestData:
-    def test_what_is_there_is_counted(self, raw: Path, data: Path):
+    def test_files_and_rows_are_counted(self, raw: Path, data: Path):
         rows = {
             name: pq.read_metadata(data / f"{name}.parquet").num_rows for name in ("train", "test")
         }
         counted = f"{rows['train']} training and {rows['test']} test rows"
         assert counted in finding("processed data", "--data", data)["found"]
+
         found = finding("raw data", "--raw", raw)
         assert found["state"] == "ok"
         assert "kit's own sample" in found["found"]
         assert "test.csv" in found["found"]
 
-    def test_what_is_missing_is_named(self, raw: Path, empty: Path):
-        (empty / "some").mkdir()
-        shutil.copy(raw / "test.csv", empty / "some")
+    def test_missing_files_are_named(self, raw: Path, empty_folder: Path):
+        (empty_folder / "some").mkdir()
+        shutil.copy(raw / "test.csv", empty_folder / "some")
         found = finding("raw data", "--raw", "some")
         assert (found["state"], found["found"]) == (
             "note",
@@ -222,52 +225,57 @@ class TestData:
             finding("processed data")["next"] == "Run `kit preprocess --out data/processed` first."
         )
 
-    def test_processed_rows_that_were_changed_are_broken(self, data: Path, empty: Path):
-        shutil.copytree(data, empty / "copy")
-        with (empty / "copy/test.parquet").open("ab") as file:
+    def test_processed_rows_that_were_changed_are_broken(self, data: Path, empty_folder: Path):
+        shutil.copytree(data, empty_folder / "copy")
+
+        with (empty_folder / "copy/test.parquet").open("ab") as file:
             file.write(b"x")
-        assert kit("--data", "copy").exit_code == 1
+
+        assert kit_doctor("--data", "copy").exit_code == 1
         assert "test.parquet" in finding("processed data", "--data", "copy")["found"]
 
 
 class TestCredential:
-    def test_the_one_that_is_sent_is_named_and_so_is_what_it_shadows(
+    def test_the_credential_that_is_sent_is_named_and_so_are_the_others(
         self, monkeypatch: pytest.MonkeyPatch
     ):
         for name, value in {"API_TOKEN": "sec-token", "USERNAME": "me", "KEY": "sec-key"}.items():
             monkeypatch.setenv(f"KAGGLE_{name}", value)
-        result = kit()
+
+        result = kit_doctor()
         assert "would use the access token from KAGGLE_API_TOKEN" in result.stdout
         assert "the legacy key from KAGGLE_KEY (user me) is not used" in result.stdout
         assert "sec-" not in result.output
 
-    def test_what_is_wrong_with_one_is_said(self, empty: Path):
-        (empty / "home/.kaggle").mkdir(parents=True)
-        (empty / "home/.kaggle/kaggle.json").write_text("{")
-        assert "is not JSON" in kit().stdout
+    def test_an_unreadable_credential_file_is_explained(self, empty_folder: Path):
+        (empty_folder / "home/.kaggle").mkdir(parents=True)
+        (empty_folder / "home/.kaggle/kaggle.json").write_text("{")
+        assert "is not JSON" in kit_doctor().stdout
 
-    def test_without_one_only_the_online_check_is_broken(self):
+    def test_without_a_credential_only_the_online_check_is_broken(self):
         assert finding("Kaggle credential")["state"] == "note"
         assert finding("Kaggle credential", "--online")["state"] == "broken"
-        assert kit("--online").exit_code == 1
+        assert kit_doctor("--online").exit_code == 1
 
 
 @pytest.mark.parametrize(
-    ("package", "part", "told"),
+    ("package", "part", "message"),
     [
         ("torch", "device", "torch does not work: not\n here"),
         ("pyarrow", "processed data", "cannot be read: not"),
-        ("packaging", "packages", "cannot be compared: not"),
+        ("packaging", "packages", "versions cannot be compared: not"),
     ],
 )
-def test_a_broken_package_is_a_finding_and_no_traceback(
-    tmp_path: Path, package: str, part: str, told: str
+def test_a_broken_package_is_a_finding_without_a_traceback(
+    tmp_path: Path, package: str, part: str, message: str
 ):
     (tmp_path / f"{package}.py").write_text("raise ImportError('not\\n  here')")
-    command = [sys.executable, "-c", "from kit.cli.main import main; main(['doctor'])"]
+
+    command = [sys.executable, "-c", "from kit.cli import main; main(['doctor'])"]
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+
     assert done.returncode == 1, done.stderr
-    assert " ".join(told.split()) in done.stdout
+    assert " ".join(message.split()) in done.stdout
     assert part in done.stdout.splitlines()[-1]
     assert done.stderr == ""

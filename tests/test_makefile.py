@@ -1,4 +1,4 @@
-"""The Make targets: listed with what they do, and each a kit command with the user's variables in it."""
+"""Check that `make help` lists every target, and that targets run the right kit commands."""
 
 import os
 import re
@@ -11,20 +11,21 @@ import pytest
 from kit.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-LISTED = """setup demo test soak check download preprocess train predict ensemble validate score report kernel
-kernel-status submit bench bench-gpu lock clean"""
-TARGETS = LISTED.split()
+TARGETS = (
+    *("setup", "demo", "test", "soak", "check", "download", "preprocess", "train", "predict"),
+    *("ensemble", "validate", "score", "report", "kernel", "kernel-status", "submit"),
+    *("bench", "bench-gpu", "lock", "clean"),
+)
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
-    clean = {
-        "PATH": os.environ["PATH"]
-    }  # variables of the make that may be running these tests stay out
-    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env=clean)
+    # Without the variables of the make that may be running these tests.
+    env = {"PATH": os.environ["PATH"]}
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env=env)
 
 
-def planned(*arguments: str) -> list[str]:
-    """The kit command that a target would run, in words, after its set-up."""
+def planned_command(*arguments: str) -> list[str]:
+    """Return the words of the kit command that a target would run."""
     done = make("-n", "--assume-old=.venv/installed", *arguments)
     assert done.returncode == 0, done.stderr
     return shlex.split(done.stdout.splitlines()[-1].removeprefix(".venv/bin/"))
@@ -32,7 +33,7 @@ def planned(*arguments: str) -> list[str]:
 
 def test_help_lists_every_target_in_order():
     listed = [line.split()[1] for line in make("help").stdout.splitlines()]
-    assert [name for name in listed if name in TARGETS] == TARGETS
+    assert [name for name in listed if name in TARGETS] == list(TARGETS)
 
 
 @pytest.mark.parametrize(
@@ -53,21 +54,14 @@ def test_help_lists_every_target_in_order():
         (["kernel-status", "KERNEL=me/kit-infer"], "kit kernels status me/kit-infer"),
     ],
 )
-def test_a_target_is_a_kit_command(arguments: list[str], command: str):
-    assert planned(*arguments) == command.split()
+def test_a_target_runs_a_kit_command_with_the_variables(arguments: list[str], command: str):
+    assert planned_command(*arguments) == command.split()
 
 
-def test_a_message_of_several_words_and_quotes_stays_one():
+def test_a_message_with_spaces_and_quotes_stays_one_argument():
     message = 'it\'s "two" encoders; mean'
-    assert planned("submit", f"MSG={message}") == [
-        "kit",
-        "submit",
-        "--kernel",
-        "kit-infer",
-        "-m",
-        message,
-        "--wait",
-    ]
+    expected = ["kit", "submit", "--kernel", "kit-infer", "-m", message, "--wait"]
+    assert planned_command("submit", f"MSG={message}") == expected
 
 
 def test_a_submission_without_a_message_is_refused():
@@ -76,9 +70,9 @@ def test_a_submission_without_a_message_is_refused():
     assert 'make submit MSG="' in done.stderr
 
 
-def test_every_kit_command_in_it_exists():
-    commands = re.findall(
-        r"^\t\$\(KIT\) ([a-z-]+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
-    )
+def test_every_kit_command_in_the_makefile_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = re.findall(r"^\t\$\(KIT\) ([a-z-]+)", makefile, re.MULTILINE)
+
     assert len(commands) > 8
     assert set(commands) <= set(main.commands)

@@ -1,4 +1,4 @@
-"""The reference study's nine predictions for the three visible test rows, through the toolkit and by hand."""
+"""Check that the toolkit reproduces the reference study's predictions for three test rows."""
 
 import math
 from pathlib import Path
@@ -18,16 +18,20 @@ from kit.task import CLASSES, ID
 
 DATA = Path(__file__).parent / "golden"
 NAMES = ("deberta", "roberta", "electra")
-PUBLISHED = {  # A, B, tie, as printed
+
+# By test row: A, B and tie of the three models, as printed in the study.
+PUBLISHED = {
     136060: ((0.267, 0.234, 0.499), (0.033, 0.814, 0.153), (0.349, 0.335, 0.316)),
     211333: ((0.363, 0.335, 0.302), (0.298, 0.352, 0.349), (0.349, 0.335, 0.316)),
     1233961: ((0.412, 0.299, 0.289), (0.227, 0.470, 0.303), (0.349, 0.335, 0.316)),
 }
-SAID = {
+
+# The classes that are bold in the study's table.
+PREDICTED = {
     136060: ("tie", "B", "A"),
     211333: ("A", "B", "A"),
     1233961: ("A", "B", "A"),
-}  # bold in the study's table
+}
 
 
 def normalised(row: list[float]) -> list[float]:
@@ -36,26 +40,29 @@ def normalised(row: list[float]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Report]:
-    """The three models as frames beside a baseline, on test rows that have the study's ids."""
+    """Report the three models as frames next to a baseline, on test rows with the study's ids."""
     folder = tmp_path_factory.mktemp("reference")
-    write_sample(folder / "raw", rows=240, seed=1)
+    raw = folder / "raw"
+    write_sample(raw, rows=240, seed=1)
+
+    # Give three test rows the study's ids. Their labels are not known, as on Kaggle.
     for name in ("test.csv", "sample_submission.csv"):
-        table = pd.read_csv(folder / "raw" / name, dtype=str, keep_default_na=False)[
-            : len(PUBLISHED)
-        ]
+        table = pd.read_csv(raw / name, dtype=str, keep_default_na=False)[: len(PUBLISHED)]
         table[ID] = list(PUBLISHED)
-        table.to_csv(folder / "raw" / name, index=False)
-    for name in ("truth.csv", "bayes.csv", "summary.json"):
-        (folder / "raw" / name).unlink(missing_ok=True)
-    preprocess_files(folder / "raw", folder / "processed")
+        table.to_csv(raw / name, index=False)
+    for name in ("truth.csv", "bayes.csv"):
+        (raw / name).unlink()
+    preprocess_files(raw, folder / "processed")
     run = run_baseline("length", folder / "processed", folder / "runs")["run"]
+
     files = [(name, DATA / f"reference_{name}.csv") for name in NAMES]
     members = [read_predictions(file) for _, file in files]
     for method in ("mean", "geometric"):
         write_predictions(blend_predictions(members, NAMES, method), folder / f"{method}.csv")
         files.append((method, folder / f"{method}.csv"))
-    found = build_report([run], folder / "processed", frames=files)
-    return Page(render_html(found)), found
+
+    report = build_report([run], folder / "processed", frames=files)
+    return Page(render_html(report)), report
 
 
 @pytest.mark.parametrize("row", PUBLISHED)
@@ -67,20 +74,24 @@ def test_the_page_shows_the_nine_predictions_as_published(page: tuple[Page, Repo
 
 
 @pytest.mark.parametrize("row", PUBLISHED)
-def test_the_same_classes_are_bold(page: tuple[Page, Report], row: int):
+def test_the_page_makes_the_same_classes_bold_as_the_study(page: tuple[Page, Report], row: int):
     table = page[0].tables[f"Predictions of test row {row}"]
-    said = {
+    bold_titles = {
         cells[0]: [title for title, strong in zip(table.rows[0], bold, strict=True) if strong]
         for cells, bold in zip(table.rows, table.bold, strict=True)
     }
-    assert [said[name] for name in NAMES] == [[title] for title in SAID[row]]
+    assert [bold_titles[name] for name in NAMES] == [[title] for title in PREDICTED[row]]
 
 
 @pytest.mark.parametrize("row", PUBLISHED)
-def test_mean_and_geometric_ensembles_are_what_a_hand_computes(page: tuple[Page, Report], row: int):
-    members = [normalised(list(each)) for each in PUBLISHED[row]]  # one of them sums to 0.999
+def test_mean_and_geometric_ensembles_match_a_plain_computation(
+    page: tuple[Page, Report], row: int
+):
+    # One of the published rows sums to 0.999.
+    members = [normalised(list(probabilities)) for probabilities in PUBLISHED[row]]
     mean = [sum(column) / 3 for column in zip(*members, strict=True)]
     roots = [math.prod(column) ** (1 / 3) for column in zip(*members, strict=True)]
+
     for name, expected in (("mean", mean), ("geometric", normalised(roots))):
         case = next(case for case in page[1].cases if case.id == row)
         assert case.probabilities[name] == pytest.approx(expected, abs=1e-12)
@@ -88,20 +99,18 @@ def test_mean_and_geometric_ensembles_are_what_a_hand_computes(page: tuple[Page,
 
 def test_the_ensembles_of_the_first_row_to_three_places(page: tuple[Page, Report]):
     rows = {cells[0]: cells[1:] for cells in page[0].tables["Predictions of test row 136060"].rows}
-    assert rows["mean"] == ["0.216", "0.461", "0.323"]  # (.267 + .033 + .349) / 3, and so on
-    assert rows["geometric"] == [
-        "0.174",
-        "0.479",
-        "0.346",
-    ]  # (.267 * .033 * .349) ** (1/3) = .1454 of .8340
+    # (.267 + .033 + .349) / 3, and so on.
+    assert rows["mean"] == ["0.216", "0.461", "0.323"]
+    # (.267 * .033 * .349) ** (1/3) = .1454 of .8340, and so on.
+    assert rows["geometric"] == ["0.174", "0.479", "0.346"]
 
 
-def test_the_rows_are_in_their_order_and_not_scored(page: tuple[Page, Report]):
+def test_the_rows_keep_their_order_and_are_not_scored(page: tuple[Page, Report]):
     cases = [case for case in page[1].cases if case.rows == "test"]
     assert [(case.id, case.label) for case in cases] == [(row, None) for row in PUBLISHED]
     assert all(line.test is None for line in page[1].comparison.lines)
 
 
-def test_electra_is_a_constant():
+def test_the_published_electra_predicts_a_constant():
     table = read_predictions(DATA / "reference_electra.csv")
     assert len(table[list(CLASSES)].drop_duplicates()) == 1

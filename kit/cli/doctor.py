@@ -1,4 +1,4 @@
-"""The command that says what works here: doctor."""
+"""Define the command `kit doctor`, which says what works on this machine."""
 
 from pathlib import Path
 
@@ -30,9 +30,13 @@ def doctor(online: bool, raw: Path, data: Path, as_json: bool) -> None:
     \b
     Example:  kit doctor --online
     """
-    from kit.doctor import examine
+    from kit.doctor import examine_setup
 
-    findings = examine(raw, data, online=online)
-    show.json_out([f.as_dict() for f in findings]) if as_json else show.examined(findings)
-    if any(f.broken for f in findings):
+    findings = examine_setup(raw, data, online=online)
+    if as_json:
+        show.json_out([finding.as_dict() for finding in findings])
+    else:
+        show.examined(findings)
+
+    if any(finding.broken for finding in findings):
         raise SystemExit(1)

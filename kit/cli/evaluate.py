@@ -146,9 +146,9 @@ def demo_command(out: Path, rows: int, as_json: bool) -> None:
     \b
     Example:  kit demo
     """
-    from kit.demo import run
+    from kit.demo import run_demo
 
-    report = run(out, rows, say=show.note, training=show.training)
+    report = run_demo(out, rows, log=show.note, training=show.training)
     show.json_out(report.as_dict()) if as_json else show.compared(report)
 
 

@@ -1,1 +1,1 @@
-"""Write files whole or not at all, and let one process at a time into a folder: `atomic`, `lock`."""
+"""Write files whole or not at all (`atomic`); let one process at a time into a folder (`lock`)."""

@@ -1,16 +1,23 @@
-"""One process at a time where two would spoil each other's work: an advisory lock that dies with its holder.
+"""Let one process at a time work in a folder. Use `hold_lock`, or `make_once` for a shared result.
 
-The kernel keeps it (flock on a hidden file), so of a process that was killed only that file is left, which stops
-nobody and goes with the next lock. Windows, and network file systems that do not pass flock on, have none; there work
-goes on without.
+The lock is `flock` on a hidden file, so the kernel releases it when its process ends, however it
+ends. A killed process leaves an unlocked file behind, which the next lock takes over and removes.
+On Windows and on file systems without `flock` there are no locks, and the work goes on without.
+
+The package filelock is not used. In version 3.16 a process that is refused empties the lock file
+that says who holds it, and an error such as ENOLCK counts as "locked", so that a waiting process
+would wait for ever. Version 4.2 does neither, but requiring it rules out older installations, and
+all of this module except two calls of `flock` would still be needed.
 """
 
 import contextlib
 import errno
+import io
 import logging
 import os
+import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from kit.errors import HeldError
@@ -20,145 +27,166 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-NOT_HERE = {
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-}  # what a file system without flock answers
-READ_ONLY = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-}  # the command says it better
+# Errors after which the work goes on without a lock. A file system that has no locks answers with
+# the first line. The second line means that the lock file cannot be written; the command then
+# fails at its first result, with a better message than could be given here.
+WITHOUT_LOCK = {
+    *(errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+}
 
 
 @contextlib.contextmanager
-def hold_lock(folder: Path, name: str = "", wait: bool = False) -> Iterator[None]:
-    """Holds `folder`, or what is called `name` in it, against other processes that would write there.
+def hold_lock(folder: Path, name: str = "", wait: bool = False) -> Generator[None]:
+    """Lock `folder`, or the item called `name` in it, against other processes that write there.
 
-    The lock file, .lock or .NAME.lock in the folder, says who holds it and goes with the lock.
+    The lock file, `.lock` or `.NAME.lock` in the folder, contains the PID and the host of its
+    holder and is removed on release.
 
     Args:
-        folder: made if it is not there, and removed again if nothing came of it.
-        wait: wait for the other process, saying so, where its work is short or would be done twice.
+        folder: created if missing, and removed again if it is still empty on release.
+        name: what is locked, where several parts of one folder have locks of their own.
+        wait: log who holds the lock and wait for it, instead of raising an error.
 
     Raises:
-        HeldError: another process holds it; names its PID and host.
+        HeldError: another process holds the lock; the message has its PID and host.
     """
-    path = _file(folder, name)
-    made = not folder.exists()
-    mine: list[
-        int
-    ] = []  # the open lock file, in what Ctrl-C cannot come in front of, as it can of an assignment
+    path = _lock_path(folder, name)
+    folder_is_new = not folder.exists()
+    lock_file = None
+
     try:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _acquire(path, folder / name, wait, mine)
+            lock_file = _acquire(path, folder / name, wait)
         except OSError as error:
-            if error.errno not in READ_ONLY | NOT_HERE:
+            if error.errno not in WITHOUT_LOCK:
                 raise
-        yield
+
+        try:
+            yield
+        finally:
+            if lock_file is not None:
+                # Removed while it is locked: afterwards it may belong to the next process.
+                try:
+                    path.unlink(missing_ok=True)
+                finally:
+                    lock_file.close()
+
     except KeyboardInterrupt:
-        if not mine:
-            _remove_if_nobodys(path)
+        # Ctrl-C may come before a new file is locked, or before a locked one is removed.
+        remove_if_unlocked(path)
         raise
+
     finally:
-        if mine:
-            try:
-                path.unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
-            except KeyboardInterrupt:
-                path.unlink(missing_ok=True)
-                raise
-            finally:
-                os.close(mine.pop())
-        if made:
+        if folder_is_new:
+            # Fails if something was written into the folder, or if nothing could create it.
             with contextlib.suppress(OSError):
-                folder.rmdir()  # only if it is empty
+                folder.rmdir()
 
 
 def make_once(
     folder: Path, name: str, done: Callable[[], bool], make: Callable[[], object]
 ) -> None:
-    """Calls `make` for what is called `name` in `folder` unless it is `done`, by this process or by another one."""
-    if (
-        done() and not _file(folder, name).exists()
-    ):  # else another is ending, or was killed at its very end
+    """Call `make` under the lock `name` of `folder`, unless it is `done` here or elsewhere."""
+    # A lock file next to a finished result belongs to a process that is about to release it, or
+    # that was killed at its very end. Taking the lock waits for the one and tidies up the other.
+    if done() and not _lock_path(folder, name).exists():
         return
+
     with hold_lock(folder, name, wait=True):
         if not done():
             make()
 
 
 def lock_handle(handle: int, wait: bool = False) -> bool:
-    """Takes an open file for this process until it is closed; False where another process has it, or none can say."""
-    if fcntl is None:
-        return False
+    """Lock an open file until it is closed; return False if it is locked, or cannot be."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(handle, wait)
     except OSError:
         return False
     return True
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / (f".{name}.lock" if name else ".lock")
-
-
-def _acquire(path: Path, target: Path, wait: bool, mine: list[int]) -> None:
-    """Puts the open lock file into `mine`, locked by this process and still of that name; nothing without flock."""
-    if fcntl is None:
-        return
-    while True:
-        try:
-            mine.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
-        except (
-            FileNotFoundError
-        ):  # the holder before us has just removed the folder, which it had made
-            path.parent.mkdir(parents=True, exist_ok=True)
-            continue
-        try:
-            _lock(mine[0], target, wait)
-            if _is_at(mine[0], path):  # else the holder before us has just removed it
-                with contextlib.suppress(OSError):  # the disk is full; it is held all the same
-                    os.ftruncate(mine[0], 0)
-                    os.pwrite(mine[0], f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
-                return
-        except BaseException:
-            os.close(mine.pop())
-            raise
-        os.close(mine.pop())
-
-
-def _remove_if_nobodys(path: Path) -> None:
-    """Removes a lock file that was just made when Ctrl-C came."""
+def remove_if_unlocked(path: Path) -> None:
+    """Remove a file or folder that a process left behind, unless a living process has it locked."""
     with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDONLY)
         try:
             if lock_handle(handle) and _is_at(handle, path):
-                path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         finally:
             os.close(handle)
 
 
-def _lock(handle: int, target: Path, wait: bool) -> None:
+def _lock_path(folder: Path, name: str) -> Path:
+    return folder / (f".{name}.lock" if name else ".lock")
+
+
+def _acquire(path: Path, target: Path, wait: bool) -> io.FileIO:
+    """Return the lock file, open and locked, with its holder written into it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # "a+" creates the file, but does not empty one that another process has locked.
+            # Unlike a bare handle, a file object that Ctrl-C keeps from being assigned is closed.
+            file = io.FileIO(path, "a+")
+        except FileNotFoundError:
+            # The previous holder had created the folder, and has just removed it.
+            continue
+
+        try:
+            _lock_or_refuse(file, target, wait)
+            if _is_at(file.fileno(), path):
+                _write_holder(file)
+                return file
+        except BaseException:
+            file.close()
+            raise
+
+        # The previous holder removed this file between our opening and locking it.
+        file.close()
+
+
+def _lock_or_refuse(file: io.FileIO, target: Path, wait: bool) -> None:
+    """Lock the open file, or wait until it can be locked, or raise HeldError with its holder."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file, wait=False)
+        return
     except BlockingIOError:
-        told = os.pread(handle, 300, 0)  # not by its name, which the holder may just have removed
-        pid, _, host = told.decode("utf-8", "replace").strip().partition(" ")
-        who = f"process {pid} on {host}" if pid.isdecimal() else "another process"
-        if not wait:
-            stop = f", or stop it (`kill {pid}` there)" if pid.isdecimal() else ""
-            raise HeldError(
-                f"{target} is in use by {who}", f"Wait until it has ended{stop}."
-            ) from None
-        logging.getLogger("kit").warning("waiting for %s, which is busy with %s", who, target)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        # Read through the open file: the holder may just have removed its name.
+        file.seek(0)
+        pid, _, host = file.read(300).decode("utf-8", "replace").strip().partition(" ")
+
+    # The holder may not have written its line yet, or had no space for it.
+    known = pid.isdecimal()
+    holder = f"process {pid} on {host}" if known else "another process"
+    if not wait:
+        stop = f", or stop it (`kill {pid}` on that machine)" if known else ""
+        raise HeldError(f"{target} is in use by {holder}", f"Wait until it has ended{stop}.")
+
+    logging.getLogger("kit").warning("waiting for %s, which is busy with %s", holder, target)
+    _flock(file, wait=True)
+
+
+def _flock(file: io.FileIO | int, wait: bool) -> None:
+    """Lock an open file; raise BlockingIOError if another process has it locked, unless `wait`."""
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _write_holder(file: io.FileIO) -> None:
+    # On a full disk the lock is held all the same, without saying by whom.
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
 
 
 def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file is still the one of this name."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Every command that writes, in pipeline order, and a workspace as each of them finds it and as it leaves it."""
+"""List every command that writes, in pipeline order, and run each in the workspace it needs."""
 
 import shutil
 from collections.abc import Mapping
@@ -6,48 +6,59 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from assert_complete import contents, parse_all
-from fault_client import Ended, Fault, Zygote
+from fault_client import Fault, ForkServer, Outcome
 from quick_recipe import QUICK
 
 from kit.recipe.load import load_recipe
 
 OVERRIDES = (*QUICK, "train.max_steps=4", "train.evals_per_epoch=1")
+SETS = tuple(word for override in OVERRIDES for word in ("--set", override))
+BASELINE = "runs/baseline-length"
 RUN = f"runs/{load_recipe('tiny-electra', OVERRIDES).run_name}"
 TRUTH = ("--truth", "data/processed/train.parquet", "--subset")
-VALID = ("runs/baseline-length/holdout/valid.csv", f"{RUN}/holdout/valid.csv")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and what is added to it on a second attempt."""
+    """A command, and the options that a second attempt needs."""
 
     name: str
     argv: tuple[str, ...]
-    again: tuple[str, ...] = ()
+    retry_options: tuple[str, ...] = ()
 
 
 STEPS = (
-    Step("sample", ("sample", "--rows", "240", "--out", "data/raw"), ("--force",)),
-    Step("download", ("download", "--out", "data/kaggle")),
     Step(
-        "preprocess", ("preprocess", "--raw", "data/raw", "--out", "data/processed", "--folds", "2")
+        "sample",
+        ("sample", "--rows", "240", "--out", "data/raw"),
+        ("--force",),
+    ),
+    Step(
+        "download",
+        ("download", "--out", "data/kaggle"),
+    ),
+    Step(
+        "preprocess",
+        ("preprocess", "--raw", "data/raw", "--out", "data/processed", "--folds", "2"),
     ),
     Step(
         "preprocess over another",
         ("preprocess", "--raw", "data/raw", "--out", "data/processed", "--valid", "0.2"),
     ),
-    Step("baseline", ("baseline", "length", "--fold", "holdout")),
+    Step(
+        "baseline",
+        ("baseline", "length", "--fold", "holdout"),
+    ),
     Step(
         "train",
-        (
-            "train",
-            "--backbone",
-            "tiny-electra",
-            *(each for o in OVERRIDES for each in ("--set", o)),
-        ),
+        ("train", "--backbone", "tiny-electra", *SETS),
         ("--resume",),
     ),
-    Step("predict", ("predict", RUN), ("--force",)),
+    Step(
+        "predict",
+        ("predict", RUN),
+        ("--force",),
+    ),
     Step(
         "predict input",
         ("predict", RUN, "--input", "data/raw/test.csv", "-o", "input.csv"),
@@ -55,33 +66,36 @@ STEPS = (
     ),
     Step(
         "calibrate",
-        ("calibrate", VALID[0], *TRUTH, "--save", "t.json", "-o", "calibrated.csv"),
+        (
+            *("calibrate", f"{BASELINE}/holdout/valid.csv", *TRUTH),
+            *("--save", "t.json", "-o", "calibrated.csv"),
+        ),
         ("--force",),
     ),
     Step(
         "ensemble",
         (
-            *(
-                "ensemble",
-                "runs/baseline-length/test.csv",
-                f"{RUN}/test.csv",
-                "--fit",
-                VALID[0],
-                "--fit",
-                VALID[1],
-            ),
+            *("ensemble", f"{BASELINE}/test.csv", f"{RUN}/test.csv"),
+            *("--fit", f"{BASELINE}/holdout/valid.csv", "--fit", f"{RUN}/holdout/valid.csv"),
             *(*TRUTH, "--save", "blend.json", "-o", "submissions/blend.csv"),
         ),
         ("--force",),
     ),
-    Step("report", ("report", RUN, "runs/baseline-length", "-o", "report.md"), ("--force",)),
-    Step("kernels push", ("kernels", "push", "train", "--backbone", "tiny-electra", "--dry-run")),
+    Step(
+        "report",
+        ("report", RUN, BASELINE, "-o", "report.md"),
+        ("--force",),
+    ),
+    Step(
+        "kernels push",
+        ("kernels", "push", "train", "--backbone", "tiny-electra", "--dry-run"),
+    ),
 )
 
 
 @dataclass(frozen=True)
-class Undisturbed:
-    """A step as it goes when nothing happens: the folders before, every file before and after, events and seconds."""
+class CleanRun:
+    """A step without faults: the folder and files it found, the files it left, and its cost."""
 
     step: Step
     start: Path
@@ -92,31 +106,35 @@ class Undisturbed:
 
 
 class Workspaces:
-    """The pipeline walked once; then any step again, from the state that it found, in a folder of its own."""
+    """Run the pipeline once; then put any step back into the state that it found."""
 
-    def __init__(self, zygote: Zygote, root: Path, env: dict[str, str]):
-        self.zygote, self.root, self.env = zygote, root, env
-        self.place = root / "work"  # always the same path, which some files may name
-        self.walked: dict[str, Undisturbed] = {}
-        self.place.mkdir()
+    def __init__(self, server: ForkServer, root: Path, env: dict[str, str]):
+        self.server = server
+        self.env = env
+        # Always the same path, because some files contain it.
+        self.folder = root / "work"
+        self.folder.mkdir()
+        self.clean_runs: dict[str, CleanRun] = {}
+
         for step in STEPS:
             start = root / "starts" / step.name
-            shutil.copytree(self.place, start)
+            shutil.copytree(self.folder, start)
             before = contents(start)
-            ended = self.run(step.argv)
-            assert ended.code == 0, f"{step.name}: {ended.stderr}"
-            self.walked[step.name] = Undisturbed(
-                step, start, before, contents(self.place), ended.events, ended.seconds
+
+            outcome = self.run(step.argv)
+            assert outcome.code == 0, f"{step.name}: {outcome.stderr}"
+            self.clean_runs[step.name] = CleanRun(
+                step, start, before, contents(self.folder), outcome.events, outcome.seconds
             )
-        parse_all(self.place)
+        parse_all(self.folder)
 
-    def begin(self, name: str) -> Undisturbed:
-        """Puts the workspace back to what the step found."""
-        found = self.walked[name]
-        shutil.rmtree(self.place)
-        shutil.copytree(found.start, self.place)
-        return found
+    def restore(self, name: str) -> CleanRun:
+        """Put the workspace back to what the step found."""
+        clean = self.clean_runs[name]
+        shutil.rmtree(self.folder)
+        shutil.copytree(clean.start, self.folder)
+        return clean
 
-    def run(self, argv: tuple[str, ...], fault: Fault | None = None) -> Ended:
-        """The command in the workspace."""
-        return self.zygote.run(list(argv), self.place, self.env, fault)
+    def run(self, argv: tuple[str, ...], fault: Fault | None = None) -> Outcome:
+        """Run a command in the workspace."""
+        return self.server.run(list(argv), self.folder, self.env, fault)

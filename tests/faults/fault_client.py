@@ -1,17 +1,22 @@
-"""Commands run under faults: the client of `fork_server.py`, and what a test may do to a command."""
+"""Run commands under faults. `ForkServer` is the client of fork_server.py, `Fault` what to do."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended: exit code, or the signal that killed it; what it printed; how long; its file events."""
+class Outcome:
+    """How a command ended.
+
+    code: exit code, or None if a signal killed it.
+    signal: that signal.
+    events: how many file events there were.
+    """
 
     code: int | None
     signal: int | None
@@ -25,11 +30,11 @@ class Ended:
 class Fault:
     """What is done to a command.
 
-    event: at its event number so many (opening for writing, renaming, removing, before a sync) ...
-    after_s: ... or after so long ...
-    signal: ... it gets this signal; 9 is SIGKILL, 2 is Ctrl-C.
+    event: send the signal at this file event (opening for writing, renaming, removing, syncing).
+    after_s: send the signal after so many seconds.
+    signal: 9 is SIGKILL, 2 is Ctrl-C.
     file_size: no file may grow beyond so many bytes, as on a full disk.
-    plain_user: permissions hold for it, even where the tests are run by root.
+    plain_user: permissions hold, even where the tests are run by root.
     """
 
     event: int | None = None
@@ -39,17 +44,14 @@ class Fault:
     plain_user: bool = False
 
     def as_request(self) -> dict[str, Any]:
-        """The fields that say something."""
+        """Return the fields that are set."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-@dataclass
-class Zygote:
-    """The forking process; `run` is a command in one of its children."""
+class ForkServer:
+    """The forking process; `run` runs a command in one of its children."""
 
-    process: subprocess.Popen | None = field(default=None, init=False)
-
-    def __enter__(self) -> "Zygote":
+    def __enter__(self) -> "ForkServer":
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
@@ -71,11 +73,13 @@ class Zygote:
         cwd: Path,
         env: dict[str, str] | None = None,
         fault: Fault | None = None,
-    ) -> Ended:
-        """`kit ARGV` in the folder `cwd`."""
+    ) -> Outcome:
+        """Run `kit ARGV` in the folder `cwd`."""
         request = {"argv": argv, "cwd": str(cwd), "env": env or {}}
-        self.process.stdin.write(json.dumps(request | (fault or Fault()).as_request()) + "\n")
+        request |= (fault or Fault()).as_request()
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
+
         answer = json.loads(self.process.stdout.readline())
-        assert not answer.pop("stuck"), f"kit {' '.join(argv)} hangs"
-        return Ended(**answer)
+        assert not answer.pop("stuck"), f"kit {' '.join(argv)} does not end"
+        return Outcome(**answer)

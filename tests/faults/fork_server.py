@@ -1,7 +1,8 @@
-"""A process that has imported everything once and forks a child for each command, so that a kill costs no start-up.
+"""Import everything once, then fork a child for each command, so that a kill costs no start-up.
 
-Reads one request a line as JSON, runs `kit …` in a child of its own, does to it what was asked for, and answers with
-one line: {"code", "signal", "stdout", "stderr", "seconds", "events"}.
+Reads one request a line as JSON, runs `kit …` in a child, does to it what the request asks for,
+and answers with one line: {"code", "signal", "stdout", "stderr", "seconds", "events", "stuck"}.
+`fault_client.ForkServer` is the other end.
 """
 
 import contextlib
@@ -12,9 +13,10 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = {
     "os.rename",
     "os.remove",
@@ -25,12 +27,16 @@ CHANGES = {
     "os.link",
     "os.symlink",
 }
-CAPABILITIES = 0x20080522  # version 3 of the kernel's interface
-STUCK_S = 240.0  # no command here takes so long
+
+# Version 3 of the kernel's interface to capabilities.
+CAPABILITY_VERSION = 0x20080522
+
+# No command of these tests takes this long.
+STUCK_S = 240.0
 
 
-def preload() -> None:
-    """What the commands would import; nothing that starts a thread."""
+def preload_modules() -> None:
+    """Import what the commands need, and nothing that starts a thread."""
     import sklearn.linear_model  # noqa: F401
     from transformers import AutoConfig, AutoModel, AutoTokenizer, ElectraModel  # noqa: F401
 
@@ -44,25 +50,34 @@ def preload() -> None:
     import kit.training.train  # noqa: F401
 
 
-class Moment:
-    """Counts what the child does to files, and at the chosen event sends it the signal."""
+class EventCounter:
+    """Count what the child does to files, and send it a signal at the chosen event."""
 
-    def __init__(self, folder: str, at: int | None, send: int):
-        self.folder, self.at, self.send, self.events, self.off = folder, at, send, 0, False
-        self.fsync = os.fsync
+    def __init__(self, folder: str, signal_at: int | None, signal_number: int):
+        self.folder = folder
+        self.signal_at = signal_at
+        self.signal_number = signal_number
+        self.events = 0
+        self.stopped = False
+        self.real_fsync = os.fsync
 
     def count(self) -> None:
+        """Count one event."""
         self.events += 1
-        if self.events == self.at:
-            os.kill(os.getpid(), self.send)
+        if self.events == self.signal_at:
+            os.kill(os.getpid(), self.signal_number)
 
-    def heard(self, event: str, arguments: tuple) -> None:
-        """An audit hook: opening for writing, renaming, removing, making folders."""
-        if self.off or not (event in CHANGES or event == "open"):
+    def audit(self, event: str, arguments: tuple) -> None:
+        """Count opening for writing, renaming, removing and making folders, as an audit hook."""
+        if self.stopped or not (event in CHANGES or event == "open"):
             return
+
         path, *others = arguments
-        if event == "open" and not (isinstance(others[1], int) and others[1] & WRITING):
+        if event == "open" and not (isinstance(others[1], int) and others[1] & WRITE_FLAGS):
             return
+
+        # Only files in the workspace count. Other events than "open" may be given a handle, such
+        # as a truncation, and are counted without looking at the path.
         if isinstance(path, bytes):
             path = os.fsdecode(path)
         if isinstance(path, str | os.PathLike):
@@ -71,23 +86,26 @@ class Moment:
                 return
         elif event == "open":
             return
+
         self.count()
 
-    def synced(self, handle: int) -> None:
-        """In place of os.fsync: the data are written, the name is not there yet."""
+    def fsync(self, handle: int) -> None:
+        """Count in place of os.fsync: the data is written, the final name does not exist yet."""
         self.count()
-        self.fsync(handle)
+        self.real_fsync(handle)
 
 
-def give_up_privileges() -> None:
-    """Without its capabilities even root may not write where the permissions say no."""
-    header, none = (ctypes.c_uint32 * 2)(CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
-    if os.getuid() == 0 and ctypes.CDLL(None, use_errno=True).capset(header, none):
+def drop_capabilities() -> None:
+    """Make file permissions hold for root, too."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    no_capabilities = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.getuid() == 0 and libc.capset(header, no_capabilities):
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def child(request: dict, report: int, outputs: list[int]) -> None:
-    """Runs the command in this process; never returns."""
+def run_child(request: dict, report: int, outputs: list[int]) -> None:
+    """Run the command in this process and write the number of events to `report`; never return."""
     code = 70
     try:
         os.setsid()
@@ -98,75 +116,85 @@ def child(request: dict, report: int, outputs: list[int]) -> None:
         os.dup2(null, 0)
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
+
         if request.get("plain_user"):
-            give_up_privileges()
-        moment = Moment(request["cwd"], request.get("event"), request.get("signal", signal.SIGKILL))
-        os.fsync = moment.synced
-        sys.addaudithook(moment.heard)
+            drop_capabilities()
+        counter = EventCounter(
+            request["cwd"], request.get("event"), request.get("signal", signal.SIGKILL)
+        )
+        os.fsync = counter.fsync
+        sys.addaudithook(counter.audit)
         if request.get("file_size") is not None:
-            resource.setrlimit(
-                resource.RLIMIT_FSIZE, (request["file_size"], resource.RLIM_INFINITY)
-            )
-        from kit.cli.main import main
+            limits = (request["file_size"], resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+        from kit.cli import main
 
         os.write(report, b"begun\n")
         try:
             main(request["argv"], prog_name="kit")
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-        moment.off = True
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+
+        counter.stopped = True
         sys.stdout.flush()
         sys.stderr.flush()
-        os.write(report, f"{moment.events}\n".encode())
+        os.write(report, f"{counter.events}\n".encode())
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
     os._exit(code)
 
 
-def serve(request: dict) -> dict:
-    """One command in a child: its exit code or the signal that ended it, its time, its file events."""
-    read, write = os.pipe()
-    shown, outputs = zip(
-        *(os.pipe() for _ in range(2)), strict=True
-    )  # files would fall under a limit on file sizes
+def serve_request(request: dict) -> dict:
+    """Run one command in a child, and return how it ended, what it printed and how long it took."""
+    report, report_end = os.pipe()
+    # Pipes, because files would fall under a limit on file sizes.
+    (stdout, stdout_end), (stderr, stderr_end) = os.pipe(), os.pipe()
+
     pid = os.fork()
     if pid == 0:
-        os.close(read)
-        child(request, write, outputs)
-    for handle in (write, *outputs):
+        os.close(report)
+        run_child(request, report_end, [stdout_end, stderr_end])
+    for handle in (report_end, stdout_end, stderr_end):
         os.close(handle)
-    begun = os.read(read, 6)  # it is in `main` now, or has died before
-    started, due = time.monotonic(), request.get("after_s")
+
+    # Wait until the child is in `main`, or has died before.
+    begun = os.read(report, 6)
+    started = time.monotonic()
+    signal_after = request.get("after_s")
     stuck = False
-    said = [b"", b""]
-    for handle in shown:
+    printed = {stdout: b"", stderr: b""}
+    for handle in printed:
         os.set_blocking(handle, False)
+
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
-        for number, handle in enumerate(shown):
+        # Read after the check, so that nothing printed at the very end is lost.
+        for handle in printed:
             with contextlib.suppress(BlockingIOError):
                 while piece := os.read(handle, 1 << 16):
-                    said[number] += piece
+                    printed[handle] += piece
         if ended:
             break
-        now = time.monotonic() - started
-        if due is not None and now >= due:
+
+        elapsed = time.monotonic() - started
+        if signal_after is not None and elapsed >= signal_after:
             os.kill(pid, request.get("signal", signal.SIGKILL))
-            due = None
-        if now > STUCK_S:
+            signal_after = None
+        if elapsed > STUCK_S:
             stuck = True
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.001)
+
     seconds = time.monotonic() - started
-    events = os.read(read, 32).strip() if begun else b""
-    for handle in (read, *shown):
+    events = os.read(report, 32).strip() if begun else b""
+    for handle in (report, stdout, stderr):
         os.close(handle)
+
     return {
-        "stdout": said[0].decode("utf-8", "replace"),
-        "stderr": said[1].decode("utf-8", "replace"),
+        "stdout": printed[stdout].decode("utf-8", "replace"),
+        "stderr": printed[stderr].decode("utf-8", "replace"),
         "code": os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else None,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
         "seconds": seconds,
@@ -175,11 +203,21 @@ def serve(request: dict) -> dict:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve requests until standard input ends."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    Path("/proc/self/comm").write_text("kit-zygote") if Path("/proc/self/comm").exists() else None
-    preload()
+    process_name = Path("/proc/self/comm")
+    if process_name.exists():
+        process_name.write_text("kit-fork-server")
+
+    preload_modules()
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(serve(json.loads(line))), flush=True)
-    os._exit(0)  # nothing to tidy up, and taking torch down takes seconds
+        print(json.dumps(serve_request(json.loads(line))), flush=True)
+
+    # Taking torch down in order takes seconds, and there is nothing to tidy up.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

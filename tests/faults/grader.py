@@ -1,7 +1,8 @@
-"""The competition's grading rules once more, written from their description alone, with nothing of kit or pandas.
+"""Grade a submission by the competition's rules, written from their description alone.
 
-Columns id and the three classes, others and any order free; each value a number in [0, 1]; each row's sum, rounded to
-6 places, 1; ids exactly those of the sample, each once.
+This shares no code with kit or pandas. The rules: columns id and the three classes, others and any
+order free; each value a number in [0, 1]; each row's sum, rounded to 6 places, 1; the ids exactly
+those of the sample, each once.
 """
 
 import csv
@@ -14,11 +15,12 @@ NUMBER = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASC
 
 
 def grade(data: bytes, ids: set[int]) -> str:
-    """Why a grader refuses the file, or nothing if it takes it."""
+    """Return why a grader refuses the file, or "" if it accepts it."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return "not UTF-8"
+
     rows = [
         cells
         for cells in csv.reader(io.StringIO(text, newline=""))
@@ -29,16 +31,17 @@ def grade(data: bytes, ids: set[int]) -> str:
     header, *body = rows
     if any(column not in header for column in COLUMNS):
         return "a column is missing"
-    skipped = max(
-        0, len(body[0]) - len(header)
-    )  # a first row that is wider than the header: pandas takes an index
+
+    # If the first row is wider than the header, pandas takes its first cells for an index.
+    skipped = max(0, len(body[0]) - len(header))
     if any(len(cells) > len(header) + skipped for cells in body):
         return "a row that is too wide"
     body = [cells[skipped:] + [""] * (len(header) + skipped - len(cells)) for cells in body]
+
     places = [header.index(column) for column in COLUMNS]
     found: list[Decimal] = []
     for cells in body:
-        values = [_number(cells[place]) for place in places]
+        values = [_parse_number(cells[place]) for place in places]
         if None in values:
             return "a cell is not a number"
         number, *probabilities = values
@@ -47,14 +50,15 @@ def grade(data: bytes, ids: set[int]) -> str:
         if round(sum(float(p) for p in probabilities), 6) != 1:
             return "a row does not sum to 1"
         found.append(number)
+
     if len(set(found)) < len(found):
-        return "an id stands there twice"
-    if set(found) != {Decimal(each) for each in ids}:
+        return "duplicate id"
+    if set(found) != {Decimal(number) for number in ids}:
         return "other ids than the sample's"
     return ""
 
 
-def _number(cell: str) -> Decimal | None:
+def _parse_number(cell: str) -> Decimal | None:
     if not NUMBER.fullmatch(cell):
         return None
     try:

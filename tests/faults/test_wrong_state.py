@@ -1,4 +1,4 @@
-"""Things that do not belong together: each is noticed, by a hash, an id or a version, and said in words."""
+"""Check that files that do not belong together are noticed, by a hash, an id or a version."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from compare_runs import compare
 from quick_recipe import QUICK
 
-from kit.baselines.run import run_baseline as baseline
+from kit.baselines.run import run_baseline
 from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, RunError
@@ -26,7 +26,7 @@ SHORT = (*QUICK, "train.max_steps=1", "train.evals_per_epoch=1")
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with its holdout and its first fold."""
+    """Train a run with its holdout and its first fold."""
     runs = tmp_path_factory.mktemp("runs")
     recipe = load_recipe("tiny-electra", SHORT)
     train_recipe(recipe, data, runs, "0")
@@ -35,30 +35,34 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Run:
-    """A copy of it to spoil."""
+    """Copy the trained run, to change files in it."""
     return Run(Path(shutil.copytree(trained, tmp_path / trained.name)))
 
 
-def edit(path: Path, change: Callable[[dict], object]) -> None:
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
     write_json(path, content)
 
 
-def test_an_unspoilt_copy_predicts(run: Run, trained: Path, data: Path):
+def test_an_unchanged_copy_predicts_the_same(run: Run, trained: Path, data: Path):
     assert predict_split(run.path, "valid", data).equals(predict_split(trained, "valid", data))
 
 
-def test_a_run_of_a_newer_kit_asks_for_that_kit(run: Run, data: Path):
-    edit(run.path / "origin.json", lambda origin: origin.update(format=2, kit="9.0"))
+def test_a_run_of_a_newer_kit_is_refused(run: Run, data: Path):
+    edit_json(run.path / "origin.json", lambda origin: origin.update(format=2, kit="9.0"))
+
     with pytest.raises(RunError, match=r"made by kit 9\.0, newer than this"):
         predict_split(run.path, "valid", data)
 
 
-def test_a_recipe_key_of_another_kit_names_both_versions(run: Run, data: Path):
+def test_an_unknown_recipe_key_names_both_versions_of_kit(run: Run, data: Path):
     recipe = run.path / "recipe.toml"
     recipe.write_text(recipe.read_text() + "\n[future]\nkey = 1\n")
-    edit(run.path / "origin.json", lambda origin: [origin.pop("recipe"), origin.update(kit="0.9")])
+    edit_json(
+        run.path / "origin.json", lambda origin: [origin.pop("recipe"), origin.update(kit="0.9")]
+    )
+
     with pytest.raises(
         RunError, match=r"written by kit 0\.9, and this is kit .*unknown key future"
     ):
@@ -68,42 +72,43 @@ def test_a_recipe_key_of_another_kit_names_both_versions(run: Run, data: Path):
 @pytest.mark.parametrize(
     "change", [("max_tokens = 32", "max_tokens = 64"), ("swap = true", "swap = false")]
 )
-def test_a_recipe_edited_after_training_is_noticed_by_its_hash(
-    run: Run, data: Path, change: tuple[str, str]
-):
+def test_a_recipe_edited_after_training_is_noticed(run: Run, data: Path, change: tuple[str, str]):
     recipe = run.path / "recipe.toml"
     recipe.write_text(recipe.read_text().replace(*change))
+
     with pytest.raises(RunError, match="edited since the run was begun"):
         predict_split(run.path, "valid", data)
 
 
-def test_a_comment_in_a_recipe_is_no_edit(run: Run, data: Path):
+def test_comments_and_line_ends_in_a_recipe_do_not_matter(run: Run, data: Path):
     recipe = run.path / "recipe.toml"
     recipe.write_text("# ours\r\n" + recipe.read_text().replace("\n", "\r\n"), newline="")
+
     assert len(predict_split(run.path, "valid", data))
 
 
-def test_a_run_without_hashes_still_works(run: Run, data: Path, trained: Path):
-    """As an older kit left it."""
-    edit(run.path / "origin.json", lambda origin: [origin.pop("format"), origin.pop("recipe")])
-    edit(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
+def test_a_run_of_an_older_kit_without_hashes_still_works(run: Run, data: Path, trained: Path):
+    edit_json(run.path / "origin.json", lambda origin: [origin.pop("format"), origin.pop("recipe")])
+    edit_json(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
     assert predict_split(run.path, "valid", data).equals(predict_split(trained, "valid", data))
 
 
 def test_rows_preprocessed_again_are_noticed(run: Run, raw: Path, tmp_path: Path):
     preprocess_files(raw, tmp_path / "other", folds=3, valid=0.2, seed=1)
-    for act in (
+
+    for action in (
         lambda: predict_split(run.path, "valid", tmp_path / "other"),
         lambda: train_recipe(run.recipe, tmp_path / "other", run.path.parent),
         lambda: compare([run.path], tmp_path / "other"),
     ):
         with pytest.raises(RunError, match="other rows"):
-            act()
+            action()
 
 
 def test_weights_of_another_fold_are_noticed(run: Run, data: Path):
-    """They fit the model as well as its own."""
+    """Their shapes fit the model as well as those of its own fold."""
     shutil.copyfile(run.part(0) / "model.safetensors", run.part("holdout") / "model.safetensors")
+
     with pytest.raises(
         RunError, match=r"holdout/model\.safetensors: its SHA-256 is not the one in metrics\.json"
     ):
@@ -111,22 +116,24 @@ def test_weights_of_another_fold_are_noticed(run: Run, data: Path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_one_changed_bit_is_noticed(run: Run, data: Path, name: str):
+def test_one_flipped_bit_is_noticed(run: Run, data: Path, name: str):
     path = run.part("holdout") / name
     content = bytearray(path.read_bytes())
     content[len(content) * 3 // 4] ^= 1
     path.write_bytes(content)
+
     with pytest.raises(RunError, match="SHA-256"):
         predict_split(run.path, "valid", data)
 
 
-def test_a_checkpoint_of_another_architecture_is_named(run: Run, data: Path):
-    edit(
+def test_weights_of_another_architecture_are_refused(run: Run, data: Path):
+    edit_json(
         run.part("holdout") / "config.json",
         lambda config: config["encoder"].update(num_hidden_layers=7),
     )
-    edit(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
-    with pytest.raises(RunError, match=r"model\.safetensors does not belong to config\.json"):
+    edit_json(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
+
+    with pytest.raises(RunError, match=r"model\.safetensors is not of the model in config\.json"):
         predict_split(run.path, "valid", data)
 
 
@@ -140,13 +147,15 @@ def test_a_backbone_folder_that_changed_is_noticed(tmp_path: Path):
     ):
         (folder / name).write_text(text)
     (folder / "README.md").write_text("words")
+
     recipe = load_recipe("tiny-electra", backbone=str(folder))
     origin = {"data": "x", "backbone": resolve_backbone(str(folder)).digest}
     Run.create(tmp_path / "runs", recipe, origin)
+
+    # A README does not matter, the weights do.
     (folder / "README.md").write_text("other words")
-    Run.create(
-        tmp_path / "runs", recipe, origin | {"backbone": resolve_backbone(str(folder)).digest}
-    )
+    Run.create(tmp_path / "runs", recipe, origin | {"backbone": folder_digest(folder)})
+
     (folder / "model.safetensors").write_text("Weights")
     with pytest.raises(RunError, match=r"the files in the backbone folder .* have changed"):
         Run.create(
@@ -154,15 +163,17 @@ def test_a_backbone_folder_that_changed_is_noticed(tmp_path: Path):
         )
 
 
-def test_predictions_of_another_fold_do_not_pass_for_this_ones(data: Path, tmp_path: Path):
-    folder = Path(baseline("uniform", data, tmp_path, "all")["run"])
+def test_predictions_of_another_fold_are_refused(data: Path, tmp_path: Path):
+    folder = Path(run_baseline("uniform", data, tmp_path, "all")["run"])
     shutil.copyfile(folder / "fold0/valid.csv", folder / "fold1/valid.csv")
+
     with pytest.raises(RunError, match=r"fold1/valid\.csv: its ids are not those of fold 1"):
-        baseline("uniform", data, tmp_path, "all")
+        run_baseline("uniform", data, tmp_path, "all")
 
 
-def test_predictions_of_other_ids_are_not_blended(data: Path, tmp_path: Path):
-    folder = Path(baseline("uniform", data, tmp_path, "all")["run"])
+def test_predictions_with_different_ids_are_not_blended(data: Path, tmp_path: Path):
+    folder = Path(run_baseline("uniform", data, tmp_path, "all")["run"])
     frames = [read_predictions(folder / name) for name in ("fold0/valid.csv", "fold1/valid.csv")]
+
     with pytest.raises(DataError, match=r"lacks .* ids"):
         blend_predictions(frames, ["one", "other"])

@@ -1,4 +1,4 @@
-"""A file appears whole or not at all, whatever happens while it is written."""
+"""Check that files and folders appear whole or not at all."""
 
 import hashlib
 import json
@@ -19,51 +19,53 @@ from kit.storage.atomic import (
 )
 
 
-def left_over(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
-def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path: Path):
+def test_a_file_gets_its_name_only_when_it_is_complete(tmp_path: Path):
     target = tmp_path / "deep" / "er" / "result.csv"
     with atomic_file(target) as temporary:
         temporary.write_text("half")
         assert not target.exists()
-        assert (
-            temporary.parent == target.parent
-        )  # a rename within one file system cannot fail half-way
+        # Only a rename within one file system is atomic.
+        assert temporary.parent == target.parent
+
     assert target.read_text() == "half"
-    assert left_over(target.parent) == ["result.csv"]
+    assert names_in(target.parent) == ["result.csv"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type):
+def test_an_error_while_writing_leaves_only_the_old_file(tmp_path: Path, error: type):
     target = tmp_path / "result.csv"
     target.write_text("old")
 
-    def interrupted() -> None:
+    def fail() -> None:
         with atomic_file(target) as temporary:
             temporary.write_text("new but")
             raise error
 
     with pytest.raises(error):
-        interrupted()
+        fail()
     assert target.read_text() == "old"
-    assert left_over(tmp_path) == ["result.csv"]
+    assert names_in(tmp_path) == ["result.csv"]
 
 
-def test_the_data_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_data_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     events = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), fsync(handle)))
     monkeypatch.setattr(
         Path, "replace", lambda path, to: (events.append("replace"), replace(path, to))
     )
+
     write_text(tmp_path / "x.txt", "x")
+
     assert events == ["fsync", "replace"]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_a_result_is_as_readable_as_any_other_file(tmp_path: Path, mask: int):
+def test_results_get_the_permissions_of_the_umask(tmp_path: Path, mask: int):
     before = os.umask(mask)
     try:
         write_text(tmp_path / "x.txt", "x")
@@ -71,64 +73,68 @@ def test_a_result_is_as_readable_as_any_other_file(tmp_path: Path, mask: int):
             pass
     finally:
         assert os.umask(before) == mask
+
     assert stat.S_IMODE((tmp_path / "x.txt").stat().st_mode) == 0o666 & ~mask
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
 
 
-def test_a_directory_in_the_way_is_named(tmp_path: Path):
+def test_a_directory_of_the_same_name_is_an_error(tmp_path: Path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(KitError, match="taken is a directory"), atomic_file(tmp_path / "taken"):
         pass
 
 
-def test_a_folder_appears_whole_and_replaces_the_old_one_whole(tmp_path: Path):
+def test_a_folder_replaces_the_old_one_when_it_is_complete(tmp_path: Path):
     target = tmp_path / "tokens"
     target.mkdir()
     (target / "old").write_text("old")
+
     with atomic_folder(target) as temporary:
         (temporary / "new").write_text("new")
-        assert left_over(target) == ["old"]
-    assert left_over(target) == ["new"]
-    assert left_over(tmp_path) == ["new", "tokens"]
+        assert names_in(target) == ["old"]
+    assert names_in(target) == ["new"]
+    assert names_in(tmp_path) == ["new", "tokens"]
 
 
-def test_an_error_while_filling_a_folder_leaves_the_old_one(tmp_path: Path):
+def test_an_error_while_filling_a_folder_leaves_only_the_old_one(tmp_path: Path):
     target = tmp_path / "tokens"
     target.mkdir()
     (target / "old").write_text("old")
 
-    def interrupted() -> None:
+    def fail() -> None:
         with atomic_folder(target) as temporary:
             (temporary / "new").write_text("new")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        interrupted()
-    assert left_over(tmp_path) == ["old", "tokens"]
+        fail()
+    assert names_in(tmp_path) == ["old", "tokens"]
 
 
-def test_text_keeps_its_line_ends_and_every_language(tmp_path: Path):
+def test_text_is_utf8_with_unchanged_line_ends(tmp_path: Path):
     write_text(tmp_path / "x.txt", "a\r\nb\nç 漢字 🙂")
     assert (tmp_path / "x.txt").read_bytes() == "a\r\nb\nç 漢字 🙂".encode()
 
 
-def test_json_is_readable_and_strict(tmp_path: Path):
+def test_json_refuses_nan_and_infinity(tmp_path: Path):
     write_json(tmp_path / "x.json", {"a": [1, 2.5, None]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, 2.5, None]}
+
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="JSON"):
             write_json(tmp_path / "y.json", [value])
-    assert left_over(tmp_path) == ["x.json"]
+    assert names_in(tmp_path) == ["x.json"]
 
 
-def test_the_hash_is_that_of_the_bytes(tmp_path: Path):
+def test_sha256_is_that_of_the_bytes(tmp_path: Path):
     content = bytes(range(256)) * 5000
     (tmp_path / "x").write_bytes(content)
     assert file_sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path: Path):
+def test_an_existing_file_is_refused_without_force(tmp_path: Path):
     refuse_overwrite(tmp_path / "x")
+
     (tmp_path / "x").touch()
     refuse_overwrite(tmp_path / "x", force=True)
     with pytest.raises(KitError, match="exists already") as caught:
