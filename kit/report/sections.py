@@ -372,9 +372,9 @@ def _blends_section(report: Report) -> Section | None:
         return None
     paragraphs = [
         "A blend is the weighted mean of its members' probabilities, arithmetic or geometric. A "
-        "temperature above 1 then softens the result, one below 1 sharpens it. A log loss “in "
-        "sample” is that of rows which the weights were fitted to, and flatters the blend; new "
-        "rows can expect the cross-fitted one."
+        "temperature above 1 then softens the result, one below 1 sharpens it. The log loss “in "
+        "sample” is that of rows which the weights were fitted to, so it flatters the blend. New "
+        "rows can expect the cross-fitted one, with weights that were fitted to other prompts."
     ]
     tables = []
     for saved in report.blends:

@@ -1,4 +1,4 @@
-"""Check that a saved blend is scored honestly: cross-fitted on validation rows, as saved on test."""
+"""Check that a saved blend is cross-fitted on validation rows, and applied as saved on test rows."""
 
 from pathlib import Path
 
