@@ -34,7 +34,7 @@ from kit.report.table import (
 TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "can't tell": "quiet"}
 REFERENCES = {
     UNIFORM: "“Uniform” gives each class one third.",
-    PRIOR: "The “class prior” gives each class its share of the training rows.",
+    PRIOR: "The “class prior” gives each class its share of the rows trained on.",
     FLOOR: "The “Bayes floor” is the rule by which the sample's labels were drawn: no model can "
     "expect a lower log loss.",
 }
@@ -169,7 +169,7 @@ def _comparison_text(report: Report) -> tuple[str, ...]:
             "for its own validation rows. They cannot be compared with the other lines."
         )
 
-    paragraphs += [f"{saved.name} {saved.note}." for saved in report.blends if saved.note]
+    paragraphs += [f"“{saved.name}” {saved.note}." for saved in report.blends if saved.note]
     cross_fitted = [saved.name for saved in report.blends if saved.cross_fitted]
     if cross_fitted:
         paragraphs.append(
@@ -290,7 +290,7 @@ def _reliability_section(report: Report) -> Section:
             "the rows.",
         ),
         "reliability",
-        (Table("Bins of confidence", head, tuple(body), folded=True),),
+        (Table("Accuracy by confidence", head, tuple(body), folded=True),),
         paragraphs_without_figures=(
             f"{text} Where the accuracy is below the confidence, the model is over-confident.",
         ),
@@ -299,8 +299,8 @@ def _reliability_section(report: Report) -> Section:
 
 def _confusion_section(report: Report) -> Section:
     text = (
-        "How many rows of each true class have which most probable class, with the share of the "
-        f"true class, on the {report.main_rows} rows."
+        "Each true class (left) by the class that the model finds most probable (top): the number "
+        f"of {report.main_rows} rows, and their share of the true class."
     )
     tables = tuple(_confusion_table(diagnosis) for diagnosis in report.diagnosis)
     return Section("confusion", "Confusion", (text,), tables=tables)
@@ -342,7 +342,7 @@ def _slices_section(report: Report) -> Section:
         f"Log loss on parts of the {report.main_rows} rows with 95% intervals; the lowest of each "
         f"part is bold. A part with fewer than {MIN_PROMPTS} prompts has no interval. Answer "
         "length is the mean of the two answers, in characters. Script is the writing system of "
-        "most letters in prompt and answers, as a sign of the language."
+        "most letters in prompt and answers, which hints at the language."
     )
     return Section("slices", "By length, turns and language", (text,), tables=tuple(tables))
 
@@ -385,7 +385,7 @@ def _blends_section(report: Report) -> Section | None:
             for key, name in names.items()
             if isinstance(saved.fitted.get(key), float)
         ]
-        text = f"{saved.name}: {blend.pool} mean, temperature {blend.calibration.temperature:.4f}"
+        text = f"“{saved.name}”: {blend.pool} mean, temperature {blend.calibration.temperature:.4f}"
         if losses:
             text += f", log loss {' and '.join(losses)} on the rows it was fitted to"
         paragraphs.append(f"{text}.")

@@ -1,4 +1,4 @@
-"""Check that a saved blend is cross-fitted on validation rows, and applied as saved on test rows."""
+"""Check that a saved blend is cross-fitted on validation rows and applied as it is to test rows."""
 
 from pathlib import Path
 

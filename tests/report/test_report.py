@@ -144,7 +144,7 @@ def test_the_page_says_what_the_validation_scores_of_blends_are(
         write_blend(blend, file, {"method": method})
 
     page = render_all(build_report(runs, processed.folder, blends=files))
-    assert "plain is applied as it was saved, because its weights were not fitted" in page.text
+    assert "“plain” is applied as it was saved, because its weights were not fitted" in page.text
     assert "The out-of-fold scores of folds are cross-fitted:" in page.text
 
     # The holdout has too few rows to fit the blend to.
@@ -156,7 +156,7 @@ def test_the_page_says_what_the_validation_scores_of_blends_are(
         truth=raw / "truth.csv",
     )
     page = render_all(report)
-    assert "folds has no validation scores: its weights may have been fitted" in page.text
+    assert "“folds” has no validation scores: its weights may have been fitted" in page.text
     assert "are cross-fitted:" not in page.text
     holdout, test = report.significance
     assert "folds" not in holdout.models
