@@ -247,7 +247,7 @@ def _curves_section(report: Report) -> Section | None:
             curve.part,
             str(len(curve.validation)),
             f"{curve.best_epoch:.2f}",
-            f"{min(loss for _, loss in curve.validation):.4f}",
+            f"{curve.best_point[1]:.4f}",
         )
         for curve in report.curves
         if curve.validation

@@ -66,6 +66,9 @@ def test_runs_of_all_folds_have_a_curve_for_each_fold(processed: Dataset, tmp_pa
     assert page.text.count("Out-of-fold rows are ") == 1
     parts = [row[1] for row in page.tables["Trained parts"].rows[1:]]
     assert parts == ["fold0", "fold1", "fold2"] * 2
+    # Each part kept the checkpoint of its second epoch, though the first of fold 1 and 2 is lower.
+    losses = [row[4] for row in page.tables["Trained parts"].rows[1:]]
+    assert losses == ["1.0000", "1.1000", "1.2000"] * 2
 
     line = report.comparison.lines[-1]
     sizes = [len(processed.fold_rows(fold)[1]) for fold in FOLDS]
