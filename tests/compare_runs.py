@@ -1,4 +1,4 @@
-"""The comparison of runs without the rest of a report, which most tests of its lines want."""
+"""Compare runs without the rest of a report, for tests that look at the table only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,5 +13,5 @@ def compare(
     frames: Sequence[tuple[str, Path]] = (),
     truth: Path | None = None,
 ) -> Comparison:
-    """The table of `runs` on the processed rows in `data`."""
+    """Return the table of `runs` on the processed rows in `data`."""
     return tabulate_models(gather_inputs(runs, data, frames=frames, truth=truth))

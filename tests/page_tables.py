@@ -1,42 +1,56 @@
-"""A page as a reader meets it: its tables by caption, its visible text, and whatever it would load or run."""
+"""Parse a report's page into what a reader sees: its tables by caption and its visible text."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
+VOID_TAGS = ("meta", "link", "base", "br")  # these have no end tag
+ADDRESS_ATTRIBUTES = ("href", "src", "xlink:href", "srcset")
+
 
 @dataclass
 class Grid:
-    """A table: texts by row, and the texts that are bold."""
+    """A table: the texts of its cells by row, and which of them are bold."""
 
     rows: list[list[str]] = field(default_factory=list)
     bold: list[list[bool]] = field(default_factory=list)
 
 
 class Page(HTMLParser):
-    """Parses a page; `void` elements have no end tag."""
+    """A parsed page.
 
-    VOID = ("meta", "link", "br")
+    Attributes:
+        tables: by caption.
+        text: the visible text.
+        tags: every start tag with its attributes.
+        ids: the ids of elements.
+        addresses: everything the page links to or would load.
+        open: elements that were not closed.
+    """
 
     def __init__(self, html: str):
         super().__init__(convert_charrefs=True)
         self.tables: dict[str, Grid] = {}
-        self.text, self.ids, self.tags = "", [], []
+        self.text = ""
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: list[str | None] = []
         self.addresses: list[str] = []
         self.open: list[str] = []
-        self.grid, self.caption = Grid(), ""
+        self.grid = Grid()
+        self.caption = ""
         self.feed(html)
         self.close()
 
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.ids += [value for name, value in attributes if name == "id"]
-        self.addresses += [
-            value for name, value in attributes if name in ("href", "src", "xlink:href", "srcset")
-        ]
-        if tag not in self.VOID:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the tag, and begin a table, row or cell."""
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.addresses += [value or "" for name, value in attrs if name in ADDRESS_ATTRIBUTES]
+        if tag not in VOID_TAGS:
             self.open.append(tag)
+
         if tag == "table":
-            self.grid, self.caption = Grid(), ""
+            self.grid = Grid()
+            self.caption = ""
         elif tag == "tr":
             self.grid.rows.append([])
             self.grid.bold.append([])
@@ -44,13 +58,15 @@ class Page(HTMLParser):
             self.grid.rows[-1].append("")
             self.grid.bold[-1].append(False)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
+        """Close the element, and keep a table that ends."""
         assert self.open.pop() == tag, f"{tag} closes another element"
         if tag == "table":
-            assert self.caption not in self.tables, "a caption names one table"
+            assert self.caption not in self.tables, "two tables have the same caption"
             self.tables[self.caption] = self.grid
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
+        """Add text to the page, and to the caption or cell it is in."""
         if "style" in self.open:
             return
         self.text += data

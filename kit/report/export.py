@@ -1,4 +1,4 @@
-"""The report as a file, its form told by the file's suffix."""
+"""Write a report to a file, as HTML or as Markdown by the file's suffix. Use `write_report`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,25 +8,34 @@ from kit.report.markdown import render_markdown
 from kit.report.report import Report
 from kit.storage.atomic import write_text
 
-FORMS = (".html", ".md")
+SUFFIXES = (".html", ".md")
 
 
 def check_export(paths: Sequence[Path]) -> None:
-    """Raises `KitError` unless each has a suffix that says what to write."""
+    """Check, before anything is computed, that each path's suffix is one a report can have.
+
+    Raises:
+        KitError: a path has another suffix.
+    """
     for path in paths:
-        if path.suffix.lower() not in FORMS:
+        if path.suffix.lower() not in SUFFIXES:
             raise KitError(
-                f"{path}: a report is a page or Markdown",
+                f"{path}: a report is written as .html or .md",
                 f"Call it {path.stem}.html or {path.stem}.md.",
             )
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Writes the page or the Markdown, whole or not at all."""
+    """Write the page or the Markdown, whole or not at all.
+
+    Raises:
+        KitError: the path has another suffix than .html or .md.
+    """
     check_export([path])
     if path.suffix.lower() == ".md":
         write_text(path, render_markdown(report))
     else:
-        from kit.report.html import render_html  # with matplotlib, which the rest does without
+        # Imported here because it imports matplotlib, which Markdown does not need.
+        from kit.report.html import render_html
 
         write_text(path, render_html(report))

@@ -1,4 +1,4 @@
-"""Everything a comparison has to say, each part computed when it is first asked for."""
+"""Compute everything a report shows, each part when it is first needed. Use `build_report`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,27 +7,47 @@ from pathlib import Path
 from typing import Any
 
 from kit import __version__
-from kit.report.comparison import Comparison, tabulate_models
+from kit.errors import KitError
+from kit.report.comparison import (
+    STUDY,
+    Comparison,
+    PublishedScore,
+    Significance,
+    compare_pairs,
+    tabulate_models,
+)
 from kit.report.curves import Curve, read_curves
-from kit.report.diagnosis import Correlation, Diagnosis, correlate_errors, diagnose_model
-from kit.report.disagreement import TEST_CASES, DisagreementCase, find_cases
+from kit.report.diagnosis import (
+    TEST_CASES,
+    Correlation,
+    Diagnosis,
+    DisagreementCase,
+    correlate_models,
+    diagnose_models,
+    find_cases,
+)
 from kit.report.inputs import ReportInputs, gather_inputs
-from kit.report.models import ReportModel
-from kit.report.published import STUDY
-from kit.report.significance import Significance, test_significance
+from kit.report.models import SavedBlend
 from kit.report.slices import Slice, score_slices
+from kit.run import Run
 
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What data it is, and which kit looked at it.
+    """What data the models were compared on, and by which version of kit.
 
     Attributes:
-        validation, test: rows compared on; test is 0 where there are no labels.
-        classes: shares among the training rows, in the order of `CLASSES`.
-        soft: training rows with soft labels that are not sure.
-        predicted: whether soft labels are predictions of models, which may have seen validation labels.
+        train: the number of training rows.
+        validation, test: the numbers of rows compared on; test is 0 where labels are not known.
+        prompts: the number of prompt groups.
+        folds: the number of folds.
+        text, split: the options of `kit preprocess`.
+        classes: shares of the classes among the training rows, in the order of `CLASSES`.
+        soft: the number of training rows with soft labels that are not certain.
+        predicted: whether soft labels were predicted by models, which may have seen validation
+            labels.
         data: the first digits of the SHA-256 of the training rows.
+        kit: the version.
     """
 
     train: int
@@ -37,7 +57,7 @@ class ReportFacts:
     folds: int
     text: str
     split: str
-    classes: tuple[float, float, float]
+    classes: tuple[float, ...]
     soft: int
     predicted: bool
     data: str
@@ -46,105 +66,123 @@ class ReportFacts:
 
 @dataclass(frozen=True)
 class Report:
-    """The evidence, and what follows from it."""
+    """The inputs of a report, and what follows from them."""
 
-    evidence: ReportInputs
+    inputs: ReportInputs
 
     @property
-    def main(self) -> str:
-        """The rows that models are looked at closely on: "holdout", "out-of-fold" or "test"."""
-        return self.evidence.rows[self.evidence.main].name
+    def main_rows(self) -> str:
+        """The rows that models are inspected closely on: "holdout", "out-of-fold" or "test"."""
+        return self.inputs.rows[self.inputs.main_split].name
 
     @cached_property
     def facts(self) -> ReportFacts:
-        """Of the processed folder's manifest."""
-        manifest, rows = self.evidence.processed.manifest, self.evidence.rows
-        options, counts = manifest["options"], manifest["counts"]
+        """Facts from the processed folder's manifest."""
+        manifest = self.inputs.processed.manifest
+        options = manifest["options"]
+        counts = manifest["counts"]
+        valid = self.inputs.rows["valid"]
+        test = self.inputs.rows["test"]
         return ReportFacts(
             train=counts["train_rows"],
-            validation=len(rows["valid"].ids),
-            test=0 if rows["test"].labels is None else len(rows["test"].ids),
+            validation=len(valid.ids),
+            test=0 if test.labels is None else len(test.ids),
             prompts=counts["prompt_groups"],
             folds=options["folds"],
             text=options["text"],
             split=options["split"],
             classes=tuple(manifest["frequencies"].values()),
             soft=counts.get("rows_with_soft_labels", 0),
-            predicted=any(each["role"] == "soft_labels" for each in manifest["inputs"]),
-            data=self.evidence.processed.digest("train")[:12],
+            predicted=any(entry["role"] == "soft_labels" for entry in manifest["inputs"]),
+            data=self.inputs.processed.digest("train")[:12],
             kit=__version__,
         )
 
     @cached_property
     def comparison(self) -> Comparison:
-        """The table."""
-        return tabulate_models(self.evidence)
+        """The table of all models."""
+        return tabulate_models(self.inputs)
+
+    @cached_property
+    def published(self) -> tuple[PublishedScore, ...]:
+        """The reference study's scores, where a run was trained by one of the study's recipes."""
+        runs = [model.run for model in self.inputs.models if model.run]
+        return STUDY if any(map(_is_reference_run, runs)) else ()
 
     @cached_property
     def significance(self) -> tuple[Significance, ...]:
-        """On validation rows, and on test rows where they have labels."""
-        return tuple(
-            filter(
-                None, (test_significance(self.evidence, split) for split in self.evidence.scored)
-            )
-        )
+        """The paired comparisons on validation rows, and on test rows where they have labels."""
+        found = [compare_pairs(self.inputs, split) for split in self.inputs.scored_splits]
+        return tuple(significance for significance in found if significance)
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
-        """Of every part that was trained."""
-        return read_curves(self.evidence)
+        """The learning curves of every trained part."""
+        return read_curves(self.inputs)
 
     @cached_property
     def diagnosis(self) -> tuple[Diagnosis, ...]:
-        """Of every model, on the main rows."""
-        return diagnose_model(self.evidence, self.evidence.main)
+        """The diagnosis of every model on the main rows."""
+        return diagnose_models(self.inputs, self.inputs.main_split)
 
     @cached_property
     def correlation(self) -> Correlation:
-        """Between all models, on the main rows."""
-        return correlate_errors(self.evidence, self.evidence.main)
+        """The correlations between the models on the main rows."""
+        return correlate_models(self.inputs, self.inputs.main_split)
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
-        """Of the main rows."""
-        return score_slices(self.evidence, self.evidence.main)
+        """The scores on slices of the main rows."""
+        return score_slices(self.inputs, self.inputs.main_split)
 
     @property
-    def blends(self) -> tuple[ReportModel, ...]:
+    def blends(self) -> tuple[SavedBlend, ...]:
         """The saved blends."""
-        return tuple(model for model in self.evidence.models if model.saved)
+        return tuple(model.saved for model in self.inputs.models if model.saved)
 
     @cached_property
     def cases(self) -> tuple[DisagreementCase, ...]:
-        """Of the main rows if there are two models to disagree; and some test rows, where nobody knows the labels."""
-        found = find_cases(self.evidence, self.evidence.main)
-        unknown = (
-            () if "test" in self.evidence.scored else find_cases(self.evidence, "test", TEST_CASES)
-        )
-        return found + unknown
+        """The main rows on which models disagree most, then a few test rows without labels."""
+        cases = find_cases(self.inputs, self.inputs.main_split)
+        if "test" not in self.inputs.scored_splits:
+            cases += find_cases(self.inputs, "test", TEST_CASES)
+        return cases
 
     def as_dict(self) -> dict[str, Any]:
-        """Every number as plain values that JSON can hold; the table's at the top, as `kit demo` gives them."""
+        """Return every number as plain values that JSON can hold, without the texts of rows.
+
+        The fields of `comparison` are at the top level.
+        """
         diagnosis = {
-            "rows": self.main,
-            "models": _plain(self.diagnosis),
+            "rows": self.main_rows,
+            "models": _as_dicts(self.diagnosis),
             "correlation": asdict(self.correlation),
         }
+        blends = [
+            {"name": saved.name, "fitted": dict(saved.fitted)} | asdict(saved.blend)
+            for saved in self.blends
+        ]
+        cases = [
+            {name: value for name, value in case.items() if name != "texts"}
+            for case in _as_dicts(self.cases)
+        ]
         return self.comparison.as_dict() | {
             "data": asdict(self.facts),
-            "published": _plain(STUDY),
-            "significance": _plain(self.significance),
-            "curves": _plain(self.curves),
+            "published": _as_dicts(self.published),
+            "significance": _as_dicts(self.significance),
+            "curves": _as_dicts(self.curves),
             "diagnosis": diagnosis,
-            "slices": _plain(self.slices),
-            "blends": [
-                {"name": m.name, "fitted": dict(m.saved.fitted)} | asdict(m.saved.blend)
-                for m in self.blends
-            ],
-            "cases": [
-                {k: v for k, v in each.items() if k != "texts"} for each in _plain(self.cases)
-            ],
+            "slices": _as_dicts(self.slices),
+            "blends": blends,
+            "cases": cases,
         }
+
+    def _repr_html_(self) -> str:
+        """Return the page for a notebook cell; IPython calls this to display the report."""
+        # Matplotlib is imported only where a page is drawn.
+        from kit.report.html import render_frame
+
+        return render_frame(self)
 
 
 def build_report(
@@ -155,9 +193,22 @@ def build_report(
     blends: Sequence[Path] = (),
     truth: Path | None = None,
 ) -> Report:
-    """A report of runs and what goes with them; arguments and errors as `evidence.gather`."""
+    """Build the report of runs, prediction files and blends.
+
+    Arguments and errors are those of `inputs.gather_inputs`.
+    """
     return Report(gather_inputs(runs, data, frames=frames, blends=blends, truth=truth))
 
 
-def _plain(values: Sequence[Any]) -> list[dict[str, Any]]:
+def _is_reference_run(run: Run) -> bool:
+    """Return whether the run's recipe is one of the `*-reference` recipes."""
+    try:
+        return not run.baseline and run.recipe.name.endswith("-reference")
+    except KitError:
+        # A recipe that was edited, or is of another version of kit, does not stop a report, which
+        # needs nothing but the run's predictions.
+        return False
+
+
+def _as_dicts(values: Sequence[Any]) -> list[dict[str, Any]]:
     return [asdict(value) for value in values]

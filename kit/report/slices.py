@@ -1,4 +1,7 @@
-"""Where a model is good and where it is not: its log loss by answer length, number of turns, and script."""
+"""Score models on parts of the rows: by answer length, number of turns, and script.
+
+Use `score_slices`.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,16 +22,18 @@ from kit.evaluation.metrics import row_losses
 from kit.report.inputs import ReportInputs
 from kit.task import PROMPT, RESPONSES, TEXTS
 
-LENGTHS = (250, 500, 1000, 2000, 4000)  # characters at which a slice ends
-TURNS = (1, 2, 4)  # the most turns of a slice
-WRITTEN = tuple(name for name in SCRIPTS if name not in ("emoji", "symbol"))
-FEWEST_ROWS = 10  # a rarer script counts as another
-FEWEST_GROUPS = 6  # of fewer prompts an interval says nothing
+LENGTH_LIMITS = (250, 500, 1000, 2000, 4000)  # characters; a slice ends below each
+TURN_LIMITS = (1, 2, 4)  # a slice ends at each
+TURN_NAMES = ["1", "2", "3 to 4", "5 or more"]
+# Emoji and symbols occur in texts of any script.
+LETTER_SCRIPTS = tuple(name for name in SCRIPTS if name not in ("emoji", "symbol"))
+MIN_SCRIPT_ROWS = 10  # a rarer script joins "other"
+MIN_PROMPTS = 6  # a bootstrap over fewer prompts says nothing
 
 
 @dataclass(frozen=True)
 class SliceLoss:
-    """The mean log loss of some rows with its 95% interval, None of too few prompts."""
+    """A mean log loss with its 95% bootstrap interval, None for a slice of too few prompts."""
 
     log_loss: float
     low: float | None
@@ -37,7 +42,15 @@ class SliceLoss:
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows that are alike in one respect, and every model's loss on them."""
+    """Rows that share a property, with every model's loss on them.
+
+    Attributes:
+        by: the property: "answer length", "turns" or "script".
+        name: its value.
+        rows: the number of rows.
+        prompts: the number of different prompts.
+        losses: by the model's name.
+    """
 
     by: str
     name: str
@@ -46,69 +59,84 @@ class Slice:
     losses: dict[str, SliceLoss]
 
 
-def score_slices(evidence: ReportInputs, split: str) -> tuple[Slice, ...]:
-    """The models' losses on each slice of the split's rows that is not empty."""
-    rows, models = evidence.rows[split], evidence.having(split)
-    losses = np.stack([row_losses(model.predictions[split], rows.labels) for model in models])
-    found = []
-    for by, (names, place) in _kinds(evidence.texts(split)).items():
+def score_slices(inputs: ReportInputs, split: str) -> tuple[Slice, ...]:
+    """Score the models on each slice of the split's rows that is not empty."""
+    rows = inputs.rows[split]
+    models = inputs.models_with(split)
+    losses = np.stack([row_losses(model.predictions[split], rows.known_labels) for model in models])
+
+    slices = []
+    for by, (names, numbers) in _assign_slices(inputs.read_texts(split)).items():
         for number, name in enumerate(names):
-            of = np.flatnonzero(place == number)
-            if not len(of):
+            members = np.flatnonzero(numbers == number)
+            if not len(members):
                 continue
-            groups, each = rows.groups[of], losses[:, of]
+
+            groups = rows.groups[members]
+            slice_losses = losses[:, members]
             prompts = len(np.unique(groups))
-            bounds = (
-                loss_intervals(each, groups)
-                if prompts >= FEWEST_GROUPS
-                else [(None, None)] * len(models)
-            )
-            losses_of = {
-                m.name: SliceLoss(float(mean), *b)
-                for m, mean, b in zip(models, each.mean(1), bounds, strict=True)
+            intervals: list[tuple[float, float]] | list[tuple[None, None]]
+            intervals = [(None, None)] * len(models)
+            if prompts >= MIN_PROMPTS:
+                intervals = loss_intervals(slice_losses, groups)
+
+            means = slice_losses.mean(axis=1).tolist()
+            by_model = {
+                model.name: SliceLoss(mean, low, high)
+                for model, mean, (low, high) in zip(models, means, intervals, strict=True)
             }
-            found.append(Slice(by, name, len(of), prompts, losses_of))
-    return tuple(found)
+            slices.append(Slice(by, name, len(members), prompts, by_model))
+    return tuple(slices)
 
 
-def _kinds(texts: pa.Table) -> dict[str, tuple[list[str], np.ndarray]]:
-    """For each respect the names of its slices, and the slice's number of each row (N,)."""
-    blocks = zip(
-        *(_measured(texts.slice(start, ROWS)) for start in range(0, texts.num_rows, ROWS)),
-        strict=True,
-    )
-    length, letters = map(np.concatenate, blocks)
-    turns = pc.list_value_length(texts[PROMPT]).to_numpy()
+def _assign_slices(texts: pa.Table) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Return, by property, the names of its slices and each row's slice number (N,)."""
+    # Some rows at a time: byte histograms of all rows together would outweigh their texts.
+    blocks = [_measure_texts(texts.slice(start, ROWS)) for start in range(0, texts.num_rows, ROWS)]
+    lengths = np.concatenate([length for length, _ in blocks])
+    letters = np.concatenate([letter_counts for _, letter_counts in blocks])
+    turns = pc.list_value_length(texts[PROMPT]).to_numpy()  # ty: ignore[missing-attribute]: made at run time
     return {
-        "answer length": (_ranges(LENGTHS), np.searchsorted(LENGTHS, length, "right")),
-        "turns": (["1", "2", "3 to 4", "5 or more"], np.searchsorted(TURNS, turns, "left")),
-        "script": _scripts(letters),
+        "answer length": (_range_names(), np.searchsorted(LENGTH_LIMITS, lengths, "right")),
+        "turns": (TURN_NAMES, np.searchsorted(TURN_LIMITS, turns, "left")),
+        "script": _assign_scripts(letters),
     }
 
 
-def _measured(texts: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """The mean length of the two answers (N,), and the letters of each script in all three texts (N, S)."""
-    bytes_of = {name: character_histogram(_joined(texts[name])) for name in TEXTS}
-    length = sum(character_counts(bytes_of[name]) for name in RESPONSES) / len(RESPONSES)
-    together = sum(bytes_of.values())
-    return length, np.stack([count_characters(together, SCRIPTS[name]) for name in WRITTEN], axis=1)
+def _measure_texts(texts: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the answers' mean length (N,) and the letters of each script in all texts (N, S)."""
+    histograms = {name: character_histogram(_join_turns(texts[name])) for name in TEXTS}
+    lengths = np.mean([character_counts(histograms[name]) for name in RESPONSES], axis=0)
+    together = np.sum([histograms[name] for name in TEXTS], axis=0)
+    letters = [count_characters(together, SCRIPTS[name]) for name in LETTER_SCRIPTS]
+    return lengths, np.stack(letters, axis=1)
 
 
-def _joined(column: pa.ChunkedArray) -> pa.LargeStringArray:
-    text = pc.binary_join(column, "\n").cast(pa.large_string())
+def _join_turns(column: pa.ChunkedArray) -> pa.LargeStringArray:
+    joined = pc.binary_join(column, "\n")  # ty: ignore[missing-attribute]: made at run time
+    text = joined.cast(pa.large_string())
     return text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
 
 
-def _ranges(ends: tuple[int, ...]) -> list[str]:
-    between = [f"{low:,} to {high - 1:,}" for low, high in pairwise(ends)]
-    return [f"below {ends[0]:,}", *between, f"{ends[-1]:,} or more"]
+def _range_names() -> list[str]:
+    between = [f"{low:,} to {high - 1:,}" for low, high in pairwise(LENGTH_LIMITS)]
+    return [f"below {LENGTH_LIMITS[0]:,}", *between, f"{LENGTH_LIMITS[-1]:,} or more"]
 
 
-def _scripts(counts: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The script with the most letters (N, S); frequent ones first, rare ones and texts without letters as others."""
-    most = np.where(counts.any(axis=1), counts.argmax(axis=1), len(WRITTEN))
-    rows = np.bincount(most, minlength=len(WRITTEN) + 1)[: len(WRITTEN)]
-    shown = [place for place in np.argsort(-rows, kind="stable") if rows[place] >= FEWEST_ROWS]
-    number = np.full(len(WRITTEN) + 1, len(shown))
-    number[shown] = np.arange(len(shown))
-    return [*(WRITTEN[place] for place in shown), "other"], number[most]
+def _assign_scripts(counts: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Assign each row to the script with the most letters, from counts (N, S).
+
+    Returns:
+        The scripts' names, frequent ones first, and each row's number (N,). Rare scripts and rows
+        without letters are the last one, "other".
+    """
+    no_letters = len(LETTER_SCRIPTS)
+    main_script = np.where(counts.any(axis=1), counts.argmax(axis=1), no_letters)
+    rows = np.bincount(main_script, minlength=no_letters + 1)[:no_letters]
+    by_frequency = np.argsort(-rows, kind="stable")
+    shown = [script for script in by_frequency if rows[script] >= MIN_SCRIPT_ROWS]
+
+    number_of_script = np.full(no_letters + 1, len(shown))
+    number_of_script[shown] = np.arange(len(shown))
+    names = [LETTER_SCRIPTS[script] for script in shown]
+    return [*names, "other"], number_of_script[main_script]

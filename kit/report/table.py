@@ -1,19 +1,29 @@
-"""Tables and sections before they are HTML or Markdown, so that both show the very same figures and words."""
+"""Describe the report's sections and tables before they become HTML or Markdown.
+
+Both forms are rendered from the same `Section`s, so they have the same numbers and words.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from kit.report.disagreement import DisagreementCase
+from kit.report.diagnosis import DisagreementCase
 
-NAMES = ("A", "B", "tie")  # of the classes
-TITLES = ("Prompt", "Answer A", "Answer B")  # of the texts
+CLASS_NAMES = ("A", "B", "tie")
+TEXT_TITLES = ("Prompt", "Answer A", "Answer B")
 MINUS = "\N{MINUS SIGN}"
 Tone = Literal["", "good", "bad", "quiet"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text; strong is bold, shade (0 to 1) is how much a cell of a matrix is filled."""
+    """A cell of a table.
+
+    Attributes:
+        text: its content.
+        strong: whether it is bold.
+        tone: its colour.
+        shade: how dark its background is, from 0 to 1.
+    """
 
     text: str
     strong: bool = False
@@ -23,7 +33,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row names it. A folded one is behind a figure that shows the same."""
+    """A table.
+
+    Attributes:
+        caption: unique within the report.
+        head: column titles.
+        body: rows, each named by its first cell.
+        folded: whether the page folds it, because a figure shows the same.
+    """
 
     caption: str
     head: tuple[str, ...]
@@ -33,10 +50,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: paragraphs, the figures of a kind, tables, rows to read.
+    """A section of the report: paragraphs, then figures, tables and cases.
 
     Attributes:
-        unpictured: the paragraphs where no figure is shown, if they are others.
+        anchor: its id on the page.
+        title: its heading.
+        paragraphs: its text.
+        figures: the kind of figures it shows, or nothing.
+        tables: its tables.
+        cases: single rows to read.
+        paragraphs_without_figures: the text to use instead where figures are not shown.
     """
 
     anchor: str
@@ -45,9 +68,14 @@ class Section:
     figures: str = ""
     tables: tuple[Table, ...] = ()
     cases: tuple[DisagreementCase, ...] = ()
-    unpictured: tuple[str, ...] = ()
+    paragraphs_without_figures: tuple[str, ...] = ()
 
 
-def format_cells(*texts: str) -> tuple[Cell, ...]:
-    """Plain cells."""
-    return tuple(Cell(text) for text in texts)
+def format_cells(*texts: str, tone: Tone = "") -> tuple[Cell, ...]:
+    """Return cells of these texts, all in one tone."""
+    return tuple(Cell(text, tone=tone) for text in texts)
+
+
+def format_difference(value: float) -> str:
+    """Return a difference of log losses with its sign, to four places."""
+    return f"{value:+.4f}".replace("-", MINUS)

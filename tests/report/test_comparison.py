@@ -1,4 +1,4 @@
-"""The comparison: every line on the same rows, each figure the one a user would compute by hand."""
+"""Check that every model is scored on the same rows, with the numbers a user would compute."""
 
 from pathlib import Path
 
@@ -24,29 +24,21 @@ SHORT = (*QUICK, "train.max_steps=2")
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A holdout run with test predictions."""
-    folder = Path(
-        train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path_factory.mktemp("runs"))[
-            "run"
-        ]
-    )
+    recipe = load_recipe("tiny-electra", SHORT)
+    folder = Path(train_recipe(recipe, data, tmp_path_factory.mktemp("runs"))["run"])
     write_predictions(predict_split(folder, "test", data), folder / "test.csv")
     return folder
 
 
-def test_every_line_is_scored_on_the_same_rows(run: Path, data: Path, raw: Path):
-    blend = run / "test.csv"
-    comparison = compare([run], data, frames=[("blend", blend)], truth=raw / "truth.csv")
-    assert [line.name for line in comparison.lines] == [
-        "uniform",
-        "class prior",
-        "Bayes floor",
-        run.name,
-        "blend",
-    ]
+def test_every_model_is_scored_on_the_same_rows(run: Path, data: Path, raw: Path):
+    frames = [("blend", run / "test.csv")]
+    comparison = compare([run], data, frames=frames, truth=raw / "truth.csv")
+    names = [line.name for line in comparison.lines]
+    assert names == ["uniform", "class prior", "Bayes floor", run.name, "blend"]
+
     by_name = {line.name: line for line in comparison.lines}
-    assert {line.valid.rows for line in comparison.lines if line.valid} == {
-        by_name[run.name].valid.rows
-    }
+    valid_rows = {line.valid.rows for line in comparison.lines if line.valid}
+    assert valid_rows == {by_name[run.name].valid.rows}
     assert {line.test.rows for line in comparison.lines} == {60}
     assert by_name["uniform"].test.log_loss == pytest.approx(np.log(3))
     assert by_name["blend"].valid is None
@@ -54,30 +46,29 @@ def test_every_line_is_scored_on_the_same_rows(run: Path, data: Path, raw: Path)
     assert by_name["Bayes floor"].test.log_loss < by_name["class prior"].test.log_loss
 
 
-def test_a_figure_is_the_log_loss_with_an_interval_around_it(run: Path, data: Path, raw: Path):
+def test_the_log_loss_lies_within_its_interval(run: Path, data: Path, raw: Path):
     line = compare([run], data, truth=raw / "truth.csv").lines[-1]
     test = align_to_truth(read_predictions(run / "test.csv"), read_truth(raw / "truth.csv"), "test")
     assert line.test.log_loss == pytest.approx(log_loss(*test), abs=1e-12)
-    valid = read_predictions(run / "holdout" / "valid.csv")
-    truth = restrict_truth(read_truth(data / "train.parquet"), valid)
-    assert line.valid.log_loss == pytest.approx(
-        log_loss(*align_to_truth(valid, truth, "valid")), abs=1e-12
-    )
+
+    frame = read_predictions(run / "holdout" / "valid.csv")
+    truth = restrict_truth(read_truth(data / "train.parquet"), frame)
+    valid = align_to_truth(frame, truth, "valid")
+    assert line.valid.log_loss == pytest.approx(log_loss(*valid), abs=1e-12)
     for figures in (line.test, line.valid):
         assert figures.low < figures.log_loss < figures.high
 
 
-def test_the_class_prior_does_not_look_at_the_validation_rows(run: Path, data: Path):
+def test_the_class_prior_ignores_the_labels_of_the_holdout(run: Path, data: Path):
     line = next(line for line in compare([run], data).lines if line.name == "class prior")
-    train_truth = read_truth(data / "train.parquet")
-    valid = read_predictions(run / "holdout" / "valid.csv")
-    held = train_truth[ID].isin(valid[ID])
-    share = np.bincount(train_truth[~held]["label"], minlength=3) / (~held).sum()
-    labels = train_truth[held]["label"].to_numpy()
-    assert line.valid.log_loss == pytest.approx(-np.log(share[labels]).mean(), abs=1e-12)
+    truth = read_truth(data / "train.parquet")
+    holdout = truth[ID].isin(read_predictions(run / "holdout" / "valid.csv")[ID])
+    prior = np.bincount(truth[~holdout]["label"], minlength=3) / (~holdout).sum()
+    labels = truth[holdout]["label"].to_numpy()
+    assert line.valid.log_loss == pytest.approx(-np.log(prior[labels]).mean(), abs=1e-12)
 
 
-def test_without_the_truth_test_columns_stay_empty(run: Path, data: Path):
+def test_test_columns_stay_empty_without_labels(run: Path, data: Path):
     comparison = compare([run], data)
     assert all(line.test is None for line in comparison.lines)
     assert comparison_rows(comparison)[-1][3] == ""
@@ -85,15 +76,14 @@ def test_without_the_truth_test_columns_stay_empty(run: Path, data: Path):
 
 def test_the_table_has_a_cell_for_every_column(run: Path, data: Path, raw: Path):
     comparison = compare([run], data, truth=raw / "truth.csv")
-    assert {len(row) for row in comparison_rows(comparison)} == {
-        len(comparison_columns(comparison))
-    }
-    assert len(comparison_rows(comparison)) == len(comparison.lines)
+    rows = comparison_rows(comparison)
+    assert {len(row) for row in rows} == {len(comparison_columns(comparison))}
+    assert len(rows) == len(comparison.lines)
 
 
 def test_a_frame_of_other_rows_is_refused(run: Path, data: Path, raw: Path, tmp_path: Path):
-    other = read_predictions(run / "test.csv").assign(**{ID: range(60)})
-    write_predictions(other, tmp_path / "other.csv")
+    frame = read_predictions(run / "test.csv").assign(**{ID: range(60)})
+    write_predictions(frame, tmp_path / "other.csv")
     with pytest.raises(DataError, match=r"other\.csv: its 60 ids are neither"):
         compare([run], data, frames=[("other", tmp_path / "other.csv")], truth=raw / "truth.csv")
 
@@ -108,7 +98,7 @@ def test_an_unfinished_run_is_left_out_and_named(run: Path, data: Path, tmp_path
 
 
 def test_runs_without_common_validation_rows_are_refused(run: Path, data: Path, tmp_path: Path):
-    fold = Path(train_recipe(load_recipe("tiny-roberta", SHORT), data, tmp_path, "0")["run"])
+    fold = train_recipe(load_recipe("tiny-roberta", SHORT), data, tmp_path, "0")["run"]
     with pytest.raises(RunError, match="no validation rows in common"):
         compare([run, fold], data)
 
@@ -116,8 +106,7 @@ def test_runs_without_common_validation_rows_are_refused(run: Path, data: Path, 
 def test_out_of_fold_runs_are_compared_on_all_rows(data: Path, tmp_path: Path):
     result = train_recipe(load_recipe("tiny-roberta", SHORT), data, tmp_path, "all")
     comparison = compare([result["run"]], data)
+    valid = comparison.lines[-1].valid
     assert comparison.validation == "out-of-fold"
-    assert comparison.lines[-1].valid.log_loss == pytest.approx(
-        result["oof"]["log_loss"], abs=1e-12
-    )
-    assert comparison.lines[-1].valid.rows == len(read_truth(data / "train.parquet"))
+    assert valid.log_loss == pytest.approx(result["oof"]["log_loss"], abs=1e-12)
+    assert valid.rows == len(read_truth(data / "train.parquet"))
