@@ -51,7 +51,9 @@ def encode_rows(data: Path, part: Path) -> None:
     content = processed.digest("train")
     spec = Run.open(part.parent).recipe.encode
 
-    encoded = tokenize_cached(rows, content, load_vocabulary(part), spec, processed.cache)
+    encoded = tokenize_cached(
+        rows, content, load_tokenizer(local_backbone(part)), spec, processed.cache
+    )
     features_cached(rows, content, encoded, processed.cache)
 
 

@@ -33,7 +33,7 @@ def make_run(
         recipe: the name of the recipe.
     """
     generator = np.random.default_rng(seed)
-    run = Run.create(runs, load_recipe(recipe, (f"train.seed={seed}",)), run_origin(processed))
+    run = Run.create(runs, load_recipe(recipe, (f"train.seed={seed}",)), make_origin(processed))
     table = processed.train([ID, LABEL])
     for number, fold in enumerate(parts):
         positions = processed.fold_rows(fold)[1]
@@ -66,7 +66,7 @@ def make_run(
         ids = processed.test()[ID].to_numpy()
         frame = make_predictions(ids, generator.dirichlet(np.ones(3), len(ids)))
         write_predictions(frame, run.path / "test.csv")
-    summarise_run(run, processed)
+    run.summarise()
     return run.path
 
 

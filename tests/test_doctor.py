@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from pyarrow import parquet as pq
 
 from kit import doctor
-from kit.cli import main
+from kit.cli.main import main
 from kit.errors import DeviceError
 from kit.model import device
 
@@ -102,7 +102,7 @@ def test_a_torch_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatch)
     def fail() -> None:
         raise OSError("libcudart.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(preflight, "inspect_gpus", fail)
+    monkeypatch.setattr(device, "inspect_gpus", fail)
     assert kit_doctor().exit_code == 1
     assert "libcudart" in finding("device")["found"]
 
@@ -116,7 +116,7 @@ def test_a_gpu_is_shown_with_its_capability_and_the_reason_for_the_precision(
         "capabilities": ["7.5"] * 2,
         "kernels": ["sm_75"],
     }
-    monkeypatch.setattr(preflight, "inspect_gpus", lambda: {**gpus, "problem": ""})
+    monkeypatch.setattr(device, "inspect_gpus", lambda: {**gpus, "problem": ""})
 
     compute = device.Compute(
         device.torch.device("cuda", 0), "fp16", "Tesla T4, capability 7.5: fp16"
@@ -271,7 +271,7 @@ def test_a_broken_package_is_a_finding_without_a_traceback(
 ):
     (tmp_path / f"{package}.py").write_text("raise ImportError('not\\n  here')")
 
-    command = [sys.executable, "-c", "from kit.cli import main; main(['doctor'])"]
+    command = [sys.executable, "-c", "from kit.cli.main import main; main(['doctor'])"]
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from kit.data.clean import FORMS, REPAIRS, repair_text, to_ascii
+from kit.data.clean import REPAIRS, repair_text, to_ascii
+from kit.data.options import TEXT_FORMS, check_choice
 from kit.errors import DataError
 from kit.task import ID, TEXTS
 
@@ -25,8 +26,7 @@ def frame_to_table(frame: pd.DataFrame, text: str = "unicode") -> pa.Table:
     Raises:
         DataError: a column is missing, ids are not unique whole numbers, or a cell is not a text.
     """
-    if text not in FORMS:
-        raise DataError(f"text form {text!r} is unknown", f"Choose one of: {', '.join(FORMS)}.")
+    check_choice("text", text, TEXT_FORMS)
     missing = [column for column in TEXTS if column not in frame.columns]
     if missing:
         raise DataError(

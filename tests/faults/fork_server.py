@@ -128,7 +128,7 @@ def run_child(request: dict, report: int, outputs: list[int]) -> None:
             limits = (request["file_size"], resource.RLIM_INFINITY)
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-        from kit.cli import main
+        from kit.cli.main import main
 
         os.write(report, b"begun\n")
         try:

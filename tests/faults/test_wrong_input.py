@@ -18,7 +18,7 @@ from compare_runs import compare
 from mutations import mutate
 
 from kit.baselines.run import run_baseline
-from kit.cli import main
+from kit.cli.main import main
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.data.rows import read_rows
@@ -122,7 +122,7 @@ def read_run(path: Path) -> object:
     processed = open_dataset(root / "data")
 
     run.check_data(processed.digest("train"))
-    summarise_run(run, processed, write=False)
+    run.summarise(write=False)
     return compare([run.path], root / "data")
 
 

@@ -13,7 +13,7 @@ from kit.baselines.run import run_baseline
 from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, RunError
-from kit.model.backbones import resolve_backbone
+from kit.model.backbones import local_backbone
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
@@ -154,7 +154,7 @@ def test_a_backbone_folder_that_changed_is_noticed(tmp_path: Path):
 
     # A README does not matter, the weights do.
     (folder / "README.md").write_text("other words")
-    Run.create(tmp_path / "runs", recipe, origin | {"backbone": folder_digest(folder)})
+    Run.create(tmp_path / "runs", recipe, origin | {"backbone": local_backbone(folder).digest})
 
     (folder / "model.safetensors").write_text("Weights")
     with pytest.raises(RunError, match=r"the files in the backbone folder .* have changed"):

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from made_runs import make_run
 
 from kit.baselines.run import run_baseline
-from kit.cli import main
+from kit.cli.main import main
 from kit.data.dataset import Dataset
 from kit.errors import DataError, RunError
 from kit.predictions import read_predictions, write_predictions
