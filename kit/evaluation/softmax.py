@@ -1,6 +1,7 @@
 """The softmax and its log loss with the gradient: what every fit in this room minimises.
 
-Class-major, (3, N): sums over three classes are then sums of whole rows, several times faster than over a last axis.
+Class-major, (3, N): sums over three classes are then sums of whole rows, several times faster than
+over a last axis.
 """
 
 import numpy as np
@@ -9,16 +10,18 @@ from kit.evaluation.metrics import EPS
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (3, N) of logits (3, N); a constant added to all logits of a row changes nothing."""
+    """Probabilities (3, N) of logits (3, N); a constant added to all logits of a row changes
+    nothing."""
     powers = np.exp(logits - logits.max(axis=0))
     return powers / powers.sum(axis=0)
 
 
 def softmax_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean log loss in nats, and its derivative by the logits, (3, N): probability less truth, over N.
+    """The mean log loss in nats, and its derivative by the logits, (3, N): probability less truth,
+    over N.
 
-    Labels (N,); or (N, 3), the probabilities of the classes times the weight of their row, and then the mean is over
-    the weights.
+    Labels (N,); or (N, 3), the probabilities of the classes times the weight of their row, and then
+    the mean is over the weights.
     """
     places = np.arange(len(labels))
     shifted = logits - logits.max(axis=0)
