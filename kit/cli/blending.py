@@ -4,9 +4,8 @@ from pathlib import Path
 
 import click
 
+from kit.baselines import BASELINES
 from kit.cli import options, show
-
-BASELINES = ("uniform", "prior", "length", "tfidf", "boosted")
 
 
 @click.command()
@@ -79,10 +78,10 @@ def calibrate(
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
-    from kit.ensemble.calibrate import fit_calibration as fit
+    from kit.ensemble.fit_calibration import fit_calibration as fit
     from kit.ensemble.calibration import apply_calibration, read_calibration, write_calibration
-    from kit.ensemble.members import is_of_no_run
-    from kit.evaluation.truth import read_truth, restrict_truth, without_prompts
+    from kit.ensemble.members import unknown_run_warnings
+    from kit.evaluation.truth import read_truth, restrict_truth, prompt_group_warnings
     from kit.predictions import make_predictions, read_predictions, write_predictions
 
     options.refuse_overwrites((save, out), force)
@@ -97,13 +96,13 @@ def calibrate(
     labels = read_truth(truth)
     labels = restrict_truth(labels, predictions) if subset else labels
     result = fit(predictions, labels, str(file), method)
-    calibrated = make_predictions(labels["id"].to_numpy(), result.crossed)
+    calibrated = make_predictions(labels["id"].to_numpy(), result.cross_fitted_probabilities)
     if save:
         write_calibration(result.calibration, save, result.fitted)
     if out:
         write_predictions(calibrated, out)
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
-    for line in [*is_of_no_run([file]), *without_prompts(labels, truth)]:
+    for line in [*unknown_run_warnings([file]), *prompt_group_warnings(labels, truth)]:
         show.note(line)
 
 
@@ -165,7 +164,7 @@ def ensemble(
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
     from kit.ensemble.blend import apply_blend, read_blend, write_blend
-    from kit.ensemble.members import is_of_no_run, read_members
+    from kit.ensemble.members import unknown_run_warnings, read_members
     from kit.ensemble.pool import blend_predictions
     from kit.predictions import read_predictions, write_predictions
 
@@ -192,7 +191,7 @@ def ensemble(
         write_blend(fitted.blend, save, fitted.fitted)
     if out:
         write_predictions(blended, out)
-    for line in is_of_no_run(oof):
+    for line in unknown_run_warnings(oof):
         show.note(line)
     result = {"file": str(out) if out else None, "members": [str(file) for file in files]}
     if as_json:
@@ -235,13 +234,13 @@ def _check_usage(
 
 
 def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
-    from kit.ensemble.fit import fit_blend
+    from kit.ensemble.fit_blend import fit_blend
     from kit.ensemble.members import read_members
-    from kit.evaluation.truth import read_truth, restrict_truth, without_prompts
+    from kit.evaluation.truth import read_truth, restrict_truth, prompt_group_warnings
 
     names, frames = read_members(oof)
     labels = read_truth(truth)
-    for line in without_prompts(labels, truth):
+    for line in prompt_group_warnings(labels, truth):
         show.note(line)
     return fit_blend(
         frames, names, restrict_truth(labels, frames[0]) if subset else labels, files=oof

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from kit.ensemble.blend import read_blend
-from kit.ensemble.calibrate import too_few_rows
-from kit.ensemble.candidate import BlendRows, fit_candidate
 from kit.ensemble.serialize import read_fitted
+from kit.ensemble.weights import BlendRows, fit_weights
 from kit.errors import DataError
-from kit.evaluation.crossfit import crossfit_folds
-from kit.evaluation.metrics import EPS
+from kit.evaluation.crossfit import too_few_rows
 from kit.report.models import ReportModel, SavedModel
 
 CROSS_FITTED = ("arithmetic", "geometric", "greedy")
@@ -56,13 +54,13 @@ def blended_models(
     small, predictions, note = replace(blend, members=blend.used, weights=shares), {}, ""
     fitted = content.get("fitted") if isinstance(content.get("fitted"), dict) else {}
     if all("test" in model.predictions for model in used):
-        predictions["test"] = small.of(np.stack([model.predictions["test"] for model in used]))
+        predictions["test"] = small.combine(np.stack([model.predictions["test"] for model in used]))
     if all("valid" in model.predictions for model in used):
         members = np.stack([model.predictions["valid"] for model in used])
         method = fitted.get("method", blend.pool)
         if method not in CROSS_FITTED:
             predictions["valid"], note = (
-                small.of(members),
+                small.combine(members),
                 "is applied as it was saved: its weights were not fitted",
             )
         elif few := too_few_rows(labels, groups, len(blend.members)):
@@ -80,10 +78,5 @@ def _crossed(
     method: str, members: np.ndarray, labels: np.ndarray, groups: np.ndarray
 ) -> np.ndarray:
     """Predictions (N, 3) of members (M, N, 3) by fits to other prompts."""
-    rows = BlendRows(
-        np.maximum(members.transpose(0, 2, 1), EPS, order="C"),
-        labels,
-        groups,
-        crossfit_folds(groups),
-    )
-    return fit_candidate(method, rows).crossed
+    rows = BlendRows.from_predictions(members, labels, groups)
+    return fit_weights(method, rows).cross_fitted

@@ -8,7 +8,7 @@ import pytest
 from made_runs import predictions
 
 from kit.ensemble import blend as blends
-from kit.ensemble.fit import BlendFit, fit_blend
+from kit.ensemble.fit_blend import BlendFit, fit_blend
 from kit.errors import DataError
 from kit.evaluation.metrics import log_loss
 from kit.predictions import make_predictions
