@@ -49,7 +49,7 @@ def read_truth(path: str | Path) -> pd.DataFrame:
         repeated_id = table[ID].iloc[second]
         first = int((table[ID] == repeated_id).argmax())
         rows = f"rows {table.index[first]} and {table.index[second]}"
-        more = f"; {int(duplicates.sum()) - 1} more duplicates" if duplicates.sum() > 1 else ""
+        more = f"; duplicate rows in all: {duplicates.sum()}" if duplicates.sum() > 1 else ""
         raise DataError(
             f"{path}: duplicate id {repeated_id} ({rows}{more})", "Keep one row for each id."
         )

@@ -1,4 +1,4 @@
-"""Check bootstrap intervals: whole groups are resampled, pairs stay pairs, few groups give no verdict."""
+"""Check that bootstrap intervals resample whole groups, keep pairs, and need enough groups."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Check that cross-fitting keeps groups whole, balances folds, and never predicts a row it was fitted to."""
+"""Check that cross-fitting keeps groups whole and never predicts a row it was fitted to."""
 
 import numpy as np
 from hypothesis import given, settings
