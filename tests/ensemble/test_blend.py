@@ -1,4 +1,4 @@
-"""Weights that were put in are found again, useless members go, and a saved blend gives what was fitted."""
+"""Check that blend weights are recovered, useless members dropped, and saved blends exact."""
 
 import json
 
@@ -8,157 +8,169 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
+from scipy.special import softmax
 
 from kit.ensemble.blend import Blend, apply_blend, read_blend, write_blend
 from kit.ensemble.calibration import Calibration
-from kit.ensemble.candidate import BlendRows, fit_candidate
-from kit.ensemble.fit import fit_blend
+from kit.ensemble.fit_blend import fit_blend
 from kit.ensemble.members import member_name, read_members
 from kit.ensemble.serialize import write_fitted
-from kit.ensemble.weights import blend_objective, choose_weights, weight_coefficients, weight_spread
+from kit.ensemble.weights import (
+    BlendRows,
+    blend_objective,
+    bootstrap_coefficients,
+    fit_coefficients,
+    fit_weights,
+    select_members,
+)
 from kit.errors import DataError, KitError, RunError
 from kit.evaluation.metrics import log_loss
-from kit.evaluation.softmax import softmax
 from kit.predictions import make_predictions, write_predictions
 from kit.storage.atomic import write_json
 from kit.task import CLASSES
 
 
-def predictions(rows: int, count: int, seed: int = 0, width: float = 1.3) -> np.ndarray:
-    """Members (M, N, 3) that disagree."""
-    return softmax(np.random.default_rng(seed).normal(size=(3, rows * count)) * width).T.reshape(
-        count, rows, 3
-    )
+def make_members(rows: int, count: int, seed: int = 0, width: float = 1.3) -> np.ndarray:
+    """Return probabilities (M, N, 3) of members that disagree."""
+    logits = np.random.default_rng(seed).normal(size=(3, rows * count)) * width
+    return softmax(logits, axis=0).T.reshape(count, rows, 3)
 
 
-def drawn(truth: Blend, made: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Labels (N,) of the probabilities that the blend gives."""
-    chances = np.random.default_rng(seed).random((made.shape[1], 1))
-    return (chances > truth.of(made).cumsum(axis=1)).sum(axis=1).clip(0, 2)
+def draw_labels(truth: Blend, members: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return labels (N,) drawn from the probabilities that the blend gives."""
+    uniform = np.random.default_rng(seed).random((members.shape[1], 1))
+    return (uniform > truth.combine(members).cumsum(axis=1)).sum(axis=1).clip(0, 2)
 
 
-def case(truth: Blend, rows: int, seed: int = 0, extra: int = 0, width: float = 1.3):
-    """Frames and names of the blend's members and of `extra` useless ones, and a truth drawn from it."""
-    made = predictions(rows, len(truth.members) + extra, seed, width)
-    labels = drawn(truth, made[: len(truth.members)], seed + 1)
+def make_case(truth: Blend, rows: int, seed: int = 0, extra: int = 0, width: float = 1.3):
+    """Return frames and names of the blend's members and of `extra` useless ones, and a truth."""
+    members = make_members(rows, len(truth.members) + extra, seed, width)
+    labels = draw_labels(truth, members[: len(truth.members)], seed + 1)
     ids = np.random.default_rng(seed).permutation(5 * rows)[:rows]
     table = pd.DataFrame({"id": ids, "label": labels, "group": np.arange(rows) // 2})
     names = [*truth.members, *(f"useless{i}" for i in range(extra))]
-    return [make_predictions(ids, each) for each in made], names, table
+    return [make_predictions(ids, member) for member in members], names, table
 
 
-def numbers(table: pd.DataFrame) -> np.ndarray:
+def class_columns(table: pd.DataFrame) -> np.ndarray:
     return table[list(CLASSES)].to_numpy()
 
 
+def blend_rows(frames: list[pd.DataFrame], table: pd.DataFrame) -> BlendRows:
+    members = np.stack([class_columns(frame).T for frame in frames])
+    labels = table["label"].to_numpy()
+    groups = table["group"].to_numpy()
+    return BlendRows(members, labels, groups, groups % 5)
+
+
+def class_major(members: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(members.transpose(0, 2, 1))
+
+
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
-def test_a_known_blend_and_temperature_are_recovered_to_two_decimals(pool):
+def test_weights_and_temperature_are_recovered_to_two_decimals(pool):
     truth = Blend(("a", "b", "c"), (0.55, 0.3, 0.15), pool, Calibration(0.7))
-    found = fit_blend(*case(truth, 150_000, width=2.0), method=pool)
-    assert found.blend.members == truth.members
-    assert found.blend.weights == pytest.approx(truth.weights, abs=0.01)
-    assert found.blend.calibration.temperature == pytest.approx(0.7, abs=0.01)
-    assert [m.low < w < m.high for m, w in zip(found.members, truth.weights, strict=True)] == [
+    fit = fit_blend(*make_case(truth, 150_000, width=2.0), method=pool)
+    assert fit.blend.members == truth.members
+    assert fit.blend.weights == pytest.approx(truth.weights, abs=0.01)
+    assert fit.blend.calibration.temperature == pytest.approx(0.7, abs=0.01)
+    assert [m.low < w < m.high for m, w in zip(fit.members, truth.weights, strict=True)] == [
         True
     ] * 3
-    assert found.temperature[0] < 0.7 < found.temperature[1]
-    assert found.gain.verdict == "better"
+    assert fit.temperature[0] < 0.7 < fit.temperature[1]
+    assert fit.gain.verdict == "better"
 
 
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
-def test_the_pool_that_made_the_truth_wins(pool):
+def test_pool_that_generated_the_truth_is_chosen(pool):
     truth = Blend(("a", "b"), (0.6, 0.4), pool)
-    assert fit_blend(*case(truth, 20_000, width=2.5)).method == pool
+    assert fit_blend(*make_case(truth, 20_000, width=2.5)).method == pool
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric", "greedy"])
-def test_a_useless_member_has_no_weight_and_is_dropped_by_name(method):
+def test_useless_member_is_dropped_by_name(method):
     truth = Blend(("a", "b"), (0.6, 0.4), "geometric")
-    frames, names, table = case(truth, 20_000, extra=1)
-    raw = fit_candidate(method, rows_of(frames, table))
-    assert raw.point[2] / raw.point.sum() < 0.02
-    found = fit_blend(frames, names, table, method)
-    assert (found.blend.members, found.blend.used) == (("a", "b", "useless0"), ("a", "b"))
-    assert (found.members[2].name, found.members[2].weight) == ("useless0", 0)
-    assert any("useless0 is dropped" in note for note in found.notes)
+    frames, names, table = make_case(truth, 20_000, extra=1)
+    raw = fit_weights(method, blend_rows(frames, table))
+    assert raw.coefficients[2] / raw.coefficients.sum() < 0.02
+    fit = fit_blend(frames, names, table, method)
+    assert (fit.blend.members, fit.blend.used) == (("a", "b", "useless0"), ("a", "b"))
+    assert (fit.members[2].name, fit.members[2].weight) == ("useless0", 0)
+    assert any("useless0 is dropped" in note for note in fit.notes)
 
 
-def rows_of(frames: list[pd.DataFrame], table: pd.DataFrame) -> BlendRows:
-    major = np.stack([numbers(each).T for each in frames])
-    labels, groups = table["label"].to_numpy(), table["group"].to_numpy()
-    return BlendRows(major, labels, groups, groups % 5)
-
-
-def test_the_cross_fitted_loss_is_not_below_the_one_in_sample_over_seeds():
+def test_cross_fitted_loss_is_above_the_in_sample_loss_on_average():
     truth = Blend(("a", "b"), (0.6, 0.4), "geometric", Calibration(1.3))
     gaps = []
     for seed in range(25):
-        found = fit_blend(*case(truth, 500, seed, extra=2), draws=2)
-        gaps += [trial.cross_fitted - trial.in_sample for trial in found.tried[2:]]
-        gaps.append(found.cross_fitted - found.in_sample)
+        fit = fit_blend(*make_case(truth, 500, seed, extra=2), draws=2)
+        gaps += [trial.cross_fitted - trial.in_sample for trial in fit.tried[2:]]
+        gaps.append(fit.cross_fitted - fit.in_sample)
     assert np.mean(gaps) > 2 * np.std(gaps) / np.sqrt(len(gaps)) > 0
 
 
-def test_few_rows_get_the_plain_mean_and_are_told_so():
-    frames, names, table = case(Blend(("a", "b"), (0.9, 0.1), "arithmetic"), 150)
-    found = fit_blend(frames, names, table)
-    assert (found.method, found.blend.weights, found.blend.calibration.identity) == (
+def test_too_few_rows_get_the_plain_mean_with_a_note():
+    frames, names, table = make_case(Blend(("a", "b"), (0.9, 0.1), "arithmetic"), 150)
+    fit = fit_blend(frames, names, table)
+    assert (fit.method, fit.blend.weights, fit.blend.calibration.identity) == (
         "mean",
         (0.5, 0.5),
         True,
     )
-    assert "150 rows are too few to fit 2 parameters: it takes 200" in found.notes[0]
-    mean = np.mean([numbers(each) for each in frames], axis=0)
-    np.testing.assert_allclose(found.crossed, mean, rtol=1e-12)
+    assert "150 rows are too few to fit 2 parameters: it takes 200" in fit.notes[0]
+    mean = np.mean([class_columns(each) for each in frames], axis=0)
+    np.testing.assert_allclose(fit.cross_fitted_probabilities, mean, rtol=1e-12)
     assert (
-        found.in_sample
-        == found.cross_fitted
+        fit.in_sample
+        == fit.cross_fitted
         == pytest.approx(log_loss(mean, table["label"].to_numpy()))
     )
 
 
-def test_the_plain_mean_is_kept_where_no_fit_is_better():
+def test_plain_mean_is_used_where_no_fit_is_better():
     truth = Blend(("a", "b", "c"), (1 / 3, 1 / 3, 1 / 3), "arithmetic")
-    found = [fit_blend(*case(truth, 400, seed), draws=2) for seed in range(8)]
-    means = [one.tried[1].cross_fitted for one in found]
-    assert all(one.cross_fitted <= mean for one, mean in zip(found, means, strict=True))
-    kept = [one for one in found if one.method == "mean"]
+    fit = [fit_blend(*make_case(truth, 400, seed), draws=2) for seed in range(8)]
+    means = [one.tried[1].cross_fitted for one in fit]
+    assert all(one.cross_fitted <= mean for one, mean in zip(fit, means, strict=True))
+    kept = [one for one in fit if one.method == "mean"]
     assert len(kept) >= 4
     for one in kept:
         assert one.blend == Blend(truth.members, (1 / 3, 1 / 3, 1 / 3), "arithmetic")
         assert one.notes[0].startswith(
-            "nothing is fitted, the plain mean is taken: the best fit has "
+            "no weights are fitted, the plain mean is used: the best fit has "
         )
-    asked = fit_blend(*case(truth, 400), "geometric", draws=2)
+    asked = fit_blend(*make_case(truth, 400), "geometric", draws=2)
     assert asked.method == "geometric"
 
 
 @pytest.mark.parametrize("method", [None, "arithmetic", "geometric", "greedy"])
-def test_applying_a_saved_blend_is_the_fit(tmp_path, method):
-    frames, names, table = case(
+def test_saved_blend_reproduces_the_fit(tmp_path, method):
+    frames, names, table = make_case(
         Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "geometric", Calibration(1.2)), 3000
     )
-    found = fit_blend(frames, names, table, method, draws=20)
-    write_blend(found.blend, tmp_path / "b.json", found.fitted)
+    fit = fit_blend(frames, names, table, method, draws=20)
+    write_blend(fit.blend, tmp_path / "b.json", fit.fitted)
     again = read_blend(tmp_path / "b.json")
-    assert again == found.blend
+    assert again == fit.blend
     order = [2, 0, 1]
     shuffled = [frames[i].sample(frac=1, random_state=i) for i in order]
     applied = apply_blend(again, shuffled, [names[i] for i in order])
     assert applied["id"].tolist() == shuffled[0]["id"].tolist()
     aligned = applied.set_index("id").loc[table["id"]]
-    assert log_loss(numbers(aligned), table["label"].to_numpy()) == pytest.approx(
-        found.in_sample, abs=1e-12
+    assert log_loss(class_columns(aligned), table["label"].to_numpy()) == pytest.approx(
+        fit.in_sample, abs=1e-12
     )
-    whole = found.blend.of(np.stack([numbers(each) for each in frames]))
-    np.testing.assert_allclose(numbers(aligned), whole, rtol=1e-12)
-    json.dumps(found.as_dict(), allow_nan=False)
+    whole = fit.blend.combine(np.stack([class_columns(each) for each in frames]))
+    np.testing.assert_allclose(class_columns(aligned), whole, rtol=1e-12)
+    json.dumps(fit.as_dict(), allow_nan=False)
 
 
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 50), st.permutations(range(3)))
-def test_the_order_of_members_and_rows_does_not_matter(seed, order):
-    frames, names, table = case(Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "arithmetic"), 700, seed)
+def test_order_of_members_and_rows_does_not_matter(seed, order):
+    frames, names, table = make_case(
+        Blend(("a", "b", "c"), (0.5, 0.3, 0.2), "arithmetic"), 700, seed
+    )
     one = fit_blend(frames, names, table, "geometric", draws=5)
     other = fit_blend(
         [frames[i].sample(frac=1, random_state=seed) for i in order],
@@ -175,9 +187,9 @@ def test_the_order_of_members_and_rows_does_not_matter(seed, order):
 
 
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
-def test_the_gradient_is_that_of_the_loss(pool):
-    made = np.ascontiguousarray(predictions(50, 3).transpose(0, 2, 1))
-    objective = blend_objective(pool, made, np.arange(50) % 3)
+def test_gradient_matches_finite_differences(pool):
+    members = np.ascontiguousarray(make_members(50, 3).transpose(0, 2, 1))
+    objective = blend_objective(pool, members, np.arange(50) % 3)
     for point in (np.array([0.2, 0.5, 0.9]), np.array([1.5, 0.01, 0.3])):
         np.testing.assert_allclose(
             objective(point)[1], approx_fprime(point, lambda p: objective(p)[0], 1e-7), atol=1e-5
@@ -186,97 +198,99 @@ def test_the_gradient_is_that_of_the_loss(pool):
             ("a", "b", "c"), tuple(point / point.sum()), pool, Calibration(1 / point.sum())
         )
         assert objective(point)[0] == pytest.approx(
-            log_loss(shares.of(made.transpose(0, 2, 1)), np.arange(50) % 3)
+            log_loss(shares.combine(members.transpose(0, 2, 1)), np.arange(50) % 3)
         )
 
 
 @pytest.mark.parametrize("pool", ["arithmetic", "geometric"])
-def test_one_step_of_the_bootstrap_is_nearly_a_whole_fit(pool):
+def test_one_step_bootstrap_is_close_to_full_fits(pool):
     truth = Blend(("a", "b", "c"), (0.6, 0.3, 0.1), pool, Calibration(1.2))
-    made = predictions(1200, 3)
+    members = make_members(1200, 3)
     major, labels, groups = (
-        np.ascontiguousarray(made.transpose(0, 2, 1)),
-        drawn(truth, made),
+        class_major(members),
+        draw_labels(truth, members),
         np.arange(1200) // 2,
     )
-    point = weight_coefficients(pool, major, labels)
-    quick = weight_spread(pool, point, major, labels, groups, draws=40, seed=3)
+    point = fit_coefficients(pool, major, labels)
+    quick = bootstrap_coefficients(pool, point, major, labels, groups, draws=40, seed=3)
     generator, whole = np.random.default_rng(3), []
     for _ in range(40):
         rows = (generator.integers(0, 600, 600)[:, None] * 2 + [0, 1]).ravel()
-        whole.append(weight_coefficients(pool, major[:, :, rows], labels[rows], point))
+        whole.append(fit_coefficients(pool, major[:, :, rows], labels[rows], point))
     for one, other in zip(quick.T, np.array(whole).T, strict=True):
         assert np.corrcoef(one, other)[0, 1] > 0.95
         assert np.std(one) == pytest.approx(np.std(other), rel=0.15)
     assert (quick >= 0).all()
 
 
-def test_greedy_choice_starts_with_the_best_and_leaves_noise_out():
+def test_greedy_selection_leaves_noise_out():
     truth = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
-    made = predictions(20_000, 12)
-    labels = drawn(truth, made[:2])
-    assert choose_weights(np.ascontiguousarray(made.transpose(0, 2, 1)), labels) == [0, 1]
+    members = make_members(20_000, 12)
+    labels = draw_labels(truth, members[:2])
+    assert select_members(class_major(members), labels) == [0, 1]
 
 
-def test_many_members_are_fitted_by_greedy_choice_too():
-    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 3000, extra=7)
-    found = fit_blend(frames, names, table, draws=5)
-    assert [trial.method for trial in found.tried[2:]] == ["arithmetic", "geometric", "greedy"]
-    assert found.blend.used == ("a", "b")
-    assert len(found.members) == len(found.blend.members) == 9
+def test_greedy_selection_is_tried_with_many_members():
+    frames, names, table = make_case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 3000, extra=7)
+    fit = fit_blend(frames, names, table, draws=5)
+    assert [trial.method for trial in fit.tried[2:]] == ["arithmetic", "geometric", "greedy"]
+    assert fit.blend.used == ("a", "b")
+    assert len(fit.members) == len(fit.blend.members) == 9
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric", "greedy"])
 def test_members_that_are_all_harmful_make_a_flat_blend(method):
-    made = predictions(2000, 2)
-    labels = made.mean(axis=0).argmin(axis=1)
+    members = make_members(2000, 2)
+    labels = members.mean(axis=0).argmin(axis=1)
     ids = np.arange(2000)
     table = pd.DataFrame({"id": ids, "label": labels})
-    found = fit_blend(
-        [make_predictions(ids, each) for each in made], ["a", "b"], table, method, draws=5
+    fit = fit_blend(
+        [make_predictions(ids, each) for each in members], ["a", "b"], table, method, draws=5
     )
-    assert found.cross_fitted < log_loss(made.mean(axis=0), labels)
-    assert found.cross_fitted == pytest.approx(np.log(3), abs=0.2)
-    assert np.isfinite(found.crossed).all()
-    assert np.isfinite([(m.low, m.high) for m in found.members if m.low is not None]).all()
+    assert fit.cross_fitted < log_loss(members.mean(axis=0), labels)
+    assert fit.cross_fitted == pytest.approx(np.log(3), abs=0.2)
+    assert np.isfinite(fit.cross_fitted_probabilities).all()
+    assert np.isfinite([(m.low, m.high) for m in fit.members if m.low is not None]).all()
 
 
-def test_frames_of_other_rows_are_refused():
-    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
+def test_frames_of_different_rows_are_refused():
+    frames, names, table = make_case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
     with pytest.raises(DataError, match=r"b lacks 1 id"):
         fit_blend([frames[0], frames[1].iloc[1:]], names, table)
     with pytest.raises(DataError, match=r"a lacks 1 id .* of the truth"):
         fit_blend([each.iloc[1:] for each in frames], names, table)
     with pytest.raises(DataError, match="two prediction files or more"):
         fit_blend(frames[:1], names[:1], table)
-    with pytest.raises(KitError, match="no way to fit 'stacking'"):
+    with pytest.raises(KitError, match="no fitting method 'stacking'"):
         fit_blend(frames, names, table, "stacking")
 
 
-def test_a_blend_takes_each_of_its_members_once_by_name():
+def test_blend_takes_each_of_its_members_exactly_once():
     known = Blend(("a", "b"), (0.5, 0.5), "arithmetic")
-    one, other = (make_predictions(np.array([1, 2]), each) for each in predictions(2, 2))
+    one, other = (make_predictions(np.array([1, 2]), each) for each in make_members(2, 2))
     with pytest.raises(
-        DataError, match=r"is of it; the blend does not know c\. Its members: a, b\n"
+        DataError,
+        match=r"no file is given for b, .*; the blend does not know c\. Its members: a, b\n",
     ):
         apply_blend(known, [one, other], ["a", "c"])
-    with pytest.raises(DataError, match="needs b, and no file is of it"):
+    with pytest.raises(DataError, match="no file is given for b, which the blend needs"):
         apply_blend(known, [one], ["a"])
-    with pytest.raises(DataError, match="each member once"):
+    with pytest.raises(DataError, match="more than one file is given for b"):
         apply_blend(known, [one, other, other], ["a", "b", "b"])
 
 
-def test_a_blend_tells_its_members_from_those_it_has_dropped():
+def test_error_lists_members_and_dropped_members():
     known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric")
     with pytest.raises(
-        DataError, match=r"needs a, b, and no file is of them\. Its members: a, b; dropped: c"
+        DataError,
+        match=r"no file is given for a, b, which the blend needs\. Its members: a, b; dropped: c",
     ) as raised:
-        apply_blend(known, [make_predictions(np.array([1, 2]), predictions(2, 1)[0])], ["c"])
+        apply_blend(known, [make_predictions(np.array([1, 2]), make_members(2, 1)[0])], ["c"])
     assert "may be left out" in raised.value.hint
 
 
-def test_a_member_that_is_no_prediction_is_sent_to_validate_by_its_file():
-    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
+def test_invalid_member_gets_a_hint_to_validate_its_file():
+    frames, names, table = make_case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
     frames[1].loc[4, list(CLASSES)] = 0.9
     files = ["runs/a/oof.csv", "runs/b/oof.csv"]
     for broken in (
@@ -290,8 +304,8 @@ def test_a_member_that_is_no_prediction_is_sent_to_validate_by_its_file():
         assert raised.value.hint == "Run `kit validate runs/b/oof.csv` for every problem at once."
 
 
-def test_subset_is_proposed_only_where_it_helps():
-    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
+def test_subset_is_suggested_only_where_it_helps():
+    frames, names, table = make_case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 300)
     with pytest.raises(DataError, match=r"b lacks 1 id .* of a") as raised:
         fit_blend([frames[0], frames[1][1:]], names, table)
     assert "--subset" not in raised.value.hint
@@ -300,15 +314,15 @@ def test_subset_is_proposed_only_where_it_helps():
     assert "add --subset" in raised.value.hint
 
 
-def test_a_weight_that_no_draw_could_move_has_no_interval():
-    frames, names, table = case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 3000, extra=1)
-    found = fit_blend(frames, names, table, "arithmetic", draws=20)
-    assert [m.low is None for m in found.members] == [False, False, True]
-    assert set(found.blend.spread) == {"a", "b"}
+def test_weight_that_no_draw_can_move_has_no_interval():
+    frames, names, table = make_case(Blend(("a", "b"), (0.5, 0.5), "arithmetic"), 3000, extra=1)
+    fit = fit_blend(frames, names, table, "arithmetic", draws=20)
+    assert [m.low is None for m in fit.members] == [False, False, True]
+    assert set(fit.blend.spread) == {"a", "b"}
     sole = fit_blend(
         [frames[2], frames[0]],
         ["useless", "a"],
-        table.assign(label=numbers(frames[0]).argmax(axis=1)),
+        table.assign(label=class_columns(frames[0]).argmax(axis=1)),
     )
     assert (sole.blend.used, {m.low for m in sole.members}, sole.blend.spread) == (
         ("a",),
@@ -319,7 +333,7 @@ def test_a_weight_that_no_draw_could_move_has_no_interval():
     assert ({m.low for m in few.members}, few.temperature, few.blend.spread) == ({None}, None, {})
 
 
-def test_an_older_saved_blend_has_no_spread_and_a_spread_changed_by_hand_is_refused(tmp_path):
+def test_saved_intervals_are_optional_and_checked(tmp_path):
     known = Blend(
         ("a", "b", "c"), (0.5, 0.5, 0.0), "geometric", spread={"a": (0.4, 0.6), "b": (0.4, 0.6)}
     )
@@ -340,9 +354,9 @@ def test_an_older_saved_blend_has_no_spread_and_a_spread_changed_by_hand_is_refu
     assert read_blend(tmp_path / "old.json").spread == {}
 
 
-def test_a_dropped_member_may_be_named_or_left_out():
+def test_dropped_member_may_be_given_or_left_out():
     known = Blend(("a", "b", "c"), (0.5, 0.5, 0.0), "geometric")
-    three = [make_predictions(np.array([1, 2]), each) for each in predictions(2, 3)]
+    three = [make_predictions(np.array([1, 2]), each) for each in make_members(2, 3)]
     pd.testing.assert_frame_equal(
         apply_blend(known, three[::-1], ["c", "b", "a"]),
         apply_blend(known, three[1::-1], ["b", "a"]),
@@ -353,18 +367,18 @@ def test_a_dropped_member_may_be_named_or_left_out():
     ("change", "words"),
     [
         ({"pool": "median"}, "pool is 'median'"),
-        ({"members": []}, "not a list of names"),
-        ({"members": [{"name": "a", "weight": 1}] * 2}, "not a list of names"),
+        ({"members": []}, "not a list of unique names"),
+        ({"members": [{"name": "a", "weight": 1}] * 2}, "not a list of unique names"),
         ({"members": [{"name": "a", "weight": -1}]}, "weight is '-1'"),
         (
             {"members": [{"name": "a", "weight": 0}]},
             "weights must be 0 or more, and one of them above 0",
         ),
-        ({"calibration": None}, "pool is"),
+        ({"calibration": None}, "calibration is 'None'"),
         ({"calibration": {"temperature": -1, "bias": [0, 0, 0]}}, "temperature is '-1'"),
     ],
 )
-def test_a_blend_changed_by_hand_is_refused(tmp_path, change, words):
+def test_blend_with_invalid_values_is_refused(tmp_path, change, words):
     good = {"pool": "arithmetic", "members": [{"name": "a", "weight": 1.0}]}
     write_fitted(
         tmp_path / "b.json",
@@ -377,11 +391,11 @@ def test_a_blend_changed_by_hand_is_refused(tmp_path, change, words):
 
 def written(path, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_predictions(make_predictions(np.arange(3), predictions(3, 1, seed)[0]), path)
+    write_predictions(make_predictions(np.arange(3), make_members(3, 1, seed)[0]), path)
     return path
 
 
-def test_members_are_called_by_their_run_or_by_their_file(tmp_path):
+def test_members_are_named_by_their_run_or_their_file(tmp_path):
     run = tmp_path / "deberta-1a2b3c4d"
     write_json(run / "origin.json", {"data": "x"})
     files = [
@@ -396,13 +410,13 @@ def test_members_are_called_by_their_run_or_by_their_file(tmp_path):
     ]
     names, frames = read_members([files[0], files[2]])
     assert (names, len(frames)) == (["deberta-1a2b3c4d", "roberta.v2"], 2)
-    with pytest.raises(DataError, match="all called 'deberta-1a2b3c4d'"):
+    with pytest.raises(DataError, match="same member name, 'deberta-1a2b3c4d'"):
         read_members(files[:2])
 
 
-def test_runs_of_other_rows_or_folds_are_not_blended(tmp_path):
+def test_runs_of_different_data_are_not_blended(tmp_path):
     for name, data in (("one", "x"), ("two", "y")):
         write_json(tmp_path / name / "origin.json", {"data": data})
     files = [written(tmp_path / name / "oof.csv") for name in ("one", "two")]
-    with pytest.raises(RunError, match="two was trained on other rows or folds than"):
+    with pytest.raises(RunError, match="two was trained on different rows or folds than"):
         read_members(files)
