@@ -1,5 +1,4 @@
-"""Check that calibrations are recovered, that none is invented, and that losses are cross-fitted.
-"""
+"""Check that calibrations are recovered, none is invented, and losses are cross-fitted."""
 
 import json
 

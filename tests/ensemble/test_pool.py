@@ -21,7 +21,7 @@ CELL = st.one_of(st.floats(1e-6, 1), st.sampled_from([1e-12, 1.0]))
 
 
 @st.composite
-def members(draw):
+def draw_frames(draw):
     """Draw two to four frames over the same ids, in the same order."""
     rows = draw(st.integers(1, 6))
     rows_of_cells = st.lists(st.tuples(CELL, CELL, CELL), min_size=rows, max_size=rows)
@@ -30,6 +30,7 @@ def members(draw):
 
 
 def blend(frames, method="mean", weights=None):
+    """Blend frames under made-up file names, with weights 1, 2, … where the method needs some."""
     if method == "weights" and weights is None:
         weights = list(range(1, len(frames) + 1))
     return blend_predictions(frames, [f"{i}.csv" for i in range(len(frames))], method, weights)
@@ -102,7 +103,7 @@ def test_equal_weights_are_the_mean_and_weight_zero_leaves_a_member_out():
 
 
 @settings(deadline=None, max_examples=60)
-@given(members(), st.sampled_from(METHODS), st.randoms(use_true_random=False))
+@given(draw_frames(), st.sampled_from(METHODS), st.randoms(use_true_random=False))
 def test_order_of_rows_and_members_does_not_matter(frames, method, random):
     weights = [random.uniform(0.1, 2) for _ in frames] if method == "weights" else None
     expected = blend(frames, method, weights)
@@ -117,7 +118,7 @@ def test_order_of_rows_and_members_does_not_matter(frames, method, random):
 
 
 @settings(deadline=None, max_examples=60)
-@given(members(), st.sampled_from(METHODS))
+@given(draw_frames(), st.sampled_from(METHODS))
 def test_equal_members_and_single_members_are_unchanged(frames, method):
     np.testing.assert_allclose(
         class_columns(blend([frames[0]] * 3, method)),
@@ -133,29 +134,27 @@ def test_equal_members_and_single_members_are_unchanged(frames, method):
 
 
 @settings(deadline=None, max_examples=60)
-@given(members(), st.sampled_from(METHODS))
+@given(draw_frames(), st.sampled_from(METHODS))
 def test_blended_rows_are_gradable_and_lie_between_their_members(frames, method):
     blended = class_columns(blend(frames, method))
     assert is_gradable(blended).all()
 
     # Normalising moves a geometric mean out of its members' range.
     if method != "geometric":
-        each = np.stack([class_columns(f) for f in frames])
-        assert (blended >= each.min(axis=0) - 1e-12).all()
-        assert (blended <= each.max(axis=0) + 1e-12).all()
+        members = np.stack([class_columns(frame) for frame in frames])
+        assert (blended >= members.min(axis=0) - 1e-12).all()
+        assert (blended <= members.max(axis=0) + 1e-12).all()
 
 
 @settings(deadline=None, max_examples=60)
-@given(members(), st.sampled_from(METHODS))
+@given(draw_frames(), st.sampled_from(METHODS))
 def test_blending_commutes_with_swapping_the_answers(frames, method):
     def swap(table):
         return make_predictions(table["id"].to_numpy(), class_columns(table)[:, list(SWAP)])
 
-    np.testing.assert_allclose(
-        class_columns(blend([swap(f) for f in frames], method)),
-        class_columns(swap(blend(frames, method))),
-        rtol=1e-9,
-    )
+    of_swapped = class_columns(blend([swap(frame) for frame in frames], method))
+    swapped_blend = class_columns(swap(blend(frames, method)))
+    np.testing.assert_allclose(of_swapped, swapped_blend, rtol=1e-9)
 
 
 def test_zero_of_one_member_does_not_veto_a_class():
@@ -169,23 +168,23 @@ def test_zero_of_one_member_does_not_veto_a_class():
 
 
 def test_ids_that_do_not_match_are_listed_with_the_files():
-    one, other = reference_frames()[:2]
+    first, second = reference_frames()[:2]
     with pytest.raises(DataError) as caught:
-        blend_predictions([one, other.replace({"id": {211333: 5}})], ["a.csv", "b.csv"])
+        blend_predictions([first, second.replace({"id": {211333: 5}})], ["a.csv", "b.csv"])
     assert "b.csv lacks 1 id (211333) of a.csv" in caught.value.problem
     assert "b.csv has 1 id (5) that a.csv does not have" in caught.value.problem
     with pytest.raises(DataError, match=r"b\.csv: 1 duplicate id"):
-        blend_predictions([one, pd.concat([other, other.iloc[:1]])], ["a.csv", "b.csv"])
+        blend_predictions([first, pd.concat([second, second.iloc[:1]])], ["a.csv", "b.csv"])
 
 
 @pytest.mark.parametrize(
     "row", [[30.0, 30.0, 40.0], [-0.1, 0.6, 0.5], [np.nan, 0.5, 0.5], [0.0, 0.0, 0.0]]
 )
 def test_rows_that_are_not_probabilities_are_refused(row):
-    one, other = reference_frames()[:2]
-    other.loc[1, list(CLASSES)] = row
+    first, second = reference_frames()[:2]
+    second.loc[1, list(CLASSES)] = row
     with pytest.raises(DataError, match=r"b.csv: id 211333: not probabilities that sum to 1\n"):
-        blend_predictions([one, other], ["a.csv", "b.csv"])
+        blend_predictions([first, second], ["a.csv", "b.csv"])
 
 
 @pytest.mark.parametrize(
