@@ -1,7 +1,8 @@
-"""A linear model of A, B and tie that cannot favour a place: swapping the answers swaps its first two probabilities.
+"""Fit a logistic regression that is symmetric under a swap of the two answers.
 
-It is what a multinomial regression becomes when every row is there in both orders, at half the rows and a third of
-the coefficients.
+Use `fit_symmetric`. Swapping the answers swaps the probabilities of A and B. The model is what a
+multinomial logistic regression becomes when every row is present in both orders, at half the rows
+and a third of the coefficients.
 """
 
 from collections.abc import Sequence
@@ -10,28 +11,28 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 from scipy.optimize import minimize
+from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from kit.evaluation.softmax import softmax, softmax_loss
+from kit.evaluation.metrics import softmax_cross_entropy
 
 Block = np.ndarray | sparse.csr_array  # (N, C) float32
 
 
 @dataclass(frozen=True)
 class SymmetricClassifier:
-    """Coefficients of what changes its sign in a swap, and of what stays; the last is the intercept of a tie."""
+    """Coefficients of the odd columns, and of the even columns with the intercept of a tie last."""
 
     odd: np.ndarray
     even: np.ndarray
 
     def predict(self, odd: Sequence[Block], even: Sequence[Block]) -> np.ndarray:
-        """Probabilities (N, 3) from the blocks that were fitted to, of other rows."""
-        return softmax(_logits(odd, even, self.odd, self.even)).T
+        """Return probabilities (N, 3) of rows, given in the same blocks as to the fit."""
+        return softmax(_logits(odd, even, self.odd, self.even), axis=0).T
 
 
-@threadpool_limits.wrap(
-    limits=1, user_api="blas"
-)  # products this small only wait for a second thread
+# Products this small only wait for a second BLAS thread.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_symmetric(
     odd: Sequence[Block],
     even: Sequence[Block],
@@ -39,53 +40,65 @@ def fit_symmetric(
     penalty: float,
     steps: int = 200,
 ) -> SymmetricClassifier:
-    """The coefficients of the lowest log loss with an L2 penalty; the intercept is free.
+    """Minimise the mean log loss plus penalty / 2 times the sum of squared coefficients.
 
-    Logits are (d, -d, t): d is linear in the odd columns, t in the even ones.
+    The intercept is not penalised. The logits are (d, -d, t): d is linear in the odd columns, t in
+    the even ones.
 
     Args:
-        odd: blocks of columns that change their sign when the answers are swapped, each (N, C) float32.
+        odd: blocks of columns that change their sign when the answers are swapped, each (N, C)
+            float32.
         even: blocks of columns that do not.
-        labels: (N,) in 0, 1, 2; or (N, 3), as `softmax.loss` takes them.
-        penalty: half the sum of squares counts so much against the mean log loss.
-        steps: at most so many of L-BFGS.
+        labels: (N,) or (N, 3), as for `softmax_cross_entropy`.
+        penalty: strength of the L2 penalty.
+        steps: at most so many iterations of L-BFGS.
     """
-    cut = sum(block.shape[1] for block in odd)
-    size = cut + sum(block.shape[1] for block in even) + 1
+    odd_size = sum(block.shape[1] for block in odd)
+    size = odd_size + sum(block.shape[1] for block in even) + 1
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, residual = softmax_loss(_logits(odd, even, point[:cut], point[cut:]), labels)
-        toward_a, toward_tie = (residual[0] - residual[1]), residual[2]
+        logits = _logits(odd, even, point[:odd_size], point[odd_size:])
+        loss, residual = softmax_cross_entropy(logits, labels)
+        toward_a = residual[0] - residual[1]
+        toward_tie = residual[2]
         gradient = np.concatenate(
-            [_against(odd, toward_a), _against(even, toward_tie), [toward_tie.sum()]]
+            [
+                _transposed_product(odd, toward_a),
+                _transposed_product(even, toward_tie),
+                [toward_tie.sum()],
+            ]
         )
         gradient[:-1] += penalty * point[:-1]
-        return value + penalty / 2 * float(point[:-1] @ point[:-1]), gradient
+        return loss + penalty / 2 * float(point[:-1] @ point[:-1]), gradient
 
     options = {"maxiter": steps, "ftol": 1e-7, "gtol": 1e-6}
     found = minimize(objective, np.zeros(size), jac=True, method="L-BFGS-B", options=options)
-    return SymmetricClassifier(found.x[:cut], found.x[cut:])
+    return SymmetricClassifier(found.x[:odd_size], found.x[odd_size:])
 
 
 def _logits(
-    odd: Sequence[Block], even: Sequence[Block], w: np.ndarray, u: np.ndarray
+    odd: Sequence[Block],
+    even: Sequence[Block],
+    odd_coefficients: np.ndarray,
+    even_coefficients: np.ndarray,
 ) -> np.ndarray:
-    """Logits (3, N)."""
-    toward_a, toward_tie = _times(odd, w), _times(even, u[:-1]) + u[-1]
+    """Return logits (3, N)."""
+    toward_a = _product(odd, odd_coefficients)
+    toward_tie = _product(even, even_coefficients[:-1]) + even_coefficients[-1]
     return np.stack([toward_a, -toward_a, toward_tie])
 
 
-def _times(blocks: Sequence[Block], coefficients: np.ndarray) -> np.ndarray:
-    """The product of all blocks with their coefficients, (N,) float64."""
-    parts = np.split(
-        coefficients.astype(np.float32), np.cumsum([block.shape[1] for block in blocks])[:-1]
-    )
-    return sum((block @ part).astype(np.float64) for block, part in zip(blocks, parts, strict=True))
+def _product(blocks: Sequence[Block], coefficients: np.ndarray) -> np.ndarray:
+    """Return the product of all blocks, side by side, with their coefficients, (N,) float64."""
+    # float32 as the blocks are: scipy would copy them to float64 at every step of the search.
+    ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
+    parts = np.split(coefficients.astype(np.float32), ends)
+    products = [block @ part for block, part in zip(blocks, parts, strict=True)]
+    start = np.zeros(blocks[0].shape[0])
+    return sum((product.astype(np.float64) for product in products), start)
 
 
-def _against(blocks: Sequence[Block], residual: np.ndarray) -> np.ndarray:
-    """The product of all blocks' transposes with (N,), one after the other, float64."""
-    scaled = residual.astype(
-        np.float32
-    )  # the blocks' type: scipy would copy them to float64 at every step
-    return np.concatenate([(block.T @ scaled).astype(np.float64) for block in blocks])
+def _transposed_product(blocks: Sequence[Block], residual: np.ndarray) -> np.ndarray:
+    """Return the products of the blocks' transposes with (N,), one after the other, float64."""
+    residual = residual.astype(np.float32)
+    return np.concatenate([(block.T @ residual).astype(np.float64) for block in blocks])

@@ -1,4 +1,7 @@
-"""Baselines as runs: a reference model on the rows and folds that networks are trained on, kept as theirs are."""
+"""Run baselines on the rows and folds of the networks, and keep their predictions as a run.
+
+Use `run_baseline`.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import kit
-from kit.baselines.models import FITS, READS_NGRAMS, PairRows
+from kit.baselines.models import FITS, NEEDS_NGRAMS, PairRows
 from kit.baselines.tfidf import count_ngrams
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.features import FEATURES, compute_features
@@ -30,101 +33,116 @@ def run_baseline(
     fold: str = HOLDOUT,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Fits a baseline on everything but `fold` ("holdout", a number, or "all" of them) and writes its predictions.
+    """Fit a baseline to everything but `fold` and write its predictions as a run.
 
-    It learns what a network would: soft labels and weights count. It is judged by the labels alone.
+    It learns from what a network learns from, soft labels and weights included, and is scored by
+    the labels alone.
 
-    `runs/baseline-<name>` then holds what a trained run holds, less the model: each part's valid.csv and metrics.json,
-    oof.csv once every fold is done. In place of the model stand its predictions of the test rows: each part's, and in
-    the run's test.csv their mean over the folds, or the holdout's where no fold is done. Finished parts are left alone.
+    `runs/baseline-<name>` then holds what a trained run holds, except the model: valid.csv and
+    metrics.json of each part, and oof.csv once every fold is done. In place of the model it holds
+    predictions of the test rows: each part's, and in the run's test.csv their mean over the folds,
+    or the holdout's where no fold is done. Finished parts are not fitted again.
+
+    Args:
+        name: one of `BASELINES`.
+        data: the processed folder.
+        runs: the folder of all runs.
+        fold: "holdout", a number, or "all" of them.
+        say: receives a line for each part.
 
     Returns:
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
 
     Raises:
-        KitError: no such baseline or fold, or `runs` has this baseline of other data, or parts of it that predict
-            other test rows.
+        KitError: no such baseline or fold, or `runs` has this baseline of other data, or parts of
+            it that predict other test rows.
         HeldError: another process is fitting this baseline.
     """
     if name not in FITS:
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
     processed = open_dataset(data)
-    chosen = parse_folds(fold, processed.folds)
-    run_dir = Run.create_baseline(runs, name, make_origin(processed))
-    with hold_lock(run_dir.path):
-        return _run(name, processed, run_dir, chosen, say)
+    folds = choose_folds(fold, processed.folds)
+    run = Run.create_baseline(runs, name, run_origin(processed))
+    with hold_lock(run.path):
+        _fit_missing_parts(name, processed, run, folds, say)
+        _write_test_predictions(name, run, processed)
+        return summarise_run(run, processed)
 
 
-def _run(
-    name: str, processed: Dataset, run_dir: Run, chosen: list[int | str], say: Callable[[str], None]
-) -> dict[str, Any]:
-    missing = [each for each in chosen if not run_dir.done(each)]
-    for each in chosen:
-        if each not in missing:
-            say(f"{run_dir.part(each)} is done already")
-    if missing:
+def _fit_missing_parts(
+    name: str, processed: Dataset, run: Run, folds: list[int | str], say: Callable[[str], None]
+) -> None:
+    missing = []
+    for fold in folds:
+        if run.done(fold):
+            say(f"{run.part(fold)} is done already")
+        else:
+            missing.append(fold)
+    if not missing:
+        return
+
+    started = time.monotonic()
+    train = baseline_rows(processed.train(), name in NEEDS_NGRAMS)
+    test = baseline_rows(processed.test(), name in NEEDS_NGRAMS)
+    seconds = time.monotonic() - started
+    say(f"{len(train):,} training and {len(test):,} test rows read in {seconds:.0f} s")
+
+    # The first part's time includes reading the rows.
+    for fold in missing:
+        metrics = _fit_part(name, processed, run, fold, train, test, started)
         started = time.monotonic()
-        train, test = (
-            baseline_rows(table, name in READS_NGRAMS)
-            for table in (processed.train(), processed.test())
-        )
         say(
-            f"{len(train):,} training and {len(test):,} test rows read in {time.monotonic() - started:.0f} s"
+            f"{run.part(fold)}: log loss {metrics['log_loss']:.4f}, "
+            f"accuracy {metrics['accuracy']:.3f}"
         )
-        for each in missing:
-            metrics = _fit_part(name, processed, run_dir, each, train, test, started)
-            started = time.monotonic()
-            say(
-                f"{run_dir.part(each)}: log loss {metrics['log_loss']:.4f}, accuracy {metrics['accuracy']:.3f}"
-            )
-    _test_predictions(name, run_dir, processed)
-    return run_dir.summarise()
 
 
 def baseline_rows(table: pa.Table, ngrams: bool) -> PairRows:
-    """Processed rows as baselines see them; counting n-grams takes most of the time, so it can be left out."""
+    """Return processed rows as baselines see them; counting `ngrams` takes most of the time."""
     a, b, pair = compute_features(table)
-    column = FEATURES.index("characters")
-    counts = (
-        tuple(count_ngrams(pc.binary_join(table[c], "\n").to_pylist()) for c in RESPONSES)
-        if ngrams
-        else None
-    )
-    return PairRows(
-        a, b, pair, np.stack([a[:, column], b[:, column]], axis=1), table[GROUP].to_numpy(), counts
-    )
+    length = FEATURES.index("characters")
+    counts = ((), ())
+    if ngrams:
+        # pyarrow makes its compute functions at import, where a type checker cannot see them.
+        join = pc.binary_join  # ty: ignore[missing-attribute]
+        texts_a, texts_b = (join(table[name], "\n").to_pylist() for name in RESPONSES)
+        counts = (count_ngrams(texts_a), count_ngrams(texts_b))
+    lengths = np.stack([a[:, length], b[:, length]], axis=1)
+    return PairRows(a, b, pair, lengths, table[GROUP].to_numpy(), counts)
 
 
 def _fit_part(
     name: str,
-    data: Dataset,
-    run_dir: Run,
+    processed: Dataset,
+    run: Run,
     fold: int | str,
     train: PairRows,
     test: PairRows,
     started: float,
 ) -> dict[str, Any]:
-    """Fits one part and writes it, metrics.json last; `started` is when its work began, reading rows included."""
-    table = data.train([ID, LABEL])
-    ids, labels = table[ID].to_numpy(), table[LABEL].to_numpy().astype(np.int64)
-    train_rows, valid_rows = data.fold_rows(fold)
-    targets = data.targets()
+    """Fit and write one part, metrics.json last since it marks the part as done."""
+    table = processed.train([ID, LABEL])
+    ids = table[ID].to_numpy()
+    labels = table[LABEL].to_numpy().astype(np.int64)
+    targets = processed.targets()
     targets = targets.astype(np.int64 if targets.ndim == 1 else np.float64)
+
+    train_rows, validation_rows = processed.fold_rows(fold)
     model = FITS[name](train.take(train_rows), targets[train_rows])
-    held = train.take(valid_rows)
-    valid = model.predict(held)
-    part = run_dir.part(fold)
-    write_predictions(make_predictions(ids[valid_rows], valid), part / "valid.csv")
-    write_predictions(
-        make_predictions(data.test([ID])[ID].to_numpy(), model.predict(test)), part / TEST_FILE
-    )
+    validation = train.take(validation_rows)
+    predictions = model.predict(validation)
+
+    part = run.part(fold)
+    write_predictions(make_predictions(ids[validation_rows], predictions), part / "valid.csv")
+    test_ids = processed.test([ID])[ID].to_numpy()
+    write_predictions(make_predictions(test_ids, model.predict(test)), part / TEST_FILE)
     metrics = {
-        "log_loss": log_loss(valid, labels[valid_rows]),
-        "accuracy": accuracy(valid, labels[valid_rows]),
-        "swap_gap": swap_gap(valid, model.predict(held.swapped)[:, SWAP]),
+        "log_loss": log_loss(predictions, labels[validation_rows]),
+        "accuracy": accuracy(predictions, labels[validation_rows]),
+        "swap_gap": swap_gap(predictions, model.predict(validation.swapped)[:, SWAP]),
         "best_epoch": None,
         "train_rows": len(train_rows),
-        "valid_rows": len(valid_rows),
+        "valid_rows": len(validation_rows),
         "parameters": model.parameters,
         "minutes": (time.monotonic() - started) / 60,
         "versions": {"kit": kit.__version__},
@@ -133,25 +151,28 @@ def _fit_part(
     return metrics
 
 
-def _test_predictions(name: str, run_dir: Run, processed: Dataset) -> None:
-    """The mean over finished folds, or the holdout's where no fold is done, in the run's test.csv.
+def _write_test_predictions(name: str, run: Run, processed: Dataset) -> None:
+    """Write the run's test.csv: the mean over finished folds, or the holdout's if there are none.
 
     Raises:
-        RunError: a part's are of other rows, as they are where test.csv has changed since.
+        RunError: a part predicts other test rows, because test.csv has changed since it was fitted.
     """
-    finished = run_dir.parts()
-    used = [part for part in finished if part != HOLDOUT] or list(finished)
-    tests = {
-        run_dir.path / part: read_predictions(run_dir.path / part / TEST_FILE).set_index(ID)
-        for part in used
+    finished = run.parts()
+    parts = [part for part in finished if part != HOLDOUT] or list(finished)
+    predictions = {
+        run.path / part: read_predictions(run.path / part / TEST_FILE).set_index(ID)
+        for part in parts
     }
+
     ids = processed.test([ID])[ID].to_numpy()
-    others = [str(part) for part, test in tests.items() if set(test.index) != set(ids)]
-    if others:
+    outdated = [str(part) for part, frame in predictions.items() if set(frame.index) != set(ids)]
+    if outdated:
+        it = "it" if len(outdated) == 1 else "them"
+        fold = HOLDOUT if parts == [HOLDOUT] else "all"
         raise RunError(
-            f"{', '.join(others)}: predictions of other test rows than {processed.folder} has: test.csv has changed",
-            f"Delete {'it' if len(others) == 1 else 'them'} and run `kit baseline {name} --fold "
-            f"{HOLDOUT if used == [HOLDOUT] else 'all'}` again.",
+            f"{', '.join(outdated)}: predictions of other test rows than in {processed.folder}: "
+            "test.csv has changed",
+            f"Delete {it} and run `kit baseline {name} --fold {fold}` again.",
         )
-    mean = np.mean([test.loc[ids, list(CLASSES)].to_numpy() for test in tests.values()], axis=0)
-    write_predictions(make_predictions(ids, mean), run_dir.path / TEST_FILE)
+    values = [frame.loc[ids, list(CLASSES)].to_numpy() for frame in predictions.values()]
+    write_predictions(make_predictions(ids, np.mean(values, axis=0)), run.path / TEST_FILE)

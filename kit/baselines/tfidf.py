@@ -1,28 +1,31 @@
-"""TF-IDF of words and of character runs, in two steps: counts that depend on one text alone, weights that are learnt.
+"""Compute TF-IDF of word and character n-grams in two steps: hashed counts, then learnt weights.
 
-Counting hashes, so it learns nothing and is done once for all folds; what is rare and what is common is learnt from a
-fold's training rows only.
+Use `count_ngrams`, `inverse_frequencies` and `weigh_ngrams`. Counting depends on one text alone, so
+it is done once for all folds; document frequencies are learnt from a fold's training rows only.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 
-WIDTH = 1 << 18  # columns of each kind; two frequent n-grams seldom meet in one
-KINDS = (
+# Columns for each kind: enough that two frequent n-grams rarely share one.
+WIDTH = 1 << 18
+# Words and pairs of words; character runs within words and at their edges.
+KINDS: tuple[dict[str, Any], ...] = (
     {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
-    {"analyzer": "char_wb", "ngram_range": (3, 4)},  # runs within words and at their edges
+    {"analyzer": "char_wb", "ngram_range": (3, 4)},
 )
-RAREST = 5  # texts that must have an n-gram for it to count
+MIN_TEXTS = 5  # that must contain an n-gram for it to count
 
 Counts = tuple[sparse.csr_array, ...]  # one of each kind, (N, WIDTH) float32
 
 
 def count_ngrams(texts: Sequence[str]) -> Counts:
-    """1 + ln(n) where an n-gram stands n times in one of the N texts, a row each."""
+    """Return 1 + ln(n) for an n-gram that occurs n times in a text, a row for each of N texts."""
     counts = []
     for kind in KINDS:
         hashing = HashingVectorizer(
@@ -35,26 +38,34 @@ def count_ngrams(texts: Sequence[str]) -> Counts:
 
 
 def inverse_frequencies(counts: Sequence[Counts]) -> list[np.ndarray]:
-    """ln((1 + N) / (1 + n)) + 1 of an n-gram that n of all N texts have, 0 of a rare one; (WIDTH,) for each kind."""
+    """Return the weight of each n-gram, (WIDTH,) for each kind.
+
+    It is ln((1 + N) / (1 + n)) + 1 for an n-gram in n of all N texts, and 0 where n is below
+    MIN_TEXTS.
+    """
     weights = []
     for blocks in zip(*counts, strict=True):
         texts = sum(block.shape[0] for block in blocks)
-        having = sum(np.bincount(block.indices, minlength=WIDTH) for block in blocks)
-        weights.append(
-            np.where(having >= RAREST, np.log((1 + texts) / (1 + having)) + 1, 0).astype(np.float32)
-        )
+        containing = sum(np.bincount(block.indices, minlength=WIDTH) for block in blocks)
+        inverse = np.log((1 + texts) / (1 + containing)) + 1
+        weights.append(np.where(containing >= MIN_TEXTS, inverse, 0).astype(np.float32))
     return weights
 
 
 def weigh_ngrams(counts: Counts, weights: Sequence[np.ndarray]) -> Counts:
-    """TF-IDF of the same texts, without the columns of weight 0: each kind's row has the Euclidean length 1, or 0."""
+    """Return the TF-IDF of the same texts, without the columns of weight 0.
+
+    Rows have Euclidean length 1 within each kind, or 0 where a text has no frequent n-gram.
+    """
     weighed = []
     for block, weight in zip(counts, weights, strict=True):
-        place = np.cumsum(weight > 0, dtype=np.int32) - 1
         scaled = block.copy()
         scaled.data *= weight[block.indices]
         scaled.eliminate_zeros()
         scaled = normalize(scaled, copy=False)
-        shape = (block.shape[0], int(place[-1]) + 1)
-        weighed.append(sparse.csr_array((scaled.data, place[scaled.indices], scaled.indptr), shape))
+
+        new_column = np.cumsum(weight > 0, dtype=np.int32) - 1
+        shape = (block.shape[0], int(new_column[-1]) + 1)
+        entries = (scaled.data, new_column[scaled.indices], scaled.indptr)
+        weighed.append(sparse.csr_array(entries, shape))
     return tuple(weighed)

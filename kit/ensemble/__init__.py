@@ -1,1 +1,1 @@
-"""Blend and calibrate predictions: simple pools, weights fitted on out-of-fold predictions, saved blends."""
+"""Blend and calibrate predictions, with weights fitted to out-of-fold predictions."""

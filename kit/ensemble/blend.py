@@ -1,15 +1,18 @@
-"""A fitted blend as it is kept: members by name, their weights, the pool they meet in, the temperature after it."""
+"""Represent a fitted blend, apply it to predictions, and save it as JSON.
+
+Use `apply_blend`, `read_blend` and `write_blend`; `fit_blend` finds one. A blend has members by
+name, their weights, the pool that combines them, and a calibration of the result.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from kit.ensemble import calibration
-from kit.ensemble.calibration import Calibration
+from kit.ensemble.calibration import Calibration, calibration_content, parse_calibration
 from kit.ensemble.pool import arithmetic_pool, geometric_pool, normalise_weights, stack_predictions
 from kit.ensemble.serialize import check_interval, check_number, read_fitted, write_fitted
 from kit.errors import DataError
@@ -20,10 +23,15 @@ Pool = Literal["arithmetic", "geometric"]
 
 @dataclass(frozen=True)
 class Blend:
-    """Members' names, their convex weights in the same order, the pool, and the calibration of what comes out.
+    """A fitted blend.
 
-    A member that was tried and dropped has weight 0: its predictions are not needed. `spread` holds, by name, the
-    interval of each weight that a fit left free: 95% of its bootstrap draws.
+    Attributes:
+        members: names, those dropped by the fit included.
+        weights: convex weights in the same order; a dropped member has weight 0, and its
+            predictions are not needed.
+        pool: how members are combined.
+        calibration: of the pooled probabilities.
+        spread: by name, the 95% bootstrap interval of each weight that the fit left free.
     """
 
     members: tuple[str, ...]
@@ -34,109 +42,116 @@ class Blend:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The members with a weight."""
-        return tuple(
-            name for name, weight in zip(self.members, self.weights, strict=True) if weight > 0
-        )
+        """The members of weight above 0."""
+        pairs = zip(self.members, self.weights, strict=True)
+        return tuple(name for name, weight in pairs if weight > 0)
 
-    def among(self, names: Collection[str]) -> "Blend":
-        """The blend of those of its members that are in `names`, their weights scaled to sum to 1.
+    def subset(self, names: Collection[str]) -> "Blend":
+        """Return the blend of those members that are in `names`, with weights scaled to sum to 1.
 
-        Pool and calibration stay what they were fitted to be; the spread was that of all members, and goes.
+        Pool and calibration stay as fitted. The intervals were those of the full blend and are
+        dropped.
 
         Raises:
-            KitError: none of them has a weight.
+            KitError: none of the members has a weight.
         """
         weights = {
-            n: w for n, w in zip(self.members, self.weights, strict=True) if w > 0 and n in names
+            name: weight
+            for name, weight in zip(self.members, self.weights, strict=True)
+            if weight > 0 and name in names
         }
         shares = normalise_weights(list(weights.values()), list(weights))
         return replace(self, members=tuple(weights), weights=tuple(shares.tolist()), spread={})
 
-    def of(self, members: np.ndarray) -> np.ndarray:
-        """The blend of probabilities (M, N, 3), in the order of `members`: (N, 3)."""
-        pooled = {"arithmetic": arithmetic_pool, "geometric": geometric_pool}[self.pool]
-        return self.calibration.of(pooled(members, np.array(self.weights)))
+    def combine(self, members: np.ndarray) -> np.ndarray:
+        """Return the blend (N, 3) of probabilities (M, N, 3), in the order of `members`."""
+        pool = geometric_pool if self.pool == "geometric" else arithmetic_pool
+        return self.calibration.transform(pool(members, np.array(self.weights)))
 
 
 def apply_blend(
     blend: Blend,
     frames: Sequence[pd.DataFrame],
-    names: list[str],
+    names: Sequence[str],
     files: Sequence[object] | None = None,
 ) -> pd.DataFrame:
-    """The blend of prediction frames, matched to its members by name and to each other by id; rows as in the first.
+    """Blend prediction frames, matched to the members by name and to each other by id.
 
     Args:
-        blend: what `read` or a fit gives.
-        frames: prediction frames with the same ids in any order, one of each member that has a weight; those of
-            dropped members are not looked at.
-        names: what `members.read_members` calls them.
-        files: where they come from, for errors.
+        blend: as `read_blend` or a fit returns it.
+        frames: prediction frames with the same ids in any order, one for each member that has a
+            weight; frames of dropped members are ignored.
+        names: of the frames, as `members.read_members` returns them.
+        files: where the frames come from, for error hints.
+
+    Returns:
+        A prediction frame in the first used frame's order of rows.
 
     Raises:
-        DataError: a member is missing or there twice, or a frame belongs to none; ids differ.
+        DataError: a member has no frame or several, or a frame belongs to no member; ids differ.
     """
+    _check_names(blend, names)
+    used = [i for i, name in enumerate(names) if name in blend.used]
+    used_names = [names[i] for i in used]
+    ids, members = stack_predictions(
+        [frames[i] for i in used], used_names, files and [files[i] for i in used]
+    )
+
+    weight_of = dict(zip(blend.members, blend.weights, strict=True))
+    weights = tuple(weight_of[name] for name in used_names)
+    ordered = replace(blend, members=tuple(used_names), weights=weights)
+    return make_predictions(ids, ordered.combine(members))
+
+
+def _check_names(blend: Blend, names: Sequence[str]) -> None:
+    """Raise DataError unless the names are the blend's members, each once; dropped are optional."""
     missing = [name for name in blend.used if name not in names]
     unknown = [name for name in names if name not in blend.members]
-    if missing or unknown or len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        said = (
-            [f"the blend needs {', '.join(missing)}, and no file is of {_it(missing)}"]
-            if missing
-            else []
-        )
-        said += [f"the blend does not know {', '.join(unknown)}"] if unknown else []
-        said += (
-            [f"the blend takes each member once, and {', '.join(twice)} is there again"]
-            if twice
-            else []
-        )
-        dropped = [name for name in blend.members if name not in blend.used]
-        known = f"Its members: {', '.join(blend.used)}" + f"; dropped: {', '.join(dropped)}" * bool(
-            dropped
-        )
-        raise DataError(
-            f"{'; '.join(said)}. {known}",
-            "Name one file for each member, such as RUN/test.csv, and no other; dropped members may be left out.",
-        )
-    given = [name for name in names if name in blend.used]
-    places = [names.index(name) for name in given]
-    ids, members = stack_predictions(
-        [frames[i] for i in places], given, files and [files[i] for i in places]
-    )
-    weights = dict(zip(blend.members, blend.weights, strict=True))
-    return make_predictions(
-        ids,
-        replace(blend, members=tuple(given), weights=tuple(map(weights.get, given))).of(members),
-    )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    problems = []
+    if missing:
+        problems.append(f"no file is given for {', '.join(missing)}, which the blend needs")
+    if unknown:
+        problems.append(f"the blend does not know {', '.join(unknown)}")
+    if repeated:
+        problems.append(f"more than one file is given for {', '.join(repeated)}")
+    if not problems:
+        return
 
-
-def _it(names: Sequence[str]) -> str:
-    return "it" if len(names) == 1 else "them"
+    dropped = [name for name in blend.members if name not in blend.used]
+    known = f"Its members: {', '.join(blend.used)}"
+    if dropped:
+        known += f"; dropped: {', '.join(dropped)}"
+    raise DataError(
+        f"{'; '.join(problems)}. {known}",
+        "Name one file for each member, such as RUN/test.csv, and no other; "
+        "dropped members may be left out.",
+    )
 
 
 def blend_content(blend: Blend) -> dict[str, Any]:
-    """The blend as plain values that JSON can hold and `parse` takes."""
-    shares = [
-        {"name": n, "weight": w}
-        | (dict(zip(("low", "high"), blend.spread[n], strict=True)) if n in blend.spread else {})
-        for n, w in zip(blend.members, blend.weights, strict=True)
-    ]
+    """Return the blend as plain values that JSON can hold and `parse_blend` takes."""
+    members = []
+    for name, weight in zip(blend.members, blend.weights, strict=True):
+        member = {"name": name, "weight": weight}
+        if name in blend.spread:
+            low, high = blend.spread[name]
+            member |= {"low": low, "high": high}
+        members.append(member)
     return {
         "pool": blend.pool,
-        "members": shares,
-        "calibration": calibration.calibration_content(blend.calibration),
+        "members": members,
+        "calibration": calibration_content(blend.calibration),
     }
 
 
 def write_blend(blend: Blend, path: str | Path, fitted: dict[str, Any]) -> None:
-    """Writes the blend, and what it was `fitted` to, as JSON that `read` takes."""
+    """Write the blend as JSON, with a record of what it was `fitted` to."""
     write_fitted(path, "blend", blend_content(blend) | {"fitted": fitted})
 
 
 def read_blend(path: str | Path) -> Blend:
-    """A saved blend.
+    """Return a saved blend.
 
     Raises:
         DataError: the file is missing or is not one.
@@ -146,25 +161,34 @@ def read_blend(path: str | Path) -> Blend:
 
 
 def parse_blend(path: str | Path, content: dict[str, Any]) -> Blend:
-    """The blend that a JSON object describes; `path` is for errors, which are those of `read`."""
-    by_hand = "The file was changed by hand; fit the blend again."
-    members, after = content.get("members"), content.get("calibration")
-    if content.get("pool") not in get_args(Pool) or not isinstance(after, dict):
-        raise DataError(f"{path}: pool is {str(content.get('pool'))[:40]!r}", by_hand)
-    whole = isinstance(members, list) and members and all(isinstance(m, dict) for m in members)
-    names = tuple(m.get("name") for m in members) if whole else ()
+    """Return the blend that a JSON object describes; `path` is for errors, as of `read_blend`."""
+    hint = "The file was edited by hand; fit the blend again."
+    pool = content.get("pool")
+    calibration = content.get("calibration")
+    if pool not in ("arithmetic", "geometric"):
+        raise DataError(f"{path}: pool is {str(pool)[:40]!r}", hint)
+    if not isinstance(calibration, dict):
+        raise DataError(f"{path}: calibration is {str(calibration)[:40]!r}", hint)
+
+    members = content.get("members")
+    if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
+        members = []
+    names = [member.get("name") for member in members]
     if (
         not names
         or not all(isinstance(name, str) for name in names)
-        or len(set(names)) != len(names)
+        or len(set(names)) < len(names)
     ):
-        raise DataError(
-            f"{path}: members are not a list of names, each once, with weights", by_hand
-        )
-    weights = tuple(check_number(path, m.get("weight"), "weight", low=0) for m in members)
-    normalise_weights(weights, names)  # raises where all are 0
-    intervals = {m["name"]: check_interval(path, m) for m in members}
-    spread = {name: interval for name, interval in intervals.items() if interval}
+        raise DataError(f"{path}: members are not a list of unique names with weights", hint)
+
+    weights = [check_number(path, member.get("weight"), "weight", low=0) for member in members]
+    # Raises where all weights are 0.
+    normalise_weights(weights, names)
+    intervals = {member["name"]: check_interval(path, member) for member in members}
     return Blend(
-        names, weights, content["pool"], calibration.parse_calibration(path, after), spread
+        members=tuple(names),
+        weights=tuple(weights),
+        pool=pool,
+        calibration=parse_calibration(path, calibration),
+        spread={name: interval for name, interval in intervals.items() if interval},
     )

@@ -1,6 +1,7 @@
-"""Prediction files as members of a blend: called by the run they come from, and of one data set all of them.
+"""Name prediction files as members of a blend, and read those that belong together.
 
-A saved blend finds its members' test predictions by these names, so that their order on a command line is free.
+Use `read_members`. A member is called by the run that its file lies in, so a saved blend finds the
+members' test predictions by name and the order of files on a command line is free.
 """
 
 import re
@@ -19,7 +20,7 @@ ORIGIN = "origin.json"
 
 
 def run_of_file(path: str | Path) -> Path | None:
-    """The run directory that a prediction file lies in, if it lies in one: RUN/test.csv, RUN/fold0/valid.csv."""
+    """Return the run directory that a file lies in (RUN/test.csv, RUN/fold0/valid.csv), or None."""
     folder = Path(path).resolve().parent
     if folder.name == HOLDOUT or re.fullmatch(r"fold\d+", folder.name):
         folder = folder.parent
@@ -27,43 +28,49 @@ def run_of_file(path: str | Path) -> Path | None:
 
 
 def member_name(path: str | Path) -> str:
-    """What a blend calls the file: its run's name, or without a run the file's name less `.csv`."""
+    """Return the name of the file's run, or outside a run the file's name without `.csv`."""
     run = run_of_file(path)
     return run.name if run else Path(path).name.removesuffix(".csv")
 
 
-def is_of_no_run(files: Sequence[str | Path]) -> list[str]:
-    """A note on each file outside run directories: nothing tells whether its model was trained on the fitted rows."""
+def unknown_run_warnings(files: Sequence[str | Path]) -> list[str]:
+    """Return a warning for each file outside a run directory, whose training rows are unknown."""
     return [
-        f"{Path(file).name} is of no run: its folds are not known"
+        f"{Path(file).name} is not in a run folder: make sure that its model was not trained on "
+        "the rows it predicts"
         for file in files
         if run_of_file(file) is None
     ]
 
 
 def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFrame]]:
-    """Names and prediction frames of files that are to be fitted or blended together.
+    """Read prediction files that are to be fitted or blended together.
+
+    Returns:
+        The members' names and their prediction frames.
 
     Raises:
         DataError: a file is not a prediction frame, or two have one name.
-        RunError: two runs were trained on other rows or other folds, so that they never predict the same thing.
+        RunError: two runs were trained on different rows or folds, so their predictions do not
+            match.
     """
     names = [member_name(file) for file in files]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        both = ", ".join(
-            str(file) for file, name in zip(files, names, strict=True) if name == twice[0]
-        )
+    duplicate = next((name for name, count in Counter(names).items() if count > 1), None)
+    if duplicate is not None:
+        pairs = zip(files, names, strict=True)
+        clashing = ", ".join(str(file) for file, name in pairs if name == duplicate)
         raise DataError(
-            f"{both}: all called {twice[0]!r}, as a blend names its members",
-            "Rename one of the files.",
+            f"{clashing}: these files have the same member name, {duplicate!r}",
+            "Rename one of the files, or name one file of each run.",
         )
+
     data = {run: Run(run).origin.get("data") for run in map(run_of_file, files) if run}
     first = next(iter(data), None)
-    other = next((run for run in data if data[run] != data[first]), None)
-    if other is not None:
-        raise RunError(
-            f"{other} was trained on other rows or folds than {first}",
-            "Blend runs of one processed folder; train one of them again on the other's.",
-        )
+    if first is not None:
+        other = next((run for run in data if data[run] != data[first]), None)
+        if other is not None:
+            raise RunError(
+                f"{other} was trained on different rows or folds than {first}",
+                "Blend runs of one processed folder: train one of them again on the other's.",
+            )
     return names, [read_predictions(file) for file in files]

@@ -1,1 +1,1 @@
-"""Judge predictions: losses with intervals, truth files, and whether a file is a valid submission."""
+"""Score predictions with intervals, read labels, and validate submissions."""

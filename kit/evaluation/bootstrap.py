@@ -1,6 +1,10 @@
-"""How far a mean could be off: intervals that resample whole prompt groups, since rows of one prompt go together.
+"""Put bootstrap intervals around mean losses and paired differences, by whole prompt groups.
 
-Source: the cluster bootstrap, Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007; percentile intervals.
+Use `loss_interval` for one model and `loss_difference` (paired) for two; the plural forms share one
+set of draws.
+
+Rows of one prompt are correlated, so the groups are the sampling unit: the cluster bootstrap of
+Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007, with percentile intervals.
 """
 
 from typing import Literal, NamedTuple
@@ -9,7 +13,7 @@ import numpy as np
 
 
 class LossDifference(NamedTuple):
-    """A paired difference of mean losses, x minus y, its interval, and what may be said of x against y."""
+    """The paired difference of two mean losses, x minus y, its interval, and the verdict on x."""
 
     mean: float
     low: float
@@ -24,10 +28,11 @@ def loss_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The percentile interval (low, high) of the mean of `row_values` (N,), over resampled groups.
+    """Return the percentile interval (low, high) of the mean of `row_values` (N,).
 
     Args:
-        level: the share of draws inside; the others as `means`.
+        row_values, groups, draws, seed: as for `bootstrap_means`, of one model.
+        level: coverage of the interval.
 
     Raises:
         ValueError: no rows, lengths that differ, or values that are not finite.
@@ -42,21 +47,24 @@ def loss_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[tuple[float, float]]:
-    """`interval` of each of M values of the same rows, (M, N), from one set of draws."""
-    return [_percentiles(each, level) for each in bootstrap_means(row_values, groups, draws, seed)]
+    """Return `loss_interval` of each of M models on the same rows, (M, N), with shared draws."""
+    means = bootstrap_means(row_values, groups, draws, seed)
+    return [_percentile_interval(model_means, level) for model_means in means]
 
 
 def bootstrap_means(
     row_values: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """The means of M values of each row over resampled groups, (M, draws): every value sees the same draws.
+    """Return the means of M values of each row over resampled groups, (M, draws).
 
-    As many groups are drawn with replacement as there are; a draw's mean is the sum of its groups' values over
-    the sum of their sizes. The same seed draws the same groups, in whatever order the rows come within a group.
+    All M values share the draws. Each draw takes as many groups as there are, with replacement; its
+    mean is the sum of the groups' values over the sum of their sizes. The same seed draws the same
+    groups, whatever the order of the rows within a group.
 
     Args:
         row_values: (M, N) finite values, such as `metrics.row_losses` of M models.
-        groups: (N,) what row belongs to which group, any sortable values; `np.arange(N)` when rows are independent.
+        groups: (N,) group of each row, any sortable values; `np.arange(N)` where rows are
+            independent.
         draws: number of resamplings.
         seed: of the random generator.
 
@@ -66,23 +74,29 @@ def bootstrap_means(
     row_values = np.asarray(row_values, np.float64)
     if row_values.ndim != 2 or not row_values.shape[1] or row_values.shape[1:] != np.shape(groups):
         raise ValueError(
-            f"one value and one group for each row, not {row_values.shape[1:]} and {np.shape(groups)}"
+            f"expected one value and one group for each row, got shapes "
+            f"{row_values.shape[1:]} and {np.shape(groups)}"
         )
     if not np.isfinite(row_values).all():
         raise ValueError("values must be finite")
-    member = np.unique(groups, return_inverse=True)[1]
-    sums = np.stack(
-        [np.bincount(member, weights=each) for each in (*row_values, np.ones(len(member)))]
-    )
-    count, generator = sums.shape[1], np.random.default_rng(seed)
-    found = np.empty((len(sums), draws))
+
+    # A draw then costs one product over groups instead of one over rows. The last sums are the
+    # group sizes.
+    group = np.unique(groups, return_inverse=True)[1]
+    weights = (*row_values, np.ones(len(group)))
+    group_sums = np.stack([np.bincount(group, weights=values) for values in weights])
+
+    count = group_sums.shape[1]
+    generator = np.random.default_rng(seed)
+    totals = np.empty((len(group_sums), draws))
     for draw in range(draws):
         drawn = generator.integers(0, count, size=count, dtype=np.int32)
-        times = np.bincount(drawn, minlength=count).astype(np.float64)
-        found[:, draw] = [
-            each @ times for each in sums
-        ]  # one by one: equal rows have equal means, to the bit
-    return found[:-1] / found[-1]
+        times_drawn = np.bincount(drawn, minlength=count).astype(np.float64)
+
+        # One dot product at a time: a matrix product may round equal rows differently, and models
+        # with equal losses must have equal means to the last bit.
+        totals[:, draw] = [sums @ times_drawn for sums in group_sums]
+    return totals[:-1] / totals[-1]
 
 
 def loss_difference(
@@ -93,17 +107,18 @@ def loss_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> LossDifference:
-    """Compares two losses of the same rows, paired: the interval of the mean of x minus y.
+    """Compare two models on the same rows by a paired bootstrap of the mean of x minus y.
 
-    x is "better" when the whole interval is below 0 (losses: less is better), "worse" when it is above, else one
-    "can't tell". Nor can one with few groups: were all G group differences of one sign, a sign test would still
-    give 2^(1-G), so below 6 groups no difference reaches the 95% level however the percentiles lie.
+    x is "better" when the whole interval lies below 0 (losses: lower is better), "worse" when it
+    lies above, else "can't tell". With few groups the verdict is always "can't tell": even if all G
+    group differences had one sign, a sign test would give p = 2^(1-G), so below 6 groups nothing
+    reaches the 95% level, whatever the percentiles.
 
-    Args and errors: as `interval`.
+    Args and errors: as for `loss_interval`.
     """
-    row_values = np.asarray(row_values_x, np.float64) - np.asarray(row_values_y, np.float64)
-    low, high = loss_interval(row_values, groups, draws, seed, level)
-    return _difference(float(row_values.mean()), low, high, len(np.unique(groups)), level)
+    differences = np.asarray(row_values_x, np.float64) - np.asarray(row_values_y, np.float64)
+    interval = loss_interval(differences, groups, draws, seed, level)
+    return _judge_difference(float(differences.mean()), interval, len(np.unique(groups)), level)
 
 
 def loss_differences(
@@ -113,27 +128,28 @@ def loss_differences(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[list[LossDifference]]:
-    """`difference` of every one of M losses of the same rows, (M, N), to every one, from one set of draws."""
-    drawn, whole = bootstrap_means(row_values, groups, draws, seed), np.mean(row_values, axis=1)
-    count = len(np.unique(groups))
-    return [
-        [
-            _difference(
-                float(whole[x] - whole[y]), *_percentiles(drawn[x] - drawn[y], level), count, level
-            )
-            for y in range(len(drawn))
-        ]
-        for x in range(len(drawn))
-    ]
+    """Return `loss_difference` of each of M models to each other, with shared draws."""
+    resampled = bootstrap_means(row_values, groups, draws, seed)
+    means = np.mean(row_values, axis=1)
+    group_count = len(np.unique(groups))
+
+    def compare(x: int, y: int) -> LossDifference:
+        interval = _percentile_interval(resampled[x] - resampled[y], level)
+        return _judge_difference(float(means[x] - means[y]), interval, group_count, level)
+
+    return [[compare(x, y) for y in range(len(means))] for x in range(len(means))]
 
 
-def _difference(mean: float, low: float, high: float, groups: int, level: float) -> LossDifference:
-    told = 2.0 ** (1 - groups) <= 1 - level and not low <= 0 <= high
-    return LossDifference(
-        mean, low, high, ("better" if high < 0 else "worse") if told else "can't tell"
-    )
+def _judge_difference(
+    mean: float, interval: tuple[float, float], group_count: int, level: float
+) -> LossDifference:
+    low, high = interval
+    enough_groups = 2.0 ** (1 - group_count) <= 1 - level
+    if not enough_groups or low <= 0 <= high:
+        return LossDifference(mean, low, high, "can't tell")
+    return LossDifference(mean, low, high, "better" if high < 0 else "worse")
 
 
-def _percentiles(drawn: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+def _percentile_interval(means: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,6 +1,7 @@
-"""A prediction file as a grader's pandas reads it, with everything odd about the file itself found on the way.
+"""Read a prediction file as a grader's pandas does, and list what is wrong with the file itself.
 
-Row numbers are a spreadsheet's, the header being row 1, whatever blank lines and line breaks in cells there are.
+Use `read_submission`; `validate` judges the numbers. Row numbers are a spreadsheet's: the header is
+row 1, blank lines count, and a line break inside a cell starts no new row.
 """
 
 import csv
@@ -19,7 +20,7 @@ LISTED = 10  # row numbers and ids named for one problem
 
 @dataclass(frozen=True)
 class SubmissionProblem:
-    """One kind of problem: `count` things have it; `rows` are the first of their row numbers, the header being 1."""
+    """One kind of problem: its message, the first rows that have it, and how many do in all."""
 
     kind: str
     message: str
@@ -27,57 +28,59 @@ class SubmissionProblem:
     count: int = 1
 
     def __str__(self) -> str:
-        return (
-            f"{self.message} ({list_rows('row', self.rows, self.count)})"
-            if self.rows
-            else self.message
-        )
+        if not self.rows:
+            return self.message
+        return f"{self.message} ({list_first('row', self.rows, self.count)})"
 
 
 @dataclass(frozen=True)
 class SubmissionFile:
-    """What a file holds.
+    """The content of a prediction file.
 
     Attributes:
-        frame: the N rows below the header, cells as pandas reads them; None where nothing can be read.
-        lines: (N,) the row number of each.
-        problems: what a grader stumbles over before it looks at any number.
-        warnings: what it takes, but a person would want to know.
+        frame: the N rows below the header, cells as pandas reads them; None where nothing can be
+            read.
+        row_numbers: (N,) the spreadsheet row of each.
+        problems: defects that make a grader fail before it looks at any number.
+        warnings: oddities that a grader accepts, but a person would want to know.
     """
 
     frame: pd.DataFrame | None
-    lines: np.ndarray
+    row_numbers: np.ndarray
     problems: tuple[SubmissionProblem, ...]
     warnings: tuple[SubmissionProblem, ...] = ()
 
 
-def describe_row(kind: str, message: str, mask: np.ndarray, lines: np.ndarray) -> SubmissionProblem:
-    """A problem of the rows (N,) in `mask`, whose numbers are `lines` (N,)."""
-    return SubmissionProblem(kind, message, tuple(lines[mask][:LISTED].tolist()), int(mask.sum()))
+def row_problem(
+    kind: str, message: str, mask: np.ndarray, row_numbers: np.ndarray
+) -> SubmissionProblem:
+    """Return a problem of the rows in `mask` (N,), given the row numbers (N,)."""
+    first_rows = row_numbers[mask][:LISTED]
+    return SubmissionProblem(kind, message, tuple(first_rows.tolist()), int(mask.sum()))
 
 
-def list_rows(noun: str, some: tuple, count: int) -> str:
-    """ "rows 2, 3 and 9", or the first of them and how many more of all `count` there are."""
+def list_first(noun: str, values: tuple, count: int) -> str:
+    """Return "rows 2, 3 and 9", or "rows 2, 3, 9 and 14 more" where `count` exceeds the values."""
     if count == 1:
-        return f"{noun} {some[0]}"
-    if count > len(some):
-        return f"{noun}s {', '.join(map(str, some))} and {count - len(some):,} more"
-    return f"{noun}s {', '.join(map(str, some[:-1]))} and {some[-1]}"
+        return f"{noun} {values[0]}"
+    if count > len(values):
+        return f"{noun}s {', '.join(map(str, values))} and {count - len(values):,} more"
+    return f"{noun}s {', '.join(map(str, values[:-1]))} and {values[-1]}"
 
 
 def read_submission(path: Path) -> SubmissionFile:
-    """Reads a file of any content: what is wrong with it is in the result, never raised.
+    """Read a file of any content; every defect is in the result, nothing is raised.
 
-    Text that is not UTF-8 and columns that commas do not separate are problems, and are read all the same, so that
-    the cells can be checked too.
+    Text that is not UTF-8 and separators other than the comma are problems, but the file is read
+    all the same, so that its cells can be checked too.
     """
     problems: list[SubmissionProblem] = []
     warnings: list[SubmissionProblem] = []
-    frame, lines = _table(path, problems, warnings)
-    return SubmissionFile(frame, lines, tuple(problems), tuple(warnings))
+    frame, row_numbers = _read_table(path, problems, warnings)
+    return SubmissionFile(frame, row_numbers, tuple(problems), tuple(warnings))
 
 
-def _table(
+def _read_table(
     path: Path, problems: list[SubmissionProblem], warnings: list[SubmissionProblem]
 ) -> tuple[pd.DataFrame | None, np.ndarray]:
     nothing = None, np.empty(0, np.int64)
@@ -89,81 +92,77 @@ def _table(
     if not text.strip():
         problems.append(SubmissionProblem("empty", "the file is empty"))
         return nothing
-    separator = _separator(text, problems)
-    lines, widths, header = _scan(text, separator)
+
+    separator = _find_separator(text, problems)
+    row_numbers, widths, header = _scan_rows(text, separator)
     if header and ID not in header and header[0].strip().isdecimal():
-        problems.append(
-            SubmissionProblem(
-                "no-header", "the header is missing: the first row holds numbers", (1,)
-            )
-        )
-    expected = max(
-        widths[:2], default=0
-    )  # as pandas: the first row may be wider than the header, later ones not
-    long = widths > expected
-    if long.any():
-        problems.append(
-            describe_row("ragged", f"rows with more than {expected} cells", long, lines)
-        )
+        message = "the header is missing: the first row holds numbers"
+        problems.append(SubmissionProblem("no-header", message, (1,)))
+
+    # pandas lets the first data row be wider than the header (it then takes the first cells as an
+    # index), but no later row wider than these two.
+    expected = max(widths[:2], default=0)
+    too_long = widths > expected
+    if too_long.any():
+        message = f"rows with more than {expected} cells"
+        problems.append(row_problem("ragged", message, too_long, row_numbers))
     if expected > len(header):
-        more = expected - len(header)
-        warnings.append(
-            SubmissionProblem(
-                "shifted", f"the rows have {more} more cells than the header: the first is skipped"
-            )
-        )
+        surplus = expected - len(header)
+        message = f"the rows have {surplus} more cells than the header: the first is skipped"
+        warnings.append(SubmissionProblem("shifted", message))
+
+    # Naming the columns makes pandas cut long rows short instead of stopping at the first of them.
+    columns = range(len(header)) if too_long.any() else None
     try:
-        columns = (
-            range(len(header)) if long.any() else None
-        )  # cuts the long rows short instead of stopping
         frame = pd.read_csv(io.StringIO(text), sep=separator, usecols=columns, low_memory=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        problems.append(
-            SubmissionProblem("unreadable", f"not a CSV file: {str(error).strip()[:120]}")
-        )
+        message = f"not a CSV file: {str(error).strip()[:120]}"
+        problems.append(SubmissionProblem("unreadable", message))
         return nothing
-    lines = lines[1:]
-    if len(lines) != len(
-        frame
-    ):  # quoting that the two readers see differently: number the rows as pandas does
-        lines = np.arange(2, len(frame) + 2)
-    return frame.reset_index(drop=True), lines
+
+    # The two readers may see odd quoting differently: then number the rows as pandas counts them.
+    row_numbers = row_numbers[1:]
+    if len(row_numbers) != len(frame):
+        row_numbers = np.arange(2, len(frame) + 2)
+    return frame.reset_index(drop=True), row_numbers
 
 
 def _decode(data: bytes, problems: list[SubmissionProblem]) -> str:
+    """Return the text, as UTF-16 or Latin-1 with a problem where it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        row = () if wide else (data[: error.start].count(b"\n") + 1,)
-        what = "UTF-16 text" if wide else f"byte 0x{data[error.start]:02x}"
-        problems.append(
-            SubmissionProblem("encoding", f"not UTF-8 text: {what}; save it again as UTF-8", row)
-        )
-        return data.decode("utf-16" if wide else "latin-1", errors="replace")
+        is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        rows = () if is_utf16 else (data[: error.start].count(b"\n") + 1,)
+        found = "UTF-16 text" if is_utf16 else f"byte 0x{data[error.start]:02x}"
+        message = f"not UTF-8 text: {found}; save it again as UTF-8"
+        problems.append(SubmissionProblem("encoding", message, rows))
+        return data.decode("utf-16" if is_utf16 else "latin-1", errors="replace")
 
 
-def _separator(text: str, problems: list[SubmissionProblem]) -> str:
-    header = re.match(r"\s*([^\r\n]*)", text)[1]
+def _find_separator(text: str, problems: list[SubmissionProblem]) -> str:
+    """Return the separator of the first line that is not blank; report any but a comma."""
+    header = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
     other = next((c for c in ";\t|" if "," not in header and c in header), None)
     if other:
-        problems.append(
-            SubmissionProblem("delimiter", f"columns are separated by {other!r}, not by ','")
-        )
+        message = f"columns are separated by {other!r}, not by ','"
+        problems.append(SubmissionProblem("delimiter", message))
     return other or ","
 
 
-def _scan(text: str, separator: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Row number and number of cells of each row that is not blank, and the header's cells."""
-    lines, widths, header = [], [], []
+def _scan_rows(text: str, separator: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return row number and cell count of each row that is not blank, and the header's cells."""
+    row_numbers: list[int] = []
+    widths: list[int] = []
+    header: list[str] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        for line, cells in enumerate(
-            csv.reader(io.StringIO(text, newline=""), delimiter=separator), 1
-        ):
+        for row_number, cells in enumerate(reader, 1):
             if len(cells) > 1 or (cells and cells[0].strip(" \t")):
                 header = header or cells
-                lines.append(line)
+                row_numbers.append(row_number)
                 widths.append(len(cells))
-    except csv.Error:  # a cell beyond the reader's limit: pandas, which has none, is asked next
+    except csv.Error:
+        # A cell beyond this reader's size limit. pandas has no limit and judges the file next.
         return np.empty(0, np.int64), np.empty(0, np.int64), header
-    return np.array(lines), np.array(widths), header
+    return np.array(row_numbers), np.array(widths), header

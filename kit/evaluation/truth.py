@@ -1,6 +1,7 @@
-"""The truth a prediction is scored against, and the one place where the two are brought into the same order.
+"""Read the labels that predictions are scored against, and match predictions to them by id.
 
-Rows are matched by id, never by position: a reordered file must not score like a random one.
+Use `read_truth` and `align_to_truth`. Rows are matched by id, never by position: a reordered file
+must not score like a random one.
 """
 
 from pathlib import Path
@@ -13,18 +14,19 @@ from kit.evaluation.validate import is_gradable
 from kit.predictions import to_numbers
 from kit.task import CLASSES, EXTRA, GROUP, ID, LABEL, PREDICTION_COLUMNS
 
-FIRST = 5  # ids named in an error
+IDS_SHOWN = 5  # in one error message
 
 
 def read_truth(path: str | Path) -> pd.DataFrame:
-    """Reads truth as a frame of id int64, label int8 (the index into `CLASSES`) and, where known, group int64.
+    """Read labels as a frame: id int64, label int8 (index into `CLASSES`), group int64 if known.
 
-    A CSV has id and the three one-hot class columns among its columns (Kaggle's train.csv does); a processed
-    `.parquet` has id and label. Only those columns are read. Rows from extra data files are left out: they are
-    trained on, never scored.
+    A CSV needs the id and the three one-hot class columns, as Kaggle's train.csv has them; a
+    processed `.parquet` needs id and label. Other columns are ignored. Rows from extra data files
+    are left out, since they are trained on but never scored.
 
     Raises:
-        DataError: missing file or columns, no rows, a row that is not one-hot, an id repeated or not whole.
+        DataError: missing file or columns, no rows, a row that is not one-hot, a duplicate or
+            fractional id.
     """
     path = Path(path)
     if not path.exists():
@@ -34,33 +36,37 @@ def read_truth(path: str | Path) -> pd.DataFrame:
         )
     if path.is_dir():
         raise DataError(f"{path} is a directory, not a truth file", "Name a file in it.")
-    table = _from_parquet(path) if path.suffix == ".parquet" else _from_csv(path)
+
+    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     if table.empty:
         raise DataError(
             f"{path}: no rows to score", "Give a file with the labels of the predicted rows."
         )
-    repeated = table[ID].duplicated()
-    if repeated.any():
-        again = int(repeated.argmax())
-        one = table[ID].iloc[again]
-        first = int((table[ID] == one).argmax())
-        rows = f"rows {table.index[first]} and {table.index[again]}"
-        more = f" ({int(repeated.sum()) - 1} more repeated)" if repeated.sum() > 1 else ""
-        raise DataError(f"{path}: {rows}: both have id {one}{more}", "Keep one row for each id.")
+
+    duplicates = table[ID].duplicated()
+    if duplicates.any():
+        second = int(duplicates.argmax())
+        repeated_id = table[ID].iloc[second]
+        first = int((table[ID] == repeated_id).argmax())
+        rows = f"rows {table.index[first]} and {table.index[second]}"
+        more = f"; duplicate rows in all: {duplicates.sum()}" if duplicates.sum() > 1 else ""
+        raise DataError(
+            f"{path}: duplicate id {repeated_id} ({rows}{more})", "Keep one row for each id."
+        )
     return table.reset_index(drop=True)
 
 
-def _from_csv(path: Path) -> pd.DataFrame:
-    """id and label, indexed by row number; blank lines count as rows, as they do in a spreadsheet."""
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Return id and label, indexed by the row number of a spreadsheet, which counts blank lines."""
     try:
         header = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
-        missing = [c for c in PREDICTION_COLUMNS if c not in header]
+        missing = [column for column in PREDICTION_COLUMNS if column not in header]
         if missing:
+            present = ", ".join(repr(column[:60]) for column in header[:12])
             raise DataError(
-                f"{path}: no column {', '.join(missing)} (it has {', '.join(repr(c[:60]) for c in header[:12])})",
-                "Truth has the columns "
-                + ", ".join(PREDICTION_COLUMNS)
-                + ", each class 0 or 1, as train.csv has.",
+                f"{path}: no column {', '.join(missing)} (it has {present})",
+                f"Truth has the columns {', '.join(PREDICTION_COLUMNS)}, "
+                "each class 0 or 1, as in train.csv.",
             )
         table = pd.read_csv(
             path, usecols=list(PREDICTION_COLUMNS), encoding="utf-8-sig", skip_blank_lines=False
@@ -69,154 +75,165 @@ def _from_csv(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: the file is empty", "Give a file with the labels.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: not a CSV file: {error}", "Make it again, as UTF-8 with commas."
+            f"{path}: not a CSV file: {error}", "Save it again as UTF-8 with commas."
         ) from error
+
+    # The header is row 1, so the first data row is row 2.
     table.index += 2
     table = table.dropna(how="all")
+
+    # Written so that NaN is bad too: it is below no bound.
     ids = to_numbers(table[ID]).to_numpy(np.float64)
-    _first_bad(
-        path,
-        table,
-        ~(np.abs(ids) < 2**63) | (ids != np.floor(ids)),
-        [ID],
-        "the id is not a whole number",
-    )
-    classes = np.column_stack([to_numbers(table[c]).to_numpy(np.float64) for c in CLASSES])
+    bad_id = ~(np.abs(ids) < 2**63) | (ids != np.floor(ids))
+    _refuse_rows(path, table, bad_id, [ID], "the id is not a whole number")
+
+    classes = np.column_stack([to_numbers(table[name]).to_numpy(np.float64) for name in CLASSES])
     one_hot = np.isin(classes, (0, 1)).all(axis=1) & (classes.sum(axis=1) == 1)
-    _first_bad(
-        path, table, ~one_hot, [ID, *CLASSES], "exactly one class must be 1 and the others 0"
-    )
-    return pd.DataFrame(
-        {ID: table[ID].astype(np.int64), LABEL: classes.argmax(axis=1).astype(np.int8)}, table.index
-    )
+    problem = "exactly one class must be 1 and the others 0"
+    _refuse_rows(path, table, ~one_hot, [ID, *CLASSES], problem)
+
+    labels = classes.argmax(axis=1).astype(np.int8)
+    return pd.DataFrame({ID: table[ID].astype(np.int64), LABEL: labels}, table.index)
 
 
-def _from_parquet(path: Path) -> pd.DataFrame:
-    """id, label and the group if there is one, indexed by row number from 1 (there is no header line)."""
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """Return id, label and any group, indexed by row number from 1 (there is no header row)."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            missing = [c for c in (ID, LABEL) if c not in names]
+            missing = [column for column in (ID, LABEL) if column not in names]
             if missing:
                 raise DataError(
                     f"{path}: no column {', '.join(missing)} (it has {', '.join(names[:12])})",
                     "Give a processed file with labels, such as train.parquet.",
                 )
-            table = file.read([c for c in (ID, LABEL, GROUP, EXTRA) if c in names]).to_pandas()
+            columns = [column for column in (ID, LABEL, GROUP, EXTRA) if column in names]
+            table = file.read(columns).to_pandas()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not a parquet file: {error}", "Run `kit preprocess` again."
         ) from error
+
     table.index = pd.RangeIndex(1, len(table) + 1)
     if EXTRA in table:
         table = table[~table[EXTRA].astype(bool)].drop(columns=EXTRA)
-    _first_bad(
-        path,
-        table,
-        ~table[LABEL].isin(range(len(CLASSES))).to_numpy(),
-        [ID, LABEL],
-        "no such label",
-    )
+
+    known = table[LABEL].isin(range(len(CLASSES))).to_numpy()
+    _refuse_rows(path, table, ~known, [ID, LABEL], "unknown label")
     return table.astype({ID: np.int64, LABEL: np.int8})
 
 
-def _first_bad(
-    path: Path, table: pd.DataFrame, bad: np.ndarray, columns: list[str], what: str
+def _refuse_rows(
+    path: Path, table: pd.DataFrame, bad: np.ndarray, columns: list[str], problem: str
 ) -> None:
-    if bad.any():
-        place = int(bad.argmax())
-        cells = ", ".join(f"{c} {str(table[c].iloc[place])[:40]!r}" for c in columns)
-        more = f" ({int(bad.sum()) - 1} more such rows)" if bad.sum() > 1 else ""
-        raise DataError(
-            f"{path}: row {table.index[place]}: {what}: {cells}{more}",
-            "Correct or remove these rows.",
-        )
+    """Raise DataError for the first of the `bad` rows (N,), quoting its cells."""
+    if not bad.any():
+        return
+
+    first = int(bad.argmax())
+    cells = ", ".join(f"{column} {str(table[column].iloc[first])[:40]!r}" for column in columns)
+    more = f" ({int(bad.sum()) - 1} more such rows)" if bad.sum() > 1 else ""
+    raise DataError(
+        f"{path}: row {table.index[first]}: {problem}: {cells}{more}",
+        "Correct or remove these rows.",
+    )
 
 
 def row_positions(
-    ids: np.ndarray, wanted: np.ndarray, name: str, wanted_name: str, partial: bool = False
+    ids: np.ndarray, wanted: np.ndarray, name: str, wanted_name: str, suggest_subset: bool = False
 ) -> np.ndarray:
-    """Where each of the `wanted` ids (N,) stands in `ids` (N,), which must be the same ids in any order.
+    """Return the position in `ids` (N,) of each of the `wanted` ids (N,).
 
-    With `partial`, what is wanted is a truth of which --subset takes a part: the error says so where that helps.
+    Args:
+        ids, wanted: ids in any order.
+        name, wanted_name: what they are called in errors.
+        suggest_subset: let the error propose --subset where it would help.
 
     Raises:
-        DataError: an id is repeated, or stands on one side only; says how many, and the first of them.
+        DataError: an id is duplicated, or only on one side; gives the number and the first ids.
     """
-    ids, wanted = pd.Index(ids), pd.Index(wanted)
-    for index, owner in ((ids, name), (wanted, wanted_name)):
-        if not index.is_unique:
-            raise DataError(
-                f"{owner}: {_first(index[index.duplicated()])} repeated",
-                "Keep one row for each id.",
-            )
-    absent, unknown = wanted[~wanted.isin(ids)], ids[~ids.isin(wanted)]
-    if len(absent) or len(unknown):
-        parts = [f"{name} lacks {_first(absent)} of {wanted_name}"] if len(absent) else []
-        parts += (
-            [f"{name} has {_first(unknown)} that {wanted_name} does not have"]
-            if len(unknown)
-            else []
-        )
+    index = pd.Index(ids)
+    wanted_index = pd.Index(wanted)
+    for checked, owner in ((index, name), (wanted_index, wanted_name)):
+        if not checked.is_unique:
+            duplicates = _list_ids(checked[checked.duplicated()], "duplicate id")
+            raise DataError(f"{owner}: {duplicates}", "Keep one row for each id.")
+
+    absent = wanted_index[~wanted_index.isin(index)]
+    unknown = index[~index.isin(wanted_index)]
+    problems = []
+    if len(absent):
+        problems.append(f"{name} lacks {_list_ids(absent)} of {wanted_name}")
+    if len(unknown):
+        problems.append(f"{name} has {_list_ids(unknown)} that {wanted_name} does not have")
+    if problems:
         hint = "Both must hold exactly the same ids; the order is free."
-        if partial and not len(unknown):
+        if suggest_subset and not len(unknown):
             hint += " To use only the rows that the file predicts, add --subset."
-        raise DataError("; ".join(parts), hint)
-    return ids.get_indexer(wanted)
+        raise DataError("; ".join(problems), hint)
+    return index.get_indexer(wanted_index)
 
 
-def _first(ids: pd.Index) -> str:
-    listed = ", ".join(str(one) for one in ids[:FIRST])
-    return f"{len(ids)} id{'s' * (len(ids) != 1)} ({'first: ' * (len(ids) > FIRST)}{listed})"
+def _list_ids(ids: pd.Index, noun: str = "id") -> str:
+    """Return such as "7 ids (first: 50, 51, 52, 53, 54)"."""
+    plural = "s" if len(ids) != 1 else ""
+    prefix = "first: " if len(ids) > IDS_SHOWN else ""
+    return f"{len(ids)} {noun}{plural} ({prefix}{', '.join(map(str, ids[:IDS_SHOWN]))})"
 
 
 def restrict_truth(truth: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """The truth of only those rows that `frame` predicts, in the truth's order.
+    """Return the truth of only those rows that `frame` predicts, in the truth's order.
 
-    For a share of a file (validation rows against train.csv). Asked for, never assumed: a prediction that silently
-    leaves rows out would look better than it is.
+    For predictions of a part of a file, such as validation rows against train.csv. Only on request
+    (--subset): a prediction that silently omits rows would look better than it is.
     """
     return truth[truth[ID].isin(frame[ID])].reset_index(drop=True)
 
 
-def without_prompts(truth: pd.DataFrame, path: str | Path) -> list[str]:
-    """What a fit to this truth should be read with, if the file does not tell which rows share a prompt."""
+def prompt_group_warnings(truth: pd.DataFrame, path: str | Path) -> list[str]:
+    """Return a warning for fits to this truth if it does not say which rows share a prompt."""
     if GROUP in truth:
         return []
     return [
-        f"{path} does not tell which rows share a prompt: each counts as evidence of its own, folds may part a prompt, "
-        "and intervals may be too narrow; the processed train.parquet tells"
+        f"{path} does not tell which rows share a prompt: rows are treated as independent, so a "
+        "prompt may be split between folds and intervals may be too narrow. "
+        "Use the processed train.parquet instead."
     ]
 
 
 def align_to_truth(
     frame: pd.DataFrame, truth: pd.DataFrame, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities float64 (N, 3) and labels int64 (N,) of the same rows, matched by id, in the truth's order.
+    """Match predictions to the truth by id.
 
-    So `truth["group"]` belongs to them row by row, and two frames aligned to one truth can be compared in pairs.
+    The rows come in the truth's order, so `truth["group"]` belongs to them row by row, and two
+    frames aligned to one truth can be compared in pairs.
 
     Args:
         frame: a prediction frame.
-        truth: what `read_truth` gives.
+        truth: as `read_truth` returns it.
         name: the frame's file, for errors.
 
+    Returns:
+        Probabilities float64 (N, 3) and labels int64 (N,).
+
     Raises:
-        DataError: ids that only one side has, ids repeated, or rows that no grader would take.
+        DataError: ids on one side only, duplicate ids, or rows that a grader would reject.
     """
     order = row_positions(
-        frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth", partial=True
+        frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth", suggest_subset=True
     )
     probabilities = frame[list(CLASSES)].to_numpy(np.float64)[order]
-    good = is_gradable(probabilities)
-    if not good.all():
-        first, more = truth[ID].iloc[int((~good).argmax())], int((~good).sum()) - 1
+
+    rejected = ~is_gradable(probabilities)
+    if rejected.any():
+        first_id = truth[ID].iloc[int(rejected.argmax())]
+        more = f" ({int(rejected.sum()) - 1} more such rows)" if rejected.sum() > 1 else ""
         raise DataError(
-            f"{name}: id {first}: not probabilities that sum to 1 to 6 places"
-            + f" ({more} more such rows)" * (more > 0),
+            f"{name}: id {first_id}: not probabilities that sum to 1 to 6 places{more}",
             f"Run `kit validate {name}` for every problem at once.",
         )
     return probabilities, truth[LABEL].to_numpy(np.int64)

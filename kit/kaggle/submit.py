@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import DataError, KitError
-from kit.evaluation.validate import sample_ids, validate_submission
+from kit.evaluation.validate import read_sample_ids, validate_submission
 from kit.kaggle import ledger, notebook, quota, submissions
 from kit.kaggle.client import Client
 from kit.kaggle.errors import RefusedError, RulesError
@@ -40,7 +40,7 @@ def check_submission(
     if file is not None:
         _require_valid(Path(file), sample)
     elif sample is not None:
-        sample_ids(sample)
+        read_sample_ids(sample)
 
 
 def submit_kernel(

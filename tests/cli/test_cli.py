@@ -12,9 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from quick_recipe import QUICK
 
-from kit.baselines.models import FITS
-from kit.cli.main import main
-from kit.cli.train import BASELINES
+from kit.cli import main
 from kit.errors import KitError
 from kit.predictions import read_predictions, write_predictions
 
@@ -322,8 +320,8 @@ def test_a_fit_to_predictions_of_no_run_says_that_their_folds_are_not_known(
     for arguments in (["ensemble", "--fit", known, "--fit", other], ["calibrate", other]):
         done = kit(*arguments, *truth)
         assert done.exit_code == 0, done.stderr
-        assert "other_folds.csv is of no run: its folds are not known" in done.stderr
-        assert "oof.csv is of no run" not in done.stderr
+        assert "other_folds.csv is not in a run folder" in done.stderr
+        assert "oof.csv is not in a run folder" not in done.stderr
 
 
 def test_a_calibration_is_saved_and_applied(
@@ -438,8 +436,3 @@ def test_the_fit_and_the_predictions_are_not_written_to_one_file(
     )
     assert refused.exit_code == 2
     assert "--save and -o name the same file" in refused.stderr
-
-
-def test_the_baselines_offered_are_those_there_are():
-    """The list is written again in the command line, which must not import scikit-learn to print its help."""
-    assert set(BASELINES) == set(FITS)

@@ -1,4 +1,4 @@
-"""Truth is read from either form, and predictions meet it by id, never by position."""
+"""Check that truth is read from CSV and parquet, and matched to predictions by id."""
 
 import numpy as np
 import pandas as pd
@@ -14,19 +14,19 @@ from kit.task import CLASSES, TRAIN_COLUMNS
 HEADER = "id,winner_model_a,winner_model_b,winner_tie\n"
 
 
-def write(tmp_path, text, name="truth.csv"):
+def write_file(tmp_path, text, name="truth.csv"):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def test_one_hot_columns_become_labels(tmp_path):
-    read = truth.read_truth(write(tmp_path, HEADER + "9,1,0,0\n4,0,0,1\n5,0,1,0\n"))
+    read = truth.read_truth(write_file(tmp_path, HEADER + "9,1,0,0\n4,0,0,1\n5,0,1,0\n"))
     assert read.to_dict("list") == {"id": [9, 4, 5], "label": [0, 2, 1]}
     assert read.dtypes.astype(str).to_dict() == {"id": "int64", "label": "int8"}
 
 
-def test_the_competitions_train_file_is_truth_as_it_stands(tmp_path):
+def test_competition_train_file_is_read_as_it_is(tmp_path):
     row = {
         "id": 30192,
         "model_a": "x",
@@ -59,7 +59,7 @@ def test_the_competitions_train_file_is_truth_as_it_stands(tmp_path):
         (HEADER + "9,1,0,0\n\n1.5,1,0,0\n", "row 4: the id is not a whole number: id '1.5'"),
         (
             HEADER + "9,1,0,0\n4,0,1,0\n9,1,0,0\n9,1,0,0\n",
-            "rows 2 and 4: both have id 9 (1 more repeated)",
+            "duplicate id 9 (rows 2 and 4; duplicate rows in all: 2)",
         ),
         (
             "id,prompt,winner_model_a\n1,x,1\n",
@@ -72,34 +72,34 @@ def test_the_competitions_train_file_is_truth_as_it_stands(tmp_path):
 )
 def test_unusable_truth_is_refused_by_row_and_id(tmp_path, text, words):
     with pytest.raises(DataError) as caught:
-        truth.read_truth(write(tmp_path, text))
+        truth.read_truth(write_file(tmp_path, text))
     assert words in caught.value.problem
     assert "truth.csv" in caught.value.problem
     assert caught.value.hint
 
 
-def test_a_cell_is_never_echoed_raw(tmp_path):
+def test_cells_are_escaped_and_shortened_in_errors(tmp_path):
     with pytest.raises(DataError) as caught:
-        truth.read_truth(write(tmp_path, HEADER + "9,\x1b[31m" + "z" * 500 + ",0,0\n"))
+        truth.read_truth(write_file(tmp_path, HEADER + "9,\x1b[31m" + "z" * 500 + ",0,0\n"))
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
-def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
+def test_missing_file_and_directory_have_their_own_errors(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         truth.read_truth(tmp_path / "absent.csv")
     with pytest.raises(DataError, match="is a directory"):
         truth.read_truth(tmp_path)
 
 
-def processed(tmp_path, **columns):
+def write_parquet(tmp_path, **columns):
     path = tmp_path / "train.parquet"
     pd.DataFrame(columns).to_parquet(path)
     return path
 
 
-def test_processed_rows_keep_their_groups_and_leave_out_extra_ones(tmp_path):
-    path = processed(
+def test_parquet_keeps_groups_and_leaves_out_extra_rows(tmp_path):
+    path = write_parquet(
         tmp_path,
         id=[7, 5, 6],
         prompt=[["x"]] * 3,
@@ -114,22 +114,22 @@ def test_processed_rows_keep_their_groups_and_leave_out_extra_ones(tmp_path):
     }
 
 
-def test_processed_rows_need_labels_that_exist(tmp_path):
+def test_parquet_needs_known_labels_and_unique_ids(tmp_path):
     with pytest.raises(DataError, match="no column label"):
-        truth.read_truth(processed(tmp_path, id=[1], group=[0]))
-    with pytest.raises(DataError, match="row 2: no such label: id '5', label '3'"):
-        truth.read_truth(processed(tmp_path, id=[4, 5], label=[0, 3]))
-    with pytest.raises(DataError, match="rows 1 and 3: both have id 4"):
-        truth.read_truth(processed(tmp_path, id=[4, 5, 4], label=[0, 1, 2]))
+        truth.read_truth(write_parquet(tmp_path, id=[1], group=[0]))
+    with pytest.raises(DataError, match="row 2: unknown label: id '5', label '3'"):
+        truth.read_truth(write_parquet(tmp_path, id=[4, 5], label=[0, 3]))
+    with pytest.raises(DataError, match=r"duplicate id 4 \(rows 1 and 3\)"):
+        truth.read_truth(write_parquet(tmp_path, id=[4, 5, 4], label=[0, 1, 2]))
 
 
-def test_a_parquet_file_in_name_only_is_refused(tmp_path):
+def test_parquet_file_in_name_only_is_refused(tmp_path):
     with pytest.raises(DataError, match="not a parquet file"):
-        truth.read_truth(write(tmp_path, HEADER, "train.parquet"))
+        truth.read_truth(write_file(tmp_path, HEADER, "train.parquet"))
 
 
-def some(ids, seed=0):
-    """A prediction frame and its truth for these ids, in this order."""
+def make_case(ids, seed=0):
+    """Return a prediction frame and a truth for these ids, in this order."""
     generator = np.random.default_rng(seed)
     made = make_predictions(np.array(ids), generator.dirichlet([1, 1, 1], len(ids)))
     return made, pd.DataFrame(
@@ -139,8 +139,8 @@ def some(ids, seed=0):
 
 @settings(deadline=None, max_examples=40)
 @given(st.sets(st.integers(0, 2**40), min_size=1, max_size=12), st.randoms(use_true_random=False))
-def test_the_order_of_the_file_changes_nothing(ids, random):
-    made, labels = some(sorted(ids))
+def test_order_of_the_file_does_not_matter(ids, random):
+    made, labels = make_case(sorted(ids))
     order = list(range(len(ids)))
     random.shuffle(order)
     probabilities, aligned = truth.align_to_truth(made.iloc[order], labels, "p.csv")
@@ -149,18 +149,18 @@ def test_the_order_of_the_file_changes_nothing(ids, random):
     assert (probabilities.dtype, aligned.dtype) == (np.float64, np.int64)
 
 
-def test_ids_on_one_side_only_are_counted_and_named_by_side():
-    made, _ = some([1, 2, 3, 4])
-    _, labels = some([3, 4, 50, 51, 52, 53, 54, 55, 56])
+def test_ids_on_one_side_only_are_counted_and_listed():
+    made, _ = make_case([1, 2, 3, 4])
+    _, labels = make_case([3, 4, 50, 51, 52, 53, 54, 55, 56])
     with pytest.raises(DataError) as caught:
         truth.align_to_truth(made, labels, "p.csv")
     assert "p.csv lacks 7 ids (first: 50, 51, 52, 53, 54) of the truth" in caught.value.problem
     assert "p.csv has 2 ids (1, 2) that the truth does not have" in caught.value.problem
 
 
-def test_a_share_of_the_truth_is_scored_only_when_asked_for():
-    made, _ = some([4, 2])
-    _, labels = some([1, 2, 3, 4])
+def test_part_of_the_truth_is_scored_only_on_request():
+    made, _ = make_case([4, 2])
+    _, labels = make_case([1, 2, 3, 4])
     with pytest.raises(DataError, match="lacks 2 ids"):
         truth.align_to_truth(made, labels, "p.csv")
     part = truth.restrict_truth(labels, made)
@@ -169,15 +169,15 @@ def test_a_share_of_the_truth_is_scored_only_when_asked_for():
     np.testing.assert_array_equal(probabilities, made[list(CLASSES)].to_numpy()[::-1])
 
 
-def test_repeated_ids_are_refused():
-    made, labels = some([1, 2, 1])
-    with pytest.raises(DataError, match=r"p.csv: 1 id \(1\) repeated"):
+def test_duplicate_ids_are_refused():
+    made, labels = make_case([1, 2, 1])
+    with pytest.raises(DataError, match=r"p.csv: 1 duplicate id \(1\)"):
         truth.align_to_truth(made, labels, "p.csv")
 
 
 @pytest.mark.parametrize("row", [[0.33, 0.33, 0.33], [1.2, -0.1, -0.1], [np.nan, 0.5, 0.5]])
-def test_rows_that_no_grader_takes_are_not_scored(row):
-    made, labels = some([1, 2])
+def test_rows_that_graders_reject_are_not_scored(row):
+    made, labels = make_case([1, 2])
     made.loc[1, list(CLASSES)] = row
     with pytest.raises(
         DataError, match=r"p\.csv: id 2: not probabilities that sum to 1 to 6 places"
@@ -186,8 +186,8 @@ def test_rows_that_no_grader_takes_are_not_scored(row):
     assert "kit validate p.csv" in caught.value.hint
 
 
-def test_a_written_prediction_scores_as_the_numbers_it_came_from(tmp_path):
-    made, labels = some(list(range(100, 0, -1)))
+def test_written_prediction_scores_as_the_original_numbers(tmp_path):
+    made, labels = make_case(list(range(100, 0, -1)))
     write_predictions(made.sample(frac=1, random_state=0), tmp_path / "p.csv")
     probabilities, aligned = truth.align_to_truth(
         read_predictions(tmp_path / "p.csv"), labels, "p.csv"

@@ -1,4 +1,4 @@
-"""A file is accepted exactly when a grader would accept it, and a refusal names everything at once."""
+"""Check that files are accepted exactly when graders accept them, and all problems are listed."""
 
 import json
 
@@ -23,22 +23,22 @@ IDS = [11, 12, 13, 14]
 
 
 def grader_accepts(path, ids):
-    """The grading rule, written down a second time and without any of kit's code."""
+    """Return whether a grader accepts the file, by the rule written without any of kit's code."""
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
         return False
     if any(name not in table.columns for name in HEADER) or len(table) != len(ids):
         return False
+
+    # Text among the numbers raises TypeError.
     try:
         values = table[HEADER[1:]]
-        if (
-            not (values.ge(0) & values.le(1)).all(axis=None)
-            or not (values.sum(axis=1).round(6) == 1).all()
-        ):
+        in_range = (values.ge(0) & values.le(1)).all(axis=None)
+        if not in_range or not (values.sum(axis=1).round(6) == 1).all():
             return False
         return bool((table.sort_values("id")["id"].to_numpy() == np.sort(ids)).all())
-    except TypeError:  # text among numbers
+    except TypeError:
         return False
 
 
@@ -48,27 +48,31 @@ def text_of(rows, header=HEADER, end="\n"):
 
 @pytest.fixture
 def check(tmp_path):
-    """Writes a file of these rows (or this text, or these bytes) and validates it against the four good ids."""
+    """Return a function that writes rows, text or bytes to a file and validates it.
+
+    The sample has the four good ids; the result is compared with the grading rule.
+    """
     sample = tmp_path / "sample_submission.csv"
     sample.write_text(text_of([[str(i), "0.25", "0.25", "0.5"] for i in IDS]))
 
-    def checked(content, against=sample):
+    def write_and_validate(content, sample=sample):
         text = content if isinstance(content, str | bytes) else text_of(content)
         path = tmp_path / "p.csv"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        report = validate_submission(path, against)
-        if against is not None:
+        report = validate_submission(path, sample)
+        if sample is not None:
             assert report.ok == grader_accepts(path, IDS)
         return report
 
-    return checked
+    return write_and_validate
 
 
-def found(problems):
-    return {p.kind: p for p in problems}
+def by_kind(problems):
+    return {problem.kind: problem for problem in problems}
 
 
-def changed(row, column, cell):
+def with_cell(row, column, cell):
+    """Return the good rows with one cell replaced."""
     return [
         [cell if (r, c) == (row, column) else old for c, old in enumerate(cells)]
         for r, cells in enumerate(GOOD)
@@ -77,40 +81,29 @@ def changed(row, column, cell):
 
 # fmt: off
 CELLS = [
-    "0.3", ".3", "0", "1", "-0", "-0.0", "1e-400", "5e-324", "1e400", "1e-3", "3e-1", "0.30000000000000004",
-    "0.3000004", "0.3000006", "0.2999996", "0.2999994", "1.5", "-0.1", "nan", "NaN", "NA", "None", "null", "<NA>",
-    "inf", "-inf", "Infinity", "0x1", "1_0", "0.3f", "3.", "+0.3", "--1", "0.3%", "True", "False", "abc", "$1",
-    "1/3", "１", "'0.3'", "", " ", " 0.3", "0.3 ", "\t0.3", '"0.3"', '""', "0.3\x00", "\xa00.3", "0.3,", '"0,3"',
-    "x" * 200,
+    "0.3", ".3", "0", "1", "-0", "-0.0", "1e-400", "5e-324", "1e400", "1e-3", "3e-1",
+    "0.30000000000000004", "0.3000004", "0.3000006", "0.2999996", "0.2999994", "1.5", "-0.1",
+    "nan", "NaN", "NA", "None", "null", "<NA>", "inf", "-inf", "Infinity", "0x1", "1_0", "0.3f",
+    "3.", "+0.3", "--1", "0.3%", "True", "False", "abc", "$1", "1/3", "１", "'0.3'", "", " ",
+    " 0.3", "0.3 ", "\t0.3", '"0.3"', '""', "0.3\x00", "\xa00.3", "0.3,", '"0,3"', "x" * 200,
 ]
-# fmt: on
 IDENTIFIERS = [
-    "11",
-    "12",
-    "15",
-    "11.0",
-    "11.5",
-    "x11",
-    "",
-    "nan",
-    "-11",
-    "1e1",
-    "011",
-    " 11",
+    "11", "12", "15", "11.0", "11.5", "x11", "", "nan", "-11", "1e1", "011", " 11",
     "99999999999999999999",
 ]
+# fmt: on
 
 
 @st.composite
 def mutated(draw):
-    """A file that starts out good, and the ids it should hold; then a few things may happen to it."""
+    """Draw the text of a file, good but for a few mutations, and the ids it should hold."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     count = draw(st.integers(1, 6))
     ids = generator.choice(10**6, count, replace=False)
     rows = [[str(i), *map(repr, generator.dirichlet([1, 1, 1]).tolist())] for i in ids]
-    for change in draw(
-        st.lists(st.sampled_from(["cell", "sum", "id", "drop", "repeat", "shuffle"]), max_size=3)
-    ):
+
+    changes = st.sampled_from(["cell", "sum", "id", "drop", "repeat", "shuffle"])
+    for change in draw(st.lists(changes, max_size=3)):
         row = rows[draw(st.integers(0, len(rows) - 1))]
         if change == "cell":
             row[draw(st.integers(1, 3))] = draw(st.sampled_from(CELLS))
@@ -125,52 +118,58 @@ def mutated(draw):
             rows.append(list(row))
         elif change == "shuffle":
             rows = draw(st.permutations(rows))
-    names = [
-        *HEADER[:3],
-        draw(st.sampled_from(["winner_tie"] * 6 + ["Winner_Tie", "winner_tie ", "x"])),
-        "note",
-    ]
+
+    # Most headers are good, so that the other mutations are reached.
+    tie = draw(st.sampled_from(["winner_tie"] * 6 + ["Winner_Tie", "winner_tie ", "x"]))
+    names = [*HEADER[:3], tie, "note"]
     order = draw(st.one_of(st.just(range(4)), st.permutations(range(5))))
     lines = [[[*row, "hello"][i] for i in order] for row in rows]
-    place = draw(st.integers(0, len(lines)))
-    lines[place:place] = draw(
+
+    # Insert nothing, a blank line, a row too long or a row too short.
+    position = draw(st.integers(0, len(lines)))
+    lines[position:position] = draw(
         st.sampled_from([[]] * 4 + [[[]], [["  "]], [lines[0] + ["0.5"]], [lines[0][:2]]])
     )
-    start, end = draw(st.sampled_from(["", "\ufeff", "\n"])), draw(st.sampled_from(["\n", "\r\n"]))
+    start = draw(st.sampled_from(["", "\ufeff", "\n"]))
+    end = draw(st.sampled_from(["\n", "\r\n"]))
     return start + text_of(lines, [names[i] for i in order], end), ids
 
 
 @settings(deadline=None, max_examples=300)
 @given(mutated())
-def test_a_file_is_accepted_exactly_when_the_rule_accepts_it(tmp_path_factory, case):
+def test_file_is_accepted_exactly_when_the_rule_accepts_it(tmp_path_factory, case):
     text, ids = case
     folder = tmp_path_factory.mktemp("validate")
     (folder / "p.csv").write_bytes(text.encode())
     (folder / "sample.csv").write_text("id\n" + "".join(f"{i}\n" for i in ids))
     report = validate_submission(folder / "p.csv", folder / "sample.csv")
-    assert report.ok == grader_accepts(folder / "p.csv", ids), [str(p) for p in report.problems]
+    assert report.ok == grader_accepts(folder / "p.csv", ids), [
+        str(problem) for problem in report.problems
+    ]
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("column", [1, 3])
-def test_a_cell_means_what_a_graders_pandas_makes_of_it(check, cell, column):
-    check(changed(1, column, cell))  # compares with the rule
+def test_cells_are_judged_as_pandas_reads_them(check, cell, column):
+    # The fixture compares the result with the grading rule.
+    check(with_cell(1, column, cell))
 
 
 @pytest.mark.parametrize("cell", IDENTIFIERS)
-def test_an_id_means_what_a_graders_pandas_makes_of_it(check, cell):
-    check(changed(0, 0, cell))  # compares with the rule
+def test_ids_are_judged_as_pandas_reads_them(check, cell):
+    # The fixture compares the result with the grading rule.
+    check(with_cell(0, 0, cell))
 
 
 @pytest.mark.parametrize(
     ("off", "taken"), [(4e-7, True), (-4e-7, True), (6e-7, False), (-6e-7, False)]
 )
-def test_sums_are_looked_at_to_six_places(check, off, taken):
-    assert check(changed(0, 3, repr(0.5 + off))).ok is taken
+def test_sums_are_compared_to_six_places(check, off, taken):
+    assert check(with_cell(0, 3, repr(0.5 + off))).ok is taken
     assert is_gradable(np.array([[0.3, 0.2, 0.5 + off]])).tolist() == [taken]
 
 
-def test_a_good_file_has_nothing_to_report_in_any_order_of_rows_and_columns(check):
+def test_good_file_has_an_empty_report_in_any_order_of_rows_and_columns(check):
     report = check(GOOD)
     assert (report.ok, report.rows, report.problems, report.warnings) == (True, 4, (), ())
     reordered = text_of([cells[::-1] for cells in GOOD[::-1]], HEADER[::-1])
@@ -183,11 +182,13 @@ def test_every_problem_is_reported_at_once_with_its_rows(check):
         [],
         ["12", "0.9", "0.9", ""],
         ["12", "0.33", "0.33", "0.33"],
+        ["x", "-1", "1", "1"],
+        ["77", "inf", "0", "0"],
+        ["14.5", "2", "0", "-1"],
     ]
-    rows += [["x", "-1", "1", "1"], ["77", "inf", "0", "0"], ["14.5", "2", "0", "-1"]]
     report = check(rows)
-    problems = found(report.problems)
-    assert {kind: p.rows for kind, p in problems.items()} == {
+    problems = by_kind(report.problems)
+    assert {kind: problem.rows for kind, problem in problems.items()} == {
         "not-a-number": (2,),
         "missing-value": (4,),
         "infinite": (7,),
@@ -199,6 +200,7 @@ def test_every_problem_is_reported_at_once_with_its_rows(check):
         "missing-id": (),
         "unknown-id": (7,),
     }
+
     assert "'abc'" in problems["not-a-number"].message
     assert "worst row 5 with 0.99" in problems["row-sum"].message
     assert "6 rows where sample_submission.csv has 4" in problems["row-count"].message
@@ -208,7 +210,7 @@ def test_every_problem_is_reported_at_once_with_its_rows(check):
     assert json.loads(json.dumps(report.as_dict()))["ok"] is False
 
 
-def test_a_long_list_of_rows_is_cut_and_counted(check):
+def test_long_list_of_rows_is_cut_and_counted(check):
     report = check([[str(i), "0.3", "0.3", "0.3"] for i in range(47)], None)
     (problem,) = report.problems
     assert (problem.rows, problem.count) == (tuple(range(2, 12)), 47)
@@ -216,25 +218,27 @@ def test_a_long_list_of_rows_is_cut_and_counted(check):
 
 
 @pytest.mark.filterwarnings("error")
-def test_one_bad_cell_at_the_end_of_a_full_sized_file_is_found(tmp_path):
+def test_bad_cell_at_the_end_of_a_full_sized_file_is_found(tmp_path):
     probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], 25_000)
     write_predictions(make_predictions(np.arange(25_000), probabilities), tmp_path / "p.csv")
     with (tmp_path / "p.csv").open("a") as file:
         file.write("25000,0.3,oops,0.4\n")
     report = validate_submission(tmp_path / "p.csv")
-    assert {p.kind: p.rows for p in report.problems} == {"not-a-number": (25_002,)}
-    assert [w.kind for w in report.warnings] == ["no-sample"]
+    assert {problem.kind: problem.rows for problem in report.problems} == {
+        "not-a-number": (25_002,)
+    }
+    assert [warning.kind for warning in report.warnings] == ["no-sample"]
 
 
-def test_rows_are_numbered_as_a_spreadsheet_numbers_them(check):
+def test_rows_are_numbered_as_in_a_spreadsheet(check):
     text = "\n" + text_of(GOOD[:1]) + "  \n\n" + "12,x,0.3,0.6\n"
-    assert found(check(text).problems)["not-a-number"].rows == (6,)
+    assert by_kind(check(text).problems)["not-a-number"].rows == (6,)
     text = text_of([[*GOOD[0], '"two\nlines"'], ["12", "x", "0.3", "0.6", "y"]], [*HEADER, "note"])
-    assert found(check(text).problems)["not-a-number"].rows == (3,)
+    assert by_kind(check(text).problems)["not-a-number"].rows == (3,)
 
 
-def test_a_missing_column_names_the_one_that_is_nearly_it_and_checks_its_cells(check):
-    problems = found(check(text_of(changed(2, 3, "x"), [*HEADER[:3], " Winner Tie"])).problems)
+def test_missing_column_suggests_a_similar_name_and_checks_its_cells(check):
+    problems = by_kind(check(text_of(with_cell(2, 3, "x"), [*HEADER[:3], " Winner Tie"])).problems)
     assert (
         problems["missing-column"].message
         == "no column winner_tie; ' Winner Tie' is not the same name"
@@ -242,59 +246,60 @@ def test_a_missing_column_names_the_one_that_is_nearly_it_and_checks_its_cells(c
     assert problems["not-a-number"].rows == (4,)
 
 
-def test_a_missing_header_is_told_from_missing_columns(check):
-    kinds = [p.kind for p in check(text_of(GOOD[1:], GOOD[0])).problems]
+def test_missing_header_is_distinguished_from_missing_columns(check):
+    kinds = [problem.kind for problem in check(text_of(GOOD[1:], GOOD[0])).problems]
     assert kinds == ["no-header"] + ["missing-column"] * 4
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
-def test_another_delimiter_is_named_and_read_all_the_same(check, separator):
-    report = check(text_of(changed(1, 1, "x")).replace(",", separator))
-    assert [p.kind for p in report.problems] == ["delimiter", "not-a-number"]
+def test_other_delimiter_is_reported_and_the_cells_are_checked(check, separator):
+    report = check(text_of(with_cell(1, 1, "x")).replace(",", separator))
+    assert [problem.kind for problem in report.problems] == ["delimiter", "not-a-number"]
     assert repr(separator) in report.problems[0].message
 
 
-def test_rows_that_are_too_long_are_listed_and_the_rest_is_checked(check):
-    rows = changed(3, 1, "x")
-    rows[1], rows[2] = [*rows[1], "9"], [*rows[2], "9", "9"]
-    problems = found(check(rows).problems)
-    assert {kind: p.rows for kind, p in problems.items()} == {
+def test_long_rows_are_listed_and_the_rest_is_checked(check):
+    rows = with_cell(3, 1, "x")
+    rows[1] = [*rows[1], "9"]
+    rows[2] = [*rows[2], "9", "9"]
+    problems = by_kind(check(rows).problems)
+    assert {kind: problem.rows for kind, problem in problems.items()} == {
         "ragged": (3, 4),
         "not-a-number": (5,),
     }
 
 
-def test_a_cell_too_many_in_every_row_is_explained(check):
+def test_extra_cell_in_every_row_is_explained(check):
     trailing = check([[*cells, ""] for cells in GOOD])
-    assert {"missing-value", "id"} <= set(found(trailing.problems))
-    assert "shifted" in found(trailing.warnings)
+    assert {"missing-value", "id"} <= set(by_kind(trailing.problems))
+    assert "shifted" in by_kind(trailing.warnings)
     unnamed_row_labels = check([[str(n), *cells] for n, cells in enumerate(GOOD)])
     assert unnamed_row_labels.ok
-    assert "shifted" in found(unnamed_row_labels.warnings)
+    assert "shifted" in by_kind(unnamed_row_labels.warnings)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_line_ends_and_a_byte_order_mark_are_free(check, end):
+def test_any_line_ends_and_a_byte_order_mark_are_accepted(check, end):
     assert check("\ufeff" + text_of(GOOD, end=end)).ok
 
 
-def test_text_that_is_not_utf_8_is_named_by_row_and_the_rest_is_checked(check):
-    problems = found(check(text_of(GOOD).encode() + b"\xe9,0.3,0.3,0.3\n").problems)
+def test_text_that_is_not_utf_8_is_reported_by_row_and_the_rest_is_checked(check):
+    problems = by_kind(check(text_of(GOOD).encode() + b"\xe9,0.3,0.3,0.3\n").problems)
     assert (problems["encoding"].rows, problems["row-sum"].rows) == ((6,), (6,))
-    wide = check(text_of(changed(0, 1, "x")).encode("utf-16"))
-    assert [p.kind for p in wide.problems] == ["encoding", "not-a-number"]
+    wide = check(text_of(with_cell(0, 1, "x")).encode("utf-16"))
+    assert [problem.kind for problem in wide.problems] == ["encoding", "not-a-number"]
     assert "UTF-16" in wide.problems[0].message
 
 
 @pytest.mark.parametrize(
     ("content", "kind"), [(b"", "empty"), (b" \n\n", "empty"), (text_of([]), "empty")]
 )
-def test_a_file_without_rows_says_so(check, content, kind):
+def test_file_without_rows_is_reported(check, content, kind):
     report = check(content)
-    assert (report.rows, [p.kind for p in report.problems]) == (0, [kind])
+    assert (report.rows, [problem.kind for problem in report.problems]) == (0, [kind])
 
 
-def test_a_file_that_cannot_be_read_says_why(check, tmp_path):
+def test_unreadable_file_is_reported_with_the_reason(check, tmp_path):
     assert "No such file" in validate_submission(tmp_path / "absent.csv").problems[0].message
     assert "directory" in validate_submission(tmp_path).problems[0].message
     (problem,) = check(text_of(GOOD) + '15,"0.3,0.3,0.4\n').problems
@@ -302,9 +307,9 @@ def test_a_file_that_cannot_be_read_says_why(check, tmp_path):
     assert not check(bytes(range(256)) * 9).ok
 
 
-def test_what_is_echoed_is_short_and_cannot_reach_a_terminal(check):
+def test_messages_are_short_and_free_of_control_characters(check):
     odd = "\x1b[31m" + "z" * 300
-    rows = changed(0, 1, odd)
+    rows = with_cell(0, 1, odd)
     rows[1][0] = odd
     for report in (check(rows), check(text_of(GOOD, [*HEADER[:3], odd]))):
         for problem in report.problems + report.warnings:
@@ -312,13 +317,13 @@ def test_what_is_echoed_is_short_and_cannot_reach_a_terminal(check):
             assert len(str(problem)) < 200
 
 
-def test_without_a_sample_everything_else_is_checked_and_that_is_said(check):
-    report = check(changed(0, 0, "999"), None)
-    assert (report.ok, [w.kind for w in report.warnings]) == (True, ["no-sample"])
-    assert set(found(check(changed(0, 0, "12"), None).problems)) == {"repeated-id"}
+def test_without_a_sample_everything_else_is_checked_with_a_warning(check):
+    report = check(with_cell(0, 0, "999"), None)
+    assert (report.ok, [warning.kind for warning in report.warnings]) == (True, ["no-sample"])
+    assert set(by_kind(check(with_cell(0, 0, "12"), None).problems)) == {"repeated-id"}
 
 
-def test_a_test_file_serves_as_a_sample_and_an_unusable_one_is_an_error(check, tmp_path):
+def test_test_file_serves_as_a_sample_and_an_unusable_one_is_refused(check, tmp_path):
     test = tmp_path / "test.csv"
     test.write_text('id,prompt\n11,"[""a""]"\n12,b\n13,c\n14,d\n')
     assert check(GOOD, test).ok
@@ -328,42 +333,42 @@ def test_a_test_file_serves_as_a_sample_and_an_unusable_one_is_an_error(check, t
             check(GOOD, test)
 
 
-def test_a_constant_file_is_taken_with_a_warning(check):
+def test_constant_file_is_accepted_with_a_warning(check):
     report = check([[str(i), "0.349", "0.335", "0.316"] for i in IDS])
-    assert (report.ok, [w.kind for w in report.warnings]) == (True, ["constant"])
+    assert (report.ok, [warning.kind for warning in report.warnings]) == (True, ["constant"])
     tie = check(
         [[str(i), repr(0.5 - n / 10), repr(0.2 + n / 10), "0.3"] for n, i in enumerate(IDS)]
     )
-    assert "winner_tie" in found(tie.warnings)["constant"].message
+    assert "winner_tie" in by_kind(tie.warnings)["constant"].message
 
 
-def test_three_identical_rows_are_worth_a_word_and_two_are_not(check):
+def test_three_identical_rows_are_a_warning_and_two_are_not(check):
     same = ["0.2", "0.25", "0.55"]
     three = check([["11", *same], GOOD[1], ["13", *same], ["14", *same]])
-    assert {w.kind: w.rows for w in three.warnings} == {"identical": (2, 4, 5)}
+    assert {warning.kind: warning.rows for warning in three.warnings} == {"identical": (2, 4, 5)}
     two = check([["11", *same], GOOD[1], ["13", *same], GOOD[3]])
     assert two.warnings == ()
 
 
-def test_a_probability_of_zero_is_taken_with_its_price(check):
+def test_probability_of_zero_is_accepted_with_its_cost_in_a_warning(check):
     report = check([*GOOD[:2], ["13", "0", "0", "1"], GOOD[3]])
     assert report.ok
-    assert {w.kind: w.rows for w in report.warnings} == {"certain": (4,)}
+    assert {warning.kind: warning.rows for warning in report.warnings} == {"certain": (4,)}
     assert "36.04" in report.warnings[0].message
 
 
-def test_columns_that_nobody_reads_are_named(check):
+def test_ignored_columns_are_named(check):
     report = check(text_of([[*cells, "x"] for cells in GOOD], [*HEADER, "note"]))
     assert report.ok
-    assert "'note'" in found(report.warnings)["extra-column"].message
+    assert "'note'" in by_kind(report.warnings)["extra-column"].message
 
 
-def test_what_kit_writes_is_what_a_grader_takes(tmp_path):
+def test_graders_accept_what_kit_writes(tmp_path):
     generator = np.random.default_rng(0)
-    made = make_predictions(
-        generator.permutation(5000), generator.dirichlet([0.05] * 3, 5000).astype(np.float32) + 1e-6
-    )
-    write_predictions(made, tmp_path / "p.csv")
+    ids = generator.permutation(5000)
+    probabilities = generator.dirichlet([0.05] * 3, 5000).astype(np.float32) + 1e-6
+    write_predictions(make_predictions(ids, probabilities), tmp_path / "p.csv")
+
     report = validate_submission(tmp_path / "p.csv", tmp_path / "p.csv")
     assert report.problems == ()
-    assert grader_accepts(tmp_path / "p.csv", made["id"])
+    assert grader_accepts(tmp_path / "p.csv", ids)

@@ -42,7 +42,7 @@ def preload_modules() -> None:
 
     import kit.baselines.run
     import kit.cli
-    import kit.ensemble.fit
+    import kit.ensemble.fit_blend
     import kit.kaggle.download
     import kit.kaggle.push
     import kit.predict

@@ -17,7 +17,7 @@ from kit.baselines.run import run_baseline
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.ensemble.blend import write_blend
-from kit.ensemble.fit import fit_blend
+from kit.ensemble.fit_blend import fit_blend
 from kit.evaluation.truth import read_truth, restrict_truth
 from kit.predictions import read_predictions
 from kit.report import figures

@@ -170,7 +170,7 @@ def _blended_as_saved(
         runs.append(
             blend_predictions([each for _, each in folders], [folder for folder, _ in folders])
         )
-    return blends.apply_blend(_saved(session).among(names), runs, names)
+    return blends.apply_blend(_saved(session).subset(names), runs, names)
 
 
 def _saved(session: NotebookSession) -> blends.Blend:
@@ -180,7 +180,7 @@ def _saved(session: NotebookSession) -> blends.Blend:
 def _tell_weights(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> None:
     """The weights in use, loudly where they are not those that were fitted."""
     fitted, names = _saved(session), {member.name for member, _ in done}
-    left = fitted.among(names)
+    left = fitted.subset(names)
     shares = ", ".join(
         f"{name} {weight:.3f}" for name, weight in zip(left.members, left.weights, strict=True)
     )
