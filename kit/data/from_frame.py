@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from kit.data.clean import REPAIRS, repair_text, to_ascii
+from kit.data.clean import REPAIRS, repair_text, strip_turns_to_ascii
 from kit.data.options import TEXT_FORMS, check_choice
 from kit.errors import DataError
 from kit.task import ID, TEXTS
@@ -41,7 +41,7 @@ def frame_to_table(frame: pd.DataFrame, text: str = "unicode") -> pa.Table:
         turns = _read_turns(frame[column], column)
         columns[column] = pa.array(turns, pa.list_(pa.string()))
     table = pa.table(columns)
-    return to_ascii(table) if text == "ascii" else table
+    return strip_turns_to_ascii(table) if text == "ascii" else table
 
 
 def _read_ids(frame: pd.DataFrame) -> np.ndarray:

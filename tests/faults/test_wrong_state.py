@@ -13,7 +13,7 @@ from kit.baselines.run import run_baseline
 from kit.data.preprocess import preprocess_files
 from kit.ensemble.pool import blend_predictions
 from kit.errors import DataError, RunError
-from kit.model.backbones import local_backbone
+from kit.model.backbones import local_backbone, resolve_backbone
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
