@@ -16,6 +16,7 @@ PROMPT = "prompt"
 RESPONSES = ("response_a", "response_b")
 TEXTS = (PROMPT, *RESPONSES)
 CLASSES = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1, 2
+TRAIN_CLASS_COUNTS = (20_064, 19_652, 17_761)  # rows of each class in Kaggle's train.csv
 SWAP = (1, 0, 2)  # where each class goes when answers A and B change places
 
 TRAIN_COLUMNS = (ID, *MODELS, *TEXTS, *CLASSES)

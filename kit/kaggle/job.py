@@ -37,8 +37,8 @@ PREPROCESS_DEFAULTS = {
 class Source:
     """A "kernel" or "dataset" that Kaggle mounts, with run directories in it.
 
-    `ref` is owner/slug. `runs` are the names of the runs in it, and `versions` the kernel's versions
-    that the user named; both are empty where they are not known.
+    `ref` is owner/slug. `runs` are the names of the runs in it, and `versions` the versions of the
+    kernel that the user meant; both are empty where they are not known.
     """
 
     ref: str
@@ -91,7 +91,8 @@ class Job:
     def metadata(self, owner: str) -> dict[str, Any]:
         """Return the content of kernel-metadata.json.
 
-        Every key is written: Kaggle's client fills a missing one with a default, such as internet on.
+        Every key is written, since Kaggle's client fills missing ones with defaults, such as
+        internet on.
         """
         shape = GPUS[self.gpu]
         return {

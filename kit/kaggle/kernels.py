@@ -1,8 +1,8 @@
 """Look up Kaggle kernels and wait for a version to finish. Use `wait_for_kernel`.
 
 For a while after a push, Kaggle can report the state of an older version, and where it ignores
-version labels it always reports the latest one. A COMPLETE is therefore accepted only when something
-shows that it belongs to the version that was asked for.
+version labels it always reports the latest one. So a COMPLETE is accepted only when something shows
+that it belongs to the version that was asked for.
 """
 
 from collections.abc import Callable

@@ -109,8 +109,10 @@ def _events(response: "requests.Response") -> Iterator[Any]:
         yield from events if isinstance(events, list) else [events]
         return
 
-    for line in response.iter_lines(decode_unicode=True):
-        if not line or not line.startswith("data:"):
+    # An event stream is UTF-8 by its specification; requests would guess another encoding.
+    for raw_line in response.iter_lines():
+        line = raw_line.decode("utf-8", "replace")
+        if not line.startswith("data:"):
             continue
         payload = line.removeprefix("data:").lstrip()
         if payload == _END:

@@ -2,8 +2,8 @@
 
 The code cells are the files of `kit.kaggle.runtime` as they are, so what runs on Kaggle is linted
 and tested code. The cell above them holds data only: a single assignment of literals with the job
-as JSON text and the wheels of kit and tomli_w as base64 text. Kaggle's push takes one file, and code
-competitions run without internet, so kit has to travel inside the notebook.
+as JSON text and the wheels of kit and tomli_w as base64 text. Kit has to travel in the notebook,
+because Kaggle's push takes one file and code competitions run without internet.
 """
 
 import base64

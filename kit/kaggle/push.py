@@ -161,9 +161,7 @@ def _push_request(metadata: Mapping[str, Any], source: str, max_hours: float) ->
     The session's limit is a little above the job's own, so that the job ends by itself.
     """
     limit = min(max_hours + 0.25, SESSION_HOURS) * 3600
-    fields = {
-        field: metadata[key] for field, key in _REQUEST_FIELDS.items() if key in metadata
-    }
+    fields = {field: metadata[key] for field, key in _REQUEST_FIELDS.items() if key in metadata}
     return {**fields, "text": source, "sessionTimeoutSeconds": int(limit)}
 
 
