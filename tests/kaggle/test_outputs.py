@@ -14,7 +14,7 @@ from kit.kaggle.client import Client
 from kit.kaggle.kernels import KernelRef
 from kit.kaggle.outputs import download_output, output_addresses
 from kit.kaggle.retry import RetryPolicy
-from kit.kaggle.runtime.session import OUTPUTS
+from kit.kaggle.runtime.session import OUTPUT_LIST
 
 REF = KernelRef(OWNER, "kit-train", 1)
 
@@ -37,7 +37,7 @@ def finish(fake: FakeKaggle) -> Callable[[dict[str, bytes]], None]:
     return finished
 
 
-def test_every_page_of_files_and_the_log_arrive(
+def test_every_page_of_files_and_the_log_are_downloaded(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     files = {f"runs/a/fold{n}/model.bin": bytes([n]) * n for n in range(230)}
@@ -53,7 +53,7 @@ def test_files_are_compared_with_what_the_notebook_wrote(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     files = {"submission.csv": b"id\n1\n", "a/b.txt": b""}
-    finish(files | {OUTPUTS: listing(files)})
+    finish(files | {OUTPUT_LIST: listing(files)})
     assert download_output(client, REF, tmp_path / "out").compared
 
 
@@ -64,10 +64,10 @@ def test_files_are_compared_with_what_the_notebook_wrote(
         ({"submission.csv": b"id\n1\n", "gone.bin": b"x"}, "lacks gone.bin"),
     ],
 )
-def test_what_differs_from_what_was_written_is_not_kept(
+def test_an_output_that_differs_from_its_list_is_not_kept(
     client: Client, finish: Callable, tmp_path: Path, written: dict, told: str
 ) -> None:
-    finish({"submission.csv": b"id\n1\n", OUTPUTS: listing(written)})
+    finish({"submission.csv": b"id\n1\n", OUTPUT_LIST: listing(written)})
     with pytest.raises(errors.UnreachableError, match=told):
         download_output(client, REF, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home"]
@@ -94,7 +94,7 @@ def test_an_error_page_is_never_saved_as_the_file(
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix == ".csv"] == []
 
 
-def test_an_expired_address_is_asked_for_again(
+def test_an_expired_address_is_renewed(
     client: Client, fake: FakeKaggle, finish: Callable, tmp_path: Path
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
@@ -104,7 +104,7 @@ def test_an_expired_address_is_asked_for_again(
     assert len(fake.seen("ListKernelSessionOutput")) == 3  # the list, a new address, the log
 
 
-def test_an_interrupted_download_goes_on_later(
+def test_an_interrupted_download_is_continued(
     fake: FakeKaggle, finish: Callable, home: Path, tmp_path: Path
 ) -> None:
     files = {"a.bin": bytes(range(256)) * 2000, "b.bin": bytes(range(255, -1, -1)) * 2000}
@@ -121,11 +121,11 @@ def test_an_interrupted_download_goes_on_later(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
 
 
-def test_an_earlier_output_is_replaced_with_force_only(
+def test_an_earlier_output_is_replaced_only_with_force(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     files = {"submission.csv": b"id\n1\n", "runs/a/old.bin": b"x"}
-    finish(files | {OUTPUTS: listing(files)})
+    finish(files | {OUTPUT_LIST: listing(files)})
     download_output(client, REF, tmp_path / "out")
     with pytest.raises(KitError, match="exists already"):
         download_output(client, REF, tmp_path / "out")
@@ -136,7 +136,7 @@ def test_an_earlier_output_is_replaced_with_force_only(
 
 
 @pytest.mark.parametrize("mine", ["ledger.csv", ".env", "deep/submission.csv", "deep/notes.log"])
-def test_what_no_kernel_left_is_not_lost_though_forced(
+def test_other_files_are_not_replaced_even_with_force(
     client: Client, fake: FakeKaggle, finish: Callable, tmp_path: Path, mine: str
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
@@ -155,7 +155,7 @@ def test_what_no_kernel_left_is_not_lost_though_forced(
     ]  # found before anything is downloaded
 
 
-def test_a_file_in_the_place_of_the_folder_is_kept(
+def test_a_file_is_not_replaced_by_the_folder(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
@@ -166,7 +166,7 @@ def test_a_file_in_the_place_of_the_folder_is_kept(
 
 
 @pytest.mark.parametrize("out", [".", "..", "/", "a/.."])
-def test_a_folder_without_a_name_of_its_own_is_refused(
+def test_a_folder_without_its_own_name_is_refused(
     client: Client, finish: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
@@ -176,7 +176,7 @@ def test_a_folder_without_a_name_of_its_own_is_refused(
         download_output(client, REF, out, force=True)
 
 
-def test_no_files_is_an_error_and_not_an_empty_folder(
+def test_an_output_without_files_is_an_error(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     finish({})
@@ -186,7 +186,7 @@ def test_no_files_is_an_error_and_not_an_empty_folder(
 
 
 @pytest.mark.parametrize("name", ["../escape.txt", "/etc/cron.d/x", "a/../../b", "a\\..\\b"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(
+def test_a_file_name_outside_the_folder_is_refused(
     client: Client, finish: Callable, tmp_path: Path, name: str
 ) -> None:
     finish({name: b"x"})
@@ -194,7 +194,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
         download_output(client, REF, tmp_path / "out")
 
 
-def test_a_list_that_never_ends_is_left(client: Client, fake: FakeKaggle, finish: Callable) -> None:
+def test_a_list_that_repeats_a_page_ends(client: Client, fake: FakeKaggle, finish: Callable) -> None:
     finish({"a.txt": b"x"})
     real = fake.list_kernel_session_output
     fake.list_kernel_session_output = lambda body: real(body) | {"nextPageToken": "0"}

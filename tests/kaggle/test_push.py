@@ -24,7 +24,7 @@ from kit.data.preprocess import preprocess_files
 from kit.errors import KitError
 from kit.kaggle import errors, notebook, preparing, push
 from kit.kaggle.client import Client
-from kit.kaggle.job import Job, Source, gpu_name, infer_job, train_job
+from kit.kaggle.job import Job, Source, choose_gpu, infer_job, train_job
 from kit.kaggle.push import METADATA
 from kit.kaggle.wheel import build_wheel
 from kit.recipe.load import load_recipe
@@ -44,7 +44,7 @@ class TestNotebook:
         nbformat.validate(nbformat.reads(text, as_version=4))
         return json.loads(text)["cells"]
 
-    def test_it_is_constant_code_below_one_cell_of_literals(self, cells: list[dict]) -> None:
+    def test_the_cells_are_one_of_literals_and_the_runtime_files(self, cells: list[dict]) -> None:
         kinds = [(c["id"], c["cell_type"]) for c in cells]
         assert kinds == [
             ("about", "markdown"),
@@ -61,11 +61,11 @@ class TestNotebook:
                 encoding="utf-8"
             )
 
-    def test_the_job_and_the_marks_can_be_read_back(self) -> None:
+    def test_the_job_and_the_marks_are_read_back(self) -> None:
         job = {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"}
         text = notebook.build_notebook("train", job)
         assert notebook.job_of(text) == job
-        assert notebook.marks(text) == {
+        assert notebook.notebook_marks(text) == {
             "push": "a" * 32,
             "job": notebook.job_fingerprint("train", job),
         }
@@ -79,20 +79,20 @@ class TestNotebook:
     @pytest.mark.parametrize(
         "text", ["", "print()", "[]", '{"cells": [{"source": "KIT_PAYLOAD = 1"}]}']
     )
-    def test_a_notebook_of_somebody_else_has_no_job(self, text: str) -> None:
+    def test_another_notebook_has_no_job(self, text: str) -> None:
         assert notebook.job_of(text) == {}
-        assert notebook.marks(text) == {}
+        assert notebook.notebook_marks(text) == {}
 
-    def test_it_stays_well_below_kaggles_limit(self) -> None:
-        assert len(notebook.build_notebook("train", {"push": "a" * 32})) < notebook.LIMIT // 2
+    def test_it_has_less_than_half_of_kaggles_limit(self) -> None:
+        assert len(notebook.build_notebook("train", {"push": "a" * 32})) < notebook.MAX_BYTES // 2
 
-    def test_one_that_is_too_large_is_refused_here(self) -> None:
+    def test_a_notebook_that_is_too_large_is_refused(self) -> None:
         with pytest.raises(KitError, match="Kaggle takes less than 1,000,000"):
             notebook.build_notebook("train", {"push": "a" * 32, "text": "x" * 1_000_000})
 
 
 class TestWheel:
-    def test_it_is_the_same_bytes_each_time(self) -> None:
+    def test_it_has_the_same_bytes_each_time(self) -> None:
         first = build_wheel("kit")
         build_wheel.cache_clear()
         assert build_wheel("kit") == first
@@ -120,14 +120,14 @@ class TestWheel:
         assert Path(path).is_relative_to(tmp_path / "lib")
         assert len(json.loads(recipes)) > 10  # the package's data travels too
 
-    def test_it_holds_no_caches_and_a_record_of_every_file(self) -> None:
+    def test_it_has_no_caches_and_a_record_of_every_file(self) -> None:
         with zipfile.ZipFile(io.BytesIO(build_wheel("kit").data)) as bundle:
             names = bundle.namelist()
             record = bundle.read(next(n for n in names if n.endswith("RECORD"))).decode()
         assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]
         assert [line.split(",")[0] for line in record.splitlines()] == names
 
-    def test_what_is_no_folder_cannot_be_packed(self) -> None:
+    def test_an_unknown_package_is_refused(self) -> None:
         with pytest.raises(KitError, match="no_such_package"):
             build_wheel("no_such_package")
 
@@ -153,7 +153,7 @@ class TestJob:
             "keywords": [],
         }
 
-    def test_the_slug_is_what_kaggle_makes_of_the_title(self, job: Job) -> None:
+    def test_the_slug_is_the_one_that_kaggle_derives_from_the_title(self, job: Job) -> None:
         from slugify import slugify
 
         for each in (
@@ -164,7 +164,7 @@ class TestJob:
             assert slugify(each.title) == each.slug
             assert len(each.title) <= 50
 
-    def test_other_recipes_and_folds_are_other_kernels(self) -> None:
+    def test_other_recipes_and_folds_have_other_slugs(self) -> None:
         slugs = {
             train_job(load_recipe("tiny-electra", overrides), fold=fold).slug
             for overrides in ([], ["train.lr=1e-5"])
@@ -172,7 +172,7 @@ class TestJob:
         }
         assert len(slugs) == 8
 
-    def test_rows_prepared_otherwise_are_another_kernel(self) -> None:
+    def test_rows_prepared_differently_have_another_title(self) -> None:
         def title(name: str = "tiny-electra", **options: object) -> str:
             return train_job(
                 dataclasses.replace(load_recipe("tiny-electra"), name=name), preprocess=options
@@ -180,7 +180,7 @@ class TestJob:
 
         assert (
             title()
-            == title(**preparing.DEFAULTS)
+            == title(**PREPROCESS_DEFAULTS)
             == f"kit train tiny-electra {load_recipe('tiny-electra').hash} all folds"
         )
         others = [
@@ -195,12 +195,12 @@ class TestJob:
         assert title(folds=3, seed=1) == title(seed=1, folds=3)
         assert len(title("a-name-of-forty-letters-" + "x" * 16, text="ascii")) <= 50
 
-    def test_the_defaults_are_those_of_the_command(self) -> None:
+    def test_the_preprocess_defaults_are_those_of_the_command(self) -> None:
         typed = {option.name: option.default for option in data.preprocess.params}
         called = inspect.signature(preprocess_files).parameters
-        for name, value in preparing.DEFAULTS.items():
+        for name, value in PREPROCESS_DEFAULTS.items():
             assert typed[name] == called[name].default == value
-        assert set(preparing.DEFAULTS) <= {option.name for option in push_train.params}
+        assert set(PREPROCESS_DEFAULTS) <= {option.name for option in push_train.params}
 
     def test_inference_runs_without_internet_and_mounts_the_training_kernels(self) -> None:
         metadata = infer_job(
@@ -219,20 +219,20 @@ class TestJob:
             (lambda: infer_job([Source("a/kernel")], title="Kit!"), "cannot be a kernel's title"),
             (lambda: infer_job([Source("a/kernel")], title="x" * 51), "5 to 50"),
             (lambda: infer_job([Source("a/kernel")], max_hours=13), "at most 12 hours"),
-            (lambda: gpu_name("a100"), "no such GPU"),
-            (lambda: gpu_name("p100"), "retired the P100"),
+            (lambda: choose_gpu("a100"), "no such GPU"),
+            (lambda: choose_gpu("p100"), "retired the P100"),
         ],
     )
-    def test_what_kaggle_would_refuse_is_refused_here(self, make: object, told: str) -> None:
+    def test_a_job_that_kaggle_would_refuse_is_an_error(self, make: object, told: str) -> None:
         with pytest.raises(KitError, match=told):
             make()
 
-    def test_a_p100_becomes_a_t4_once_the_user_agrees(self) -> None:
-        assert gpu_name("p100", yes=True)[0] == "t4"
-        assert "in its place" in gpu_name("p100", yes=True)[1]
-        assert gpu_name("t4") == ("t4", "")
+    def test_an_accepted_p100_becomes_a_t4(self) -> None:
+        assert choose_gpu("p100", accept_t4=True)[0] == "t4"
+        assert "in its place" in choose_gpu("p100", accept_t4=True)[1]
+        assert choose_gpu("t4") == ("t4", "")
 
-    def test_a_backbone_that_is_a_local_folder_does_not_travel(self, tmp_path: Path) -> None:
+    def test_a_backbone_in_a_local_folder_is_refused(self, tmp_path: Path) -> None:
         recipe = dataclasses.replace(load_recipe("tiny-electra"), backbone=str(tmp_path))
         with pytest.raises(KitError, match="which Kaggle does not have"):
             train_job(recipe)
@@ -246,7 +246,7 @@ class TestPush:
         assert (first.ref.owner, first.ref.slug, first.ref.version) == (OWNER, job.slug, 1)
         assert push.push_kernel(client, job, tmp_path / "k").ref.version == 2
 
-    def test_the_request_is_the_real_clients_own(
+    def test_the_request_is_that_of_kaggles_client(
         self, client: Client, fake: FakeKaggle, job: Job, home: Path, tmp_path: Path
     ) -> None:
         folder = push.push_kernel(client, job, tmp_path / "k").folder
@@ -264,17 +264,17 @@ main()
         assert json.loads(ours.pop("text")) == json.loads(theirs.pop("text"))
         assert ours == {k: v for k, v in theirs.items() if v != ""}
 
-    def test_a_dry_run_needs_no_kaggle(self, job: Job, tmp_path: Path) -> None:
-        folder = push.write_folder(job, "somebody", tmp_path / "k")
+    def test_the_folder_is_written_without_kaggle(self, job: Job, tmp_path: Path) -> None:
+        folder = push.write_kernel_folder(job, "somebody", tmp_path / "k")
         assert sorted(p.name for p in folder.iterdir()) == [METADATA, f"{job.slug}.ipynb"]
         assert json.loads((folder / METADATA).read_text())["id"] == f"somebody/{job.slug}"
 
-    def test_a_folder_of_the_users_is_not_overwritten(self, job: Job, tmp_path: Path) -> None:
+    def test_a_folder_with_other_files_is_not_overwritten(self, job: Job, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("mine")
         with pytest.raises(KitError, match="holds other files"):
-            push.write_folder(job, "somebody", tmp_path)
+            push.write_kernel_folder(job, "somebody", tmp_path)
 
-    def test_a_push_refused_with_success_is_an_error(
+    def test_a_push_refused_with_http_200_is_an_error(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path
     ) -> None:
         fake.save_kernel = lambda _: {"error": "Notebook not found", "ref": "", "url": ""}
@@ -305,7 +305,7 @@ main()
         fake.fail("SaveKernel", **fault)
         assert push.push_kernel(client, job, tmp_path / "k").ref.version == 1
 
-    def test_a_version_of_somebody_else_is_not_taken_for_ours(
+    def test_a_version_from_another_push_is_not_taken_for_ours(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path
     ) -> None:
         push.push_kernel(client, job, tmp_path / "k")
@@ -321,7 +321,7 @@ main()
         fake.get_kernel = meanwhile
         assert push.push_kernel(client, job, tmp_path / "k").ref.version == 3
 
-    def test_taken_sessions_are_waited_for_within_bounds(
+    def test_a_push_waits_for_a_free_session_within_its_limit(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
         fake.max_gpu_sessions = 0
@@ -329,7 +329,7 @@ main()
             push.push_kernel(client, job, tmp_path / "k", slot_wait_s=120)
         assert heard.pauses == [30.0] * 4
 
-    def test_the_quota_is_told_and_may_be_missing(
+    def test_the_quota_is_reported_where_it_can_be_read(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
         fake.gpu_total_s, fake.max_gpu_sessions = 30 * 3600, 3
@@ -342,7 +342,7 @@ main()
         push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append)
         assert "Kaggle's answer has none" in heard.text
 
-    def test_the_name_that_kaggle_gives_is_the_one_that_counts(
+    def test_a_kernel_that_kaggle_renames_has_its_new_name(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
         real = fake.save_kernel
@@ -360,7 +360,7 @@ main()
         assert "has named the kernel" in heard.text
 
 
-def test_the_payload_carries_what_the_notebook_needs() -> None:
+def test_the_payload_has_the_wheels_of_kit_and_tomli_w() -> None:
     (cell,) = [
         c
         for c in json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"]

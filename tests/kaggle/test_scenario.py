@@ -44,7 +44,7 @@ def test_from_download_to_score(
     check(walk(fake, home, tmp_path, **how), fake)
 
 
-def test_from_download_to_score_on_a_bad_day(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
+def test_from_download_to_score_with_a_failure_at_every_step(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
     for method in (
         "ListDataFiles",
         "DownloadDataFiles",

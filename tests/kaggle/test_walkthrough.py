@@ -18,7 +18,7 @@ from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.kaggle.ledger import read_ledger
 from kit.kaggle.retry import RetryPolicy
-from kit.kaggle.runtime.session import OUTPUTS
+from kit.kaggle.runtime.session import OUTPUT_LIST
 from kit.predictions import make_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
@@ -68,10 +68,10 @@ def trained(recipe: Recipe, data: Path) -> dict[str, bytes]:
     written = {
         n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
     }
-    return files | {OUTPUTS: json.dumps({"push": "", "files": written}).encode()}
+    return files | {OUTPUT_LIST: json.dumps({"push": "", "files": written}).encode()}
 
 
-def test_the_walk_through_is_what_comes_out(
+def test_the_walk_through_prints_what_the_page_shows(
     fake: FakeKaggle,
     home: Path,
     heard: Heard,
