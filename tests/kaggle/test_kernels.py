@@ -1,25 +1,27 @@
-"""A kernel's state: the version that was meant, and no COMPLETE that belongs to another."""
+"""Check that a wait follows the named version, never an older one, and that logs are plain text."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import requests
 from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
 
 from kit.kaggle import errors, logs
 from kit.kaggle.client import Client
-from kit.kaggle.kernels import KernelRef, find_kernel, kernel_status, wait_for_kernel
+from kit.kaggle.kernel_ref import KernelRef
+from kit.kaggle.kernels import find_kernel, kernel_status, wait_for_kernel
 
 REF = KernelRef(OWNER, "kit-train", 1)
 
 
 @pytest.fixture
 def save(fake: FakeKaggle) -> Callable[..., KernelRef]:
-    """Puts a version on the fake, as a push would."""
+    """Save a version on the fake, as a push would."""
 
-    def saved(text: str = "print()", **more: object) -> KernelRef:
-        answer = fake.save_kernel({"slug": f"{OWNER}/kit-train", "text": text, **more})
+    def saved(text: str = "print()") -> KernelRef:
+        answer = fake.save_kernel({"slug": f"{OWNER}/kit-train", "text": text})
         return KernelRef(OWNER, "kit-train", answer["versionNumber"])
 
     return saved
@@ -48,11 +50,16 @@ def test_a_kernel_is_named_by_slug_or_address(text: str, read: KernelRef) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"]
+    "text", ["a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"]
 )
 def test_invalid_kernel_names_are_refused(text: str) -> None:
-    with pytest.raises(errors.KaggleError, match="does not name a kernel"):
+    with pytest.raises(errors.KaggleError, match="is not the name of a kernel"):
         KernelRef.parse(text)
+
+
+def test_an_empty_kernel_name_is_refused() -> None:
+    with pytest.raises(errors.KaggleError, match="name of the kernel is empty"):
+        KernelRef.parse(" ", "me")
 
 
 @pytest.mark.parametrize(
@@ -82,18 +89,18 @@ def test_wait_without_a_version_follows_the_latest(
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("status", "message"),
     [("ERROR", "failed: Your notebook failed"), ("CANCEL_ACKNOWLEDGED", "was cancelled")],
 )
 def test_a_failed_run_raises_with_the_end_of_its_log(
-    client: Client, fake: FakeKaggle, save: Callable, end: str, told: str
+    client: Client, fake: FakeKaggle, save: Callable, status: str, message: str
 ) -> None:
-    fake.kernel_script = ["QUEUED", "RUNNING", end]
+    fake.kernel_script = ["QUEUED", "RUNNING", status]
     fake.kernel_failure = "Your notebook failed"
     fake.kernel_log = [
         {"stream_name": "stderr", "time": n, "data": f"line {n}\n"} for n in range(40)
     ]
-    with pytest.raises(errors.RunFailedError, match=told) as caught:
+    with pytest.raises(errors.RunFailedError, match=message) as caught:
         wait_for_kernel(client, save())
     assert caught.value.log_tail.splitlines()[-1] == "line 39"
     assert "line 0\n" not in str(caught.value)
@@ -124,8 +131,8 @@ def test_a_finished_version_needs_no_second_request(
     assert heard.pauses == []
 
 
-class TestWhereOnlyTheLatestSessionIsReported:
-    """The server ignores version labels, as it does for older clients."""
+class TestWhereKaggleIgnoresVersionLabels:
+    """It then reports the state of the latest version, as it does to older clients."""
 
     @pytest.fixture(autouse=True)
     def labels(self, fake: FakeKaggle) -> None:
@@ -135,13 +142,9 @@ class TestWhereOnlyTheLatestSessionIsReported:
         self, client: Client, fake: FakeKaggle, save: Callable
     ) -> None:
         save()
-        fake.kernel_script = [
-            "COMPLETE",
-            "COMPLETE",
-            "QUEUED",
-            "RUNNING",
-            "ERROR",
-        ]  # two of them are the old one's
+
+        # The first two are those of the older version.
+        fake.kernel_script = ["COMPLETE", "COMPLETE", "QUEUED", "RUNNING", "ERROR"]
         with pytest.raises(errors.RunFailedError):
             wait_for_kernel(client, save("kit-push:" + "a" * 32))
 
@@ -150,7 +153,7 @@ class TestWhereOnlyTheLatestSessionIsReported:
     ) -> None:
         save()
         fake.kernel_script = ["COMPLETE"]
-        with pytest.raises(errors.UnreachableError, match="may be an earlier version's"):
+        with pytest.raises(errors.UnreachableError, match="may belong to an earlier version"):
             wait_for_kernel(client, save("kit-push:" + "a" * 32))
 
     def test_the_token_in_the_log_proves_the_end(
@@ -169,7 +172,7 @@ class TestWhereOnlyTheLatestSessionIsReported:
         fake.kernel_script = ["COMPLETE"]
         save()
         save()
-        with pytest.raises(errors.KaggleError, match="reports only the latest version here, 3"):
+        with pytest.raises(errors.KaggleError, match="reports only the latest version of this kernel, 3"):
             wait_for_kernel(client, KernelRef(OWNER, "kit-train", 2))
 
 
@@ -197,20 +200,19 @@ class TestLogs:
     def test_following_reconnects_without_repeating_lines(
         self, client: Client, fake: FakeKaggle, save: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import requests
-
-        ref, opened = save(), []
+        ref = save()
         fake.kernel_log = [{"data": f"{n}\n"} for n in range(5)]
-        whole = logs._events
+        opened = []
+        all_events = logs._events
 
-        def breaking(response: object) -> object:
+        def break_once(response: requests.Response) -> Iterator[object]:
             opened.append(response)
-            for number, event in enumerate(whole(response)):
+            for number, event in enumerate(all_events(response)):
                 if len(opened) == 1 and number == 3:
                     raise requests.exceptions.ChunkedEncodingError
                 yield event
 
-        monkeypatch.setattr(logs, "_events", breaking)
+        monkeypatch.setattr(logs, "_events", break_once)
         fake.kernels[f"{OWNER}/kit-train"]["versions"][1]["log"] = fake.kernel_log
         assert list(logs.follow_log(client, ref)) == ["0\n", "1\n", "2\n", "3\n", "4\n"]
         assert len(opened) == 2
@@ -218,13 +220,11 @@ class TestLogs:
     def test_following_gives_up_when_the_connection_keeps_breaking(
         self, client: Client, save: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import requests
-
         def broken(_: object) -> object:
             raise requests.exceptions.ConnectionError
 
         monkeypatch.setattr(logs, "_events", broken)
-        with pytest.raises(errors.UnreachableError, match="breaks again and again"):
+        with pytest.raises(errors.UnreachableError, match="keeps breaking"):
             list(logs.follow_log(client, save()))
 
     @pytest.mark.parametrize("text", ["not json", json.dumps({"a": 1})])

@@ -1,17 +1,16 @@
-"""Output files: all pages, each whole and what the notebook wrote, or nothing."""
+"""Check that `download_output` leaves every file complete and as the notebook wrote it, or none."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fake_kaggle import OWNER, FakeKaggle
+from training_output import output_list, with_output_list
 
 from kit.errors import KitError
 from kit.kaggle import errors
 from kit.kaggle.client import Client
-from kit.kaggle.kernels import KernelRef
+from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.outputs import download_output, output_addresses
 from kit.kaggle.retry import RetryPolicy
 from kit.kaggle.runtime.session import OUTPUT_LIST
@@ -19,16 +18,9 @@ from kit.kaggle.runtime.session import OUTPUT_LIST
 REF = KernelRef(OWNER, "kit-train", 1)
 
 
-def listing(files: dict[str, bytes]) -> bytes:
-    written = {
-        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
-    }
-    return json.dumps({"push": "a" * 32, "files": written}).encode()
-
-
 @pytest.fixture
 def finish(fake: FakeKaggle) -> Callable[[dict[str, bytes]], None]:
-    """A finished run on the fake with these output files."""
+    """Save a completed kernel with these output files on the fake."""
 
     def finished(files: dict[str, bytes]) -> None:
         fake.kernel_script, fake.kernel_files = ["COMPLETE"], files
@@ -53,22 +45,22 @@ def test_files_are_compared_with_what_the_notebook_wrote(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     files = {"submission.csv": b"id\n1\n", "a/b.txt": b""}
-    finish(files | {OUTPUT_LIST: listing(files)})
+    finish(with_output_list(files))
     assert download_output(client, REF, tmp_path / "out").compared
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "message"),
     [
-        ({"submission.csv": b"other bytes"}, "other bytes in submission.csv"),
+        ({"submission.csv": b"other"}, "has other bytes in submission.csv"),
         ({"submission.csv": b"id\n1\n", "gone.bin": b"x"}, "lacks gone.bin"),
     ],
 )
 def test_an_output_that_differs_from_its_list_is_not_kept(
-    client: Client, finish: Callable, tmp_path: Path, written: dict, told: str
+    client: Client, finish: Callable, tmp_path: Path, written: dict, message: str
 ) -> None:
-    finish({"submission.csv": b"id\n1\n", OUTPUT_LIST: listing(written)})
-    with pytest.raises(errors.UnreachableError, match=told):
+    finish({"submission.csv": b"id\n1\n", OUTPUT_LIST: output_list(written)})
+    with pytest.raises(errors.UnreachableError, match=message):
         download_output(client, REF, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home"]
 
@@ -101,7 +93,9 @@ def test_an_expired_address_is_renewed(
     fake.fail("_blob", 403, raw=b"<Error>ExpiredToken</Error>")
     download_output(client, REF, tmp_path / "out")
     assert (tmp_path / "out/submission.csv").read_bytes() == b"id\n1\n"
-    assert len(fake.seen("ListKernelSessionOutput")) == 3  # the list, a new address, the log
+
+    # One for the list, one for the new address, one for the log.
+    assert len(fake.seen("ListKernelSessionOutput")) == 3
 
 
 def test_an_interrupted_download_is_continued(
@@ -125,7 +119,7 @@ def test_an_earlier_output_is_replaced_only_with_force(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     files = {"submission.csv": b"id\n1\n", "runs/a/old.bin": b"x"}
-    finish(files | {OUTPUT_LIST: listing(files)})
+    finish(with_output_list(files))
     download_output(client, REF, tmp_path / "out")
     with pytest.raises(KitError, match="exists already"):
         download_output(client, REF, tmp_path / "out")
@@ -145,14 +139,11 @@ def test_other_files_are_not_replaced_even_with_force(
         (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(KitError, match=f"holds {mine}"):
         download_output(client, REF, tmp_path / "out", force=True)
-    assert (
-        (tmp_path / "out" / mine).read_text()
-        == (tmp_path / "out/submission.csv").read_text()
-        == "mine"
-    )
-    assert not [
-        call for call in fake.calls if "_blob" in call.path
-    ]  # found before anything is downloaded
+    assert (tmp_path / "out" / mine).read_text() == "mine"
+    assert (tmp_path / "out/submission.csv").read_text() == "mine"
+
+    # It is found before anything is downloaded.
+    assert not [call for call in fake.calls if "_blob" in call.path]
 
 
 def test_a_file_is_not_replaced_by_the_folder(
