@@ -1,4 +1,4 @@
-"""From a job to a version on Kaggle: the notebook, its metadata, and no push that only looks like a success."""
+"""Check jobs, their notebooks and the wheel in them, and that a push that fails is an error."""
 
 import ast
 import base64
@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -22,11 +23,18 @@ from kit.cli import data
 from kit.cli.push import train as push_train
 from kit.data.preprocess import preprocess_files
 from kit.errors import KitError
-from kit.kaggle import errors, notebook, preparing, push
+from kit.kaggle import errors, notebook, push
 from kit.kaggle.client import Client
-from kit.kaggle.job import Job, Source, choose_gpu, infer_job, train_job
+from kit.kaggle.job import (
+    PREPROCESS_DEFAULTS,
+    Job,
+    Source,
+    choose_gpu,
+    infer_job,
+    train_job,
+)
+from kit.kaggle.notebook import build_wheel
 from kit.kaggle.push import METADATA
-from kit.kaggle.wheel import build_wheel
 from kit.recipe.load import load_recipe
 
 
@@ -63,18 +71,16 @@ class TestNotebook:
 
     def test_the_job_and_the_marks_are_read_back(self) -> None:
         job = {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"}
+        fingerprint = notebook.job_fingerprint("train", job)
         text = notebook.build_notebook("train", job)
         assert notebook.job_of(text) == job
-        assert notebook.notebook_marks(text) == {
-            "push": "a" * 32,
-            "job": notebook.job_fingerprint("train", job),
-        }
-        assert notebook.job_fingerprint("train", job) == notebook.job_fingerprint(
-            "train", job | {"push": "b" * 32}
-        )
-        assert notebook.job_fingerprint("train", job) != notebook.job_fingerprint(
-            "train", job | {"text": ""}
-        )
+        assert notebook.notebook_marks(text) == {"push": "a" * 32, "job": fingerprint}
+
+    def test_the_fingerprint_is_that_of_the_job_without_its_push(self) -> None:
+        job = {"push": "a" * 32, "text": "x"}
+        fingerprint = notebook.job_fingerprint("train", job)
+        assert notebook.job_fingerprint("train", job | {"push": "b" * 32}) == fingerprint
+        assert notebook.job_fingerprint("train", job | {"text": ""}) != fingerprint
 
     @pytest.mark.parametrize(
         "text", ["", "print()", "[]", '{"cells": [{"source": "KIT_PAYLOAD = 1"}]}']
@@ -87,7 +93,7 @@ class TestNotebook:
         assert len(notebook.build_notebook("train", {"push": "a" * 32})) < notebook.MAX_BYTES // 2
 
     def test_a_notebook_that_is_too_large_is_refused(self) -> None:
-        with pytest.raises(KitError, match="Kaggle takes less than 1,000,000"):
+        with pytest.raises(KitError, match="Kaggle accepts less than 1,000,000"):
             notebook.build_notebook("train", {"push": "a" * 32, "text": "x" * 1_000_000})
 
 
@@ -100,17 +106,10 @@ class TestWheel:
     def test_pip_installs_it_and_kit_runs_from_it(self, tmp_path: Path) -> None:
         made = build_wheel("kit")
         (tmp_path / made.name).write_bytes(made.data)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-index",
-            "--no-deps",
-            "--no-compile",
-        ]
-        subprocess.run([*pip, "--target", tmp_path / "lib", tmp_path / made.name], check=True)
+        options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--target", tmp_path / "lib"]
+        pip = [sys.executable, "-m", "pip", "install", *options, tmp_path / made.name]
+        subprocess.run(pip, check=True)
+
         code = "import kit, sys; from kit.cli import main; print(kit.__file__); main(['recipes', '--json'])"
         env = {"PYTHONPATH": str(tmp_path / "lib")}
         out = subprocess.run(
@@ -118,7 +117,9 @@ class TestWheel:
         )
         path, _, recipes = out.stdout.partition("\n")
         assert Path(path).is_relative_to(tmp_path / "lib")
-        assert len(json.loads(recipes)) > 10  # the package's data travels too
+
+        # The recipes are data files of the package.
+        assert len(json.loads(recipes)) > 10
 
     def test_it_has_no_caches_and_a_record_of_every_file(self) -> None:
         with zipfile.ZipFile(io.BytesIO(build_wheel("kit").data)) as bundle:
@@ -156,13 +157,13 @@ class TestJob:
     def test_the_slug_is_the_one_that_kaggle_derives_from_the_title(self, job: Job) -> None:
         from slugify import slugify
 
-        for each in (
-            job,
+        others = [
             infer_job([Source("a/kernel")]),
             train_job(load_recipe("roberta-reference"), fold="holdout"),
-        ):
-            assert slugify(each.title) == each.slug
-            assert len(each.title) <= 50
+        ]
+        for any_job in (job, *others):
+            assert slugify(any_job.title) == any_job.slug
+            assert len(any_job.title) <= 50
 
     def test_other_recipes_and_folds_have_other_slugs(self) -> None:
         slugs = {
@@ -174,15 +175,11 @@ class TestJob:
 
     def test_rows_prepared_differently_have_another_title(self) -> None:
         def title(name: str = "tiny-electra", **options: object) -> str:
-            return train_job(
-                dataclasses.replace(load_recipe("tiny-electra"), name=name), preprocess=options
-            ).title
+            recipe = dataclasses.replace(load_recipe("tiny-electra"), name=name)
+            return train_job(recipe, preprocess=options).title
 
-        assert (
-            title()
-            == title(**PREPROCESS_DEFAULTS)
-            == f"kit train tiny-electra {load_recipe('tiny-electra').hash} all folds"
-        )
+        assert title() == f"kit train tiny-electra {load_recipe('tiny-electra').hash} all folds"
+        assert title(**PREPROCESS_DEFAULTS) == title()
         others = [
             {"text": "ascii"},
             {"folds": 3},
@@ -196,10 +193,10 @@ class TestJob:
         assert len(title("a-name-of-forty-letters-" + "x" * 16, text="ascii")) <= 50
 
     def test_the_preprocess_defaults_are_those_of_the_command(self) -> None:
-        typed = {option.name: option.default for option in data.preprocess.params}
-        called = inspect.signature(preprocess_files).parameters
+        of_command = {option.name: option.default for option in data.preprocess.params}
+        of_function = inspect.signature(preprocess_files).parameters
         for name, value in PREPROCESS_DEFAULTS.items():
-            assert typed[name] == called[name].default == value
+            assert of_command[name] == of_function[name].default == value
         assert set(PREPROCESS_DEFAULTS) <= {option.name for option in push_train.params}
 
     def test_inference_runs_without_internet_and_mounts_the_training_kernels(self) -> None:
@@ -211,25 +208,25 @@ class TestJob:
         assert metadata["dataset_sources"] == ["me/runs"]
 
     @pytest.mark.parametrize(
-        ("make", "told"),
+        ("make", "message"),
         [
             (lambda: infer_job([]), "needs runs"),
             (lambda: infer_job([Source("a/kernel"), Source("a/kernel")]), "more than once"),
-            (lambda: infer_job([Source("a/kernel", -1.0)]), "cannot be used"),
-            (lambda: infer_job([Source("a/kernel")], title="Kit!"), "cannot be a kernel's title"),
+            (lambda: infer_job([Source("a/kernel", -1.0)]), "invalid weights"),
+            (lambda: infer_job([Source("a/kernel")], title="Kit!"), "cannot be the title of a kernel"),
             (lambda: infer_job([Source("a/kernel")], title="x" * 51), "5 to 50"),
             (lambda: infer_job([Source("a/kernel")], max_hours=13), "at most 12 hours"),
-            (lambda: choose_gpu("a100"), "no such GPU"),
+            (lambda: choose_gpu("a100"), "unknown GPU"),
             (lambda: choose_gpu("p100"), "retired the P100"),
         ],
     )
-    def test_a_job_that_kaggle_would_refuse_is_an_error(self, make: object, told: str) -> None:
-        with pytest.raises(KitError, match=told):
+    def test_a_job_that_kaggle_would_refuse_is_an_error(self, make: Callable[[], object], message: str) -> None:
+        with pytest.raises(KitError, match=message):
             make()
 
     def test_an_accepted_p100_becomes_a_t4(self) -> None:
         assert choose_gpu("p100", accept_t4=True)[0] == "t4"
-        assert "in its place" in choose_gpu("p100", accept_t4=True)[1]
+        assert "instead" in choose_gpu("p100", accept_t4=True)[1]
         assert choose_gpu("t4") == ("t4", "")
 
     def test_a_backbone_in_a_local_folder_is_refused(self, tmp_path: Path) -> None:
@@ -314,6 +311,7 @@ main()
 
         def meanwhile(body: dict) -> dict:
             if fake.seen("SaveKernel")[-1].status == -1:
+                # Another window pushes between the lost push and the look at what is there.
                 fake.get_kernel = real
                 fake.save_kernel({"slug": f"{OWNER}/{job.slug}", "text": "another window"})
             return real(body)
@@ -357,15 +355,12 @@ main()
             push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append).ref.slug
             == "another-name"
         )
-        assert "has named the kernel" in heard.text
+        assert "Kaggle named the kernel" in heard.text
 
 
 def test_the_payload_has_the_wheels_of_kit_and_tomli_w() -> None:
-    (cell,) = [
-        c
-        for c in json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"]
-        if c["id"] == "payload"
-    ]
+    cells = json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"]
+    (cell,) = [cell for cell in cells if cell["id"] == "payload"]
     payload = ast.literal_eval(ast.parse(cell["source"]).body[0].value)
     for name, package in zip(payload["wheels"], ("kit", "tomli_w"), strict=True):
         with zipfile.ZipFile(io.BytesIO(base64.b64decode(payload["wheels"][name]))) as bundle:

@@ -96,10 +96,12 @@ def test_the_walk_through_prints_what_the_page_shows(
     with fake.patched(home):
         outcomes = snippets.run(PAGE, kit)
     assert len(outcomes) > 8
+
     if request.config.getoption("--update"):
         snippets.rewrite(PAGE, outcomes)
     else:
-        assert [each.problem for each in outcomes if each.problem] == []
+        assert [outcome.problem for outcome in outcomes if outcome.problem] == []
+
     (entry,) = read_ledger("submissions/ledger.csv")
     assert len(entry.runs.split()) == 2
     assert sum(map(float, entry.weights.split())) == pytest.approx(1)
