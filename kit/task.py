@@ -18,11 +18,9 @@ MODELS = ("model_a", "model_b")
 PROMPT = "prompt"
 RESPONSES = ("response_a", "response_b")
 TEXTS = (PROMPT, *RESPONSES)
-
-# In the order of the labels 0, 1, 2. SWAP is where each class goes when the answers A and B
-# change places.
-CLASSES = ("winner_model_a", "winner_model_b", "winner_tie")
-SWAP = (1, 0, 2)
+CLASSES = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1, 2
+TRAIN_CLASS_COUNTS = (20_064, 19_652, 17_761)  # rows of each class in Kaggle's train.csv
+SWAP = (1, 0, 2)  # where each class goes when answers A and B change places
 
 TRAIN_COLUMNS = (ID, *MODELS, *TEXTS, *CLASSES)
 TEST_COLUMNS = (ID, *TEXTS)

@@ -1,4 +1,4 @@
-"""Commands about Kaggle kernels: push, status, wait, logs, output."""
+"""Define `kit kernels`: the commands push, status, wait, logs and output."""
 
 import fnmatch
 from pathlib import Path
@@ -11,9 +11,7 @@ from kit.cli.kaggle import connect
 
 if TYPE_CHECKING:
     from kit.kaggle.client import Client
-    from kit.kaggle.kernels import KernelRef
-
-FOLDER = push.FOLDER
+    from kit.kaggle.kernel_ref import KernelRef
 
 
 @click.group()
@@ -39,25 +37,35 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
     \b
     Example:  kit kernels status kit-infer
     """
-    from kit.kaggle import kernels as remote
-    from kit.kaggle.push import written_kernel
+    from kit.kaggle.kernels import FAILURES, kernel_status
+    from kit.kaggle.push import written_kernels
 
     with connect() as client:
-        refs = [_ref(client, name) for name in names] or [
-            ref for ref in written_kernel(FOLDER) if ref.owner != "OWNER"
-        ]
-        states = [remote.kernel_status(client, ref, missing_ok=not names) for ref in refs]
+        refs = [_parse_ref(client, name) for name in names]
+        if not names:
+            # A dry run without a credential writes a folder that names no account.
+            written = written_kernels(push.FOLDER)
+            refs = [ref for ref in written if ref.owner != push.UNKNOWN_OWNER]
+        states = [kernel_status(client, ref, missing_ok=not names) for ref in refs]
+
     rows = [
-        {"kernel": str(s.ref), "status": s.status, "failure": s.failure, "url": s.ref.url}
-        for s in states
+        {
+            "kernel": str(state.ref),
+            "status": state.status,
+            "failure": state.failure,
+            "url": state.ref.url,
+        }
+        for state in states
     ]
     if as_json:
         show.json_out(rows)
     elif rows:
-        show.table("", ["kernel", "status", "failure"], [list(row.values())[:3] for row in rows])
+        columns = ["kernel", "status", "failure"]
+        show.table("", columns, [[row[column] for column in columns] for row in rows])
     else:
-        show.note(f"No kernels in {FOLDER}/. Next: kit kernels push train --backbone deberta")
-    failed = [state.ref for state in states if state.status in remote.FAILURES]
+        show.note(f"No kernels in {push.FOLDER}/. Next: kit kernels push train --backbone deberta")
+
+    failed = [state.ref for state in states if state.status in FAILURES]
     for ref in failed:
         show.note(f"Next: kit kernels logs {ref}, which shows why")
     if failed:
@@ -71,7 +79,7 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
     type=click.FloatRange(1),
     default=20.0,
     show_default=True,
-    help="Seconds between two looks.",
+    help="Seconds between two requests.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(0), metavar="MINUTES", help="Give up after this long."
@@ -86,15 +94,15 @@ def wait(name: str, every: float, timeout: float | None, as_json: bool) -> None:
     from kit.kaggle.kernels import look_up_kernel, wait_for_kernel
     from kit.kaggle.notebook import kind_of
 
-    seconds = None if timeout is None else timeout * 60
+    timeout_s = None if timeout is None else timeout * 60
     with connect(attempts=40) as client:
-        ref = _ref(client, name)
+        ref = _parse_ref(client, name)
         kind = kind_of(look_up_kernel(client, ref).source)
-        state = wait_for_kernel(client, ref, poll_s=every, timeout_s=seconds, say=show.note)
+        state = wait_for_kernel(client, ref, poll_s=every, timeout_s=timeout_s, say=show.note)
+
     if as_json:
-        return show.json_out(
-            {"kernel": str(state.ref), "status": state.status, "url": state.ref.url}
-        )
+        result = {"kernel": str(state.ref), "status": state.status, "url": state.ref.url}
+        return show.json_out(result)
     click.echo(f"{state.ref} {state.status}")
     show.note(push.NEXT[kind].format(ref=state.ref))
 
@@ -108,12 +116,12 @@ def logs(name: str, as_json: bool) -> None:
     \b
     Example:  kit kernels logs kit-infer | tail
     """
-    from kit.kaggle.logs import log_records
+    from kit.kaggle.logs import log_records, read_log
 
     with connect() as client:
-        ref = _ref(client, name)
+        ref = _parse_ref(client, name)
         if as_json:
-            return show.json_out({"kernel": str(ref), "log": "".join(log_records(client, ref))})
+            return show.json_out({"kernel": str(ref), "log": read_log(client, ref)})
         for piece in log_records(client, ref):
             click.echo(piece, nl=False)
 
@@ -130,50 +138,54 @@ def logs(name: str, as_json: bool) -> None:
     "--runs",
     type=options.FILE,
     metavar="FOLDER",
-    help="Bring its run directories to FOLDER instead.",
+    help="Collect its run directories in FOLDER instead.",
 )
 @options.force
 @options.as_json
 def output(
     name: str, out: Path | None, only: str | None, runs: Path | None, force: bool, as_json: bool
 ) -> None:
-    """Download what a run has left, verified.
+    """Download and verify what a run has left.
 
     \b
     Example:  kit kernels output kit-infer --only submission.csv -o submissions/kaggle
     """
     if runs and (out or only):
-        raise click.UsageError("--runs takes whole run directories: no --out, no --only.")
+        raise click.UsageError("--runs takes whole run directories; leave out --out and --only.")
     from kit.kaggle.collect import collect_folds
     from kit.kaggle.outputs import download_output
 
     with connect() as client, show.transferring(f"download {name}") as progress:
-        ref = _ref(client, name)
+        ref = _parse_ref(client, name)
         if runs:
-            parts = collect_folds(client, ref, runs, say=show.note)
-            result = {"kernel": str(ref), "files": [str(part) for part in parts]}
+            folds = collect_folds(client, ref, runs, say=show.note)
+            files = [str(fold) for fold in folds]
+            result = {"kernel": str(ref), "files": files}
         else:
-            out = out or FOLDER / f"{ref.slug}.output"
-            take = {
-                "only": lambda file: only is None or fnmatch.fnmatch(file, only),
-                "force": force,
-            }
-            got = download_output(client, ref, out, **take, say=show.note, progress=progress)
-            result = {
-                "kernel": str(ref),
-                "files": [str(out / f) for f in got.files],
-                "hashes_compared": got.compared,
-            }
+            folder = out or push.FOLDER / f"{ref.slug}.output"
+            downloaded = download_output(
+                client,
+                ref,
+                folder,
+                only=lambda file: only is None or fnmatch.fnmatch(file, only),
+                force=force,
+                say=show.note,
+                progress=progress,
+            )
+            files = [str(folder / file) for file in downloaded.files]
+            compared = downloaded.compared
+            result = {"kernel": str(ref), "files": files, "hashes_compared": compared}
+
     if as_json:
         return show.json_out(result)
-    for file in result["files"]:
+    for file in files:
         click.echo(file)
-    if not result["files"]:
+    if not files:
         show.note(f"{runs} has all of its runs already")
 
 
-def _ref(client: "Client", name: str) -> "KernelRef":
-    """The kernel of that name; of your own the slug is enough."""
-    from kit.kaggle.kernels import KernelRef
+def _parse_ref(client: "Client", name: str) -> "KernelRef":
+    """Return the kernel of that name; for the user's own kernels the slug is enough."""
+    from kit.kaggle.kernel_ref import KernelRef
 
     return KernelRef.parse(name, "" if "/" in name else client.owner())

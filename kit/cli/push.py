@@ -1,4 +1,4 @@
-"""The commands that put a notebook on Kaggle: kernels push train, kernels push infer."""
+"""Define `kit kernels push train` and `kit kernels push infer`, which put a notebook on Kaggle."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from kit.kaggle.job import Job
 
 FOLDER = Path("kernels")
-NEXT = {  # after a run has completed, by the kind of its job
+UNKNOWN_OWNER = "OWNER"  # in the folder of a dry run without a credential
+
+# The next step after a run has completed, by the kind of its job.
+NEXT = {
     "train": "Next: kit kernels push infer --runs {ref}",
     "infer": 'Next: kit submit --kernel {ref} -m "what it is"',
     "": "Next: kit kernels output {ref}",
@@ -26,10 +29,12 @@ _gpu = click.option(
     show_default=True,
     help="A T4 session has two of them; Kaggle has retired the P100.",
 )
-_yes = click.option("--yes", is_flag=True, help="Take a T4 where the P100 was asked for.")
-_title = click.option("--title", default="", help="Its name on Kaggle.  [default: what it does]")
+_yes = click.option("--yes", is_flag=True, help="Accept T4 for --gpu p100.")
+_title = click.option(
+    "--title", default="", help="Its title on Kaggle.  [default: made from the job]"
+)
 _dry_run = click.option(
-    "--dry-run", is_flag=True, help="Write the notebook's folder and stop; Kaggle is not asked."
+    "--dry-run", is_flag=True, help="Write the notebook's folder, and send nothing to Kaggle."
 )
 _wait = click.option("--wait", "follow", is_flag=True, help="Follow the run to its end.")
 _out = click.option(
@@ -41,8 +46,8 @@ _out = click.option(
 )
 
 
-def _max_hours(default: float, most: float) -> Any:
-    hours = click.FloatRange(0, most, min_open=True)
+def _max_hours(default: float, maximum: float) -> Any:
+    hours = click.FloatRange(0, maximum, min_open=True)
     return click.option(
         "--max-hours", type=hours, default=default, show_default=True, help="The run's time budget."
     )
@@ -68,7 +73,7 @@ def push() -> None:
     "--recipe",
     "recipes",
     multiple=True,
-    help="A name from `kit recipes`, or a TOML file; as --backbone.",
+    help="A name from `kit recipes`, or a TOML file; several with --fan-out.",
 )
 @click.option(
     "--set",
@@ -88,7 +93,7 @@ def push() -> None:
 @click.option(
     "--fan-out",
     is_flag=True,
-    help="A kernel for each backbone and fold, two at once, brought home.",
+    help="One kernel per backbone and fold, two at once; collect their runs.",
 )
 @options.runs
 @_title
@@ -126,20 +131,32 @@ def train(
         raise click.UsageError("Several backbones or recipes need --fan-out.")
     if fan_out and (title or follow):
         raise click.UsageError(
-            "--fan-out names its kernels and waits for them by itself: no --title, no --wait."
+            "--fan-out names its kernels and waits for them itself; leave out --title and --wait."
         )
     from kit.kaggle.job import train_job, train_jobs
     from kit.recipe.load import choose_recipe
 
     chosen = [
-        choose_recipe(b, r, overrides) for r in recipes or (None,) for b in backbones or (None,)
+        choose_recipe(backbone, recipe, overrides)
+        for recipe in recipes or (None,)
+        for backbone in backbones or (None,)
     ]
-    how = {"fold": fold, "gpu": _served(gpu, yes), "max_hours": max_hours, "restarts": restart}
-    how |= {"preprocess": preprocess}
+    job_options: dict[str, Any] = {
+        "fold": fold,
+        "gpu": _choose_gpu(gpu, yes),
+        "max_hours": max_hours,
+        "restarts": restart,
+        "preprocess": preprocess,
+    }
     if not fan_out:
-        return _deliver(train_job(chosen[0], title=title, **how), dry_run, follow, out, as_json)
-    jobs = train_jobs(chosen, **how)
-    _write(jobs, out, as_json) if dry_run else _fan_out(jobs, runs, out, as_json)
+        job = train_job(chosen[0], title=title, **job_options)
+        return _push_or_write(job, dry_run, follow, out, as_json)
+
+    jobs = train_jobs(chosen, **job_options)
+    if dry_run:
+        _write_folders(jobs, out, as_json)
+    else:
+        _fan_out(jobs, runs, out, as_json)
 
 
 @push.command()
@@ -154,15 +171,17 @@ def train(
 @click.option(
     "--method",
     type=click.Choice(["mean", "geometric", "weights"]),
-    help="How to blend.  [default: mean]",
+    help="How to blend the runs.  [default: mean]",
 )
 @click.option(
-    "--blend", type=options.FILE, help="A blend from `kit ensemble --save`; runs are found by name."
+    "--blend",
+    type=options.FILE,
+    help="A blend from `kit ensemble --save`; its members are matched by name.",
 )
 @click.option(
     "--calibration",
     type=options.FILE,
-    help="What `kit calibrate --save` wrote, for what comes out.",
+    help="A calibration from `kit calibrate --save`, applied to the result.",
 )
 @click.option(
     "--dataset",
@@ -203,130 +222,145 @@ def infer(
     Kaggle are mounted from there, others need --dataset.
 
     \b
-    Example:  kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --weights
-    2,1
-              kit kernels push infer --runs runs/deberta-6b52c88c runs/roberta-6ba09c0d --blend
-              blend.json
+    Example:  kit kernels push infer --runs me/kit-deberta me/kit-roberta --weights 2,1
+              kit kernels push infer --runs me/kit-deberta me/kit-roberta --blend blend.json
     """
     if not runs:
         raise click.UsageError("Name training kernels or run directories with --runs.")
     if more and len(runs) > 1:
-        raise click.UsageError("Name all runs after one --runs, or each with a --runs of its own.")
+        raise click.UsageError("Name all runs after one --runs, or each with its own --runs.")
     if blend and (weights or method or calibration):
-        raise click.UsageError("--blend brings its own weights, method and calibration.")
+        raise click.UsageError(
+            "--blend has its own weights, method and calibration; leave out --weights, --method and"
+            " --calibration."
+        )
     method = method or ("weights" if weights else "mean")
     if bool(weights) != (method == "weights"):
-        raise click.UsageError("--weights goes with --method weights, and it with --weights.")
+        raise click.UsageError("--method weights and --weights need each other.")
     from kit.ensemble.blend import read_blend
     from kit.ensemble.calibration import read_calibration
     from kit.kaggle.job import infer_job
-    from kit.kaggle.matching import match_sources
-    from kit.kaggle.sources import identified_source, named_source, resolve_sources
+    from kit.kaggle.sources import identify_runs, match_sources, parse_sources, resolve_sources
 
-    names, gpu, how = (
-        [*runs, *more],
-        _served(gpu, yes),
-        {"weights": weights, "as_dataset": as_dataset},
-    )
-    settings = {"method": method, "gpu": gpu, "max_hours": max_hours, "local_score": local_score}
-    settings |= {
-        "blend": blend and read_blend(blend),
-        "calibration": calibration and read_calibration(calibration),
-    }
+    names = [*runs, *more]
+    gpu = _choose_gpu(gpu, yes)
+    fitted = read_blend(blend) if blend else None
     with nullcontext() if dry_run else connect() as client:
-        found = named_source(names, client.owner() if client else _owner(), **how)
-        if blend:
-            found = identified_source(client, found) if client else found
-            found = match_sources(settings["blend"], found, say=show.note)
+        owner = client.owner() if client else _owner()
+        sources = parse_sources(names, owner, weights=weights, as_dataset=as_dataset)
+        if fitted:
+            if client:
+                sources = identify_runs(client, sources)
+            sources = match_sources(fitted, sources, say=show.note)
+
+        # Made before the sources are resolved: a job that is refused must not publish a dataset.
         job = infer_job(
-            found, **settings, title=title or "kit infer"
-        )  # refuses before a dataset is published
+            sources,
+            method=method,
+            blend=fitted,
+            calibration=read_calibration(calibration) if calibration else None,
+            gpu=gpu,
+            max_hours=max_hours,
+            title=title or "kit infer",
+            local_score=local_score,
+        )
         if client:
-            resolve_sources(client, names, **how, say=show.note)
-    _deliver(job, dry_run, follow, out, as_json)
+            resolve_sources(client, names, weights=weights, as_dataset=as_dataset, say=show.note)
+    _push_or_write(job, dry_run, follow, out, as_json)
 
 
-def _served(gpu: str, yes: bool) -> str:
-    """The GPU that Kaggle will give for the one asked for."""
-    from kit.kaggle.job import gpu_name as served
+def _choose_gpu(gpu: str, yes: bool) -> str:
+    """Return the GPU to ask Kaggle for; say so where it is not the one that was asked for."""
+    from kit.kaggle.job import choose_gpu
 
-    name, remark = served(gpu, yes)
+    name, remark = choose_gpu(gpu, accept_t4=yes)
     if remark:
         show.note(remark)
     return name
 
 
 def _owner() -> str:
-    """Whose notebook a dry run writes, without asking Kaggle."""
+    """Return the account of a dry run's notebook, without asking Kaggle."""
     from kit.kaggle import credentials
 
-    return credentials.username() or "OWNER"
+    return credentials.username() or UNKNOWN_OWNER
 
 
-def _deliver(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: bool) -> None:
-    """Pushes one job, and follows it if asked to."""
+def _push_or_write(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: bool) -> None:
+    """Push one job and follow it if asked to; in a dry run only write its folder."""
     if dry_run:
-        return _write([job], out, as_json)
+        return _write_folders([job], out, as_json)
     from kit.kaggle.kernels import wait_for_kernel
-    from kit.kaggle.push import push_kernel as run
+    from kit.kaggle.push import push_kernel
 
     with connect() as client:
-        pushed = run(client, job, out / job.slug, say=show.note)
+        pushed = push_kernel(client, job, out / job.slug, say=show.note)
     result = {"kernel": str(pushed.ref), "url": pushed.url, "folder": str(pushed.folder)}
     show.note(f"pushed {pushed.ref}, see {pushed.url}")
+
+    # Hours of waiting need more attempts than a single command, hence another connection.
     if follow:
         with connect(attempts=40) as client:
             result["status"] = wait_for_kernel(client, pushed.ref, say=show.note).status
-    show.json_out([result]) if as_json else click.echo(result["kernel"])
-    show.note(
-        NEXT[job.kind].format(ref=pushed.ref) if follow else f"Next: kit kernels wait {pushed.ref}"
-    )
+
+    if as_json:
+        show.json_out([result])
+    else:
+        click.echo(result["kernel"])
+    next_step = NEXT[job.kind] if follow else "Next: kit kernels wait {ref}"
+    show.note(next_step.format(ref=pushed.ref))
 
 
-def _write(jobs: "list[Job]", out: Path, as_json: bool) -> None:
-    """Writes the folders, and pushes nothing."""
-    from kit.kaggle.push import write_folder
+def _write_folders(jobs: "list[Job]", out: Path, as_json: bool) -> None:
+    """Write the folders of these jobs without pushing them."""
+    from kit.kaggle.push import write_kernel_folder
 
     owner = _owner()
-    folders = [write_folder(job, owner, out / job.slug) for job in jobs]
+    folders = [write_kernel_folder(job, owner, out / job.slug) for job in jobs]
     if as_json:
+        pairs = zip(jobs, folders, strict=True)
         return show.json_out(
-            [
-                {"kernel": f"{owner}/{j.slug}", "folder": str(f)}
-                for j, f in zip(jobs, folders, strict=True)
-            ]
+            [{"kernel": f"{owner}/{job.slug}", "folder": str(folder)} for job, folder in pairs]
         )
+
     for folder in folders:
         click.echo(folder)
-    if owner == "OWNER":
-        show.note(
-            "No credential here names your account, so OWNER stands for it in what is written"
-        )
-    first = "make a token (`kit doctor` says how), then" if owner == "OWNER" else "look at it, then"
-    show.note(f"Written, not pushed. Next: {first} the same command without --dry-run")
+    if owner == UNKNOWN_OWNER:
+        show.note(f"No Kaggle credential names your account, so {owner} is written in its place")
+        first = "make a token (see `kit doctor`)"
+    else:
+        first = "look at it"
+    show.note(f"Written, not pushed. Next: {first}, then run this again without --dry-run")
 
 
 def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:
-    """Runs all jobs, brings their runs home, and fails if one of them did."""
+    """Run all jobs and collect their folds; the exit code is 1 if one of them failed."""
     from kit.kaggle.fan_out import fan_out
 
     with connect(attempts=40) as client:
         outcomes = fan_out(client, jobs, runs, out, say=show.note)
+
     rows = [
-        {"title": o.title, "status": o.status, "kernel": str(o.ref or ""), "problem": o.problem}
-        for o in outcomes
+        {
+            "title": outcome.title,
+            "status": outcome.status,
+            "kernel": str(outcome.ref or ""),
+            "problem": outcome.problem,
+        }
+        for outcome in outcomes
     ]
     if as_json:
         show.json_out(rows)
     else:
-        show.table(
-            "", ["job", "status", "kernel"], [[r["title"], r["status"], r["kernel"]] for r in rows]
-        )
+        cells = [[row["title"], row["status"], row["kernel"]] for row in rows]
+        show.table("", ["job", "status", "kernel"], cells)
+
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
         show.note(f"{row['title']}: {row['problem']}")
     if failed:
-        show.note("Next: the same command again; it pushes only what is missing")
+        show.note("Next: run the same command again; it pushes only what is missing")
         raise SystemExit(1)
+
     folders = sorted({str(runs / str(job.settings["run_name"])) for job in jobs})
     show.note(f"Next: kit kernels push infer --runs {' '.join(folders)}")

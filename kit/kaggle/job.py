@@ -1,5 +1,11 @@
-"""What a notebook is to do on Kaggle: a title, settings for its session, a GPU, and the sources that it needs."""
+"""Describe a notebook job for Kaggle. Use `train_job`, `train_jobs` and `infer_job`.
 
+A `Job` has a title, the settings that its session reads, a GPU, a time budget and the sources that
+Kaggle mounts. `kit.kaggle.notebook` makes a notebook of it, `kit.kaggle.push` pushes that.
+"""
+
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -9,8 +15,7 @@ from typing import Any
 from kit.ensemble.blend import Blend, blend_content
 from kit.ensemble.calibration import Calibration, calibration_content
 from kit.errors import KitError
-from kit.kaggle.preparing import push_folds, push_mark
-from kit.model.backbones import resolve_backbone
+from kit.model.backbones import find_backbone
 from kit.recipe.spec import Recipe
 from kit.task import COMPETITION, HOLDOUT
 
@@ -18,12 +23,22 @@ GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
 SESSION_HOURS = 12.0  # Kaggle's limit for one run of a notebook
 SCORING_HOURS = 9.0  # this competition's limit for a submission
 
+# The defaults of `kit preprocess`, whose options a training job carries.
+PREPROCESS_DEFAULTS = {
+    "text": "unicode",
+    "split": "grouped",
+    "folds": 5,
+    "valid": 0.1,
+    "seed": 0,
+}
+
 
 @dataclass(frozen=True)
 class Source:
-    """Something that Kaggle mounts and that holds run directories: owner/slug of a "kernel" or a "dataset".
+    """A "kernel" or "dataset" that Kaggle mounts, with run directories in it.
 
-    `runs` are the names of the runs in it and `versions` the kernel's versions that were meant, as far as known.
+    `ref` is owner/slug. `runs` are the names of the runs in it, and `versions` the versions of the
+    kernel that the user meant; both are empty where they are not known.
     """
 
     ref: str
@@ -35,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to push. `settings` is what its session reads; the sources are what Kaggle mounts."""
+    """One notebook to push: `settings` is what its session reads, the sources are mounted."""
 
     kind: str  # "train" or "infer"
     title: str
@@ -50,22 +65,22 @@ class Job:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 -]{3,48}[A-Za-z0-9]", self.title):
             raise KitError(
-                f"{self.title[:60]!r} cannot be a kernel's title",
-                "Kaggle makes the slug from it: 5 to 50 letters, digits, blanks and hyphens.",
+                f"{self.title[:60]!r} cannot be the title of a kernel",
+                "Use 5 to 50 letters, digits, spaces and hyphens; its address is made from them.",
             )
         if not 0 < self.max_hours <= SESSION_HOURS:
             raise KitError(
-                f"--max-hours {self.max_hours:g}: a Kaggle session has at most {SESSION_HOURS:g} hours",
-                "",
+                f"--max-hours {self.max_hours:g} is out of range",
+                f"Choose more than 0 and at most {SESSION_HOURS:g} hours, Kaggle's limit.",
             )
 
     @property
     def slug(self) -> str:
-        """The slug that Kaggle derives from the title, so that id and title never disagree."""
+        """The slug that Kaggle derives from the title, so that id and title always agree."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
-    def session(self) -> dict[str, Any]:
-        """What the notebook reads, but for the token of the push."""
+    def session_settings(self) -> dict[str, Any]:
+        """Return what the notebook's session reads, without the token of the push."""
         return {
             **self.settings,
             "gpu": self.gpu,
@@ -74,7 +89,11 @@ class Job:
         }
 
     def metadata(self, owner: str) -> dict[str, Any]:
-        """kernel-metadata.json in full: what is left out, Kaggle's client fills with defaults such as internet on."""
+        """Return the content of kernel-metadata.json.
+
+        Every key is written, since Kaggle's client fills missing ones with defaults, such as
+        internet on.
+        """
         shape = GPUS[self.gpu]
         return {
             "id": f"{owner}/{self.slug}",
@@ -96,27 +115,22 @@ class Job:
         }
 
 
-def gpu_name(name: str, yes: bool = False) -> tuple[str, str]:
-    """The GPU to ask for, and what to tell the user about it ('' if nothing).
+def choose_gpu(name: str, accept_t4: bool = False) -> tuple[str, str]:
+    """Return the GPU to ask Kaggle for, and a remark for the user about it ("" if none).
 
     Raises:
-        KitError: an unknown name; or the P100, which Kaggle has retired, without `yes`.
+        KitError: the name is unknown, or it is the retired P100 and `accept_t4` is false.
     """
-    if name == "p100" and not yes:
+    if name == "p100" and not accept_t4:
         raise KitError(
-            "Kaggle has retired the P100 and serves two T4 in its place (its torch has no kernels for a P100)",
-            "Say --gpu t4, or add --yes to go on with T4.",
+            "Kaggle has retired the P100 and gives two T4 instead (its torch has no kernels for"
+            " a P100)",
+            "Use --gpu t4, or add --yes to accept the T4.",
         )
     if name == "p100":
-        return (
-            "t4",
-            "Kaggle has retired the P100; this asks for T4 x2, which it serves in its place.",
-        )
+        return "t4", "Kaggle has retired the P100; asking for the two T4 that it gives instead."
     if name not in GPUS:
-        raise KitError(
-            f"--gpu {name[:20]!r}: Kaggle has no such GPU for this",
-            f"Choose from {', '.join(GPUS)}.",
-        )
+        raise KitError(f"unknown GPU {name[:20]!r}", f"Choose from {', '.join(GPUS)}.")
     return name, ""
 
 
@@ -131,45 +145,53 @@ def train_job(
     title: str = "",
     competition: str = COMPETITION,
 ) -> Job:
-    """A training job. Equal recipes, folds and rows share a kernel; others never do: inference mounts the latest.
+    """Return the job that trains a recipe.
+
+    Inference mounts the latest version of a kernel. So the default title has the recipe's hash, the
+    fold and a mark of the rows: only a job that is the same in all of them shares a kernel.
 
     Args:
-        restarts: how often a training that collapses is tried again.
+        restarts: how often to try a training again that collapses.
         preprocess: options of `kit preprocess` by name, such as {"text": "ascii", "folds": 5}.
 
     Raises:
-        KitError: no such backbone, or it is a folder of this machine; no such fold; a bad title or time.
+        KitError: the backbone is unknown or a local folder, there is no such fold, or the title or
+            the time is out of range.
     """
-    if any(c in recipe.backbone for c in "/\\.~"):
+    if any(character in recipe.backbone for character in "/\\.~"):
         raise KitError(
-            f"the backbone {recipe.backbone!r} is a folder of this machine, which Kaggle does not have",
+            f"the backbone {recipe.backbone!r} is a folder on this machine, which Kaggle does not"
+            " have",
             "Name one from `kit backbones`; the kernel downloads it.",
         )
-    resolve_backbone(recipe.backbone)  # a name misspelt would cost a push and a GPU session
-    preprocess = dict(preprocess or {})
-    folds = push_folds(preprocess)
+    # Looking it up here finds a misspelt name before a push and a GPU session are spent on it.
+    find_backbone(recipe.backbone)
+
+    options = dict(preprocess or {})
+    folds = _fold_count(options)
     if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
         raise KitError(
             f"there is no fold {fold[:20]!r}",
-            f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds makes other ones.",
+            f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds sets the number of folds.",
         )
-    part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
-    rows = push_mark(preprocess)
-    name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[: 16 if rows else 20].strip(
-        "-"
-    )  # a title has 50 characters
+
     settings = {
         "recipe": recipe.to_toml(),
         "run_name": recipe.run_name,
         "fold": fold,
-        "preprocess": preprocess,
+        "preprocess": options,
     }
-    if (
-        restarts
-    ):  # else the job is what it was before there were any, and a kernel of then is taken up
+    if restarts:
         settings["restarts"] = restarts
-    title = title or " ".join(filter(None, ("kit train", name, recipe.hash, rows, part)))
-    return Job("train", title, settings, gpu, True, max_hours, competition)
+    return Job(
+        kind="train",
+        title=title or _train_title(recipe, fold, options),
+        settings=settings,
+        gpu=gpu,
+        internet=True,
+        max_hours=max_hours,
+        competition=competition,
+    )
 
 
 def train_jobs(
@@ -179,19 +201,46 @@ def train_jobs(
     preprocess: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[Job]:
-    """A job for each recipe and fold, for many kernels side by side; `fold` "all" is every one of them.
+    """Return one training job for each recipe and fold; the fold "all" stands for every fold.
+
+    Args:
+        options: further arguments of `train_job`.
 
     Raises:
-        KitError: two recipes are the same; and as `train_job`, which takes the other options.
+        KitError: two recipes are the same; and as `train_job`.
     """
     if len({recipe.run_name for recipe in recipes}) < len(recipes):
         raise KitError("two of these trainings are the same", "Name each backbone or recipe once.")
-    folds = [str(k) for k in range(push_folds(preprocess or {}))] if fold == "all" else [fold]
+
+    folds = [str(k) for k in range(_fold_count(preprocess or {}))] if fold == "all" else [fold]
     return [
-        train_job(recipe, fold=k, preprocess=preprocess, **options)
+        train_job(recipe, fold=one_fold, preprocess=preprocess, **options)
         for recipe in recipes
-        for k in folds
+        for one_fold in folds
     ]
+
+
+def _train_title(recipe: Recipe, fold: str, options: Mapping[str, Any]) -> str:
+    """Return the default title of a training kernel, within Kaggle's 50 characters."""
+    mark = _rows_mark(options)
+    name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[: 16 if mark else 20].strip("-")
+    part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
+    return " ".join(filter(None, ("kit train", name, recipe.hash, mark, part)))
+
+
+def _fold_count(options: Mapping[str, Any]) -> int:
+    """Return the number of folds that these options of `kit preprocess` make."""
+    return int(options.get("folds", PREPROCESS_DEFAULTS["folds"]))
+
+
+def _rows_mark(options: Mapping[str, Any]) -> str:
+    """Return four hex digits for options of `kit preprocess` that are not the defaults, else ""."""
+    changed = {
+        name: value for name, value in options.items() if value != PREPROCESS_DEFAULTS.get(name)
+    }
+    if not changed:
+        return ""
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:4]
 
 
 def infer_job(
@@ -206,45 +255,55 @@ def infer_job(
     competition: str = COMPETITION,
     local_score: str = "",
 ) -> Job:
-    """An inference job over the runs of these sources.
+    """Return the job that predicts with the runs of these sources.
 
     Args:
-        method: "mean" or "geometric", of equal members, or "weights", which takes the sources' own.
-        blend: a fitted one instead of these; `matching.match` finds its sources.
-        calibration: of what comes out of the method; a blend has one of its own.
-        local_score: what the blend scored here; goes with the submission into the ledger.
+        method: "mean" or "geometric" for equal members, or "weights" for the sources' weights.
+        blend: a fitted blend, used instead of `method`; `match_sources` finds its sources.
+        calibration: applied to the result of `method`; a blend has its own.
+        local_score: what the blend scored locally, for the ledger.
 
     Raises:
-        KitError: no source, one of them twice, or weights that cannot be used.
+        KitError: there is no source, a source is named twice, or the weights are invalid.
     """
     if not sources:
         raise KitError(
             "inference needs runs to predict with",
             "Name training kernels or run directories with --runs.",
         )
-    refs = [s.ref for s in sources]
-    twice = sorted({r for r in refs if refs.count(r) > 1})
-    if twice:
+    refs = [source.ref for source in sources]
+    repeated = sorted({ref for ref in refs if refs.count(ref) > 1})
+    if repeated:
         raise KitError(
-            f"{', '.join(twice)} is named more than once",
-            "Name each source once; weights say how much.",
+            f"{', '.join(repeated)} is named more than once",
+            "Name each source once; --weights sets how much it counts.",
         )
-    weights = [s.weight for s in sources]
-    if not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
+    weights = [source.weight for source in sources]
+    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
         raise KitError(
-            f"the weights {weights} cannot be used",
-            "None may be negative, and one must be above 0.",
+            f"invalid weights {weights}", "Use weights of 0 or more, at least one above 0."
         )
-    known = ({"kind": s.kind, "runs": list(s.runs)} if s.runs else {} for s in sources)
-    members = [
-        {"ref": s.ref, "weight": s.weight} | more for s, more in zip(sources, known, strict=True)
-    ]
+
+    members: list[dict[str, Any]] = []
+    for source in sources:
+        member: dict[str, Any] = {"ref": source.ref, "weight": source.weight}
+        if source.runs:
+            member |= {"kind": source.kind, "runs": list(source.runs)}
+        members.append(member)
+
     settings: dict[str, Any] = {"sources": members, "method": method, "local_score": local_score}
     if blend:
         settings |= {"method": "blend", "blend": blend_content(blend)}
     if calibration:
         settings |= {"calibration": calibration_content(calibration)}
-    kernels, datasets = (
-        tuple(s.ref for s in sources if s.kind == kind) for kind in ("kernel", "dataset")
+    return Job(
+        kind="infer",
+        title=title,
+        settings=settings,
+        gpu=gpu,
+        internet=False,
+        max_hours=max_hours,
+        competition=competition,
+        kernel_sources=tuple(source.ref for source in sources if source.kind == "kernel"),
+        dataset_sources=tuple(source.ref for source in sources if source.kind == "dataset"),
     )
-    return Job("infer", title, settings, gpu, False, max_hours, competition, kernels, datasets)

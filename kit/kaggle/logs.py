@@ -1,4 +1,8 @@
-"""A kernel's log as text, at once or as it grows, without what could play tricks on a terminal."""
+"""Read a kernel's log as plain text. Use `log_records` to follow it, `read_log` for the whole.
+
+Control characters are removed: a log holds whatever the kernel printed, and a terminal would obey
+escape sequences in it.
+"""
 
 import json
 import re
@@ -8,31 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 from kit.kaggle.client import Client
 from kit.kaggle.errors import UnreachableError
+from kit.kaggle.kernel_ref import KernelRef
 
 if TYPE_CHECKING:
-    from kit.kaggle.kernels import KernelRef
+    import requests
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _END = "END_OF_LOG"
 _RECONNECTS = 5
-_SILENCE_S = (
-    30.0  # a connection that lasted this long was ended by a quiet training, not by the network
-)
+
+# A connection that lasted this long was closed because the training printed nothing, not because
+# the network is bad, so it does not count as a failure.
+_QUIET_S = 30.0
 
 
-def read_log(client: Client, ref: "KernelRef") -> str:
-    """The whole log, once the run has ended."""
+def read_log(client: Client, ref: KernelRef) -> str:
+    """Return the whole log, following a running kernel to its end."""
     return "".join(log_records(client, ref))
 
 
-def log_records(client: Client, ref: "KernelRef") -> Iterator[str]:
-    """The log of a finished run; of one that runs, what there is and what comes until it ends.
+def log_records(client: Client, ref: KernelRef) -> Iterator[str]:
+    """Yield the log of a finished kernel, or that of a running one as it grows.
 
     Raises:
-        KaggleError: it cannot be read.
+        KaggleError: the log cannot be read.
     """
-    body = {**ref.body(), "pageSize": 1}
-    answer = client.call("kernels.list_kernel_session_output", body, f"reading the log of {ref}")
+    request = {**ref.request(), "pageSize": 1}
+    answer = client.call("kernels.list_kernel_session_output", request, f"reading the log of {ref}")
     if answer.log:
         yield plain_log(answer.log)
     else:
@@ -40,59 +46,61 @@ def log_records(client: Client, ref: "KernelRef") -> Iterator[str]:
 
 
 def plain_log(log: str) -> str:
-    """The text of Kaggle's log format, a JSON array of {stream_name, time, data}; other text as it is."""
+    """Return the text of Kaggle's JSON array of {stream_name, time, data}; other text as it is."""
     try:
         events = json.loads(log)
     except ValueError:
         return _CONTROL.sub("", log)
-    return (
-        "".join(_data(event) for event in events)
-        if isinstance(events, list)
-        else _CONTROL.sub("", log)
-    )
+
+    if not isinstance(events, list):
+        return _CONTROL.sub("", log)
+    return "".join(_event_text(event) for event in events)
 
 
 def log_tail(text: str, lines: int = 25) -> str:
-    """Its last lines."""
+    """Return the last lines of a log."""
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
-def follow_log(client: Client, ref: "KernelRef") -> Iterator[str]:
-    """The log in pieces until it ends, from the beginning; a lost connection is taken up where it broke.
+def follow_log(client: Client, ref: KernelRef) -> Iterator[str]:
+    """Yield the log in pieces from its beginning to its end, reconnecting where it breaks.
 
     Raises:
-        KaggleError: it cannot be read, or the connection breaks again and again.
+        KaggleError: the log cannot be read, or the connection keeps breaking.
     """
     import requests
 
-    seen, failures = 0, 0
+    seen = 0
+    failures = 0
     doing = f"following the log of {ref}"
     label = f"?versionLabel=v{ref.version}" if ref.version else ""
+    path = f"kernels/logs/stream/{ref.name}{label}"
     while True:
         opened = time.monotonic()
-        with client.open_stream(
-            f"kernels/logs/stream/{ref.owner}/{ref.slug}{label}", doing
-        ) as response:
+        with client.open_stream(path, doing) as response:
             try:
                 for number, event in enumerate(_events(response)):
                     if event is None:
                         return
-                    if number >= seen:  # after a break the log comes from its beginning
-                        seen, failures = seen + 1, 0
-                        yield _data(event)
+                    # A new connection sends the log from its beginning again.
+                    if number >= seen:
+                        seen += 1
+                        failures = 0
+                        yield _event_text(event)
                 return
             except requests.exceptions.RequestException as error:
-                failures += time.monotonic() - opened < _SILENCE_S
+                failures += time.monotonic() - opened < _QUIET_S
                 if failures > _RECONNECTS:
                     raise UnreachableError(
-                        f"{doing}: the connection breaks again and again ({type(error).__name__})",
+                        f"{doing}: the connection keeps breaking ({type(error).__name__})",
                         "Try again later.",
                     ) from None
         client.patience.sleep(client.patience.first_s)
 
 
-def _events(response: Any) -> Iterator[Any]:
-    """Events of a live stream, ending with None where the run says it is over; or of a finished run's log."""
+def _events(response: "requests.Response") -> Iterator[Any]:
+    """Yield the events of a log, and None where a live stream says that the run has ended."""
+    # A finished run answers with its whole log, not with a stream of events.
     if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
         try:
             events = json.loads(response.text)
@@ -100,16 +108,21 @@ def _events(response: Any) -> Iterator[Any]:
             events = [{"data": response.text}]
         yield from events if isinstance(events, list) else [events]
         return
-    for line in response.iter_lines(decode_unicode=True):
-        payload = line.removeprefix("data:").lstrip() if line and line.startswith("data:") else None
+
+    # An event stream is UTF-8 by its specification; requests would guess another encoding.
+    for raw_line in response.iter_lines():
+        line = raw_line.decode("utf-8", "replace")
+        if not line.startswith("data:"):
+            continue
+        payload = line.removeprefix("data:").lstrip()
         if payload == _END:
             yield None
-        elif payload is not None:
-            try:
-                yield json.loads(payload)
-            except ValueError:
-                yield {"data": payload + "\n"}
+            continue
+        try:
+            yield json.loads(payload)
+        except ValueError:
+            yield {"data": payload + "\n"}
 
 
-def _data(event: Any) -> str:
+def _event_text(event: Any) -> str:
     return _CONTROL.sub("", str(event.get("data", ""))) if isinstance(event, dict) else ""

@@ -1,7 +1,8 @@
-"""A kernel's output files, all pages of them, in a local folder: every one whole, or no folder.
+"""Download the output files of a kernel, all complete or none. Use `download_output`.
 
-Kaggle's client keeps an error page as submission.csv and reads the first page only. Our notebooks list what they
-wrote with sizes and hashes; for others the announced lengths have to do.
+Kaggle's client saves an error page as submission.csv and reads only the first page of the list.
+Here every page is read, and files are compared with the hashes that kit's notebooks write to
+`OUTPUT_LIST`; for other notebooks only the announced lengths are compared.
 """
 
 import json
@@ -13,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from kit.errors import KitError
 from kit.kaggle.client import Client
 from kit.kaggle.errors import KaggleError, UnreachableError
-from kit.kaggle.kernels import KernelRef
+from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.logs import read_log
-from kit.kaggle.runtime.session import OUTPUTS
+from kit.kaggle.runtime.session import OUTPUT_LIST
 from kit.kaggle.transfer import fetch_file
 from kit.storage import atomic
 from kit.storage.lock import hold_lock
@@ -23,7 +24,7 @@ from kit.storage.lock import hold_lock
 
 @dataclass(frozen=True)
 class KernelOutput:
-    """A downloaded output: its files by name below `folder`, and whether their hashes were compared."""
+    """A downloaded output: its files by name below `folder`, and whether hashes were compared."""
 
     ref: KernelRef
     folder: Path
@@ -32,20 +33,23 @@ class KernelOutput:
 
 
 def output_addresses(client: Client, ref: KernelRef) -> dict[str, str]:
-    """The signed address of each output file, by its name; they expire."""
-    found: dict[str, str] = {}
-    token, seen = "", set()
+    """Return the signed address of each output file by its name; the addresses expire."""
+    addresses: dict[str, str] = {}
+    token = ""
+    seen: set[str] = set()
+
+    # A token that repeats would page in a circle for ever.
     while token not in seen:
         seen.add(token)
-        body = {**ref.body(), "pageSize": 100, "pageToken": token}
+        request = {**ref.request(), "pageSize": 100, "pageToken": token}
         answer = client.call(
-            "kernels.list_kernel_session_output", body, f"listing the output of {ref}"
+            "kernels.list_kernel_session_output", request, f"listing the output of {ref}"
         )
-        found.update({_safe(file.file_name): file.url for file in answer.files or []})
+        addresses.update({_safe_name(file.file_name): file.url for file in answer.files or []})
         token = answer.next_page_token or ""
         if not token:
             break
-    return found
+    return addresses
 
 
 def download_output(
@@ -58,17 +62,20 @@ def download_output(
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> KernelOutput:
-    """Downloads the output files and the log of a finished run into `out`.
+    """Download the output files and the log of a finished kernel into `out`.
 
-    The folder appears when everything in it is complete. An interrupted download goes on where it stopped.
+    The folder appears once everything in it is complete. The next call continues an interrupted
+    download.
 
     Args:
-        only: which files to take, by name.
-        force: replace `out`, where it is the output of an earlier run.
+        only: returns by name whether to download a file.
+        force: replace `out` where it is the output of an earlier run.
 
     Raises:
-        KaggleError: there are none, an address answers with an error, a file differs from what the notebook wrote.
-        KitError: `out` exists and `force` was not given, or it holds what no run left; it is no folder of its own.
+        KaggleError: there are no files, an address answers with an error, or a file differs from
+            what the notebook wrote.
+        KitError: `out` exists and `force` is false, `out` contains files that are not a kernel's
+            output, or it has no name of its own, such as "..".
         HeldError: another process is downloading there.
     """
     out = Path(out)
@@ -89,24 +96,28 @@ def _download(
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> KernelOutput:
-    listed = output_addresses(client, ref)
-    wanted = [name for name in listed if only(name) or name == OUTPUTS]
+    addresses = output_addresses(client, ref)
+    wanted = [name for name in addresses if only(name) or name == OUTPUT_LIST]
     if not wanted:
         raise KaggleError(
-            f"{ref} has no output files", f"Is it finished? `kit kernels status {ref}` says."
+            f"{ref} has no output files",
+            f"Run `kit kernels status {ref}` to see whether it has finished.",
         )
-    _require_output(out, set(listed), ref)
+    _require_replaceable(out, set(addresses), ref)
+
+    # The version is in the name, so that a later call never continues another version's files.
     staging = out.with_name(f".{out.name}.{ref.slug}-{ref.version or 'latest'}.partial")
-    parts = {}
+    parts: dict[str, Path] = {}
     for number, name in enumerate(wanted, 1):
         say(f"{ref}: {number} of {len(wanted)}: {name}")
-        address = _fresh(client, ref, name, listed[name])
+        address = _renewed_address(client, ref, name, addresses[name])
         parts[name] = fetch_file(
             client, address, staging / name, f"downloading {name}", say, progress
         )
     for name, part in parts.items():
         part.replace(staging / name)
-    compared = _compare(staging, ref, set(wanted), set(listed))
+
+    compared = _compare_hashes(staging, ref, set(wanted), set(addresses))
     (staging / f"{ref.slug}.log").write_text(read_log(client, ref), encoding="utf-8")
     with atomic.atomic_folder(out) as temporary:
         for path in staging.iterdir():
@@ -115,63 +126,66 @@ def _download(
     return KernelOutput(ref, out, tuple(wanted), compared)
 
 
-def _require_output(out: Path, listed: set[str], ref: KernelRef) -> None:
-    """Raises unless `out`, which is replaced as a whole, is free or holds only what a run of a kernel left."""
+def _require_replaceable(out: Path, listed: set[str], ref: KernelRef) -> None:
+    """Raise unless `out`, which is replaced as a whole, is free or holds a kernel's output only."""
     if not out.exists():
         return
     if not out.is_dir():
         raise KitError(
-            f"{out} is a file; a folder is to be written there", "Choose another folder with --out."
+            f"{out} is a file, but the output needs a folder", "Choose another folder with --out."
         )
-    known = listed | _written(out) | {OUTPUTS}
+
+    known = listed | _earlier_output(out) | {OUTPUT_LIST}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
-        folder = path.is_dir() and not path.is_symlink()
-        if not folder and name not in known and not ("/" not in name and path.suffix == ".log"):
+        is_folder = path.is_dir() and not path.is_symlink()
+        is_log = "/" not in name and path.suffix == ".log"
+        if not is_folder and not is_log and name not in known:
             raise KitError(
-                f"{out} holds {name}, which is not known for an output of {ref} and would be lost",
-                "Choose another folder with --out, or delete it.",
+                f"{out} holds {name}, which is not part of the output of {ref} and would be lost",
+                "Choose another folder with --out, or delete that file.",
             )
 
 
-def _written(out: Path) -> set[str]:
-    """The names that the earlier output in `out` says it has, which may be another version's."""
+def _earlier_output(out: Path) -> set[str]:
+    """Return the file names of the earlier output in `out`, which may be another version's."""
     try:
-        return set(json.loads((out / OUTPUTS).read_text(encoding="utf-8"))["files"])
+        return set(json.loads((out / OUTPUT_LIST).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
 
-def _compare(folder: Path, ref: KernelRef, wanted: set[str], listed: set[str]) -> bool:
-    """Compares the files with the list that our notebooks write; whether there is one.
+def _compare_hashes(folder: Path, ref: KernelRef, wanted: set[str], listed: set[str]) -> bool:
+    """Compare the files with the list that kit's notebooks write; return whether there is one.
 
     Raises:
-        UnreachableError: one is missing, or has other bytes; the partial download is then removed.
+        UnreachableError: a file is missing or differs; the partial download is then removed.
     """
-    if not (folder / OUTPUTS).is_file():
+    if not (folder / OUTPUT_LIST).is_file():
         return False
-    written = json.loads((folder / OUTPUTS).read_text(encoding="utf-8"))["files"]
+
+    written = json.loads((folder / OUTPUT_LIST).read_text(encoding="utf-8"))["files"]
     missing = sorted(set(written) - listed)
     changed = [
-        n
-        for n in sorted(wanted & set(written))
-        if atomic.file_sha256(folder / n) != written[n]["sha256"]
+        name
+        for name in sorted(wanted & set(written))
+        if atomic.file_sha256(folder / name) != written[name]["sha256"]
     ]
     if missing or changed:
         shutil.rmtree(folder)
-        what = (
+        fault = (
             f"lacks {', '.join(missing[:5])}"
             if missing
-            else f"holds other bytes in {', '.join(changed[:5])}"
+            else f"has other bytes in {', '.join(changed[:5])} than the notebook wrote"
         )
         raise UnreachableError(
-            f"the output of {ref} as downloaded {what}; nothing was kept", "Run it again."
+            f"the downloaded output of {ref} {fault}; nothing was kept", "Run the command again."
         )
     return True
 
 
-def _fresh(client: Client, ref: KernelRef, name: str, url: str) -> Callable[[], str]:
-    """Gives the listed address first, and asks for a new one each time after that."""
+def _renewed_address(client: Client, ref: KernelRef, name: str, url: str) -> Callable[[], str]:
+    """Return a function that gives `url` first, and a new address at each further call."""
     first = [url]
 
     def address() -> str:
@@ -180,7 +194,8 @@ def _fresh(client: Client, ref: KernelRef, name: str, url: str) -> Callable[[], 
     return address
 
 
-def _safe(name: str) -> str:
+def _safe_name(name: str) -> str:
+    """Return the relative path of an output file; raise for one outside the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise KitError(

@@ -1,9 +1,15 @@
-"""What a user names with --runs, made into what Kaggle can mount: training kernels, or datasets of run directories."""
+"""Turn what a user names with --runs into sources that Kaggle can mount.
 
+Use `parse_sources` without asking Kaggle, `resolve_sources` to check that each can be mounted, and
+`match_sources` to give each source its share of a saved blend.
+"""
+
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from kit.ensemble.blend import Blend
 from kit.errors import KitError
 from kit.kaggle import kernels
 from kit.kaggle.client import Client
@@ -11,9 +17,61 @@ from kit.kaggle.collect import fold_origins
 from kit.kaggle.datasets import dataset_slug, publish_dataset
 from kit.kaggle.errors import RefusedError
 from kit.kaggle.job import Source
-from kit.kaggle.kernels import KernelRef
+from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.outputs import output_addresses
 from kit.run import Run
+
+
+def parse_sources(
+    runs: Sequence[str | Path],
+    owner: str,
+    *,
+    weights: Sequence[float] | None = None,
+    as_dataset: bool = False,
+) -> list[Source]:
+    """Return the sources for kernels and local run directories, without asking Kaggle.
+
+    A run directory that came from Kaggle is mounted from the kernels that trained it, so its
+    weights are not uploaded again. With `as_dataset` it is the private dataset that
+    `resolve_sources` publishes it as.
+
+    Args:
+        runs: OWNER/SLUG of a kernel, the slug of one of the owner's, or a run directory.
+        owner: the user's name on Kaggle.
+        weights: one for each of `runs`; the kernels of one run share its weight.
+
+    Raises:
+        KitError: a run directory was trained on this machine or is not finished, a name is not that
+            of a kernel, or the number of weights is wrong.
+    """
+    if weights is not None and len(weights) != len(runs):
+        raise KitError(
+            f"{len(weights)} weights for {len(runs)} runs",
+            "Give one weight for each run, in the same order.",
+        )
+    if as_dataset and not any(Path(run).is_dir() for run in runs):
+        raise KitError(
+            "--dataset publishes run directories, but there is none at"
+            f" {', '.join(map(str, runs))}",
+            "Check the path; `kit train` makes a run directory.",
+        )
+
+    sources: list[Source] = []
+    for run, weight in zip(runs, weights or [1.0] * len(runs), strict=True):
+        if not str(run) or not Path(run).is_dir():
+            sources.append(_parse_kernel(run, owner, weight))
+        elif as_dataset:
+            local = Run.open(run)
+            local.require_parts()
+            ref = f"{owner}/{dataset_slug(local)}"
+            sources.append(Source(ref, weight, "dataset", (local.name,)))
+        else:
+            name = Run.open(run).name
+            trained_by = _kernels_of_run(Path(run))
+            for ref, versions in trained_by.items():
+                share = weight / len(trained_by)
+                sources.append(Source(ref, share, runs=(name,), versions=versions))
+    return sources
 
 
 def resolve_sources(
@@ -24,149 +82,165 @@ def resolve_sources(
     as_dataset: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Source]:
-    """What `named` says, known to be there: kernels have completed, datasets are published.
+    """Return the sources of `parse_sources` once Kaggle can mount them, publishing datasets.
 
     Raises:
-        RefusedError: a kernel has not completed, or has a later version than the one that was meant.
-        KaggleError: a kernel is not there, a dataset cannot be published.
-        KitError: as `named`.
+        RefusedError: a kernel has not completed, or another version than the latest was named.
+        KaggleError: a kernel does not exist, or a dataset cannot be published.
+        KitError: as `parse_sources`.
     """
-    found = named_source(runs, client.owner(), weights=weights, as_dataset=as_dataset)
-    for source in found:
+    sources = parse_sources(runs, client.owner(), weights=weights, as_dataset=as_dataset)
+    for source in sources:
         if source.kind == "kernel":
             _require_complete(client, source.ref)
             _require_latest(client, source)
     if as_dataset:
-        for run in (run for run in runs if Path(run).is_dir()):
-            publish_dataset(client, run, say=say)
-    return found
+        for run in runs:
+            if Path(run).is_dir():
+                publish_dataset(client, run, say=say)
+    return sources
 
 
-def named_source(
-    runs: Sequence[str | Path],
-    owner: str,
-    *,
-    weights: Sequence[float] | None = None,
-    as_dataset: bool = False,
-) -> list[Source]:
-    """The sources for kernels (OWNER/SLUG, or the slug of one of yours) and local run directories; asks nobody.
-
-    A run directory that came from Kaggle is mounted from the kernels it came from, so its weights are not uploaded
-    again; with `as_dataset` it is the private dataset that it will be published as.
-
-    Args:
-        owner: the user's name.
-        weights: one for each of `runs`; shared where one is several kernels.
+def identify_runs(client: Client, sources: Sequence[Source]) -> list[Source]:
+    """Return the sources, each kernel with the names of the runs in its output.
 
     Raises:
-        KitError: a run directory is on this machine only or not finished, a name is none, the weights do not fit.
-    """
-    if weights is not None and len(weights) != len(runs):
-        raise KitError(
-            f"{len(weights)} weights for {len(runs)} runs", "Give one for each, in their order."
-        )
-    if as_dataset and not any(Path(run).is_dir() for run in runs):
-        raise KitError(
-            f"--dataset publishes run directories, and there is none at {', '.join(map(str, runs))}",
-            "Check the path; `kit train` makes a run directory.",
-        )
-    found: list[Source] = []
-    for run, weight in zip(runs, weights or [1.0] * len(runs), strict=True):
-        if not str(run) or not Path(run).is_dir():
-            folder = Path(run).parent
-            if "/" in str(run) and (str(folder) == "runs" or any(folder.glob("*/origin.json"))):
-                Run.open(run)  # a path misspelt, not a kernel: this names the runs that are there
-            ref = KernelRef.parse(str(run), owner)
-            found.append(
-                Source(
-                    f"{ref.owner}/{ref.slug}",
-                    weight,
-                    versions=(ref.version,) if ref.version else (),
-                )
-            )
-        elif as_dataset:
-            run_dir = Run.open(run)
-            run_dir.require_parts()
-            found.append(
-                Source(f"{owner}/{dataset_slug(run_dir)}", weight, "dataset", (run_dir.name,))
-            )
-        else:
-            homes, name = _came_from(Path(run)), Run.open(run).name
-            found += [
-                Source(ref, weight / len(homes), runs=(name,), versions=homes[ref]) for ref in homes
-            ]
-    return found
-
-
-def identified_source(client: Client, found: Sequence[Source]) -> list[Source]:
-    """The sources, every kernel with the names of the runs in its output.
-
-    Raises:
-        RefusedError: a kernel has not completed, or left no run.
-        KaggleError: it is not there.
+        RefusedError: a kernel has not completed, or its output has no run.
+        KaggleError: a kernel does not exist.
     """
     return [
-        replace(source, runs=_runs_of(client, source.ref))
+        replace(source, runs=_runs_of_kernel(client, source.ref))
         if source.kind == "kernel" and not source.runs
         else source
-        for source in found
+        for source in sources
     ]
 
 
-def _runs_of(client: Client, ref: str) -> tuple[str, ...]:
+def match_sources(
+    blend: Blend, sources: Sequence[Source], *, say: Callable[[str], None] = lambda _: None
+) -> list[Source]:
+    """Return the sources that a blend needs, each with its share of its runs' weights.
+
+    Members and runs are matched by the runs' names, never by order. The sources that hold one run,
+    as the kernels of its folds do, share its weight equally. A source whose runs the blend has
+    dropped is left out, with a message. Where the runs of a source are not known, as in a dry run,
+    no member is missed; the notebook compares them again.
+
+    Raises:
+        KitError: no source has the run of a member, or a source has only runs that are no members.
+    """
+    copies = Counter(run for source in sources for run in source.runs)
+    unknown = [s for s in sources if s.runs and not set(s.runs) & set(blend.members)]
+    if unknown:
+        listed = ", ".join(f"{source.ref} ({_shorten(source.runs)})" for source in unknown)
+        raise KitError(
+            f"no member of the blend is in {listed}; its members are {', '.join(blend.used)}",
+            "Leave it out, or fit the blend again with its out-of-fold predictions.",
+        )
+
+    missing = [name for name in blend.used if name not in copies]
+    if missing and all(source.runs for source in sources):
+        has_baseline = any(name.startswith("baseline-") for name in missing)
+        raise KitError(
+            f"the blend needs {', '.join(missing)}, but no source has it; the sources have"
+            f" {_shorten(sorted(copies))}",
+            "Fit the blend without baselines: they keep no model that Kaggle could run."
+            if has_baseline
+            else "Add its kernel or run directory to --runs.",
+        )
+
+    weights = dict(zip(blend.members, blend.weights, strict=True))
+    matched: list[Source] = []
+    for source in sources:
+        weight = sum(weights.get(run, 0.0) / copies[run] for run in source.runs)
+        if not source.runs:
+            say(f"{source.ref}: its runs will be compared with the blend when it is pushed")
+            matched.append(source)
+        elif weight:
+            matched.append(replace(source, weight=weight))
+        else:
+            say(f"{source.ref} is not mounted: the blend gives {_shorten(source.runs)} no weight")
+    return matched
+
+
+def _parse_kernel(name: str | Path, owner: str, weight: float) -> Source:
+    # A path may look like OWNER/SLUG. Where there are run directories beside it, it is a misspelt
+    # run, and `Run.open` raises an error that lists them.
+    folder = Path(name).parent
+    if "/" in str(name) and (str(folder) == "runs" or any(folder.glob("*/origin.json"))):
+        Run.open(name)
+
+    ref = KernelRef.parse(str(name), owner)
+    return Source(ref.name, weight, versions=(ref.version,) if ref.version else ())
+
+
+def _kernels_of_run(run: Path) -> dict[str, tuple[int, ...]]:
+    """Return the kernels, as owner/slug, that trained a local run's folds, with their versions."""
+    origins = fold_origins(run)
+    folds = [folder.name for folder in Run.open(run).require_parts()]
+    missing = [fold for fold in folds if fold not in origins]
+    if missing:
+        raise KitError(
+            f"{run}: {', '.join(missing)} was trained on this machine, so Kaggle does not have it",
+            "Add --dataset to publish the run as a private dataset.",
+        )
+
+    versions: dict[str, tuple[int, ...]] = {}
+    for fold in folds:
+        ref = KernelRef.parse(origins[fold])
+        versions[ref.name] = versions.get(ref.name, ()) + ((ref.version,) if ref.version else ())
+    return versions
+
+
+def _runs_of_kernel(client: Client, ref: str) -> tuple[str, ...]:
     _require_complete(client, ref)
     files = map(PurePosixPath, output_addresses(client, KernelRef.parse(ref)))
     runs = tuple(sorted({file.parent.name for file in files if file.name == "origin.json"}))
     if not runs:
         raise RefusedError(
-            f"the output of {ref} holds no run directory", f"`kit kernels logs {ref}` shows why."
+            f"the output of {ref} holds no run directory",
+            f"Run `kit kernels logs {ref}` to see why.",
         )
     return runs
 
 
 def _require_complete(client: Client, ref: str) -> None:
-    """Raises unless the latest version, which is the one that Kaggle mounts, is known to have an output."""
+    """Raise unless the latest version, the one that Kaggle mounts, has an output."""
     status = kernels.kernel_status(client, KernelRef.parse(ref)).status
     if status != "COMPLETE":
-        what = "follows it" if status in kernels.ACTIVE else "shows why"
-        command = "wait" if status in kernels.ACTIVE else "logs"
+        hint = (
+            f"Run `kit kernels wait {ref}` to follow it."
+            if status in kernels.ACTIVE
+            else f"Run `kit kernels logs {ref}` to see why."
+        )
         raise RefusedError(
-            f"the latest version of {ref} is {status}, so it has no runs to mount",
-            f"`kit kernels {command} {ref}` {what}.",
+            f"the latest version of {ref} is {status}, so it has no runs to mount", hint
         )
 
 
 def _require_latest(client: Client, source: Source) -> None:
-    """Raises where another version was meant than the latest, since no other can be mounted."""
-    latest = (
-        kernels.look_up_kernel(client, KernelRef.parse(source.ref)).latest if source.versions else 0
+    """Raise where another version than the latest was named, since only that can be mounted."""
+    if not source.versions:
+        return
+    latest = kernels.look_up_kernel(client, KernelRef.parse(source.ref)).latest
+    older = next((version for version in source.versions if latest and version != latest), None)
+    if older is None:
+        return
+
+    problem = f"Kaggle mounts only the latest version of {source.ref}, version {latest}"
+    hint = (
+        f"Add --dataset to publish the run directory itself, or name {source.ref} to use its latest"
+        " version."
     )
-    other = next((version for version in source.versions if latest and version != latest), None)
-    if other is not None:
-        what = f"{source.runs[0]} is from" if source.runs else "what was named is"
-        home = (
-            ""
-            if source.runs
-            else f"`kit kernels output {source.ref}/{other} --runs runs` brings it home. "
-        )
-        raise RefusedError(
-            f"Kaggle mounts the latest version of {source.ref}, {latest}, and {what} version {other}",
-            f"{home}Add --dataset to publish the run directory itself, or name {source.ref} for its latest version.",
-        )
+    if source.runs:
+        raise RefusedError(f"{problem}, but {source.runs[0]} is from version {older}", hint)
+    raise RefusedError(
+        f"{problem}, but version {older} was named",
+        f"Download it with `kit kernels output {source.ref}/{older} --runs runs`. {hint}",
+    )
 
 
-def _came_from(run: Path) -> dict[str, tuple[int, ...]]:
-    """The kernels, as owner/slug, that the finished parts of a local run are from, with the versions of these."""
-    known = fold_origins(run)
-    parts = [part.name for part in Run.open(run).require_parts()]
-    missing = [part for part in parts if part not in known]
-    if missing:
-        raise KitError(
-            f"{run}: {', '.join(missing)} was trained here, so Kaggle does not have it",
-            "Add --dataset to publish the run as a private dataset.",
-        )
-    homes: dict[str, tuple[int, ...]] = {}
-    for ref in (KernelRef.parse(known[part]) for part in parts):
-        name = f"{ref.owner}/{ref.slug}"
-        homes[name] = homes.get(name, ()) + ((ref.version,) if ref.version else ())
-    return homes
+def _shorten(runs: Sequence[str], limit: int = 8) -> str:
+    """Return the first names of a list, and how many more there are."""
+    rest = len(runs) - limit
+    return ", ".join(runs[:limit]) + (f" and {rest} more" if rest > 0 else "")

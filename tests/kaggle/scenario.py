@@ -1,6 +1,6 @@
-"""A person's way through Kaggle with kit, as a program of its own: run by test_story in a process without any patch.
+"""Go from the download to a scored submission; test_scenario.py runs this in a process of its own.
 
-Prints one JSON line with what it saw; progress goes to stderr.
+Prints the result as one line of JSON, and progress to stderr.
 """
 
 import json
@@ -20,26 +20,29 @@ from kit.kaggle.submissions import wait_for_score
 from kit.recipe.load import load_recipe
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr)
 
 
 def main(home: Path) -> dict[str, object]:
-    with Client(patience=RetryPolicy(first_s=0.01, say=tell)) as client:
-        raw = download_competition(client, home / "raw", say=tell)
-        train = push_kernel(
-            client, train_job(load_recipe("tiny-electra"), fold="0"), home / "train", say=tell
-        )
-        wait_for_kernel(client, train.ref, poll_s=0, say=tell)
-        source = f"{train.ref.owner}/{train.ref.slug}"
-        infer = push_kernel(
-            client, infer_job(resolve_sources(client, [source], say=tell)), home / "infer", say=tell
-        )
-        state = wait_for_kernel(client, infer.ref, poll_s=0, say=tell)
-        output = download_output(client, infer.ref, home / "output", say=tell)
+    with Client(patience=RetryPolicy(first_s=0.01, say=log)) as client:
+        raw = download_competition(client, home / "raw", say=log)
+
+        job = train_job(load_recipe("tiny-electra"), fold="0")
+        training = push_kernel(client, job, home / "train", say=log)
+        wait_for_kernel(client, training.ref, poll_s=0, say=log)
+
+        sources = resolve_sources(client, [training.ref.name], say=log)
+        inference = push_kernel(client, infer_job(sources), home / "infer", say=log)
+        state = wait_for_kernel(client, inference.ref, poll_s=0, say=log)
+        output = download_output(client, inference.ref, home / "output", say=log)
+
         book = home / "submissions/ledger.csv"
-        entry = submit.submit_kernel(client, str(infer.ref), "the whole way", book=book, say=tell)
-        scored = wait_for_score(client, entry, poll_s=0, book=book, say=tell)
+        entry = submit.submit_kernel(
+            client, str(inference.ref), "the whole way", book=book, say=log
+        )
+        scored = wait_for_score(client, entry, poll_s=0, book=book, say=log)
+
     return {
         "files": sorted(raw.sizes),
         "state": state.status,

@@ -79,7 +79,7 @@ def left(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_whole_way_as_typed(kit: Kit, fake: FakeKaggle, here: Path) -> None:
+def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, here: Path) -> None:
     assert kit("download").exit_code == 0
     train = kit(*TRAIN, "--fold", "all", "--max-hours", 9)
     assert (train.exit_code, train.stdout) == (0, f"{OWNER}/{TRAIN_SLUG}/1\n")
@@ -119,7 +119,7 @@ def test_the_whole_way_as_typed(kit: Kit, fake: FakeKaggle, here: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_without_credentials_every_command_says_how_to_get_them(
+def test_every_command_without_credentials_says_how_to_get_them(
     nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str]
 ) -> None:
     result = nobody(*arguments)
@@ -129,7 +129,7 @@ def test_without_credentials_every_command_says_how_to_get_them(
     assert (fake.calls, left(here)) == ([], [])
 
 
-def test_a_stale_token_is_named_with_what_it_shadows(
+def test_a_stale_token_error_says_how_to_unset_it(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "stale-token")
@@ -162,7 +162,7 @@ def test_a_stale_token_is_named_with_what_it_shadows(
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_with_two_and_asks_nobody(
+def test_wrong_usage_exits_with_2_before_any_request(
     kit: Kit, fake: FakeKaggle, arguments: list[str]
 ) -> None:
     assert kit(*arguments).exit_code == 2
@@ -170,7 +170,7 @@ def test_wrong_usage_exits_with_two_and_asks_nobody(
 
 
 class TestDownload:
-    def test_it_says_what_came_and_what_is_next(
+    def test_downloaded_files_and_the_next_step_are_reported(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
         result = kit("download", "--json")
@@ -189,12 +189,12 @@ class TestDownload:
         assert f"https://www.kaggle.com/competitions/{SLUG}/rules" in result.stderr
         assert left(here) == []
 
-    def test_a_competition_that_is_not_there(self, kit: Kit) -> None:
+    def test_an_unknown_competition_is_an_error(self, kit: Kit) -> None:
         result = kit("download", "--competition", "no-such-thing")
         assert result.exit_code == 1
         assert "Check the name of the competition" in result.stderr
 
-    def test_what_is_there_is_not_overwritten(self, kit: Kit, here: Path) -> None:
+    def test_existing_files_are_not_overwritten(self, kit: Kit, here: Path) -> None:
         (here / "data/raw").mkdir(parents=True)
         (here / "data/raw/train.csv").write_text("mine")
         assert "--force" in kit("download").stderr
@@ -217,7 +217,7 @@ class TestPush:
             ),
         ],
     )
-    def test_a_dry_run_writes_the_folder_and_asks_nobody(
+    def test_a_dry_run_writes_the_folder_without_a_request(
         self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], slugs: list[str]
     ) -> None:
         result = nobody(*arguments, "--dry-run")
@@ -233,14 +233,14 @@ class TestPush:
         assert left(here) == sorted(names)
         assert fake.calls == []
 
-    def test_a_dry_run_with_a_key_writes_the_id_that_a_push_has(self, kit: Kit, here: Path) -> None:
+    def test_a_dry_run_with_a_key_writes_the_real_kernel_id(self, kit: Kit, here: Path) -> None:
         assert json.loads(kit(*TRAIN, "--dry-run", "--json").stdout) == [
             {"kernel": f"{OWNER}/{TRAIN_SLUG}", "folder": f"kernels/{TRAIN_SLUG}"}
         ]
         written = json.loads((here / f"kernels/{TRAIN_SLUG}/kernel-metadata.json").read_text())
         assert written["id"] == f"{OWNER}/{TRAIN_SLUG}"
 
-    def test_the_options_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_options_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
         options = [
             "--fold",
             1,
@@ -343,7 +343,7 @@ class TestPush:
         )
         assert (swapped.exit_code, "not a saved blend" in swapped.stderr) == (1, True)
 
-    def test_the_p100_needs_a_yes(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_the_p100_needs_the_option_yes(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         refused = kit(*TRAIN, "--gpu", "p100")
         assert refused.exit_code == 1
         assert "retired the P100" in refused.stderr
@@ -352,14 +352,14 @@ class TestPush:
         assert kit(*TRAIN, "--gpu", "p100", "--yes").exit_code == 0
         assert fake.seen("SaveKernel")[0].body["machineShape"] == "NvidiaTeslaT4"
 
-    def test_a_push_that_kaggle_refuses_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_a_refused_push_exits_with_1(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.max_gpu_sessions = 0
         result = kit(*TRAIN)
         assert (result.exit_code, result.stdout) == (1, "")
         assert "Maximum batch GPU session count" in result.stderr
         assert "stop one at https://" in result.stderr
 
-    def test_a_push_without_one_of_its_sources_is_a_failure(
+    def test_a_push_that_loses_a_source_exits_with_1(
         self, kit: Kit, fake: FakeKaggle
     ) -> None:
         del fake.competitions[SLUG]
@@ -367,7 +367,7 @@ class TestPush:
         assert (result.exit_code, result.stdout) == (1, "")
         assert f"without competition {SLUG}" in result.stderr
 
-    def test_waiting_for_a_run_that_fails_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_waiting_for_a_failing_run_exits_with_1(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script, fake.kernel_failure = ["QUEUED", "ERROR"], "out of memory"
         result = kit(*TRAIN, "--wait")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -376,7 +376,7 @@ class TestPush:
         assert f"kit kernels logs {OWNER}/{TRAIN_SLUG}/1" in result.stderr
 
     @pytest.mark.parametrize("fold", ["5", "-1", "first"])
-    def test_a_fold_that_there_will_not_be_is_refused_here(
+    def test_an_unknown_fold_is_refused_before_any_request(
         self, kit: Kit, fake: FakeKaggle, fold: str
     ) -> None:
         result = kit(*TRAIN, "--fold", fold)
@@ -384,12 +384,12 @@ class TestPush:
         assert "Choose 0 to 4" in result.stderr
         assert fake.calls == []
 
-    def test_a_backbone_that_is_misspelt_is_not_pushed(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_a_misspelt_backbone_is_not_pushed(self, kit: Kit, fake: FakeKaggle) -> None:
         result = kit("kernels", "push", "train", "--backbone", "debrta")
         assert (result.exit_code, "no backbone 'debrta'" in result.stderr) == (1, True)
         assert not fake.seen("SaveKernel")
 
-    def test_a_run_that_is_misspelt_is_no_kernel(
+    def test_a_misspelt_run_is_not_taken_for_a_kernel(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
         (here / "runs/tiny-1").mkdir(parents=True)
@@ -404,7 +404,7 @@ class TestPush:
         )
         assert fake.seen("SaveKernel") == []
 
-    def test_the_empty_name_of_a_push_that_failed_is_explained(
+    def test_an_empty_kernel_name_is_explained(
         self, kit: Kit, fake: FakeKaggle
     ) -> None:
         for command in (
@@ -415,7 +415,7 @@ class TestPush:
             assert (result.exit_code, "'' does not name a kernel" in result.stderr) == (1, True)
         assert fake.calls == []
 
-    def test_a_run_of_this_machine_can_go_as_a_dataset(
+    def test_a_local_run_can_be_published_as_a_dataset(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
         for name, data in output(RECIPE, "0").items():
@@ -434,14 +434,14 @@ class TestPush:
 
 
 class TestFanOut:
-    def test_runs_come_home(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_finished_folds_are_collected(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         fake.kernel_files = output(RECIPE, "0")
         result = kit(*TRAIN, "--fold", 0, "--fan-out")
         assert result.exit_code == 0, result.output
         assert f"Next: kit kernels push infer --runs runs/{RECIPE.run_name}" in result.stderr
         assert (here / f"runs/{RECIPE.run_name}/fold0/model.safetensors").is_file()
 
-    def test_one_that_fails_is_a_failure_with_its_reason(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_a_failed_job_exits_with_1_and_its_reason(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script = ["QUEUED", "ERROR"]
         result = kit(
             *TRAIN, "--backbone", "tiny-roberta", "--fold", "holdout", "--fan-out", "--json"
@@ -456,7 +456,7 @@ class TestFanOut:
 
 
 class TestKernels:
-    def test_status_shows_what_was_pushed_from_here(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_status_lists_the_kernels_in_the_folder(self, kit: Kit, fake: FakeKaggle) -> None:
         nothing = kit("kernels", "status")
         assert (nothing.exit_code, "Next: kit kernels push train" in nothing.stderr) == (0, True)
         kit(*TRAIN)
@@ -468,7 +468,7 @@ class TestKernels:
         }
 
     @pytest.mark.usefixtures("ready")
-    def test_the_status_of_a_failed_run_is_a_failure(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_status_of_a_failed_run_exits_with_1(self, kit: Kit, fake: FakeKaggle) -> None:
         assert kit("kernels", "status", "kit-infer").exit_code == 0
         fake.kernel_script = ["ERROR"]
         fake.save_kernel({"slug": INFER, "text": ""})
@@ -478,13 +478,13 @@ class TestKernels:
         assert kit("kernels", "status", f"{INFER}/1").exit_code == 0
 
     @pytest.mark.parametrize("command", ["status", "wait", "logs", "output"])
-    def test_a_kernel_that_is_not_there(self, kit: Kit, here: Path, command: str) -> None:
+    def test_an_unknown_kernel_is_an_error(self, kit: Kit, here: Path, command: str) -> None:
         result = kit("kernels", command, "me/not-there")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "check the spelling" in result.stderr
         assert left(here) == []
 
-    def test_waiting_ends_when_it_should(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_waiting_ends_at_the_timeout(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script = ["RUNNING"]
         fake.save_kernel({"slug": INFER, "text": ""})
         result = kit("kernels", "wait", INFER, "--timeout", 1, "--every", 30)
@@ -492,7 +492,7 @@ class TestKernels:
         assert "RUNNING after 1 minutes" in result.stderr
 
     @pytest.mark.usefixtures("ready")
-    def test_logs_are_text_or_json(self, kit: Kit) -> None:
+    def test_logs_are_printed_as_text_or_json(self, kit: Kit) -> None:
         assert kit("kernels", "logs", "kit-infer").stdout == "hello\n"
         assert json.loads(kit("kernels", "logs", INFER, "--json").stdout) == {
             "kernel": INFER,
@@ -500,7 +500,7 @@ class TestKernels:
         }
 
     @pytest.mark.usefixtures("ready")
-    def test_output_is_whole_and_not_overwritten(self, kit: Kit, here: Path) -> None:
+    def test_output_is_downloaded_and_not_overwritten(self, kit: Kit, here: Path) -> None:
         told = json.loads(
             kit("kernels", "output", "kit-infer", "-o", "got", "--only", "*.csv", "--json").stdout
         )
@@ -510,14 +510,14 @@ class TestKernels:
         assert kit("kernels", "output", "kit-infer", "-o", "got", "--force").exit_code == 0
 
     @pytest.mark.usefixtures("ready")
-    def test_an_error_page_is_no_output(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_an_error_page_is_not_saved_as_output(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         fake.fail("_blob", 200, raw=b"<html>Sign in</html>", times=99)
         result = kit("kernels", "output", INFER)
         assert (result.exit_code, result.stdout) == (1, "")
         assert "a web page came in place of submission.csv" in result.stderr
         assert left(here) == []
 
-    def test_output_of_a_training_comes_home_as_a_run(
+    def test_the_output_of_a_training_is_collected_as_a_run(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
         fake.kernel_files, fake.kernel_script = output(RECIPE, "0"), ["COMPLETE"]
@@ -532,7 +532,7 @@ class TestKernels:
 
 class TestSubmit:
     @pytest.mark.usefixtures("ready")
-    def test_a_submission_that_fails_is_explained(
+    def test_a_failed_submission_is_explained(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], "Notebook Timeout"
@@ -554,7 +554,7 @@ class TestSubmit:
             (["--kernel", "kit-infer", "--sample", "no-such.csv"], "no-such.csv: no such file"),
         ],
     )
-    def test_wrong_arguments_are_found_before_a_credential_is_read(
+    def test_wrong_arguments_are_refused_before_a_credential_is_read(
         self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], told: str
     ) -> None:
         (here / "bad.csv").write_text(
@@ -569,25 +569,25 @@ class TestSubmit:
         assert fake.calls == []
 
     @pytest.mark.usefixtures("ready")
-    def test_without_waiting_it_says_where_the_score_will_be(self, kit: Kit) -> None:
+    def test_without_wait_the_next_step_is_printed(self, kit: Kit) -> None:
         result = kit("submit", "--kernel", "kit-infer", "-m", "m", "--json")
         assert json.loads(result.stdout)["kernel"] == f"{INFER}/1"
         assert "kit submissions" in kit("submit", "--kernel", INFER, "-m", "m").stderr
 
-    def test_this_competition_takes_no_files(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_file_is_refused_by_a_notebooks_only_competition(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
         result = kit("submit", "mine.csv", "-m", "m")
         assert result.exit_code == 1
         assert "kit kernels push infer" in result.stderr
         assert fake.submissions == []
 
-    def test_another_one_gets_the_file(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_file_is_submitted_to_another_competition(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
         fake.notebooks_only = False
         assert kit("submit", "mine.csv", "-m", "m").exit_code == 0
         assert read_ledger()[0].file == "mine.csv"
 
-    def test_a_run_that_is_not_finished_says_how_to_wait(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_an_unfinished_kernel_is_not_submitted(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script = ["RUNNING"]
         fake.save_kernel({"slug": INFER, "text": ""})
         result = kit("submit", "--kernel", "kit-infer", "-m", "m")
@@ -601,7 +601,7 @@ class TestSubmit:
         assert result.exit_code == 1
         assert f"competitions/{SLUG}/rules" in result.stderr
 
-    def test_the_list_keeps_what_only_the_ledger_knows(self, kit: Kit, here: Path) -> None:
+    def test_the_list_shows_entries_that_only_the_ledger_has(self, kit: Kit, here: Path) -> None:
         assert "None yet" in kit("submissions").stderr
         old = LedgerEntry(
             "2026-01-01T00:00:00Z", "7", SLUG, kernel="other/kit-infer/3", message="another account"
@@ -614,7 +614,7 @@ class TestSubmit:
 
 
 class TestDoctor:
-    def test_online_it_shows_the_account_and_what_is_left(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_online_it_shows_the_account_and_the_quotas(self, kit: Kit, fake: FakeKaggle) -> None:
         result = kit("doctor", "--online")
         assert result.exit_code == 0, result.output
         for told in (
@@ -627,31 +627,31 @@ class TestDoctor:
         reading = {"GetCompetition", "GetSubmissionLimits", "GetAcceleratorQuotaStatistics"}
         assert {call.rpc.split("/")[1] for call in fake.calls} == reading
 
-    def test_offline_it_asks_nothing(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_offline_it_makes_no_request(self, kit: Kit, fake: FakeKaggle) -> None:
         assert kit("doctor").exit_code == 0
         assert fake.calls == []
 
-    def test_a_stale_token_is_broken(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_stale_token_is_reported_as_broken(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", "stale-token")
         result = kit("doctor", "--online")
         assert result.exit_code == 1
         assert "unset KAGGLE_API_TOKEN" in result.stdout
         assert result.stdout.endswith("Broken: Kaggle credential\n")
 
-    def test_a_competition_that_is_not_joined_is_broken(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_a_competition_that_was_not_joined_is_reported_as_broken(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.rules_accepted.clear()
         result = kit("doctor", "--online")
         assert result.exit_code == 1
         assert f"https://www.kaggle.com/competitions/{SLUG}/rules" in result.stdout
 
-    def test_a_kaggle_that_does_not_answer_is_broken(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_no_answer_from_kaggle_is_reported_as_broken(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.fail("GetCompetition", 503, times=9)
         result = kit("doctor", "--online")
         assert result.exit_code == 1
         assert "https://status.kaggle.com" in result.stdout
 
     @pytest.mark.parametrize("used", [108000, None, "nothing"])
-    def test_no_gpu_hours_are_no_failure(
+    def test_missing_gpu_hours_are_only_a_note(
         self, kit: Kit, fake: FakeKaggle, used: int | str | None
     ) -> None:
         if used is None:

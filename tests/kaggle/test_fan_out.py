@@ -1,6 +1,5 @@
-"""The fleet: two at once, each result brought home, failures told apart, and a second start that repeats nothing."""
+"""Check that `fan_out` runs two jobs at a time, collects every fold and can be started again."""
 
-import hashlib
 import json
 import os
 import threading
@@ -10,44 +9,17 @@ from pathlib import Path
 import pytest
 from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
+from training_output import METRICS, RECIPE, training_output
 
-from kit.kaggle import errors, fan_out
+from kit.kaggle import errors
 from kit.kaggle.client import Client
 from kit.kaggle.collect import collect_folds, fold_origins
+from kit.kaggle.fan_out import fan_out
 from kit.kaggle.job import Job, train_jobs
-from kit.kaggle.kernels import KernelRef
-from kit.kaggle.runtime.session import OUTPUTS
+from kit.kaggle.kernel_ref import KernelRef
 from kit.predictions import read_predictions
-from kit.recipe.load import load_recipe
-from kit.recipe.spec import Recipe
 from kit.run import Run
 from kit.storage.lock import hold_lock
-from kit.task import PREDICTION_COLUMNS
-
-RECIPE = load_recipe("tiny-electra")
-METRICS = {
-    "0": {"log_loss": 1.0, "accuracy": 0.5, "valid_rows": 10},
-    "1": {"log_loss": 0.7, "accuracy": 0.2, "valid_rows": 20},
-    "2": {"log_loss": 1.2, "accuracy": 0.6, "valid_rows": 10},
-}
-
-
-def output(recipe: Recipe, fold: str, data: str = "d1") -> dict[str, bytes]:
-    """What a training kernel leaves: a run directory with one finished fold, and the list of files."""
-    run = f"runs/{recipe.run_name}"
-    files = {
-        f"{run}/recipe.toml": recipe.to_toml().encode(),
-        f"{run}/origin.json": json.dumps({"data": data, "folds": 3, "text": "unicode"}).encode(),
-        f"{run}/fold{fold}/model.safetensors": f"weights of {fold}".encode(),
-        f"{run}/fold{fold}/valid.csv": f"{','.join(PREDICTION_COLUMNS)}\n{fold},0.2,0.3,0.5\n".encode(),
-        f"{run}/fold{fold}/metrics.json": json.dumps(METRICS[fold]).encode(),
-        f"{run}/metrics.json": b"{}",
-    }
-    written = {
-        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
-    }
-    return files | {OUTPUTS: json.dumps({"push": "", "files": written}).encode()}
-
 
 @pytest.fixture
 def jobs() -> list[Job]:
@@ -56,34 +28,35 @@ def jobs() -> list[Job]:
 
 @pytest.fixture(autouse=True)
 def outputs_by_fold(fake: FakeKaggle) -> None:
-    """Each kernel of the fleet leaves the fold that its title names."""
+    """Make each kernel leave the fold that its title names."""
     real = fake.save_kernel
 
     def save(body: dict) -> dict:
         if body["newTitle"][-1] in METRICS:
-            fake.kernel_files = output(RECIPE, body["newTitle"][-1])
+            fake.kernel_files = training_output(RECIPE, body["newTitle"][-1])
         return real(body)
 
     fake.save_kernel = save
 
 
-def most_at_once(fake: FakeKaggle) -> int:
-    """The largest number of versions that were pushed and not yet finished, over all calls."""
-    most, active = 0, set()
+def largest_number_at_once(fake: FakeKaggle) -> int:
+    """Return the largest number of versions that were pushed and not yet downloaded."""
+    largest = 0
+    active = set()
     for call in fake.calls:
         rpc = call.rpc or ""
         if rpc.endswith("/SaveKernel"):
             active.add(call.body["slug"])
         elif rpc.endswith("/ListKernelSessionOutput"):
             active.discard(f"{call.body['userName']}/{call.body['kernelSlug']}")
-        most = max(most, len(active))
-    return most
+        largest = max(largest, len(active))
+    return largest
 
 
-def test_every_fold_is_trained_and_brought_home(
+def test_every_fold_is_trained_and_collected(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
 ) -> None:
-    outcomes = fan_out.fan_out(
+    outcomes = fan_out(
         client, jobs, tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append
     )
     assert [o.status for o in outcomes] == ["done"] * 3
@@ -96,44 +69,43 @@ def test_every_fold_is_trained_and_brought_home(
         "rows": 40,
     }
     assert read_predictions(run.path / "oof.csv")["id"].tolist() == [0, 1, 2]
-    assert most_at_once(fake) == 2
+    assert largest_number_at_once(fake) == 2
     assert fold_origins(run.path) == {f"fold{n}": str(outcomes[n].ref) for n in range(3)}
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [RECIPE.run_name]
 
 
-def test_a_second_start_repeats_nothing(
+def test_a_second_start_pushes_nothing(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
-    fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
-    outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    outcomes = fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["there already"] * 3
     assert len(fake.seen("SaveKernel")) == 3
 
 
-def test_rows_prepared_otherwise_are_not_there_already(
+def test_rows_prepared_differently_are_not_taken_for_collected(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
-    fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels")
+    fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "kernels")
     others = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "text": "ascii"})
-    again = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "seed": 7})
-    outcomes = fan_out.fan_out(client, [*others, *again], tmp_path / "runs", tmp_path / "kernels")
-    assert [o.status for o in outcomes] == [
-        "failed",
-        "there already",
-    ]  # of its seed the run knows nothing
-    assert (
-        "with --text unicode, and this training is to be with --text ascii" in outcomes[0].problem
-    )
+    seeded = train_jobs([RECIPE], fold="0", preprocess={"folds": 3, "seed": 7})
+    outcomes = fan_out(client, [*others, *seeded], tmp_path / "runs", tmp_path / "kernels")
+
+    # The origin.json of the run does not note its seed, so that cannot differ.
+    assert [o.status for o in outcomes] == ["failed", "there already"]
+    assert "--text unicode, but this training uses --text ascii" in outcomes[0].problem
     assert len(fake.seen("SaveKernel")) == 1
-    (elsewhere,) = fan_out.fan_out(client, others, tmp_path / "ascii", tmp_path / "kernels")
-    assert (elsewhere.status, elsewhere.ref.version) == ("done", 1)  # a kernel of its own
+
+    # In another folder of runs it is trained, by another kernel.
+    (elsewhere,) = fan_out(client, others, tmp_path / "ascii", tmp_path / "kernels")
+    assert (elsewhere.status, elsewhere.ref.version) == ("done", 1)
 
 
-def test_what_runs_on_kaggle_already_is_taken_up(
+def test_a_kernel_that_is_on_kaggle_already_is_not_pushed_again(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
 ) -> None:
-    fan_out.fan_out(client, jobs[:1], tmp_path / "elsewhere", tmp_path / "kernels")
-    outcomes = fan_out.fan_out(
+    fan_out(client, jobs[:1], tmp_path / "elsewhere", tmp_path / "kernels")
+    outcomes = fan_out(
         client, jobs[:1], tmp_path / "runs", tmp_path / "kernels", say=heard.lines.append
     )
     assert [o.status for o in outcomes] == ["done"]
@@ -152,7 +124,7 @@ def test_one_failure_does_not_stop_the_others(
         return real(body)
 
     fake.save_kernel = save
-    outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
+    outcomes = fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert "The log ends:\nhello" in outcomes[1].problem
     assert list(Run.open(tmp_path / "runs" / RECIPE.run_name).parts()) == ["fold0", "fold2"]
@@ -163,13 +135,13 @@ def test_a_job_that_failed_is_pushed_again_at_the_next_start(
 ) -> None:
     fake.kernel_script = ["ERROR"]
     assert (
-        fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
+        fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
     )
     fake.kernel_script = ["QUEUED", "COMPLETE"]
-    assert fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].ref.version == 2
+    assert fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].ref.version == 2
 
 
-def test_sessions_taken_by_others_are_waited_for(
+def test_a_job_waits_for_a_free_session(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, heard: Heard
 ) -> None:
     fake.kernels[f"{OWNER}/another"] = {
@@ -184,87 +156,87 @@ def test_sessions_taken_by_others_are_waited_for(
             del fake.kernels[f"{OWNER}/another"]
 
     object.__setattr__(client.patience, "sleep", pause)
-    outcomes = fan_out.fan_out(
+    outcomes = fan_out(
         client, jobs[:1], tmp_path / "runs", tmp_path / "k", say=heard.lines.append
     )
     assert outcomes[0].status == "done"
     assert heard.text.count("session count of 2") == 3
 
 
-def test_an_outage_is_outlived(
+def test_a_short_outage_is_survived(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
     fake.fail("GetKernelSessionStatus", 503, times=20)
-    assert fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "done"
+    assert fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "done"
 
 
-def test_an_outage_without_end_ends_the_fleet(
+def test_a_long_outage_ends_the_fan_out(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
     fake.fail("GetKernelSessionStatus", 503, times=10**6)
     with pytest.raises(errors.UnreachableError):
-        fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+        fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
 
 @pytest.mark.parametrize(
     "method", ["GetKernel", "SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"]
 )
-def test_a_credential_that_is_over_is_no_failure_of_the_jobs(
+def test_an_expired_credential_is_not_a_failure_of_the_jobs(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path, method: str
 ) -> None:
     fake.fail(method, 401, "Unauthenticated", times=10**6)
     with pytest.raises(errors.CredentialsError):
-        fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+        fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
 
-def test_a_run_of_other_data_is_not_mixed_in(
+def test_folds_of_other_data_are_not_merged(
     client: Client, jobs: list[Job], tmp_path: Path
 ) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
     home.mkdir(parents=True)
     (home / "recipe.toml").write_text(RECIPE.to_toml())
     (home / "origin.json").write_text('{"data": "others", "folds": 3}')
-    (outcome,) = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    (outcome,) = fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
     assert outcome.status == "failed"
     assert "other rows" in outcome.problem
     assert not (home / "fold0").exists()
 
 
-def test_an_unfinished_training_of_this_machine_is_not_overwritten(
+def test_an_unfinished_local_training_is_not_overwritten(
     client: Client, jobs: list[Job], tmp_path: Path
 ) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
     (home / "fold0/checkpoints/checkpoint-7").mkdir(parents=True)
     (home / "recipe.toml").write_text(RECIPE.to_toml())
     (home / "origin.json").write_text('{"data": "d1", "folds": 3}')
-    (outcome,) = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    (outcome,) = fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
     assert (outcome.status, "unfinished training" in outcome.problem) == ("failed", True)
     assert (home / "fold0/checkpoints/checkpoint-7").is_dir()
 
 
-def test_a_part_that_is_being_trained_here_is_left_to_it(
+def test_a_fold_that_is_being_trained_locally_is_not_replaced(
     client: Client, jobs: list[Job], tmp_path: Path
 ) -> None:
     home = tmp_path / "runs" / RECIPE.run_name
     with hold_lock(home, "fold1"):
-        outcomes = fan_out.fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
+        outcomes = fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert f"fold1 is in use by process {os.getpid()}" in outcomes[1].problem
     assert list(Run.open(home).parts()) == ["fold0", "fold2"]
     assert set(fold_origins(home)) == {"fold0", "fold2"}
 
 
-def test_a_kernel_is_brought_home_by_one_process_at_a_time(
+def test_a_kernel_is_collected_by_one_process_at_a_time(
     client: Client, jobs: list[Job], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     with hold_lock(runs, f"{jobs[0].slug}.collect"):
-        (outcome,) = fan_out.fan_out(client, jobs[:1], runs, tmp_path / "k")
+        (outcome,) = fan_out(client, jobs[:1], runs, tmp_path / "k")
     assert (outcome.status, "in use by" in outcome.problem) == ("failed", True)
     assert not runs.exists()
 
 
-def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
+def test_the_summary_waits_for_another_writer(
     client: Client, jobs: list[Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     home, begun = tmp_path / "runs" / RECIPE.run_name, threading.Event()
@@ -279,17 +251,18 @@ def test_the_metrics_of_a_run_wait_for_whoever_writes_them(
     writer = threading.Thread(target=write)
     writer.start()
     begun.wait(10)
-    (outcome,) = fan_out.fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
+    (outcome,) = fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
     writer.join()
     assert outcome.status == "done"
     assert "which is busy with" in caplog.text
     assert list(Run.open(home).parts()) == ["fold0"]
 
 
-def test_the_version_is_remembered_though_none_was_named(
+def test_the_latest_version_is_noted_where_none_was_named(
     client: Client, fake: FakeKaggle, tmp_path: Path
 ) -> None:
-    fake.kernel_script, fake.kernel_files = ["COMPLETE"], output(RECIPE, "0")
+    fake.kernel_script = ["COMPLETE"]
+    fake.kernel_files = training_output(RECIPE, "0")
     for _ in range(2):
         fake.save_kernel({"slug": f"{OWNER}/kit-train", "newTitle": "kit train", "text": ""})
     collect_folds(client, KernelRef(OWNER, "kit-train"), tmp_path / "runs")

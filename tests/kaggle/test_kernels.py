@@ -1,25 +1,27 @@
-"""A kernel's state: the version that was meant, and no COMPLETE that belongs to another."""
+"""Check that a wait follows the named version, never an older one, and that logs are plain text."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import requests
 from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
 
 from kit.kaggle import errors, logs
 from kit.kaggle.client import Client
-from kit.kaggle.kernels import KernelRef, kernel_exists, kernel_status, wait_for_kernel
+from kit.kaggle.kernel_ref import KernelRef
+from kit.kaggle.kernels import find_kernel, kernel_status, wait_for_kernel
 
 REF = KernelRef(OWNER, "kit-train", 1)
 
 
 @pytest.fixture
 def save(fake: FakeKaggle) -> Callable[..., KernelRef]:
-    """Puts a version on the fake, as a push would."""
+    """Save a version on the fake, as a push would."""
 
-    def saved(text: str = "print()", **more: object) -> KernelRef:
-        answer = fake.save_kernel({"slug": f"{OWNER}/kit-train", "text": text, **more})
+    def saved(text: str = "print()") -> KernelRef:
+        answer = fake.save_kernel({"slug": f"{OWNER}/kit-train", "text": text})
         return KernelRef(OWNER, "kit-train", answer["versionNumber"])
 
     return saved
@@ -48,18 +50,23 @@ def test_a_kernel_is_named_by_slug_or_address(text: str, read: KernelRef) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"]
+    "text", ["a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"]
 )
-def test_what_names_no_kernel_is_refused(text: str) -> None:
-    with pytest.raises(errors.KaggleError, match="does not name a kernel"):
+def test_invalid_kernel_names_are_refused(text: str) -> None:
+    with pytest.raises(errors.KaggleError, match="is not the name of a kernel"):
         KernelRef.parse(text)
+
+
+def test_an_empty_kernel_name_is_refused() -> None:
+    with pytest.raises(errors.KaggleError, match="name of the kernel is empty"):
+        KernelRef.parse(" ", "me")
 
 
 @pytest.mark.parametrize(
     "text",
     ["https://www.kaggle.com/code/me/kit-train?scriptVersionId=9", "kit-train?scriptVersionId=9"],
 )
-def test_an_address_of_a_version_that_cannot_be_looked_up_is_not_taken_for_the_latest(
+def test_an_address_with_a_script_version_id_is_refused(
     text: str,
 ) -> None:
     with pytest.raises(errors.KaggleError, match="scriptVersionId") as caught:
@@ -73,7 +80,7 @@ def test_wait_follows_the_version_to_its_end(client: Client, save: Callable, hea
     assert [line.rsplit(" ", 1)[1] for line in heard.lines] == ["QUEUED", "RUNNING", "COMPLETE"]
 
 
-def test_wait_without_a_version_means_the_latest_of_this_moment(
+def test_wait_without_a_version_follows_the_latest(
     client: Client, save: Callable
 ) -> None:
     save()
@@ -82,31 +89,31 @@ def test_wait_without_a_version_means_the_latest_of_this_moment(
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("status", "message"),
     [("ERROR", "failed: Your notebook failed"), ("CANCEL_ACKNOWLEDGED", "was cancelled")],
 )
-def test_a_run_without_success_is_an_error_that_ends_with_its_log(
-    client: Client, fake: FakeKaggle, save: Callable, end: str, told: str
+def test_a_failed_run_raises_with_the_end_of_its_log(
+    client: Client, fake: FakeKaggle, save: Callable, status: str, message: str
 ) -> None:
-    fake.kernel_script = ["QUEUED", "RUNNING", end]
+    fake.kernel_script = ["QUEUED", "RUNNING", status]
     fake.kernel_failure = "Your notebook failed"
     fake.kernel_log = [
         {"stream_name": "stderr", "time": n, "data": f"line {n}\n"} for n in range(40)
     ]
-    with pytest.raises(errors.RunFailedError, match=told) as caught:
+    with pytest.raises(errors.RunFailedError, match=message) as caught:
         wait_for_kernel(client, save())
     assert caught.value.log_tail.splitlines()[-1] == "line 39"
     assert "line 0\n" not in str(caught.value)
 
 
-def test_passing_faults_do_not_end_a_wait(client: Client, fake: FakeKaggle, save: Callable) -> None:
+def test_temporary_failures_do_not_end_a_wait(client: Client, fake: FakeKaggle, save: Callable) -> None:
     fake.fail("GetKernelSessionStatus", 429, headers={"Retry-After": "7"})
     fake.fail("GetKernelSessionStatus", drop=True)
     fake.fail("GetKernelSessionStatus", 503)
     assert wait_for_kernel(client, save()).status == "COMPLETE"
 
 
-def test_wait_gives_up_when_the_time_is_over(
+def test_wait_gives_up_after_the_timeout(
     client: Client, fake: FakeKaggle, save: Callable, heard: Heard
 ) -> None:
     fake.kernel_script = ["RUNNING"]
@@ -115,7 +122,7 @@ def test_wait_gives_up_when_the_time_is_over(
     assert sum(heard.pauses) == 120
 
 
-def test_a_finished_version_is_believed_at_once_where_versions_are_told_apart(
+def test_a_finished_version_needs_no_second_request(
     client: Client, fake: FakeKaggle, save: Callable, heard: Heard
 ) -> None:
     save()
@@ -124,36 +131,32 @@ def test_a_finished_version_is_believed_at_once_where_versions_are_told_apart(
     assert heard.pauses == []
 
 
-class TestWhereOnlyTheLatestSessionIsReported:
-    """The server ignores version labels, as it does for older clients."""
+class TestWhereKaggleIgnoresVersionLabels:
+    """It then reports the state of the latest version, as it does to older clients."""
 
     @pytest.fixture(autouse=True)
     def labels(self, fake: FakeKaggle) -> None:
         fake.ignore_version_label = True
 
-    def test_the_end_of_an_older_version_is_not_taken_for_this_ones(
+    def test_the_end_of_an_older_version_is_ignored(
         self, client: Client, fake: FakeKaggle, save: Callable
     ) -> None:
         save()
-        fake.kernel_script = [
-            "COMPLETE",
-            "COMPLETE",
-            "QUEUED",
-            "RUNNING",
-            "ERROR",
-        ]  # two of them are the old one's
+
+        # The first two are those of the older version.
+        fake.kernel_script = ["COMPLETE", "COMPLETE", "QUEUED", "RUNNING", "ERROR"]
         with pytest.raises(errors.RunFailedError):
             wait_for_kernel(client, save("kit-push:" + "a" * 32))
 
-    def test_an_end_that_nothing_proves_is_no_success(
+    def test_an_unproven_end_is_not_a_success(
         self, client: Client, fake: FakeKaggle, save: Callable
     ) -> None:
         save()
         fake.kernel_script = ["COMPLETE"]
-        with pytest.raises(errors.UnreachableError, match="may be an earlier version's"):
+        with pytest.raises(errors.UnreachableError, match="may belong to an earlier version"):
             wait_for_kernel(client, save("kit-push:" + "a" * 32))
 
-    def test_the_token_in_the_log_proves_it(
+    def test_the_token_in_the_log_proves_the_end(
         self, client: Client, fake: FakeKaggle, save: Callable, heard: Heard
     ) -> None:
         save()
@@ -169,14 +172,14 @@ class TestWhereOnlyTheLatestSessionIsReported:
         fake.kernel_script = ["COMPLETE"]
         save()
         save()
-        with pytest.raises(errors.KaggleError, match="reports only the latest version here, 3"):
+        with pytest.raises(errors.KaggleError, match="reports only the latest version of this kernel, 3"):
             wait_for_kernel(client, KernelRef(OWNER, "kit-train", 2))
 
 
-def test_a_kernel_that_is_not_there_is_said_to_be_perhaps_misspelt(client: Client) -> None:
+def test_an_unknown_kernel_suggests_checking_the_spelling(client: Client) -> None:
     with pytest.raises(errors.NotFoundError, match="check the spelling"):
         kernel_status(client, KernelRef(OWNER, "no-such-kernel"))
-    assert kernel_exists(client, KernelRef(OWNER, "no-such-kernel")) is None
+    assert find_kernel(client, KernelRef(OWNER, "no-such-kernel")) is None
 
 
 class TestLogs:
@@ -188,45 +191,42 @@ class TestLogs:
         wait_for_kernel(client, ref)
         assert logs.read_log(client, ref) == "a\nredb\n"
 
-    def test_a_running_log_is_read_as_far_as_it_goes(
+    def test_the_log_of_a_running_kernel_is_followed(
         self, client: Client, fake: FakeKaggle, save: Callable
     ) -> None:
         fake.kernel_log = [{"data": "so far\n"}]
         assert logs.read_log(client, save()) == "so far\n"
 
-    def test_following_survives_a_break_without_repeating_lines(
+    def test_following_reconnects_without_repeating_lines(
         self, client: Client, fake: FakeKaggle, save: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import requests
-
-        ref, opened = save(), []
+        ref = save()
         fake.kernel_log = [{"data": f"{n}\n"} for n in range(5)]
-        whole = logs._events
+        opened = []
+        all_events = logs._events
 
-        def breaking(response: object) -> object:
+        def break_once(response: requests.Response) -> Iterator[object]:
             opened.append(response)
-            for number, event in enumerate(whole(response)):
+            for number, event in enumerate(all_events(response)):
                 if len(opened) == 1 and number == 3:
                     raise requests.exceptions.ChunkedEncodingError
                 yield event
 
-        monkeypatch.setattr(logs, "_events", breaking)
+        monkeypatch.setattr(logs, "_events", break_once)
         fake.kernels[f"{OWNER}/kit-train"]["versions"][1]["log"] = fake.kernel_log
         assert list(logs.follow_log(client, ref)) == ["0\n", "1\n", "2\n", "3\n", "4\n"]
         assert len(opened) == 2
 
-    def test_following_ends_when_it_only_breaks(
+    def test_following_gives_up_when_the_connection_keeps_breaking(
         self, client: Client, save: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import requests
-
         def broken(_: object) -> object:
             raise requests.exceptions.ConnectionError
 
         monkeypatch.setattr(logs, "_events", broken)
-        with pytest.raises(errors.UnreachableError, match="breaks again and again"):
+        with pytest.raises(errors.UnreachableError, match="keeps breaking"):
             list(logs.follow_log(client, save()))
 
     @pytest.mark.parametrize("text", ["not json", json.dumps({"a": 1})])
-    def test_a_log_in_another_form_is_shown_as_it_is(self, text: str) -> None:
+    def test_a_log_in_another_format_is_shown_unchanged(self, text: str) -> None:
         assert logs.plain_log(text) == text

@@ -41,7 +41,7 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Runs a job's notebook below `tmp_path`/kaggle, away from this checkout, with no network."""
 
     def run(job: Job, **environment: str) -> subprocess.CompletedProcess:
-        text = build_notebook(job.kind, {**job.session(), "push": "a" * 32})
+        text = build_notebook(job.kind, {**job.session_settings(), "push": "a" * 32})
         (tmp_path / "notebook.ipynb").write_text(text, encoding="utf-8")
         working = tmp_path / "kaggle/working"
         working.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def write_test(path: Path, rows: int) -> np.ndarray:
         (25_000, COMPETITION, ""),
     ],
 )
-def test_inference_submits_whatever_test_set_is_there(
+def test_inference_submits_the_mounted_test_set(
     execute: Callable, run_folder: Path, tmp_path: Path, rows: int, competition: str, kernels: str
 ) -> None:
     root = tmp_path / "kaggle"
@@ -145,7 +145,7 @@ def broken(mounted: Path, run: Path) -> Source:
     return Source("me/kit-train-b")
 
 
-def test_a_fitted_blend_is_applied_there_as_it_is_at_home(
+def test_a_fitted_blend_gives_the_same_result_as_locally(
     execute: Callable, run_folder: Path, tmp_path: Path
 ) -> None:
     from kit.predict import predict_input

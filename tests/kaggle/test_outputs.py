@@ -1,34 +1,26 @@
-"""Output files: all pages, each whole and what the notebook wrote, or nothing."""
+"""Check that `download_output` leaves every file complete and as the notebook wrote it, or none."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fake_kaggle import OWNER, FakeKaggle
+from training_output import output_list, with_output_list
 
 from kit.errors import KitError
 from kit.kaggle import errors
 from kit.kaggle.client import Client
-from kit.kaggle.kernels import KernelRef
+from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.outputs import download_output, output_addresses
 from kit.kaggle.retry import RetryPolicy
-from kit.kaggle.runtime.session import OUTPUTS
+from kit.kaggle.runtime.session import OUTPUT_LIST
 
 REF = KernelRef(OWNER, "kit-train", 1)
 
 
-def listing(files: dict[str, bytes]) -> bytes:
-    written = {
-        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
-    }
-    return json.dumps({"push": "a" * 32, "files": written}).encode()
-
-
 @pytest.fixture
 def finish(fake: FakeKaggle) -> Callable[[dict[str, bytes]], None]:
-    """A finished run on the fake with these output files."""
+    """Save a completed kernel with these output files on the fake."""
 
     def finished(files: dict[str, bytes]) -> None:
         fake.kernel_script, fake.kernel_files = ["COMPLETE"], files
@@ -37,7 +29,7 @@ def finish(fake: FakeKaggle) -> Callable[[dict[str, bytes]], None]:
     return finished
 
 
-def test_every_page_of_files_and_the_log_arrive(
+def test_every_page_of_files_and_the_log_are_downloaded(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     files = {f"runs/a/fold{n}/model.bin": bytes([n]) * n for n in range(230)}
@@ -53,22 +45,22 @@ def test_files_are_compared_with_what_the_notebook_wrote(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     files = {"submission.csv": b"id\n1\n", "a/b.txt": b""}
-    finish(files | {OUTPUTS: listing(files)})
+    finish(with_output_list(files))
     assert download_output(client, REF, tmp_path / "out").compared
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "message"),
     [
-        ({"submission.csv": b"other bytes"}, "other bytes in submission.csv"),
+        ({"submission.csv": b"other"}, "has other bytes in submission.csv"),
         ({"submission.csv": b"id\n1\n", "gone.bin": b"x"}, "lacks gone.bin"),
     ],
 )
-def test_what_differs_from_what_was_written_is_not_kept(
-    client: Client, finish: Callable, tmp_path: Path, written: dict, told: str
+def test_an_output_that_differs_from_its_list_is_not_kept(
+    client: Client, finish: Callable, tmp_path: Path, written: dict, message: str
 ) -> None:
-    finish({"submission.csv": b"id\n1\n", OUTPUTS: listing(written)})
-    with pytest.raises(errors.UnreachableError, match=told):
+    finish({"submission.csv": b"id\n1\n", OUTPUT_LIST: output_list(written)})
+    with pytest.raises(errors.UnreachableError, match=message):
         download_output(client, REF, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home"]
 
@@ -94,17 +86,19 @@ def test_an_error_page_is_never_saved_as_the_file(
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix == ".csv"] == []
 
 
-def test_an_expired_address_is_asked_for_again(
+def test_an_expired_address_is_renewed(
     client: Client, fake: FakeKaggle, finish: Callable, tmp_path: Path
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
     fake.fail("_blob", 403, raw=b"<Error>ExpiredToken</Error>")
     download_output(client, REF, tmp_path / "out")
     assert (tmp_path / "out/submission.csv").read_bytes() == b"id\n1\n"
-    assert len(fake.seen("ListKernelSessionOutput")) == 3  # the list, a new address, the log
+
+    # One for the list, one for the new address, one for the log.
+    assert len(fake.seen("ListKernelSessionOutput")) == 3
 
 
-def test_an_interrupted_download_goes_on_later(
+def test_an_interrupted_download_is_continued(
     fake: FakeKaggle, finish: Callable, home: Path, tmp_path: Path
 ) -> None:
     files = {"a.bin": bytes(range(256)) * 2000, "b.bin": bytes(range(255, -1, -1)) * 2000}
@@ -121,11 +115,11 @@ def test_an_interrupted_download_goes_on_later(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
 
 
-def test_an_earlier_output_is_replaced_with_force_only(
+def test_an_earlier_output_is_replaced_only_with_force(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     files = {"submission.csv": b"id\n1\n", "runs/a/old.bin": b"x"}
-    finish(files | {OUTPUTS: listing(files)})
+    finish(with_output_list(files))
     download_output(client, REF, tmp_path / "out")
     with pytest.raises(KitError, match="exists already"):
         download_output(client, REF, tmp_path / "out")
@@ -136,7 +130,7 @@ def test_an_earlier_output_is_replaced_with_force_only(
 
 
 @pytest.mark.parametrize("mine", ["ledger.csv", ".env", "deep/submission.csv", "deep/notes.log"])
-def test_what_no_kernel_left_is_not_lost_though_forced(
+def test_other_files_are_not_replaced_even_with_force(
     client: Client, fake: FakeKaggle, finish: Callable, tmp_path: Path, mine: str
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
@@ -145,17 +139,14 @@ def test_what_no_kernel_left_is_not_lost_though_forced(
         (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(KitError, match=f"holds {mine}"):
         download_output(client, REF, tmp_path / "out", force=True)
-    assert (
-        (tmp_path / "out" / mine).read_text()
-        == (tmp_path / "out/submission.csv").read_text()
-        == "mine"
-    )
-    assert not [
-        call for call in fake.calls if "_blob" in call.path
-    ]  # found before anything is downloaded
+    assert (tmp_path / "out" / mine).read_text() == "mine"
+    assert (tmp_path / "out/submission.csv").read_text() == "mine"
+
+    # It is found before anything is downloaded.
+    assert not [call for call in fake.calls if "_blob" in call.path]
 
 
-def test_a_file_in_the_place_of_the_folder_is_kept(
+def test_a_file_is_not_replaced_by_the_folder(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
@@ -166,7 +157,7 @@ def test_a_file_in_the_place_of_the_folder_is_kept(
 
 
 @pytest.mark.parametrize("out", [".", "..", "/", "a/.."])
-def test_a_folder_without_a_name_of_its_own_is_refused(
+def test_a_folder_without_its_own_name_is_refused(
     client: Client, finish: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     finish({"submission.csv": b"id\n1\n"})
@@ -176,7 +167,7 @@ def test_a_folder_without_a_name_of_its_own_is_refused(
         download_output(client, REF, out, force=True)
 
 
-def test_no_files_is_an_error_and_not_an_empty_folder(
+def test_an_output_without_files_is_an_error(
     client: Client, finish: Callable, tmp_path: Path
 ) -> None:
     finish({})
@@ -186,7 +177,7 @@ def test_no_files_is_an_error_and_not_an_empty_folder(
 
 
 @pytest.mark.parametrize("name", ["../escape.txt", "/etc/cron.d/x", "a/../../b", "a\\..\\b"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(
+def test_a_file_name_outside_the_folder_is_refused(
     client: Client, finish: Callable, tmp_path: Path, name: str
 ) -> None:
     finish({name: b"x"})
@@ -194,7 +185,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
         download_output(client, REF, tmp_path / "out")
 
 
-def test_a_list_that_never_ends_is_left(client: Client, fake: FakeKaggle, finish: Callable) -> None:
+def test_a_list_that_repeats_a_page_ends(client: Client, fake: FakeKaggle, finish: Callable) -> None:
     finish({"a.txt": b"x"})
     real = fake.list_kernel_session_output
     fake.list_kernel_session_output = lambda body: real(body) | {"nextPageToken": "0"}

@@ -1,4 +1,4 @@
-"""From a job to a version on Kaggle: the notebook, its metadata, and no push that only looks like a success."""
+"""Check jobs, their notebooks and the wheel in them, and that a push that fails is an error."""
 
 import ast
 import base64
@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -22,11 +23,18 @@ from kit.cli import data
 from kit.cli.push import train as push_train
 from kit.data.preprocess import preprocess_files
 from kit.errors import KitError
-from kit.kaggle import errors, notebook, preparing, push
+from kit.kaggle import errors, notebook, push
 from kit.kaggle.client import Client
-from kit.kaggle.job import Job, Source, gpu_name, infer_job, train_job
+from kit.kaggle.job import (
+    PREPROCESS_DEFAULTS,
+    Job,
+    Source,
+    choose_gpu,
+    infer_job,
+    train_job,
+)
+from kit.kaggle.notebook import build_wheel
 from kit.kaggle.push import METADATA
-from kit.kaggle.wheel import build_wheel
 from kit.recipe.load import load_recipe
 
 
@@ -44,7 +52,7 @@ class TestNotebook:
         nbformat.validate(nbformat.reads(text, as_version=4))
         return json.loads(text)["cells"]
 
-    def test_it_is_constant_code_below_one_cell_of_literals(self, cells: list[dict]) -> None:
+    def test_the_cells_are_one_of_literals_and_the_runtime_files(self, cells: list[dict]) -> None:
         kinds = [(c["id"], c["cell_type"]) for c in cells]
         assert kinds == [
             ("about", "markdown"),
@@ -61,38 +69,36 @@ class TestNotebook:
                 encoding="utf-8"
             )
 
-    def test_the_job_and_the_marks_can_be_read_back(self) -> None:
+    def test_the_job_and_the_marks_are_read_back(self) -> None:
         job = {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"}
+        fingerprint = notebook.job_fingerprint("train", job)
         text = notebook.build_notebook("train", job)
         assert notebook.job_of(text) == job
-        assert notebook.marks(text) == {
-            "push": "a" * 32,
-            "job": notebook.job_fingerprint("train", job),
-        }
-        assert notebook.job_fingerprint("train", job) == notebook.job_fingerprint(
-            "train", job | {"push": "b" * 32}
-        )
-        assert notebook.job_fingerprint("train", job) != notebook.job_fingerprint(
-            "train", job | {"text": ""}
-        )
+        assert notebook.notebook_marks(text) == {"push": "a" * 32, "job": fingerprint}
+
+    def test_the_fingerprint_is_that_of_the_job_without_its_push(self) -> None:
+        job = {"push": "a" * 32, "text": "x"}
+        fingerprint = notebook.job_fingerprint("train", job)
+        assert notebook.job_fingerprint("train", job | {"push": "b" * 32}) == fingerprint
+        assert notebook.job_fingerprint("train", job | {"text": ""}) != fingerprint
 
     @pytest.mark.parametrize(
         "text", ["", "print()", "[]", '{"cells": [{"source": "KIT_PAYLOAD = 1"}]}']
     )
-    def test_a_notebook_of_somebody_else_has_no_job(self, text: str) -> None:
+    def test_another_notebook_has_no_job(self, text: str) -> None:
         assert notebook.job_of(text) == {}
-        assert notebook.marks(text) == {}
+        assert notebook.notebook_marks(text) == {}
 
-    def test_it_stays_well_below_kaggles_limit(self) -> None:
-        assert len(notebook.build_notebook("train", {"push": "a" * 32})) < notebook.LIMIT // 2
+    def test_it_has_less_than_half_of_kaggles_limit(self) -> None:
+        assert len(notebook.build_notebook("train", {"push": "a" * 32})) < notebook.MAX_BYTES // 2
 
-    def test_one_that_is_too_large_is_refused_here(self) -> None:
-        with pytest.raises(KitError, match="Kaggle takes less than 1,000,000"):
+    def test_a_notebook_that_is_too_large_is_refused(self) -> None:
+        with pytest.raises(KitError, match="Kaggle accepts less than 1,000,000"):
             notebook.build_notebook("train", {"push": "a" * 32, "text": "x" * 1_000_000})
 
 
 class TestWheel:
-    def test_it_is_the_same_bytes_each_time(self) -> None:
+    def test_it_has_the_same_bytes_each_time(self) -> None:
         first = build_wheel("kit")
         build_wheel.cache_clear()
         assert build_wheel("kit") == first
@@ -100,34 +106,29 @@ class TestWheel:
     def test_pip_installs_it_and_kit_runs_from_it(self, tmp_path: Path) -> None:
         made = build_wheel("kit")
         (tmp_path / made.name).write_bytes(made.data)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-index",
-            "--no-deps",
-            "--no-compile",
-        ]
-        subprocess.run([*pip, "--target", tmp_path / "lib", tmp_path / made.name], check=True)
-        code = "import kit, sys; from kit.cli.main import main; print(kit.__file__); main(['recipes', '--json'])"
+        options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--target", tmp_path / "lib"]
+        pip = [sys.executable, "-m", "pip", "install", *options, tmp_path / made.name]
+        subprocess.run(pip, check=True)
+
+        code = "import kit, sys; from kit.cli import main; print(kit.__file__); main(['recipes', '--json'])"
         env = {"PYTHONPATH": str(tmp_path / "lib")}
         out = subprocess.run(
             [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
         )
         path, _, recipes = out.stdout.partition("\n")
         assert Path(path).is_relative_to(tmp_path / "lib")
-        assert len(json.loads(recipes)) > 10  # the package's data travels too
 
-    def test_it_holds_no_caches_and_a_record_of_every_file(self) -> None:
+        # The recipes are data files of the package.
+        assert len(json.loads(recipes)) > 10
+
+    def test_it_has_no_caches_and_a_record_of_every_file(self) -> None:
         with zipfile.ZipFile(io.BytesIO(build_wheel("kit").data)) as bundle:
             names = bundle.namelist()
             record = bundle.read(next(n for n in names if n.endswith("RECORD"))).decode()
         assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]
         assert [line.split(",")[0] for line in record.splitlines()] == names
 
-    def test_what_is_no_folder_cannot_be_packed(self) -> None:
+    def test_an_unknown_package_is_refused(self) -> None:
         with pytest.raises(KitError, match="no_such_package"):
             build_wheel("no_such_package")
 
@@ -153,18 +154,18 @@ class TestJob:
             "keywords": [],
         }
 
-    def test_the_slug_is_what_kaggle_makes_of_the_title(self, job: Job) -> None:
+    def test_the_slug_is_the_one_that_kaggle_derives_from_the_title(self, job: Job) -> None:
         from slugify import slugify
 
-        for each in (
-            job,
+        others = [
             infer_job([Source("a/kernel")]),
             train_job(load_recipe("roberta-reference"), fold="holdout"),
-        ):
-            assert slugify(each.title) == each.slug
-            assert len(each.title) <= 50
+        ]
+        for any_job in (job, *others):
+            assert slugify(any_job.title) == any_job.slug
+            assert len(any_job.title) <= 50
 
-    def test_other_recipes_and_folds_are_other_kernels(self) -> None:
+    def test_other_recipes_and_folds_have_other_slugs(self) -> None:
         slugs = {
             train_job(load_recipe("tiny-electra", overrides), fold=fold).slug
             for overrides in ([], ["train.lr=1e-5"])
@@ -172,17 +173,13 @@ class TestJob:
         }
         assert len(slugs) == 8
 
-    def test_rows_prepared_otherwise_are_another_kernel(self) -> None:
+    def test_rows_prepared_differently_have_another_title(self) -> None:
         def title(name: str = "tiny-electra", **options: object) -> str:
-            return train_job(
-                dataclasses.replace(load_recipe("tiny-electra"), name=name), preprocess=options
-            ).title
+            recipe = dataclasses.replace(load_recipe("tiny-electra"), name=name)
+            return train_job(recipe, preprocess=options).title
 
-        assert (
-            title()
-            == title(**preparing.DEFAULTS)
-            == f"kit train tiny-electra {load_recipe('tiny-electra').hash} all folds"
-        )
+        assert title() == f"kit train tiny-electra {load_recipe('tiny-electra').hash} all folds"
+        assert title(**PREPROCESS_DEFAULTS) == title()
         others = [
             {"text": "ascii"},
             {"folds": 3},
@@ -195,12 +192,12 @@ class TestJob:
         assert title(folds=3, seed=1) == title(seed=1, folds=3)
         assert len(title("a-name-of-forty-letters-" + "x" * 16, text="ascii")) <= 50
 
-    def test_the_defaults_are_those_of_the_command(self) -> None:
-        typed = {option.name: option.default for option in data.preprocess.params}
-        called = inspect.signature(preprocess_files).parameters
-        for name, value in preparing.DEFAULTS.items():
-            assert typed[name] == called[name].default == value
-        assert set(preparing.DEFAULTS) <= {option.name for option in push_train.params}
+    def test_the_preprocess_defaults_are_those_of_the_command(self) -> None:
+        of_command = {option.name: option.default for option in data.preprocess.params}
+        of_function = inspect.signature(preprocess_files).parameters
+        for name, value in PREPROCESS_DEFAULTS.items():
+            assert of_command[name] == of_function[name].default == value
+        assert set(PREPROCESS_DEFAULTS) <= {option.name for option in push_train.params}
 
     def test_inference_runs_without_internet_and_mounts_the_training_kernels(self) -> None:
         metadata = infer_job(
@@ -211,28 +208,28 @@ class TestJob:
         assert metadata["dataset_sources"] == ["me/runs"]
 
     @pytest.mark.parametrize(
-        ("make", "told"),
+        ("make", "message"),
         [
             (lambda: infer_job([]), "needs runs"),
             (lambda: infer_job([Source("a/kernel"), Source("a/kernel")]), "more than once"),
-            (lambda: infer_job([Source("a/kernel", -1.0)]), "cannot be used"),
-            (lambda: infer_job([Source("a/kernel")], title="Kit!"), "cannot be a kernel's title"),
+            (lambda: infer_job([Source("a/kernel", -1.0)]), "invalid weights"),
+            (lambda: infer_job([Source("a/kernel")], title="Kit!"), "cannot be the title of a kernel"),
             (lambda: infer_job([Source("a/kernel")], title="x" * 51), "5 to 50"),
             (lambda: infer_job([Source("a/kernel")], max_hours=13), "at most 12 hours"),
-            (lambda: gpu_name("a100"), "no such GPU"),
-            (lambda: gpu_name("p100"), "retired the P100"),
+            (lambda: choose_gpu("a100"), "unknown GPU"),
+            (lambda: choose_gpu("p100"), "retired the P100"),
         ],
     )
-    def test_what_kaggle_would_refuse_is_refused_here(self, make: object, told: str) -> None:
-        with pytest.raises(KitError, match=told):
+    def test_a_job_that_kaggle_would_refuse_is_an_error(self, make: Callable[[], object], message: str) -> None:
+        with pytest.raises(KitError, match=message):
             make()
 
-    def test_a_p100_becomes_a_t4_once_the_user_agrees(self) -> None:
-        assert gpu_name("p100", yes=True)[0] == "t4"
-        assert "in its place" in gpu_name("p100", yes=True)[1]
-        assert gpu_name("t4") == ("t4", "")
+    def test_an_accepted_p100_becomes_a_t4(self) -> None:
+        assert choose_gpu("p100", accept_t4=True)[0] == "t4"
+        assert "instead" in choose_gpu("p100", accept_t4=True)[1]
+        assert choose_gpu("t4") == ("t4", "")
 
-    def test_a_backbone_that_is_a_local_folder_does_not_travel(self, tmp_path: Path) -> None:
+    def test_a_backbone_in_a_local_folder_is_refused(self, tmp_path: Path) -> None:
         recipe = dataclasses.replace(load_recipe("tiny-electra"), backbone=str(tmp_path))
         with pytest.raises(KitError, match="which Kaggle does not have"):
             train_job(recipe)
@@ -246,7 +243,7 @@ class TestPush:
         assert (first.ref.owner, first.ref.slug, first.ref.version) == (OWNER, job.slug, 1)
         assert push.push_kernel(client, job, tmp_path / "k").ref.version == 2
 
-    def test_the_request_is_the_real_clients_own(
+    def test_the_request_is_that_of_kaggles_client(
         self, client: Client, fake: FakeKaggle, job: Job, home: Path, tmp_path: Path
     ) -> None:
         folder = push.push_kernel(client, job, tmp_path / "k").folder
@@ -264,17 +261,17 @@ main()
         assert json.loads(ours.pop("text")) == json.loads(theirs.pop("text"))
         assert ours == {k: v for k, v in theirs.items() if v != ""}
 
-    def test_a_dry_run_needs_no_kaggle(self, job: Job, tmp_path: Path) -> None:
-        folder = push.write_folder(job, "somebody", tmp_path / "k")
+    def test_the_folder_is_written_without_kaggle(self, job: Job, tmp_path: Path) -> None:
+        folder = push.write_kernel_folder(job, "somebody", tmp_path / "k")
         assert sorted(p.name for p in folder.iterdir()) == [METADATA, f"{job.slug}.ipynb"]
         assert json.loads((folder / METADATA).read_text())["id"] == f"somebody/{job.slug}"
 
-    def test_a_folder_of_the_users_is_not_overwritten(self, job: Job, tmp_path: Path) -> None:
+    def test_a_folder_with_other_files_is_not_overwritten(self, job: Job, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("mine")
         with pytest.raises(KitError, match="holds other files"):
-            push.write_folder(job, "somebody", tmp_path)
+            push.write_kernel_folder(job, "somebody", tmp_path)
 
-    def test_a_push_refused_with_success_is_an_error(
+    def test_a_push_refused_with_http_200_is_an_error(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path
     ) -> None:
         fake.save_kernel = lambda _: {"error": "Notebook not found", "ref": "", "url": ""}
@@ -305,7 +302,7 @@ main()
         fake.fail("SaveKernel", **fault)
         assert push.push_kernel(client, job, tmp_path / "k").ref.version == 1
 
-    def test_a_version_of_somebody_else_is_not_taken_for_ours(
+    def test_a_version_from_another_push_is_not_taken_for_ours(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path
     ) -> None:
         push.push_kernel(client, job, tmp_path / "k")
@@ -314,6 +311,7 @@ main()
 
         def meanwhile(body: dict) -> dict:
             if fake.seen("SaveKernel")[-1].status == -1:
+                # Another window pushes between the lost push and the look at what is there.
                 fake.get_kernel = real
                 fake.save_kernel({"slug": f"{OWNER}/{job.slug}", "text": "another window"})
             return real(body)
@@ -321,7 +319,7 @@ main()
         fake.get_kernel = meanwhile
         assert push.push_kernel(client, job, tmp_path / "k").ref.version == 3
 
-    def test_taken_sessions_are_waited_for_within_bounds(
+    def test_a_push_waits_for_a_free_session_within_its_limit(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
         fake.max_gpu_sessions = 0
@@ -329,7 +327,7 @@ main()
             push.push_kernel(client, job, tmp_path / "k", slot_wait_s=120)
         assert heard.pauses == [30.0] * 4
 
-    def test_the_quota_is_told_and_may_be_missing(
+    def test_the_quota_is_reported_where_it_can_be_read(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
         fake.gpu_total_s, fake.max_gpu_sessions = 30 * 3600, 3
@@ -342,7 +340,7 @@ main()
         push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append)
         assert "Kaggle's answer has none" in heard.text
 
-    def test_the_name_that_kaggle_gives_is_the_one_that_counts(
+    def test_a_kernel_that_kaggle_renames_has_its_new_name(
         self, client: Client, fake: FakeKaggle, job: Job, tmp_path: Path, heard: Heard
     ) -> None:
         real = fake.save_kernel
@@ -357,15 +355,12 @@ main()
             push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append).ref.slug
             == "another-name"
         )
-        assert "has named the kernel" in heard.text
+        assert "Kaggle named the kernel" in heard.text
 
 
-def test_the_payload_carries_what_the_notebook_needs() -> None:
-    (cell,) = [
-        c
-        for c in json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"]
-        if c["id"] == "payload"
-    ]
+def test_the_payload_has_the_wheels_of_kit_and_tomli_w() -> None:
+    cells = json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"]
+    (cell,) = [cell for cell in cells if cell["id"] == "payload"]
     payload = ast.literal_eval(ast.parse(cell["source"]).body[0].value)
     for name, package in zip(payload["wheels"], ("kit", "tomli_w"), strict=True):
         with zipfile.ZipFile(io.BytesIO(base64.b64decode(payload["wheels"][name]))) as bundle:

@@ -1,5 +1,4 @@
-"""The whole way in one go, through the real client in a process of its own; smooth, and with something failing at
-every step."""
+"""Check the way from download to score with the real client in a process without any patch."""
 
 import json
 import subprocess
@@ -13,17 +12,23 @@ from fake_services import SLUG
 ROOT = Path(__file__).parents[2]
 
 
-def walk(fake: FakeKaggle, home: Path, folder: Path, **how: str) -> subprocess.CompletedProcess:
-    env = fake.env(home, **how) | {
-        "PYTHONPATH": str(ROOT),
-        "VERBOSE": "1",
-    }  # VERBOSE: kaggle's own prints headers
+def run_scenario(
+    fake: FakeKaggle, home: Path, folder: Path, token: str | None = None
+) -> subprocess.CompletedProcess:
+    # With VERBOSE Kaggle's client prints headers, which must not hold a secret.
+    env = fake.env(home, token) | {"PYTHONPATH": str(ROOT), "VERBOSE": "1"}
     command = [sys.executable, str(Path(__file__).with_name("scenario.py")), str(folder)]
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-def check(done: subprocess.CompletedProcess, fake: FakeKaggle) -> None:
-    print(done.stderr)  # for the check that no secret gets out
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_from_download_to_score(
+    fake: FakeKaggle, home: Path, tmp_path: Path, token: str | None
+) -> None:
+    done = run_scenario(fake, home, tmp_path, token)
+
+    # Printed for the fixture that looks for secrets in the output of every test.
+    print(done.stderr)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["files"] == ["sample_submission.csv", "test.csv", "train.csv"]
@@ -37,14 +42,7 @@ def check(done: subprocess.CompletedProcess, fake: FakeKaggle) -> None:
     assert len(fake.submissions) == 1
 
 
-@pytest.mark.parametrize("how", [{}, {"token": TOKEN}])
-def test_from_download_to_score(
-    fake: FakeKaggle, home: Path, tmp_path: Path, how: dict[str, str]
-) -> None:
-    check(walk(fake, home, tmp_path, **how), fake)
-
-
-def test_from_download_to_score_on_a_bad_day(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
+def test_from_download_to_score_with_a_failure_at_every_step(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
     for method in (
         "ListDataFiles",
         "DownloadDataFiles",
@@ -58,7 +56,7 @@ def test_from_download_to_score_on_a_bad_day(fake: FakeKaggle, home: Path, tmp_p
     fake.fail("SaveKernel", 503)
     fake.fail("SaveKernel", drop=True, after=True)
     fake.fail("CreateCodeSubmission", drop=True, after=True)
-    done = walk(fake, home, tmp_path)
+    done = run_scenario(fake, home, tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["score"] == "0.98765"
     assert {len(kernel["versions"]) for kernel in fake.kernels.values()} == {1}

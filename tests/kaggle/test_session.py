@@ -16,7 +16,7 @@ from kit.evaluation.validate import validate_submission
 from kit.kaggle.runtime import infer as infer_cell
 from kit.kaggle.runtime import session as sessions
 from kit.kaggle.runtime import train as train_cell
-from kit.kaggle.runtime.session import OUTPUTS, NotebookSession
+from kit.kaggle.runtime.session import OUTPUT_LIST, NotebookSession
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.task import COMPETITION
 
@@ -101,7 +101,7 @@ def test_inputs_are_found_under_either_layout(session: NotebookSession) -> None:
     assert session.runs("me/kit-train") == []
 
 
-def test_a_competition_that_is_not_mounted_is_said_with_what_is_there(
+def test_a_missing_competition_file_says_what_to_do(
     session: NotebookSession,
 ) -> None:
     with pytest.raises(RuntimeError, match="push the notebook again"):
@@ -109,11 +109,11 @@ def test_a_competition_that_is_not_mounted_is_said_with_what_is_there(
 
 
 @pytest.mark.parametrize("layout", ["by kind"], indirect=True)
-def test_an_owner_of_the_same_slug_is_not_taken(session: NotebookSession) -> None:
+def test_the_same_slug_of_another_owner_is_ignored(session: NotebookSession) -> None:
     assert session.runs("you/kit-train-a") == []
 
 
-def test_all_models_are_blended_for_the_test_set_there(
+def test_all_models_are_blended_for_the_mounted_test_set(
     session: NotebookSession, root: Path, predicts: Callable
 ) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
@@ -121,11 +121,11 @@ def test_all_models_are_blended_for_the_test_set_there(
     assert submission(root).to_numpy().tolist() == [
         [7.0, pytest.approx(0.4), pytest.approx(0.6), 0.0]
     ]
-    listed = json.loads((root / "working" / OUTPUTS).read_text())
+    listed = json.loads((root / "working" / OUTPUT_LIST).read_text())
     assert (listed["push"], list(listed["files"])) == ("a" * 32, ["submission.csv"])
 
 
-def test_weights_count(session: NotebookSession, root: Path, predicts: Callable) -> None:
+def test_the_method_weights_uses_the_sources_weights(session: NotebookSession, root: Path, predicts: Callable) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
     infer_cell.infer(dataclasses.replace(session, job={**session.job, "method": "weights"}))
     assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
@@ -149,7 +149,7 @@ class TestFittedBlend:
     @pytest.mark.parametrize(
         ("pool", "heat"), [("arithmetic", 1.0), ("arithmetic", 0.8), ("geometric", 1.25)]
     )
-    def test_it_is_what_kit_ensemble_makes_of_the_same_predictions(
+    def test_it_equals_apply_blend_on_the_same_predictions(
         self, session: NotebookSession, root: Path, predicts: Callable, pool: str, heat: float
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
@@ -179,7 +179,7 @@ class TestFittedBlend:
             pytest.approx(0.75 * 0.6 + 0.25 * 0.2)
         ]
 
-    def test_a_dataset_is_known_by_its_run_and_not_by_its_folder(
+    def test_a_dataset_is_matched_by_its_run_and_not_by_its_folder(
         self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         first, second = session.job["sources"]
@@ -189,7 +189,7 @@ class TestFittedBlend:
         infer_cell.infer(blended(session, {"roberta-2": 0.75, "deberta-1": 0.25}))
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
 
-    def test_a_dropped_run_is_not_run(
+    def test_a_dropped_member_is_not_run(
         self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         commands = predicts({"kit-train-b-run": 0.6})
@@ -198,7 +198,7 @@ class TestFittedBlend:
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
     @pytest.mark.parametrize("rerun", ["", "1"])
-    def test_without_a_broken_model_the_others_weights_are_scaled_up_and_said(
+    def test_the_weights_are_scaled_up_where_a_model_fails(
         self,
         session: NotebookSession,
         root: Path,
@@ -223,7 +223,7 @@ class TestFittedBlend:
         assert "the blend goes on without kit-train-b-run" in said
         assert "kit-train-a-run 0.200, third 0.800" in said
 
-    def test_a_member_that_is_nowhere_is_an_error_before_scoring_and_done_without_then(
+    def test_a_missing_member_is_an_error_and_a_warning_while_scoring(
         self,
         session: NotebookSession,
         root: Path,
@@ -238,7 +238,7 @@ class TestFittedBlend:
         infer_cell.infer(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
-    def test_a_saved_calibration_is_applied_to_what_comes_out(
+    def test_a_saved_calibration_is_applied_to_the_blend(
         self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         predicts({"kit-train-a-run": 0.3, "kit-train-b-run": 0.5})
@@ -262,7 +262,7 @@ class TestARunThatWasMeant:
 
         return known
 
-    def test_another_one_in_its_place_is_an_error_before_scoring_and_loud_then(
+    def test_another_run_in_its_place_is_an_error_and_a_warning_while_scoring(
         self,
         meant: Callable,
         root: Path,
@@ -283,7 +283,7 @@ class TestARunThatWasMeant:
             in capfd.readouterr().out
         )
 
-    def test_others_beside_it_are_not_run(
+    def test_other_runs_of_that_kernel_are_not_run(
         self, meant: Callable, layout: str, root: Path, predicts: Callable
     ) -> None:
         beside = place(root, layout, "notebooks", "me", "kit-train-a") / "runs/another"
@@ -295,7 +295,7 @@ class TestARunThatWasMeant:
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run", "kit-train-b-run"]
 
 
-def test_nothing_is_left_in_the_temporary_folder(
+def test_temporary_folders_are_removed(
     session: NotebookSession, predicts: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     scratch = tmp_path / "scratch"
@@ -315,7 +315,7 @@ def test_nothing_is_left_in_the_temporary_folder(
 
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
 class TestWhatGoesWrong:
-    def test_one_model_that_fails_is_left_out_loudly(
+    def test_a_failing_model_is_left_out_with_a_warning(
         self,
         session: NotebookSession,
         root: Path,
@@ -327,7 +327,7 @@ class TestWhatGoesWrong:
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
         assert "kit-train-a-run FAILED" in capfd.readouterr().out
 
-    def test_all_failing_is_an_error_where_the_author_sees_it(
+    def test_no_working_model_is_an_error_in_the_visible_run(
         self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
@@ -335,7 +335,7 @@ class TestWhatGoesWrong:
             infer_cell.infer(session)
         assert not (root / "working/submission.csv").exists()
 
-    def test_all_failing_while_scoring_still_leaves_a_valid_submission(
+    def test_no_working_model_gives_the_class_prior_while_scoring(
         self,
         session: NotebookSession,
         root: Path,
@@ -352,7 +352,7 @@ class TestWhatGoesWrong:
         assert submission(root)["winner_tie"].tolist() == [pytest.approx(17761 / 57477)]
         assert "NO MODEL WORKED" in capfd.readouterr().out
 
-    def test_a_missing_source_is_an_error_before_scoring_and_left_out_then(
+    def test_a_missing_source_is_an_error_and_left_out_while_scoring(
         self,
         session: NotebookSession,
         root: Path,
@@ -367,7 +367,7 @@ class TestWhatGoesWrong:
         infer_cell.infer(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
-    def test_no_gpu_is_an_error_before_scoring_and_the_cpu_then(
+    def test_no_gpu_is_an_error_and_the_cpu_is_used_while_scoring(
         self,
         session: NotebookSession,
         root: Path,
@@ -386,7 +386,7 @@ class TestWhatGoesWrong:
         infer_cell.infer(session)
         assert len(submission(root)) == 1
 
-    def test_several_gpus_are_tried_first_and_then_one(
+    def test_a_model_that_fails_on_several_gpus_is_tried_on_one(
         self, session: NotebookSession, predicts: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         commands = predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
@@ -394,7 +394,7 @@ class TestWhatGoesWrong:
         infer_cell.infer(session)
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run"] * 2 + ["kit-train-b-run"]
 
-    def test_what_a_failed_attempt_wrote_is_not_in_the_way_of_the_next(
+    def test_the_file_of_a_failed_attempt_is_removed(
         self, session: NotebookSession, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def kit(
@@ -454,7 +454,7 @@ class TestTraining:
         monkeypatch.setattr(NotebookSession, "devices", lambda self: 2)
         return made
 
-    def test_rows_are_made_and_every_gpu_trains_within_the_budget(
+    def test_rows_are_prepared_and_every_gpu_trains_within_the_budget(
         self, job: NotebookSession, commands: list, root: Path
     ) -> None:
         train_cell.train(job)
@@ -465,11 +465,11 @@ class TestTraining:
         assert 0.8 < float(train[train.index("--max-hours") + 1]) < 1.0
         assert train[train.index("--runs") + 1] == str(root / "working/runs")
 
-    def test_what_has_not_finished_is_not_in_the_output(
+    def test_unfinished_folds_are_not_in_the_output(
         self, job: NotebookSession, commands: list, root: Path
     ) -> None:
         train_cell.train(job)
-        assert list(json.loads((root / "working" / OUTPUTS).read_text())["files"]) == [
+        assert list(json.loads((root / "working" / OUTPUT_LIST).read_text())["files"]) == [
             "runs/x-1/fold0/metrics.json"
         ]
 
@@ -491,7 +491,7 @@ class TestTraining:
 
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
 class TestChildren:
-    def test_a_command_that_outlives_its_budget_is_stopped(
+    def test_a_command_is_stopped_after_its_budget(
         self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sessions.sys, "executable", "/bin/sleep")
@@ -503,7 +503,7 @@ class TestChildren:
         assert session.kit(["train"], 1, 0.2) < 0
         assert time.monotonic() - began < 5
 
-    def test_its_lines_reach_the_log(
+    def test_the_output_of_a_command_reaches_the_log(
         self,
         session: NotebookSession,
         monkeypatch: pytest.MonkeyPatch,
@@ -526,7 +526,7 @@ class TestChildren:
             ({"names": ["Tesla P100"], "problem": "no kernels for Tesla P100"}, "t4", "no kernels"),
         ],
     )
-    def test_a_gpu_that_cannot_be_used_is_an_error(
+    def test_an_unusable_gpu_is_an_error(
         self,
         session: NotebookSession,
         monkeypatch: pytest.MonkeyPatch,

@@ -1,21 +1,31 @@
-"""--runs: kernels that have completed, runs that came from Kaggle, and runs that have to be published."""
+"""Check that --runs becomes sources that Kaggle can mount, and that blends find theirs by name."""
 
 import json
 from pathlib import Path
 
 import pytest
+from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
+from training_output import RECIPE, training_output
 
+from kit.ensemble.blend import Blend, parse_blend, read_blend, write_blend
+from kit.ensemble.calibration import Calibration
 from kit.errors import KitError
-from kit.kaggle import collect, errors
+from kit.kaggle import collect, errors, notebook
 from kit.kaggle.client import Client
-from kit.kaggle.job import Source
-from kit.kaggle.sources import resolve_sources
+from kit.kaggle.job import Source, infer_job
+from kit.kaggle.sources import identify_runs, match_sources, parse_sources, resolve_sources
+from kit.recipe.load import load_recipe
+
+OTHER = load_recipe("tiny-roberta")
+BLEND = Blend(
+    ("roberta-2", "deberta-1", "electra-3"), (0.7, 0.3, 0.0), "geometric", Calibration(0.9)
+)
 
 
 @pytest.fixture
 def complete(fake: FakeKaggle) -> None:
-    """Two training kernels that have ended well."""
+    """Two training kernels that have completed."""
     fake.kernel_script = ["COMPLETE"]
     for slug in ("kit-train-a", "kit-train-b"):
         fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
@@ -23,14 +33,24 @@ def complete(fake: FakeKaggle) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A local run with two finished folds, brought home from two kernels."""
+    """A local run with two finished folds, collected from two kernels."""
     folder = tmp_path / "runs/tiny-0a1b2c3d"
     origins = {f"fold{n}": f"{OWNER}/kit-train-{letter}/1" for n, letter in enumerate("ab")}
-    files = {"recipe.toml": "", "origin.json": "{}", collect.ORIGINS: json.dumps(origins)}
-    for name, text in {**files, "fold0/metrics.json": "{}", "fold1/metrics.json": "{}"}.items():
+    files = {
+        "recipe.toml": "",
+        "origin.json": "{}",
+        "fold0/metrics.json": "{}",
+        "fold1/metrics.json": "{}",
+        collect.ORIGINS: json.dumps(origins),
+    }
+    write_files(folder, files)
+    return folder
+
+
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    return folder
 
 
 @pytest.mark.usefixtures("complete")
@@ -43,7 +63,7 @@ def test_kernels_are_named_with_or_without_their_owner(client: Client) -> None:
 
 
 @pytest.mark.usefixtures("complete")
-def test_a_run_from_kaggle_is_mounted_from_there_with_its_weight_shared(
+def test_a_collected_run_is_mounted_from_its_kernels_which_share_its_weight(
     client: Client, run: Path
 ) -> None:
     found = resolve_sources(client, [run], weights=[3.0])
@@ -55,35 +75,38 @@ def test_a_run_from_kaggle_is_mounted_from_there_with_its_weight_shared(
 
 
 @pytest.mark.usefixtures("complete")
-def test_a_version_that_kaggle_would_not_mount_is_refused(
+def test_another_version_than_the_latest_is_refused(
     client: Client, fake: FakeKaggle, run: Path
 ) -> None:
     fake.save_kernel({"slug": f"{OWNER}/kit-train-b", "text": "another training"})
     with pytest.raises(
-        errors.RefusedError, match=r"kit-train-b, 2, and tiny-0a1b2c3d is from version 1"
+        errors.RefusedError, match=r"version 2, but tiny-0a1b2c3d is from version 1"
     ) as caught:
         resolve_sources(client, [run])
     assert caught.value.hint.startswith("Add --dataset")
-    assert f"name {OWNER}/kit-train-b for" in caught.value.hint
+    assert f"name {OWNER}/kit-train-b to use its latest version" in caught.value.hint
+
     with pytest.raises(
         errors.RefusedError,
-        match=rf"(?s)is version 1.*kit kernels output {OWNER}/kit-train-b/1 --runs",
+        match=rf"(?s)version 1 was named.*kit kernels output {OWNER}/kit-train-b/1 --runs",
     ):
         resolve_sources(client, [f"{OWNER}/kit-train-b/1"])
     assert resolve_sources(client, [run], as_dataset=True)[0].kind == "dataset"
-    (run / collect.ORIGINS).write_text(
-        json.dumps({f"fold{n}": f"{OWNER}/kit-train-b" for n in range(2)})
-    )
-    assert (
-        resolve_sources(client, [run])[0].versions == ()
-    )  # brought home by a kit that did not note it
 
 
-def test_a_run_of_this_machine_has_to_be_published(
+@pytest.mark.usefixtures("complete")
+def test_a_run_without_noted_versions_is_mounted_from_the_latest(client: Client, run: Path) -> None:
+    """Kaggle's answer may lack the version's number when a run is collected."""
+    origins = {f"fold{n}": f"{OWNER}/kit-train-b" for n in range(2)}
+    (run / collect.ORIGINS).write_text(json.dumps(origins))
+    assert resolve_sources(client, [run])[0].versions == ()
+
+
+def test_a_local_run_has_to_be_published(
     client: Client, fake: FakeKaggle, run: Path
 ) -> None:
     (run / collect.ORIGINS).unlink()
-    with pytest.raises(KitError, match="fold0, fold1 was trained here") as caught:
+    with pytest.raises(KitError, match="fold0, fold1 was trained on this machine") as caught:
         resolve_sources(client, [run])
     assert "--dataset" in str(caught.value)
     (found,) = resolve_sources(client, [run], as_dataset=True)
@@ -101,6 +124,109 @@ def test_a_kernel_without_an_output_is_refused(
         resolve_sources(client, ["kit-train-a"])
 
 
-def test_weights_must_be_as_many_as_runs(client: Client) -> None:
+def test_every_run_needs_a_weight(client: Client) -> None:
     with pytest.raises(KitError, match="2 weights for 1 runs"):
         resolve_sources(client, ["kit-train-a"], weights=[1, 2])
+
+
+def holding(ref: str, *runs: str) -> Source:
+    """A kernel whose output has these runs."""
+    return Source(f"me/{ref}", runs=runs)
+
+
+def test_members_are_matched_by_name_and_folds_share_a_weight() -> None:
+    found = match_sources(
+        BLEND, [holding("a", "deberta-1"), holding("b", "roberta-2"), holding("c", "deberta-1")]
+    )
+    assert [(s.ref, s.weight) for s in found] == [("me/a", 0.15), ("me/b", 0.7), ("me/c", 0.15)]
+
+
+def test_a_dropped_run_is_not_mounted(heard: Heard) -> None:
+    named = [holding("a", "deberta-1"), holding("b", "roberta-2"), holding("c", "electra-3")]
+    assert [s.ref for s in match_sources(BLEND, named, say=heard.lines.append)] == ["me/a", "me/b"]
+    assert "me/c is not mounted" in heard.text
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ([holding("a", "deberta-1")], "needs roberta-2, but no source has it"),
+        (
+            [holding("a", "deberta-1"), holding("b", "roberta-2"), holding("c", "xlm-4")],
+            r"no member of the blend is in me/c \(xlm-4\)",
+        ),
+    ],
+)
+def test_missing_and_unknown_members_are_refused(
+    named: list[Source], message: str
+) -> None:
+    with pytest.raises(KitError, match=message):
+        match_sources(BLEND, named)
+
+
+def test_a_baseline_in_the_blend_is_refused() -> None:
+    blend = Blend(("roberta-2", "baseline-tfidf"), (0.7, 0.3), "arithmetic")
+    with pytest.raises(KitError, match="Fit the blend without baselines"):
+        match_sources(blend, [holding("b", "roberta-2")])
+
+
+def test_a_source_with_unknown_runs_is_kept(heard: Heard) -> None:
+    named = [holding("a", "deberta-1"), holding("b")]
+    assert [s.ref for s in match_sources(BLEND, named, say=heard.lines.append)] == ["me/a", "me/b"]
+    assert "me/b: its runs will be compared" in heard.text
+
+
+def test_the_job_carries_the_saved_blend(tmp_path: Path) -> None:
+    write_blend(BLEND, tmp_path / "blend.json", {})
+    found = match_sources(
+        read_blend(tmp_path / "blend.json"), [holding("a", "deberta-1"), holding("b", "roberta-2")]
+    )
+    job = infer_job(found, blend=read_blend(tmp_path / "blend.json"))
+    carried = notebook.job_of(notebook.build_notebook("infer", job.session_settings() | {"push": "a" * 32}))
+    assert carried["method"] == "blend"
+    assert parse_blend("job", carried["blend"]) == BLEND
+    assert carried["sources"][0] == {
+        "ref": "me/a",
+        "weight": 0.3,
+        "kind": "kernel",
+        "runs": ["deberta-1"],
+    }
+
+
+class TestKernelsOnKaggle:
+    @pytest.fixture(autouse=True)
+    def trained(self, fake: FakeKaggle) -> None:
+        """Two training kernels of different recipes, and one whose output has no run."""
+        fake.kernel_script = ["COMPLETE"]
+        for slug, files in (
+            ("kit-train-a", training_output(RECIPE, "0")),
+            ("kit-train-b", training_output(OTHER, "0")),
+            ("kit-other", {"notes.txt": b"x"}),
+        ):
+            fake.kernel_files = files
+            fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
+
+    def test_the_runs_of_a_kernel_are_read_from_its_output(self, client: Client) -> None:
+        named = parse_sources(["kit-train-a", "kit-train-b"], OWNER)
+        assert [s.runs for s in identify_runs(client, named)] == [
+            (RECIPE.run_name,),
+            (OTHER.run_name,),
+        ]
+
+    def test_a_kernel_without_a_run_is_refused(self, client: Client) -> None:
+        with pytest.raises(errors.RefusedError, match="holds no run directory"):
+            identify_runs(client, parse_sources(["kit-other"], OWNER))
+
+    def test_an_unfinished_kernel_is_refused(self, client: Client, fake: FakeKaggle) -> None:
+        fake.kernel_script = ["RUNNING"]
+        fake.save_kernel({"slug": f"{OWNER}/kit-train-c", "text": ""})
+        with pytest.raises(errors.RefusedError, match="is RUNNING"):
+            identify_runs(client, parse_sources(["kit-train-c"], OWNER))
+
+
+def test_a_published_run_is_named_after_its_folder(tmp_path: Path) -> None:
+    run = tmp_path / "runs/tiny-0a1b2c3d"
+    files = {"recipe.toml": "", "origin.json": json.dumps({"folds": 3}), "fold0/metrics.json": "{}"}
+    write_files(run, files)
+    (found,) = parse_sources([run], "me", as_dataset=True)
+    assert found.runs == ("tiny-0a1b2c3d",)

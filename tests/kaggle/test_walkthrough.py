@@ -1,7 +1,6 @@
-"""The walk-through of docs/kaggle.md, typed as it stands there, against a Kaggle on this machine."""
+"""Check that the commands of docs/kaggle.md print what the page shows, against the fake Kaggle."""
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,13 @@ import snippets
 from captured import Heard
 from click.testing import CliRunner
 from fake_kaggle import FakeKaggle
+from training_output import with_output_list
 
 from kit.cli.main import main
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.kaggle.ledger import read_ledger
 from kit.kaggle.retry import RetryPolicy
-from kit.kaggle.runtime.session import OUTPUTS
 from kit.predictions import make_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
@@ -30,27 +29,30 @@ PAGE = snippets.ROOT / "docs/kaggle.md"
 
 @pytest.fixture
 def fake() -> Iterator[FakeKaggle]:
-    """A Kaggle on which a training kernel leaves all folds of its run, as well as a toy could have trained them."""
+    """A Kaggle on which a training kernel leaves all folds of its run."""
     with FakeKaggle(owner="ada") as server:
-        real, scored = server.save_kernel, dict(server.kernel_files)
+        real_save = server.save_kernel
+        inference_files = dict(server.kernel_files)
 
         def save(body: dict) -> dict:
-            backbone = (
-                body["newTitle"].split()[2] if body["newTitle"].startswith("kit train") else ""
-            )
-            server.kernel_files = (
-                trained(load_recipe(backbone), Path("data/processed")) if backbone else scored
-            )
-            return real(body)
+            title = body["newTitle"]
+            if title.startswith("kit train"):
+                recipe = load_recipe(title.split()[2])
+                server.kernel_files = trained(recipe, Path("data/processed"))
+            else:
+                server.kernel_files = inference_files
+            return real_save(body)
 
         server.save_kernel = save
         yield server
 
 
 def trained(recipe: Recipe, data: Path) -> dict[str, bytes]:
-    """A run directory with all folds as a training kernel leaves it, its predictions better than the class prior."""
+    """Return the files of a run with all folds, its predictions better than the class prior."""
     processed = open_dataset(data)
     rows = processed.train([ID, LABEL])
+
+    # Random rows, moved towards the labels; the seed differs by recipe.
     noise = np.random.default_rng(ord(recipe.name[0])).dirichlet([1, 1, 1], len(rows))
     probabilities = 0.6 * noise + 0.4 * (0.6 * np.eye(3)[rows[LABEL].to_numpy()] + 0.4 / 3)
     run = f"runs/{recipe.run_name}"
@@ -59,19 +61,17 @@ def trained(recipe: Recipe, data: Path) -> dict[str, bytes]:
         f"{run}/recipe.toml": recipe.to_toml().encode(),
         f"{run}/origin.json": json.dumps(origin).encode(),
     }
+
     for fold in range(processed.folds):
         places = processed.fold_rows(fold)[1]
         made = make_predictions(rows[ID].to_numpy()[places], probabilities[places])
         files[f"{run}/fold{fold}/valid.csv"] = made.to_csv(index=False).encode()
         metrics = {"log_loss": 1.0, "accuracy": 0.5, "valid_rows": len(places)}
         files[f"{run}/fold{fold}/metrics.json"] = json.dumps(metrics).encode()
-    written = {
-        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
-    }
-    return files | {OUTPUTS: json.dumps({"push": "", "files": written}).encode()}
+    return with_output_list(files)
 
 
-def test_the_walk_through_is_what_comes_out(
+def test_the_walk_through_prints_what_the_page_shows(
     fake: FakeKaggle,
     home: Path,
     heard: Heard,
@@ -96,10 +96,12 @@ def test_the_walk_through_is_what_comes_out(
     with fake.patched(home):
         outcomes = snippets.run(PAGE, kit)
     assert len(outcomes) > 8
+
     if request.config.getoption("--update"):
         snippets.rewrite(PAGE, outcomes)
     else:
-        assert [each.problem for each in outcomes if each.problem] == []
+        assert [outcome.problem for outcome in outcomes if outcome.problem] == []
+
     (entry,) = read_ledger("submissions/ledger.csv")
     assert len(entry.runs.split()) == 2
     assert sum(map(float, entry.weights.split())) == pytest.approx(1)

@@ -1,8 +1,9 @@
-"""The inference job of a Kaggle session: a submission for whatever test set is there, 3 rows or 25,000.
+"""Predict on Kaggle: write submission.csv for the mounted test set, visible or hidden.
 
-A model that fails is left out, loudly, and a fitted blend goes on with the weights of the others, scaled up. In
-Kaggle's scoring run a valid submission comes out even if all of them fail, since an exception costs one of the day's
-submissions and says nothing; in the visible run that is an error.
+A model that fails is left out with a warning, and a fitted blend continues with the weights of the
+others scaled up. In Kaggle's scoring run a valid submission is written even if all models fail,
+because an exception there uses up one of the day's submissions and reports nothing. In the visible
+run the same failure is an error.
 """
 
 import tempfile
@@ -12,23 +13,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.ensemble import blend as blends
+from kit.ensemble.blend import Blend, apply_blend, parse_blend
 from kit.ensemble.calibration import apply_calibration, parse_calibration
 from kit.ensemble.pool import blend_predictions
 from kit.errors import KitError
 from kit.evaluation.validate import validate_submission
-from kit.kaggle.runtime.session import NotebookSession, print_line, run_loudly
+from kit.kaggle.runtime.session import NotebookSession, log_line, log_warning
 from kit.predictions import make_predictions, read_predictions, write_predictions
-from kit.task import ID, TEST_FILE
+from kit.task import ID, TEST_FILE, TRAIN_CLASS_COUNTS
 
 SUBMISSION = "submission.csv"
-PRIOR = (20064, 19652, 17761)  # wins of A, of B, and ties among the training rows
 RESERVE_S = 120.0  # for blending, checking and writing
 
 
 @dataclass(frozen=True)
 class Member:
-    """One run directory of the ensemble, the run's name, which a dataset's folder does not have, and its weight."""
+    """One run directory of the ensemble, its run's name, and its weight.
+
+    The name is kept apart because the mounted folder of a dataset is not named after the run.
+    """
 
     run: Path
     name: str
@@ -36,189 +39,221 @@ class Member:
 
 
 def infer(session: NotebookSession) -> None:
-    """Predicts with every attached run and writes submission.csv, blended again after each.
+    """Predict with every mounted run and write submission.csv, blended again after each of them.
 
     Raises:
-        RuntimeError: in the visible run: a source without runs, no GPU, no model that works, an invalid submission.
+        RuntimeError: in the visible run: a source has no run, there is no GPU, no model works, or
+            the submission is invalid.
     """
     test = session.competition_file(TEST_FILE)
-    processes = _processes(session)
-    members, done = _members(session), []
+    processes = _process_count(session)
+    members = _find_members(session)
+    done: list[tuple[Member, pd.DataFrame]] = []
     with tempfile.TemporaryDirectory(prefix="kit-infer-", ignore_cleanup_errors=True) as scratch:
         for number, member in enumerate(members):
             file = Path(scratch) / f"{number}.csv"
             if not _predict(session, member, test, file, processes, len(members) - number):
-                run_loudly(f"{member.name} FAILED and is left out of the submission")
+                log_warning(f"{member.name} FAILED and is left out of the submission")
                 continue
+
+            # Written after every model, so that a session that is killed leaves a submission.
             done.append((member, read_predictions(file)))
-            write_predictions(_blended(session, done), session.working / SUBMISSION)
-            print_line(f"{member.name}: {len(done)} of {len(members)} models are in {SUBMISSION}")
+            write_predictions(_blend(session, done), session.working_folder / SUBMISSION)
+            log_line(f"{member.name}: {len(done)} of {len(members)} models are in {SUBMISSION}")
+
     if not done:
-        _without_models(session, test)
+        _submit_class_prior(session, test)
     elif "blend" in session.job:
-        _tell_weights(session, done)
-    _check(session, test)
+        _log_weights(session, done)
+    _check_submission(session, test)
     session.finish()
 
 
-def _processes(session: NotebookSession) -> int:
+def _process_count(session: NotebookSession) -> int:
+    """Return the number of GPUs to predict on; 0 stands for the CPU."""
     try:
-        return max(1, session.devices())
+        return max(1, session.gpu_count())
     except RuntimeError as error:
-        if not session.rerun:
+        if not session.is_scoring:
             raise
-        run_loudly(f"going on without a GPU: {error}")
+        log_warning(f"continuing without a GPU: {error}")
         return 0
 
 
-def _members(session: NotebookSession) -> list[Member]:
-    """The runs of every source that count; a source's weight is shared by its runs."""
+def _find_members(session: NotebookSession) -> list[Member]:
+    """Return the runs to predict with; the runs of a source share its weight equally."""
     members: list[Member] = []
     for source in session.job["sources"]:
-        runs = session.runs(source["ref"])
-        if not runs:
-            _fault(
+        folders = session.run_folders(source["ref"])
+        if not folders:
+            _report_missing(
                 session,
-                f"no run directory from {source['ref']} under {session.inputs}; Kaggle sometimes mounts a new "
-                "source only at the second run: push the notebook again",
+                f"no run directory from {source['ref']} under {session.input_folder}. Kaggle"
+                " sometimes mounts a new source only at the second run: push the notebook again.",
             )
+
         names = source.get("runs", [])
-        if runs and names and source.get("kind") == "kernel":  # whose folders have the runs' names
-            runs, names = _meant(session, source["ref"], runs, names), []
-        names = names if len(names) == len(runs) == 1 else [run.name for run in runs]
+        if folders and names and source.get("kind") == "kernel":
+            folders = _require_named_runs(session, source["ref"], folders, names)
+            names = [folder.name for folder in folders]
+        elif not len(names) == len(folders) == 1:
+            # Only the folder of a dataset with one run has another name than the run.
+            names = [folder.name for folder in folders]
+
+        share = source["weight"] / len(folders) if folders else 0.0
         members += [
-            Member(run, name, source["weight"] / len(runs))
-            for run, name in zip(runs, names, strict=True)
+            Member(folder, name, share) for folder, name in zip(folders, names, strict=True)
         ]
     if "blend" not in session.job:
         return members
-    used, held = _saved(session).used, sorted({member.name for member in members})
-    missing = [name for name in used if name not in held]
+
+    used = _fitted_blend(session).used
+    mounted = sorted({member.name for member in members})
+    missing = [name for name in used if name not in mounted]
     if missing:
-        _fault(
+        _report_missing(
             session,
-            f"the blend needs {', '.join(missing)}; the sources hold {', '.join(held) or 'no run'}",
+            f"the blend needs {', '.join(missing)}, but the sources have only"
+            f" {', '.join(mounted) or 'no run'}",
         )
-    for name in (name for name in held if name not in used):
-        print_line(f"{name} has no weight in the blend and is not run")
+    for name in mounted:
+        if name not in used:
+            log_line(f"{name} has no weight in the blend and is not run")
     return [member for member in members if member.name in used]
 
 
-def _meant(session: NotebookSession, ref: str, runs: list[Path], names: list[str]) -> list[Path]:
-    """Those of a kernel's runs that were meant; another training's does not pass for them in silence."""
-    held = [run.name for run in runs]
-    missing = [name for name in names if name not in held]
+def _require_named_runs(
+    session: NotebookSession, ref: str, folders: list[Path], names: list[str]
+) -> list[Path]:
+    """Return the runs of a kernel that were named at the push; report missing ones."""
+    mounted = [folder.name for folder in folders]
+    missing = [name for name in names if name not in mounted]
     if missing:
-        which = "another version is mounted than was meant, or the run was renamed at home; push again with --dataset"
-        _fault(session, f"{ref} holds {', '.join(held)} and not {', '.join(missing)}: {which}")
-    return [run for run in runs if run.name in names] or runs
+        _report_missing(
+            session,
+            f"{ref} has {', '.join(mounted)}, but not {', '.join(missing)}: Kaggle mounted another"
+            " version, or the run was renamed locally. Push again with --dataset.",
+        )
+    return [folder for folder in folders if folder.name in names] or folders
 
 
-def _fault(session: NotebookSession, problem: str) -> None:
-    """Something is missing: an error where the author sees it, a loud line in Kaggle's scoring run."""
-    if not session.rerun:
+def _report_missing(session: NotebookSession, problem: str) -> None:
+    """Raise in the visible run, where the author sees it; warn in Kaggle's scoring run."""
+    if not session.is_scoring:
         raise RuntimeError(problem)
-    run_loudly(problem)
+    log_warning(problem)
 
 
 def _predict(
-    session: NotebookSession, member: Member, test: Path, file: Path, processes: int, left: int
+    session: NotebookSession,
+    member: Member,
+    test: Path,
+    file: Path,
+    processes: int,
+    models_left: int,
 ) -> bool:
-    """Runs `kit predict` on all GPUs, then once more on one if that fails; whether `file` is there."""
-    offline = {
+    """Run `kit predict` on all GPUs, or if that fails on one; return whether `file` was written."""
+    environment = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if processes == 0 else {}
+    if processes == 0:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+
     for count in dict.fromkeys((max(processes, 1), 1)):
-        spare = session.seconds_left() - RESERVE_S
-        budget = min(spare, 2 * spare / left)  # a model that hangs leaves time for the others
+        # Twice its equal share of the time: a slow model may take longer than the others, but one
+        # that hangs leaves time for them.
+        available = session.seconds_left() - RESERVE_S
+        budget = min(available, 2 * available / models_left)
         if budget <= 0:
-            run_loudly("the time budget is used up")
+            log_warning("the time budget is used up")
             return False
-        file.unlink(
-            missing_ok=True
-        )  # kit predict would not overwrite what a failed attempt has left
+
+        # `kit predict` does not overwrite what a failed attempt left.
+        file.unlink(missing_ok=True)
         command = ["predict", member.run, "--input", test, "-o", file]
-        if session.kit(command, count, budget, **offline, **hidden) == 0 and file.exists():
+        code = session.run_kit(command, count, budget, **environment)
+        if code == 0 and file.exists():
             return True
     return False
 
 
-def _blended(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
+def _blend(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
+    """Blend the predictions there are so far, as the job asks for."""
     if "blend" in session.job:
-        return _blended_as_saved(session, done)
+        return _apply_fitted_blend(session, done)
+
     method = session.job["method"]
+    frames = [frame for _, frame in done]
+    names = [member.name for member, _ in done]
     weights = [member.weight for member, _ in done] if method == "weights" else None
-    blended = blend_predictions(
-        [each for _, each in done], [member.name for member, _ in done], method, weights
-    )
+    blended = blend_predictions(frames, names, method, weights)
     if "calibration" in session.job:
         return apply_calibration(parse_calibration("the job", session.job["calibration"]), blended)
     return blended
 
 
-def _blended_as_saved(
+def _apply_fitted_blend(
     session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]
 ) -> pd.DataFrame:
-    """The saved blend of the runs there are; a run from several sources is the mean of its folds, as at home."""
+    """Apply the fitted blend to the runs there are so far, with their weights scaled up to 1."""
     names = list(dict.fromkeys(member.name for member, _ in done))
-    runs = []
+
+    # A run from several sources is the mean of its folds, as `kit predict` makes it locally.
+    frames = []
     for name in names:
-        folders = [(str(member.run), each) for member, each in done if member.name == name]
-        runs.append(
-            blend_predictions([each for _, each in folders], [folder for folder, _ in folders])
-        )
-    return blends.apply_blend(_saved(session).subset(names), runs, names)
+        copies = [(str(member.run), frame) for member, frame in done if member.name == name]
+        frames.append(blend_predictions([frame for _, frame in copies], [run for run, _ in copies]))
+    return apply_blend(_fitted_blend(session).among(names), frames, names)
 
 
-def _saved(session: NotebookSession) -> blends.Blend:
-    return blends.parse_blend("the job", session.job["blend"])
+def _fitted_blend(session: NotebookSession) -> Blend:
+    return parse_blend("the job", session.job["blend"])
 
 
-def _tell_weights(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> None:
-    """The weights in use, loudly where they are not those that were fitted."""
-    fitted, names = _saved(session), {member.name for member, _ in done}
-    left = fitted.subset(names)
-    shares = ", ".join(
-        f"{name} {weight:.3f}" for name, weight in zip(left.members, left.weights, strict=True)
-    )
-    gone = [name for name in fitted.used if name not in names]
-    if gone:
-        run_loudly(
-            f"the blend goes on without {', '.join(gone)}; the weights of the others were scaled up: {shares}"
+def _log_weights(session: NotebookSession, done: list[tuple[Member, pd.DataFrame]]) -> None:
+    """Log the weights in use, as a warning where they are not the fitted ones."""
+    fitted = _fitted_blend(session)
+    names = {member.name for member, _ in done}
+    used = fitted.among(names)
+    pairs = zip(used.members, used.weights, strict=True)
+    shares = ", ".join(f"{name} {weight:.3f}" for name, weight in pairs)
+    missing = [name for name in fitted.used if name not in names]
+    if missing:
+        log_warning(
+            f"the blend continues without {', '.join(missing)}; the weights of the others were"
+            f" scaled up: {shares}"
         )
     else:
-        print_line(
-            f"{fitted.pool} blend: {shares}; temperature {fitted.calibration.temperature:.4f}"
-        )
+        log_line(f"{fitted.pool} blend: {shares}; temperature {fitted.calibration.temperature:.4f}")
 
 
-def _without_models(session: NotebookSession, test: Path) -> None:
-    if not session.rerun:
-        raise RuntimeError("no model gave predictions; the messages stand above")
-    run_loudly(f"NO MODEL WORKED: {SUBMISSION} holds the class prior")
+def _submit_class_prior(session: NotebookSession, test: Path) -> None:
+    """Write the class shares of the training rows for every row; raise in the visible run."""
+    if not session.is_scoring:
+        raise RuntimeError("no model gave predictions; see the messages above")
+
+    log_warning(f"NO MODEL WORKED: {SUBMISSION} holds the class prior")
     ids = pd.read_csv(test, usecols=[ID])[ID].to_numpy()
-    write_predictions(
-        make_predictions(ids, np.tile(np.array(PRIOR, float), (len(ids), 1))),
-        session.working / SUBMISSION,
-    )
+    rows = np.tile(np.array(TRAIN_CLASS_COUNTS, float), (len(ids), 1))
+    write_predictions(make_predictions(ids, rows), session.working_folder / SUBMISSION)
 
 
-def _check(session: NotebookSession, test: Path) -> None:
-    """Judges the submission as Kaggle's grader does, against the ids of the test set that is there."""
+def _check_submission(session: NotebookSession, test: Path) -> None:
+    """Validate the submission as Kaggle's grader does, against the ids of the mounted test set."""
     try:
-        report = validate_submission(session.working / SUBMISSION, test)
+        report = validate_submission(session.working_folder / SUBMISSION, test)
     except KitError as error:
-        run_loudly(f"{SUBMISSION} could not be checked: {error}")
+        log_warning(f"{SUBMISSION} could not be checked: {error}")
         return
+
     for problem in report.problems:
-        run_loudly(f"{SUBMISSION}: {problem}")
-    if report.problems and not session.rerun:
-        raise RuntimeError(f"{SUBMISSION} is not valid; the problems stand above")
-    print_line(f"{SUBMISSION}: {report.rows:,} rows, {'valid' if report.ok else 'NOT VALID'}")
+        log_warning(f"{SUBMISSION}: {problem}")
+    if report.problems and not session.is_scoring:
+        raise RuntimeError(f"{SUBMISSION} is not valid; see the problems above")
+    log_line(f"{SUBMISSION}: {report.rows:,} rows, {'valid' if report.ok else 'NOT VALID'}")
 
 
 if __name__ == "__main__":
-    infer(NotebookSession.open())
+    infer(NotebookSession.from_environment())

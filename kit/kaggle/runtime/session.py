@@ -1,7 +1,8 @@
-"""Inside a Kaggle session: where the inputs are, what the machine can do, how much time is left, what was written.
+"""Find inputs, count GPUs, run kit and list outputs inside a Kaggle session. Use `NotebookSession`.
 
-Kaggle mounts inputs either under /kaggle/input/<slug> or by kind (/kaggle/input/competitions/<slug>,
-/kaggle/input/notebooks/<owner>/<slug>, /kaggle/input/datasets/<owner>/<slug>), so nothing here spells a path out.
+Kaggle mounts inputs either as /kaggle/input/<slug>, or by kind: /kaggle/input/competitions/<slug>,
+/kaggle/input/notebooks/<owner>/<slug> and /kaggle/input/datasets/<owner>/<slug>. So inputs are
+searched for, and no path is spelled out here.
 """
 
 import importlib.metadata
@@ -21,8 +22,8 @@ from typing import Any
 import kit
 from kit.storage import atomic
 
-OUTPUTS = "kit_outputs.json"
-PACKAGES = (
+OUTPUT_LIST = "kit_outputs.json"
+LOGGED_PACKAGES = (
     "torch",
     "transformers",
     "tokenizers",
@@ -32,136 +33,146 @@ PACKAGES = (
     "pandas",
     "pyarrow",
 )
-PUSH = "kit-push:"  # printed first, so that a log shows which push it belongs to
+KILL_AFTER_S = 60.0
 
 
 @dataclass(frozen=True)
 class NotebookSession:
-    """A notebook run: its job (from the notebook's payload), folders, and the moment it began."""
+    """One run of a notebook: its job, the folder /kaggle, and the time at which it started."""
 
     job: Mapping[str, Any]
     root: Path = Path("/kaggle")
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls) -> "NotebookSession":
-        """The session of this process, as the notebook's first cells have set it up; says what is here."""
+    def from_environment(cls) -> "NotebookSession":
+        """Return the session that the notebook's first cells prepared; log the versions in use."""
         job = json.loads(Path(os.environ["KIT_JOB"]).read_text(encoding="utf-8"))
         session = cls(job, Path(os.environ.get("KIT_KAGGLE_ROOT", "/kaggle")))
-        print_line(PUSH + job["push"])
-        print_line(f"kit {kit.__version__} in {Path(kit.__file__).parent}")
-        print_line(
-            "python "
-            + platform.python_version()
-            + "".join(f", {n} {_version(n)}" for n in PACKAGES)
-        )
+
+        # The token comes first, so that a log shows which push it belongs to.
+        log_line(f"kit-push:{job['push']}")
+        log_line(f"kit {kit.__version__} in {Path(kit.__file__).parent}")
+        versions = [f"{name} {_installed_version(name)}" for name in LOGGED_PACKAGES]
+        log_line(", ".join([f"python {platform.python_version()}", *versions]))
         return session
 
     @property
-    def inputs(self) -> Path:
+    def input_folder(self) -> Path:
         """The folder below which Kaggle mounts the sources."""
         return self.root / "input"
 
     @property
-    def working(self) -> Path:
-        """The folder whose files Kaggle keeps."""
+    def working_folder(self) -> Path:
+        """The folder whose files Kaggle keeps as the notebook's output."""
         return self.root / "working"
 
     @property
-    def rerun(self) -> bool:
-        """Whether this is Kaggle's scoring on the hidden test set."""
+    def is_scoring(self) -> bool:
+        """Whether this is Kaggle's scoring run on the hidden test set."""
         return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
     def seconds_left(self) -> float:
-        """Of the job's time budget."""
-        return self.job["max_hours"] * 3600 - (time.monotonic() - self.began)
+        """Return what is left of the job's time budget, in seconds."""
+        return self.job["max_hours"] * 3600 - (time.monotonic() - self.started)
 
     def competition_file(self, name: str) -> Path:
-        """A file of the competition, under either layout.
+        """Return the path of a file of the competition.
 
         Raises:
-            RuntimeError: the competition is not mounted.
+            RuntimeError: it is not mounted.
         """
-        ours = [p for p in _named(name, self.inputs) if self.job["competition"] in p.parts]
-        if not ours:
+        competition = self.job["competition"]
+        paths = [p for p in _find_files(name, self.input_folder) if competition in p.parts]
+        if not paths:
             raise RuntimeError(
-                f"no {name} of {self.job['competition']} under {self.inputs}: {_listing(self.inputs)}. "
-                "Kaggle sometimes mounts a new source only at the second run: push the notebook again."
+                f"no {name} of {competition} under {self.input_folder}, which"
+                f" {_describe_content(self.input_folder)}. Kaggle sometimes mounts a new source"
+                " only at the second run: push the notebook again."
             )
-        return ours[0]
+        return paths[0]
 
-    def runs(self, source: str) -> list[Path]:
-        """Run directories below the source "owner/slug", a notebook's output or a dataset, under either layout."""
+    def run_folders(self, source: str) -> list[Path]:
+        """Return the run directories in a source "owner/slug": a notebook's output or a dataset."""
         owner, slug = source.split("/")
-        runs = []
-        for recipe in _named("recipe.toml", self.inputs):
-            parts = recipe.relative_to(self.inputs).parts
-            named = slug in parts[1:-1] and parts[parts.index(slug) - 1] == owner
-            if (named or parts[0] == slug) and (recipe.parent / "origin.json").is_file():
-                runs.append(recipe.parent)
-        return runs
+        folders = []
+        for recipe in _find_files("recipe.toml", self.input_folder):
+            parts = recipe.relative_to(self.input_folder).parts
+            below_owner = slug in parts[1:-1] and parts[parts.index(slug) - 1] == owner
+            is_run = (recipe.parent / "origin.json").is_file()
+            if is_run and (below_owner or parts[0] == slug):
+                folders.append(recipe.parent)
+        return folders
 
-    def devices(self) -> int:
-        """How many GPUs this job can use; 0 without one.
-
-        Torch is asked in a process of its own, so that the notebook itself takes no memory of a GPU.
+    def gpu_count(self) -> int:
+        """Return how many GPUs the job can use, 0 without one, and log their names.
 
         Raises:
-            RuntimeError: the job asks for a GPU and there is none, or torch has no kernels for it.
+            RuntimeError: the job needs a GPU and there is none, or torch has no kernels for it.
         """
-        asked = self.job["gpu"] != "none"
-        out = subprocess.run(
-            [sys.executable, "-m", "kit.model.device"],
+        # In a process of its own, because torch would take GPU memory for this one until its end.
+        check = subprocess.run(
+            [sys.executable, "-m", "kit.model.preflight"],
             capture_output=True,
             text=True,
             timeout=600,
         )
-        if out.returncode:
-            raise RuntimeError(f"the check of the GPU failed: {out.stderr.strip()[-800:]}")
-        seen = json.loads(out.stdout.splitlines()[-1])
-        names = ", ".join(seen["names"]) or "none"
-        print_line(
-            f"GPUs: {names}; memory {seen['memory_gb']} GB; torch has kernels for {seen['kernels']}"
-        )
-        if seen["problem"]:
-            raise RuntimeError(seen["problem"])
-        if asked and not seen["names"]:
-            raise RuntimeError(
-                "a GPU was asked for and there is none: is the weekly quota used up?"
-            )
-        return len(seen["names"])
+        if check.returncode:
+            raise RuntimeError(f"the GPU check failed: {check.stderr.strip()[-800:]}")
 
-    def kit(
+        # Libraries may print warnings above the result.
+        device = json.loads(check.stdout.splitlines()[-1])
+        names = ", ".join(device["names"]) or "none"
+        log_line(
+            f"GPUs: {names}; memory {device['memory_gb']} GB; torch has kernels for"
+            f" {device['kernels']}"
+        )
+        if device["problem"]:
+            raise RuntimeError(device["problem"])
+        if self.job["gpu"] != "none" and not device["names"]:
+            raise RuntimeError(
+                "this job needs a GPU and there is none. Check whether the weekly GPU quota is used"
+                " up."
+            )
+        return len(device["names"])
+
+    def run_kit(
         self, arguments: Sequence[str | Path], processes: int, budget_s: float, **environment: str
     ) -> int:
-        """Runs a kit command, on several GPUs through torchrun, printing what it prints; its exit code.
+        """Run a kit command, print its output as it comes, and return its exit code.
 
-        A command that outlives `budget_s` is stopped, first asked, then made; its exit code is then negative.
+        Args:
+            processes: more than one starts it with torchrun on several GPUs.
+            budget_s: after this time the command gets SIGTERM, and a minute later SIGKILL; its
+                exit code is then negative.
+            environment: variables to set for the command.
         """
-        launch = ["-m", "kit"]
-        if processes > 1:
-            launch = [
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc_per_node={processes}",
-                *launch,
-            ]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        launch = [*torchrun, "-m", "kit"] if processes > 1 else ["-m", "kit"]
         command = [sys.executable, *launch, *map(str, arguments)]
-        print_line("$ " + " ".join(command[1:]))
+        log_line("$ " + " ".join(command[1:]))
+
+        # In a session of its own, so that a signal reaches torchrun's workers, too.
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            start_new_session=True, env={**os.environ, **environment},
-        )  # fmt: skip
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env={**os.environ, **environment},
+        )
+        budget_s = max(0.0, budget_s)
         timers = [
-            threading.Timer(max(0.0, budget_s), _signal, (child, signal.SIGTERM)),
-            threading.Timer(max(0.0, budget_s) + 60, _signal, (child, signal.SIGKILL)),
+            threading.Timer(budget_s, _signal_group, (child, signal.SIGTERM)),
+            threading.Timer(budget_s + KILL_AFTER_S, _signal_group, (child, signal.SIGKILL)),
         ]
         for timer in timers:
             timer.daemon = True
             timer.start()
+
         try:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 print(line, end="", flush=True)
             return child.wait()
         finally:
@@ -169,55 +180,58 @@ class NotebookSession:
                 timer.cancel()
 
     def finish(self) -> None:
-        """Lists the outputs with their sizes and hashes, for the downloader to compare; the last thing a job does."""
-        files = {
-            str(path.relative_to(self.working)): {
-                "bytes": path.stat().st_size,
-                "sha256": atomic.file_sha256(path),
-            }
-            for path in sorted(self.working.rglob("*"))
-            if path.is_file()
-            and not any(p.startswith((".", "__")) for p in path.relative_to(self.working).parts)
-        }
-        atomic.write_json(self.working / OUTPUTS, {"push": self.job["push"], "files": files})
-        print_line(f"done: {len(files)} files in {self.working}")
+        """List the output files with sizes and hashes for the download to compare. Call it last."""
+        files = {}
+        for path in sorted(self.working_folder.rglob("*")):
+            relative = path.relative_to(self.working_folder)
+            hidden = any(part.startswith((".", "__")) for part in relative.parts)
+            if path.is_file() and not hidden:
+                size = path.stat().st_size
+                files[str(relative)] = {"bytes": size, "sha256": atomic.file_sha256(path)}
+
+        content = {"push": self.job["push"], "files": files}
+        atomic.write_json(self.working_folder / OUTPUT_LIST, content)
+        log_line(f"done: {len(files)} files in {self.working_folder}")
 
 
-def print_line(text: str) -> None:
-    """A line of ours in the log."""
+def log_line(text: str) -> None:
+    """Print a line to the notebook's log, marked as kit's own."""
     print("kit |", text, flush=True)
 
 
-def run_loudly(text: str) -> None:
-    """A line that nobody scrolls past."""
-    print("\n" + "!" * 100 + f"\nkit | {text}\n" + "!" * 100 + "\n", flush=True)
+def log_warning(text: str) -> None:
+    """Print a line to the notebook's log, framed so that it is not overlooked."""
+    frame = "!" * 100
+    print(f"\n{frame}\nkit | {text}\n{frame}\n", flush=True)
 
 
-def _version(name: str) -> str:
+def _installed_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "missing"
 
 
-def _named(name: str, folder: Path, deepest: int = 8) -> list[Path]:
-    """The files of that name below `folder`, those nearest to it first; mounts may be links, which rglob passes by."""
+def _find_files(name: str, folder: Path, max_depth: int = 8) -> list[Path]:
+    """Return the files of that name below `folder`, those nearest to it first."""
     found = []
+
+    # Mounts may be symbolic links, which Path.rglob does not follow. The depth is limited because
+    # a link may lead back up.
     for place, folders, files in os.walk(folder, followlinks=True):
-        if len(Path(place).relative_to(folder).parts) >= deepest:
-            folders.clear()  # a link may lead back up
+        if len(Path(place).relative_to(folder).parts) >= max_depth:
+            folders.clear()
         if name in files:
             found.append(Path(place) / name)
-    return sorted(found, key=lambda p: (len(p.parts), str(p)))
+    return sorted(found, key=lambda path: (len(path.parts), str(path)))
 
 
-def _listing(folder: Path) -> str:
-    names = (
-        sorted(str(p.relative_to(folder)) for p in folder.glob("*/*")) if folder.is_dir() else []
-    )
-    return "it holds " + ", ".join(names[:12]) if names else "it is empty"
+def _describe_content(folder: Path) -> str:
+    paths = folder.glob("*/*") if folder.is_dir() else ()
+    names = sorted(str(path.relative_to(folder)) for path in paths)
+    return "contains " + ", ".join(names[:12]) if names else "is empty"
 
 
-def _signal(child: subprocess.Popen, number: int) -> None:
+def _signal_group(child: subprocess.Popen, number: int) -> None:
     if child.poll() is None:
         os.killpg(child.pid, number)

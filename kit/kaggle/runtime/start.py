@@ -1,4 +1,4 @@
-"""Unpacks kit, which travels in the cell above, and puts it on the path of this notebook and of its children."""
+"""Make kit importable: unpack it from the cell above, for this notebook and its commands."""
 
 import atexit
 import base64
@@ -12,18 +12,24 @@ from pathlib import Path
 
 
 def unpack(payload: dict) -> Path:
-    """Writes the wheels and the job's configuration to a new folder and makes both known to everything that runs."""
+    """Unpack the wheels and the job's settings to a new temporary folder, and return the folder.
+
+    The path of this process, and PYTHONPATH and KIT_JOB for its children, then lead there.
+    """
     folder = Path(tempfile.mkdtemp(prefix="kit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+    # A pure-Python wheel is a zip archive that can be imported once it is extracted, so nothing has
+    # to be installed.
+    library = folder / "lib"
     for wheel in payload["wheels"].values():
         with zipfile.ZipFile(io.BytesIO(base64.b64decode(wheel))) as bundle:
-            bundle.extractall(folder / "lib")
+            bundle.extractall(library)
     (folder / "job.json").write_text(payload["job"], encoding="utf-8")
-    library = str(folder / "lib")
-    sys.path.insert(0, library)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        p for p in (library, os.environ.get("PYTHONPATH")) if p
-    )
+
+    sys.path.insert(0, str(library))
+    paths = [str(library), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["KIT_JOB"] = str(folder / "job.json")
     return folder
 

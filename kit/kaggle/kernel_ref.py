@@ -1,0 +1,67 @@
+"""Name a Kaggle kernel by owner, slug and version. Use `KernelRef.parse` for what a user typed."""
+
+import re
+from dataclasses import dataclass
+
+from kit.kaggle.errors import KaggleError
+
+
+@dataclass(frozen=True)
+class KernelRef:
+    """A kernel as owner/slug, with the version number where one is meant."""
+
+    owner: str
+    slug: str
+    version: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, owner: str = "") -> "KernelRef":
+        """Parse owner/slug, owner/slug/version, a kernel's address, or with `owner` a bare slug.
+
+        Raises:
+            KaggleError: the text is none of these, or an address with a scriptVersionId only.
+        """
+        if not text.strip():
+            # `kit kernels wait $(kit kernels push …)` passes "" on where the push failed.
+            raise KaggleError(
+                "the name of the kernel is empty",
+                "Check whether the push before this failed; `kit kernels status` lists kernels.",
+            )
+
+        address = re.sub(r"^https?://(www\.)?kaggle\.com/(code/)?", "", text.strip())
+        name = address.split("?")[0].strip("/")
+        match = re.fullmatch(r"(?:([\w-]+)/)?([\w-]{5,})(?:/v?(\d+))?", name)
+        if not match or not (match[1] or owner) or match[3] == "0":
+            raise KaggleError(
+                f"{text[:60]!r} is not the name of a kernel",
+                "Write OWNER/SLUG or OWNER/SLUG/VERSION, as in its address.",
+            )
+
+        # No call of the API takes a scriptVersionId. Ignoring it would silently mean the latest
+        # version, which may be another one than the user looked at.
+        if "scriptVersionId=" in text and not match[3]:
+            raise KaggleError(
+                f"{text.strip()[:100]!r} names a version by scriptVersionId, which cannot be"
+                " looked up",
+                f"Write {match[1] or owner}/{match[2]}/VERSION, with the version number from the"
+                " kernel's page.",
+            )
+        return cls(match[1] or owner, match[2], int(match[3]) if match[3] else None)
+
+    def __str__(self) -> str:
+        return f"{self.owner}/{self.slug}" + (f"/{self.version}" if self.version else "")
+
+    @property
+    def name(self) -> str:
+        """owner/slug, as Kaggle names a source to mount."""
+        return f"{self.owner}/{self.slug}"
+
+    @property
+    def url(self) -> str:
+        """The address of the kernel's page."""
+        return f"https://www.kaggle.com/code/{self.name}"
+
+    def request(self) -> dict[str, str]:
+        """Return the fields that name this kernel in a request."""
+        label = {"versionLabel": f"v{self.version}"} if self.version else {}
+        return {"userName": self.owner, "kernelSlug": self.slug, **label}
