@@ -24,7 +24,7 @@ from kit.task import HOLDOUT, ID
 if TYPE_CHECKING:
     from kit.data.dataset import Dataset
     from kit.ensemble.blend import Blend
-    from kit.ensemble.fit import BlendFit
+    from kit.ensemble.fit_blend import BlendFit
     from kit.evaluation.metrics import Score
     from kit.predict import RunPredictor
     from kit.recipe.spec import Recipe
@@ -282,10 +282,10 @@ def ensemble(
         kit.ensemble([run_a, run_b], fit=True, truth="data/processed/train.parquet").predictions
     """
     from kit.ensemble.blend import apply_blend, read_blend
-    from kit.ensemble.fit import fit_blend
-    from kit.ensemble.members import is_of_no_run, read_members
+    from kit.ensemble.fit_blend import fit_blend
+    from kit.ensemble.members import read_members, unknown_run_warnings
     from kit.ensemble.pool import blend_predictions
-    from kit.evaluation.truth import restrict_truth, without_prompts
+    from kit.evaluation.truth import prompt_group_warnings, restrict_truth
     from kit.predictions import read_predictions
 
     if fit and truth is None:
@@ -297,7 +297,7 @@ def ensemble(
         files = [_run_file(m, "oof_path") for m in members] if fit is True else list(fit)
         names, frames = read_members(files)
         labels = _read_labels(truth)
-        notes = [*without_prompts(labels, _name(truth)), *is_of_no_run(files)]
+        notes = [*prompt_group_warnings(labels, _name(truth)), *unknown_run_warnings(files)]
         if subset:
             labels = restrict_truth(labels, frames[0])
         fitted = fit_blend(frames, names, labels, files=files)

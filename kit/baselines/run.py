@@ -61,12 +61,12 @@ def run_baseline(
     if name not in FITS:
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
     processed = open_dataset(data)
-    folds = choose_folds(fold, processed.folds)
-    run = Run.create_baseline(runs, name, run_origin(processed))
+    folds = parse_folds(fold, processed.folds)
+    run = Run.create_baseline(runs, name, make_origin(processed))
     with hold_lock(run.path):
         _fit_missing_parts(name, processed, run, folds, say)
         _write_test_predictions(name, run, processed)
-        return summarise_run(run, processed)
+        return run.summarise()
 
 
 def _fit_missing_parts(

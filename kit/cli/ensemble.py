@@ -5,28 +5,7 @@ from typing import Any
 
 import click
 
-from kit.baselines import BASELINES
 from kit.cli import options, show
-
-
-@click.command()
-@click.argument("name", type=click.Choice(BASELINES), default="tfidf")
-@click.option(
-    "--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`."
-)
-@options.data
-@options.runs
-@options.as_json
-def baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
-    """Fit a reference model on the very same rows, with their soft labels and weights where they have some.
-
-    \b
-    Example:  kit baseline tfidf --fold all
-    """
-    from kit.baselines.run import run_baseline
-
-    result = run_baseline(name, data, runs, fold, say=show.note)
-    show.json_out(result) if as_json else show.trained(result)
 
 
 @click.command()
@@ -80,10 +59,11 @@ def calibrate_command(
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
-    from kit.ensemble.fit_calibration import fit_calibration as fit
+
     from kit.ensemble.calibration import apply_calibration, read_calibration, write_calibration
+    from kit.ensemble.fit_calibration import fit_calibration
     from kit.ensemble.members import unknown_run_warnings
-    from kit.evaluation.truth import read_truth, restrict_truth, prompt_group_warnings
+    from kit.evaluation.truth import prompt_group_warnings, read_truth, restrict_truth
     from kit.predictions import make_predictions, read_predictions, write_predictions
 
     options.refuse_overwrites((save, out), force)
@@ -95,8 +75,9 @@ def calibrate_command(
         return show.note(f"{len(predictions):,} rows in {out}")
 
     labels = read_truth(truth)
-    labels = restrict_truth(labels, predictions) if subset else labels
-    result = fit(predictions, labels, str(file), method)
+    if subset:
+        labels = restrict_truth(labels, predictions)
+    result = fit_calibration(predictions, labels, str(file), method)
     calibrated = make_predictions(labels["id"].to_numpy(), result.cross_fitted_probabilities)
     if save:
         write_calibration(result.calibration, save, result.fitted)
@@ -165,10 +146,6 @@ def ensemble_command(
     """
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
-    from kit.ensemble.blend import apply_blend, read_blend, write_blend
-    from kit.ensemble.members import unknown_run_warnings, read_members
-    from kit.ensemble.pool import blend_predictions
-    from kit.predictions import read_predictions, write_predictions
 
     import kit
     from kit.ensemble.blend import write_blend
@@ -189,8 +166,9 @@ def ensemble_command(
     if save:
         write_blend(result.fit.blend, save, result.fit.fitted)
     if out:
-        write_predictions(blended, out)
-    for line in unknown_run_warnings(oof):
+        write_predictions(result.predictions, out)
+
+    for line in result.notes:
         show.note(line)
     if as_json:
         written: dict[str, Any] = {"file": str(out) if out else None}
@@ -238,18 +216,4 @@ def _check_usage(
         raise click.UsageError("Name prediction files and -o FILE.")
 
 
-def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
-    from kit.ensemble.fit_blend import fit_blend
-    from kit.ensemble.members import read_members
-    from kit.evaluation.truth import read_truth, restrict_truth, prompt_group_warnings
-
-    names, frames = read_members(oof)
-    labels = read_truth(truth)
-    for line in prompt_group_warnings(labels, truth):
-        show.note(line)
-    return fit_blend(
-        frames, names, restrict_truth(labels, frames[0]) if subset else labels, files=oof
-    )
-
-
-COMMANDS = (calibrate, ensemble)
+COMMANDS = (calibrate_command, ensemble_command)

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import click
 
+from kit.baselines import BASELINES
 from kit.cli import options, show
-
-# Named here, too, so that `kit --help` need not import scikit-learn; a test holds the two together.
-BASELINES = ("uniform", "prior", "length", "tfidf", "boosted")
 
 
 @click.command()

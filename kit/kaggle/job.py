@@ -15,7 +15,7 @@ from typing import Any
 from kit.ensemble.blend import Blend, blend_content
 from kit.ensemble.calibration import Calibration, calibration_content
 from kit.errors import KitError
-from kit.model.backbones import find_backbone
+from kit.model.backbones import resolve_backbone
 from kit.recipe.spec import Recipe
 from kit.task import COMPETITION, HOLDOUT
 
@@ -165,7 +165,7 @@ def train_job(
             "Name one from `kit backbones`; the kernel downloads it.",
         )
     # Looking it up here finds a misspelt name before a push and a GPU session are spent on it.
-    find_backbone(recipe.backbone)
+    resolve_backbone(recipe.backbone)
 
     options = dict(preprocess or {})
     folds = _fold_count(options)

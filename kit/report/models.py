@@ -15,13 +15,12 @@ import pandas as pd
 
 from kit.data.dataset import Dataset
 from kit.ensemble.blend import Blend, read_blend
-from kit.ensemble.calibrate import too_few_rows
-from kit.ensemble.candidate import BlendRows, fit_candidate
 from kit.ensemble.pool import stack_predictions
 from kit.ensemble.serialize import read_fitted
+from kit.ensemble.weights import BlendRows, fit_weights
 from kit.errors import DataError
-from kit.evaluation.crossfit import crossfit_folds
-from kit.evaluation.metrics import EPS, class_prior
+from kit.evaluation.crossfit import too_few_rows
+from kit.evaluation.metrics import class_prior
 from kit.evaluation.truth import align_to_truth, row_positions
 from kit.predictions import read_predictions
 from kit.run import Run
@@ -269,7 +268,7 @@ def read_blend_model(path: Path, models: Sequence[ReportModel], valid: ReportRow
 
     predictions = {}
     if all("test" in member.predictions for member in members):
-        predictions["test"] = used_blend.of(_stack(members, "test"))
+        predictions["test"] = used_blend.combine(_stack(members, "test"))
 
     cross_fitted = False
     note = ""
@@ -277,7 +276,7 @@ def read_blend_model(path: Path, models: Sequence[ReportModel], valid: ReportRow
         method = fitted.get("method", blend.pool)
         too_few = too_few_rows(valid.known_labels, valid.groups, len(blend.members))
         if method not in FITTED_METHODS:
-            predictions["valid"] = used_blend.of(_stack(members, "valid"))
+            predictions["valid"] = used_blend.combine(_stack(members, "valid"))
             note = "is applied as it was saved, because its weights were not fitted to labels"
         elif too_few:
             note = (
@@ -322,8 +321,5 @@ def _stack(members: Sequence[ReportModel], split: str) -> np.ndarray:
 
 def _cross_fit(method: str, members: np.ndarray, valid: ReportRows) -> np.ndarray:
     """Blend members (M, N, 3), each row with weights fitted to other prompts: (N, 3)."""
-    # The fit wants probabilities above 0, as (M, 3, N).
-    probabilities = np.maximum(members.transpose(0, 2, 1), EPS, order="C")
-    folds = crossfit_folds(valid.groups)
-    rows = BlendRows(probabilities, valid.known_labels, valid.groups, folds)
-    return fit_candidate(method, rows).crossed
+    rows = BlendRows.from_predictions(members, valid.known_labels, valid.groups)
+    return fit_weights(method, rows).cross_fitted

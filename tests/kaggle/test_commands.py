@@ -10,6 +10,7 @@ from captured import Heard
 from click.testing import CliRunner, Result
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
+from kit.kaggle.preparing import push_mark
 from test_fan_out import RECIPE, output
 
 from kit.cli.main import main
@@ -17,7 +18,6 @@ from kit.ensemble.blend import Blend, parse_blend, write_blend
 from kit.ensemble.calibration import Calibration, parse_calibration, write_calibration
 from kit.kaggle import notebook
 from kit.kaggle.ledger import LedgerEntry, read_ledger, record_submission
-from kit.kaggle.preparing import push_mark
 from kit.kaggle.retry import RetryPolicy
 from kit.recipe.load import load_recipe
 
@@ -359,9 +359,7 @@ class TestPush:
         assert "Maximum batch GPU session count" in result.stderr
         assert "stop one at https://" in result.stderr
 
-    def test_a_push_that_loses_a_source_exits_with_1(
-        self, kit: Kit, fake: FakeKaggle
-    ) -> None:
+    def test_a_push_that_loses_a_source_exits_with_1(self, kit: Kit, fake: FakeKaggle) -> None:
         del fake.competitions[SLUG]
         result = kit(*TRAIN)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -404,9 +402,7 @@ class TestPush:
         )
         assert fake.seen("SaveKernel") == []
 
-    def test_an_empty_kernel_name_is_explained(
-        self, kit: Kit, fake: FakeKaggle
-    ) -> None:
+    def test_an_empty_kernel_name_is_explained(self, kit: Kit, fake: FakeKaggle) -> None:
         for command in (
             ["kernels", "push", "infer", "--runs", ""],
             ["submit", "--kernel", "", "-m", "m"],
@@ -510,7 +506,9 @@ class TestKernels:
         assert kit("kernels", "output", "kit-infer", "-o", "got", "--force").exit_code == 0
 
     @pytest.mark.usefixtures("ready")
-    def test_an_error_page_is_not_saved_as_output(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_an_error_page_is_not_saved_as_output(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         fake.fail("_blob", 200, raw=b"<html>Sign in</html>", times=99)
         result = kit("kernels", "output", INFER)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -532,9 +530,7 @@ class TestKernels:
 
 class TestSubmit:
     @pytest.mark.usefixtures("ready")
-    def test_a_failed_submission_is_explained(
-        self, kit: Kit, fake: FakeKaggle, here: Path
-    ) -> None:
+    def test_a_failed_submission_is_explained(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], "Notebook Timeout"
         result = kit("submit", "--kernel", INFER, "-m", "too slow", "--wait")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -574,14 +570,18 @@ class TestSubmit:
         assert json.loads(result.stdout)["kernel"] == f"{INFER}/1"
         assert "kit submissions" in kit("submit", "--kernel", INFER, "-m", "m").stderr
 
-    def test_a_file_is_refused_by_a_notebooks_only_competition(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_file_is_refused_by_a_notebooks_only_competition(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
         result = kit("submit", "mine.csv", "-m", "m")
         assert result.exit_code == 1
         assert "kit kernels push infer" in result.stderr
         assert fake.submissions == []
 
-    def test_a_file_is_submitted_to_another_competition(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_file_is_submitted_to_another_competition(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
         fake.notebooks_only = False
         assert kit("submit", "mine.csv", "-m", "m").exit_code == 0
@@ -631,14 +631,18 @@ class TestDoctor:
         assert kit("doctor").exit_code == 0
         assert fake.calls == []
 
-    def test_a_stale_token_is_reported_as_broken(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_stale_token_is_reported_as_broken(
+        self, kit: Kit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", "stale-token")
         result = kit("doctor", "--online")
         assert result.exit_code == 1
         assert "unset KAGGLE_API_TOKEN" in result.stdout
         assert result.stdout.endswith("Broken: Kaggle credential\n")
 
-    def test_a_competition_that_was_not_joined_is_reported_as_broken(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_a_competition_that_was_not_joined_is_reported_as_broken(
+        self, kit: Kit, fake: FakeKaggle
+    ) -> None:
         fake.rules_accepted.clear()
         result = kit("doctor", "--online")
         assert result.exit_code == 1

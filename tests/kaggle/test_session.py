@@ -125,7 +125,9 @@ def test_all_models_are_blended_for_the_mounted_test_set(
     assert (listed["push"], list(listed["files"])) == ("a" * 32, ["submission.csv"])
 
 
-def test_the_method_weights_uses_the_sources_weights(session: NotebookSession, root: Path, predicts: Callable) -> None:
+def test_the_method_weights_uses_the_sources_weights(
+    session: NotebookSession, root: Path, predicts: Callable
+) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
     infer_cell.infer(dataclasses.replace(session, job={**session.job, "method": "weights"}))
     assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
