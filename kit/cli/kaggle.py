@@ -1,4 +1,4 @@
-"""Commands about the competition on Kaggle: download, submit, submissions."""
+"""Define the commands about the competition on Kaggle: download, submit, submissions."""
 
 import dataclasses
 from pathlib import Path
@@ -7,22 +7,27 @@ from typing import TYPE_CHECKING
 import click
 
 from kit.cli import options, show
+from kit.kaggle.ledger import LEDGER
 
 if TYPE_CHECKING:
     from kit.kaggle.client import Client
     from kit.kaggle.ledger import LedgerEntry
     from kit.kaggle.submissions import Submission
 
-BOOK = Path("submissions/ledger.csv")
 ledger_file = click.option(
-    "--ledger", type=options.FILE, default=BOOK, show_default=True, help="The ledger."
+    "--ledger",
+    "ledger_path",
+    type=options.FILE,
+    default=LEDGER,
+    show_default=True,
+    help="The ledger.",
 )
 
 
 def connect(attempts: int = 6) -> "Client":
-    """Kaggle with the credential that is found here; repeated calls are told as they happen.
+    """Return a client with the credential that is found here, which reports repeated calls.
 
-    A wait of hours takes more attempts than a single command: 40 outlive half an hour without a
+    A wait of hours needs more attempts than a single command: 40 outlive half an hour without a
     network.
     """
     from kit.kaggle.client import Client
@@ -48,14 +53,15 @@ def download(out: Path, competition: str, force: bool, as_json: bool) -> None:
     \b
     Example:  kit download --out data/raw
     """
-    from kit.kaggle.download import download_competition as run
+    from kit.kaggle.download import download_competition
 
     with connect() as client, show.transferring(f"download {competition}") as progress:
-        result = run(
+        result = download_competition(
             client, out, competition=competition, force=force, say=show.note, progress=progress
         )
     for warning in result.warnings:
         show.note(f"Warning: {warning}")
+
     if as_json:
         return show.json_out({**dataclasses.asdict(result), "folder": str(result.folder)})
     show.table(str(out), ["file", "bytes"], list(result.sizes.items()))
@@ -69,12 +75,12 @@ def download(out: Path, competition: str, force: bool, as_json: bool) -> None:
 @click.option(
     "--kernel",
     metavar="OWNER/SLUG[/VERSION]",
-    help="A finished inference kernel; the latest version.",
+    help="A finished inference kernel; by default its latest version.",
 )
 @click.option(
     "-m", "--message", required=True, help="What this submission is; Kaggle and the ledger keep it."
 )
-@click.option("--wait", "follow", is_flag=True, help="Follow it to its score.")
+@click.option("--wait", "follow", is_flag=True, help="Wait for its score.")
 @click.option(
     "--sample",
     type=options.FILE,
@@ -92,12 +98,12 @@ def submit(
     sample: Path | None,
     local_score: str,
     competition: str,
-    ledger: Path,
+    ledger_path: Path,
     as_json: bool,
 ) -> None:
-    """Submit a kernel's version, or a FILE where a competition takes files.
+    """Submit a kernel version, or a FILE where a competition takes files.
 
-    What would fail is refused before it counts; what was sent is in the ledger.
+    What would fail is refused before it counts. Every submission is recorded in the ledger.
 
     \b
     Example:  kit submit --kernel kit-infer -m "two encoders, mean" --wait
@@ -112,25 +118,29 @@ def submit(
     check_submission(kernel, file, sample)
     common = {
         "competition": competition,
+        "sample": sample,
         "local_score": local_score,
-        "book": ledger,
+        "ledger_path": ledger_path,
         "say": show.note,
     }
     with connect() as client:
-        if kernel is not None:
-            entry = submit_kernel(client, kernel, message, test=sample, **common)
+        if file is not None:
+            entry = submit_file(client, file, message, **common)
         else:
-            entry = submit_file(client, file, message, sample=sample, **common)
+            assert kernel is not None  # one of the two is given, see above
+            entry = submit_kernel(client, kernel, message, **common)
     if follow:
         with connect(attempts=40) as client:
-            entry = wait_for_score(client, entry, book=ledger, say=show.note)
+            entry = wait_for_score(client, entry, ledger_path=ledger_path, say=show.note)
+
     if as_json:
         return show.json_out(dataclasses.asdict(entry))
     score = f": public score {entry.public_score}" if entry.public_score else ""
     click.echo(f"submission {entry.ref} {entry.status}{score}")
     if not follow:
         show.note(
-            "Next: kit submissions, in some hours: Kaggle runs the notebook again on the hidden test set"
+            "Next: kit submissions, in some hours: Kaggle runs the notebook again on the hidden "
+            "test set"
         )
 
 
@@ -138,36 +148,56 @@ def submit(
 @options.competition
 @ledger_file
 @options.as_json
-def submissions(competition: str, ledger: Path, as_json: bool) -> None:
-    """List the submissions: Kaggle's scores beside the ledger's notes.
+def submissions(competition: str, ledger_path: Path, as_json: bool) -> None:
+    """List the submissions with Kaggle's scores and the ledger's notes.
 
     \b
     Example:  kit submissions
     """
-    from kit.kaggle.submissions import list_submissions as list_them
+    from kit.kaggle.submissions import list_submissions
 
     with connect() as client:
-        pairs = list_them(client, competition=competition, book=ledger)
+        pairs = list_submissions(client, competition=competition, ledger_path=ledger_path)
+
     if as_json:
         rows = [
-            {"kaggle": s and dataclasses.asdict(s), "ledger": e and dataclasses.asdict(e)}
-            for s, e in pairs
+            {
+                "kaggle": submission and dataclasses.asdict(submission),
+                "ledger": entry and dataclasses.asdict(entry),
+            }
+            for submission, entry in pairs
         ]
         return show.json_out(rows)
     columns = ["ref", "date", "status", "public", "local", "kernel or file", "message", "error"]
     show.table(competition, columns, [_row(*pair) for pair in pairs])
     if not pairs:
         show.note(
-            'None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is complete'
+            'None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is '
+            "complete"
         )
 
 
 def _row(submission: "Submission | None", entry: "LedgerEntry | None") -> list[str]:
-    """A line of the table: Kaggle's word where it has one, else the ledger's."""
-    best = submission or entry
-    date = submission.date if submission else entry.time
-    local, source = (
-        (entry.local_score, entry.kernel or entry.file) if entry else ("", submission.file)
-    )
-    status = best.status if submission else f"{best.status} (in the ledger only)"
-    return [str(best.ref), date, status, best.public_score, local, source, best.message, best.error]
+    """Return a line of the table: what Kaggle lists, or what only the ledger holds."""
+    if submission is None:
+        assert entry is not None  # a pair has at least one of the two
+        return [
+            entry.ref,
+            entry.time,
+            f"{entry.status} (in the ledger only)",
+            entry.public_score,
+            entry.local_score,
+            entry.kernel or entry.file,
+            entry.message,
+            entry.error,
+        ]
+    return [
+        str(submission.ref),
+        submission.date,
+        submission.status,
+        submission.public_score,
+        entry.local_score if entry else "",
+        (entry.kernel or entry.file) if entry else submission.file,
+        submission.message,
+        submission.error,
+    ]

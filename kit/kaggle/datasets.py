@@ -1,6 +1,7 @@
-"""A run directory as a private Kaggle dataset: another way to get weights into a notebook than a kernel's output.
+"""Publish a run directory as a private Kaggle dataset. Use `publish_dataset`.
 
-Kaggle's client leaves out a file whose upload failed, and folders always; here every file is there or it fails.
+A dataset is the way into a notebook for a run that was trained here. Kaggle's client leaves out a
+file whose upload failed, and always folders; here every file arrives or publishing fails.
 """
 
 import re
@@ -14,13 +15,15 @@ from kit.kaggle.errors import KaggleError, NotFoundError, RefusedError, Unreacha
 from kit.kaggle.transfer import upload_file
 from kit.run import Run
 
-LEFT_OUT = ("checkpoints", "tensorboard")
+# Parts of a run directory that prediction does not need.
+_LEFT_OUT = ("checkpoints", "tensorboard")
+
 _FAILED = ("FAILED", "DELETED")
 
 
 @dataclass(frozen=True)
 class PublishedDataset:
-    """A dataset that is ready to be mounted."""
+    """A dataset version that is ready to be mounted; `files` is how many files it has."""
 
     ref: str
     url: str
@@ -37,61 +40,63 @@ def publish_dataset(
     timeout_s: float = 3600.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> PublishedDataset:
-    """Uploads a run directory as a private dataset, or as a new version of it, and waits until Kaggle has it ready.
+    """Upload a run directory as a private dataset or a new version of it; wait until it is ready.
 
     Raises:
-        KaggleError: a file cannot be uploaded, Kaggle refuses or fails to process the dataset.
-        RunError: `run` is no run directory, or no part of it is finished.
+        KaggleError: a file cannot be uploaded, or Kaggle refuses or fails to process the dataset.
+        RunError: `run` is not a run directory, or no part of it is finished.
     """
     run_dir = Run.open(run)
     run_dir.require_parts()
     slug = slug or dataset_slug(run_dir)
-    ref = f"{client.owner()}/{slug}"
-    before = _version(client, ref)
-    if before:
-        _wait(
-            client, ref, before, poll_s, timeout_s, say
-        )  # a second version is refused while one is processed
-    files, directories, count = _upload(client, run_dir.path, say)
-    owner, _ = ref.split("/")
+    owner = client.owner()
+    ref = f"{owner}/{slug}"
+    latest = _latest_version(client, ref)
+
+    # Kaggle refuses a new version while it processes the one before.
+    if latest:
+        _wait_until_ready(client, ref, latest, poll_s, timeout_s, say)
+
+    files, directories, count = _upload_folder(client, run_dir.path, say)
     contents = {"files": files, "directories": directories}
     say(f"{ref}: {count} files uploaded; Kaggle processes them")
-    if before:
+    if latest:
         method = "datasets.create_dataset_version"
-        notes = {"versionNotes": f"kit run {run_dir.name}", **contents}
-        body: dict[str, Any] = {"ownerSlug": owner, "datasetSlug": slug, "body": notes}
+        version = {"versionNotes": f"kit run {run_dir.name}", **contents}
+        body: dict[str, Any] = {"ownerSlug": owner, "datasetSlug": slug, "body": version}
     else:
         method = "datasets.create_dataset"
-        title = {"title": slug.replace("-", " "), "licenseName": "other", "isPrivate": True}
-        body = {"ownerSlug": owner, "slug": slug, **title, **contents}
+        metadata = {"title": slug.replace("-", " "), "licenseName": "other", "isPrivate": True}
+        body = {"ownerSlug": owner, "slug": slug, **metadata, **contents}
 
-    def happened() -> Any:
-        return True if _version(client, ref) > before else None
+    def find_new_version() -> bool | None:
+        return True if _latest_version(client, ref) > latest else None
 
-    answer = client.change(method, body, f"publishing {ref}", happened)
+    # A refusal comes as a normal answer with an error in it; True is from `find_new_version`.
+    answer = client.change(method, body, f"publishing {ref}", find_new_version)
     if answer is not True and (answer.error or (answer.status or "ok").lower() == "error"):
-        raise RefusedError(
-            f"Kaggle refuses the dataset {ref}: {answer.error or 'no reason given'}", ""
-        )
-    _wait(client, ref, before + 1, poll_s, timeout_s, say)
-    return PublishedDataset(ref, f"https://www.kaggle.com/datasets/{ref}", before + 1, count)
+        raise RefusedError(f"Kaggle refused the dataset {ref}: {answer.error or 'no reason given'}")
+
+    _wait_until_ready(client, ref, latest + 1, poll_s, timeout_s, say)
+    return PublishedDataset(ref, _page(ref), latest + 1, count)
 
 
 def dataset_slug(run: Run) -> str:
-    """The slug that a run is published under."""
-    return re.sub(r"[^a-z0-9]+", "-", f"kit-run-{run.name}".lower()).strip("-")[:50].strip("-")
+    """Return the slug that a run is published under, at most 50 characters long."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"kit-run-{run.name}".lower())
+    return slug.strip("-")[:50].strip("-")
 
 
-def _version(client: Client, ref: str) -> int:
-    """Its latest version; 0 where there is none (Kaggle answers 403 for that)."""
+def _latest_version(client: Client, ref: str) -> int:
+    """Return the latest version, 0 if there is no such dataset (Kaggle answers 403 for that)."""
     try:
-        answer = client.call("datasets.get_dataset", _name(ref), f"looking up the dataset {ref}")
+        answer = client.call("datasets.get_dataset", _slugs(ref), f"looking up the dataset {ref}")
     except NotFoundError:
         return 0
     return int(answer.current_version_number or 1)
 
 
-def _wait(
+def _wait_until_ready(
     client: Client,
     ref: str,
     version: int,
@@ -99,57 +104,77 @@ def _wait(
     timeout_s: float,
     say: Callable[[str], None],
 ) -> None:
-    """Waits until `version` is there and READY."""
-    waited, last = 0.0, ""
+    """Wait until `version` exists and is READY."""
+    action = f"reading the status of {ref}"
+    hint = f"See {_page(ref)}."
+    waited_s = 0.0
+    last_status = ""
     while True:
-        status = client.call(
-            "datasets.get_dataset_status", _name(ref), f"reading the status of {ref}"
-        ).status.name
-        if status != last:
+        status = client.call("datasets.get_dataset_status", _slugs(ref), action).status.name
+        if status != last_status:
             say(f"{ref}: {status}")
-            last = status
-        if status == "READY" and _version(client, ref) >= version:
+            last_status = status
+
+        # The status belongs to the version before until Kaggle has begun with the new one.
+        if status == "READY" and _latest_version(client, ref) >= version:
             return
-        page = f"See https://www.kaggle.com/datasets/{ref}."
         if status in _FAILED:
-            raise KaggleError(f"Kaggle could not process the dataset {ref}: {status}", page)
-        if waited >= timeout_s:
+            raise KaggleError(f"Kaggle could not process the dataset {ref}: {status}", hint)
+        if waited_s >= timeout_s:
             raise UnreachableError(
-                f"the dataset {ref} is {status} after {waited / 60:.0f} minutes", page
+                f"the dataset {ref} is {status} after {waited_s / 60:.0f} minutes", hint
             )
+
         client.patience.sleep(poll_s)
-        waited += poll_s
+        waited_s += poll_s
 
 
-def _upload(
+def _upload_folder(
     client: Client, folder: Path, say: Callable[[str], None]
-) -> tuple[list[Any], list[Any], int]:
-    """Uploads what is in `folder`: its files, its folders with theirs, and how many files in all."""
-    files, directories, count = [], [], 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Upload what is in `folder`.
+
+    Returns:
+        Its files and its subfolders, as a request lists them, and the number of files in all.
+    """
+    files: list[dict[str, Any]] = []
+    directories: list[dict[str, Any]] = []
+    count = 0
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in LEFT_OUT:
+        if path.name.startswith(".") or path.name in _LEFT_OUT:
             continue
         if path.is_dir():
-            inner, deeper, number = _upload(client, path, say)
-            directories.append({"name": path.name, "files": inner, "directories": deeper})
-            count += number
+            inner_files, inner_directories, inner_count = _upload_folder(client, path, say)
+            directories.append(
+                {"name": path.name, "files": inner_files, "directories": inner_directories}
+            )
+            count += inner_count
         else:
             say(f"uploading {folder.name}/{path.name} ({path.stat().st_size / 1e6:,.1f} MB)")
-            files.append({"token": _blob(client, path)})
+            files.append({"token": _upload_blob(client, path)})
             count += 1
     return files, directories, count
 
 
-def _blob(client: Client, path: Path) -> str:
-    stat, doing = path.stat(), f"uploading {path.name}"
-    body = {"type": "DATASET", "name": path.name, "contentLength": stat.st_size}
-    answer = client.call(
-        "blobs.start_blob_upload", body | {"lastModifiedEpochSeconds": int(stat.st_mtime)}, doing
-    )
-    upload_file(client, answer.create_url, path, doing)
+def _upload_blob(client: Client, path: Path) -> str:
+    """Upload one file; return the token that stands for it in a request."""
+    stat = path.stat()
+    action = f"uploading {path.name}"
+    body = {
+        "type": "DATASET",
+        "name": path.name,
+        "contentLength": stat.st_size,
+        "lastModifiedEpochSeconds": int(stat.st_mtime),
+    }
+    answer = client.call("blobs.start_blob_upload", body, action)
+    upload_file(client, answer.create_url, path, action)
     return answer.token
 
 
-def _name(ref: str) -> dict[str, str]:
+def _slugs(ref: str) -> dict[str, str]:
     owner, slug = ref.split("/")
     return {"ownerSlug": owner, "datasetSlug": slug}
+
+
+def _page(ref: str) -> str:
+    return f"https://www.kaggle.com/datasets/{ref}"

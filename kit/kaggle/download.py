@@ -1,10 +1,14 @@
-"""The competition's files, from Kaggle to `data/raw`: resumed, measured, unpacked safely, all of them or none."""
+"""Download the competition's files from Kaggle and unpack them safely. Use `download_competition`.
+
+Either all files arrive or none that is new: sizes and checksums are compared before any file gets
+its name.
+"""
 
 import contextlib
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,13 +20,23 @@ from kit.storage.atomic import atomic_file, file_sha256
 from kit.storage.lock import hold_lock
 from kit.task import COMPETITION, TRAIN_FILE
 
-TRAIN_SHA256 = "0692154aaf20fc6649090c3f49b6b5dd1e693a765ecb5f0856ae0da5946f5be2"  # train.csv as of November 2026
-_PIECE = 1 << 20
+# train.csv as of November 2026.
+TRAIN_SHA256 = "0692154aaf20fc6649090c3f49b6b5dd1e693a765ecb5f0856ae0da5946f5be2"
+
+_CHUNK_SIZE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Downloaded:
-    """What is in the folder now: sizes in bytes by file name, what was there before, and how train.csv compares."""
+class DownloadResult:
+    """What is in the folder now.
+
+    Args:
+        folder: where the files are.
+        sizes: bytes by file name.
+        already: whether everything was there before.
+        train_sha256: of train.csv, "" if the competition has none.
+        warnings: for the user.
+    """
 
     folder: Path
     sizes: dict[str, int]
@@ -39,120 +53,132 @@ def download_competition(
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Downloaded:
-    """Downloads and unpacks a competition's files into `out`.
+) -> DownloadResult:
+    """Download and unpack a competition's files into `out`.
 
-    Each file is compared with the size that Kaggle lists, and with its checksum in the archive. Files that are
-    there already with the right size are kept; with `force` every file is downloaded and overwritten. An interrupted
-    download continues where it stopped.
+    Each file is compared with the size that Kaggle lists and with its checksum in the archive. An
+    interrupted download continues where it stopped.
+
+    Args:
+        force: download and overwrite every file. Otherwise files of the right size are kept.
+        say: called with messages.
+        progress: called with the bytes that have arrived and the bytes in all.
 
     Raises:
         KaggleError: rules not accepted, no such competition, no answer, a damaged archive.
-        KitError: a file would be overwritten, the disk is full.
+        KitError: a file would be overwritten, or the disk is full.
         HeldError: another process is downloading to `out`.
     """
-    with hold_lock(Path(out)):
-        return _download(client, Path(out), competition, force, say, progress)
+    out = Path(out)
+    with hold_lock(out):
+        sizes = competition_files(client, competition)
+        archive_path = out / f"{competition}.zip"
 
+        if not force and _has_all_files(out, sizes):
+            # A process may have been killed after it had unpacked everything.
+            discard_partial(archive_path)
+            say(f"{out}: all {len(sizes)} files are there already")
+            return _report(out, sizes, competition, already=True)
 
-def _download(
-    client: Client,
-    out: Path,
-    competition: str,
-    force: bool,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None],
-) -> Downloaded:
-    sizes = competition_files(client, competition)
-    here = {name: (out / name).stat().st_size for name in sizes if (out / name).is_file()}
-    target = out / f"{competition}.zip"
-    if here == sizes and not force:
-        discard_partial(target)  # a process that was killed had unpacked it
-        say(f"{out}: all {len(sizes)} files are there already")
-        return _report(out, sizes, competition, already=True)
-    for name, size in here.items():
-        if size != sizes[name] and not force:
+        _require_space(out, sum(sizes.values()))
+        action = f"downloading {competition}"
+        say(f"{action}: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB unpacked")
+        archive = fetch_file(
+            client, lambda: _address(client, competition), archive_path, action, say, progress
+        )
+
+        try:
+            unpack_download(archive, out, sizes)
+        except zipfile.BadZipFile as error:
+            # Its bytes are of no use to the next attempt.
+            archive.unlink()
+            raise UnreachableError(
+                f"{action}: the archive is damaged ({error})", "Run it again."
+            ) from error
+        except OSError as error:
             raise KitError(
-                f"{out / name} is there already with {size:,} bytes; Kaggle's has {sizes[name]:,}",
-                "Add --force to overwrite it, or choose another folder with --out.",
-            )
-    _check_space(out, sum(sizes.values()))
-    doing = f"downloading {competition}"
-    say(f"{doing}: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB unpacked")
-    archive = fetch_file(
-        client, lambda: _address(client, competition), target, doing, say, progress
-    )
-    try:
-        unpack_download(archive, out, sizes)
-    except zipfile.BadZipFile as error:
+                f"{out}: cannot be written ({error.strerror or error})",
+                "Free some space there, then run it again.",
+            ) from error
         archive.unlink()
-        raise UnreachableError(
-            f"{doing}: the archive is damaged ({error})", "Run it again."
-        ) from error
-    except OSError as error:
-        raise KitError(
-            f"{out}: cannot be written ({error.strerror or error})",
-            "Free some space there, then run it again.",
-        ) from error
-    archive.unlink()
-    return _report(out, sizes, competition, already=False)
+        return _report(out, sizes, competition, already=False)
 
 
 def competition_files(client: Client, competition: str = COMPETITION) -> dict[str, int]:
-    """The competition's files with their sizes in bytes, all pages of the list."""
+    """Return the competition's files with their sizes in bytes, from all pages of the list."""
+    action = f"listing the files of {competition}"
     sizes: dict[str, int] = {}
-    token, seen = "", set()
-    while token not in seen:
-        seen.add(token)
+    token = ""
+    seen_tokens = set()
+
+    # A token that comes again would never end.
+    while token not in seen_tokens:
+        seen_tokens.add(token)
         body = {"competitionName": competition, "pageSize": 200, "pageToken": token}
-        answer = client.call(
-            "competitions.list_data_files", body, f"listing the files of {competition}"
-        )
+        answer = client.call("competitions.list_data_files", body, action)
         sizes.update({file.name: file.total_bytes for file in answer.files})
         token = answer.next_page_token
         if not token:
             break
+
     if not sizes:
-        raise UnreachableError(
-            f"listing the files of {competition}: Kaggle lists none", "Try again later."
-        )
+        raise UnreachableError(f"{action}: Kaggle lists none", "Try again later.")
     return sizes
 
 
 def unpack_download(archive: Path, out: Path, sizes: dict[str, int]) -> None:
-    """Unpacks exactly the listed files: all under temporary names first, then all renamed.
+    """Unpack exactly the listed files: all under temporary names first, then all renamed.
 
     Raises:
-        zipfile.BadZipFile: not an archive, bytes that cannot be unpacked, a checksum that differs, a file missing or
-            of another size, a name that leads out of the folder, a link.
+        zipfile.BadZipFile: not an archive, bytes that cannot be unpacked, a wrong checksum, a file
+            that is missing or has another size, a name that leads out of the folder, a link.
     """
+    # The stack renames the files when it closes, after all of them were read without an error.
     with contextlib.ExitStack() as stack:
-        with _reading():
+        with _bad_zip_errors():
             bundle = stack.enter_context(zipfile.ZipFile(archive))
-        members = {_safe(info): info for info in bundle.infolist() if not info.is_dir()}
+        members = {_safe_name(info): info for info in bundle.infolist() if not info.is_dir()}
+
         for name, size in sizes.items():
             info = members.get(name)
             if info is None or info.file_size != size:
-                have = "lacks it" if info is None else f"has {info.file_size:,} bytes"
+                actual = "lacks it" if info is None else f"has {info.file_size:,} bytes"
                 raise zipfile.BadZipFile(
-                    f"Kaggle lists {name!r} with {size:,} bytes, the archive {have}"
+                    f"Kaggle lists {name!r} with {size:,} bytes, the archive {actual}"
                 )
             temporary = stack.enter_context(atomic_file(out / name))
             with temporary.open("wb") as target:
-                for piece in _pieces(bundle, info):
-                    target.write(piece)
+                for chunk in _chunks(bundle, info):
+                    target.write(chunk)
 
 
-def _pieces(bundle: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """A file's bytes, whose checksum has been compared when they end."""
-    with _reading(), bundle.open(info) as source:
-        while piece := source.read(_PIECE):
-            yield piece
+def _has_all_files(out: Path, sizes: dict[str, int]) -> bool:
+    """Whether every file is there.
+
+    Raises:
+        KitError: one of them has another size than Kaggle's.
+    """
+    present = {name: (out / name).stat().st_size for name in sizes if (out / name).is_file()}
+    for name, size in present.items():
+        if size != sizes[name]:
+            raise KitError(
+                f"{out / name} is there already with {size:,} bytes; Kaggle's has {sizes[name]:,}",
+                "Add --force to overwrite it, or choose another folder with --out.",
+            )
+    return present == sizes
+
+
+def _chunks(bundle: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield a file's bytes; zipfile compares the checksum at their end."""
+    with _bad_zip_errors(), bundle.open(info) as source:
+        while chunk := source.read(_CHUNK_SIZE):
+            yield chunk
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Makes one error of the many that wrong bytes raise in zipfile: of zlib, of ends, versions, places, names."""
+def _bad_zip_errors() -> Generator[None]:
+    """Turn every error that zipfile raises for wrong bytes into `BadZipFile`."""
+    # zipfile lets errors of zlib, struct, EOF, unknown versions, offsets and names through.
     try:
         yield
     except zipfile.BadZipFile:
@@ -161,26 +187,29 @@ def _reading() -> Iterator[None]:
         raise zipfile.BadZipFile(str(error) or type(error).__name__) from error
 
 
-def _safe(info: zipfile.ZipInfo) -> str:
+def _safe_name(info: zipfile.ZipInfo) -> str:
+    """Return the name of a regular file inside the folder; raise for anything else."""
     path = PurePosixPath(info.filename)
-    kind = stat.S_IFMT(info.external_attr >> 16)
+    file_type = stat.S_IFMT(info.external_attr >> 16)
     if path.is_absolute() or ".." in path.parts or "\\" in info.filename or ":" in info.filename:
         raise zipfile.BadZipFile(f"the name {info.filename[:60]!r} leads out of the folder")
-    if kind not in (0, stat.S_IFREG):
+    if file_type not in (0, stat.S_IFREG):
         raise zipfile.BadZipFile(f"{info.filename[:60]!r} is a link or a device")
     return str(path)
 
 
 def _address(client: Client, competition: str) -> str:
+    """Return a signed address of the competition's archive."""
     body = {"competitionName": competition}
     response = client.call("competitions.download_data_files", body, f"downloading {competition}")
-    response.close()  # only where it leads to is wanted
+    # The SDK has followed the redirect; `fetch_file` opens the address again by itself.
+    response.close()
     return response.url
 
 
-def _check_space(out: Path, needed: int) -> None:
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
+def _require_space(out: Path, needed: int) -> None:
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise KitError(
             f"{out}: {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
@@ -188,12 +217,13 @@ def _check_space(out: Path, needed: int) -> None:
         )
 
 
-def _report(out: Path, sizes: dict[str, int], competition: str, already: bool) -> Downloaded:
+def _report(out: Path, sizes: dict[str, int], competition: str, already: bool) -> DownloadResult:
     sha256 = file_sha256(out / TRAIN_FILE) if TRAIN_FILE in sizes else ""
     warnings = []
     if competition == COMPETITION and sha256 != TRAIN_SHA256:
         warnings.append(
-            f"{out / TRAIN_FILE} is not the file of November 2026 (sha256 {sha256[:16]}…, known {TRAIN_SHA256[:16]}…). "
-            "Kaggle may have updated it; scores are then not comparable with earlier ones. --force downloads it again."
+            f"{out / TRAIN_FILE} is not the version of November 2026 (sha256 {sha256[:16]}…, "
+            f"expected {TRAIN_SHA256[:16]}…). Kaggle may have updated it; scores are then not "
+            "comparable with earlier ones. --force downloads it again."
         )
-    return Downloaded(out, sizes, already, sha256, tuple(warnings))
+    return DownloadResult(out, sizes, already, sha256, tuple(warnings))

@@ -1,9 +1,11 @@
-"""submissions/ledger.csv: every submission that was made, with what it was made of; a score is filled in later."""
+"""Record every submission in submissions/ledger.csv, with what it was made of and how it scored.
+
+Use `read_ledger` and `record_submission`.
+"""
 
 import csv
 import io
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -12,15 +14,24 @@ from kit.storage import atomic
 from kit.storage.lock import hold_lock
 
 LEDGER = Path("submissions/ledger.csv")
-TOLD = ("status", "public_score", "private_score", "error")  # by Kaggle, after the entry was made
+
+# What only Kaggle knows, and only after the entry was made.
+_FROM_KAGGLE = ("status", "public_score", "private_score", "error")
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One submission; all as text, as it stands in the file.
+    """One submission. Every value is the text in the file.
 
-    time: UTC. ref: Kaggle's number of it. kernel: owner/slug/version, '' for a file. file, sha256: of the file
-    submitted, for a kernel of its visible run. runs, weights: what it is blended from.
+    Args:
+        time: when it was made, in UTC.
+        ref: Kaggle's number for it.
+        kernel: owner/slug/version, "" for a file.
+        file: the file submitted, for a kernel the one that it left.
+        sha256: of that file, as the kernel's visible run left it.
+        runs: the refs that it is blended from, with spaces between them.
+        weights: their weights, in the same order.
+        local_score: the estimate made here.
     """
 
     time: str
@@ -39,53 +50,57 @@ class LedgerEntry:
     error: str = ""
 
 
-COLUMNS = tuple(f.name for f in fields(LedgerEntry))
+COLUMNS = tuple(field.name for field in fields(LedgerEntry))
 
 
 def read_ledger(path: str | Path = LEDGER) -> list[LedgerEntry]:
-    """The entries, oldest first; none where there is no file. Columns that others have added are left alone.
+    """Return the entries, oldest first; none if there is no file. Unknown columns are ignored.
 
     Raises:
         DataError: it is not a ledger.
     """
-    return [LedgerEntry(**{c: row.get(c) or "" for c in COLUMNS}) for row in _rows(Path(path))]
+    rows = _read_rows(Path(path))
+    return [LedgerEntry(**{column: row.get(column) or "" for column in COLUMNS}) for row in rows]
 
 
 def record_submission(entry: LedgerEntry, path: str | Path = LEDGER) -> None:
-    """Adds an entry; of one that is there, by its ref, only what Kaggle tells later is changed: people edit the rest.
+    """Add an entry, or update the one with its ref.
+
+    An update changes only what Kaggle reports later, because people edit the rest by hand.
 
     Raises:
         DataError: the file is not a ledger.
         KitError, OSError: it cannot be written.
     """
-    path, new = Path(path), asdict(entry)
-    with hold_lock(
-        path.parent, path.name, wait=True
-    ):  # else one of two commands would lose the other's entry
-        rows = _rows(path)
-        at = next(
-            (i for i, row in enumerate(rows) if entry.ref and row.get("ref") == entry.ref), None
-        )
-        if at is None:
-            rows.append(new)
+    path = Path(path)
+    new = asdict(entry)
+
+    # Without the lock one of two commands would lose the other's entry.
+    with hold_lock(path.parent, path.name, wait=True):
+        rows = _read_rows(path)
+        same = [row for row in rows if entry.ref and row.get("ref") == entry.ref]
+        if same:
+            same[0].update({column: new[column] for column in _FROM_KAGGLE})
         else:
-            rows[at] |= {column: new[column] for column in TOLD}
-        _write(rows, path)
+            rows.append(new)
+        _write_rows(rows, path)
 
 
 def require_writable_ledger(path: str | Path) -> None:
-    """Finds out, before a submission counts, whether it can be written down.
+    """Raise if a submission could not be recorded. Called before one is made and counts.
 
     Raises:
         DataError: the file is not a ledger.
         KitError: it is a directory, or nothing can be written beside it.
     """
-    path, hint = Path(path), "Mend that, or name another one with --ledger."
+    path = Path(path)
+    hint = "Fix that, or name another one with --ledger."
     if path.is_dir():
         raise KitError(f"the ledger {path} is a directory", hint)
     try:
         with hold_lock(path.parent, path.name, wait=True):
-            _rows(path)
+            _read_rows(path)
+            # Writing some bytes finds out a full disk as well.
             with tempfile.TemporaryFile(dir=path.parent) as file:
                 file.write(bytes(4096))
     except OSError as error:
@@ -94,32 +109,32 @@ def require_writable_ledger(path: str | Path) -> None:
         ) from error
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    hint = "Move it away; kit begins a new one."
     if not path.exists():
         return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, restkey="", restval="")
-            rows, columns = list(reader), reader.fieldnames or []
+            rows = list(reader)
+            columns = reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path} is not a ledger: {error}", "Move it away; kit begins a new one."
-        ) from error
-    missing = [c for c in ("time", "ref", "message") if c not in columns]
+        raise DataError(f"{path} is not a ledger: {error}", hint) from error
+
+    missing = [column for column in ("time", "ref", "message") if column not in columns]
     if missing:
-        raise DataError(
-            f"{path} is not a ledger: no column {', '.join(missing)}",
-            "Move it away; kit begins a new one.",
-        )
+        raise DataError(f"{path} is not a ledger: no column {', '.join(missing)}", hint)
     return rows
 
 
-def _write(rows: Iterable[dict[str, str]], path: Path) -> None:
-    rows = list(rows)
-    more = [c for c in dict.fromkeys(c for row in rows for c in row) if c and c not in COLUMNS]
+def _write_rows(rows: list[dict[str, str]], path: Path) -> None:
+    # Columns that a person has added follow ours. The key "" holds values beyond the header.
+    found = dict.fromkeys(column for row in rows for column in row)
+    added = [column for column in found if column and column not in COLUMNS]
+
     text = io.StringIO()
     writer = csv.DictWriter(
-        text, [*COLUMNS, *more], restval="", extrasaction="ignore", lineterminator="\n"
+        text, [*COLUMNS, *added], restval="", extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
     writer.writerows(rows)

@@ -1,4 +1,7 @@
-"""What is left this week and today: GPU hours and submissions."""
+"""Read what an account may still use: GPU hours this week, submissions today, competition rules.
+
+Use `read_quota`, `read_limits` and `read_rules`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +13,8 @@ from kit.task import COMPETITION
 
 
 @dataclass(frozen=True)
-class Quota:
-    """GPU hours used and allowed in this week, and when it ends (UTC)."""
+class GpuQuota:
+    """GPU hours used and allowed in this week, and when the week ends (UTC)."""
 
     used_hours: float
     total_hours: float
@@ -19,17 +22,17 @@ class Quota:
 
     @property
     def left_hours(self) -> float:
-        """What may still be used."""
+        """Hours that may still be used."""
         return max(0.0, self.total_hours - self.used_hours)
 
     def __str__(self) -> str:
-        when = f", until {self.resets:%a %d %b %H:%M} UTC" if self.resets else ""
-        return f"{self.left_hours:.1f} of {self.total_hours:.0f} GPU hours left{when}"
+        until = f", until {self.resets:%a %d %b %H:%M} UTC" if self.resets else ""
+        return f"{self.left_hours:.1f} of {self.total_hours:.0f} GPU hours left{until}"
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Submissions: made today, and possible now."""
+class SubmissionLimits:
+    """Submissions made today, and how many are left now."""
 
     today: int
     left: int
@@ -39,7 +42,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Rules:
+class CompetitionRules:
     """What a competition takes, and whether this account has joined it."""
 
     notebooks_only: bool
@@ -47,48 +50,52 @@ class Rules:
     closed: bool
 
 
-def read_quota(client: Client) -> Quota:
-    """The week's GPU quota. Durations are read as such: as text, Kaggle's client drops whole days of them.
+def read_quota(client: Client) -> GpuQuota:
+    """Return the week's GPU quota.
 
     Raises:
-        UnreachableError: there is none in the answer.
+        UnreachableError: the answer has none.
     """
-    answer = client.call("kernels.get_accelerator_quota_statistics", {}, "reading the GPU quota")
-    gpu, resets = answer.gpu_quota, answer.quota_refresh_time
+    action = "reading the GPU quota"
+    answer = client.call("kernels.get_accelerator_quota_statistics", {}, action)
+    gpu = answer.gpu_quota
     if gpu is None:
         raise UnreachableError(
-            "reading the GPU quota: Kaggle's answer has none",
-            "See https://www.kaggle.com/settings.",
+            f"{action}: Kaggle's answer has none", "See https://www.kaggle.com/settings."
         )
+
+    # As durations: converted to text, Kaggle's client drops whole days of them.
     used, total = (
-        t.total_seconds() / 3600 if t else 0.0 for t in (gpu.time_used, gpu.total_time_allowed)
+        duration.total_seconds() / 3600 if duration else 0.0
+        for duration in (gpu.time_used, gpu.total_time_allowed)
     )
-    return Quota(used, total, resets.replace(tzinfo=UTC) if resets else None)
+    resets = answer.quota_refresh_time
+    return GpuQuota(used, total, resets.replace(tzinfo=UTC) if resets else None)
 
 
 def tell_quota(client: Client, say: Callable[[str], None]) -> None:
-    """Says what is left of the week's GPU hours; that it cannot be read stops nothing."""
+    """Report the GPU hours that are left. A quota that cannot be read is reported, not raised."""
     try:
         say(str(read_quota(client)))
     except KaggleError as error:
         say(f"the GPU quota cannot be read: {error.problem}")
 
 
-def read_limits(client: Client, competition: str = COMPETITION) -> Limits:
-    """The day's submissions."""
+def read_limits(client: Client, competition: str = COMPETITION) -> SubmissionLimits:
+    """Return the day's submission limits."""
     body = {"competitionName": competition}
-    answer = client.call(
-        "competitions.get_submission_limits", body, "reading the submission limits"
-    )
-    return Limits(answer.num_today, answer.num_allowed_now)
+    action = "reading the submission limits"
+    answer = client.call("competitions.get_submission_limits", body, action)
+    return SubmissionLimits(answer.num_today, answer.num_allowed_now)
 
 
-def read_rules(client: Client, competition: str = COMPETITION) -> Rules:
-    """The competition's rules for submissions."""
+def read_rules(client: Client, competition: str = COMPETITION) -> CompetitionRules:
+    """Return the competition's rules for submissions."""
     body = {"competitionName": competition}
-    answer = client.call(
-        "competitions.get_competition", body, f"looking up the competition {competition}"
-    )
-    return Rules(
-        answer.is_kernels_submissions_only, answer.user_has_entered, answer.submissions_disabled
+    action = f"looking up the competition {competition}"
+    answer = client.call("competitions.get_competition", body, action)
+    return CompetitionRules(
+        notebooks_only=answer.is_kernels_submissions_only,
+        joined=answer.user_has_entered,
+        closed=answer.submissions_disabled,
     )

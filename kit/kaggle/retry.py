@@ -1,14 +1,21 @@
-"""When to ask Kaggle again: bounded, with growing pauses, and never blindly for calls that change something.
+"""Repeat failed calls to Kaggle with growing pauses, but never blindly one that changes something.
 
-Kaggle's client repeats almost nothing: one 429 or dropped socket ends a download, a push or a nine-hour wait.
+Use `RetryPolicy` with `retry_call` for calls that are safe to repeat, and with `call_once` for the
+others. Kaggle's own client repeats almost nothing: one 429 or dropped connection ends a download, a
+push or a nine-hour wait.
+
+`urllib3.util.Retry` parses the Retry-After header here. It cannot replace the module, because it
+sees no more than one HTTP request:
+- every API call is a POST, so what is safe to repeat is known per call, not per HTTP method;
+- a failure may be an HTTP 200 with the code in its body, and a body may break off in the middle;
+- a change that must happen once needs a look at Kaggle's state between two attempts;
+- it prints nothing while it waits, and waits for a long Retry-After where kit gives up.
 """
 
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from kit.kaggle.errors import KaggleError, UncertainError, http_status
@@ -18,10 +25,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long to wait, in seconds; `sleep` is replaced in tests.
+    """How often to try and how long to wait between attempts, in seconds.
 
-    `longest_s` bounds our own pauses; `retry_after_s` bounds what a Retry-After header may ask for, since a server
-    can name any time it likes.
+    Args:
+        attempts: calls in all, the first one included.
+        first_s: the first pause; each later one is twice as long.
+        longest_s: upper bound of our own pauses.
+        retry_after_s: the longest Retry-After that is waited for. A server may ask for any time;
+            if it asks for more, the call fails.
+        sleep: replaced in tests.
+        say: called with a message before each pause.
     """
 
     attempts: int = 6
@@ -32,50 +45,120 @@ class RetryPolicy:
     say: Callable[[str], None] = lambda _: None
 
     def pause(self, error: BaseException, attempt: int) -> float | None:
-        """Seconds to wait after failed attempt number `attempt` (from 0), or None to give up."""
-        if attempt + 1 >= self.attempts or not transient(error):
+        """Return the seconds to wait after failed attempt `attempt` (from 0), None to give up."""
+        if attempt + 1 >= self.attempts or not _is_transient(error):
             return None
-        asked = retry_after(error)
-        if asked is not None:
-            return asked if asked <= self.retry_after_s else None
-        return min(self.longest_s, self.first_s * 2**attempt) * random.uniform(
-            0.75, 1.25
-        )  # callers spread out
+
+        requested = _requested_pause(error)
+        if requested is not None:
+            return requested if requested <= self.retry_after_s else None
+
+        # Jitter keeps several processes that failed together from returning together.
+        return min(self.longest_s, self.first_s * 2**attempt) * random.uniform(0.75, 1.25)
 
     def wait(self, error: BaseException, seconds: float) -> None:
-        """Says why and for how long, and sleeps."""
+        """Say what failed and how long the pause is, then sleep."""
         status = http_status(error)
-        what = (
-            f"Kaggle answers {status}"
-            if status
-            else f"no answer from Kaggle ({type(error).__name__})"
-        )
-        self.say(f"{what}; trying again in {seconds:.0f} s")
+        if status:
+            problem = f"Kaggle answers {status}"
+        else:
+            problem = f"no answer from Kaggle ({type(error).__name__})"
+
+        self.say(f"{problem}; trying again in {seconds:.0f} s")
         self.sleep(seconds)
 
 
-def retry_after(error: BaseException) -> float | None:
-    """Seconds that the answer asks to wait (Retry-After as a number or a date, RFC 9110 §10.2.3), or None."""
+def retry_call(call: Callable[[], T], policy: RetryPolicy) -> T:
+    """Return the result of a call that is safe to repeat, or raise its last error."""
+    attempt = 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            pause = policy.pause(error, attempt)
+            if pause is None:
+                raise
+            policy.wait(error, pause)
+        attempt += 1
+
+
+def call_once(
+    call: Callable[[], T], find_effect: Callable[[], T | None], policy: RetryPolicy, action: str
+) -> T:
+    """Return the result of a call that must not take effect twice.
+
+    A dropped connection, a timeout or a 5xx leaves open whether the call took effect. `find_effect`
+    then looks for the effect, and what it finds replaces the call's own result. The call is
+    repeated only if it finds nothing (None).
+
+    Raises:
+        UncertainError: `find_effect` failed.
+    """
+    attempt = 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not _is_transient(error):
+                raise
+            pause = policy.pause(error, attempt)
+            may_have_happened = not _was_not_processed(error)
+
+            # Also wait after the last attempt: the effect may show only a moment later.
+            if pause is not None or may_have_happened:
+                policy.wait(error, policy.first_s if pause is None else pause)
+            if may_have_happened:
+                effect = require_known_effect(find_effect, action)
+                if effect is not None:
+                    return effect
+            if pause is None:
+                raise
+        attempt += 1
+
+
+def require_known_effect(find_effect: Callable[[], T | None], action: str) -> T | None:
+    """Return what `find_effect` finds of a change whose own answer was lost or empty.
+
+    Raises:
+        UncertainError: `find_effect` failed, so it is unknown whether the change took effect.
+    """
+    import requests
+
+    try:
+        return find_effect()
+    except (KaggleError, requests.exceptions.RequestException) as error:
+        reason = error.problem if isinstance(error, KaggleError) else type(error).__name__
+        raise UncertainError(
+            f"{action}: it is not known whether that took effect: no usable answer, and the check "
+            f"afterwards failed ({reason})",
+            "Before you repeat it, check whether it is there: with `kit submissions`, with "
+            "`kit kernels status`, or for a dataset on your page at Kaggle.",
+        ) from None
+
+
+def _requested_pause(error: BaseException) -> float | None:
+    """Return the seconds that the Retry-After header asks for (RFC 9110 §10.2.3), or None."""
+    from urllib3.exceptions import InvalidHeader
+    from urllib3.util import Retry
+
     response = getattr(error, "response", None)
     value = response.headers.get("Retry-After") if response is not None else None
     if not value:
         return None
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+        return Retry().parse_retry_after(value)
+    except (InvalidHeader, ValueError, OverflowError):
         return None
 
 
-def transient(error: BaseException) -> bool:
-    """Whether the same call may work a moment later: 408, 429, 5xx, a lost connection, no answer in time."""
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same call may work later: 408, 429, 5xx, a lost connection, a timeout."""
     import requests
 
+    # An SSLError is a ConnectionError, but an invalid certificate stays invalid.
     if isinstance(error, requests.exceptions.SSLError):
-        return False  # a certificate does not get better
+        return False
+
     status = http_status(error)
     if status:
         return status in (408, 429) or status >= 500
@@ -90,73 +173,12 @@ def transient(error: BaseException) -> bool:
     )
 
 
-def untouched(error: BaseException) -> bool:
-    """Whether the failed call certainly changed nothing: refused for its rate, or never delivered."""
+def _was_not_processed(error: BaseException) -> bool:
+    """Whether the failed call changed nothing for sure: refused for its rate or not delivered."""
     import requests
 
     if http_status(error) == 429 or isinstance(error, requests.exceptions.ConnectTimeout):
         return True
+
+    # requests wraps urllib3's reason in a ConnectionError, and only its repr says which one.
     return "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error)
-
-
-def retry_call(call: Callable[[], T], patience: RetryPolicy) -> T:
-    """Runs a call that is safe to repeat until it works or patience ends; raises the last error."""
-    attempt = 0
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            pause = patience.pause(error, attempt)
-            if pause is None:
-                raise
-            patience.wait(error, pause)
-        attempt += 1
-
-
-def call_once(
-    call: Callable[[], T], happened: Callable[[], T | None], patience: RetryPolicy, doing: str
-) -> T:
-    """Runs a call that must not take effect twice.
-
-    After a failure that leaves open whether it took effect (a dropped socket, a timeout, a 5xx), `happened` looks:
-    its answer, unless None, stands for the call's own. Only when nothing happened is the call repeated.
-
-    Raises:
-        UncertainError: `happened` could not tell.
-    """
-    attempt = 0
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not transient(error):
-                raise
-            pause = patience.pause(error, attempt)
-            open_question = not untouched(error)
-            if pause is not None or open_question:
-                patience.wait(error, patience.first_s if pause is None else pause)
-            found = poll_once(happened, doing) if open_question else None
-            if found is not None:
-                return found
-            if pause is None:
-                raise
-        attempt += 1
-
-
-def poll_once(happened: Callable[[], T | None], doing: str) -> T | None:
-    """What `happened` finds of a change whose answer does not say whether it took effect; `doing` names the change.
-
-    Raises:
-        UncertainError: it could not tell.
-    """
-    import requests
-
-    try:
-        return happened()
-    except (KaggleError, requests.exceptions.RequestException) as error:
-        why = error.problem if isinstance(error, KaggleError) else type(error).__name__
-        raise UncertainError(
-            f"{doing}: it is not known whether that took effect: no usable answer, and looking failed ({why})",
-            "Do not repeat it before you have looked whether it is there: `kit submissions`, `kit kernels status`, "
-            "for a dataset your page at Kaggle.",
-        ) from None

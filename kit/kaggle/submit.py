@@ -1,6 +1,7 @@
-"""A submission: refused here where Kaggle would count it and fail it, sent once, written down, followed to its score.
+"""Submit a kernel version or a file, once, and record it in the ledger.
 
-Kaggle counts failed submissions against the day's limit, so everything that can be known before is checked before.
+Use `submit_kernel` and `submit_file`. Kaggle counts failed submissions against the day's limit, so
+what would fail is refused here before anything is sent.
 """
 
 import tempfile
@@ -18,7 +19,7 @@ from kit.kaggle.errors import RefusedError, RulesError
 from kit.kaggle.kernels import KernelRef, look_up_kernel, wait_for_kernel
 from kit.kaggle.ledger import LedgerEntry
 from kit.kaggle.outputs import download_output, output_addresses
-from kit.kaggle.retry import poll_once
+from kit.kaggle.retry import require_known_effect
 from kit.kaggle.transfer import upload_file
 from kit.storage.atomic import file_sha256
 from kit.task import COMPETITION
@@ -29,10 +30,10 @@ SUBMISSION = "submission.csv"
 def check_submission(
     kernel: str | None, file: str | Path | None, sample: str | Path | None
 ) -> None:
-    """Raises where the arguments themselves are wrong, before a credential is read and anybody is asked.
+    """Check the arguments of a submission before a credential is read or the network is used.
 
     Raises:
-        KaggleError: `kernel` names none.
+        KaggleError: `kernel` does not name a kernel.
         DataError: `file` would not be scored, or `sample` cannot be used.
     """
     if kernel is not None:
@@ -49,35 +50,46 @@ def submit_kernel(
     message: str,
     *,
     competition: str = COMPETITION,
-    test: str | Path | None = None,
+    sample: str | Path | None = None,
     local_score: str = "",
-    book: str | Path = ledger.LEDGER,
+    ledger_path: str | Path = ledger.LEDGER,
     say: Callable[[str], None] = lambda _: None,
 ) -> LedgerEntry:
-    """Submits a version of a kernel (the latest, if none is named) and writes it to the ledger.
+    """Submit a kernel version and record it in the ledger.
 
-    Before that: the rules are accepted, a submission is left today, the version is complete, has the competition
-    attached and internet off, and its submission.csv is valid (with the ids of `test`, if given).
+    Checked before: the rules are accepted, a submission is left today, the version is complete, has
+    the competition attached and internet off, and its submission.csv is valid.
+
+    Args:
+        kernel: OWNER/SLUG/VERSION; without VERSION the latest, without OWNER of this account.
+        message: Kaggle's list and the ledger keep it.
+        sample: a file with the ids that submission.csv must have.
+        local_score: for the ledger; "" takes the one that the kernel was pushed with.
 
     Raises:
-        KaggleError, KitError: it would fail, and why.
+        KaggleError, KitError: the submission would fail, and why.
     """
     ref = KernelRef.parse(kernel, client.owner() if "/" not in kernel else "")
     stored = look_up_kernel(client, ref)
-    ref = ref if ref.version else replace(ref, version=stored.latest)
-    _require_place(client, competition, files=False, say=say)
+    if not ref.version:
+        ref = replace(ref, version=stored.latest)
+
+    _require_open(client, competition, files=False, say=say)
     quota.tell_quota(client, say)
+    # With a timeout of 0 this only raises unless the version is complete.
     wait_for_kernel(client, ref, settle_s=0.0, timeout_s=0.0)
     if stored.internet:
         raise RefusedError(
-            f"{ref} runs with internet, which this competition does not take",
+            f"{ref} runs with internet, which this competition does not allow",
             "Push it with `kit kernels push infer`, which turns it off.",
         )
     if stored.competitions and competition not in stored.competitions:
         raise RefusedError(
             f"{ref} does not have {competition} attached", "Push it with `kit kernels push infer`."
         )
-    digest = _check_output(client, ref, test, say)
+    digest = _check_output(client, ref, sample, say)
+
+    # The job in the notebook says what the prediction is blended from.
     job = notebook.job_of(stored.source)
     members = job.get("sources", [])
     body = {
@@ -89,18 +101,18 @@ def submit_kernel(
         "submissionDescription": message,
     }
     entry = LedgerEntry(
-        _now(),
-        "",
-        competition,
+        time=_now(),
+        ref="",
+        competition=competition,
         kernel=str(ref),
         file=SUBMISSION,
         sha256=digest,
-        runs=" ".join(m["ref"] for m in members),
-        weights=" ".join(f"{m['weight']:g}" for m in members),
+        runs=" ".join(member["ref"] for member in members),
+        weights=" ".join(f"{member['weight']:g}" for member in members),
         local_score=local_score or job.get("local_score", ""),
         message=message,
     )
-    return _send(client, "competitions.create_code_submission", body, entry, book, say)
+    return _send(client, "competitions.create_code_submission", body, entry, ledger_path, say)
 
 
 def submit_file(
@@ -111,45 +123,56 @@ def submit_file(
     competition: str = COMPETITION,
     sample: str | Path | None = None,
     local_score: str = "",
-    book: str | Path = ledger.LEDGER,
+    ledger_path: str | Path = ledger.LEDGER,
     say: Callable[[str], None] = lambda _: None,
 ) -> LedgerEntry:
-    """Uploads and submits a file, for competitions that take files, and writes it to the ledger.
+    """Upload and submit a file, for competitions that take files, and record it in the ledger.
+
+    Args:
+        message: Kaggle's list and the ledger keep it.
+        sample: a file with the ids that `file` must have.
+        local_score: for the ledger.
 
     Raises:
         RefusedError: this competition takes notebooks only.
-        KaggleError, KitError: it would fail, and why.
+        KaggleError, KitError: the submission would fail, and why.
     """
     file = Path(file)
     _require_valid(file, sample)
-    _require_place(client, competition, files=True, say=say)
-    stat, doing = file.stat(), f"uploading {file.name}"
-    start = {"competitionName": competition, "fileName": file.name, "contentLength": stat.st_size}
-    start |= {"lastModifiedEpochSeconds": int(stat.st_mtime)}
-    opened = client.call("competitions.start_submission_upload", start, doing)
-    upload_file(client, opened.create_url, file, doing)
+    _require_open(client, competition, files=True, say=say)
+
+    stat = file.stat()
+    action = f"uploading {file.name}"
+    start = {
+        "competitionName": competition,
+        "fileName": file.name,
+        "contentLength": stat.st_size,
+        "lastModifiedEpochSeconds": int(stat.st_mtime),
+    }
+    upload = client.call("competitions.start_submission_upload", start, action)
+    upload_file(client, upload.create_url, file, action)
+
     body = {
         "competitionName": competition,
-        "blobFileTokens": opened.token,
+        "blobFileTokens": upload.token,
         "submissionDescription": message,
     }
-    digest = file_sha256(file)
     entry = LedgerEntry(
-        _now(),
-        "",
-        competition,
+        time=_now(),
+        ref="",
+        competition=competition,
         file=str(file),
-        sha256=digest,
+        sha256=file_sha256(file),
         local_score=local_score,
         message=message,
     )
-    return _send(client, "competitions.create_submission", body, entry, book, say)
+    return _send(client, "competitions.create_submission", body, entry, ledger_path, say)
 
 
-def _require_place(
+def _require_open(
     client: Client, competition: str, *, files: bool, say: Callable[[str], None]
 ) -> None:
-    """Raises unless the competition takes this kind of submission from this account today."""
+    """Raise unless the competition takes this kind of submission from this account today."""
     page = f"https://www.kaggle.com/competitions/{competition}"
     rules = quota.read_rules(client, competition)
     if files and rules.notebooks_only:
@@ -163,24 +186,27 @@ def _require_place(
         )
     if rules.closed:
         raise RefusedError(f"{competition} takes no more submissions", f"See {page}.")
+
     limits = quota.read_limits(client, competition)
     say(str(limits))
-    if limits.left <= 0 < limits.today:  # all zero is what an account without a submission yet gets
+    # An account that has never submitted gets zeros for both, so 0 left counts only after one.
+    if limits.left <= 0 < limits.today:
         raise RefusedError(
             f"no submission is left today for {competition}", "The count begins again at 00:00 UTC."
         )
 
 
 def _check_output(
-    client: Client, ref: KernelRef, test: str | Path | None, say: Callable[[str], None]
+    client: Client, ref: KernelRef, sample: str | Path | None, say: Callable[[str], None]
 ) -> str:
-    """The SHA-256 of the version's submission.csv, once it was found valid."""
+    """Validate the version's submission.csv and return its SHA-256."""
     if SUBMISSION not in output_addresses(client, ref):
         raise RefusedError(f"{ref} left no {SUBMISSION}", f"`kit kernels logs {ref}` shows why.")
+
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
         folder = Path(scratch) / "output"
         download_output(client, ref, folder, only=lambda name: name == SUBMISSION)
-        _require_valid(folder / SUBMISSION, test)
+        _require_valid(folder / SUBMISSION, sample)
         say(f"{ref}: its {SUBMISSION} is valid")
         return file_sha256(folder / SUBMISSION)
 
@@ -192,9 +218,9 @@ def _require_valid(file: Path, sample: str | Path | None) -> None:
         )
     report = validate_submission(file, sample)
     if not report.ok:
-        listed = "\n".join(f"- {problem}" for problem in report.problems[:8])
+        problems = "\n".join(f"- {problem}" for problem in report.problems[:8])
         raise DataError(
-            f"{file.name} would not be scored:\n{listed}", f"`kit validate {file}` shows all of it."
+            f"{file.name} would not be scored:\n{problems}", f"`kit validate {file}` shows all."
         )
 
 
@@ -203,38 +229,45 @@ def _send(
     method: str,
     body: dict[str, Any],
     entry: LedgerEntry,
-    book: str | Path,
+    ledger_path: str | Path,
     say: Callable[[str], None],
 ) -> LedgerEntry:
-    """Makes the submission, once, and writes it down."""
-    ledger.require_writable_ledger(book)
-    before = {s.ref for s in submissions.newest_submission(client, entry.competition)}
+    """Make the submission, once, and record it.
 
-    def happened() -> submissions.Submission | None:
-        new = [
-            s
-            for s in submissions.newest_submission(client, entry.competition)
-            if s.ref not in before
-        ]
-        return next((s for s in new if s.message == entry.message), None)
+    Returns:
+        The entry with Kaggle's number.
+    """
+    ledger.require_writable_ledger(ledger_path)
+    earlier = {
+        submission.ref for submission in submissions.newest_submissions(client, entry.competition)
+    }
 
-    doing = f"submitting to {entry.competition}"
-    answer = client.change(method, body, doing, happened)
-    made = answer if answer.ref else poll_once(happened, doing)
+    def find_submission() -> submissions.Submission | None:
+        """Return the submission that was not there before and has our message."""
+        for submission in submissions.newest_submissions(client, entry.competition):
+            if submission.ref not in earlier and submission.message == entry.message:
+                return submission
+        return None
+
+    # An answer without a number says neither yes nor no, so the list decides.
+    action = f"submitting to {entry.competition}"
+    answer = client.change(method, body, action, find_submission)
+    made = answer if answer.ref else require_known_effect(find_submission, action)
     if made is None:
         raise RefusedError(
             f"Kaggle did not take the submission: {answer.message or 'no reason given'}"
         )
+
     entry = replace(entry, ref=str(made.ref))
     try:
-        ledger.record_submission(entry, book)
+        ledger.record_submission(entry, ledger_path)
     except (OSError, KitError) as error:
-        why = error.problem if isinstance(error, KitError) else error.strerror
+        reason = error.problem if isinstance(error, KitError) else error.strerror
         raise KitError(
-            f"submission {entry.ref} is in, but {book} cannot be written: {why}",
+            f"submission {entry.ref} was made, but {ledger_path} cannot be written: {reason}",
             "Do not submit again; `kit submissions` shows it.",
         ) from error
-    say(f"submission {entry.ref} is in; written to {book}")
+    say(f"submission {entry.ref} was made and recorded in {ledger_path}")
     return entry
 
 

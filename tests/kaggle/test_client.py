@@ -1,4 +1,4 @@
-"""The one door to Kaggle: authentication, timeouts, repeats, and each refusal as its own message."""
+"""Check authentication, timeouts, retries, and that every refusal has its own message."""
 
 import json
 import subprocess
@@ -17,14 +17,22 @@ from kit.kaggle.client import Client
 from kit.kaggle.credentials import Credential
 from kit.task import COMPETITION
 
+# The arguments of a call that is safe to repeat.
 LIMITS = (
     "competitions.get_submission_limits",
     {"competitionName": COMPETITION},
-    "asking for the limits",
+    "reading the limits",
 )
 
 
-def test_a_legacy_key_is_sent_and_no_call_is_made_before_the_first(
+def save_login(home: Path, **values: str) -> None:
+    """Save an OAuth login as `kaggle auth login` does."""
+    path = home / ".kaggle/credentials.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"username": OWNER, **values}))
+
+
+def test_a_legacy_key_is_sent_and_connecting_makes_no_call(
     client: Client, fake: FakeKaggle
 ) -> None:
     assert fake.calls == []
@@ -33,7 +41,7 @@ def test_a_legacy_key_is_sent_and_no_call_is_made_before_the_first(
     assert client.owner() == OWNER
 
 
-def test_a_token_is_sent_and_asked_for_its_owner(fake: FakeKaggle, home: Path) -> None:
+def test_a_token_is_sent_and_its_owner_is_looked_up_once(fake: FakeKaggle, home: Path) -> None:
     with fake.patched(home, fake.credentials(home, TOKEN)), Client() as client:
         assert client.owner() == client.owner() == OWNER
         client.call(*LIMITS)
@@ -41,26 +49,23 @@ def test_a_token_is_sent_and_asked_for_its_owner(fake: FakeKaggle, home: Path) -
 
 
 def test_an_oauth_login_is_renewed_and_sent(fake: FakeKaggle, home: Path) -> None:
-    saved = {"refresh_token": "refresh-" + TOKEN, "username": OWNER}
-    (home / ".kaggle").mkdir()
-    (home / ".kaggle/credentials.json").write_text(json.dumps(saved))
+    save_login(home, refresh_token="refresh-" + TOKEN)
     with fake.patched(home, {"HOME": str(home)}), Client() as client:
         assert client.call(*LIMITS).num_allowed_now == 5
     assert fake.calls[-1].auth == "bearer"
 
 
-@pytest.mark.parametrize(("minutes", "renewals"), [(-10, 1), (2, 1), (60, 0)])
-def test_an_access_token_that_is_about_to_end_is_renewed(
-    fake: FakeKaggle, home: Path, minutes: int, renewals: int
+@pytest.mark.parametrize(("minutes_left", "renewals"), [(-10, 1), (2, 1), (60, 0)])
+def test_an_access_token_is_renewed_shortly_before_it_expires(
+    fake: FakeKaggle, home: Path, minutes_left: int, renewals: int
 ) -> None:
-    ends = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
-    saved = {
-        "refresh_token": "refresh-" + TOKEN,
-        "access_token": TOKEN,
-        "access_token_expiration": ends,
-    }
-    (home / ".kaggle").mkdir()
-    (home / ".kaggle/credentials.json").write_text(json.dumps(saved | {"username": OWNER}))
+    expires = datetime.now(UTC) + timedelta(minutes=minutes_left)
+    save_login(
+        home,
+        refresh_token="refresh-" + TOKEN,
+        access_token=TOKEN,
+        access_token_expiration=expires.isoformat(),
+    )
     with fake.patched(home, {"HOME": str(home)}), Client() as client:
         client.call(*LIMITS)
     assert len(fake.seen("GenerateAccessToken")) == renewals
@@ -69,42 +74,33 @@ def test_an_access_token_that_is_about_to_end_is_renewed(
 def test_an_oauth_login_outlives_its_tokens_and_shows_none(
     fake: FakeKaggle, home: Path, heard: Heard
 ) -> None:
-    def renew(
-        _: dict,
-    ) -> (
-        dict
-    ):  # as if twelve hours were a minute: each token is about to end, the one before is over
+    # As if twelve hours were a minute: every token is about to expire when it is made.
+    def renew(_: dict) -> dict:
         fake.token = f"KGAT_access_{len(fake.seen('GenerateAccessToken'))}"
         return {"token": fake.token, "expiresIn": 60}
 
     fake.generate_access_token = renew
-    (home / ".kaggle").mkdir()
-    (home / ".kaggle/credentials.json").write_text(
-        json.dumps({"refresh_token": "r" * 20, "username": OWNER})
-    )
+    save_login(home, refresh_token="r" * 20)
     with fake.patched(home, {"HOME": str(home)}), Client(patience=heard.patience()) as client:
         for _ in range(3):
-            fake.token = "over"
+            fake.token = "expired"
             assert client.call(*LIMITS).num_allowed_now == 5
         assert {call.auth for call in fake.seen("GetSubmissionLimits")} == {"bearer"}
         assert {call.auth for call in fake.seen("GenerateAccessToken")} == {"none"}
-        fake.fail(
-            "GetSubmissionLimits",
-            400,
-            f"echo KGAT_access_{len(fake.seen('GenerateAccessToken')) + 1}",
-        )
+
+        # The next call is signed with a new token, which the answer then repeats.
+        next_token = f"KGAT_access_{len(fake.seen('GenerateAccessToken')) + 1}"
+        fake.fail("GetSubmissionLimits", 400, f"echo {next_token}")
         with pytest.raises(errors.RefusedError, match=r"echo \[secret\]"):
             client.call(*LIMITS)
+
         fake.fail("GenerateAccessToken", 401, "revoked")
         with pytest.raises(errors.CredentialsError, match="kaggle auth login"):
             client.call(*LIMITS)
 
 
-def test_an_oauth_login_that_is_over_says_how_to_log_in(fake: FakeKaggle, home: Path) -> None:
-    (home / ".kaggle").mkdir()
-    (home / ".kaggle/credentials.json").write_text(
-        '{"refresh_token": "old", "username": "kituser"}'
-    )
+def test_an_expired_oauth_login_says_how_to_log_in(fake: FakeKaggle, home: Path) -> None:
+    save_login(home, refresh_token="old")
     with (
         fake.patched(home, {"HOME": str(home)}),
         pytest.raises(errors.CredentialsError, match="kaggle auth login"),
@@ -112,7 +108,7 @@ def test_an_oauth_login_that_is_over_says_how_to_log_in(fake: FakeKaggle, home: 
         Client()
 
 
-def test_a_given_credential_is_used_though_a_token_would_come_first(
+def test_a_given_credential_is_used_before_a_token_that_is_found(
     fake: FakeKaggle, home: Path
 ) -> None:
     key = Credential("key", "test", OWNER, KEY)
@@ -120,7 +116,7 @@ def test_a_given_credential_is_used_though_a_token_would_come_first(
         assert client.call(*LIMITS).num_allowed_now == 5
 
 
-def test_without_credentials_nothing_is_connected(fake: FakeKaggle, home: Path) -> None:
+def test_without_credentials_there_is_no_client(fake: FakeKaggle, home: Path) -> None:
     with (
         fake.patched(home, {"HOME": str(home)}),
         pytest.raises(errors.CredentialsError, match="no Kaggle credentials"),
@@ -137,7 +133,7 @@ def test_a_stale_token_that_shadows_a_good_key_is_explained(fake: FakeKaggle, ho
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404])
-def test_a_refused_token_is_an_error_however_kaggle_puts_it(
+def test_a_refused_token_is_an_error_whichever_way_kaggle_says_it(
     fake: FakeKaggle, home: Path, status: int
 ) -> None:
     fake.introspect_status = status
@@ -147,9 +143,9 @@ def test_a_refused_token_is_an_error_however_kaggle_puts_it(
 
 
 @pytest.mark.parametrize(
-    ("status", "message", "kind", "told"),
+    ("status", "message", "error", "expected"),
     [
-        (400, "Bad thing", errors.RefusedError, "Bad thing"),
+        (400, "Bad thing", errors.RefusedError, r"refused the request \(400\): Bad thing"),
         (401, "Unauthenticated", errors.CredentialsError, "does not accept the legacy key"),
         (
             403,
@@ -167,10 +163,16 @@ def test_a_refused_token_is_an_error_however_kaggle_puts_it(
     ],
 )
 def test_a_refusal_is_not_repeated_and_has_its_own_message(
-    client: Client, fake: FakeKaggle, heard: Heard, status: int, message: str, kind: type, told: str
+    client: Client,
+    fake: FakeKaggle,
+    heard: Heard,
+    status: int,
+    message: str,
+    error: type[Exception],
+    expected: str,
 ) -> None:
     fake.fail("GetSubmissionLimits", status, message)
-    with pytest.raises(kind, match=told):
+    with pytest.raises(error, match=expected):
         client.call(*LIMITS)
     assert heard.pauses == []
     assert len(fake.calls) == 1
@@ -185,7 +187,7 @@ def test_a_refusal_sent_as_success_is_still_a_refusal(client: Client, fake: Fake
 @pytest.mark.parametrize(
     "fault", [{"status": 429}, {"status": 500}, {"status": 503}, {"drop": True}, {"stall_s": 0.8}]
 )
-def test_a_passing_fault_is_waited_out_where_repeating_is_safe(
+def test_a_passing_fault_is_retried_if_repeating_is_safe(
     client: Client, fake: FakeKaggle, heard: Heard, fault: dict
 ) -> None:
     fake.fail("GetSubmissionLimits", **fault)
@@ -195,7 +197,7 @@ def test_a_passing_fault_is_waited_out_where_repeating_is_safe(
     assert "trying again in" in heard.text
 
 
-def test_retry_after_is_obeyed_within_bounds(
+def test_retry_after_is_honoured_up_to_a_limit(
     client: Client, fake: FakeKaggle, heard: Heard
 ) -> None:
     fake.fail("GetSubmissionLimits", 429, headers={"Retry-After": "42"})
@@ -208,18 +210,23 @@ def test_retry_after_is_obeyed_within_bounds(
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "told"),
+    ("fault", "error", "expected"),
     [
         ({"status": 429}, errors.BusyError, "Wait a few minutes"),
         ({"status": 502, "message": "down"}, errors.UnreachableError, "502: down"),
         ({"drop": True}, errors.UnreachableError, "cannot be reached"),
     ],
 )
-def test_a_lasting_fault_ends_after_bounded_repeats(
-    client: Client, fake: FakeKaggle, heard: Heard, fault: dict, kind: type, told: str
+def test_a_lasting_fault_is_an_error_after_six_attempts(
+    client: Client,
+    fake: FakeKaggle,
+    heard: Heard,
+    fault: dict,
+    error: type[Exception],
+    expected: str,
 ) -> None:
     fake.fail("GetSubmissionLimits", times=99, **fault)
-    with pytest.raises(kind, match=told):
+    with pytest.raises(error, match=expected):
         client.call(*LIMITS)
     assert len(fake.calls) == 6
     assert heard.pauses == sorted(heard.pauses)
@@ -233,23 +240,19 @@ def test_a_stalled_server_does_not_hang_the_client(
         fake.patched(home),
         Client(patience=heard.patience(attempts=1), timeout_s=(1, 0.2)) as client,
     ):
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(errors.UnreachableError, match="no answer from Kaggle in time"):
             client.call(*LIMITS)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started < 2
 
 
-def test_a_web_page_in_place_of_an_answer_is_not_taken_for_one(
-    client: Client, fake: FakeKaggle
-) -> None:
+def test_a_web_page_instead_of_an_answer_is_an_error(client: Client, fake: FakeKaggle) -> None:
     fake.fail("GetSubmissionLimits", 200, raw=b"<html>log in to the hotel's network</html>")
     with pytest.raises(errors.UnreachableError, match="a web page, not data"):
         client.call(*LIMITS)
 
 
-def test_a_state_this_client_does_not_know_is_an_error_with_a_next_step(
-    client: Client, fake: FakeKaggle
-) -> None:
+def test_an_unknown_state_says_how_to_update_the_client(client: Client, fake: FakeKaggle) -> None:
     fake.get_kernel_session_status = lambda _: {"status": "HIBERNATING"}
     with pytest.raises(errors.UnreachableError, match="pip install -U kaggle"):
         client.call(
@@ -259,7 +262,7 @@ def test_a_state_this_client_does_not_know_is_an_error_with_a_next_step(
         )
 
 
-def test_nothing_listening_is_an_error_with_a_next_step(home: Path, heard: Heard) -> None:
+def test_an_unreachable_server_says_to_check_the_network(home: Path, heard: Heard) -> None:
     with FakeKaggle() as fake, fake.patched(home):
         client = Client(patience=heard.patience(attempts=2))
     with pytest.raises(errors.UnreachableError, match="Check the network"):
@@ -267,7 +270,7 @@ def test_nothing_listening_is_an_error_with_a_next_step(home: Path, heard: Heard
 
 
 class TestChangesThatMustHappenOnce:
-    """`Client.change`: checked before it is repeated."""
+    """`Client.change` looks for the effect of a failed call before it repeats it."""
 
     def change(self, client: Client, fake: FakeKaggle) -> object:
         body = {
@@ -277,13 +280,13 @@ class TestChangesThatMustHappenOnce:
         }
         fake.uploads["up1"] = {"name": "s.csv", "data": b"x"}
 
-        def happened() -> object:
+        def find_effect() -> object:
             return fake.submissions[0]["ref"] if fake.submissions else None
 
-        return client.change("competitions.create_submission", body, "submitting", happened)
+        return client.change("competitions.create_submission", body, "submitting", find_effect)
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
-    def test_what_took_effect_is_not_repeated(
+    def test_a_call_that_took_effect_is_not_repeated(
         self, client: Client, fake: FakeKaggle, fault: dict
     ) -> None:
         fake.fail("CreateSubmission", after=True, **fault)
@@ -291,14 +294,14 @@ class TestChangesThatMustHappenOnce:
         assert len(fake.submissions) == 1
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"status": 429}])
-    def test_what_did_not_take_effect_is_repeated(
+    def test_a_call_without_effect_is_repeated(
         self, client: Client, fake: FakeKaggle, fault: dict
     ) -> None:
         fake.fail("CreateSubmission", **fault)
         assert self.change(client, fake).ref == fake.submissions[0]["ref"]
         assert len(fake.submissions) == 1
 
-    def test_what_took_effect_at_the_last_attempt_still_counts(
+    def test_an_effect_of_the_last_attempt_is_found(
         self, fake: FakeKaggle, home: Path, heard: Heard
     ) -> None:
         fake.fail("CreateSubmission", after=True, drop=True)
@@ -308,17 +311,17 @@ class TestChangesThatMustHappenOnce:
     @pytest.mark.parametrize(
         "lost", [errors.UnreachableError("list: 503", "Run it again."), requests.ConnectionError()]
     )
-    def test_where_it_cannot_be_seen_whether_it_took_effect_that_is_said(
+    def test_an_effect_that_cannot_be_checked_is_an_uncertain_error(
         self, client: Client, fake: FakeKaggle, lost: Exception
     ) -> None:
-        def happened() -> object:
+        def find_effect() -> object:
             raise lost
 
         fake.fail("CreateSubmission", after=True, drop=True)
         fake.uploads["up1"] = {"name": "s.csv", "data": b"x"}
         body = {"competitionName": COMPETITION, "blobFileTokens": "up1"}
         with pytest.raises(errors.UncertainError, match="submitting: it is not known") as caught:
-            client.change("competitions.create_submission", body, "submitting", happened)
+            client.change("competitions.create_submission", body, "submitting", find_effect)
         assert "`kit submissions`" in caught.value.hint
         assert "Run it again" not in str(caught.value)
         assert len(fake.submissions) == 1
@@ -333,19 +336,24 @@ class TestChangesThatMustHappenOnce:
 
 
 def test_importing_the_package_is_quiet_offline_and_without_kaggle(tmp_path: Path) -> None:
-    code = "import sys, kit.kaggle.client; sys.exit('kagglesdk' in sys.modules or 'requests' in sys.modules)"
-    done = subprocess.run(
+    code = (
+        "import sys, kit.kaggle.client; "
+        "sys.exit('kagglesdk' in sys.modules or 'requests' in sys.modules)"
+    )
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"HOME": str(tmp_path)}
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_a_subprocess_reaches_the_fake_through_the_clients_own_settings(
     fake: FakeKaggle, home: Path
 ) -> None:
-    code = f"from kit.kaggle.client import Client\nwith Client() as c: print(c.call(*{LIMITS!r}).num_allowed_now)"
-    env = fake.env(home) | {
-        "VERBOSE": "1"
-    }  # which makes the kaggle command print its Authorization header
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert (done.stdout, done.stderr) == ("5\n", "")
+    code = (
+        "from kit.kaggle.client import Client\n"
+        f"with Client() as client: print(client.call(*{LIMITS!r}).num_allowed_now)"
+    )
+    # VERBOSE makes the kaggle command print its Authorization header.
+    env = fake.env(home) | {"VERBOSE": "1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert (result.stdout, result.stderr) == ("5\n", "")

@@ -1,4 +1,4 @@
-"""The ledger: what was written comes back, whatever is in the message, and nothing of others' is lost."""
+"""Check that the ledger returns every text as written and loses nothing that others wrote."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,61 +17,60 @@ ENTRY = LedgerEntry("2026-11-23T18:00:00Z", "1001", "some-competition", message=
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=30)
 
 
-def test_no_file_is_an_empty_ledger(tmp_path: Path) -> None:
-    assert ledger.read_ledger(tmp_path / "ledger.csv") == []
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "submissions/ledger.csv"
+
+
+def test_a_missing_file_is_an_empty_ledger(path: Path) -> None:
+    assert ledger.read_ledger(path) == []
 
 
 @settings(deadline=None, max_examples=40)
 @given(message=TEXTS, runs=TEXTS)
-def test_any_text_comes_back_as_it_was(
+def test_every_text_is_read_back_unchanged(
     tmp_path_factory: pytest.TempPathFactory, message: str, runs: str
 ) -> None:
-    path = tmp_path_factory.mktemp("book") / "ledger.csv"
+    path = tmp_path_factory.mktemp("submissions") / "ledger.csv"
     entries = [ENTRY, LedgerEntry("later", "1002", "c", message=message, runs=runs)]
     for entry in entries:
         ledger.record_submission(entry, path)
     assert ledger.read_ledger(path) == entries
 
 
-def test_of_an_entry_that_is_there_only_what_kaggle_tells_is_changed(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.csv"
+def test_an_update_changes_only_what_kaggle_reports(path: Path) -> None:
     ledger.record_submission(ENTRY, path)
-    path.write_text(path.read_text().replace("first", "a better word"))
-    told = {
+    path.write_text(path.read_text().replace("first", "edited by hand"))
+
+    reported = {
         "status": "ERROR",
         "public_score": "0.9",
         "private_score": "0.8",
         "error": "Notebook Timeout",
     }
-    ledger.record_submission(replace(ENTRY, local_score="1.0", **told), path)
-    assert ledger.read_ledger(path) == [replace(ENTRY, message="a better word", **told)]
+    ledger.record_submission(replace(ENTRY, local_score="1.0", **reported), path)
+
+    assert ledger.read_ledger(path) == [replace(ENTRY, message="edited by hand", **reported)]
 
 
-def test_two_at_once_lose_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slowly(path: Path) -> list[dict[str, str]]:
-        rows = read(path)
+def test_concurrent_writers_lose_no_entry(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_rows = ledger._read_rows
+
+    def read_slowly(path: Path) -> list[dict[str, str]]:
+        rows = read_rows(path)
         time.sleep(0.1)
         return rows
 
-    read = ledger._rows
-    monkeypatch.setattr(ledger, "_rows", slowly)
+    monkeypatch.setattr(ledger, "_read_rows", read_slowly)
     entries = [replace(ENTRY, ref=str(ref)) for ref in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(
-            pool.map(
-                lambda entry: ledger.record_submission(entry, tmp_path / "book/ledger.csv"), entries
-            )
-        )
-    assert {entry.ref for entry in ledger.read_ledger(tmp_path / "book/ledger.csv")} == {
-        "0",
-        "1",
-        "2",
-        "3",
-    }
-    assert [path.name for path in (tmp_path / "book").iterdir()] == ["ledger.csv"]
+        list(pool.map(lambda entry: ledger.record_submission(entry, path), entries))
+
+    assert {entry.ref for entry in ledger.read_ledger(path)} == {"0", "1", "2", "3"}
+    assert [file.name for file in path.parent.iterdir()] == ["ledger.csv"]
 
 
-def test_a_column_that_a_person_added_is_kept(tmp_path: Path) -> None:
+def test_added_columns_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "ledger.csv"
     path.write_text("time,ref,message,thoughts\nthen,7,old,nice\n")
     ledger.record_submission(ENTRY, path)
@@ -81,11 +80,12 @@ def test_a_column_that_a_person_added_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"a,b\n1,2\n", b"<html></html>", b"time,ref,message\n\xff", b'a,"' + b"x" * 2**18]
+    "content",
+    [b"", b"a,b\n1,2\n", b"<html></html>", b"time,ref,message\n\xff", b'a,"' + b"x" * 2**18],
 )
-def test_what_is_no_ledger_is_not_overwritten(tmp_path: Path, text: bytes) -> None:
+def test_a_file_that_is_not_a_ledger_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.csv"
-    path.write_bytes(text)
+    path.write_bytes(content)
     with pytest.raises(DataError, match="is not a ledger"):
         ledger.record_submission(ENTRY, path)
-    assert path.read_bytes() == text
+    assert path.read_bytes() == content

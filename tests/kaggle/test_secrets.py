@@ -1,4 +1,4 @@
-"""A planted key, and everything that a user, a log or a bug report could see of it: nothing."""
+"""Check that a secret appears in no error, traceback, log line or message."""
 
 import logging
 import traceback
@@ -21,14 +21,8 @@ from kit.kaggle.quota import read_quota
 from kit.recipe.load import load_recipe
 
 REF = KernelRef("kituser", "kit-train", 1)
-FAULTS = [
-    {"status": 400, "message": "echo {secret}"},
-    {"status": 401, "message": "bad key {secret}"},
-    {"status": 403, "message": "{secret}"},
-    {"status": 500, "message": "Authorization: Basic {secret}"},
-    {"status": 200, "raw": b"<html>{secret}</html>"},
-    {"drop": True},
-]
+
+# By step of the workflow: Kaggle's method that fails, and our function that calls it.
 STEPS: dict[str, tuple[str, Callable[[Client, Path], object]]] = {
     "download": (
         "ListDataFiles",
@@ -45,10 +39,24 @@ STEPS: dict[str, tuple[str, Callable[[Client, Path], object]]] = {
     "output": ("_blob", lambda client, folder: download_output(client, REF, folder / "out")),
     "submit": (
         "CreateCodeSubmission",
-        lambda client, folder: submit.submit_kernel(client, str(REF), "m", book=folder / "b"),
+        lambda client, folder: submit.submit_kernel(
+            client, str(REF), "m", ledger_path=folder / "ledger.csv"
+        ),
     ),
     "quota": ("GetAcceleratorQuotaStatistics", lambda client, folder: read_quota(client)),
 }
+
+
+def faults(secret: str) -> list[dict]:
+    """Failures whose answers repeat a secret."""
+    return [
+        {"status": 400, "message": f"echo {secret}"},
+        {"status": 401, "message": f"bad key {secret}"},
+        {"status": 403, "message": secret},
+        {"status": 500, "message": f"Authorization: Basic {secret}"},
+        {"status": 200, "raw": f"<html>{secret}</html>".encode()},
+        {"drop": True},
+    ]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -63,24 +71,23 @@ def test_no_failure_shows_a_secret(
     secret: str,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    object.__setattr__(client, "_secrets", [*client._secrets, *SECRETS])
+    client._secrets.extend(SECRETS)
     fake.kernel_script = ["COMPLETE"]
     fake.save_kernel({"slug": "kituser/kit-train", "text": ""})
-    method, act = STEPS[step]
-    for fault in FAULTS:
-        told = {k: v.format(secret=secret) if isinstance(v, str) else v for k, v in fault.items()}
+
+    method, call = STEPS[step]
+    for fault in faults(secret):
         fake.faults.clear()
-        fake.fail(method, times=99, **told)
+        fake.fail(method, times=99, **fault)
         with pytest.raises(KitError) as caught:
-            act(client, tmp_path)
-        shown = (
-            "".join(traceback.format_exception(caught.value))
-            + repr(caught.value)
-            + str(vars(caught.value))
-        )
-        assert not [s for s in SECRETS if s in shown + caplog.text + heard.text]
+            call(client, tmp_path)
+
+        error = caught.value
+        shown = "".join(traceback.format_exception(error)) + repr(error) + str(vars(error))
+        shown += caplog.text + heard.text
+        assert [secret for secret in SECRETS if secret in shown] == []
 
 
-def test_the_client_itself_shows_none(client: Client) -> None:
+def test_the_client_itself_shows_no_secret(client: Client) -> None:
     shown = repr(client) + repr(client.credential) + str(client.credential) + repr(client._search)
-    assert not [secret for secret in SECRETS if secret in shown]
+    assert [secret for secret in SECRETS if secret in shown] == []

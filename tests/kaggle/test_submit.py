@@ -20,7 +20,7 @@ KERNEL = f"{OWNER}/kit-infer"
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Path:
+def ledger_path(tmp_path: Path) -> Path:
     return tmp_path / "submissions/ledger.csv"
 
 
@@ -43,12 +43,12 @@ def ready(client: Client, fake: FakeKaggle) -> Callable[..., None]:
 
 class TestKernel:
     def test_a_version_is_submitted_once_and_written_down(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, heard: Heard
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, heard: Heard
     ) -> None:
         ready()
         ready()
         entry = submit.submit_kernel(
-            client, KERNEL, "two models", book=book, say=heard.lines.append
+            client, KERNEL, "two models", ledger_path=ledger_path, say=heard.lines.append
         )
         assert fake.seen("CreateCodeSubmission")[0].body == {
             "competitionName": SLUG,
@@ -58,7 +58,7 @@ class TestKernel:
             "fileName": "submission.csv",
             "submissionDescription": "two models",
         }
-        assert ledger.read_ledger(book) == [entry]
+        assert ledger.read_ledger(ledger_path) == [entry]
         assert entry.kernel == f"{KERNEL}/2"
         assert (entry.runs, entry.weights, entry.local_score) == (
             "me/train-a me/train-b",
@@ -77,29 +77,29 @@ class TestKernel:
         ],
     )
     def test_a_kernel_that_kaggle_would_not_take_is_refused(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, more: dict, told: str
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, more: dict, told: str
     ) -> None:
         fake.competitions["titanic"] = {}
         ready(**more)
         with pytest.raises(errors.RefusedError, match=told):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
-        assert (fake.submissions, book.exists()) == ([], False)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
+        assert (fake.submissions, ledger_path.exists()) == ([], False)
 
     def test_a_run_that_is_not_finished_is_refused(
-        self, client: Client, fake: FakeKaggle, book: Path
+        self, client: Client, fake: FakeKaggle, ledger_path: Path
     ) -> None:
         fake.kernel_script = ["RUNNING"]
         fake.save_kernel({"slug": KERNEL, "text": ""})
         with pytest.raises(errors.UnreachableError, match="is RUNNING"):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
     def test_a_run_that_failed_is_refused(
-        self, client: Client, fake: FakeKaggle, book: Path
+        self, client: Client, fake: FakeKaggle, ledger_path: Path
     ) -> None:
         fake.kernel_script = ["ERROR"]
         fake.save_kernel({"slug": KERNEL, "text": ""})
         with pytest.raises(errors.RunFailedError, match="hello"):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
     @pytest.mark.parametrize(
         ("files", "kind", "told"),
@@ -118,7 +118,7 @@ class TestKernel:
         client: Client,
         fake: FakeKaggle,
         ready: Callable,
-        book: Path,
+        ledger_path: Path,
         files: dict,
         kind: type,
         told: str,
@@ -126,37 +126,37 @@ class TestKernel:
         fake.kernel_files = files
         ready()
         with pytest.raises(kind, match=told):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert fake.submissions == []
 
     def test_nothing_is_sent_without_a_place_left(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
     ) -> None:
         ready()
         fake.daily_limit = 1
-        submit.submit_kernel(client, KERNEL, "m", book=book)
+        submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         with pytest.raises(errors.RefusedError, match="no submission is left today"):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert len(fake.seen("CreateCodeSubmission")) == 1
 
     def test_rules_that_are_not_accepted_are_said(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
     ) -> None:
         ready()
         fake.rules_accepted.clear()
         with pytest.raises(errors.RulesError, match=f"competitions/{SLUG}/rules"):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
     def test_a_lost_answer_is_no_second_submission(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, fault: dict
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, fault: dict
     ) -> None:
         ready()
-        submit.submit_kernel(client, KERNEL, "same words", book=book)
+        submit.submit_kernel(client, KERNEL, "same words", ledger_path=ledger_path)
         fake.fail("CreateCodeSubmission", after=True, **fault)
-        entry = submit.submit_kernel(client, KERNEL, "same words", book=book)
+        entry = submit.submit_kernel(client, KERNEL, "same words", ledger_path=ledger_path)
         assert len(fake.submissions) == 2
-        assert [e.ref for e in ledger.read_ledger(book)] == [
+        assert [e.ref for e in ledger.read_ledger(ledger_path)] == [
             str(s["ref"]) for s in reversed(fake.submissions)
         ]
         assert entry.ref == str(fake.submissions[0]["ref"])
@@ -165,7 +165,7 @@ class TestKernel:
         "answer", [{"after": True, "drop": True}, {"message": "no number in it"}]
     )
     def test_where_it_cannot_be_seen_whether_it_is_in_that_is_said(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, answer: dict
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, answer: dict
     ) -> None:
         def lost(body: dict) -> dict:
             fake.fail("ListSubmissions", 503, times=99)
@@ -178,26 +178,26 @@ class TestKernel:
         with pytest.raises(
             errors.UncertainError, match="it is not known whether that took effect"
         ) as caught:
-            submit.submit_kernel(client, KERNEL, "m", book=book)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert "Run it again" not in str(caught.value)
         assert len(fake.seen("CreateCodeSubmission")) == 1
 
     def test_a_submission_that_did_not_arrive_is_sent_again(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
     ) -> None:
         ready()
         fake.fail("CreateCodeSubmission", 503)
-        submit.submit_kernel(client, KERNEL, "m", book=book)
+        submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert len(fake.submissions) == 1
 
     def test_a_ledger_that_is_none_is_found_before_the_submission_counts(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
     ) -> None:
         ready()
-        book.parent.mkdir()
-        book.write_text("a,b\n1,2\n")
+        ledger_path.parent.mkdir()
+        ledger_path.write_text("a,b\n1,2\n")
         with pytest.raises(DataError, match="is not a ledger"):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert fake.submissions == []
 
     @pytest.mark.parametrize("trouble", ["a directory", "a file above it", "no room beside it"])
@@ -206,7 +206,7 @@ class TestKernel:
         client: Client,
         fake: FakeKaggle,
         ready: Callable,
-        book: Path,
+        ledger_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         trouble: str,
     ) -> None:
@@ -215,14 +215,14 @@ class TestKernel:
 
         ready()
         if trouble == "a directory":
-            book.mkdir(parents=True)
+            ledger_path.mkdir(parents=True)
         elif trouble == "a file above it":
-            book.parent.write_text("")
+            ledger_path.parent.write_text("")
         else:
             monkeypatch.setattr("tempfile.TemporaryFile", full)
         with pytest.raises(KitError, match=r"the ledger .* (is a directory|cannot be written)"):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
-        assert (fake.submissions, book.is_file()) == ([], False)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
+        assert (fake.submissions, ledger_path.is_file()) == ([], False)
 
     @pytest.mark.parametrize(
         "error",
@@ -236,7 +236,7 @@ class TestKernel:
         self,
         client: Client,
         ready: Callable,
-        book: Path,
+        ledger_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         error: Exception,
     ) -> None:
@@ -248,7 +248,7 @@ class TestKernel:
         with pytest.raises(
             KitError, match=r"(?s)is in, but .*No space left\n.*Do not submit again"
         ):
-            submit.submit_kernel(client, KERNEL, "m", book=book)
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
 
 class TestFile:
@@ -259,53 +259,53 @@ class TestFile:
         return path
 
     def test_this_competition_takes_no_files(
-        self, client: Client, fake: FakeKaggle, file: Path, book: Path
+        self, client: Client, fake: FakeKaggle, file: Path, ledger_path: Path
     ) -> None:
         with pytest.raises(errors.RefusedError, match="takes notebooks only") as caught:
-            submit.submit_file(client, file, "m", book=book)
+            submit.submit_file(client, file, "m", ledger_path=ledger_path)
         assert "kit kernels push infer" in str(caught.value)
         assert fake.uploads == {}
 
     def test_another_one_gets_the_file(
-        self, client: Client, fake: FakeKaggle, file: Path, book: Path
+        self, client: Client, fake: FakeKaggle, file: Path, ledger_path: Path
     ) -> None:
         fake.notebooks_only = False
-        entry = submit.submit_file(client, file, "m", local_score="1.01", book=book)
+        entry = submit.submit_file(client, file, "m", local_score="1.01", ledger_path=ledger_path)
         (upload,) = fake.uploads.values()
         assert upload["data"].decode() == GOOD
         assert (entry.file, entry.local_score) == (str(file), "1.01")
 
     def test_an_invalid_file_is_not_uploaded(
-        self, client: Client, fake: FakeKaggle, file: Path, book: Path
+        self, client: Client, fake: FakeKaggle, file: Path, ledger_path: Path
     ) -> None:
         fake.notebooks_only = False
         file.write_text(GOOD.replace("0.4", "nan"))
         with pytest.raises(DataError, match="would not be scored"):
-            submit.submit_file(client, file, "m", book=book)
+            submit.submit_file(client, file, "m", ledger_path=ledger_path)
         assert fake.calls == []
 
     def test_a_failed_upload_is_no_submission(
-        self, client: Client, fake: FakeKaggle, file: Path, book: Path
+        self, client: Client, fake: FakeKaggle, file: Path, ledger_path: Path
     ) -> None:
         fake.notebooks_only = False
         fake.fail("_upload", 500, times=99)
         with pytest.raises(errors.UnreachableError, match=r"uploading mine\.csv"):
-            submit.submit_file(client, file, "m", book=book)
-        assert (fake.submissions, book.exists()) == ([], False)
+            submit.submit_file(client, file, "m", ledger_path=ledger_path)
+        assert (fake.submissions, ledger_path.exists()) == ([], False)
 
 
 class TestScore:
     @pytest.fixture
-    def entry(self, client: Client, ready: Callable, book: Path) -> ledger.LedgerEntry:
+    def entry(self, client: Client, ready: Callable, ledger_path: Path) -> ledger.LedgerEntry:
         ready()
-        return submit.submit_kernel(client, KERNEL, "m", book=book)
+        return submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
     def test_it_is_waited_for_and_written_down(
-        self, client: Client, entry: ledger.LedgerEntry, book: Path, heard: Heard
+        self, client: Client, entry: ledger.LedgerEntry, ledger_path: Path, heard: Heard
     ) -> None:
-        scored = wait_for_score(client, entry, book=book, say=heard.lines.append)
+        scored = wait_for_score(client, entry, ledger_path=ledger_path, say=heard.lines.append)
         assert (scored.status, scored.public_score) == ("COMPLETE", "0.98765")
-        assert ledger.read_ledger(book) == [scored]
+        assert ledger.read_ledger(ledger_path) == [scored]
         assert heard.pauses[-2:] == [60.0, 60.0]
 
     @pytest.mark.parametrize(
@@ -322,34 +322,34 @@ class TestScore:
         ],
     )
     def test_each_of_kaggles_reasons_is_explained(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path, reason: str, told: str
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, reason: str, told: str
     ) -> None:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], reason
         ready()
-        entry = submit.submit_kernel(client, KERNEL, "m", book=book)
+        entry = submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         with pytest.raises(errors.RefusedError, match=told):
-            wait_for_score(client, entry, book=book)
-        assert [(e.status, e.error) for e in ledger.read_ledger(book)] == [("ERROR", reason)]
+            wait_for_score(client, entry, ledger_path=ledger_path)
+        assert [(e.status, e.error) for e in ledger.read_ledger(ledger_path)] == [("ERROR", reason)]
 
     def test_waiting_ends_when_the_time_is_over(
-        self, client: Client, fake: FakeKaggle, ready: Callable, book: Path
+        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
     ) -> None:
         fake.submission_script = ["PENDING"]
         ready()
-        entry = submit.submit_kernel(client, KERNEL, "m", book=book)
+        entry = submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         with pytest.raises(errors.UnreachableError, match="not scored after 10 minutes"):
-            wait_for_score(client, entry, timeout_s=600, book=book)
-        assert ledger.read_ledger(book)[0].status == "PENDING"
+            wait_for_score(client, entry, timeout_s=600, ledger_path=ledger_path)
+        assert ledger.read_ledger(ledger_path)[0].status == "PENDING"
 
     def test_the_list_fills_in_scores_and_shows_what_others_sent(
-        self, client: Client, fake: FakeKaggle, entry: ledger.LedgerEntry, book: Path
+        self, client: Client, fake: FakeKaggle, entry: ledger.LedgerEntry, ledger_path: Path
     ) -> None:
         fake._add_submission({"competitionName": SLUG, "submissionDescription": "by hand"}, "x.csv")
         for _ in range(3):
-            rows = list_submissions(client, book=book)
+            rows = list_submissions(client, ledger_path=ledger_path)
         assert [(s.message, e.ref if e else None) for s, e in rows] == [
             ("by hand", None),
             ("m", entry.ref),
         ]
-        assert ledger.read_ledger(book)[0].public_score == "0.98765"
-        assert len(ledger.read_ledger(book)) == 1
+        assert ledger.read_ledger(ledger_path)[0].public_score == "0.98765"
+        assert len(ledger.read_ledger(ledger_path)) == 1
