@@ -38,8 +38,11 @@ def main(home: Path) -> dict[str, object]:
         output = download_output(client, inference.ref, home / "output", say=log)
 
         book = home / "submissions/ledger.csv"
-        entry = submit.submit_kernel(client, str(infer.ref), "the whole way", ledger_path=book, say=tell)
-        scored = wait_for_score(client, entry, poll_s=0, ledger_path=book, say=tell)
+        entry = submit.submit_kernel(
+            client, str(inference.ref), "the whole way", ledger_path=book, say=log
+        )
+        scored = wait_for_score(client, entry, poll_s=0, ledger_path=book, say=log)
+
     return {
         "files": sorted(raw.sizes),
         "state": state.status,

@@ -77,7 +77,13 @@ class TestKernel:
         ],
     )
     def test_a_kernel_that_kaggle_would_not_take_is_refused(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, more: dict, told: str
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        ready: Callable,
+        ledger_path: Path,
+        more: dict,
+        told: str,
     ) -> None:
         fake.competitions["titanic"] = {}
         ready(**more)
@@ -322,7 +328,13 @@ class TestScore:
         ],
     )
     def test_each_of_kaggles_reasons_is_explained(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, reason: str, told: str
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        ready: Callable,
+        ledger_path: Path,
+        reason: str,
+        told: str,
     ) -> None:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], reason
         ready()
