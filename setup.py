@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["kit", "kit.*"]),
     package_data={
-        "kit": ["recipe/shipped/*.toml", "model/configs/*.json", "report/page.*", "py.typed"]
+        "kit": ["recipe/shipped/*.toml", "model/configs/*.json", "reporting/page.*", "py.typed"]
     },
     install_requires=[
         "accelerate>=1.3",  # transformers' Trainer runs on it; 5.0 says 1.1 and needs 1.3

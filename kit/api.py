@@ -23,12 +23,12 @@ from kit.task import HOLDOUT, ID
 # with.
 if TYPE_CHECKING:
     from kit.data.dataset import Dataset
-    from kit.ensemble.blend import Blend
-    from kit.ensemble.fit_blend import BlendFit
+    from kit.ensembling.blend import Blend
+    from kit.ensembling.fit_blend import BlendFit
     from kit.evaluation.metrics import Score
     from kit.predict import RunPredictor
     from kit.recipe.spec import Recipe
-    from kit.report.report import Report
+    from kit.reporting.report import Report
     from kit.run import Run
     from kit.training.callbacks import TrainingProgress
 
@@ -152,8 +152,8 @@ class Predictor:
             "response_b": ["5"]}))
         """
         from kit.data.from_frame import frame_to_table
-        from kit.ensemble.blend import apply_blend
-        from kit.ensemble.pool import blend_predictions
+        from kit.ensembling.blend import apply_blend
+        from kit.ensembling.pool import blend_predictions
         from kit.predictions import make_predictions
 
         frames = []
@@ -194,7 +194,7 @@ def load(
         predictor = kit.load("runs/deberta-1a2b3c4d")
         predictor = kit.load(["runs/deberta-1a2b3c4d", "runs/roberta-5e6f7a8b"], blend="blend.json")
     """
-    from kit.ensemble.blend import read_blend
+    from kit.ensembling.blend import read_blend
     from kit.predict import RunPredictor
     from kit.run import Run
 
@@ -281,10 +281,10 @@ def ensemble(
     Example:
         kit.ensemble([run_a, run_b], fit=True, truth="data/processed/train.parquet").predictions
     """
-    from kit.ensemble.blend import apply_blend, read_blend
-    from kit.ensemble.fit_blend import fit_blend
-    from kit.ensemble.members import read_members, unknown_run_warnings
-    from kit.ensemble.pool import blend_predictions
+    from kit.ensembling.blend import apply_blend, read_blend
+    from kit.ensembling.fit_blend import fit_blend
+    from kit.ensembling.members import read_members, unknown_run_warnings
+    from kit.ensembling.pool import blend_predictions
     from kit.evaluation.truth import prompt_group_warnings, restrict_truth
     from kit.predictions import read_predictions
 
@@ -379,7 +379,7 @@ def report(
         kit.report([run_a, run_b], truth="data/raw/truth.csv")
     """
     from kit.data.dataset import Dataset
-    from kit.report.report import build_report
+    from kit.reporting.report import build_report
     from kit.run import Run
 
     named = frames.items() if isinstance(frames, Mapping) else frames

@@ -6,14 +6,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kit.data.preprocess import preprocess_files
-from kit.ensemble.pool import blend_predictions
+from kit.ensembling.pool import blend_predictions
 from kit.errors import DataError, KitError
 from kit.evaluation.validate import validate_submission
 from kit.predict import predict_split
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
-from kit.report.export import write_report
-from kit.report.report import Report, build_report
+from kit.reporting.export import write_report
+from kit.reporting.report import Report, build_report
 from kit.sample.generate import SUMMARY_FILE, write_sample
 from kit.training.callbacks import TrainingProgress
 from kit.training.train import train_recipe

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit.report.comparison import Comparison, tabulate_models
-from kit.report.inputs import gather_inputs
+from kit.reporting.comparison import Comparison, tabulate_models
+from kit.reporting.inputs import gather_inputs
 
 
 def compare(

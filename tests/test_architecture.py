@@ -17,8 +17,8 @@ ROOMS = (
     ("predictions",),
     ("data", "sample", "evaluation"),
     ("model", "run"),
-    ("predict", "training", "baselines", "ensemble"),
-    ("report", "kaggle"),
+    ("predict", "training", "baselines", "ensembling"),
+    ("reporting", "kaggle"),
     ("api",),
     ("demo", "doctor"),
     ("cli",),
@@ -36,8 +36,8 @@ ONLY_IN = {
     "requests": {"kaggle"},
     "click": {"cli"},
     "rich": {"cli"},
-    "matplotlib": {"report"},
-    "jinja2": {"report"},
+    "matplotlib": {"reporting"},
+    "jinja2": {"reporting"},
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from kit.cli import show
 from kit.demo import BACKBONES, run_demo
-from kit.report.report import Report
+from kit.reporting.report import Report
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,10 +84,10 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
         archive.extractall(tmp_path / "site")
 
     code = (
-        "import json, pathlib, kit, kit.report;"
+        "import json, pathlib, kit, kit.reporting;"
         "from kit.recipe.load import shipped_recipes;"
         "from kit.model.backbones import BACKBONES;"
-        "report = pathlib.Path(kit.report.__file__).parent;"
+        "report = pathlib.Path(kit.reporting.__file__).parent;"
         "page = sorted(file.name for file in report.glob('page.*'));"
         "sizes = BACKBONES['electra'].sizes;"
         "print(json.dumps([kit.__file__, list(shipped_recipes()), sizes, page]))"

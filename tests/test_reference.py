@@ -9,10 +9,10 @@ from page_tables import Page
 
 from kit.baselines.run import run_baseline
 from kit.data.preprocess import preprocess_files
-from kit.ensemble.pool import blend_predictions
+from kit.ensembling.pool import blend_predictions
 from kit.predictions import read_predictions, write_predictions
-from kit.report.html import render_html
-from kit.report.report import Report, build_report
+from kit.reporting.html import render_html
+from kit.reporting.report import Report, build_report
 from kit.sample.generate import write_sample
 from kit.task import CLASSES, ID
 

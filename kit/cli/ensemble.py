@@ -60,9 +60,9 @@ def calibrate_command(
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
 
-    from kit.ensemble.calibration import apply_calibration, read_calibration, write_calibration
-    from kit.ensemble.fit_calibration import fit_calibration
-    from kit.ensemble.members import unknown_run_warnings
+    from kit.ensembling.calibration import apply_calibration, read_calibration, write_calibration
+    from kit.ensembling.fit_calibration import fit_calibration
+    from kit.ensembling.members import unknown_run_warnings
     from kit.evaluation.truth import prompt_group_warnings, read_truth, restrict_truth
     from kit.predictions import make_predictions, read_predictions, write_predictions
 
@@ -148,7 +148,7 @@ def ensemble_command(
     options.refuse_one_file("--save", save, "-o", out)
 
     import kit
-    from kit.ensemble.blend import write_blend
+    from kit.ensembling.blend import write_blend
     from kit.predictions import write_predictions
 
     # Everything is read and computed before anything is written: an error leaves no half of the

@@ -106,8 +106,8 @@ def report_command(
         raise click.UsageError("-o names the same file twice.")
 
     import kit
-    from kit.report.export import check_export, write_report
-    from kit.report.markdown import render_markdown
+    from kit.reporting.export import check_export, write_report
+    from kit.reporting.markdown import render_markdown
 
     check_export(out)
     options.refuse_overwrites(out, force)

@@ -237,8 +237,8 @@ def infer(
     method = method or ("weights" if weights else "mean")
     if bool(weights) != (method == "weights"):
         raise click.UsageError("--method weights and --weights need each other.")
-    from kit.ensemble.blend import read_blend
-    from kit.ensemble.calibration import read_calibration
+    from kit.ensembling.blend import read_blend
+    from kit.ensembling.calibration import read_calibration
     from kit.kaggle.job import infer_job
     from kit.kaggle.sources import identify_runs, match_sources, parse_sources, resolve_sources
 

@@ -275,7 +275,7 @@ def examined(findings: Sequence[Any]) -> None:
 
 def compared(report: Any) -> None:
     """The comparison table, and what may be said of each model against the best one."""
-    from kit.report.comparison import comparison_columns, comparison_rows
+    from kit.reporting.comparison import comparison_columns, comparison_rows
 
     comparison = report.comparison
     table("", comparison_columns(comparison), comparison_rows(comparison))

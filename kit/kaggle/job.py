@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kit.ensemble.blend import Blend, blend_content
-from kit.ensemble.calibration import Calibration, calibration_content
+from kit.ensembling.blend import Blend, blend_content
+from kit.ensembling.calibration import Calibration, calibration_content
 from kit.errors import KitError
 from kit.model.backbones import resolve_backbone
 from kit.recipe.spec import Recipe

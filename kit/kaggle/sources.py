@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from kit.ensemble.blend import Blend
+from kit.ensembling.blend import Blend
 from kit.errors import KitError
 from kit.kaggle import kernels
 from kit.kaggle.client import Client

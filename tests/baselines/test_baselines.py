@@ -22,7 +22,7 @@ from kit.baselines.models import FITS, FittedBaseline, PairRows, fit_uniform
 from kit.baselines.run import run_baseline
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.preprocess import preprocess_files
-from kit.ensemble.members import member_name
+from kit.ensembling.members import member_name
 from kit.errors import KitError, RecipeError, RunError
 from kit.evaluation import softmax
 from kit.evaluation.metrics import accuracy, class_prior, log_loss

@@ -42,11 +42,11 @@ def preload_modules() -> None:
 
     import kit.baselines.run
     import kit.cli
-    import kit.ensemble.fit_blend
+    import kit.ensembling.fit_blend
     import kit.kaggle.download
     import kit.kaggle.push
     import kit.predict
-    import kit.report.comparison
+    import kit.reporting.comparison
     import kit.training.train  # noqa: F401
 
 

@@ -9,7 +9,7 @@ from commands import Workspaces
 from fault_client import Fault
 from quick_recipe import QUICK
 
-RESUMED = re.compile(r"going on from step (\d+)")
+RESUMED = re.compile(r"resuming from step (\d+)")
 
 
 def test_a_training_killed_many_times_ends_with_the_same_bits(

@@ -22,7 +22,7 @@ from kit.cli.main import main
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.data.rows import read_rows
-from kit.ensemble import blend, calibration
+from kit.ensembling import blend, calibration
 from kit.errors import KitError
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipe.load import load_recipe, shipped_recipes

@@ -11,7 +11,7 @@ from quick_recipe import QUICK
 
 from kit.baselines.run import run_baseline
 from kit.data.preprocess import preprocess_files
-from kit.ensemble.pool import blend_predictions
+from kit.ensembling.pool import blend_predictions
 from kit.errors import DataError, RunError
 from kit.model.backbones import local_backbone, resolve_backbone
 from kit.predict import predict_split

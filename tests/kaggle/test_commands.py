@@ -14,8 +14,8 @@ from kit.kaggle.preparing import push_mark
 from test_fan_out import RECIPE, output
 
 from kit.cli.main import main
-from kit.ensemble.blend import Blend, parse_blend, write_blend
-from kit.ensemble.calibration import Calibration, parse_calibration, write_calibration
+from kit.ensembling.blend import Blend, parse_blend, write_blend
+from kit.ensembling.calibration import Calibration, parse_calibration, write_calibration
 from kit.kaggle import notebook
 from kit.kaggle.ledger import LedgerEntry, read_ledger, record_submission
 from kit.kaggle.retry import RetryPolicy

@@ -10,8 +10,8 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
-from kit.ensemble import blend as blends
-from kit.ensemble.calibration import Calibration, apply_calibration
+from kit.ensembling import blend as blends
+from kit.ensembling.calibration import Calibration, apply_calibration
 from kit.evaluation.validate import validate_submission
 from kit.kaggle.runtime import infer as infer_cell
 from kit.kaggle.runtime import session as sessions

@@ -8,8 +8,8 @@ from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
 from training_output import RECIPE, training_output
 
-from kit.ensemble.blend import Blend, parse_blend, read_blend, write_blend
-from kit.ensemble.calibration import Calibration
+from kit.ensembling.blend import Blend, parse_blend, read_blend, write_blend
+from kit.ensembling.calibration import Calibration
 from kit.errors import KitError
 from kit.kaggle import collect, errors, notebook
 from kit.kaggle.client import Client

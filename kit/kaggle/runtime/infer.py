@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.ensemble.blend import Blend, apply_blend, parse_blend
-from kit.ensemble.calibration import apply_calibration, parse_calibration
-from kit.ensemble.pool import blend_predictions
+from kit.ensembling.blend import Blend, apply_blend, parse_blend
+from kit.ensembling.calibration import apply_calibration, parse_calibration
+from kit.ensembling.pool import blend_predictions
 from kit.errors import KitError
 from kit.evaluation.validate import validate_submission
 from kit.kaggle.runtime.session import NotebookSession, log_line, log_warning

@@ -1,0 +1,81 @@
+"""Read the learning curves of trained runs from the logs of their parts. Use `read_curves`."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kit.errors import RunError
+from kit.reporting.inputs import ReportInputs
+
+# More points of the training loss are averaged, which also makes the trend visible.
+MAX_POINTS = 120
+
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One part of a run.
+
+    Attributes:
+        training: (epoch, loss), with label smoothing where the recipe has some.
+        validation: (epoch, log loss).
+        best_epoch: the epoch of the checkpoint that was kept.
+    """
+
+    model: str
+    part: str
+    training: Points
+    validation: Points
+    best_epoch: float
+
+    @property
+    def best_point(self) -> tuple[float, float]:
+        """The evaluation of the checkpoint that was kept: (epoch, log loss)."""
+        return min(self.validation, key=lambda point: (abs(point[0] - self.best_epoch), point[1]))
+
+
+def read_curves(inputs: ReportInputs) -> tuple[Curve, ...]:
+    """Read the curves of the parts that predicted the validation rows; baselines have none.
+
+    Raises:
+        RunError: a log cannot be read.
+    """
+    curves = []
+    for model in inputs.models:
+        if model.run is None:
+            continue
+        for part, metrics in model.part_metrics(inputs.validation).items():
+            log = model.run.path / part / "trainer_state.json"
+            if metrics["best_epoch"] is None or not log.is_file():
+                continue
+            try:
+                history = json.loads(log.read_text(encoding="utf-8"))["log_history"]
+                training = _read_points(history, "loss")
+                validation = _read_points(history, "eval_log_loss")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RunError(
+                    f"{log}: not the log of a training", "Copy the run directory again."
+                ) from error
+            best_epoch = metrics["best_epoch"]
+            curves.append(Curve(model.name, part, _thin(training), validation, best_epoch))
+    return tuple(curves)
+
+
+def _read_points(history: list[dict[str, Any]], name: str) -> Points:
+    return tuple(
+        (float(entry["epoch"]), float(entry[name]))
+        for entry in history
+        if entry.get(name) is not None
+    )
+
+
+def _thin(points: Points) -> Points:
+    """Average neighbouring points until there are at most `MAX_POINTS`."""
+    if len(points) <= MAX_POINTS:
+        return points
+    blocks = np.array_split(np.array(points), MAX_POINTS)
+    means = [block.mean(axis=0) for block in blocks]
+    return tuple((float(epoch), float(loss)) for epoch, loss in means)
