@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,13 @@ def room_of(module: Path) -> str:
 
 
 def imports(module: Path) -> set[str]:
-    """Every imported module by its dotted name, wherever in the file it is imported."""
+    """Every imported module by its dotted name, wherever in the file; not those for annotations alone."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
     found: set[str] = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -68,6 +73,37 @@ def test_imports_go_one_way(module: Path):
     room = room_of(module)
     for other in rooms_imported(module) - {room}:
         assert FLOOR[other] < FLOOR[room], f"{room} imports {other}"
+
+
+def modules_imported(module: Path) -> set[str]:
+    """Every module of kit that a file imports, lazily or not, by its dotted name."""
+    known = {name_of(path) for path in MODULES}
+    return {name for name in imports(module) if name in known} - {name_of(module)}
+
+
+def name_of(module: Path) -> str:
+    parts = module.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    # The package's face reads the version and exports the API by name: it is no part of the graph.
+    graph = {
+        name_of(path): modules_imported(path) - {"kit"}
+        for path in MODULES
+        if name_of(path) != "kit"
+    }
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_public_names_mean_one_thing():
+    owners: dict[str, list[str]] = {}
+    for module in MODULES:
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(name_of(module))
+    assert {name: where for name, where in owners.items() if len(where) > 1} == {}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -6,21 +6,24 @@ Use `render_html` for a file, `render_frame` for a notebook cell.
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from kit.reporting.escape import fold_text, one_line
 from kit.reporting.figures import Figure, plot_intervals, plot_learning, plot_reliability
-from kit.reporting.report import Report
 from kit.reporting.sections import case_table, list_facts, report_sections
 from kit.reporting.table import CLASS_NAMES, TEXT_TITLES
+
+if TYPE_CHECKING:
+    from kit.reporting.report import Report
 
 FOLDER = Path(__file__).parent
 FRAME_HEIGHT = 800  # CSS pixels
 
 
-def render_html(report: Report) -> str:
+def render_html(report: "Report") -> str:
     """Return the page. The same report gives the same bytes.
 
     Raises:
@@ -51,7 +54,7 @@ def render_html(report: Report) -> str:
     )
 
 
-def render_frame(report: Report) -> str:
+def render_frame(report: "Report") -> str:
     """Return the page inside an iframe, so that its style does not reach the document around it.
 
     Raises:
@@ -66,17 +69,17 @@ def render_frame(report: Report) -> str:
     )
 
 
-def _interval_figures(report: Report) -> Iterator[Figure]:
+def _interval_figures(report: "Report") -> Iterator[Figure]:
     for split in report.inputs.scored_splits:
         yield plot_intervals(report.comparison.lines, split, report.inputs.rows[split].name)
 
 
-def _curve_figures(report: Report) -> Iterator[Figure]:
+def _curve_figures(report: "Report") -> Iterator[Figure]:
     curves = [curve for curve in report.curves if curve.validation]
     for number, (name, parts) in enumerate(groupby(curves, key=lambda curve: curve.model)):
         yield plot_learning(name, list(parts), str(number))
 
 
-def _reliability_figures(report: Report) -> Iterator[Figure]:
+def _reliability_figures(report: "Report") -> Iterator[Figure]:
     for number, diagnosis in enumerate(report.diagnosis):
         yield plot_reliability(diagnosis, str(number))

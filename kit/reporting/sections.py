@@ -5,6 +5,7 @@ Use `report_sections`; `list_facts` and `case_table` are what stands outside of 
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from kit.reporting.comparison import (
     ComparisonLine,
@@ -18,7 +19,6 @@ from kit.reporting.comparison import (
 from kit.reporting.diagnosis import Diagnosis, DisagreementCase
 from kit.reporting.inputs import OOF
 from kit.reporting.models import FLOOR, PRIOR, UNIFORM
-from kit.reporting.report import Report
 from kit.reporting.slices import MIN_PROMPTS, Slice, SliceLoss
 from kit.reporting.table import (
     CLASS_NAMES,
@@ -31,6 +31,9 @@ from kit.reporting.table import (
     format_difference,
 )
 
+if TYPE_CHECKING:
+    from kit.reporting.report import Report
+
 TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "can't tell": "quiet"}
 REFERENCES = {
     UNIFORM: "“Uniform” gives each class one third.",
@@ -40,7 +43,7 @@ REFERENCES = {
 }
 
 
-def report_sections(report: Report) -> tuple[Section, ...]:
+def report_sections(report: "Report") -> tuple[Section, ...]:
     """Return all sections that have something to show."""
     sections = (
         _comparison_section(report),
@@ -56,7 +59,7 @@ def report_sections(report: Report) -> tuple[Section, ...]:
     return tuple(section for section in sections if section)
 
 
-def list_facts(report: Report) -> list[tuple[str, str]]:
+def list_facts(report: "Report") -> list[tuple[str, str]]:
     """Return the facts about the data as names and values."""
     facts = report.facts
     shares = zip(CLASS_NAMES, facts.classes, strict=True)
@@ -93,7 +96,7 @@ def case_table(case: DisagreementCase) -> Table:
     return Table(caption, ("model", *CLASS_NAMES), tuple(body))
 
 
-def _comparison_section(report: Report) -> Section:
+def _comparison_section(report: "Report") -> Section:
     """Return the table of all models, the reference study's published scores below it."""
     comparison = report.comparison
     has_test = "test" in report.inputs.scored_splits
@@ -137,7 +140,7 @@ def _comparison_section(report: Report) -> Section:
     return Section("comparison", "Comparison", _comparison_text(report), "intervals", tables=tables)
 
 
-def _comparison_text(report: Report) -> tuple[str, ...]:
+def _comparison_text(report: "Report") -> tuple[str, ...]:
     """Explain the table's columns, references, blends and omissions, each where there are some."""
     paragraphs = [
         "All scores of a column are computed on the same rows. Log loss is the mean of "
@@ -185,7 +188,7 @@ def _comparison_text(report: Report) -> tuple[str, ...]:
     return tuple(paragraphs)
 
 
-def _significance_section(report: Report) -> Section | None:
+def _significance_section(report: "Report") -> Section | None:
     """Return each model against the best, and all pairs; None where there is only one model."""
     tables = []
     for significance in report.significance:
@@ -238,7 +241,7 @@ def _pairs_table(significance: Significance) -> Table:
     return Table(caption, ("", *models), body)
 
 
-def _curves_section(report: Report) -> Section | None:
+def _curves_section(report: "Report") -> Section | None:
     if not report.curves:
         return None
     body = [
@@ -269,7 +272,7 @@ def _curves_section(report: Report) -> Section | None:
     )
 
 
-def _reliability_section(report: Report) -> Section:
+def _reliability_section(report: "Report") -> Section:
     body = [
         format_cells(
             diagnosis.model, f"{each.rows:,}", f"{each.confidence:.3f}", f"{each.accuracy:.3f}"
@@ -297,7 +300,7 @@ def _reliability_section(report: Report) -> Section:
     )
 
 
-def _confusion_section(report: Report) -> Section:
+def _confusion_section(report: "Report") -> Section:
     text = (
         "Each true class (left) by the class that the model finds most probable (top): the number "
         f"of {report.main_rows} rows, and their share of the true class."
@@ -320,7 +323,7 @@ def _confusion_table(diagnosis: Diagnosis) -> Table:
     return Table(diagnosis.model, head, tuple(row(name, counts) for name, counts in rows))
 
 
-def _slices_section(report: Report) -> Section:
+def _slices_section(report: "Report") -> Section:
     models = [diagnosis.model for diagnosis in report.diagnosis]
 
     def loss_cell(loss: SliceLoss, lowest: float) -> Cell:
@@ -347,7 +350,7 @@ def _slices_section(report: Report) -> Section:
     return Section("slices", "By length, turns and language", (text,), tables=tuple(tables))
 
 
-def _correlation_section(report: Report) -> Section | None:
+def _correlation_section(report: "Report") -> Section | None:
     names = report.correlation.models
     if len(names) < 2:
         return None
@@ -367,7 +370,7 @@ def _correlation_section(report: Report) -> Section | None:
     return Section("correlation", "Correlation between models", (text,), tables=(table,))
 
 
-def _blends_section(report: Report) -> Section | None:
+def _blends_section(report: "Report") -> Section | None:
     if not report.blends:
         return None
     paragraphs = [
@@ -400,7 +403,7 @@ def _blends_section(report: Report) -> Section | None:
     return Section("blends", "Blend weights", tuple(paragraphs), tables=tuple(tables))
 
 
-def _cases_section(report: Report) -> Section | None:
+def _cases_section(report: "Report") -> Section | None:
     if not report.cases:
         return None
     text = (
