@@ -64,6 +64,7 @@ def strip_to_ascii(text: str) -> str:
     # Non-ASCII white space separates words too, so it is collapsed before it would be dropped.
     if not text.isascii():
         text = " ".join(text.split())
+
     flat = text.encode("ascii", "ignore").translate(_SPACES)
     while b"  " in flat:
         flat = flat.replace(b"  ", b" ")
@@ -93,6 +94,7 @@ def decode_turns(batch: RawBatch, column: str, repairs: Counter) -> pa.ListArray
         items = _parse_cell(batch, record, column, cell, repairs)
         if type(items) is not list:
             raise batch.error(record, f"{column} is not a JSON list but {shorten_cell(cell)}")
+
         if not items:
             repairs["empty_lists"] += 1
             turns.append("")
@@ -121,6 +123,7 @@ def _parse_cell(batch: RawBatch, record: int, column: str, cell: str, repairs: C
             items = json.loads(cell, strict=False)
         except (ValueError, RecursionError):
             raise _json_error(batch, record, column, cell, error) from error
+
         repairs["raw_control_characters"] += 1
         return items
 
@@ -130,9 +133,11 @@ def _json_error(
 ) -> DataError:
     if not cell:
         return batch.error(record, f"{column} is empty", cut_short=True)
+
     reason = "nested too deep, or a number too long"
     if isinstance(error, json.JSONDecodeError):
         reason = f"{error.msg} at character {error.pos + 1}"
+
     problem = f"{column} is not valid JSON ({reason}): {shorten_cell(cell)}"
     return batch.error(record, problem, cut_short=True)
 
@@ -142,11 +147,13 @@ def strip_turns_to_ascii(texts: pa.Table) -> pa.Table:
     columns = {}
     for name in texts.column_names:
         chunks = []
+
         for chunk in texts[name].chunks:
             # The offsets of a slice are those of the whole array.
             offsets = pc.subtract(chunk.offsets, chunk.offsets[0])
             turns = [strip_to_ascii(turn) for turn in chunk.flatten().to_pylist()]
             chunks.append(pa.ListArray.from_arrays(offsets, pa.array(turns, pa.string())))
+
         columns[name] = pa.chunked_array(chunks, TURNS)
     return pa.table(columns)
 

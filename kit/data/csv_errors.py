@@ -87,6 +87,7 @@ def row_error(
     """
     data = read_csv_bytes(path)
     row, is_last = locate_record(data, record)
+
     location = format_location(path, row, record_id)
     if cut_short and is_last and _lacks_line_end(data):
         return DataError(f"{location}: the file is cut off in this row: {problem}", INCOMPLETE_HINT)
@@ -101,6 +102,8 @@ def locate_record(data: bytes, record: int) -> tuple[int, bool]:
     """
     with _any_cell_size():
         rows = (row for row, cells in enumerate(csv.reader(_lines(data)), 1) if cells)
+
+        # A record that is not there gets the row that it would have without blank lines.
         row = next(itertools.islice(rows, record + 1, None), record + 2)
         return row, next(rows, None) is None
 
@@ -113,6 +116,7 @@ def ends_in_open_quote(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - ENDS))
         lines = file.read().rstrip(b"\0\r\n")
+
     return lines.count(b'"', lines.rfind(b"\n") + 1) % 2 == 1
 
 
@@ -124,6 +128,7 @@ def diagnose_csv(path: Path) -> DataError | None:
     data = read_csv_bytes(path)
     names = _first_row(data)
     id_column = names.index(ID)
+
     # The lines of the current record: csv.Error does not give them.
     pending: list[str] = []
 
@@ -167,6 +172,7 @@ def _width_error(location: str, cells: list[str], names: list[str], cut_off: boo
             f"{location}: the file is cut off in this row: {len(cells)} of {len(names)} cells",
             INCOMPLETE_HINT,
         )
+
     return DataError(
         f"{location}: {len(cells)} cells where the header has {len(names)}",
         "Put cells with commas, quotes or line ends in double quotes, and double the quotes in "
@@ -182,6 +188,7 @@ def _quote_error(
             f"{location}: a quote inside a cell is not doubled, or a closing quote is missing",
             REPAIR_HINT,
         )
+
     column = names[min(len(cells), len(names)) - 1]
     if cut_off:
         return DataError(f"{location}: the file is cut off inside {column}", INCOMPLETE_HINT)

@@ -95,6 +95,7 @@ class Dataset:
 
         table = self.train([name for name in (*SOFT_LABELS, WEIGHT) if name in names])
         targets = np.eye(len(SOFT_LABELS))[labels]
+
         if SOFT_LABELS[0] in names:
             targets = np.column_stack([table[name] for name in SOFT_LABELS])
         if WEIGHT in names:
@@ -148,6 +149,7 @@ class Dataset:
         Otherwise rows and folds of different splits could be mixed unnoticed.
         """
         table = pq.read_table(self.folder / name, columns=columns)
+
         if self.stamps and _file_stamp(self.folder / name) != self.stamps[name]:
             raise DataError(
                 f"{self.folder / name} was replaced while it was in use", "Run the command again."
@@ -208,6 +210,7 @@ def read_manifest(folder: Path) -> dict | None:
         unchanged = manifest["sha256"] == manifest_digest(manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
     return manifest if complete and unchanged else None
 
 

@@ -68,15 +68,18 @@ def merge_rows(
     own = len(train.ids)
     file_targets = concatenate_targets([rows.targets for rows in (train, *extras)])
     targets = targets or file_targets
+
     texts = pa.concat_tables([train.texts, *(rows.texts for rows in extras)])
     rows, test_rows = row_keys(texts, test.texts)
 
+    # Competition rows come first.
     extra = np.arange(len(file_targets.labels)) >= own
     in_test = np.isin(rows.group, test_rows.group)
     leaks = extra & in_test & (not allow_test_prompts)
     duplicates = find_duplicates(rows, file_targets.labels, file_targets.soft)
     copies = find_copies(rows, file_targets.labels, file_targets.soft)
     repeats = np.where(extra, copies, duplicates) & ~leaks
+
     keep = ~leaks & ~repeats
     kept = rows.select(keep)
 
@@ -154,6 +157,8 @@ def row_keys(train: pa.Table, test: pa.Table) -> tuple[RowKeys, RowKeys]:
     responses = pa.chunked_array(
         [chunk for column in RESPONSES for chunk in texts[column].filter(mask).chunks], TURNS
     )
+
+    # Numbers that no text has yet, the same for both responses of a row.
     a, b = np.tile(2 * len(prompt) + np.arange(len(prompt)), (2, 1))
     numbers = number_texts(pc.binary_join(responses, "\0").to_pylist())
     a[may_repeat], b[may_repeat] = np.split(numbers, 2)
@@ -191,6 +196,7 @@ def _number_soft_labels(soft: np.ndarray | None, rows: int) -> np.ndarray:
     """Return a number for each row (N,), equal for equal soft labels (N, 3)."""
     if soft is None:
         return np.zeros(rows, np.int64)
+
     return np.unique(soft, axis=0, return_inverse=True)[1].ravel()
 
 
@@ -242,6 +248,7 @@ def count_swapped_copies(rows: RowKeys) -> int:
     responses = np.stack([rows.a, rows.b])
     numbers = _number_tuples(np.tile(rows.prompt, 2), responses.ravel(), responses[::-1].ravel())
     straight, swapped = np.split(numbers, 2)
+
     return int((np.isin(straight, swapped) & (rows.a != rows.b)).sum())
 
 
@@ -252,6 +259,7 @@ def renumber_ids(ids: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, int]:
     """
     clash = np.isin(ids, taken) | _is_repeated(ids)
     first = max(int(taken.max(initial=0)), int(ids.max(initial=0))) + 1
+
     renumbered = ids.copy()
     renumbered[clash] = first + np.arange(clash.sum())
     return renumbered, int(clash.sum())
@@ -266,6 +274,7 @@ def inherit_split(
     """
     if not len(extra_groups):
         return np.empty(0, values.dtype)
+
     known, first = np.unique(groups, return_index=True)
     at = np.searchsorted(known, extra_groups).clip(max=len(known) - 1)
     found = known[at] == extra_groups

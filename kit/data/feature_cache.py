@@ -62,6 +62,7 @@ class FeatureTable:
                 "Predict with the kit version that trained it (`kit` in its origin.json), or train "
                 "it again.",
             )
+
         sides = [self.side_names.index(name) for name in side_names]
         pair = [self.pair_names.index(name) for name in pair_names]
         return FeatureTable(
@@ -84,6 +85,7 @@ def features_cached(
     identity = json.dumps([FORMAT, digest, FEATURES, PAIR_FEATURES]).encode()
     folder = cache / f"features-{hashlib.sha256(identity).hexdigest()[:16]}"
     make_once(cache, folder.name, folder.exists, lambda: _write_features(table, folder))
+
     try:
         sides, pair = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("sides", "pair"))
     except (OSError, ValueError, EOFError) as error:

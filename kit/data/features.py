@@ -110,6 +110,7 @@ def compute_features(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarra
     Args:
         table: prompt, response_a and response_b as list<string>, one item a turn, without nulls.
     """
+    # A table without rows still has one block, so that the arrays have their columns.
     starts = range(0, max(1, table.num_rows), ROWS)
     blocks = zip(*(_compute_block(table.slice(start, ROWS)) for start in starts), strict=True)
     a, b, pair = (np.concatenate(block) for block in blocks)
@@ -130,6 +131,7 @@ def _compute_block(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     longer = np.maximum(a.length, b.length)
     length_ratio = np.where(longer, shorter / np.maximum(longer, 1), 1)
     same = pc.equal(a.text, b.text).to_numpy(zero_copy_only=False)
+
     prompt_values = prompt.values | prompt_words
     pair = [prompt_values[name] for name in PROMPT_FEATURES]
     pair += [common_words, length_ratio, same]
@@ -157,6 +159,7 @@ def _measure_texts(column: pa.ChunkedArray) -> _TextColumn:
     text = pc.binary_join(column, "\n").cast(pa.large_string()).combine_chunks()
     histogram = character_histogram(text)
     length = character_counts(histogram)
+
     ascii_counts = [count_characters(histogram, members) for members in ASCII.values()]
     scripts = np.column_stack([count_characters(histogram, lead) for lead in SCRIPTS.values()])
     kinds = np.column_stack([*ascii_counts, scripts])
@@ -172,6 +175,7 @@ def _measure_texts(column: pa.ChunkedArray) -> _TextColumn:
 
     values = {name: np.log1p(count) for name, count in counts.items()}
     values |= dict(zip(SHARES, (kinds / np.maximum(length, 1)[:, None]).T, strict=True))
+
     finished = pc.match_substring_regex(text, FINISHED).to_numpy(zero_copy_only=False)
     values |= {"unfinished": ~finished & (length > 0), "empty": length == 0}
     return _TextColumn(text, length, scripts / np.maximum(scripts.sum(axis=1), 1)[:, None], values)
@@ -184,6 +188,7 @@ def _split_words(text: pa.LargeStringArray) -> Iterator[list[bytes] | list[str]]
     """
     data, ends = text_content(text)
     folded = data.tobytes().translate(_FOLD)
+
     for start, end in pairwise(ends.tolist()):
         words = folded[start:end].split()
         spaced = len(words) * UNSPACED >= end - start
@@ -199,6 +204,7 @@ def _compare_words(
     distinct = np.zeros((3, rows))
     in_prompt = np.zeros((3, rows))
     in_both = np.zeros(rows)
+
     for row, words in enumerate(zip(*map(_split_words, texts), strict=True)):
         prompt, a, b = sets = [set(text) for text in words]
         total[:, row] = [len(text) for text in words]
@@ -224,10 +230,13 @@ def character_histogram(texts: pa.LargeStringArray) -> np.ndarray:
     """Return how often each byte occurs in each text, (N, 256) int32."""
     data, ends = text_content(texts)
     counts = np.zeros((len(texts), 256), np.int32)
+
     first = 0
     while first < len(texts):
         # As many whole texts as CHUNK bytes hold, at least one.
         last = max(first + 1, int(np.searchsorted(ends, ends[first] + CHUNK, side="right")) - 1)
+
+        # One key for each byte: the number of its text and its value.
         keys = np.repeat(np.arange(last - first) << 8, np.diff(ends[first : last + 1]))
         keys |= data[ends[first] : ends[last]]
         counts[first:last] = np.bincount(keys, minlength=(last - first) << 8).reshape(-1, 256)
@@ -241,6 +250,7 @@ def text_content(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     bounds = np.zeros(1, np.int64)
     if len(texts):
         bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+
     return np.frombuffer(data or b"", np.uint8), bounds
 
 

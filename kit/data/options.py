@@ -39,6 +39,7 @@ class PreprocessOptions:
     def __post_init__(self) -> None:
         check_choice("text", self.text, TEXT_FORMS)
         check_choice("split", self.split, SPLITS)
+
         if not 2 <= self.folds <= 100:
             raise KitError(f"--folds is {self.folds}", "Choose 2 to 100 folds.")
         if not 0 < self.valid <= 0.5:

@@ -126,9 +126,11 @@ def preprocess_files(
                 for role, path in files
             ],
         }
+
         existing = read_manifest(out)
         if existing and _is_current(existing, description) and not find_changed_file(out, existing):
             return {**existing, "reused": True}
+
         return _preprocess(out, inputs, extra_files, prediction_files, checked, description)
 
 
@@ -170,9 +172,11 @@ def _preprocess(
     # Without a manifest, a folder counts as unfinished.
     (out / MANIFEST).unlink(missing_ok=True)
     schema = _write_train(out / TRAIN_TABLE, merged, valid, fold, options.text)
+
     all_rows = np.ones(len(test.ids), bool)
     test_columns = [test.ids, merged.test_groups]
     _write_table(out / TEST_TABLE, TEST_SCHEMA, options.text, test.texts, all_rows, test_columns)
+
     outputs = [TRAIN_TABLE, TEST_TABLE]
     (out / BAYES_FILE).unlink(missing_ok=True)
     if "floor" in inputs:
@@ -192,6 +196,7 @@ def _check_sample(path: Path, test_path: Path, test_ids: np.ndarray) -> None:
     batches = open_raw_csv(path, PREDICTION_COLUMNS).batches
     ids = np.concatenate([parse_ids(batch) for batch in batches])
     check_unique_ids(path, ids)
+
     for file, file_ids, other, other_ids in (
         (path, ids, test_path, test_ids),
         (test_path, test_ids, path, ids),
@@ -269,6 +274,7 @@ def _write_train(
     """Write the training table and return its schema."""
     schema = TRAIN_SCHEMA
     columns = [merged.ids, merged.targets.labels, merged.groups, valid, fold, merged.extra]
+
     if merged.targets.soft is not None:
         schema = pa.schema([*schema, *SOFT_FIELDS])
         columns += [*merged.targets.soft.T]
@@ -304,6 +310,7 @@ def _write_table(
             group = rows[start : start + ROW_GROUP]
             low, high = group[0], group[-1] + 1
             kept = texts.slice(low, high - low).filter(pa.array(keep[low:high]))
+
             ids, *others = (pa.array(column[start : start + ROW_GROUP]) for column in columns)
             arrays = [ids, *_in_form(kept, text).columns, *others]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))

@@ -90,12 +90,14 @@ def require_file(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path} is a directory, not a CSV file", "Name the file in it.")
+
     if not path.exists():
         raise DataError(
             f"{path}: no such file",
             "Check the path, or fetch the competition's files with `kit download`, "
             "or write a sample of them with `kit sample`.",
         )
+
     # A pipe can be read only once: faults could not be located, nor the file hashed.
     if not path.is_file():
         raise DataError(f"{path} is not a regular file", "Save it to a file first.")
@@ -114,11 +116,13 @@ def count_byte_repairs(path: str | Path) -> dict[str, int]:
     repairs = {"nul_bytes": 0, "byte_order_mark": 0, "crlf_line_ends": 0}
     empty = True
     before = b""
+
     with path.open("rb") as file:
         while piece := file.read(PIECE):
             if not before:
                 _check_format(path, piece)
                 repairs["byte_order_mark"] = int(piece.startswith(BYTE_ORDER_MARK))
+
             repairs["nul_bytes"] += piece.count(b"\0")
             # The search for a single byte is much faster than that for two, and CR is rare.
             if b"\r" in piece or before.endswith(b"\r"):
@@ -179,6 +183,7 @@ def _read_batches(path: Path, nul_bytes: bool, columns: tuple[str, ...]) -> Iter
             for cells in _open_reader(path, nul_bytes, columns, block):
                 if first + len(cells) > done:
                     yield RawBatch(path, done, cells.slice(done - first))
+                # A second reading starts again, and skips what the first has yielded.
                 first += len(cells)
                 done = max(done, first)
             reason = None
@@ -190,6 +195,7 @@ def _read_batches(path: Path, nul_bytes: bool, columns: tuple[str, ...]) -> Iter
 
     if reason is None and done:
         return
+
     if reason is None or "Empty CSV" in str(reason):
         raise DataError(f"{path}: no rows below the header", "Fetch it again (`kit download`).")
     raise diagnose_csv(path) or DataError(
@@ -228,6 +234,7 @@ def check_unique_ids(path: Path, ids: np.ndarray) -> None:
     _, firsts = np.unique(ids, return_index=True)
     if len(firsts) == len(ids):
         return
+
     second = int(np.delete(np.arange(len(ids)), firsts)[0])
     first = int((ids == ids[second]).argmax())
 

@@ -53,6 +53,7 @@ def join_soft_labels(
         if UNLABELLED in rows.targets.labels
     ]
     unlabelled_ids = _collect_ids(unlabelled)
+
     predictions = pd.concat([_read_probabilities(path) for path in prediction_files])
     _check_ids(predictions, train.ids, unlabelled_ids)
 
@@ -107,6 +108,7 @@ def _check_ids(
     ids = predictions.index.to_numpy()
     in_train = np.isin(ids, train_ids)
     in_extra = np.isin(ids, unlabelled_ids)
+
     checks = (
         (
             predictions.index.duplicated(),
@@ -124,6 +126,7 @@ def _check_ids(
             "Remove the predictions of rows that are not trained on.",
         ),
     )
+
     for bad, problem, hint in checks:
         if bad.any():
             raise _prediction_error(predictions, int(bad.argmax()), problem, hint)
@@ -138,6 +141,7 @@ def _replace_soft_labels(rows: RawRows, predictions: pd.DataFrame) -> Targets:
     labels = targets.labels.copy()
     likeliest = probabilities.argmax(1)
     labels[found] = np.where(labels[found] == UNLABELLED, likeliest, labels[found])
+
     soft = certain_labels(labels) if targets.soft is None else targets.soft.copy()
     soft[found] = probabilities
     return Targets(labels, soft, targets.weights)
@@ -158,6 +162,7 @@ def _read_probabilities(path: Path) -> pd.DataFrame:
             "not probabilities: a number is negative, or their sum is not 1",
             f"Run `kit validate {path}` for every problem at once.",
         )
+
     frame[list(CLASSES)] /= total[:, None]
     return frame
 

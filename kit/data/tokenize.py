@@ -107,6 +107,7 @@ class TokenizedRows:
             )
             tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
             rows = cls(tokens, starts, first_lengths, whole_lengths, meta["sides"], meta["cut"])
+
             complete = (
                 (len(tokens), len(rows)) == (starts[-1], meta["rows"])
                 and len(first_lengths) == len(starts) - 1
@@ -116,6 +117,7 @@ class TokenizedRows:
             raise DataError(
                 f"{folder}: cannot read the cached tokens: {error}", DELETE_HINT
             ) from error
+
         if not complete:
             raise DataError(f"{folder}: the cached tokens are incomplete", DELETE_HINT)
         return rows
@@ -142,6 +144,7 @@ def tokenize_cached(
         (folder / "meta.json").exists,
         lambda: tokenize_rows(table, tokenizer, spec, folder, shape),
     )
+
     return TokenizedRows.open(folder)
 
 
@@ -169,6 +172,7 @@ def tokenize_rows(
                 chunk = table.slice(start, CHUNK)
                 prompts = _encode_turns(chunk[PROMPT], backend)
                 responses = [_encode_turns(chunk[name], backend) for name in RESPONSES]
+
                 tokens = array.array("i")
                 for prompt, *answers in zip(prompts, *responses, strict=True):
                     sequences = layout(prompt, answers, spec, tokenizer.cls, tokenizer.sep)
@@ -179,6 +183,7 @@ def tokenize_rows(
                         first_lengths.append(len(first))
                         whole_lengths.append(whole)
                         cut += lost
+
                 # numpy's tofile would not report a disk that is full at its very end.
                 file.write(tokens)
 
@@ -186,6 +191,7 @@ def tokenize_rows(
         save_array(temporary / "starts.npy", starts)
         save_array(temporary / "first_lengths.npy", np.frombuffer(first_lengths, np.int32))
         save_array(temporary / "whole_lengths.npy", np.frombuffer(whole_lengths, np.int32))
+
         meta = {
             "format": FORMAT,
             "rows": table.num_rows,
@@ -200,6 +206,7 @@ def _encode_turns(column: pa.ChunkedArray, backend: Any) -> list[list[list[int]]
     """Return a list<string> column as token ids: rows of turns of tokens."""
     lists = column.combine_chunks()
     turns = lists.flatten().to_pylist()
+
     encoded = [e.ids for e in backend.encode_batch_fast(turns, add_special_tokens=False)]
     ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False)).tolist()
     return [encoded[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -54,6 +54,7 @@ def order_sequences(
     segment: the model has to see which answer a token belongs to.
     """
     kept, (a, b), lost = split_budget(prompt, answers, spec.max_tokens - CROSS_FRAME, spec, sep)
+
     for answer, first, second in zip(answers, (a, b), (b, a), strict=True):
         start = [cls, *kept, sep, sep, *first, sep, sep]
         yield TruncatedSequence(start, [*second, sep], _side_length(prompt, answer), lost)
@@ -99,6 +100,7 @@ def _truncate(turns: Turns, room: int, spec: EncodeSpec, sep: int) -> list[int]:
                 head = round(free * spec.head_share)
                 kept.append(turn[:head] + turn[len(turn) - (free - head) :])
             break
+
         kept.append(turn)
         room = free - len(turn)
     return _join(kept[::-1], sep)
@@ -114,6 +116,7 @@ def _length(turns: Turns) -> int:
 
 def _join(turns: Turns, sep: int) -> list[int]:
     joined = list(turns[0]) if turns else []
+
     for turn in turns[1:]:
         joined.append(sep)
         joined += turn

@@ -32,6 +32,7 @@ def verify_dataset(
     test, _, test_complete = _scan_table(folder / TEST_TABLE, TEST_SCHEMA)
     options = manifest["options"]
 
+    # What must hold, and whether it does.
     invariants = {
         "columns are those of the schema, every text has a turn, and nothing is null": (
             train_complete and test_complete
@@ -73,6 +74,7 @@ def _scan_table(path: Path, schema: pa.Schema) -> tuple[dict[str, np.ndarray], n
     table = file.read([name for name in schema.names if name not in RESPONSES], use_threads=False)
     prompts = number_texts(pc.binary_join(table[PROMPT], "\0").to_pylist())
     columns = {name: table[name].to_numpy() for name in schema.names if name not in TEXTS}
+
     return columns, prompts, no_nulls and file.schema_arrow.equals(schema)
 
 
@@ -82,6 +84,7 @@ def _row_invariants(
     own = ~train[EXTRA]
     ids = train[ID][own]
     in_order = train_ids[np.isin(train_ids, ids)]
+
     return {
         "labels are 0, 1 or 2": bool(np.isin(train[LABEL], range(len(CLASSES))).all()),
         "training ids are unique": len(np.unique(train[ID])) == len(train[ID]),
@@ -96,6 +99,7 @@ def _has_valid_targets(train: dict[str, np.ndarray]) -> bool:
     columns = [train[name] for name in (*SOFT_LABELS, WEIGHT) if name in train]
     if not all(np.isfinite(column).all() and (column >= 0).all() for column in columns):
         return False
+
     return SOFT_LABELS[0] not in train or np.allclose(sum(columns[:3]), 1, rtol=0, atol=1e-9)
 
 
@@ -108,6 +112,7 @@ def _count_invariants(
     own = counts["train_rows_read"] - counts["duplicates_dropped"]
     extra_dropped = counts["extra_test_prompts_dropped"] + counts["extra_duplicates_dropped"]
     written = [counts["train_rows"], counts["test_rows"]]
+
     return {
         "competition rows add up": own == int((~extra).sum()),
         "extra rows add up": counts["extra_rows_read"] - extra_dropped == int(extra.sum()),
