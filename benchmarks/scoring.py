@@ -1,7 +1,8 @@
-"""Do the commands that touch only numbers start and finish in about the time their libraries take to import?
+"""Time the commands that only compute with numbers against the import of their libraries.
 
-Measures whole processes, as a user waits for them: `kit validate` and `kit score` on 25,000 generated rows against
-importing pandas and scikit-learn's metrics, and `kit --help` against importing click. Run: python benchmarks/scoring.py
+Measures whole processes, as a user waits for them: `kit validate` and `kit score` on 25,000
+generated rows against importing pandas and scikit-learn's metrics, and `kit --help` against
+importing click. Run: python benchmarks/scoring.py
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,13 +27,15 @@ from kit.storage import atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 KIT = [sys.executable, "-m", "kit"]
-LIBRARIES = [sys.executable, "-c", "import pandas, sklearn.metrics"]
-CLICK = [sys.executable, "-c", "import click"]
+
+# The yardsticks: processes that only import.
+LIBRARIES = "import pandas, sklearn.metrics"
+CLICK = "import click"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One command against its yardstick: median seconds of whole processes, their ratio, and the ratio aimed at."""
+class RelativeTiming:
+    """The median seconds of a command and of its yardstick, their ratio, and the target ratio."""
 
     command: str
     seconds: float
@@ -42,15 +46,15 @@ class Measured:
     met: bool
 
 
-def generate(folder: Path, rows: int, seed: int = 0) -> tuple[Path, Path]:
-    """Writes a prediction file and its truth, rows in another order; the truth serves as the sample too."""
+def write_random_files(folder: Path, rows: int, seed: int = 0) -> tuple[Path, Path]:
+    """Write a prediction file and its truth in another order, which is the sample too."""
     generator = np.random.default_rng(seed)
-    ids, probabilities = (
-        generator.choice(2**32, rows, replace=False),
-        generator.dirichlet([2, 2, 2], rows),
-    )
+    ids = generator.choice(2**32, rows, replace=False)
+    probabilities = generator.dirichlet([2, 2, 2], rows)
     write_predictions(make_predictions(ids, probabilities), folder / "predictions.csv")
-    one_hot = np.eye(len(task.CLASSES), dtype=int)[generator.integers(0, len(task.CLASSES), rows)]
+
+    labels = generator.integers(0, len(task.CLASSES), rows)
+    one_hot = np.eye(len(task.CLASSES), dtype=int)[labels]
     truth = pd.DataFrame(one_hot, columns=list(task.CLASSES))
     truth.insert(0, task.ID, ids)
     shuffled = truth.sample(frac=1, random_state=seed)
@@ -58,8 +62,12 @@ def generate(folder: Path, rows: int, seed: int = 0) -> tuple[Path, Path]:
     return folder / "predictions.csv", folder / "truth.csv"
 
 
-def seconds(command: list[str]) -> float:
-    """Wall time of one process, from the repository's root; raises SystemExit with its message if it fails."""
+def time_command(command: list[str]) -> float:
+    """Return the wall time of one process in seconds, run from the repository's root.
+
+    Raises:
+        SystemExit: the process failed; with the end of its output.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     start = time.perf_counter()
     done = subprocess.run(
@@ -67,78 +75,108 @@ def seconds(command: list[str]) -> float:
     )
     elapsed = time.perf_counter() - start
     if done.returncode:
-        sys.exit(
-            f"{' '.join(command)}\nfailed with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}"
-        )
+        output = (done.stderr or done.stdout)[-2000:]
+        sys.exit(f"{' '.join(command)}\nfailed with {done.returncode}:\n{output}")
     return elapsed
 
 
-def measure(rows: int, repeats: int) -> list[Measured]:
-    """Runs every command `repeats` times in turn, so that a busy moment hits all alike; the first is not counted."""
+def median_seconds(commands: Mapping[str, Sequence[str]], repeats: int) -> dict[str, float]:
+    """Return the median wall time of each command over `repeats` runs.
+
+    Commands take turns, so that a busy moment of the machine slows all of them alike. A first round
+    fills the caches and is not counted.
+    """
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for counted in [False] + [True] * repeats:
+        for name, command in commands.items():
+            elapsed = time_command([*command])
+            if counted:
+                times[name].append(elapsed)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def run_benchmark(rows: int, repeats: int) -> list[RelativeTiming]:
+    """Return the timing of every command against its yardstick."""
     with tempfile.TemporaryDirectory() as name:
-        file, truth = (str(path) for path in generate(Path(name), rows))
+        file, truth = (str(path) for path in write_random_files(Path(name), rows))
         commands = {
-            "import pandas, sklearn.metrics": LIBRARIES,
-            "import click": CLICK,
+            LIBRARIES: [sys.executable, "-c", LIBRARIES],
+            CLICK: [sys.executable, "-c", CLICK],
             "kit validate": [*KIT, "validate", file, "--sample", truth],
             "kit score": [*KIT, "score", file, "--truth", truth],
             "kit --help": [*KIT, "--help"],
         }
-        times: dict[str, list[float]] = {one: [] for one in commands}
-        for counted in [False] + [True] * repeats:
-            for one, command in commands.items():
-                elapsed = seconds(command)
-                if counted:
-                    times[one].append(elapsed)
-    median = {one: statistics.median(several) for one, several in times.items()}
+        median = median_seconds(commands, repeats)
 
-    def against(command: str, yardstick: str, target: float) -> Measured:
+    def against(command: str, yardstick: str, target: float) -> RelativeTiming:
         ratio = median[command] / median[yardstick]
-        return Measured(
+        return RelativeTiming(
             command, median[command], yardstick, median[yardstick], ratio, target, ratio <= target
         )
 
     return [
-        against("kit validate", "import pandas, sklearn.metrics", 2),
-        against("kit score", "import pandas, sklearn.metrics", 2),
-        against("kit --help", "import click", 3),
+        against("kit validate", LIBRARIES, 2),
+        against("kit score", LIBRARIES, 2),
+        against("kit --help", CLICK, 3),
     ]
 
 
-def main() -> None:
-    """Prints a table, or JSON with --json."""
+def make_parser(description: str | None, rows: int, repeats: int) -> argparse.ArgumentParser:
+    """Return a parser of --rows, --repeats and --json, with these defaults."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rows", type=int, default=25_000, help="rows of the generated files (default: 25000)"
+        "--rows", type=int, default=rows, help=f"rows of the generated files (default: {rows})"
     )
     parser.add_argument(
-        "--repeats", type=int, default=7, help="counted runs of each command (default: 7)"
+        "--repeats",
+        type=int,
+        default=repeats,
+        help=f"counted runs of each command (default: {repeats})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the command line's options, after checking the counts."""
     options = parser.parse_args()
     if options.rows < 1 or options.repeats < 1:
         parser.error("--rows and --repeats must be 1 or more")
-    results = measure(options.rows, options.repeats)
-    setting = {"rows": options.rows, "repeats": options.repeats, "cores": os.cpu_count()}
-    setting |= {
+    return options
+
+
+def describe_setting(options: argparse.Namespace) -> dict[str, object]:
+    """Return what the figures depend on: sizes, cores and versions."""
+    return {
+        "rows": options.rows,
+        "repeats": options.repeats,
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
         "pandas": pd.__version__,
         "numpy": np.__version__,
     }
+
+
+def main() -> None:
+    """Print a table, or JSON with --json."""
+    options = parse_options(make_parser(__doc__, rows=25_000, repeats=7))
+    results = run_benchmark(options.rows, options.repeats)
+    setting = describe_setting(options)
     if options.json:
-        print(json.dumps(setting | {"results": [asdict(one) for one in results]}, indent=1))
+        print(json.dumps(setting | {"results": [asdict(result) for result in results]}, indent=1))
         return
+
     print(", ".join(f"{name} {value}" for name, value in setting.items()))
     print(
         f"{'command':<14}{'median s':>9}  {'against':<32}{'median s':>9}{'ratio':>7}{'target':>8}"
     )
-    for one in results:
-        verdict = "met" if one.met else "missed"
+    for result in results:
+        verdict = "met" if result.met else "missed"
         print(
-            f"{one.command:<14}{one.seconds:>9.3f}  {one.yardstick:<32}{one.yardstick_seconds:>9.3f}"
-            f"{one.ratio:>7.2f}{one.target:>7g}x  {verdict}"
+            f"{result.command:<14}{result.seconds:>9.3f}  {result.yardstick:<32}"
+            f"{result.yardstick_seconds:>9.3f}{result.ratio:>7.2f}{result.target:>7g}x  {verdict}"
         )
 
 
