@@ -169,11 +169,13 @@ def compare_pairs(inputs: ReportInputs, split: str) -> Significance | None:
         for model in inputs.models_with(split, references=True)
         if model.name not in NOT_COMPARED
     ]
+    # References alone need no test: what they are worth is known.
     if len(models) < 2 or not inputs.models_with(split):
         return None
 
     rows = inputs.rows[split]
     losses = np.stack([row_losses(model.predictions[split], rows.known_labels) for model in models])
+    # A stable sort leaves models with equal losses in the order of the table.
     order = np.argsort(losses.mean(axis=1), kind="stable")
     losses = losses[order]
     models = [models[position] for position in order]
@@ -238,6 +240,7 @@ def _score_split(inputs: ReportInputs, split: str) -> dict[str, ModelFigures]:
     labels = rows.known_labels
     models = inputs.models_with(split, references=True)
     losses = np.stack([row_losses(model.predictions[split], labels) for model in models])
+    # All intervals come from the same resamples.
     intervals = loss_intervals(losses, rows.groups)
 
     figures = {}
@@ -267,6 +270,7 @@ def _training_figures(model: ReportModel, validation: str) -> dict[str, Any]:
             "minutes": float(sum(part["minutes"] for part in parts)),
         }
     except (KeyError, TypeError, ValueError, OverflowError) as error:
+        # A run directory is a user's file: it may have been edited, or copied in part.
         raise RunError(
             f"{model.name}: a part's metrics.json lacks a number, or has something else in its "
             f"place: {error!r}",
@@ -275,8 +279,8 @@ def _training_figures(model: ReportModel, validation: str) -> dict[str, Any]:
 
 
 def _mean_swap_gap(parts: list[dict[str, Any]]) -> float | None:
-    """Return the mean over validation rows, None where a part has not measured it."""
-    gaps = [part.get("swap_gap") for part in parts]
+    """Return the mean over validation rows, None if a part predicted one order of answers only."""
+    gaps = [part["swap_gap"] for part in parts]
     if None in gaps:
         return None
     return float(np.average(np.array(gaps), weights=[part["valid_rows"] for part in parts]))

@@ -34,6 +34,7 @@ class Curve:
     @property
     def best_point(self) -> tuple[float, float]:
         """The evaluation of the checkpoint that was kept: (epoch, log loss)."""
+        # The best epoch is computed from steps, so it equals the logged one up to rounding only.
         return min(self.validation, key=lambda point: (abs(point[0] - self.best_epoch), point[1]))
 
 
@@ -48,6 +49,7 @@ def read_curves(inputs: ReportInputs) -> tuple[Curve, ...]:
         if model.run is None:
             continue
         for part, metrics in model.part_metrics(inputs.validation).items():
+            # Baselines have no epochs, and a run may have been copied without its logs.
             log = model.run.path / part / "trainer_state.json"
             if metrics["best_epoch"] is None or not log.is_file():
                 continue

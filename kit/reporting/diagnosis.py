@@ -73,11 +73,13 @@ def diagnose_models(inputs: ReportInputs, split: str) -> tuple[Diagnosis, ...]:
     for model in inputs.models_with(split):
         probabilities = model.predictions[split]
         counts, confidences, accuracies = reliability_bins(probabilities, labels)
+        # An empty bin has no means.
         bins = tuple(
             ReliabilityBin(int(counts[i]), float(confidences[i]), float(accuracies[i]))
             for i in np.flatnonzero(counts)
         )
 
+        # Unlike `confusion[...] += 1`, `np.add.at` counts every row of the same pair of classes.
         confusion = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
         np.add.at(confusion, (labels, probabilities.argmax(axis=1)), 1)
         diagnoses.append(Diagnosis(model.name, bins, tuple(map(tuple, confusion.tolist()))))
@@ -96,6 +98,7 @@ def correlate_models(inputs: ReportInputs, split: str) -> Correlation:
     centred = centred.reshape(len(models), -1)
 
     norms = np.sqrt((centred**2).sum(axis=1))
+    # A constant prediction has no correlation; its norm is not exactly 0 because of rounding.
     constant = norms < 1e-9
     unit = centred / np.where(constant, 1, norms)[:, None]
     values = np.clip(unit @ unit.T, -1, 1).astype(object)

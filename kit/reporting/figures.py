@@ -31,6 +31,7 @@ PAGE_COLOURS = {
     SECOND: "var(--second)",
 }
 STYLE = {
+    # Text stays text, in the font of the page, and a dollar sign in a name is no formula.
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
@@ -134,6 +135,7 @@ def plot_learning(name: str, curves: Sequence[Curve], key: str) -> Figure:
 
     def draw(axes: Axes) -> None:
         for curve in curves:
+            # A training of few steps logs no training loss.
             if curve.training:
                 axes.plot(*zip(*curve.training, strict=True), color=SECOND, linewidth=0.8)
             axes.plot(*zip(*curve.validation, strict=True), color=FIRST, marker=".", markersize=3)
@@ -157,25 +159,26 @@ def plot_reliability(diagnosis: Diagnosis, key: str) -> Figure:
         diagnosis: of the model.
         key: unique among the reliability diagrams of a page.
     """
-    total = sum(each.rows for each in diagnosis.bins)
-    confidences = [each.confidence for each in diagnosis.bins]
-    accuracies = [each.accuracy for each in diagnosis.bins]
-    areas = [12 + 150 * each.rows / total for each in diagnosis.bins]
+    total = sum(bucket.rows for bucket in diagnosis.bins)
+    confidences = [bucket.confidence for bucket in diagnosis.bins]
+    accuracies = [bucket.accuracy for bucket in diagnosis.bins]
+    areas = [12 + 150 * bucket.rows / total for bucket in diagnosis.bins]
 
     def draw(axes: Axes) -> None:
         axes.plot([1 / 3, 1], [1 / 3, 1], color=INK, linewidth=0.8, linestyle=DOTTED)
         axes.plot(confidences, accuracies, color=FIRST, linewidth=1)
         axes.scatter(confidences, accuracies, s=areas, color=FIRST, linewidth=0)
+        # The most probable of three classes has a probability of at least one third.
         axes.set_xlim(0.3, 1.02)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
         axes.grid(color=SOFT, linewidth=0.5)
 
-    gap = sum(each.rows * abs(each.confidence - each.accuracy) for each in diagnosis.bins) / total
+    gaps = [bucket.rows * abs(bucket.confidence - bucket.accuracy) for bucket in diagnosis.bins]
     title = (
-        f"Reliability of {diagnosis.model}: mean distance from the diagonal {gap:.3f} over "
-        f"{total:,} rows"
+        f"Reliability of {diagnosis.model}: mean distance from the diagonal "
+        f"{sum(gaps) / total:.3f} over {total:,} rows"
     )
     return _draw_figure(f"reliability-{key}", title, draw, 220, (40, 8, 32, 8))
 
@@ -219,6 +222,8 @@ def _inline_svg(svg: str, key: str, title: str) -> str:
         for child in list(parent):
             if child.tag.rpartition("}")[2] in ("metadata", "style"):
                 parent.remove(child)
+
+    # HTML knows SVG elements by their bare names.
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         names = {name: name.rpartition("}")[2] for name in element.attrib}

@@ -37,6 +37,7 @@ def render_html(report: "Report") -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"one_line": one_line, "fold_text": fold_text}
+    # Everything is escaped but kit's own style and figures.
     template = environment.get_template("page.html.jinja")
     return template.render(
         css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
@@ -76,6 +77,7 @@ def _interval_figures(report: "Report") -> Iterator[Figure]:
 
 def _curve_figures(report: "Report") -> Iterator[Figure]:
     curves = [curve for curve in report.curves if curve.validation]
+    # The curves of one model follow each other.
     for number, (name, parts) in enumerate(groupby(curves, key=lambda curve: curve.model)):
         yield plot_learning(name, list(parts), str(number))
 

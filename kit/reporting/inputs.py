@@ -90,6 +90,7 @@ class ReportInputs:
         dataset = self.processed
         table = (dataset.train if split == "valid" else dataset.test)([ID, *TEXTS])
         ids = self.rows[split].ids if positions is None else self.rows[split].ids[positions]
+        # The table has other rows too: training rows that are not validated on, and extra rows.
         return table.take(pd.Index(table[ID].to_numpy()).get_indexer(ids)).combine_chunks()
 
 
@@ -129,6 +130,7 @@ def gather_inputs(
     finished = [run for run in opened if run.parts()]
     if opened and not finished:
         opened[0].require_parts()  # raises the error that names the next command
+    # Ids alone would not show that a run was trained on other rows: they can be the same numbers.
     for run in finished:
         run.check_data(processed.digest("train"))
 
@@ -140,6 +142,7 @@ def gather_inputs(
     models = [model for model in references if not has_baseline_run(model, run_models)]
     models += run_models
     models += read_file_models(frames, rows)
+    # Blends come last, because their members are looked up among the models before them.
     models += [read_blend_model(path, models, rows["valid"]) for path in blends]
 
     counts = Counter(model.name for model in models)
@@ -208,13 +211,15 @@ def _read_rows(
     processed: Dataset, validation: str, truth: Path | None
 ) -> tuple[dict[str, ReportRows], np.ndarray]:
     """Return the rows by split, and the labels that the class prior is computed from."""
+    # The truth leaves out extra rows, which are trained on and never scored.
     train = read_truth(processed.folder / "train.parquet")
     if validation == HOLDOUT:
         holdout_rows = processed.fold_rows(HOLDOUT)[1]
         valid = restrict_truth(train, processed.train([ID]).take(holdout_rows).to_pandas())
+        # A prior that had seen the holdout's labels would be a better constant than it can be.
         prior_rows = train[~train[ID].isin(valid[ID])]
     else:
-        # Every row is a training row of some fold.
+        # Every row is trained on by all folds but one, whose priors hardly differ.
         valid = train
         prior_rows = train
 

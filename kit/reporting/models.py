@@ -100,6 +100,7 @@ class ReportModel:
 
     def is_constant(self, split: str) -> bool:
         """Return whether every row of a split has the same prediction."""
+        # Reading and normalising a file can change a probability in its last digits.
         return bool(np.ptp(self.predictions[split], axis=0).max() < 1e-9)
 
     def part_metrics(self, validation: str) -> dict[str, dict[str, Any]]:
@@ -137,6 +138,7 @@ def reference_models(
 
     floor = processed.floor()
     if floor:
+        # One file has the true probabilities of the rows of both splits.
         bayes = read_predictions(floor)
         predictions = {
             split: _align_to_rows(bayes[bayes[ID].isin(subset.ids)], subset, str(floor))
@@ -234,7 +236,9 @@ def _align_to_rows(frame: pd.DataFrame, rows: ReportRows, name: str) -> np.ndarr
     Where rows are scored, the probabilities must be as exact as Kaggle's graders demand.
     """
     if rows.labels is not None:
+        # The labels are here only to match the rows; they are those of the report already.
         return align_to_truth(frame, pd.DataFrame({ID: rows.ids, LABEL: rows.labels}), name)[0]
+    # Rows that are only shown may be rounded, as published probabilities are.
     ids, members = stack_predictions([frame], [name])
     return members[0][row_positions(ids, rows.ids, name, "the test rows")]
 

@@ -1,6 +1,6 @@
 """Write the report's sections in their order: the words and the tables of each.
 
-Use `report_sections`; `list_facts` and `case_table` are what stands outside of sections' tables.
+Use `report_sections`, and `list_facts` and `case_table` for the page's head and its cases.
 """
 
 from collections.abc import Sequence
@@ -101,11 +101,14 @@ def _comparison_section(report: "Report") -> Section:
     comparison = report.comparison
     has_test = "test" in report.inputs.scored_splits
     references = {model.name for model in report.inputs.models if model.reference}
+    # The best of a column is bold. References do not compete: the floor always wins.
     trained = [line for line in comparison.lines if line.name not in references]
     best_valid = min((line.valid.log_loss for line in trained if line.valid), default=None)
     best_test = min((line.test.log_loss for line in trained if line.test), default=None)
 
-    def score_cells(line: ComparisonLine, figures: ModelFigures | None, best: float | None):
+    def score_cells(
+        line: ComparisonLine, figures: ModelFigures | None, best: float | None
+    ) -> tuple[Cell, ...]:
         if figures is None:
             return format_cells("", "", "")
         strong = line.name not in references and figures.log_loss == best
@@ -128,6 +131,7 @@ def _comparison_section(report: "Report") -> Section:
     def published_row(score: PublishedScore) -> tuple[Cell, ...]:
         name = f"{score.name} (published, other rows)"
         texts = [name, f"{score.log_loss:.4f}", f"{score.accuracy:.3f}", ""]
+        # The study has no test rows of its own, and no calibration error, swap gap or minutes.
         texts += ["", "", ""] if has_test else []
         texts += ["", score.best_epoch, score.parameters, ""]
         return format_cells(*texts, tone="quiet")
@@ -151,11 +155,13 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
     if report.inputs.validation == OOF:
         paragraphs.append(
             "Out-of-fold rows are all training rows, each predicted by a model that was not "
-            "trained on it: the rows are parted into folds, and for each fold a model is trained "
+            "trained on it: the rows are split into folds, and for each fold a model is trained "
             "on the others."
         )
     else:
-        paragraphs.append("Holdout rows are training rows set aside: no model was trained on them.")
+        paragraphs.append(
+            "Holdout rows are training rows set aside: the models here were not trained on them."
+        )
     paragraphs.append(
         "Calibration error is the mean distance between accuracy and confidence, the probability "
         "of the class that a model finds most probable. Swap gap is the mean absolute change of "
@@ -190,9 +196,12 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
 
 def _significance_section(report: "Report") -> Section | None:
     """Return each model against the best, and all pairs; None where there is only one model."""
+    if not report.significance:
+        return None
     tables = []
     for significance in report.significance:
         tables.append(_best_table(significance))
+        # All pairs of two models are in the first table already.
         if len(significance.models) > 2:
             tables.append(_pairs_table(significance))
     text = (
@@ -204,8 +213,6 @@ def _significance_section(report: "Report") -> Section | None:
         "called different by chance. Another seed alone changes the log loss by about 0.0075, so "
         "a gain below 0.01 from a single run is little evidence for a recipe.",
     )
-    if not tables:
-        return None
     return Section("significance", "Significance", text, tables=tuple(tables))
 
 
@@ -275,10 +282,13 @@ def _curves_section(report: "Report") -> Section | None:
 def _reliability_section(report: "Report") -> Section:
     body = [
         format_cells(
-            diagnosis.model, f"{each.rows:,}", f"{each.confidence:.3f}", f"{each.accuracy:.3f}"
+            diagnosis.model,
+            f"{bucket.rows:,}",
+            f"{bucket.confidence:.3f}",
+            f"{bucket.accuracy:.3f}",
         )
         for diagnosis in report.diagnosis
-        for each in diagnosis.bins
+        for bucket in diagnosis.bins
     ]
     head = ("model", "rows", "confidence", "accuracy")
     text = (
@@ -311,6 +321,7 @@ def _confusion_section(report: "Report") -> Section:
 
 def _confusion_table(diagnosis: Diagnosis) -> Table:
     def row(name: str, counts: Sequence[int]) -> tuple[Cell, ...]:
+        # A class without rows has shares of 0.
         shares = [count / max(1, sum(counts)) for count in counts]
         cells = [
             Cell(f"{count:,} ({share:.0%})", shade=share)

@@ -66,6 +66,7 @@ def score_slices(inputs: ReportInputs, split: str) -> tuple[Slice, ...]:
     losses = np.stack([row_losses(model.predictions[split], rows.known_labels) for model in models])
 
     slices = []
+    # Texts are read once for all properties; an empty slice is left out.
     for by, (names, numbers) in _assign_slices(inputs.read_texts(split)).items():
         for number, name in enumerate(names):
             members = np.flatnonzero(numbers == number)
@@ -96,6 +97,7 @@ def _assign_slices(texts: pa.Table) -> dict[str, tuple[list[str], np.ndarray]]:
     lengths = np.concatenate([length for length, _ in blocks])
     letters = np.concatenate([letter_counts for _, letter_counts in blocks])
     turns = pc.list_value_length(texts[PROMPT]).to_numpy()  # ty: ignore[missing-attribute]: made at run time
+    # A length limit belongs to the slice above it ("below 250"), a turn limit to the one below it.
     return {
         "answer length": (_range_names(), np.searchsorted(LENGTH_LIMITS, lengths, "right")),
         "turns": (TURN_NAMES, np.searchsorted(TURN_LIMITS, turns, "left")),
@@ -114,6 +116,7 @@ def _measure_texts(texts: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 def _join_turns(column: pa.ChunkedArray) -> pa.LargeStringArray:
     joined = pc.binary_join(column, "\n")  # ty: ignore[missing-attribute]: made at run time
+    # A histogram needs 64-bit offsets and one block of bytes.
     text = joined.cast(pa.large_string())
     return text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
 

@@ -64,12 +64,12 @@ def test_confusion_and_bins_contain_every_row_once(processed: Dataset, tmp_path:
     diagnosis = report.diagnosis[0]
     figures = report.comparison.lines[-1].valid
     assert sum(map(sum, diagnosis.confusion)) == figures.rows
-    assert sum(each.rows for each in diagnosis.bins) == figures.rows
+    assert sum(bucket.rows for bucket in diagnosis.bins) == figures.rows
 
     correct = sum(diagnosis.confusion[label][label] for label in range(3))
     assert correct / figures.rows == pytest.approx(figures.accuracy)
-    gap = sum(each.rows * abs(each.confidence - each.accuracy) for each in diagnosis.bins)
-    assert gap / figures.rows == pytest.approx(figures.calibration_error)
+    gaps = [bucket.rows * abs(bucket.confidence - bucket.accuracy) for bucket in diagnosis.bins]
+    assert sum(gaps) / figures.rows == pytest.approx(figures.calibration_error)
 
 
 def test_cases_are_the_most_disputed_rows_one_of_each_prompt(processed: Dataset, tmp_path: Path):
