@@ -1,4 +1,4 @@
-"""What a test's user is told, and the secrets that must never be in it."""
+"""Record what a user would be shown, and name the secrets that must never be in it."""
 
 import dataclasses
 
@@ -11,13 +11,14 @@ SECRETS = (KEY, TOKEN, "signed5ecret")
 
 @dataclasses.dataclass
 class Heard:
-    """What the user would have been told, and the pauses that were asked for."""
+    """The messages to the user, and the pauses that were asked for, in seconds."""
 
     lines: list[str] = dataclasses.field(default_factory=list)
     pauses: list[float] = dataclasses.field(default_factory=list)
 
-    def patience(self, **more: float) -> RetryPolicy:
-        return RetryPolicy(sleep=self.pauses.append, say=self.lines.append, **more)
+    def patience(self, **options: float) -> RetryPolicy:
+        """Return a policy that records its pauses instead of sleeping."""
+        return RetryPolicy(sleep=self.pauses.append, say=self.lines.append, **options)
 
     @property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""The fake Kaggle, a client that does not wait, and the check that no test lets a secret out."""
+"""Provide the fake Kaggle and a client that does not wait, and check every test for secrets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ def fake() -> Iterator[FakeKaggle]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """An empty home folder; secrets may be planted in it."""
+    """An empty home folder, the only one in which secrets may be saved."""
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
@@ -31,22 +31,26 @@ def heard() -> Heard:
 
 @pytest.fixture
 def client(fake: FakeKaggle, home: Path, heard: Heard) -> Iterator[Client]:
-    """The real client with a legacy key, against the fake, with pauses that only count."""
+    """The real client with a legacy key, against the fake Kaggle. Pauses are only recorded."""
     with fake.patched(home), Client(patience=heard.patience(), timeout_s=(2.0, 0.5)) as connected:
         yield connected
 
 
 @pytest.fixture(autouse=True)
-def no_secret_gets_out(
+def no_secret_is_shown(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
     heard: Heard,
 ) -> Iterator[None]:
-    """After every test: neither its output nor what the user heard nor any file outside the home holds a secret."""
+    """After every test: no secret is in the output, the logs, the messages or a file."""
     yield
     shown = "".join(capfd.readouterr()) + caplog.text + heard.text
-    files = [p for p in tmp_path.rglob("*") if p.is_file() and tmp_path / "home" not in p.parents]
+    contents = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and tmp_path / "home" not in path.parents
+    }
     for secret in SECRETS:
         assert secret not in shown
-        assert [p for p in files if secret.encode() in p.read_bytes()] == []
+        assert [path for path, content in contents.items() if secret.encode() in content] == []

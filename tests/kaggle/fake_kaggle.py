@@ -1,15 +1,17 @@
-"""A loopback stand-in for api.kaggle.com, for tests that run Kaggle's real client.
+"""Stand in for api.kaggle.com on the loopback interface, for tests that run Kaggle's real client.
 
-It binds 127.0.0.1 on a free port, keeps its state in memory, records every request, and can be told to fail, stall,
-or step a run through its states. Request and answer shapes are those of kaggle 2.2.4 and 2.2.5.
+`FakeKaggle` binds a free port of 127.0.0.1, keeps its state in memory and records every request. It
+can be made to fail, stall, or step a run through its states. The shapes of requests and answers are
+those of kaggle 2.2.4 and 2.2.5.
 
-    with FakeKaggle() as fake, fake.patched(home):     # in this process: real client, loopback endpoint
-        Client().call(...)
-    subprocess.run([...], env=fake.env(home))          # in another: LOCALHOST endpoint through this server as a proxy
+    with FakeKaggle() as fake, fake.patched(home):
+        Client().call(...)                       # the real client in this process
+    subprocess.run([...], env=fake.env(home))    # or in another one
 
-The client has no endpoint setting. In this process `kagglesdk.kaggle_env._env_to_endpoint` is read on every
-construction, so `patched` swaps its PROD entry. In another, KAGGLE_API_ENVIRONMENT=LOCALHOST makes the client call
-http://localhost (port 80), and HTTP_PROXY sends that here in absolute form.
+The client has no setting for its endpoint. In this process `kagglesdk.kaggle_env._env_to_endpoint`
+is read by every new client, so `patched` swaps its PROD entry. In another process
+KAGGLE_API_ENVIRONMENT=LOCALHOST makes the client call http://localhost (port 80), and HTTP_PROXY
+sends that here.
 """
 
 import contextlib
@@ -33,14 +35,17 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 class FakeKaggle(Competitions, Kernels, Datasets):
-    """The server and its state; the services are its base classes."""
+    """The server and its state. The services are its base classes."""
 
     def __init__(self, owner: str = OWNER, key: str = KEY, token: str = TOKEN):
-        self.owner, self.key, self.token = owner, key, token
+        self.owner = owner
+        self.key = key
+        self.token = token
         self.calls: list[Call] = []
         self.faults: dict[str, list[Fault]] = {}
         self.lock = threading.RLock()
-        self.introspect_status = 200  # or 401, 403, 404: how a bad access token is refused
+        # How a bad access token is refused: 200 with `active: false`, or this status.
+        self.introspect_status = 200
         self.uploads: dict[str, dict[str, Any]] = {}
         self.blobs: dict[str, bytes] = {}
         self.mtime = time.time() - 86400
@@ -51,13 +56,11 @@ class FakeKaggle(Competitions, Kernels, Datasets):
         self.start_kernels()
         self.start_datasets()
 
-    # ---- life ----------------------------------------------------------------
+    # ---- start and stop ------------------------------------------------------------
 
     def __enter__(self) -> "FakeKaggle":
-        app = self
-
         class BoundHandler(Handler):
-            fake = app
+            fake = self
 
         self._server = Server(("127.0.0.1", 0), BoundHandler)
         self._thread = threading.Thread(
@@ -79,10 +82,8 @@ class FakeKaggle(Competitions, Kernels, Datasets):
     # ---- pointing the real client here -----------------------------------------
 
     def credentials(self, home: str | Path, token: str | None = None) -> dict[str, str]:
-        """The variables of a user who has a legacy key, or this access token.
-
-        HOME moves as well: ~/.kaggle/access_token is read whatever KAGGLE_CONFIG_DIR says.
-        """
+        """Return the variables of a user with a legacy key, or with this access token."""
+        # KAGGLE_CONFIG_DIR does not move ~/.kaggle/access_token, so HOME has to move.
         places = {
             "HOME": str(home),
             "USERPROFILE": str(home),
@@ -93,11 +94,11 @@ class FakeKaggle(Competitions, Kernels, Datasets):
         return {**places, "KAGGLE_API_TOKEN": token}
 
     def env(self, home: str | Path, token: str | None = None) -> dict[str, str]:
-        """The environment of a subprocess that runs the real client."""
+        """Return the environment of a subprocess that runs the real client."""
         kept = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.upper().startswith("KAGGLE_") and k.upper() not in PROXIES
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().startswith("KAGGLE_") and name.upper() not in PROXIES
         }
         proxy = {"HTTP_PROXY": self.url, "http_proxy": self.url, "NO_PROXY": "", "no_proxy": ""}
         return {
@@ -111,10 +112,12 @@ class FakeKaggle(Competitions, Kernels, Datasets):
     def patched(
         self, home: str | Path, variables: Mapping[str, str] | None = None
     ) -> Iterator[None]:
-        """Within the block every client built in this process talks to this server."""
+        """Make every client that is built in the block talk to this server."""
         endpoints = importlib.import_module("kagglesdk.kaggle_env")
-        prod, before = endpoints.KaggleEnv.PROD, dict(os.environ)
-        real = endpoints._env_to_endpoint[prod]
+        prod = endpoints.KaggleEnv.PROD
+        real_endpoint = endpoints._env_to_endpoint[prod]
+        environ = dict(os.environ)
+
         for name in list(os.environ):
             if name.startswith("KAGGLE_") or name.upper() in PROXIES:
                 del os.environ[name]
@@ -123,17 +126,23 @@ class FakeKaggle(Competitions, Kernels, Datasets):
         try:
             yield
         finally:
-            endpoints._env_to_endpoint[prod] = real
+            endpoints._env_to_endpoint[prod] = real_endpoint
             os.environ.clear()
-            os.environ.update(before)
+            os.environ.update(environ)
 
-    # ---- telling it what to do ---------------------------------------------------
+    # ---- faults and records --------------------------------------------------------
 
-    def fail(self, method: str, status: int = 500, message: str = "fault", **more: Any) -> None:
-        """Makes the next call of `method` ("SaveKernel"; "_blob", "_upload" for bytes) fail; `more`: see `Fault`."""
-        self.faults.setdefault(method, []).append(Fault(status, message, **more))
+    def fail(self, method: str, status: int = 500, message: str = "fault", **options: Any) -> None:
+        """Make the next call of `method` fail.
+
+        Args:
+            method: "SaveKernel" or another method; "_blob" and "_upload" for bytes.
+            options: of `Fault`.
+        """
+        self.faults.setdefault(method, []).append(Fault(status, message, **options))
 
     def take_fault(self, method: str) -> Fault | None:
+        """Return the next fault of `method` and count it down."""
         with self.lock:
             queue = self.faults.get(method) or []
             if not queue:
@@ -145,27 +154,31 @@ class FakeKaggle(Competitions, Kernels, Datasets):
             return dataclasses.replace(fault)
 
     def seen(self, method: str) -> list[Call]:
-        return [c for c in self.calls if c.rpc and c.rpc.endswith("/" + method)]
+        """Return the recorded calls of `method`."""
+        return [call for call in self.calls if call.rpc and call.rpc.endswith("/" + method)]
 
-    # ---- answering ---------------------------------------------------------------
+    # ---- answers -------------------------------------------------------------------
 
     def answer(self, service: str, method: str, body: dict[str, Any], auth: str) -> Any:
+        # SaveKernel is answered by `save_kernel`.
         handler = getattr(self, re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower(), None)
         if handler is None:
             raise ApiError(404, f"fake: no {service}/{method}")
-        good = (f"basic:{self.owner}:{self.key}", f"bearer:{self.token}")
-        if method not in ("IntrospectToken", "GenerateAccessToken") and auth not in good:
+
+        accepted = (f"basic:{self.owner}:{self.key}", f"bearer:{self.token}")
+        needs_auth = method not in ("IntrospectToken", "GenerateAccessToken")
+        if needs_auth and auth not in accepted:
             raise ApiError(401, "Unauthenticated")
         with self.lock:
             return handler(body)
 
     def introspect_token(self, body: dict[str, Any]) -> Any:
-        good = body.get("token") == self.token
-        if not good and self.introspect_status >= 400:
+        active = body.get("token") == self.token
+        if not active and self.introspect_status >= 400:
             raise ApiError(self.introspect_status, "Unauthenticated")
         return {
-            "active": good,
-            "username": self.owner if good else "",
+            "active": active,
+            "username": self.owner if active else "",
             "scope": "resources.admin:*",
         }
 

@@ -1,4 +1,7 @@
-"""What the fake Kaggle answers: competitions and submissions, kernels, datasets. Names are those of Kaggle's calls."""
+"""Answer the calls to the fake Kaggle: competitions and submissions, kernels, datasets.
+
+Each method is named after the call that it answers: `save_kernel` answers SaveKernel.
+"""
 
 import copy
 import hashlib
@@ -23,16 +26,28 @@ def make_zip(files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, data in files.items():
-            bundle.writestr(
-                zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED
-            )  # no time in it: one tag per content
+            # ZipInfo has a fixed time, so the same files give the same bytes and the same ETag.
+            bundle.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
 def step(item: Body) -> str:
-    """The next state of its script; the last one stays."""
+    """Return the next state of an item's script. The last one stays."""
     script: list[str] = item["script"]
     return script.pop(0) if len(script) > 1 else script[0]
+
+
+# What a kernel's metadata repeats from the request that pushed it.
+PUSHED_METADATA = (
+    "language",
+    "kernelType",
+    "isPrivate",
+    "enableGpu",
+    "enableInternet",
+    "kernelDataSources",
+    "datasetDataSources",
+    "competitionDataSources",
+)
 
 
 class Competitions:
@@ -48,7 +63,8 @@ class Competitions:
                 "sample_submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n",
             }
         }
-        self.archive: bytes | None = None  # sent in place of a good one
+        # Sent instead of a good archive.
+        self.archive: bytes | None = None
         self.notebooks_only = True
         self.submission_script = ["PENDING", "PENDING", "COMPLETE"]
         self.submission_error = ""
@@ -57,7 +73,7 @@ class Competitions:
         self.submissions: list[Body] = []
 
     def store(self, name: str, data: bytes) -> str:
-        """A signed address for these bytes."""
+        """Return a signed address for these bytes."""
         tag = hashlib.sha256(data).hexdigest()[:16]
         self.blobs[tag] = data
         return f"{self.url}/_blob/{tag}/{quote(name)}?X-Goog-Signature=signed5ecret"
@@ -84,10 +100,16 @@ class Competitions:
 
     def list_data_files(self, body: Body) -> Any:
         files = sorted(self._files(body["competitionName"]).items())
-        start, size = int(body.get("pageToken") or 0), body.get("pageSize") or 20
+        start = int(body.get("pageToken") or 0)
+        size = body.get("pageSize") or 20
         rows = [
-            {"ref": n, "name": n, "totalBytes": len(d), "creationDate": "2025-02-01T00:00:00.000Z"}
-            for n, d in files[start : start + size]
+            {
+                "ref": name,
+                "name": name,
+                "totalBytes": len(data),
+                "creationDate": "2025-02-01T00:00:00.000Z",
+            }
+            for name, data in files[start : start + size]
         ]
         return {
             "files": rows,
@@ -128,16 +150,14 @@ class Competitions:
         if len(self.submissions) >= self.daily_limit:
             raise ApiError(400, "You have used all of your submissions for today.")
         ref = self.next_id()
-        self.submissions.insert(
-            0,
-            {
-                "ref": ref,
-                "script": list(self.submission_script),
-                "fileName": body.get("fileName", file_name),
-                "description": body.get("submissionDescription", ""),
-                "competition": body["competitionName"],
-            },
-        )
+        submission = {
+            "ref": ref,
+            "script": list(self.submission_script),
+            "fileName": body.get("fileName", file_name),
+            "description": body.get("submissionDescription", ""),
+            "competition": body["competitionName"],
+        }
+        self.submissions.insert(0, submission)
         return {"message": "Successfully submitted to LLM Classification Finetuning", "ref": ref}
 
     def start_submission_upload(self, body: Body) -> Any:
@@ -152,8 +172,8 @@ class Competitions:
 
     def _submission(self, submission: Body) -> Body:
         status = step(submission)
-        out = {
-            **{k: submission[k] for k in ("ref", "description", "fileName")},
+        answer = {
+            **{key: submission[key] for key in ("ref", "description", "fileName")},
             "date": "2026-11-23T18:00:00.000Z",
             "status": status,
             "submittedBy": self.owner,
@@ -162,16 +182,19 @@ class Competitions:
             "url": f"https://www.kaggle.com/submissions/{submission['ref']}",
         }
         if status == "COMPLETE":
-            out |= {"publicScore": self.public_score, "privateScore": ""}
+            answer |= {"publicScore": self.public_score, "privateScore": ""}
         if status == "ERROR":
-            out["errorDescription"] = self.submission_error
-        return out
+            answer["errorDescription"] = self.submission_error
+        return answer
 
     def list_submissions(self, body: Body) -> Any:
         self._files(body["competitionName"])
-        mine = [s for s in self.submissions if s["competition"] == body["competitionName"]]
-        size, page = body.get("pageSize") or 20, body.get("page") or 1
-        return {"submissions": [self._submission(s) for s in mine[(page - 1) * size : page * size]]}
+        slug = body["competitionName"]
+        listed = [item for item in self.submissions if item["competition"] == slug]
+        size = body.get("pageSize") or 20
+        page = body.get("page") or 1
+        on_page = listed[(page - 1) * size : page * size]
+        return {"submissions": [self._submission(item) for item in on_page]}
 
     def get_submission(self, body: Body) -> Any:
         for submission in self.submissions:
@@ -199,9 +222,11 @@ class Kernels:
         self.kernel_failure = ""
         self.kernel_log = [{"stream_name": "stdout", "time": 0.1, "data": "hello\n"}]
         self.kernel_files = {
-            "submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n1,0.3,0.3,0.4\n2,0.5,0.25,0.25\n"
+            "submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n"
+            b"1,0.3,0.3,0.4\n2,0.5,0.25,0.25\n"
         }
-        self.gpu_used_s, self.gpu_total_s = 3600, 108000
+        self.gpu_used_s = 3600
+        self.gpu_total_s = 108000
         self.max_gpu_sessions = 2
         self.ignore_version_label = False
         self.kernels: dict[str, Body] = {}
@@ -210,46 +235,49 @@ class Kernels:
         slug = body.get("slug", "")
         if not slug.startswith(self.owner + "/"):
             return {"error": "Notebook not found", "ref": "", "url": ""}
+
         gpu = bool(body.get("enableGpu")) or str(body.get("machineShape", "")).startswith("Nvidia")
         running = [
-            v
-            for k in self.kernels.values()
-            for v in k["versions"].values()
-            if v["gpu"] and v["last"] in ("QUEUED", "RUNNING")
+            version
+            for kernel in self.kernels.values()
+            for version in kernel["versions"].values()
+            if version["gpu"] and version["last"] in ("QUEUED", "RUNNING")
         ]
         if gpu and len(running) >= self.max_gpu_sessions:
             error = f"Maximum batch GPU session count of {self.max_gpu_sessions} reached."
             return {"error": error, "ref": "", "url": ""}
         if len(body.get("text", "").encode()) >= 1_000_000:
             raise ApiError(400, "The kernel source must be less than 1 megabytes in size.")
+
+        # A new kernel takes its slug from its title.
         if slug not in self.kernels and body.get("newTitle"):
-            slug = f"{self.owner}/{slugify(body['newTitle'])}"  # a new kernel takes its slug from its title
+            slug = f"{self.owner}/{slugify(body['newTitle'])}"
         kernel = self.kernels.setdefault(slug, {"versions": {}, "id": self.next_id()})
         number = len(kernel["versions"]) + 1
-        script, log = list(self.kernel_script), list(self.kernel_log)
+
+        # A notebook without a kernelspec is accepted and then fails.
+        script = list(self.kernel_script)
+        log = list(self.kernel_log)
         if body.get("kernelType") == "notebook" and not _has_kernelspec(body.get("text", "")):
             script = ["QUEUED", "ERROR"]
             line = "ValueError: No kernel name found in notebook and no override provided.\n"
             log = [{"stream_name": "stderr", "time": 3.2, "data": line}]
+
+        # The P100 is retired: such a run gets the default GPU.
         shape = body.get("machineShape") or ("NvidiaTeslaT4" if gpu else "None")
+        if shape == "NvidiaTeslaP100":
+            shape = "NvidiaTeslaT4"
         kernel["versions"][number] = {
             "script": script,
             "last": script[0],
             "gpu": gpu,
-            "shape": "NvidiaTeslaT4"
-            if shape == "NvidiaTeslaP100"
-            else shape,  # retired: runs on the default GPU
+            "shape": shape,
             "request": copy.deepcopy(body),
             "files": dict(self.kernel_files),
             "log": log,
         }
-        url = "https://www.kaggle.com/code/" + slug
-        out = {
-            "ref": "/code/" + slug,
-            "url": url,
-            "versionNumber": number,
-            "kernelId": kernel["id"],
-        }
+
+        # A source that does not exist is dropped, and named in the answer.
         sources = {
             "invalidDatasetSources": (body.get("datasetDataSources", []), self.datasets),
             "invalidKernelSources": (body.get("kernelDataSources", []), self.kernels),
@@ -258,16 +286,24 @@ class Kernels:
                 self.competitions,
             ),
         }
-        bad = {
+        invalid = {
             key: [name for name in names if name not in known]
             for key, (names, known) in sources.items()
         }
-        return out | {key: names for key, names in bad.items() if names}
+        return {
+            "ref": "/code/" + slug,
+            "url": "https://www.kaggle.com/code/" + slug,
+            "versionNumber": number,
+            "kernelId": kernel["id"],
+            **{key: names for key, names in invalid.items() if names},
+        }
 
     def version(self, body: Body) -> Body:
         kernel = self.kernels.get(f"{body.get('userName')}/{body.get('kernelSlug')}")
         if kernel is None:
             raise ApiError(403, "Permission 'kernels.get' was denied")
+
+        # Kaggle's client 2.2.4 sends no label, and gets the latest version.
         label = body.get("versionLabel")
         if label and not self.ignore_version_label:
             if not re.fullmatch(r"v\d+", label) or int(label[1:]) not in kernel["versions"]:
@@ -285,10 +321,14 @@ class Kernels:
         version = self.version(body)
         done = version["last"] in ("COMPLETE", "ERROR")
         names = sorted(version["files"]) if done else []
-        start, size = int(body.get("pageToken") or 0), body.get("pageSize") or 20
+        start = int(body.get("pageToken") or 0)
+        size = body.get("pageSize") or 20
         files = [
-            {"fileName": n, "url": self.store(n.rsplit("/", 1)[-1], version["files"][n])}
-            for n in names[start : start + size]
+            {
+                "fileName": name,
+                "url": self.store(name.rsplit("/", 1)[-1], version["files"][name]),
+            }
+            for name in names[start : start + size]
         ]
         more = str(start + size) if start + size < len(names) else ""
         return {
@@ -306,20 +346,17 @@ class Kernels:
             "language": request.get("language"),
             "slug": body["kernelSlug"],
         }
-        same = {
-            key: request.get(key)
-            for key in ("language", "kernelType", "isPrivate", "enableGpu", "enableInternet", "kernelDataSources",
-                        "datasetDataSources", "competitionDataSources")
-            if request.get(key) is not None
-        }  # fmt: skip
-        number = max(self.kernels[ref]["versions"])
-        known = {
+        metadata = {
             "id": 1,
             "ref": ref,
             "title": request.get("newTitle", ""),
             "machineShape": version["shape"],
+            "currentVersionNumber": max(self.kernels[ref]["versions"]),
         }
-        return {"blob": blob, "metadata": {**known, **same, "currentVersionNumber": number}}
+        for key in PUSHED_METADATA:
+            if request.get(key) is not None:
+                metadata[key] = request[key]
+        return {"blob": blob, "metadata": metadata}
 
     def get_accelerator_quota_statistics(self, _: Body) -> Any:
         def quota(used: int, total: int) -> Body:
@@ -330,12 +367,15 @@ class Kernels:
                 "hasEverRun": True,
             }
 
-        gpu, refresh = quota(self.gpu_used_s, self.gpu_total_s), "2026-11-28T00:00:00.000Z"
-        return {"quotaRefreshTime": refresh, "gpuQuota": gpu, "tpuQuota": quota(0, 72000)}
+        return {
+            "quotaRefreshTime": "2026-11-28T00:00:00.000Z",
+            "gpuQuota": quota(self.gpu_used_s, self.gpu_total_s),
+            "tpuQuota": quota(0, 72000),
+        }
 
 
 class Datasets:
-    """Uploads and the datasets made of them."""
+    """Uploads, and the datasets that are made of them."""
 
     def start_datasets(self) -> None:
         self.dataset_script = ["NOT_YET_PERSISTED", "BLOBS_RECEIVED", "READY"]
@@ -351,15 +391,16 @@ class Datasets:
         return self.start_upload(body)
 
     def _uploaded(self, body: Body, prefix: str = "") -> dict[str, bytes]:
-        out = {}
+        """Return the uploaded files of a request by their paths."""
+        contents = {}
         for file in body.get("files", []):
             upload = self.uploads.get(file.get("token", ""))
             if not upload or upload["data"] is None:
                 raise ApiError(400, "Blob not uploaded")
-            out[prefix + upload["name"]] = upload["data"]
+            contents[prefix + upload["name"]] = upload["data"]
         for folder in body.get("directories", []):
-            out |= self._uploaded(folder, f"{prefix}{folder['name']}/")
-        return out
+            contents |= self._uploaded(folder, f"{prefix}{folder['name']}/")
+        return contents
 
     def _dataset(self, body: Body, verb: str) -> Body:
         dataset = self.datasets.get(f"{body.get('ownerSlug')}/{body.get('datasetSlug')}")
@@ -379,11 +420,9 @@ class Datasets:
 
     def create_dataset(self, body: Body) -> Any:
         ref = f"{body.get('ownerSlug')}/{body.get('slug')}"
-        versions = [self._uploaded(body)]
-        script = list(self.dataset_script)
         self.datasets[ref] = {
-            "versions": versions,
-            "script": script,
+            "versions": [self._uploaded(body)],
+            "script": list(self.dataset_script),
             "last": "",
             "private": body.get("isPrivate"),
         }
@@ -392,16 +431,14 @@ class Datasets:
 
     def create_dataset_version(self, body: Body) -> Any:
         dataset = self._dataset(body, "update")
-        if dataset["last"] not in ("", "READY"):  # a version is still being processed
+        # Refused while another version is being processed.
+        if dataset["last"] not in ("", "READY"):
             raise ApiError(403, "Permission 'datasets.update' was denied")
         dataset["versions"].append(self._uploaded(body.get("body", {})))
         dataset["script"] = list(self.dataset_script)
         ref = f"{body['ownerSlug']}/{body['datasetSlug']}"
-        return {
-            "ref": "/datasets/" + ref,
-            "url": "https://www.kaggle.com/datasets/" + ref,
-            "status": "ok",
-        }
+        url = "https://www.kaggle.com/datasets/" + ref
+        return {"ref": "/datasets/" + ref, "url": url, "status": "ok"}
 
 
 def _has_kernelspec(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Submissions: what would fail is refused before it counts, what counts is sent once and written down."""
+"""Check that bad submissions are refused before they count, and good ones are recorded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,28 +25,42 @@ def ledger_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ready(client: Client, fake: FakeKaggle) -> Callable[..., None]:
-    """Puts a finished inference kernel of ours on the fake."""
+def complete_kernel(client: Client, fake: FakeKaggle) -> Callable[..., None]:
+    """Return a function that saves a complete inference kernel on the fake Kaggle."""
 
-    def put(**more: object) -> None:
-        job = {"push": "a" * 32, "local_score": "1.0123"}
-        job["sources"] = [
-            {"ref": "me/train-a", "weight": 2.0},
-            {"ref": "me/train-b", "weight": 0.5},
-        ]
-        body = {"slug": KERNEL, "text": build_notebook("infer", job), "kernelType": "notebook"}
-        fake.save_kernel(body | {"enableInternet": False, "competitionDataSources": [SLUG]} | more)
+    def save_kernel(**options: object) -> None:
+        job = {
+            "push": "a" * 32,
+            "local_score": "1.0123",
+            "sources": [
+                {"ref": "me/train-a", "weight": 2.0},
+                {"ref": "me/train-b", "weight": 0.5},
+            ],
+        }
+        body = {
+            "slug": KERNEL,
+            "text": build_notebook("infer", job),
+            "kernelType": "notebook",
+            "enableInternet": False,
+            "competitionDataSources": [SLUG],
+        }
+        fake.save_kernel(body | options)
         wait_for_kernel(client, KernelRef.parse(KERNEL))
 
-    return put
+    return save_kernel
 
 
-class TestKernel:
-    def test_a_version_is_submitted_once_and_written_down(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, heard: Heard
+class TestSubmitKernel:
+    def test_a_version_is_submitted_once_and_recorded(
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        complete_kernel: Callable,
+        ledger_path: Path,
+        heard: Heard,
     ) -> None:
-        ready()
-        ready()
+        complete_kernel()
+        complete_kernel()
         entry = submit.submit_kernel(
             client, KERNEL, "two models", ledger_path=ledger_path, say=heard.lines.append
         )
@@ -70,28 +84,28 @@ class TestKernel:
         assert "GPU hours left" in heard.text
 
     @pytest.mark.parametrize(
-        ("more", "told"),
+        ("options", "expected"),
         [
             ({"enableInternet": True}, "runs with internet"),
             ({"competitionDataSources": ["titanic"]}, f"does not have {SLUG} attached"),
         ],
     )
-    def test_a_kernel_that_kaggle_would_not_take_is_refused(
+    def test_a_kernel_that_kaggle_would_refuse_is_refused(
         self,
         client: Client,
         fake: FakeKaggle,
-        ready: Callable,
+        complete_kernel: Callable,
         ledger_path: Path,
-        more: dict,
-        told: str,
+        options: dict,
+        expected: str,
     ) -> None:
         fake.competitions["titanic"] = {}
-        ready(**more)
-        with pytest.raises(errors.RefusedError, match=told):
+        complete_kernel(**options)
+        with pytest.raises(errors.RefusedError, match=expected):
             submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert (fake.submissions, ledger_path.exists()) == ([], False)
 
-    def test_a_run_that_is_not_finished_is_refused(
+    def test_an_unfinished_run_is_refused(
         self, client: Client, fake: FakeKaggle, ledger_path: Path
     ) -> None:
         fake.kernel_script = ["RUNNING"]
@@ -99,7 +113,7 @@ class TestKernel:
         with pytest.raises(errors.UnreachableError, match="is RUNNING"):
             submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
-    def test_a_run_that_failed_is_refused(
+    def test_a_failed_run_is_refused(
         self, client: Client, fake: FakeKaggle, ledger_path: Path
     ) -> None:
         fake.kernel_script = ["ERROR"]
@@ -108,7 +122,7 @@ class TestKernel:
             submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
     @pytest.mark.parametrize(
-        ("files", "kind", "told"),
+        ("files", "error", "expected"),
         [
             ({"other.csv": b"x"}, errors.RefusedError, "left no submission.csv"),
             (
@@ -123,62 +137,74 @@ class TestKernel:
         self,
         client: Client,
         fake: FakeKaggle,
-        ready: Callable,
+        complete_kernel: Callable,
         ledger_path: Path,
         files: dict,
-        kind: type,
-        told: str,
+        error: type[Exception],
+        expected: str,
     ) -> None:
         fake.kernel_files = files
-        ready()
-        with pytest.raises(kind, match=told):
+        complete_kernel()
+        with pytest.raises(error, match=expected):
             submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert fake.submissions == []
 
-    def test_nothing_is_sent_without_a_place_left(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
+    def test_nothing_is_sent_once_the_daily_limit_is_reached(
+        self, client: Client, fake: FakeKaggle, complete_kernel: Callable, ledger_path: Path
     ) -> None:
-        ready()
+        complete_kernel()
         fake.daily_limit = 1
         submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         with pytest.raises(errors.RefusedError, match="no submission is left today"):
             submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert len(fake.seen("CreateCodeSubmission")) == 1
 
-    def test_rules_that_are_not_accepted_are_said(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
+    def test_rules_that_are_not_accepted_are_an_error(
+        self, client: Client, fake: FakeKaggle, complete_kernel: Callable, ledger_path: Path
     ) -> None:
-        ready()
+        complete_kernel()
         fake.rules_accepted.clear()
         with pytest.raises(errors.RulesError, match=f"competitions/{SLUG}/rules"):
             submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
-    def test_a_lost_answer_is_no_second_submission(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, fault: dict
+    def test_a_lost_answer_makes_no_second_submission(
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        complete_kernel: Callable,
+        ledger_path: Path,
+        fault: dict,
     ) -> None:
-        ready()
+        complete_kernel()
         submit.submit_kernel(client, KERNEL, "same words", ledger_path=ledger_path)
         fake.fail("CreateCodeSubmission", after=True, **fault)
         entry = submit.submit_kernel(client, KERNEL, "same words", ledger_path=ledger_path)
         assert len(fake.submissions) == 2
-        assert [e.ref for e in ledger.read_ledger(ledger_path)] == [
-            str(s["ref"]) for s in reversed(fake.submissions)
+        assert [recorded.ref for recorded in ledger.read_ledger(ledger_path)] == [
+            str(submission["ref"]) for submission in reversed(fake.submissions)
         ]
         assert entry.ref == str(fake.submissions[0]["ref"])
 
     @pytest.mark.parametrize(
         "answer", [{"after": True, "drop": True}, {"message": "no number in it"}]
     )
-    def test_where_it_cannot_be_seen_whether_it_is_in_that_is_said(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path, answer: dict
+    def test_an_unknown_outcome_is_an_error_that_says_so(
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        complete_kernel: Callable,
+        ledger_path: Path,
+        answer: dict,
     ) -> None:
-        def lost(body: dict) -> dict:
-            fake.fail("ListSubmissions", 503, times=99)
-            return answer if "message" in answer else real(body)
+        create_code_submission = fake.create_code_submission
 
-        ready()
-        real, fake.create_code_submission = fake.create_code_submission, lost
+        def lose_list(body: dict) -> dict:
+            fake.fail("ListSubmissions", 503, times=99)
+            return answer if "message" in answer else create_code_submission(body)
+
+        complete_kernel()
+        fake.create_code_submission = lose_list
         if "drop" in answer:
             fake.fail("CreateCodeSubmission", **answer)
         with pytest.raises(
@@ -189,40 +215,40 @@ class TestKernel:
         assert len(fake.seen("CreateCodeSubmission")) == 1
 
     def test_a_submission_that_did_not_arrive_is_sent_again(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
+        self, client: Client, fake: FakeKaggle, complete_kernel: Callable, ledger_path: Path
     ) -> None:
-        ready()
+        complete_kernel()
         fake.fail("CreateCodeSubmission", 503)
         submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert len(fake.submissions) == 1
 
-    def test_a_ledger_that_is_none_is_found_before_the_submission_counts(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
+    def test_a_file_that_is_not_a_ledger_is_found_before_the_submission_counts(
+        self, client: Client, fake: FakeKaggle, complete_kernel: Callable, ledger_path: Path
     ) -> None:
-        ready()
+        complete_kernel()
         ledger_path.parent.mkdir()
         ledger_path.write_text("a,b\n1,2\n")
         with pytest.raises(DataError, match="is not a ledger"):
             submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         assert fake.submissions == []
 
-    @pytest.mark.parametrize("trouble", ["a directory", "a file above it", "no room beside it"])
-    def test_a_ledger_that_could_not_be_written_is_found_before_the_submission_counts(
+    @pytest.mark.parametrize("obstacle", ["a directory", "a file above it", "a full disk"])
+    def test_an_unwritable_ledger_is_found_before_the_submission_counts(
         self,
         client: Client,
         fake: FakeKaggle,
-        ready: Callable,
+        complete_kernel: Callable,
         ledger_path: Path,
         monkeypatch: pytest.MonkeyPatch,
-        trouble: str,
+        obstacle: str,
     ) -> None:
         def full(**_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        ready()
-        if trouble == "a directory":
+        complete_kernel()
+        if obstacle == "a directory":
             ledger_path.mkdir(parents=True)
-        elif trouble == "a file above it":
+        elif obstacle == "a file above it":
             ledger_path.parent.write_text("")
         else:
             monkeypatch.setattr("tempfile.TemporaryFile", full)
@@ -238,10 +264,10 @@ class TestKernel:
             DataError("No space left"),
         ],
     )
-    def test_a_ledger_that_cannot_be_written_does_not_hide_the_submission(
+    def test_a_failed_ledger_write_does_not_hide_the_submission(
         self,
         client: Client,
-        ready: Callable,
+        complete_kernel: Callable,
         ledger_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         error: Exception,
@@ -249,22 +275,22 @@ class TestKernel:
         def full(*_: object) -> None:
             raise error
 
-        ready()
+        complete_kernel()
         monkeypatch.setattr(ledger.atomic, "write_text", full)
         with pytest.raises(
-            KitError, match=r"(?s)is in, but .*No space left\n.*Do not submit again"
+            KitError, match=r"(?s)was made, but .*No space left\n.*Do not submit again"
         ):
             submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
 
-class TestFile:
+class TestSubmitFile:
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
         path = tmp_path / "mine.csv"
         path.write_text(GOOD)
         return path
 
-    def test_this_competition_takes_no_files(
+    def test_a_notebook_only_competition_refuses_files(
         self, client: Client, fake: FakeKaggle, file: Path, ledger_path: Path
     ) -> None:
         with pytest.raises(errors.RefusedError, match="takes notebooks only") as caught:
@@ -272,7 +298,7 @@ class TestFile:
         assert "kit kernels push infer" in str(caught.value)
         assert fake.uploads == {}
 
-    def test_another_one_gets_the_file(
+    def test_another_competition_gets_the_file(
         self, client: Client, fake: FakeKaggle, file: Path, ledger_path: Path
     ) -> None:
         fake.notebooks_only = False
@@ -290,7 +316,7 @@ class TestFile:
             submit.submit_file(client, file, "m", ledger_path=ledger_path)
         assert fake.calls == []
 
-    def test_a_failed_upload_is_no_submission(
+    def test_a_failed_upload_makes_no_submission(
         self, client: Client, fake: FakeKaggle, file: Path, ledger_path: Path
     ) -> None:
         fake.notebooks_only = False
@@ -300,13 +326,15 @@ class TestFile:
         assert (fake.submissions, ledger_path.exists()) == ([], False)
 
 
-class TestScore:
+class TestScores:
     @pytest.fixture
-    def entry(self, client: Client, ready: Callable, ledger_path: Path) -> ledger.LedgerEntry:
-        ready()
+    def entry(
+        self, client: Client, complete_kernel: Callable, ledger_path: Path
+    ) -> ledger.LedgerEntry:
+        complete_kernel()
         return submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
 
-    def test_it_is_waited_for_and_written_down(
+    def test_a_score_is_waited_for_and_recorded(
         self, client: Client, entry: ledger.LedgerEntry, ledger_path: Path, heard: Heard
     ) -> None:
         scored = wait_for_score(client, entry, ledger_path=ledger_path, say=heard.lines.append)
@@ -315,7 +343,7 @@ class TestScore:
         assert heard.pauses[-2:] == [60.0, 60.0]
 
     @pytest.mark.parametrize(
-        ("reason", "told"),
+        ("reason", "expected"),
         [
             ("Notebook Timeout", "longer than 9 hours"),
             ("Notebook Threw Exception", "must not depend on the ids"),
@@ -327,39 +355,43 @@ class TestScore:
             ("Something new", "submission's page"),
         ],
     )
-    def test_each_of_kaggles_reasons_is_explained(
+    def test_every_reason_of_kaggles_is_explained(
         self,
         client: Client,
         fake: FakeKaggle,
-        ready: Callable,
+        complete_kernel: Callable,
         ledger_path: Path,
         reason: str,
-        told: str,
+        expected: str,
     ) -> None:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], reason
-        ready()
+        complete_kernel()
         entry = submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
-        with pytest.raises(errors.RefusedError, match=told):
+        with pytest.raises(errors.RefusedError, match=expected):
             wait_for_score(client, entry, ledger_path=ledger_path)
-        assert [(e.status, e.error) for e in ledger.read_ledger(ledger_path)] == [("ERROR", reason)]
+        assert [
+            (recorded.status, recorded.error) for recorded in ledger.read_ledger(ledger_path)
+        ] == [("ERROR", reason)]
 
-    def test_waiting_ends_when_the_time_is_over(
-        self, client: Client, fake: FakeKaggle, ready: Callable, ledger_path: Path
+    def test_waiting_ends_at_the_time_limit(
+        self, client: Client, fake: FakeKaggle, complete_kernel: Callable, ledger_path: Path
     ) -> None:
         fake.submission_script = ["PENDING"]
-        ready()
+        complete_kernel()
         entry = submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         with pytest.raises(errors.UnreachableError, match="not scored after 10 minutes"):
             wait_for_score(client, entry, timeout_s=600, ledger_path=ledger_path)
         assert ledger.read_ledger(ledger_path)[0].status == "PENDING"
 
-    def test_the_list_fills_in_scores_and_shows_what_others_sent(
+    def test_the_list_updates_scores_and_shows_other_submissions(
         self, client: Client, fake: FakeKaggle, entry: ledger.LedgerEntry, ledger_path: Path
     ) -> None:
         fake._add_submission({"competitionName": SLUG, "submissionDescription": "by hand"}, "x.csv")
         for _ in range(3):
-            rows = list_submissions(client, ledger_path=ledger_path)
-        assert [(s.message, e.ref if e else None) for s, e in rows] == [
+            pairs = list_submissions(client, ledger_path=ledger_path)
+        assert [
+            (submission.message, listed.ref if listed else None) for submission, listed in pairs
+        ] == [
             ("by hand", None),
             ("m", entry.ref),
         ]
