@@ -223,13 +223,13 @@ def load(
 
 def _open_runs(source: Run | PathLike) -> list[Run]:
     """Open a run, or all runs in a folder."""
-    from kit.run import Run
+    from kit.run import ORIGIN_FILE, Run
 
     if isinstance(source, Run):
         return [source]
     folder = Path(source)
-    inside = sorted(path.parent for path in folder.glob("**/origin.json"))
-    if (folder / "origin.json").is_file() or not inside:
+    inside = sorted(path.parent for path in folder.glob(f"**/{ORIGIN_FILE}"))
+    if (folder / ORIGIN_FILE).is_file() or not inside:
         return [Run.open(folder)]
     return [Run.open(path) for path in inside]
 

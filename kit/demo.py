@@ -14,7 +14,9 @@ from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.reporting.export import write_report
 from kit.reporting.report import Report, build_report
+from kit.run import Run
 from kit.sample.generate import SUMMARY_FILE, write_sample
+from kit.task import HOLDOUT
 from kit.training.callbacks import TrainingProgress
 from kit.training.train import train_recipe
 
@@ -64,7 +66,7 @@ def run_demo(
 
     valid_blend = out / "ensemble-valid.csv"
     test_blend = out / "ensemble-test.csv"
-    _blend([folder / "holdout/valid.csv" for folder in folders], valid_blend, log)
+    _blend([Run(folder).fold(HOLDOUT).predictions_path for folder in folders], valid_blend, log)
     _blend([folder / "test.csv" for folder in folders], test_blend, log)
 
     sample_submission = raw / "sample_submission.csv"

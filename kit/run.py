@@ -45,6 +45,8 @@ DATA_OPTIONS = ("text", "split", "folds", "valid", "seed")
 # A fold's model consists of its files with these suffixes, but for the logs, which no prediction
 # reads.
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
+RECIPE_FILE = "recipe.toml"
+ORIGIN_FILE = "origin.json"
 LOG_FILES = ("trainer_state.json", "tried.json", "metrics.json")
 
 _RESTORE = "Copy the run directory again, or train it again."
@@ -204,7 +206,7 @@ class Run:
         if not run.origin_path.is_file() or not (run.recipe_path.is_file() or run.baseline):
             parent = run.path.parent
             names = (
-                sorted(p.parent.name for p in parent.glob("*/origin.json"))
+                sorted(p.parent.name for p in parent.glob(f"*/{ORIGIN_FILE}"))
                 if parent.is_dir()
                 else []
             )
@@ -226,11 +228,11 @@ class Run:
 
     @property
     def recipe_path(self) -> Path:
-        return self.path / "recipe.toml"
+        return self.path / RECIPE_FILE
 
     @property
     def origin_path(self) -> Path:
-        return self.path / "origin.json"
+        return self.path / ORIGIN_FILE
 
     @property
     def metrics_path(self) -> Path:
@@ -306,8 +308,9 @@ class Run:
             )
 
     def fold(self, fold: int | str) -> FoldDir:
-        """Return the folder of one fold, by its number, or of the holdout."""
-        return FoldDir(self.path / (HOLDOUT if fold == HOLDOUT else f"fold{fold}"))
+        """Return the folder of one fold, by its number or name, or of the holdout."""
+        name = f"fold{fold}" if str(fold).isdecimal() else str(fold)
+        return FoldDir(self.path / name)
 
     def finished(self) -> list[FoldDir]:
         """Return the finished folds: the holdout first, then the others by number."""
@@ -397,21 +400,6 @@ class Run:
                 f"Run `kit train --recipe {self.recipe_path} --fold all`.",
             )
         return self._concatenate(folds)
-
-    # TEMPORARY: the names that other rooms still use
-    def part(self, fold: int | str) -> Path:
-        return self.fold(fold).path
-
-    def done(self, fold: int | str) -> bool:
-        return self.fold(fold).is_finished
-
-    def parts(self) -> dict[str, dict[str, Any]]:
-        return {fold.name: fold.metrics for fold in self.finished()}
-
-    def require_parts(self) -> list[Path]:
-        return [fold.path for fold in self.models()]
-
-    noted = option
 
     def _concatenate(self, folds: list[FoldDir]) -> pd.DataFrame:
         """Join the folds' validation predictions, checking that they are of different rows."""

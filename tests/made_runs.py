@@ -39,7 +39,7 @@ def make_run(
         positions = processed.fold_rows(fold)[1]
         ids = table[ID].to_numpy()[positions]
         labels = table[LABEL].to_numpy()[positions]
-        part = run.part(fold)
+        part = run.fold(fold).path
         frame = make_predictions(ids, predictions(generator, labels, skill))
         write_predictions(frame, part / "valid.csv")
 

@@ -23,7 +23,7 @@ from kit.predictions import make_predictions, read_predictions, write_prediction
 from kit.run import Run, make_origin, parse_folds
 from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
-from kit.task import CLASSES, GROUP, HOLDOUT, ID, LABEL, RESPONSES, SWAP, TEST_FILE
+from kit.task import CLASSES, GROUP, HOLDOUT, ID, LABEL, RESPONSES, SWAP
 
 
 def run_baseline(
@@ -64,18 +64,19 @@ def run_baseline(
     folds = parse_folds(fold, processed.folds)
     run = Run.create_baseline(runs, name, make_origin(processed))
     with hold_lock(run.path):
-        _fit_missing_parts(name, processed, run, folds, say)
+        _fit_missing_folds(name, processed, run, folds, say)
         _write_test_predictions(name, run, processed)
         return run.summarise()
 
 
-def _fit_missing_parts(
+def _fit_missing_folds(
     name: str, processed: Dataset, run: Run, folds: list[int | str], say: Callable[[str], None]
 ) -> None:
     missing = []
     for fold in folds:
-        if run.done(fold):
-            say(f"{run.part(fold)} is done already")
+        folder = run.fold(fold)
+        if folder.is_finished:
+            say(f"{folder.path} is already finished")
         else:
             missing.append(fold)
     if not missing:
@@ -89,10 +90,10 @@ def _fit_missing_parts(
 
     # The first part's time includes reading the rows.
     for fold in missing:
-        metrics = _fit_part(name, processed, run, fold, train, test, started)
+        metrics = _fit_fold(name, processed, run, fold, train, test, started)
         started = time.monotonic()
         say(
-            f"{run.part(fold)}: log loss {metrics['log_loss']:.4f}, "
+            f"{run.fold(fold).path}: log loss {metrics['log_loss']:.4f}, "
             f"accuracy {metrics['accuracy']:.3f}"
         )
 
@@ -111,7 +112,7 @@ def baseline_rows(table: pa.Table, ngrams: bool) -> PairRows:
     return PairRows(a, b, pair, lengths, table[GROUP].to_numpy(), counts)
 
 
-def _fit_part(
+def _fit_fold(
     name: str,
     processed: Dataset,
     run: Run,
@@ -120,7 +121,7 @@ def _fit_part(
     test: PairRows,
     started: float,
 ) -> dict[str, Any]:
-    """Fit and write one part, metrics.json last since it marks the part as done."""
+    """Fit and write one fold, metrics.json last since it marks the fold as finished."""
     table = processed.train([ID, LABEL])
     ids = table[ID].to_numpy()
     labels = table[LABEL].to_numpy().astype(np.int64)
@@ -132,10 +133,11 @@ def _fit_part(
     validation = train.take(validation_rows)
     predictions = model.predict(validation)
 
-    part = run.part(fold)
-    write_predictions(make_predictions(ids[validation_rows], predictions), part / "valid.csv")
+    folder = run.fold(fold)
+    validation_ids = ids[validation_rows]
+    write_predictions(make_predictions(validation_ids, predictions), folder.predictions_path)
     test_ids = processed.test([ID])[ID].to_numpy()
-    write_predictions(make_predictions(test_ids, model.predict(test)), part / TEST_FILE)
+    write_predictions(make_predictions(test_ids, model.predict(test)), folder.test_path)
     metrics = {
         "log_loss": log_loss(predictions, labels[validation_rows]),
         "accuracy": accuracy(predictions, labels[validation_rows]),
@@ -147,7 +149,7 @@ def _fit_part(
         "minutes": (time.monotonic() - started) / 60,
         "versions": {"kit": kit.__version__},
     }
-    write_json(part / "metrics.json", metrics)
+    write_json(folder.metrics_path, metrics)
     return metrics
 
 
@@ -157,22 +159,19 @@ def _write_test_predictions(name: str, run: Run, processed: Dataset) -> None:
     Raises:
         RunError: a part predicts other test rows, because test.csv has changed since it was fitted.
     """
-    finished = run.parts()
-    parts = [part for part in finished if part != HOLDOUT] or list(finished)
-    predictions = {
-        run.path / part: read_predictions(run.path / part / TEST_FILE).set_index(ID)
-        for part in parts
-    }
+    finished = run.finished()
+    folds = [fold for fold in finished if fold.name != HOLDOUT] or finished
+    predictions = {fold.path: read_predictions(fold.test_path).set_index(ID) for fold in folds}
 
     ids = processed.test([ID])[ID].to_numpy()
     outdated = [str(part) for part, frame in predictions.items() if set(frame.index) != set(ids)]
     if outdated:
         it = "it" if len(outdated) == 1 else "them"
-        fold = HOLDOUT if parts == [HOLDOUT] else "all"
+        fold = HOLDOUT if folds[0].name == HOLDOUT else "all"
         raise RunError(
             f"{', '.join(outdated)}: predictions of other test rows than in {processed.folder}: "
             "test.csv has changed",
             f"Delete {it} and run `kit baseline {name} --fold {fold}` again.",
         )
     values = [frame.loc[ids, list(CLASSES)].to_numpy() for frame in predictions.values()]
-    write_predictions(make_predictions(ids, np.mean(values, axis=0)), run.path / TEST_FILE)
+    write_predictions(make_predictions(ids, np.mean(values, axis=0)), run.test_path)

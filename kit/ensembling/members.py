@@ -16,15 +16,13 @@ from kit.predictions import read_predictions
 from kit.run import Run
 from kit.task import HOLDOUT
 
-ORIGIN = "origin.json"
-
 
 def run_of_file(path: str | Path) -> Path | None:
     """Return the run directory that a file lies in (RUN/test.csv, RUN/fold0/valid.csv), or None."""
     folder = Path(path).resolve().parent
     if folder.name == HOLDOUT or re.fullmatch(r"fold\d+", folder.name):
         folder = folder.parent
-    return folder if (folder / ORIGIN).is_file() else None
+    return folder if Run(folder).origin_path.is_file() else None
 
 
 def member_name(path: str | Path) -> str:

@@ -7,9 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from kit.errors import RunError
 from kit.kaggle.client import Client
@@ -17,8 +14,7 @@ from kit.kaggle.errors import KaggleError
 from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.kernels import latest_version
 from kit.kaggle.outputs import download_output
-from kit.predictions import read_predictions, write_predictions
-from kit.run import Run
+from kit.run import RECIPE_FILE, FoldDir, Run
 from kit.storage import atomic
 from kit.storage.lock import hold_lock
 
@@ -51,7 +47,7 @@ def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], No
     shutil.rmtree(staging, ignore_errors=True)
     download_output(client, ref, staging, say=say)
 
-    collected = sorted(path.parent for path in staging.rglob("recipe.toml"))
+    collected = sorted(path.parent for path in staging.rglob(RECIPE_FILE))
     if not collected:
         shutil.rmtree(staging)
         raise KaggleError(
@@ -71,62 +67,42 @@ def _merge_run(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     # Kernels of several folds share one run directory and may be collected at the same time. The
     # lock "metrics" guards the files that belong to all folds, and is held for a moment only.
     with hold_lock(home, "metrics", wait=True):
-        if (home / "recipe.toml").exists():
-            Run.open(home).check_data(downloaded.noted("data", str))
+        local = Run(home)
+        if local.recipe_path.exists():
+            Run.open(home).check_data(downloaded.option("data", str))
         else:
-            (run / "origin.json").replace(home / "origin.json")
-            (run / "recipe.toml").replace(home / "recipe.toml")
+            downloaded.origin_path.replace(local.origin_path)
+            downloaded.recipe_path.replace(local.recipe_path)
 
     moved: list[Path] = []
     try:
-        for name in downloaded.parts():
-            if (home / name / "metrics.json").exists():
+        for fold in downloaded.finished():
+            if local.fold(fold.name).is_finished:
                 continue
             # A local training of this fold holds the same lock.
-            with hold_lock(home, name):
-                if _move_fold(run / name, home / name):
-                    moved.append(home / name)
+            with hold_lock(home, fold.name):
+                if _move_fold(fold, local.fold(fold.name)):
+                    moved.append(local.fold(fold.name).path)
     finally:
         # Where one fold fails, those that were moved before it stay and are noted.
         if moved:
             with hold_lock(home, "metrics", wait=True):
                 origins = fold_origins(home) | {fold.name: str(ref) for fold in moved}
                 atomic.write_json(home / ORIGINS, origins)
-                _summarise(Run(home))
+            local.summarise()
     return moved
 
 
-def _move_fold(fold: Path, home: Path) -> bool:
+def _move_fold(fold: FoldDir, home: FoldDir) -> bool:
     """Move a finished fold to its place; return False where a finished one is there already."""
-    if (home / "metrics.json").exists():
+    if home.is_finished:
         return False
-    if home.exists():
+    if home.path.exists():
         raise RunError(
-            f"{home} holds an unfinished training of this machine", "Finish it, or delete it."
+            f"{home.path} holds an unfinished training of this machine", "Finish it, or delete it."
         )
-    fold.replace(home)
+    fold.path.replace(home.path)
     return True
-
-
-def _summarise(run: Run) -> None:
-    """Write the run's metrics.json, and with all folds its oof.csv, as `kit train` does.
-
-    The log loss and accuracy of all rows are the means of the folds', weighted by their rows.
-    """
-    parts = run.parts()
-    summary: dict[str, Any] = {"run": str(run.path), "parts": parts}
-    folds = [f"fold{k}" for k in range(run.noted("folds", int))]
-    if set(folds) <= set(parts):
-        rows = [parts[fold]["valid_rows"] for fold in folds]
-        means = {
-            name: sum(parts[fold][name] * n for fold, n in zip(folds, rows, strict=True))
-            / sum(rows)
-            for name in ("log_loss", "accuracy")
-        }
-        summary["oof"] = {**means, "rows": sum(rows)}
-        predictions = [read_predictions(run.path / fold / "valid.csv") for fold in folds]
-        write_predictions(pd.concat(predictions), run.path / "oof.csv")
-    atomic.write_json(run.path / "metrics.json", summary)
 
 
 def fold_origins(run: str | Path) -> dict[str, str]:

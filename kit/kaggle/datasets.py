@@ -47,7 +47,7 @@ def publish_dataset(
         RunError: `run` is not a run directory, or no part of it is finished.
     """
     run_dir = Run.open(run)
-    run_dir.require_parts()
+    run_dir.models()
     slug = slug or dataset_slug(run_dir)
     owner = client.owner()
     ref = f"{owner}/{slug}"

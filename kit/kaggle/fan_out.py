@@ -155,13 +155,13 @@ def _is_collected(job: Job, runs: Path) -> bool:
         RunError: the run there was trained on rows that were prepared differently.
     """
     run = Run(runs / str(job.settings["run_name"]))
-    if not (run.path / "recipe.toml").exists():
+    if not run.recipe_path.exists():
         return False
 
     _check_preprocessing(job.settings["preprocess"], run)
     fold = str(job.settings["fold"])
     folds = range(run.origin["folds"]) if fold == "all" else [fold]
-    return all(run.done(fold) for fold in folds)
+    return all(run.fold(fold).is_finished for fold in folds)
 
 
 def _check_preprocessing(options: Mapping[str, Any], run: Run) -> None:

@@ -19,7 +19,7 @@ from kit.kaggle.errors import RefusedError
 from kit.kaggle.job import Source
 from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.outputs import output_addresses
-from kit.run import Run
+from kit.run import ORIGIN_FILE, Run
 
 
 def parse_sources(
@@ -62,7 +62,7 @@ def parse_sources(
             sources.append(_parse_kernel(run, owner, weight))
         elif as_dataset:
             local = Run.open(run)
-            local.require_parts()
+            local.models()
             ref = f"{owner}/{dataset_slug(local)}"
             sources.append(Source(ref, weight, "dataset", (local.name,)))
         else:
@@ -167,7 +167,7 @@ def _parse_kernel(name: str | Path, owner: str, weight: float) -> Source:
     # A path may look like OWNER/SLUG. Where there are run directories beside it, it is a misspelt
     # run, and `Run.open` raises an error that lists them.
     folder = Path(name).parent
-    if "/" in str(name) and (str(folder) == "runs" or any(folder.glob("*/origin.json"))):
+    if "/" in str(name) and (str(folder) == "runs" or any(folder.glob(f"*/{ORIGIN_FILE}"))):
         Run.open(name)
 
     ref = KernelRef.parse(str(name), owner)
@@ -177,7 +177,7 @@ def _parse_kernel(name: str | Path, owner: str, weight: float) -> Source:
 def _kernels_of_run(run: Path) -> dict[str, tuple[int, ...]]:
     """Return the kernels, as owner/slug, that trained a local run's folds, with their versions."""
     origins = fold_origins(run)
-    folds = [folder.name for folder in Run.open(run).require_parts()]
+    folds = [folder.name for folder in Run.open(run).models()]
     missing = [fold for fold in folds if fold not in origins]
     if missing:
         raise KitError(
@@ -195,7 +195,7 @@ def _kernels_of_run(run: Path) -> dict[str, tuple[int, ...]]:
 def _runs_of_kernel(client: Client, ref: str) -> tuple[str, ...]:
     _require_complete(client, ref)
     files = map(PurePosixPath, output_addresses(client, KernelRef.parse(ref)))
-    runs = tuple(sorted({file.parent.name for file in files if file.name == "origin.json"}))
+    runs = tuple(sorted({file.parent.name for file in files if file.name == ORIGIN_FILE}))
     if not runs:
         raise RefusedError(
             f"the output of {ref} holds no run directory",

@@ -50,7 +50,7 @@ def read_curves(inputs: ReportInputs) -> tuple[Curve, ...]:
             continue
         for part, metrics in model.part_metrics(inputs.validation).items():
             # Baselines have no epochs, and a run may have been copied without its logs.
-            log = model.run.path / part / "trainer_state.json"
+            log = model.run.fold(part).history_path
             if metrics["best_epoch"] is None or not log.is_file():
                 continue
             try:

@@ -18,7 +18,6 @@ from kit.errors import DataError, RunError
 from kit.evaluation.truth import read_truth, restrict_truth, row_positions
 from kit.predictions import read_predictions
 from kit.reporting.models import (
-    OOF_FILE,
     ReportModel,
     ReportRows,
     has_baseline_run,
@@ -59,7 +58,11 @@ class ReportInputs:
     def holdout_unused(self) -> bool:
         """Whether the runs are compared out of fold and could be compared on the holdout too."""
         runs = [model.run for model in self.models if model.run]
-        return self.validation == OOF and bool(runs) and all(run.done(HOLDOUT) for run in runs)
+        return (
+            self.validation == OOF
+            and bool(runs)
+            and all(run.fold(HOLDOUT).is_finished for run in runs)
+        )
 
     @property
     def scored_splits(self) -> tuple[Split, ...]:
@@ -127,9 +130,9 @@ def gather_inputs(
     processed = open_dataset(data)
     # A run that is named twice, perhaps by two different paths, counts once.
     opened = list({Run.open(path).path.resolve(): Run.open(path) for path in runs}.values())
-    finished = [run for run in opened if run.parts()]
+    finished = [run for run in opened if run.finished()]
     if opened and not finished:
-        opened[0].require_parts()  # raises the error that names the next command
+        opened[0].models()  # raises the error that names the next command
     # Ids alone would not show that a run was trained on other rows: they can be the same numbers.
     for run in finished:
         run.check_data(processed.digest("train"))
@@ -174,8 +177,8 @@ def choose_validation(
     Raises:
         RunError: the runs have no validation rows in common.
     """
-    has_folds = [(run.path / OOF_FILE).is_file() for run in runs]
-    has_holdout = [run.done(HOLDOUT) for run in runs]
+    has_folds = [run.oof_path.is_file() for run in runs]
+    has_holdout = [run.fold(HOLDOUT).is_finished for run in runs]
     if all(has_folds) and all(has_holdout):
         holdout_rows = processed.fold_rows(HOLDOUT)[1]
         ids = set(processed.train([ID])[ID].to_numpy()[holdout_rows].tolist())
@@ -197,7 +200,7 @@ def choose_validation(
         lacking = "this run has not finished the holdout"
         otherwise = ", or every fold of each run"
 
-    command = f"train --recipe {run.path / 'recipe.toml'}"
+    command = f"train --recipe {run.recipe_path}"
     if run.baseline:
         command = f"baseline {run.baseline}"
     fold = "all" if prefer_folds else HOLDOUT

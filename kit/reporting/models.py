@@ -24,10 +24,9 @@ from kit.evaluation.metrics import class_prior
 from kit.evaluation.truth import align_to_truth, row_positions
 from kit.predictions import read_predictions
 from kit.run import Run
-from kit.task import HOLDOUT, ID, LABEL, TEST_FILE
+from kit.task import HOLDOUT, ID, LABEL
 
 UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
-OOF_FILE = "oof.csv"
 
 # The `kit baseline` that is the same model as a reference.
 BASELINE_OF_REFERENCE = {UNIFORM: "uniform", PRIOR: "prior"}
@@ -109,11 +108,11 @@ class ReportModel:
         Args:
             validation: "holdout" for the holdout part, "out-of-fold" for the folds.
         """
-        parts = self.run.parts() if self.run else {}
+        folds = self.run.finished() if self.run else []
         return {
-            name: metrics
-            for name, metrics in parts.items()
-            if (name == HOLDOUT) == (validation == HOLDOUT)
+            fold.name: fold.metrics
+            for fold in folds
+            if (fold.name == HOLDOUT) == (validation == HOLDOUT)
         }
 
 
@@ -164,10 +163,10 @@ def read_run_models(
     counts = Counter(run.name for run in runs)
     models = []
     for run in runs:
-        valid = run.path / OOF_FILE
+        valid = run.oof_path
         if validation == HOLDOUT:
-            valid = run.part(HOLDOUT) / "valid.csv"
-        files = [file for file in (valid, run.path / TEST_FILE) if file.is_file()]
+            valid = run.fold(HOLDOUT).predictions_path
+        files = [file for file in (valid, run.test_path) if file.is_file()]
 
         # Runs of one name, say from two machines, are told apart by their parent folders.
         name = run.name

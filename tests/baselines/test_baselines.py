@@ -243,15 +243,15 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_holds_what_a_trained_run_holds_except_the_model(name, runs: Path, processed: Dataset):
     run = Run.open(runs / f"baseline-{name}")
     assert (run.name, run.baseline) == (f"baseline-{name}", name)
-    assert list(run.parts()) == [HOLDOUT, "fold0", "fold1", "fold2"]
+    assert list(run.metrics["parts"]) == [HOLDOUT, "fold0", "fold1", "fold2"]
     table = processed.train()
     truth = dict(zip(table[ID].to_pylist(), table[LABEL].to_pylist(), strict=True))
     for fold in (HOLDOUT, 0, 1, 2):
-        predictions = read_predictions(run.part(fold) / "valid.csv")
+        predictions = read_predictions(run.fold(fold).path / "valid.csv")
         rows = processed.fold_rows(fold)[1]
         assert predictions[ID].tolist() == table[ID].to_numpy()[rows].tolist()
 
-        metrics = run.parts()[run.part(fold).name]
+        metrics = run.metrics["parts"][run.fold(fold).path.name]
         labels = predictions[ID].map(truth).to_numpy()
         loss = log_loss(predictions[list(CLASSES)].to_numpy(), labels)
         assert metrics["log_loss"] == pytest.approx(loss, abs=1e-9)
@@ -262,7 +262,7 @@ def test_run_holds_what_a_trained_run_holds_except_the_model(name, runs: Path, p
     assert sorted(oof[ID]) == sorted(truth)
     test = read_predictions(run.path / "test.csv")
     assert test[ID].tolist() == processed.test()[ID].to_pylist()
-    folds = [class_columns(run.part(fold) / "test.csv") for fold in range(3)]
+    folds = [class_columns(run.fold(fold).path / "test.csv") for fold in range(3)]
     np.testing.assert_allclose(test[list(CLASSES)], np.mean(folds, axis=0), rtol=1e-12)
     assert json.loads((run.path / "metrics.json").read_text())["oof"]["rows"] == len(oof)
     assert member_name(run.path / "oof.csv") == run.name
@@ -362,7 +362,7 @@ def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):
     line = next(line for line in comparison.lines if line.name == "baseline-tfidf")
     oof = json.loads((runs / "baseline-tfidf" / "metrics.json").read_text())["oof"]
     assert line.valid.log_loss == pytest.approx(oof["log_loss"])
-    metrics = Run.open(runs / "baseline-tfidf").parts()["fold0"]
+    metrics = Run.open(runs / "baseline-tfidf").metrics["parts"]["fold0"]
     assert (line.best_epoch, line.parameters) == (None, metrics["parameters"])
 
 
@@ -377,7 +377,7 @@ def test_report_without_common_rows_names_the_baseline_to_run(
 def test_baseline_run_has_no_recipe_and_no_model(runs: Path):
     run = Run.open(runs / "baseline-prior")
     with pytest.raises(RunError, match="keeps no model"):
-        run.require_parts()
+        run.models()
     with pytest.raises(RunError, match=r"test\.csv"):
         _ = run.recipe
 

@@ -89,7 +89,7 @@ def test_comments_and_line_ends_in_a_recipe_do_not_matter(run: Run, data: Path):
 
 def test_a_run_of_an_older_kit_without_hashes_still_works(run: Run, data: Path, trained: Path):
     edit_json(run.path / "origin.json", lambda origin: [origin.pop("format"), origin.pop("recipe")])
-    edit_json(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
+    edit_json(run.fold("holdout").path / "metrics.json", lambda metrics: metrics.pop("files"))
     assert predict_split(run.path, "valid", data).equals(predict_split(trained, "valid", data))
 
 
@@ -107,7 +107,9 @@ def test_rows_preprocessed_again_are_noticed(run: Run, raw: Path, tmp_path: Path
 
 def test_weights_of_another_fold_are_noticed(run: Run, data: Path):
     """Their shapes fit the model as well as those of its own fold."""
-    shutil.copyfile(run.part(0) / "model.safetensors", run.part("holdout") / "model.safetensors")
+    shutil.copyfile(
+        run.fold(0).path / "model.safetensors", run.fold("holdout").path / "model.safetensors"
+    )
 
     with pytest.raises(
         RunError, match=r"holdout/model\.safetensors: its SHA-256 is not the one in metrics\.json"
@@ -117,7 +119,7 @@ def test_weights_of_another_fold_are_noticed(run: Run, data: Path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_one_flipped_bit_is_noticed(run: Run, data: Path, name: str):
-    path = run.part("holdout") / name
+    path = run.fold("holdout").path / name
     content = bytearray(path.read_bytes())
     content[len(content) * 3 // 4] ^= 1
     path.write_bytes(content)
@@ -128,10 +130,10 @@ def test_one_flipped_bit_is_noticed(run: Run, data: Path, name: str):
 
 def test_weights_of_another_architecture_are_refused(run: Run, data: Path):
     edit_json(
-        run.part("holdout") / "config.json",
+        run.fold("holdout").path / "config.json",
         lambda config: config["encoder"].update(num_hidden_layers=7),
     )
-    edit_json(run.part("holdout") / "metrics.json", lambda metrics: metrics.pop("files"))
+    edit_json(run.fold("holdout").path / "metrics.json", lambda metrics: metrics.pop("files"))
 
     with pytest.raises(RunError, match=r"model\.safetensors is not of the model in config\.json"):
         predict_split(run.path, "valid", data)

@@ -62,8 +62,8 @@ def test_every_fold_is_trained_and_collected(
     )
     assert [o.status for o in outcomes] == ["done"] * 3
     run = Run.open(tmp_path / "runs" / RECIPE.run_name)
-    assert list(run.parts()) == ["fold0", "fold1", "fold2"]
-    assert (run.part(2) / "model.safetensors").read_text() == "weights of 2"
+    assert list(run.metrics["parts"]) == ["fold0", "fold1", "fold2"]
+    assert (run.fold(2).path / "model.safetensors").read_text() == "weights of 2"
     assert json.loads((run.path / "metrics.json").read_text())["oof"] == {
         "log_loss": pytest.approx((10 + 14 + 12) / 40),
         "accuracy": pytest.approx((5 + 4 + 6) / 40),
@@ -128,7 +128,7 @@ def test_one_failure_does_not_stop_the_others(
     outcomes = fan_out(client, jobs, tmp_path / "runs", tmp_path / "kernels")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert "The log ends:\nhello" in outcomes[1].problem
-    assert list(Run.open(tmp_path / "runs" / RECIPE.run_name).parts()) == ["fold0", "fold2"]
+    assert list(Run.open(tmp_path / "runs" / RECIPE.run_name).metrics["parts"]) == ["fold0", "fold2"]
 
 
 def test_a_job_that_failed_is_pushed_again_at_the_next_start(
@@ -219,7 +219,7 @@ def test_a_fold_that_is_being_trained_locally_is_not_replaced(
         outcomes = fan_out(client, jobs, tmp_path / "runs", tmp_path / "k")
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert f"fold1 is in use by process {os.getpid()}" in outcomes[1].problem
-    assert list(Run.open(home).parts()) == ["fold0", "fold2"]
+    assert list(Run.open(home).metrics["parts"]) == ["fold0", "fold2"]
     assert set(fold_origins(home)) == {"fold0", "fold2"}
 
 
@@ -252,7 +252,7 @@ def test_the_summary_waits_for_another_writer(
     writer.join()
     assert outcome.status == "done"
     assert "which is busy with" in caplog.text
-    assert list(Run.open(home).parts()) == ["fold0"]
+    assert list(Run.open(home).metrics["parts"]) == ["fold0"]
 
 
 def test_the_latest_version_is_noted_where_none_was_named(

@@ -80,7 +80,7 @@ def test_it_trains_and_predicts_through_the_same_commands(
 
 @pytest.mark.parametrize("backbone", ["tiny-deberta", "tiny-roberta"])
 def test_every_family_trains(backbone: str, data: Path, tmp_path: Path):
-    metrics = Run.open(train(data, tmp_path, backbone=backbone)).parts()["holdout"]
+    metrics = Run.open(train(data, tmp_path, backbone=backbone)).metrics["parts"]["holdout"]
     assert metrics["steps"] == 8
     assert metrics["log_loss"] < 1.2
 
