@@ -115,6 +115,7 @@ def submit(
     from kit.kaggle.submissions import wait_for_score
     from kit.kaggle.submit import check_submission, submit_file, submit_kernel
 
+    # Wrong arguments are reported even to a user without a credential.
     check_submission(kernel, file, sample)
     common = {
         "competition": competition,
@@ -127,8 +128,10 @@ def submit(
         if file is not None:
             entry = submit_file(client, file, message, **common)
         else:
-            assert kernel is not None  # one of the two is given, see above
+            # One of the two is given, see above.
+            assert kernel is not None
             entry = submit_kernel(client, kernel, message, **common)
+    # A new connection, since the wait may take hours and needs more attempts.
     if follow:
         with connect(attempts=40) as client:
             entry = wait_for_score(client, entry, ledger_path=ledger_path, say=show.note)
@@ -180,7 +183,8 @@ def submissions(competition: str, ledger_path: Path, as_json: bool) -> None:
 def _row(submission: "Submission | None", entry: "LedgerEntry | None") -> list[str]:
     """Return a line of the table: what Kaggle lists, or what only the ledger holds."""
     if submission is None:
-        assert entry is not None  # a pair has at least one of the two
+        # At least one of the two is there.
+        assert entry is not None
         return [
             entry.ref,
             entry.time,

@@ -1,1 +1,4 @@
-"""Talk to Kaggle from here: download, push kernels to its GPUs, submit. Only `client` knows Kaggle's own package."""
+"""Download from Kaggle, run kernels on its GPUs, and submit.
+
+Only `client` imports Kaggle's own package.
+"""

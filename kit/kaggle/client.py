@@ -26,7 +26,8 @@ from kit.kaggle.retry import RetryPolicy, call_once, retry_call
 if TYPE_CHECKING:
     import requests
 
-TIMEOUT_S = (10.0, 90.0)  # to connect, and between two pieces of an answer
+# Seconds to connect, and between two pieces of an answer.
+TIMEOUT_S = (10.0, 90.0)
 
 # The attribute of each `kagglesdk` service that holds its methods.
 _API_CLIENTS = {
@@ -83,8 +84,7 @@ class Client:
         if self._username:
             return self._username
 
-        # A token that is no longer known is answered with any of 400, 401, 403, 404 and
-        # `active: false`.
+        # Kaggle has several answers for an unknown token: 400, 401, 403, 404, `active: false`.
         try:
             body = {"token": self.credential.secret}
             answer = self.call("security.introspect_token", body, "looking up the account")
@@ -110,7 +110,7 @@ class Client:
         Raises:
             KaggleError: see `kit.kaggle.errors`.
         """
-        with self.explained(action, _competition_page(body)):
+        with self.explain_errors(action, _competition_page(body)):
             return retry_call(lambda: self._send(method, body), self.patience)
 
     def change(
@@ -126,7 +126,7 @@ class Client:
             UncertainError: it may have taken effect.
             KaggleError: see `kit.kaggle.errors`.
         """
-        with self.explained(action, _competition_page(body)):
+        with self.explain_errors(action, _competition_page(body)):
             return call_once(lambda: self._send(method, body), find_effect, self.patience, action)
 
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> "requests.Response":
@@ -156,11 +156,11 @@ class Client:
             response.raise_for_status()
             return response
 
-        with self.explained(action):
+        with self.explain_errors(action):
             return retry_call(open_once, self.patience)
 
     @contextlib.contextmanager
-    def explained(self, action: str, page: str = "") -> Generator[None]:
+    def explain_errors(self, action: str, page: str = "") -> Generator[None]:
         """Turn what the block raises into a `KaggleError` without secrets.
 
         Args:
@@ -228,7 +228,7 @@ class Client:
             saved = self._load_oauth(kagglesdk, sdk)
             login = credentials.OAuthLogin(saved, self._secrets.append)
             http._session.auth = login
-            with self.explained("renewing the OAuth login"):
+            with self.explain_errors("renewing the OAuth login"):
                 retry_call(login.token, self.patience)
         return sdk
 

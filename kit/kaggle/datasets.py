@@ -72,7 +72,8 @@ def publish_dataset(
     def find_new_version() -> bool | None:
         return True if _latest_version(client, ref) > latest else None
 
-    # A refusal comes as a normal answer with an error in it; True is from `find_new_version`.
+    # A refusal is a normal answer with an error in it. True is not an answer but comes from
+    # `find_new_version`, when the answer was lost.
     answer = client.change(method, body, f"publishing {ref}", find_new_version)
     if answer is not True and (answer.error or (answer.status or "ok").lower() == "error"):
         raise RefusedError(f"Kaggle refused the dataset {ref}: {answer.error or 'no reason given'}")

@@ -90,7 +90,7 @@ def download_competition(
         try:
             unpack_download(archive, out, sizes)
         except zipfile.BadZipFile as error:
-            # Its bytes are of no use to the next attempt.
+            # The next attempt must not resume from these bytes.
             archive.unlink()
             raise UnreachableError(
                 f"{action}: the archive is damaged ({error})", "Run it again."

@@ -91,7 +91,7 @@ def require_writable_ledger(path: str | Path) -> None:
 
     Raises:
         DataError: the file is not a ledger.
-        KitError: it is a directory, or nothing can be written beside it.
+        KitError: it is a directory, or its folder cannot be written.
     """
     path = Path(path)
     hint = "Fix that, or name another one with --ledger."
@@ -100,7 +100,7 @@ def require_writable_ledger(path: str | Path) -> None:
     try:
         with hold_lock(path.parent, path.name, wait=True):
             _read_rows(path)
-            # Writing some bytes finds out a full disk as well.
+            # Creating a file can succeed on a full disk; writing to it fails.
             with tempfile.TemporaryFile(dir=path.parent) as file:
                 file.write(bytes(4096))
     except OSError as error:

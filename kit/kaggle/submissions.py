@@ -81,6 +81,7 @@ def wait_for_score(
         client.patience.sleep(poll_s)
         waited_s += poll_s
 
+    # A failure is recorded as well: it counts against the day's limit.
     entry = _with_score(entry, submission)
     ledger.record_submission(entry, ledger_path)
     if submission.status != "COMPLETE":

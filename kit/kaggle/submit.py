@@ -203,6 +203,7 @@ def _check_output(
     if SUBMISSION not in output_addresses(client, ref):
         raise RefusedError(f"{ref} left no {SUBMISSION}", f"`kit kernels logs {ref}` shows why.")
 
+    # `download_output` replaces its folder as a whole, so it gets one that does not exist yet.
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
         folder = Path(scratch) / "output"
         download_output(client, ref, folder, only=lambda name: name == SUBMISSION)
@@ -237,6 +238,7 @@ def _send(
     Returns:
         The entry with Kaggle's number.
     """
+    # Afterwards it is too late to find that the submission cannot be recorded.
     ledger.require_writable_ledger(ledger_path)
     earlier = {
         submission.ref for submission in submissions.newest_submissions(client, entry.competition)

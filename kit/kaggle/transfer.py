@@ -55,7 +55,7 @@ def fetch_file(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with client.explained(action):
+        with client.explain_errors(action):
             return _fetch_with_retries(client, address, target, action, say, progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -107,7 +107,7 @@ def upload_file(client: Client, url: str, path: Path, action: str) -> None:
                 f"{action}: the upload ended with status {response.status_code}", "Run it again."
             )
 
-    with client.explained(action):
+    with client.explain_errors(action):
         retry_call(send, client.patience)
 
 

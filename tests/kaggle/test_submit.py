@@ -364,7 +364,8 @@ class TestScores:
         reason: str,
         expected: str,
     ) -> None:
-        fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], reason
+        fake.submission_script = ["PENDING", "ERROR"]
+        fake.submission_error = reason
         complete_kernel()
         entry = submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         with pytest.raises(errors.RefusedError, match=expected):
