@@ -1,4 +1,4 @@
-"""The commands that reach Kaggle, as typed: what they print, which exit code, and what they leave when they fail."""
+"""Check the output, the exit codes and the files of the commands that reach Kaggle."""
 
 import functools
 import json
@@ -10,20 +10,20 @@ from captured import Heard
 from click.testing import CliRunner, Result
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
-from test_fan_out import RECIPE, output
+from training_output import RECIPE, training_output
 
 from kit.cli import main
 from kit.ensemble.blend import Blend, parse_blend, write_blend
 from kit.ensemble.calibration import Calibration, parse_calibration, write_calibration
 from kit.kaggle import notebook
+from kit.kaggle.job import train_jobs
 from kit.kaggle.ledger import LedgerEntry, read_ledger, record_submission
-from kit.kaggle.preparing import push_mark
 from kit.kaggle.retry import RetryPolicy
 from kit.recipe.load import load_recipe
 
 TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
 TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
-TWO = push_mark({"folds": 2})  # what a slug says of these rows
+TWO_FOLD_SLUGS = [job.slug for job in train_jobs([RECIPE], preprocess={"folds": 2})]
 INFER = f"{OWNER}/kit-infer"
 Kit = Callable[..., Result]
 
@@ -41,13 +41,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kit(
     fake: FakeKaggle, home: Path, here: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Kit]:
-    """`kit …` of a user with a legacy key, against the fake; pauses only count, and what is printed is heard."""
+    """Run kit for a user with a legacy key, against the fake and without pauses."""
     quick = functools.partial(RetryPolicy, sleep=heard.pauses.append)
-    for where in ("kit.kaggle.retry", "kit.doctor"):
-        monkeypatch.setattr(f"{where}.RetryPolicy", quick)
+    for module in ("kit.kaggle.retry", "kit.doctor"):
+        monkeypatch.setattr(f"{module}.RetryPolicy", quick)
 
     def run(*arguments: object) -> Result:
-        result = CliRunner().invoke(main, [str(each) for each in arguments])
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
         heard.lines.append(result.output)
         assert Path.cwd() == here
         assert result.exception is None or isinstance(result.exception, SystemExit), result.output
@@ -58,7 +58,7 @@ def kit(
 
 
 @pytest.fixture
-def nobody(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Kit:
+def kit_without_key(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Kit:
     """The same without credentials."""
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
         monkeypatch.delenv(name)
@@ -71,16 +71,21 @@ def ready(fake: FakeKaggle) -> None:
     job = {"push": "a" * 32, "sources": [{"ref": f"{OWNER}/kit-train-a", "weight": 1.0}]}
     fake.kernel_script = ["COMPLETE"]
     text = notebook.build_notebook("infer", job)
-    more = {"kernelType": "notebook", "enableInternet": False, "competitionDataSources": [SLUG]}
-    fake.save_kernel({"slug": INFER, "text": text, **more})
+    settings = {
+        "kernelType": "notebook",
+        "enableInternet": False,
+        "competitionDataSources": [SLUG],
+    }
+    fake.save_kernel({"slug": INFER, "text": text, **settings})
 
 
-def left(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, here: Path) -> None:
     assert kit("download").exit_code == 0
+
     train = kit(*TRAIN, "--fold", "all", "--max-hours", 9)
     assert (train.exit_code, train.stdout) == (0, f"{OWNER}/{TRAIN_SLUG}/1\n")
     ref = train.stdout.strip()
@@ -88,10 +93,12 @@ def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, 
     waited = kit("kernels", "wait", ref)
     assert waited.stdout == f"{ref} COMPLETE\n"
     assert waited.stderr.endswith(f"Next: kit kernels push infer --runs {ref}\n")
+
     infer = kit("kernels", "push", "infer", "--runs", ref, "--wait")
     assert infer.exit_code == 0, infer.output
     assert f"Next: kit submit --kernel {INFER}/1 -m" in infer.stderr
     assert kit("kernels", "output", INFER).stdout == "kernels/kit-infer.output/submission.csv\n"
+
     submitted = kit("submit", "--kernel", f"{INFER}/1", "-m", "the whole way", "--wait")
     assert submitted.exit_code == 0, submitted.output
     assert "COMPLETE: public score 0.98765" in submitted.stdout
@@ -120,13 +127,13 @@ def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, 
     ids=" ".join,
 )
 def test_every_command_without_credentials_says_how_to_get_them(
-    nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str]
+    kit_without_key: Kit, fake: FakeKaggle, here: Path, arguments: list[str]
 ) -> None:
-    result = nobody(*arguments)
+    result = kit_without_key(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no Kaggle credentials found" in result.stderr
     assert "https://www.kaggle.com/settings/api" in result.stderr
-    assert (fake.calls, left(here)) == ([], [])
+    assert (fake.calls, files_in(here)) == ([], [])
 
 
 def test_a_stale_token_error_says_how_to_unset_it(
@@ -174,20 +181,20 @@ class TestDownload:
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
         result = kit("download", "--json")
-        told = json.loads(result.stdout)
-        assert told["sizes"] == {name: len(data) for name, data in fake.competitions[SLUG].items()}
+        sizes = json.loads(result.stdout)["sizes"]
+        assert sizes == {name: len(data) for name, data in fake.competitions[SLUG].items()}
         assert "Kaggle may have updated it" in result.stderr
         again = kit("download")
         assert "there already" in again.stderr
         assert "Next: kit preprocess --raw data/raw" in again.stderr
-        assert left(here) == [f"data/raw/{name}" for name in sorted(fake.competitions[SLUG])]
+        assert files_in(here) == [f"data/raw/{name}" for name in sorted(fake.competitions[SLUG])]
 
     def test_rules_that_are_not_accepted(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         fake.rules_accepted.clear()
         result = kit("download")
         assert result.exit_code == 1
         assert f"https://www.kaggle.com/competitions/{SLUG}/rules" in result.stderr
-        assert left(here) == []
+        assert files_in(here) == []
 
     def test_an_unknown_competition_is_an_error(self, kit: Kit) -> None:
         result = kit("download", "--competition", "no-such-thing")
@@ -213,14 +220,19 @@ class TestPush:
             ),
             (
                 [*TRAIN, "--fan-out", "--folds", "2"],
-                [TRAIN_SLUG.replace("all-folds", f"{TWO}-fold-{k}") for k in "01"],
+                TWO_FOLD_SLUGS,
             ),
         ],
     )
     def test_a_dry_run_writes_the_folder_without_a_request(
-        self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], slugs: list[str]
+        self,
+        kit_without_key: Kit,
+        fake: FakeKaggle,
+        here: Path,
+        arguments: list[str],
+        slugs: list[str],
     ) -> None:
-        result = nobody(*arguments, "--dry-run")
+        result = kit_without_key(*arguments, "--dry-run")
         assert result.exit_code == 0, result.output
         assert result.stdout.split() == [f"kernels/{slug}" for slug in slugs]
         assert "OWNER" in result.stderr
@@ -230,7 +242,7 @@ class TestPush:
             for slug in slugs
             for name in ("kernel-metadata.json", f"{slug}.ipynb")
         ]
-        assert left(here) == sorted(names)
+        assert files_in(here) == sorted(names)
         assert fake.calls == []
 
     def test_a_dry_run_with_a_key_writes_the_real_kernel_id(self, kit: Kit, here: Path) -> None:
@@ -241,19 +253,9 @@ class TestPush:
         assert written["id"] == f"{OWNER}/{TRAIN_SLUG}"
 
     def test_options_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
-        options = [
-            "--fold",
-            1,
-            "--folds",
-            3,
-            "--text",
-            "ascii",
-            "--set",
-            "train.lr=1e-5",
-            "--max-hours",
-            2,
-        ]
-        result = kit(*TRAIN, *options, "--title", "my own title", "--gpu", "none", "--json")
+        options = ["--fold", 1, "--folds", 3, "--text", "ascii", "--max-hours", 2, "--gpu", "none"]
+        options += ["--set", "train.lr=1e-5", "--title", "my own title"]
+        result = kit(*TRAIN, *options, "--json")
         assert json.loads(result.stdout)[0]["kernel"] == f"{OWNER}/my-own-title/1"
         (call,) = fake.seen("SaveKernel")
         job = notebook.job_of(call.body["text"])
@@ -300,7 +302,7 @@ class TestPush:
         other = load_recipe("tiny-roberta")
         fake.kernel_script = ["COMPLETE"]
         for slug, recipe in (("kit-train-a", RECIPE), ("kit-train-b", other)):
-            fake.kernel_files = output(recipe, "0")
+            fake.kernel_files = training_output(recipe, "0")
             fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
         fake.kernel_files = {
             "submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.5\n"
@@ -323,24 +325,17 @@ class TestPush:
             "0.25 0.75",
         )
 
-    def test_a_saved_calibration_reaches_the_notebook(self, nobody: Kit, here: Path) -> None:
+    def test_a_saved_calibration_reaches_the_notebook(
+        self, kit_without_key: Kit, here: Path
+    ) -> None:
         write_calibration(Calibration(1.25), "t.json", {})
-        dry = nobody(
-            "kernels",
-            "push",
-            "infer",
-            "--runs",
-            "kit-train-a",
-            "--calibration",
-            "t.json",
-            "--dry-run",
-        )
+        push = ("kernels", "push", "infer", "--runs", "kit-train-a", "--dry-run")
+        dry = kit_without_key(*push, "--calibration", "t.json")
         assert dry.exit_code == 0, dry.output
         job = notebook.job_of((here / "kernels/kit-infer/kit-infer.ipynb").read_text())
         assert parse_calibration("job", job["calibration"]) == Calibration(1.25)
-        swapped = nobody(
-            "kernels", "push", "infer", "--runs", "kit-train-a", "--blend", "t.json", "--dry-run"
-        )
+
+        swapped = kit_without_key(*push, "--blend", "t.json")
         assert (swapped.exit_code, "not a saved blend" in swapped.stderr) == (1, True)
 
     def test_the_p100_needs_the_option_yes(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
@@ -348,7 +343,7 @@ class TestPush:
         assert refused.exit_code == 1
         assert "retired the P100" in refused.stderr
         assert "--yes" in refused.stderr
-        assert (fake.calls, left(here)) == ([], [])
+        assert (fake.calls, files_in(here)) == ([], [])
         assert kit(*TRAIN, "--gpu", "p100", "--yes").exit_code == 0
         assert fake.seen("SaveKernel")[0].body["machineShape"] == "NvidiaTeslaT4"
 
@@ -359,9 +354,7 @@ class TestPush:
         assert "Maximum batch GPU session count" in result.stderr
         assert "stop one at https://" in result.stderr
 
-    def test_a_push_that_loses_a_source_exits_with_1(
-        self, kit: Kit, fake: FakeKaggle
-    ) -> None:
+    def test_a_push_that_loses_a_source_exits_with_1(self, kit: Kit, fake: FakeKaggle) -> None:
         del fake.competitions[SLUG]
         result = kit(*TRAIN)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -404,21 +397,22 @@ class TestPush:
         )
         assert fake.seen("SaveKernel") == []
 
-    def test_an_empty_kernel_name_is_explained(
-        self, kit: Kit, fake: FakeKaggle
-    ) -> None:
+    def test_an_empty_kernel_name_is_explained(self, kit: Kit, fake: FakeKaggle) -> None:
         for command in (
             ["kernels", "push", "infer", "--runs", ""],
             ["submit", "--kernel", "", "-m", "m"],
         ):
             result = kit(*command)
-            assert (result.exit_code, "'' does not name a kernel" in result.stderr) == (1, True)
+            assert (result.exit_code, "the name of the kernel is empty" in result.stderr) == (
+                1,
+                True,
+            )
         assert fake.calls == []
 
     def test_a_local_run_can_be_published_as_a_dataset(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
-        for name, data in output(RECIPE, "0").items():
+        for name, data in training_output(RECIPE, "0").items():
             (here / name).parent.mkdir(parents=True, exist_ok=True)
             (here / name).write_bytes(data)
         run = f"runs/{RECIPE.run_name}"
@@ -435,7 +429,7 @@ class TestPush:
 
 class TestFanOut:
     def test_finished_folds_are_collected(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
-        fake.kernel_files = output(RECIPE, "0")
+        fake.kernel_files = training_output(RECIPE, "0")
         result = kit(*TRAIN, "--fold", 0, "--fan-out")
         assert result.exit_code == 0, result.output
         assert f"Next: kit kernels push infer --runs runs/{RECIPE.run_name}" in result.stderr
@@ -482,7 +476,7 @@ class TestKernels:
         result = kit("kernels", command, "me/not-there")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "check the spelling" in result.stderr
-        assert left(here) == []
+        assert files_in(here) == []
 
     def test_waiting_ends_at_the_timeout(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script = ["RUNNING"]
@@ -501,26 +495,30 @@ class TestKernels:
 
     @pytest.mark.usefixtures("ready")
     def test_output_is_downloaded_and_not_overwritten(self, kit: Kit, here: Path) -> None:
-        told = json.loads(
-            kit("kernels", "output", "kit-infer", "-o", "got", "--only", "*.csv", "--json").stdout
-        )
-        assert told == {"kernel": INFER, "files": ["got/submission.csv"], "hashes_compared": False}
-        assert left(here) == ["got/kit-infer.log", "got/submission.csv"]
-        assert "--force" in kit("kernels", "output", "kit-infer", "-o", "got").stderr
-        assert kit("kernels", "output", "kit-infer", "-o", "got", "--force").exit_code == 0
+        output = ("kernels", "output", "kit-infer", "-o", "got")
+        assert json.loads(kit(*output, "--only", "*.csv", "--json").stdout) == {
+            "kernel": INFER,
+            "files": ["got/submission.csv"],
+            "hashes_compared": False,
+        }
+        assert files_in(here) == ["got/kit-infer.log", "got/submission.csv"]
+        assert "--force" in kit(*output).stderr
+        assert kit(*output, "--force").exit_code == 0
 
     @pytest.mark.usefixtures("ready")
-    def test_an_error_page_is_not_saved_as_output(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_an_error_page_is_not_saved_as_output(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         fake.fail("_blob", 200, raw=b"<html>Sign in</html>", times=99)
         result = kit("kernels", "output", INFER)
         assert (result.exit_code, result.stdout) == (1, "")
         assert "a web page came in place of submission.csv" in result.stderr
-        assert left(here) == []
+        assert files_in(here) == []
 
     def test_the_output_of_a_training_is_collected_as_a_run(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
-        fake.kernel_files, fake.kernel_script = output(RECIPE, "0"), ["COMPLETE"]
+        fake.kernel_files, fake.kernel_script = training_output(RECIPE, "0"), ["COMPLETE"]
         kit(*TRAIN, "--wait")
         assert (
             kit("kernels", "output", TRAIN_SLUG, "--runs", "runs").stdout
@@ -532,9 +530,7 @@ class TestKernels:
 
 class TestSubmit:
     @pytest.mark.usefixtures("ready")
-    def test_a_failed_submission_is_explained(
-        self, kit: Kit, fake: FakeKaggle, here: Path
-    ) -> None:
+    def test_a_failed_submission_is_explained(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], "Notebook Timeout"
         result = kit("submit", "--kernel", INFER, "-m", "too slow", "--wait")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -542,11 +538,11 @@ class TestSubmit:
         assert read_ledger(here / "submissions/ledger.csv")[0].error == "Notebook Timeout"
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "message"),
         [
             (["no-such.csv"], "no-such.csv: no such file"),
             (["bad.csv"], "bad.csv would not be scored"),
-            (["--kernel", "no/such/kernel/here"], "does not name a kernel"),
+            (["--kernel", "no/such/kernel/here"], "is not the name of a kernel"),
             (
                 ["--kernel", "https://www.kaggle.com/code/a/kit-infer?scriptVersionId=1"],
                 "Write a/kit-infer/VERSION",
@@ -555,13 +551,13 @@ class TestSubmit:
         ],
     )
     def test_wrong_arguments_are_refused_before_a_credential_is_read(
-        self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], told: str
+        self, kit_without_key: Kit, fake: FakeKaggle, here: Path, arguments: list[str], message: str
     ) -> None:
         (here / "bad.csv").write_text(
             "id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.9\n"
         )
-        result = nobody("submit", *arguments, "-m", "m")
-        assert (result.exit_code, told in result.stderr, "credentials" in result.stderr) == (
+        result = kit_without_key("submit", *arguments, "-m", "m")
+        assert (result.exit_code, message in result.stderr, "credentials" in result.stderr) == (
             1,
             True,
             False,
@@ -574,14 +570,18 @@ class TestSubmit:
         assert json.loads(result.stdout)["kernel"] == f"{INFER}/1"
         assert "kit submissions" in kit("submit", "--kernel", INFER, "-m", "m").stderr
 
-    def test_a_file_is_refused_by_a_notebooks_only_competition(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_file_is_refused_by_a_notebooks_only_competition(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
         result = kit("submit", "mine.csv", "-m", "m")
         assert result.exit_code == 1
         assert "kit kernels push infer" in result.stderr
         assert fake.submissions == []
 
-    def test_a_file_is_submitted_to_another_competition(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
+    def test_a_file_is_submitted_to_another_competition(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
         (here / "mine.csv").write_bytes(fake.kernel_files["submission.csv"])
         fake.notebooks_only = False
         assert kit("submit", "mine.csv", "-m", "m").exit_code == 0
@@ -617,13 +617,13 @@ class TestDoctor:
     def test_online_it_shows_the_account_and_the_quotas(self, kit: Kit, fake: FakeKaggle) -> None:
         result = kit("doctor", "--online")
         assert result.exit_code == 0, result.output
-        for told in (
+        for text in (
             OWNER,
             "5 submissions left today",
             "29.0 of 30 GPU hours left",
             "legacy key from KAGGLE_KEY",
         ):
-            assert told in result.stdout
+            assert text in result.stdout
         reading = {"GetCompetition", "GetSubmissionLimits", "GetAcceleratorQuotaStatistics"}
         assert {call.rpc.split("/")[1] for call in fake.calls} == reading
 
@@ -631,14 +631,18 @@ class TestDoctor:
         assert kit("doctor").exit_code == 0
         assert fake.calls == []
 
-    def test_a_stale_token_is_reported_as_broken(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_stale_token_is_reported_as_broken(
+        self, kit: Kit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", "stale-token")
         result = kit("doctor", "--online")
         assert result.exit_code == 1
         assert "unset KAGGLE_API_TOKEN" in result.stdout
         assert result.stdout.endswith("Broken: Kaggle credential\n")
 
-    def test_a_competition_that_was_not_joined_is_reported_as_broken(self, kit: Kit, fake: FakeKaggle) -> None:
+    def test_a_competition_that_was_not_joined_is_reported_as_broken(
+        self, kit: Kit, fake: FakeKaggle
+    ) -> None:
         fake.rules_accepted.clear()
         result = kit("doctor", "--online")
         assert result.exit_code == 1

@@ -21,6 +21,7 @@ from kit.predictions import read_predictions
 from kit.run import Run
 from kit.storage.lock import hold_lock
 
+
 @pytest.fixture
 def jobs() -> list[Job]:
     return train_jobs([RECIPE], preprocess={"folds": 3})
@@ -134,9 +135,7 @@ def test_a_job_that_failed_is_pushed_again_at_the_next_start(
     client: Client, fake: FakeKaggle, jobs: list[Job], tmp_path: Path
 ) -> None:
     fake.kernel_script = ["ERROR"]
-    assert (
-        fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
-    )
+    assert fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].status == "failed"
     fake.kernel_script = ["QUEUED", "COMPLETE"]
     assert fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")[0].ref.version == 2
 
@@ -156,9 +155,7 @@ def test_a_job_waits_for_a_free_session(
             del fake.kernels[f"{OWNER}/another"]
 
     object.__setattr__(client.patience, "sleep", pause)
-    outcomes = fan_out(
-        client, jobs[:1], tmp_path / "runs", tmp_path / "k", say=heard.lines.append
-    )
+    outcomes = fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k", say=heard.lines.append)
     assert outcomes[0].status == "done"
     assert heard.text.count("session count of 2") == 3
 

@@ -80,9 +80,7 @@ def test_wait_follows_the_version_to_its_end(client: Client, save: Callable, hea
     assert [line.rsplit(" ", 1)[1] for line in heard.lines] == ["QUEUED", "RUNNING", "COMPLETE"]
 
 
-def test_wait_without_a_version_follows_the_latest(
-    client: Client, save: Callable
-) -> None:
+def test_wait_without_a_version_follows_the_latest(client: Client, save: Callable) -> None:
     save()
     save()
     assert wait_for_kernel(client, KernelRef(OWNER, "kit-train")).ref.version == 2
@@ -106,7 +104,9 @@ def test_a_failed_run_raises_with_the_end_of_its_log(
     assert "line 0\n" not in str(caught.value)
 
 
-def test_temporary_failures_do_not_end_a_wait(client: Client, fake: FakeKaggle, save: Callable) -> None:
+def test_temporary_failures_do_not_end_a_wait(
+    client: Client, fake: FakeKaggle, save: Callable
+) -> None:
     fake.fail("GetKernelSessionStatus", 429, headers={"Retry-After": "7"})
     fake.fail("GetKernelSessionStatus", drop=True)
     fake.fail("GetKernelSessionStatus", 503)
@@ -172,7 +172,9 @@ class TestWhereKaggleIgnoresVersionLabels:
         fake.kernel_script = ["COMPLETE"]
         save()
         save()
-        with pytest.raises(errors.KaggleError, match="reports only the latest version of this kernel, 3"):
+        with pytest.raises(
+            errors.KaggleError, match="reports only the latest version of this kernel, 3"
+        ):
             wait_for_kernel(client, KernelRef(OWNER, "kit-train", 2))
 
 

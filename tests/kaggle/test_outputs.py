@@ -185,7 +185,9 @@ def test_a_file_name_outside_the_folder_is_refused(
         download_output(client, REF, tmp_path / "out")
 
 
-def test_a_list_that_repeats_a_page_ends(client: Client, fake: FakeKaggle, finish: Callable) -> None:
+def test_a_list_that_repeats_a_page_ends(
+    client: Client, fake: FakeKaggle, finish: Callable
+) -> None:
     finish({"a.txt": b"x"})
     real = fake.list_kernel_session_output
     fake.list_kernel_session_output = lambda body: real(body) | {"nextPageToken": "0"}

@@ -106,11 +106,21 @@ class TestWheel:
     def test_pip_installs_it_and_kit_runs_from_it(self, tmp_path: Path) -> None:
         made = build_wheel("kit")
         (tmp_path / made.name).write_bytes(made.data)
-        options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--target", tmp_path / "lib"]
+        options = [
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-compile",
+            "--target",
+            tmp_path / "lib",
+        ]
         pip = [sys.executable, "-m", "pip", "install", *options, tmp_path / made.name]
         subprocess.run(pip, check=True)
 
-        code = "import kit, sys; from kit.cli import main; print(kit.__file__); main(['recipes', '--json'])"
+        code = (
+            "import kit; from kit.cli import main; print(kit.__file__);"
+            " main(['recipes', '--json'])"
+        )
         env = {"PYTHONPATH": str(tmp_path / "lib")}
         out = subprocess.run(
             [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
@@ -213,14 +223,19 @@ class TestJob:
             (lambda: infer_job([]), "needs runs"),
             (lambda: infer_job([Source("a/kernel"), Source("a/kernel")]), "more than once"),
             (lambda: infer_job([Source("a/kernel", -1.0)]), "invalid weights"),
-            (lambda: infer_job([Source("a/kernel")], title="Kit!"), "cannot be the title of a kernel"),
+            (
+                lambda: infer_job([Source("a/kernel")], title="Kit!"),
+                "cannot be the title of a kernel",
+            ),
             (lambda: infer_job([Source("a/kernel")], title="x" * 51), "5 to 50"),
             (lambda: infer_job([Source("a/kernel")], max_hours=13), "at most 12 hours"),
             (lambda: choose_gpu("a100"), "unknown GPU"),
             (lambda: choose_gpu("p100"), "retired the P100"),
         ],
     )
-    def test_a_job_that_kaggle_would_refuse_is_an_error(self, make: Callable[[], object], message: str) -> None:
+    def test_a_job_that_kaggle_would_refuse_is_an_error(
+        self, make: Callable[[], object], message: str
+    ) -> None:
         with pytest.raises(KitError, match=message):
             make()
 

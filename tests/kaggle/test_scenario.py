@@ -42,7 +42,9 @@ def test_from_download_to_score(
     assert len(fake.submissions) == 1
 
 
-def test_from_download_to_score_with_a_failure_at_every_step(fake: FakeKaggle, home: Path, tmp_path: Path) -> None:
+def test_from_download_to_score_with_a_failure_at_every_step(
+    fake: FakeKaggle, home: Path, tmp_path: Path
+) -> None:
     for method in (
         "ListDataFiles",
         "DownloadDataFiles",

@@ -102,9 +102,7 @@ def test_a_run_without_noted_versions_is_mounted_from_the_latest(client: Client,
     assert resolve_sources(client, [run])[0].versions == ()
 
 
-def test_a_local_run_has_to_be_published(
-    client: Client, fake: FakeKaggle, run: Path
-) -> None:
+def test_a_local_run_has_to_be_published(client: Client, fake: FakeKaggle, run: Path) -> None:
     (run / collect.ORIGINS).unlink()
     with pytest.raises(KitError, match="fold0, fold1 was trained on this machine") as caught:
         resolve_sources(client, [run])
@@ -157,9 +155,7 @@ def test_a_dropped_run_is_not_mounted(heard: Heard) -> None:
         ),
     ],
 )
-def test_missing_and_unknown_members_are_refused(
-    named: list[Source], message: str
-) -> None:
+def test_missing_and_unknown_members_are_refused(named: list[Source], message: str) -> None:
     with pytest.raises(KitError, match=message):
         match_sources(BLEND, named)
 
@@ -182,7 +178,9 @@ def test_the_job_carries_the_saved_blend(tmp_path: Path) -> None:
         read_blend(tmp_path / "blend.json"), [holding("a", "deberta-1"), holding("b", "roberta-2")]
     )
     job = infer_job(found, blend=read_blend(tmp_path / "blend.json"))
-    carried = notebook.job_of(notebook.build_notebook("infer", job.session_settings() | {"push": "a" * 32}))
+    carried = notebook.job_of(
+        notebook.build_notebook("infer", job.session_settings() | {"push": "a" * 32})
+    )
     assert carried["method"] == "blend"
     assert parse_blend("job", carried["blend"]) == BLEND
     assert carried["sources"][0] == {
