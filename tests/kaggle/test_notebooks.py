@@ -127,13 +127,16 @@ def test_inference_submits_the_mounted_test_set(
     if rows == 3:
         sources.insert(0, broken(root / "input" / f"{kernels}kit-train-b", run_folder))
     done = execute(infer_job(sources, gpu="none"))
+
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{rows:,} rows, valid" in done.stdout
     assert done.stdout.count("FAILED and is left out") == len(sources) - 1
+
     report = validate_submission(
         root / "working/submission.csv", root / "input" / competition / "test.csv"
     )
-    assert (report.ok, report.rows) == (True, rows)
+    assert report.ok
+    assert report.rows == rows
     assert read_predictions(root / "working/submission.csv")["id"].tolist() == ids.tolist()
 
     # Kit was imported from the notebook, not from this checkout.
@@ -172,14 +175,17 @@ def test_a_fitted_blend_gives_the_same_result_as_locally(
     ]
     saved = Blend((run_folder.name, other.name), (0.2, 0.8), "geometric", Calibration(0.5))
     done = execute(infer_job(sources, blend=saved, gpu="none"))
+
     assert done.returncode == 0, done.stdout + done.stderr
     assert "geometric blend: " in done.stdout
 
     members = [predict_input(run, test) for run in (other, run_folder)]
     assert not members[0].equals(members[1])
+
     expected = apply_blend(saved, members, [other.name, run_folder.name])
     made = read_predictions(root / "working/submission.csv")
     pd.testing.assert_frame_equal(made, expected, check_exact=False, rtol=0, atol=1e-5)
+
     assert not list(tmp_path.glob("kit-*")), "the notebook left its scratch folders"
 
 
@@ -189,11 +195,13 @@ def test_training_leaves_a_run_that_inference_can_use(
     root = tmp_path / "kaggle"
     mount(root, f"competitions/{COMPETITION}", raw)
     done = execute(train_job(toy, fold="0", gpu="none", restarts=1, preprocess={"folds": 3}))
+
     assert done.returncode == 0, done.stdout + done.stderr
     command = next(line for line in done.stdout.splitlines() if "-m kit train" in line)
     assert "--restart=1" in command
 
     run = root / "working/runs" / toy.run_name
     assert (run / "fold0/metrics.json").is_file()
+
     listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]
     assert f"runs/{toy.run_name}/fold0/model.safetensors" in listed

@@ -13,9 +13,8 @@ import pytest
 from kit.ensemble.blend import Blend, apply_blend, blend_content
 from kit.ensemble.calibration import Calibration, apply_calibration
 from kit.evaluation.validate import validate_submission
-from kit.kaggle.runtime import infer as infer_cell
+from kit.kaggle.runtime import infer, train
 from kit.kaggle.runtime import session as sessions
-from kit.kaggle.runtime import train as train_cell
 from kit.kaggle.runtime.session import OUTPUT_LIST, NotebookSession
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.task import COMPETITION
@@ -125,10 +124,11 @@ def test_all_models_are_blended_for_the_mounted_test_set(
     session: NotebookSession, root: Path, predicts: Callable
 ) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-    infer_cell.infer(session)
+    infer.run_inference(session)
     assert submission(root).to_numpy().tolist() == [
         [7.0, pytest.approx(0.4), pytest.approx(0.6), 0.0]
     ]
+
     listed = json.loads((root / "working" / OUTPUT_LIST).read_text())
     assert (listed["push"], list(listed["files"])) == ("a" * 32, ["submission.csv"])
 
@@ -137,7 +137,7 @@ def test_the_method_weights_uses_the_sources_weights(
     session: NotebookSession, root: Path, predicts: Callable
 ) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-    infer_cell.infer(with_job(session, method="weights"))
+    infer.run_inference(with_job(session, method="weights"))
     assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
 
 
@@ -169,12 +169,13 @@ class TestFittedBlend:
         temperature: float,
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-        infer_cell.infer(with_blend(session, self.SHARES, pool, temperature))
+        infer.run_inference(with_blend(session, self.SHARES, pool, temperature))
         members = [make_predictions([7], [[a, 1 - a, 0.0]]) for a in (0.6, 0.2)]
         saved = Blend(
             tuple(self.SHARES), tuple(self.SHARES.values()), pool, Calibration(temperature)
         )
         expected = apply_blend(saved, members, list(self.SHARES))
+
         assert submission(root).to_numpy().tolist() == [
             pytest.approx(expected.to_numpy()[0].tolist())
         ]
@@ -189,7 +190,8 @@ class TestFittedBlend:
         # The first fold of a, then b, then the second fold of a.
         answers = iter((0.1, 0.6, 0.3))
         predicts({"kit-train-a-run": answers, "kit-train-b-run": answers})
-        infer_cell.infer(with_blend(session, self.SHARES))
+        infer.run_inference(with_blend(session, self.SHARES))
+
         assert submission(root)["winner_model_a"].tolist() == [
             pytest.approx(0.75 * 0.6 + 0.25 * 0.2)
         ]
@@ -201,14 +203,15 @@ class TestFittedBlend:
         sources = [first | {"runs": ["deberta-1"]}, second | {"runs": ["roberta-2"]}]
         session = with_job(session, sources=sources)
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-        infer_cell.infer(with_blend(session, {"roberta-2": 0.75, "deberta-1": 0.25}))
+        infer.run_inference(with_blend(session, {"roberta-2": 0.75, "deberta-1": 0.25}))
+
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
 
     def test_a_dropped_member_is_not_run(
         self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         commands = predicts({"kit-train-b-run": 0.6})
-        infer_cell.infer(with_blend(session, {"kit-train-b-run": 1.0, "kit-train-a-run": 0.0}))
+        infer.run_inference(with_blend(session, {"kit-train-b-run": 1.0, "kit-train-a-run": 0.0}))
         assert [Path(c[1]).name for c in commands] == ["kit-train-b-run"]
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
@@ -228,7 +231,8 @@ class TestFittedBlend:
         session = with_job(session, sources=sources)
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 1, "third": 0.8})
         shares = {"kit-train-b-run": 0.5, "kit-train-a-run": 0.1, "third": 0.4}
-        infer_cell.infer(with_blend(session, shares))
+        infer.run_inference(with_blend(session, shares))
+
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.2 * 0.2 + 0.8 * 0.8)]
         log = capfd.readouterr().out
         assert "the blend continues without kit-train-b-run" in log
@@ -244,9 +248,10 @@ class TestFittedBlend:
         predicts({"kit-train-b-run": 0.6})
         session = with_blend(session, {"kit-train-b-run": 0.5, "elsewhere": 0.5})
         with pytest.raises(RuntimeError, match="the blend needs elsewhere"):
-            infer_cell.infer(session)
+            infer.run_inference(session)
+
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
     def test_a_saved_calibration_is_applied_to_the_blend(
@@ -254,9 +259,10 @@ class TestFittedBlend:
     ) -> None:
         predicts({"kit-train-a-run": 0.3, "kit-train-b-run": 0.5})
         calibration = {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]}
-        infer_cell.infer(with_job(session, calibration=calibration))
+        infer.run_inference(with_job(session, calibration=calibration))
         mean = make_predictions([7], [[0.4, 0.6, 0.0]])
         expected = apply_calibration(Calibration(2.0), mean).to_numpy()[0]
+
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.tolist())]
 
 
@@ -284,9 +290,10 @@ class TestANamedRun:
         with pytest.raises(
             RuntimeError, match="me/kit-train-a has kit-train-a-run, but not deberta-1"
         ):
-            infer_cell.infer(naming("deberta-1"))
+            infer.run_inference(naming("deberta-1"))
+
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        infer_cell.infer(naming("deberta-1"))
+        infer.run_inference(naming("deberta-1"))
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.4)]
         assert (
             "!\nkit | me/kit-train-a has kit-train-a-run, but not deberta-1"
@@ -298,7 +305,7 @@ class TestANamedRun:
     ) -> None:
         add_run(place(root, layout, "notebooks", "me", "kit-train-a") / "runs/another")
         commands = predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-        infer_cell.infer(naming("kit-train-a-run"))
+        infer.run_inference(naming("kit-train-a-run"))
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run", "kit-train-b-run"]
 
 
@@ -309,13 +316,14 @@ def test_temporary_folders_are_removed(
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-    infer_cell.infer(session)
+    infer.run_inference(session)
     predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
     with pytest.raises(RuntimeError):
-        infer_cell.infer(session)
+        infer.run_inference(session)
+
     monkeypatch.setattr(NotebookSession, "run_kit", lambda *_: 1)
     with pytest.raises(RuntimeError, match="preprocess failed"):
-        train_cell.train(with_job(session, recipe="", fold="0", preprocess={}))
+        train.run_training(with_job(session, recipe="", fold="0", preprocess={}))
     assert list(scratch.iterdir()) == []
 
 
@@ -329,7 +337,7 @@ class TestFailures:
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
         assert "kit-train-a-run FAILED" in capfd.readouterr().out
 
@@ -338,7 +346,7 @@ class TestFailures:
     ) -> None:
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
         with pytest.raises(RuntimeError, match="no model gave predictions"):
-            infer_cell.infer(session)
+            infer.run_inference(session)
         assert not (root / "working/submission.csv").exists()
 
     def test_no_working_model_gives_the_class_prior_while_scoring(
@@ -351,7 +359,8 @@ class TestFailures:
     ) -> None:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
-        infer_cell.infer(session)
+        infer.run_inference(session)
+
         assert validate_submission(
             root / "working/submission.csv", session.competition_file("test.csv")
         ).ok
@@ -368,9 +377,10 @@ class TestFailures:
         predicts({"kit-train-b-run": 0.6})
         (root / "input/kit-train-a/runs/kit-train-a-run/recipe.toml").unlink()
         with pytest.raises(RuntimeError, match="no run directory from me/kit-train-a"):
-            infer_cell.infer(session)
+            infer.run_inference(session)
+
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
     def test_no_gpu_is_an_error_and_the_cpu_is_used_while_scoring(
@@ -387,9 +397,10 @@ class TestFailures:
 
         monkeypatch.setattr(NotebookSession, "gpu_count", no_gpu)
         with pytest.raises(RuntimeError, match="there is none"):
-            infer_cell.infer(session)
+            infer.run_inference(session)
+
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert len(submission(root)) == 1
 
     def test_a_model_that_fails_on_several_gpus_is_tried_on_one(
@@ -397,7 +408,7 @@ class TestFailures:
     ) -> None:
         commands = predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
         monkeypatch.setattr(NotebookSession, "gpu_count", lambda self: 2)
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run"] * 2 + ["kit-train-b-run"]
 
     def test_the_file_of_a_failed_attempt_is_removed(
@@ -414,7 +425,7 @@ class TestFailures:
 
         monkeypatch.setattr(NotebookSession, "run_kit", run_kit)
         monkeypatch.setattr(NotebookSession, "gpu_count", lambda self: 2)
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.3)]
 
     def test_a_used_up_budget_stops_predicting(
@@ -426,7 +437,7 @@ class TestFailures:
     ) -> None:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         commands = predicts({})
-        infer_cell.infer(dataclasses.replace(session, started=time.monotonic() - 3600))
+        infer.run_inference(dataclasses.replace(session, started=time.monotonic() - 3600))
         assert commands == []
         assert len(submission(root)) == 1
 
@@ -460,18 +471,18 @@ class TestTraining:
     def test_rows_are_prepared_and_every_gpu_trains_within_the_budget(
         self, job: NotebookSession, commands: list, root: Path
     ) -> None:
-        train_cell.train(job)
-        (preprocess, one), (train, two) = commands
+        train.run_training(job)
+        (preprocess, one), (training, two) = commands
         assert (one, two) == (1, 2)
         assert preprocess[:3] == ["preprocess", "--raw", str(root / "input" / COMPETITION)]
         assert {"--text=ascii", "--folds=3"} <= set(preprocess)
-        assert 0.8 < float(train[train.index("--max-hours") + 1]) < 1.0
-        assert train[train.index("--runs") + 1] == str(root / "working/runs")
+        assert 0.8 < float(training[training.index("--max-hours") + 1]) < 1.0
+        assert training[training.index("--runs") + 1] == str(root / "working/runs")
 
     def test_unfinished_folds_are_not_in_the_output(
         self, job: NotebookSession, commands: list, root: Path
     ) -> None:
-        train_cell.train(job)
+        train.run_training(job)
         assert list(json.loads((root / "working" / OUTPUT_LIST).read_text())["files"]) == [
             "runs/x-1/fold0/metrics.json"
         ]
@@ -489,7 +500,7 @@ class TestTraining:
     ) -> None:
         self.codes |= codes
         with pytest.raises(RuntimeError, match=message):
-            train_cell.train(job)
+            train.run_training(job)
 
 
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
@@ -503,6 +514,7 @@ class TestCommands:
             sessions.subprocess, "Popen", lambda command, **more: real(["/bin/sleep", "60"], **more)
         )
         began = time.monotonic()
+
         assert session.run_kit(["train"], 1, 0.2) < 0
         assert time.monotonic() - began < 5
 
@@ -517,6 +529,7 @@ class TestCommands:
         monkeypatch.setattr(
             sessions.subprocess, "Popen", lambda command, **more: real(fake, **more)
         )
+
         assert session.run_kit(["train"], 2, 60) == 3
         log = capfd.readouterr().out
         assert "torch.distributed.run --standalone --nproc_per_node=2 -m kit train" in log
