@@ -29,7 +29,7 @@ _gpu = click.option(
     show_default=True,
     help="A T4 session has two of them; Kaggle has retired the P100.",
 )
-_yes = click.option("--yes", is_flag=True, help="Accept T4 for --gpu p100.")
+_yes = click.option("--yes", is_flag=True, help="Accept the two T4 that Kaggle gives for a P100.")
 _title = click.option(
     "--title", default="", help="Its title on Kaggle.  [default: made from the job]"
 )

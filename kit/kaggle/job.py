@@ -222,6 +222,7 @@ def train_jobs(
 
 def _train_title(recipe: Recipe, fold: str, options: Mapping[str, Any]) -> str:
     """Return the default title of a training kernel, within Kaggle's 50 characters."""
+    # The name is shortened, since the recipe's hash already distinguishes recipes.
     mark = _rows_mark(options)
     name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[: 16 if mark else 20].strip("-")
     part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
@@ -284,6 +285,7 @@ def infer_job(
             f"invalid weights {weights}", "Use weights of 0 or more, at least one above 0."
         )
 
+    # Known runs travel with the job, so that the notebook can check what Kaggle has mounted.
     members: list[dict[str, Any]] = []
     for source in sources:
         member: dict[str, Any] = {"ref": source.ref, "weight": source.weight}

@@ -1,7 +1,6 @@
 """Read a kernel's log as plain text. Use `log_records` to follow it, `read_log` for the whole.
 
-Control characters are removed: a log holds whatever the kernel printed, and a terminal would obey
-escape sequences in it.
+Control characters are removed, because a terminal would obey the escape sequences in a log.
 """
 
 import json

@@ -135,6 +135,7 @@ def _require_replaceable(out: Path, listed: set[str], ref: KernelRef) -> None:
             f"{out} is a file, but the output needs a folder", "Choose another folder with --out."
         )
 
+    # The log at the top of the folder is written by kit, and is not in the list of files.
     known = listed | _earlier_output(out) | {OUTPUT_LIST}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()

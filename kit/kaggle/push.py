@@ -123,6 +123,7 @@ def push_kernel(
     if metadata["enable_gpu"]:
         quota.tell_quota(client, say)
 
+    # Noted before the push, to recognise the new version where the answer is lost.
     before = find_kernel(client, ref)
     latest = before.latest if before else 0
     request = _push_request(metadata, text, job.max_hours)
@@ -146,6 +147,7 @@ def push_kernel(
         client.patience.sleep(_SLOT_POLL_S)
         waited += _SLOT_POLL_S
 
+    # Kaggle may give the kernel another slug than the one asked for; its answer counts.
     _require_sources(answer, ref)
     address = (answer.url or answer.ref.removeprefix("/code/") or str(ref)).split("?")[0]
     actual = KernelRef.parse(address)

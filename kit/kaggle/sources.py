@@ -129,6 +129,7 @@ def match_sources(
     Raises:
         KitError: no source has the run of a member, or a source has only runs that are no members.
     """
+    # How many sources hold a run: its weight is shared among them.
     copies = Counter(run for source in sources for run in source.runs)
     unknown = [s for s in sources if s.runs and not set(s.runs) & set(blend.members)]
     if unknown:
@@ -185,6 +186,7 @@ def _kernels_of_run(run: Path) -> dict[str, tuple[int, ...]]:
             "Add --dataset to publish the run as a private dataset.",
         )
 
+    # A kernel that trained several folds is one source.
     versions: dict[str, tuple[int, ...]] = {}
     for fold in folds:
         ref = KernelRef.parse(origins[fold])

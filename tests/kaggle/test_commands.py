@@ -1,4 +1,4 @@
-"""The commands that reach Kaggle, as typed: what they print, which exit code, and what they leave when they fail."""
+"""Check the output, the exit codes and the files of the commands that reach Kaggle."""
 
 import functools
 import json
@@ -10,20 +10,20 @@ from captured import Heard
 from click.testing import CliRunner, Result
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
-from kit.kaggle.preparing import push_mark
-from test_fan_out import RECIPE, output
+from training_output import RECIPE, training_output
 
 from kit.cli.main import main
 from kit.ensembling.blend import Blend, parse_blend, write_blend
 from kit.ensembling.calibration import Calibration, parse_calibration, write_calibration
 from kit.kaggle import notebook
+from kit.kaggle.job import train_jobs
 from kit.kaggle.ledger import LedgerEntry, read_ledger, record_submission
 from kit.kaggle.retry import RetryPolicy
 from kit.recipe.load import load_recipe
 
 TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
 TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
-TWO = push_mark({"folds": 2})  # what a slug says of these rows
+TWO_FOLD_SLUGS = [job.slug for job in train_jobs([RECIPE], preprocess={"folds": 2})]
 INFER = f"{OWNER}/kit-infer"
 Kit = Callable[..., Result]
 
@@ -41,16 +41,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kit(
     fake: FakeKaggle, home: Path, here: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Kit]:
-    """`kit …` of a user with a legacy key, against the fake; pauses only count, and what is printed is heard."""
+    """Run kit for a user with a legacy key, against the fake and without pauses."""
     quick = functools.partial(RetryPolicy, sleep=heard.pauses.append)
-    for where in ("kit.kaggle.retry", "kit.doctor"):
-        monkeypatch.setattr(f"{where}.RetryPolicy", quick)
+    for module in ("kit.kaggle.retry", "kit.doctor"):
+        monkeypatch.setattr(f"{module}.RetryPolicy", quick)
 
     def run(*arguments: object) -> Result:
-        result = CliRunner().invoke(main, [str(each) for each in arguments])
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
         heard.lines.append(result.output)
         assert Path.cwd() == here
         assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+
         return result
 
     with fake.patched(home):
@@ -58,7 +59,7 @@ def kit(
 
 
 @pytest.fixture
-def nobody(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Kit:
+def kit_without_key(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Kit:
     """The same without credentials."""
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
         monkeypatch.delenv(name)
@@ -71,32 +72,43 @@ def ready(fake: FakeKaggle) -> None:
     job = {"push": "a" * 32, "sources": [{"ref": f"{OWNER}/kit-train-a", "weight": 1.0}]}
     fake.kernel_script = ["COMPLETE"]
     text = notebook.build_notebook("infer", job)
-    more = {"kernelType": "notebook", "enableInternet": False, "competitionDataSources": [SLUG]}
-    fake.save_kernel({"slug": INFER, "text": text, **more})
+    settings = {
+        "kernelType": "notebook",
+        "enableInternet": False,
+        "competitionDataSources": [SLUG],
+    }
+    fake.save_kernel({"slug": INFER, "text": text, **settings})
 
 
-def left(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, here: Path) -> None:
     assert kit("download").exit_code == 0
+
     train = kit(*TRAIN, "--fold", "all", "--max-hours", 9)
-    assert (train.exit_code, train.stdout) == (0, f"{OWNER}/{TRAIN_SLUG}/1\n")
+    assert train.exit_code == 0
+    assert train.stdout == f"{OWNER}/{TRAIN_SLUG}/1\n"
+
     ref = train.stdout.strip()
     assert f"kit kernels wait {ref}" in train.stderr
+
     waited = kit("kernels", "wait", ref)
     assert waited.stdout == f"{ref} COMPLETE\n"
     assert waited.stderr.endswith(f"Next: kit kernels push infer --runs {ref}\n")
+
     infer = kit("kernels", "push", "infer", "--runs", ref, "--wait")
     assert infer.exit_code == 0, infer.output
     assert f"Next: kit submit --kernel {INFER}/1 -m" in infer.stderr
     assert kit("kernels", "output", INFER).stdout == "kernels/kit-infer.output/submission.csv\n"
+
     submitted = kit("submit", "--kernel", f"{INFER}/1", "-m", "the whole way", "--wait")
     assert submitted.exit_code == 0, submitted.output
     assert "COMPLETE: public score 0.98765" in submitted.stdout
     assert "5 submissions left today" in submitted.stderr
     assert "GPU hours left" in submitted.stderr
+
     listed = kit("submissions").stdout
     assert all(word in listed for word in ("0.98765", "the whole way", f"{INFER}/1"))
     assert read_ledger(here / "submissions/ledger.csv")[0].runs == f"{OWNER}/{TRAIN_SLUG}"
@@ -120,13 +132,14 @@ def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, 
     ids=" ".join,
 )
 def test_every_command_without_credentials_says_how_to_get_them(
-    nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str]
+    kit_without_key: Kit, fake: FakeKaggle, here: Path, arguments: list[str]
 ) -> None:
-    result = nobody(*arguments)
-    assert (result.exit_code, result.stdout) == (1, "")
+    result = kit_without_key(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
     assert "no Kaggle credentials found" in result.stderr
     assert "https://www.kaggle.com/settings/api" in result.stderr
-    assert (fake.calls, left(here)) == ([], [])
+    assert (fake.calls, files_in(here)) == ([], [])
 
 
 def test_a_stale_token_error_says_how_to_unset_it(
@@ -174,20 +187,21 @@ class TestDownload:
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
         result = kit("download", "--json")
-        told = json.loads(result.stdout)
-        assert told["sizes"] == {name: len(data) for name, data in fake.competitions[SLUG].items()}
+        sizes = json.loads(result.stdout)["sizes"]
+        assert sizes == {name: len(data) for name, data in fake.competitions[SLUG].items()}
         assert "Kaggle may have updated it" in result.stderr
+
         again = kit("download")
         assert "there already" in again.stderr
         assert "Next: kit preprocess --raw data/raw" in again.stderr
-        assert left(here) == [f"data/raw/{name}" for name in sorted(fake.competitions[SLUG])]
+        assert files_in(here) == [f"data/raw/{name}" for name in sorted(fake.competitions[SLUG])]
 
     def test_rules_that_are_not_accepted(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         fake.rules_accepted.clear()
         result = kit("download")
         assert result.exit_code == 1
         assert f"https://www.kaggle.com/competitions/{SLUG}/rules" in result.stderr
-        assert left(here) == []
+        assert files_in(here) == []
 
     def test_an_unknown_competition_is_an_error(self, kit: Kit) -> None:
         result = kit("download", "--competition", "no-such-thing")
@@ -213,24 +227,30 @@ class TestPush:
             ),
             (
                 [*TRAIN, "--fan-out", "--folds", "2"],
-                [TRAIN_SLUG.replace("all-folds", f"{TWO}-fold-{k}") for k in "01"],
+                TWO_FOLD_SLUGS,
             ),
         ],
     )
     def test_a_dry_run_writes_the_folder_without_a_request(
-        self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], slugs: list[str]
+        self,
+        kit_without_key: Kit,
+        fake: FakeKaggle,
+        here: Path,
+        arguments: list[str],
+        slugs: list[str],
     ) -> None:
-        result = nobody(*arguments, "--dry-run")
+        result = kit_without_key(*arguments, "--dry-run")
         assert result.exit_code == 0, result.output
         assert result.stdout.split() == [f"kernels/{slug}" for slug in slugs]
         assert "OWNER" in result.stderr
         assert "without --dry-run" in result.stderr
+
         names = [
             f"kernels/{slug}/{name}"
             for slug in slugs
             for name in ("kernel-metadata.json", f"{slug}.ipynb")
         ]
-        assert left(here) == sorted(names)
+        assert files_in(here) == sorted(names)
         assert fake.calls == []
 
     def test_a_dry_run_with_a_key_writes_the_real_kernel_id(self, kit: Kit, here: Path) -> None:
@@ -241,22 +261,14 @@ class TestPush:
         assert written["id"] == f"{OWNER}/{TRAIN_SLUG}"
 
     def test_options_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
-        options = [
-            "--fold",
-            1,
-            "--folds",
-            3,
-            "--text",
-            "ascii",
-            "--set",
-            "train.lr=1e-5",
-            "--max-hours",
-            2,
-        ]
-        result = kit(*TRAIN, *options, "--title", "my own title", "--gpu", "none", "--json")
+        options = ["--fold", 1, "--folds", 3, "--text", "ascii", "--max-hours", 2, "--gpu", "none"]
+        options += ["--set", "train.lr=1e-5", "--title", "my own title"]
+        result = kit(*TRAIN, *options, "--json")
+
         assert json.loads(result.stdout)[0]["kernel"] == f"{OWNER}/my-own-title/1"
         (call,) = fake.seen("SaveKernel")
         job = notebook.job_of(call.body["text"])
+
         assert (job["fold"], job["max_hours"], job["gpu"]) == ("1", 2.0, "none")
         assert job["preprocess"] == {
             "text": "ascii",
@@ -283,9 +295,11 @@ class TestPush:
         for name in ("kit-a", "kit-b"):
             fake.save_kernel({"slug": f"{OWNER}/{name}", "text": ""})
         runs = ["--runs", "kit-a", "kit-b", "--weights", "2,1", "--local-score", "1.01"]
+
         assert kit("kernels", "push", "infer", *runs).exit_code == 0
         call = fake.seen("SaveKernel")[-1]
         job = notebook.job_of(call.body["text"])
+
         assert (job["method"], [s["weight"] for s in job["sources"]], job["local_score"]) == (
             "weights",
             [2, 1],
@@ -300,7 +314,7 @@ class TestPush:
         other = load_recipe("tiny-roberta")
         fake.kernel_script = ["COMPLETE"]
         for slug, recipe in (("kit-train-a", RECIPE), ("kit-train-b", other)):
-            fake.kernel_files = output(recipe, "0")
+            fake.kernel_files = training_output(recipe, "0")
             fake.save_kernel({"slug": f"{OWNER}/{slug}", "text": ""})
         fake.kernel_files = {
             "submission.csv": b"id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.5\n"
@@ -311,64 +325,66 @@ class TestPush:
         write_blend(saved, "blend.json", {})
         push = ("kernels", "push", "infer", "--blend", "blend.json", "--runs")
         refused = kit(*push, "kit-train-a")
-        assert (refused.exit_code, f"needs {other.run_name}" in refused.stderr) == (1, True)
+
+        assert refused.exit_code == 1
+        assert f"needs {other.run_name}" in refused.stderr
         assert len(fake.seen("SaveKernel")) == 0
         assert kit(*push, "kit-train-a", "kit-train-b").exit_code == 0
+
         job = notebook.job_of(fake.seen("SaveKernel")[-1].body["text"])
         assert parse_blend("job", job["blend"]) == saved
         assert kit("submit", "--kernel", INFER, "-m", "fitted").exit_code == 0
+
         (entry,) = read_ledger(here / "submissions/ledger.csv")
         assert (entry.runs, entry.weights) == (
             f"{OWNER}/kit-train-a {OWNER}/kit-train-b",
             "0.25 0.75",
         )
 
-    def test_a_saved_calibration_reaches_the_notebook(self, nobody: Kit, here: Path) -> None:
+    def test_a_saved_calibration_reaches_the_notebook(
+        self, kit_without_key: Kit, here: Path
+    ) -> None:
         write_calibration(Calibration(1.25), "t.json", {})
-        dry = nobody(
-            "kernels",
-            "push",
-            "infer",
-            "--runs",
-            "kit-train-a",
-            "--calibration",
-            "t.json",
-            "--dry-run",
-        )
+        push = ("kernels", "push", "infer", "--runs", "kit-train-a", "--dry-run")
+        dry = kit_without_key(*push, "--calibration", "t.json")
+
         assert dry.exit_code == 0, dry.output
         job = notebook.job_of((here / "kernels/kit-infer/kit-infer.ipynb").read_text())
         assert parse_calibration("job", job["calibration"]) == Calibration(1.25)
-        swapped = nobody(
-            "kernels", "push", "infer", "--runs", "kit-train-a", "--blend", "t.json", "--dry-run"
-        )
-        assert (swapped.exit_code, "not a saved blend" in swapped.stderr) == (1, True)
+
+        swapped = kit_without_key(*push, "--blend", "t.json")
+        assert swapped.exit_code == 1
+        assert "not a saved blend" in swapped.stderr
 
     def test_the_p100_needs_the_option_yes(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         refused = kit(*TRAIN, "--gpu", "p100")
         assert refused.exit_code == 1
         assert "retired the P100" in refused.stderr
         assert "--yes" in refused.stderr
-        assert (fake.calls, left(here)) == ([], [])
+        assert (fake.calls, files_in(here)) == ([], [])
         assert kit(*TRAIN, "--gpu", "p100", "--yes").exit_code == 0
         assert fake.seen("SaveKernel")[0].body["machineShape"] == "NvidiaTeslaT4"
 
     def test_a_refused_push_exits_with_1(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.max_gpu_sessions = 0
         result = kit(*TRAIN)
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.exit_code == 1
+        assert result.stdout == ""
         assert "Maximum batch GPU session count" in result.stderr
         assert "stop one at https://" in result.stderr
 
     def test_a_push_that_loses_a_source_exits_with_1(self, kit: Kit, fake: FakeKaggle) -> None:
         del fake.competitions[SLUG]
         result = kit(*TRAIN)
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.exit_code == 1
+        assert result.stdout == ""
         assert f"without competition {SLUG}" in result.stderr
 
     def test_waiting_for_a_failing_run_exits_with_1(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script, fake.kernel_failure = ["QUEUED", "ERROR"], "out of memory"
         result = kit(*TRAIN, "--wait")
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.exit_code == 1
+        assert result.stdout == ""
         assert "failed: out of memory" in result.stderr
         assert "The log ends:\nhello" in result.stderr
         assert f"kit kernels logs {OWNER}/{TRAIN_SLUG}/1" in result.stderr
@@ -384,7 +400,8 @@ class TestPush:
 
     def test_a_misspelt_backbone_is_not_pushed(self, kit: Kit, fake: FakeKaggle) -> None:
         result = kit("kernels", "push", "train", "--backbone", "debrta")
-        assert (result.exit_code, "no backbone 'debrta'" in result.stderr) == (1, True)
+        assert result.exit_code == 1
+        assert "no backbone 'debrta'" in result.stderr
         assert not fake.seen("SaveKernel")
 
     def test_a_misspelt_run_is_not_taken_for_a_kernel(
@@ -393,13 +410,13 @@ class TestPush:
         (here / "runs/tiny-1").mkdir(parents=True)
         (here / "runs/tiny-1/origin.json").write_text("{}")
         result = kit("kernels", "push", "infer", "--runs", "runs/tiny-2-typo")
+
         assert result.exit_code == 1
         assert "Runs in runs: tiny-1" in result.stderr
+
         result = kit("kernels", "push", "infer", "--runs", "elsewhere/tiny-2-typo", "--dataset")
-        assert (result.exit_code, "there is none at elsewhere/tiny-2-typo" in result.stderr) == (
-            1,
-            True,
-        )
+        assert result.exit_code == 1
+        assert "there is none at elsewhere/tiny-2-typo" in result.stderr
         assert fake.seen("SaveKernel") == []
 
     def test_an_empty_kernel_name_is_explained(self, kit: Kit, fake: FakeKaggle) -> None:
@@ -408,30 +425,37 @@ class TestPush:
             ["submit", "--kernel", "", "-m", "m"],
         ):
             result = kit(*command)
-            assert (result.exit_code, "'' does not name a kernel" in result.stderr) == (1, True)
+            assert result.exit_code == 1
+            assert "the name of the kernel is empty" in result.stderr
         assert fake.calls == []
 
     def test_a_local_run_can_be_published_as_a_dataset(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
-        for name, data in output(RECIPE, "0").items():
+        for name, data in training_output(RECIPE, "0").items():
             (here / name).parent.mkdir(parents=True, exist_ok=True)
             (here / name).write_bytes(data)
         run = f"runs/{RECIPE.run_name}"
         refused = kit("kernels", "push", "infer", "--runs", run)
-        assert (refused.exit_code, "Add --dataset" in refused.stderr) == (1, True)
+
+        assert refused.exit_code == 1
+        assert "Add --dataset" in refused.stderr
         dry = kit("kernels", "push", "infer", "--runs", run, "--dataset", "--dry-run")
-        assert (dry.exit_code, fake.datasets) == (0, {})
+        assert dry.exit_code == 0
+        assert fake.datasets == {}
+
         bad = kit("kernels", "push", "infer", "--runs", run, "--dataset", "--weights", "-1")
-        assert (bad.exit_code, fake.datasets) == (1, {})
+        assert bad.exit_code == 1
+        assert fake.datasets == {}
         assert kit("kernels", "push", "infer", "--runs", run, "--dataset").exit_code == 0
+
         (ref,) = fake.datasets
         assert fake.seen("SaveKernel")[0].body["datasetDataSources"] == [ref]
 
 
 class TestFanOut:
     def test_finished_folds_are_collected(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
-        fake.kernel_files = output(RECIPE, "0")
+        fake.kernel_files = training_output(RECIPE, "0")
         result = kit(*TRAIN, "--fold", 0, "--fan-out")
         assert result.exit_code == 0, result.output
         assert f"Next: kit kernels push infer --runs runs/{RECIPE.run_name}" in result.stderr
@@ -454,10 +478,13 @@ class TestFanOut:
 class TestKernels:
     def test_status_lists_the_kernels_in_the_folder(self, kit: Kit, fake: FakeKaggle) -> None:
         nothing = kit("kernels", "status")
-        assert (nothing.exit_code, "Next: kit kernels push train" in nothing.stderr) == (0, True)
+        assert nothing.exit_code == 0
+        assert "Next: kit kernels push train" in nothing.stderr
+
         kit(*TRAIN)
         kit("kernels", "push", "infer", "--runs", "a/kit-train", "--dry-run")
         states = json.loads(kit("kernels", "status", "--json").stdout)
+
         assert {s["kernel"]: s["status"] for s in states} == {
             f"{OWNER}/{TRAIN_SLUG}": "QUEUED",
             INFER: "MISSING",
@@ -469,6 +496,7 @@ class TestKernels:
         fake.kernel_script = ["ERROR"]
         fake.save_kernel({"slug": INFER, "text": ""})
         result = kit("kernels", "status", INFER)
+
         assert result.exit_code == 1
         assert f"kit kernels logs {INFER}" in result.stderr
         assert kit("kernels", "status", f"{INFER}/1").exit_code == 0
@@ -476,9 +504,10 @@ class TestKernels:
     @pytest.mark.parametrize("command", ["status", "wait", "logs", "output"])
     def test_an_unknown_kernel_is_an_error(self, kit: Kit, here: Path, command: str) -> None:
         result = kit("kernels", command, "me/not-there")
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.exit_code == 1
+        assert result.stdout == ""
         assert "check the spelling" in result.stderr
-        assert left(here) == []
+        assert files_in(here) == []
 
     def test_waiting_ends_at_the_timeout(self, kit: Kit, fake: FakeKaggle) -> None:
         fake.kernel_script = ["RUNNING"]
@@ -497,13 +526,15 @@ class TestKernels:
 
     @pytest.mark.usefixtures("ready")
     def test_output_is_downloaded_and_not_overwritten(self, kit: Kit, here: Path) -> None:
-        told = json.loads(
-            kit("kernels", "output", "kit-infer", "-o", "got", "--only", "*.csv", "--json").stdout
-        )
-        assert told == {"kernel": INFER, "files": ["got/submission.csv"], "hashes_compared": False}
-        assert left(here) == ["got/kit-infer.log", "got/submission.csv"]
-        assert "--force" in kit("kernels", "output", "kit-infer", "-o", "got").stderr
-        assert kit("kernels", "output", "kit-infer", "-o", "got", "--force").exit_code == 0
+        output = ("kernels", "output", "kit-infer", "-o", "got")
+        assert json.loads(kit(*output, "--only", "*.csv", "--json").stdout) == {
+            "kernel": INFER,
+            "files": ["got/submission.csv"],
+            "hashes_compared": False,
+        }
+        assert files_in(here) == ["got/kit-infer.log", "got/submission.csv"]
+        assert "--force" in kit(*output).stderr
+        assert kit(*output, "--force").exit_code == 0
 
     @pytest.mark.usefixtures("ready")
     def test_an_error_page_is_not_saved_as_output(
@@ -511,21 +542,24 @@ class TestKernels:
     ) -> None:
         fake.fail("_blob", 200, raw=b"<html>Sign in</html>", times=99)
         result = kit("kernels", "output", INFER)
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.exit_code == 1
+        assert result.stdout == ""
         assert "a web page came in place of submission.csv" in result.stderr
-        assert left(here) == []
+        assert files_in(here) == []
 
     def test_the_output_of_a_training_is_collected_as_a_run(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
-        fake.kernel_files, fake.kernel_script = output(RECIPE, "0"), ["COMPLETE"]
+        fake.kernel_files, fake.kernel_script = training_output(RECIPE, "0"), ["COMPLETE"]
         kit(*TRAIN, "--wait")
         assert (
             kit("kernels", "output", TRAIN_SLUG, "--runs", "runs").stdout
             == f"runs/{RECIPE.run_name}/fold0\n"
         )
+
         again = kit("kernels", "output", TRAIN_SLUG, "--runs", "runs")
-        assert (again.exit_code, "already" in again.stderr) == (0, True)
+        assert again.exit_code == 0
+        assert "already" in again.stderr
 
 
 class TestSubmit:
@@ -533,16 +567,17 @@ class TestSubmit:
     def test_a_failed_submission_is_explained(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         fake.submission_script, fake.submission_error = ["PENDING", "ERROR"], "Notebook Timeout"
         result = kit("submit", "--kernel", INFER, "-m", "too slow", "--wait")
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.exit_code == 1
+        assert result.stdout == ""
         assert "longer than 9 hours" in result.stderr
         assert read_ledger(here / "submissions/ledger.csv")[0].error == "Notebook Timeout"
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "message"),
         [
             (["no-such.csv"], "no-such.csv: no such file"),
             (["bad.csv"], "bad.csv would not be scored"),
-            (["--kernel", "no/such/kernel/here"], "does not name a kernel"),
+            (["--kernel", "no/such/kernel/here"], "is not the name of a kernel"),
             (
                 ["--kernel", "https://www.kaggle.com/code/a/kit-infer?scriptVersionId=1"],
                 "Write a/kit-infer/VERSION",
@@ -551,17 +586,15 @@ class TestSubmit:
         ],
     )
     def test_wrong_arguments_are_refused_before_a_credential_is_read(
-        self, nobody: Kit, fake: FakeKaggle, here: Path, arguments: list[str], told: str
+        self, kit_without_key: Kit, fake: FakeKaggle, here: Path, arguments: list[str], message: str
     ) -> None:
         (here / "bad.csv").write_text(
             "id,winner_model_a,winner_model_b,winner_tie\n1,0.2,0.3,0.9\n"
         )
-        result = nobody("submit", *arguments, "-m", "m")
-        assert (result.exit_code, told in result.stderr, "credentials" in result.stderr) == (
-            1,
-            True,
-            False,
-        )
+        result = kit_without_key("submit", *arguments, "-m", "m")
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert "credentials" not in result.stderr
         assert fake.calls == []
 
     @pytest.mark.usefixtures("ready")
@@ -591,6 +624,7 @@ class TestSubmit:
         fake.kernel_script = ["RUNNING"]
         fake.save_kernel({"slug": INFER, "text": ""})
         result = kit("submit", "--kernel", "kit-infer", "-m", "m")
+
         assert result.exit_code == 1
         assert f"kit kernels wait {INFER}" in result.stderr
         assert fake.submissions == []
@@ -608,6 +642,7 @@ class TestSubmit:
         )
         record_submission(old)
         listed = kit("submissions").stdout
+
         assert "another account" in listed
         assert "in the ledger only" in listed
         assert json.loads(kit("submissions", "--json").stdout)[0]["kaggle"] is None
@@ -617,13 +652,14 @@ class TestDoctor:
     def test_online_it_shows_the_account_and_the_quotas(self, kit: Kit, fake: FakeKaggle) -> None:
         result = kit("doctor", "--online")
         assert result.exit_code == 0, result.output
-        for told in (
+
+        for text in (
             OWNER,
             "5 submissions left today",
             "29.0 of 30 GPU hours left",
             "legacy key from KAGGLE_KEY",
         ):
-            assert told in result.stdout
+            assert text in result.stdout
         reading = {"GetCompetition", "GetSubmissionLimits", "GetAcceleratorQuotaStatistics"}
         assert {call.rpc.split("/")[1] for call in fake.calls} == reading
 

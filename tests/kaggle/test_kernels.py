@@ -216,6 +216,7 @@ class TestLogs:
 
         monkeypatch.setattr(logs, "_events", break_once)
         fake.kernels[f"{OWNER}/kit-train"]["versions"][1]["log"] = fake.kernel_log
+
         assert list(logs.follow_log(client, ref)) == ["0\n", "1\n", "2\n", "3\n", "4\n"]
         assert len(opened) == 2
 

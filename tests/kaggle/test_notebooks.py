@@ -1,4 +1,4 @@
-"""The notebooks, executed: the very text that is pushed, in a process of its own, offline, under a fake /kaggle."""
+"""Check the notebooks by running the pushed text offline, in a process of its own."""
 
 import json
 import os
@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit.cli import train as commands
-from kit.ensembling.blend import Blend, apply_blend
-from kit.ensembling.calibration import Calibration
+from kit.ensemble.blend import Blend, apply_blend
+from kit.ensemble.calibration import Calibration
 from kit.evaluation.validate import validate_submission
 from kit.kaggle.job import Job, Source, infer_job, train_job
 from kit.kaggle.notebook import build_notebook
@@ -30,31 +29,36 @@ for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
     if cell["cell_type"] == "code":
         exec(compile(cell["source"], cell["id"], "exec"), names)
 """
-ALONE = {
-    "OMP_NUM_THREADS": "1"
-}  # threads that wait for each other are slower than one, on a busy machine
-NOWHERE = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+# On a busy machine, threads that wait for each other are slower than one.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+# A proxy that refuses every connection.
+NO_NETWORK = {
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "NO_PROXY": "",
+}
 
 
 @pytest.fixture
 def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a job's notebook below `tmp_path`/kaggle, away from this checkout, with no network."""
+    """Run the notebook of a job below `tmp_path`/kaggle, without this checkout and network."""
 
     def run(job: Job, **environment: str) -> subprocess.CompletedProcess:
         text = build_notebook(job.kind, {**job.session_settings(), "push": "a" * 32})
         (tmp_path / "notebook.ipynb").write_text(text, encoding="utf-8")
         working = tmp_path / "kaggle/working"
         working.mkdir(parents=True, exist_ok=True)
-        kept = {
-            k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.endswith("_OFFLINE")
+
+        # Without PYTHONPATH kit comes from the notebook, and without the _OFFLINE variables the
+        # notebook itself has to keep transformers offline.
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "PYTHONPATH" and not name.endswith("_OFFLINE")
         }
-        env = (
-            kept
-            | ALONE
-            | NOWHERE
-            | {"KIT_KAGGLE_ROOT": str(tmp_path / "kaggle"), "TMPDIR": str(tmp_path)}
-            | environment
-        )
+        env |= {"KIT_KAGGLE_ROOT": str(tmp_path / "kaggle"), "TMPDIR": str(tmp_path)}
+        env |= ONE_THREAD | NO_NETWORK | environment
         command = [sys.executable, "-c", RUNNER, str(tmp_path / "notebook.ipynb")]
         return subprocess.run(
             command, env=env, cwd=working, capture_output=True, text=True, timeout=300
@@ -65,19 +69,19 @@ def execute(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="module")
 def toy() -> Recipe:
-    """An experiment of three steps."""
-    sizes = (
+    """A recipe of three steps."""
+    overrides = (
         "encode.max_tokens=8",
         "train.max_steps=3",
         "train.batch_size=16",
         "train.evals_per_epoch=1",
     )
-    return load_recipe("tiny-electra", sizes)
+    return load_recipe("tiny-electra", overrides)
 
 
 @pytest.fixture(scope="module")
 def run_folder(data: Path, toy: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory of a toy encoder, trained here."""
+    """A run directory of a toy encoder."""
     from kit.training.train import train_recipe
 
     runs = tmp_path_factory.mktemp("trained") / "runs"
@@ -92,7 +96,7 @@ def mount(root: Path, where: str, source: Path) -> Path:
 
 
 def write_test(path: Path, rows: int) -> np.ndarray:
-    """A test.csv of `rows` rows with ids that nobody has seen; returns the ids."""
+    """Write a test.csv with random ids, and return the ids."""
     ids = np.random.default_rng(rows).permutation(10_000_000)[:rows]
     texts = [
         json.dumps([f"turn {i % 97}", None if i % 50 == 0 else "wörd " * (i % 5)])
@@ -123,21 +127,24 @@ def test_inference_submits_the_mounted_test_set(
     if rows == 3:
         sources.insert(0, broken(root / "input" / f"{kernels}kit-train-b", run_folder))
     done = execute(infer_job(sources, gpu="none"))
+
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{rows:,} rows, valid" in done.stdout
     assert done.stdout.count("FAILED and is left out") == len(sources) - 1
+
     report = validate_submission(
         root / "working/submission.csv", root / "input" / competition / "test.csv"
     )
-    assert (report.ok, report.rows) == (True, rows)
+    assert report.ok
+    assert report.rows == rows
     assert read_predictions(root / "working/submission.csv")["id"].tolist() == ids.tolist()
-    assert str(tmp_path) in next(
-        line for line in done.stdout.splitlines() if "kit 0" in line
-    )  # not the checkout's
+
+    # Kit was imported from the notebook, not from this checkout.
+    assert str(tmp_path) in next(line for line in done.stdout.splitlines() if "kit 0" in line)
 
 
 def broken(mounted: Path, run: Path) -> Source:
-    """A source whose only run has lost its weights."""
+    """Mount a source whose only run has no weights."""
     for name in ("recipe.toml", "origin.json", "holdout/metrics.json"):
         path = mounted / "runs" / run.name / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,47 +159,49 @@ def test_a_fitted_blend_gives_the_same_result_as_locally(
 
     other = Path(shutil.copytree(run_folder, tmp_path / "runs/other-1"))
     origin = json.loads((other / "origin.json").read_text())
-    (other / "origin.json").write_text(
-        json.dumps(origin | {"text": "ascii"})
-    )  # it sees other texts than the first
+
+    # Another way to prepare the text makes its predictions different from the first run's.
+    (other / "origin.json").write_text(json.dumps(origin | {"text": "ascii"}))
     root = tmp_path / "kaggle"
     test = root / "input" / COMPETITION / "test.csv"
     write_test(test, 3)
     mount(root, f"notebooks/me/kit-train-a/runs/{run_folder.name}", run_folder)
-    mount(
-        root, "datasets/me/kit-run-other", other
-    )  # a dataset's folder does not have the run's name
+
+    # The folder of a dataset does not have the run's name.
+    mount(root, "datasets/me/kit-run-other", other)
     sources = [
         Source("me/kit-run-other", kind="dataset", runs=(other.name,)),
         Source("me/kit-train-a"),
     ]
     saved = Blend((run_folder.name, other.name), (0.2, 0.8), "geometric", Calibration(0.5))
     done = execute(infer_job(sources, blend=saved, gpu="none"))
+
     assert done.returncode == 0, done.stdout + done.stderr
     assert "geometric blend: " in done.stdout
+
     members = [predict_input(run, test) for run in (other, run_folder)]
     assert not members[0].equals(members[1])
+
     expected = apply_blend(saved, members, [other.name, run_folder.name])
     made = read_predictions(root / "working/submission.csv")
     pd.testing.assert_frame_equal(made, expected, check_exact=False, rtol=0, atol=1e-5)
+
     assert not list(tmp_path.glob("kit-*")), "the notebook left its scratch folders"
 
 
-@pytest.mark.skipif(
-    "max_hours" not in {p.name for p in commands.train.params},
-    reason="kit train has no --max-hours",
-)
 def test_training_leaves_a_run_that_inference_can_use(
     execute: Callable, raw: Path, toy: Recipe, tmp_path: Path
 ) -> None:
     root = tmp_path / "kaggle"
     mount(root, f"competitions/{COMPETITION}", raw)
     done = execute(train_job(toy, fold="0", gpu="none", restarts=1, preprocess={"folds": 3}))
+
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "--restart=1" in next(
-        line for line in done.stdout.splitlines() if "-m kit train" in line
-    )
+    command = next(line for line in done.stdout.splitlines() if "-m kit train" in line)
+    assert "--restart=1" in command
+
     run = root / "working/runs" / toy.run_name
     assert (run / "fold0/metrics.json").is_file()
+
     listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]
     assert f"runs/{toy.run_name}/fold0/model.safetensors" in listed

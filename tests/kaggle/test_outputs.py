@@ -35,6 +35,7 @@ def test_every_page_of_files_and_the_log_are_downloaded(
     files = {f"runs/a/fold{n}/model.bin": bytes([n]) * n for n in range(230)}
     finish(files)
     result = download_output(client, REF, tmp_path / "out")
+
     assert {n: (tmp_path / "out" / n).read_bytes() for n in files} == files
     assert (tmp_path / "out/kit-train.log").read_text() == "hello\n"
     assert (len(result.files), result.compared) == (230, False)
@@ -110,6 +111,7 @@ def test_an_interrupted_download_is_continued(
             download_output(client, REF, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         download_output(client, REF, tmp_path / "out")
+
     assert {n: (tmp_path / "out" / n).read_bytes() for n in files} == files
     assert [c.headers["Range"].split("-")[0] for c in fake.calls if "Range" in c.headers] != []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "out"]
@@ -123,6 +125,7 @@ def test_an_earlier_output_is_replaced_only_with_force(
     download_output(client, REF, tmp_path / "out")
     with pytest.raises(KitError, match="exists already"):
         download_output(client, REF, tmp_path / "out")
+
     finish({"submission.csv": b"id\n2\n"})
     download_output(client, KernelRef(OWNER, "kit-train", 2), tmp_path / "out", force=True)
     assert (tmp_path / "out/submission.csv").read_bytes() == b"id\n2\n"

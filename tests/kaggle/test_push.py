@@ -60,8 +60,10 @@ class TestNotebook:
             ("start", "code"),
             ("infer", "code"),
         ]
+
         (assignment,) = ast.parse(cells[1]["source"]).body
         assert isinstance(assignment, ast.Assign)
+
         ast.literal_eval(assignment.value)
         folder = Path(kit.__file__).parent / "kaggle/runtime"
         for cell in cells[2:]:
@@ -117,12 +119,15 @@ class TestWheel:
         pip = [sys.executable, "-m", "pip", "install", *options, tmp_path / made.name]
         subprocess.run(pip, check=True)
 
-        code = "import kit, sys; from kit.cli import main; print(kit.__file__); main(['recipes', '--json'])"
+        code = (
+            "import kit; from kit.cli import main; print(kit.__file__); main(['recipes', '--json'])"
+        )
         env = {"PYTHONPATH": str(tmp_path / "lib")}
         out = subprocess.run(
             [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
         )
         path, _, recipes = out.stdout.partition("\n")
+
         assert Path(path).is_relative_to(tmp_path / "lib")
 
         # The recipes are data files of the package.
@@ -187,6 +192,7 @@ class TestJob:
 
         assert title() == f"kit train tiny-electra {load_recipe('tiny-electra').hash} all folds"
         assert title(**PREPROCESS_DEFAULTS) == title()
+
         others = [
             {"text": "ascii"},
             {"folds": 3},
@@ -268,6 +274,7 @@ main()
         done = subprocess.run(
             [sys.executable, "-c", code], env=fake.env(home), capture_output=True, text=True
         )
+
         assert "Kernel version 2 successfully pushed" in done.stdout, done.stderr
         ours, theirs = (call.body for call in fake.seen("SaveKernel"))
         assert json.loads(ours.pop("text")) == json.loads(theirs.pop("text"))
@@ -329,6 +336,7 @@ main()
             return real(body)
 
         fake.get_kernel = meanwhile
+
         assert push.push_kernel(client, job, tmp_path / "k").ref.version == 3
 
     def test_a_push_waits_for_a_free_session_within_its_limit(
@@ -345,9 +353,11 @@ main()
         fake.gpu_total_s, fake.max_gpu_sessions = 30 * 3600, 3
         push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append)
         assert "29.0 of 30 GPU hours left" in heard.text
+
         fake.fail("GetAcceleratorQuotaStatistics", 404, "gone")
         push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append)
         assert "quota cannot be read" in heard.text
+
         fake.get_accelerator_quota_statistics = lambda _: {}
         push.push_kernel(client, job, tmp_path / "k", say=heard.lines.append)
         assert "Kaggle's answer has none" in heard.text

@@ -30,10 +30,12 @@ def test_from_download_to_score(
     # Printed for the fixture that looks for secrets in the output of every test.
     print(done.stderr)
     assert done.returncode == 0, done.stderr
+
     seen = json.loads(done.stdout)
     assert seen["files"] == ["sample_submission.csv", "test.csv", "train.csv"]
     assert (seen["state"], seen["score"]) == ("COMPLETE", "0.98765")
     assert seen["kernel"] == f"{OWNER}/kit-infer/1"
+
     train, infer = (call.body for call in fake.seen("SaveKernel") if call.status == 200)
     assert (train["enableInternet"], infer["enableInternet"]) == (True, False)
     assert train["machineShape"] == infer["machineShape"] == "NvidiaTeslaT4"
@@ -59,6 +61,7 @@ def test_from_download_to_score_with_a_failure_at_every_step(
     fake.fail("SaveKernel", drop=True, after=True)
     fake.fail("CreateCodeSubmission", drop=True, after=True)
     done = run_scenario(fake, home, tmp_path)
+
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["score"] == "0.98765"
     assert {len(kernel["versions"]) for kernel in fake.kernels.values()} == {1}

@@ -1,4 +1,4 @@
-"""Inside a session: inputs under both layouts, the time budget, and a submission whenever one is possible."""
+"""Check that a Kaggle session finds its inputs, keeps its time and submits whenever it can."""
 
 import dataclasses
 import json
@@ -10,12 +10,11 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
-from kit.ensembling import blend as blends
-from kit.ensembling.calibration import Calibration, apply_calibration
+from kit.ensemble.blend import Blend, apply_blend, blend_content
+from kit.ensemble.calibration import Calibration, apply_calibration
 from kit.evaluation.validate import validate_submission
-from kit.kaggle.runtime import infer as infer_cell
+from kit.kaggle.runtime import infer, train
 from kit.kaggle.runtime import session as sessions
-from kit.kaggle.runtime import train as train_cell
 from kit.kaggle.runtime.session import OUTPUT_LIST, NotebookSession
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.task import COMPETITION
@@ -24,7 +23,7 @@ LAYOUTS = ("old", "by kind")
 
 
 def place(root: Path, layout: str, kind: str, owner: str, slug: str) -> Path:
-    """Where Kaggle mounts a source."""
+    """Return where Kaggle mounts a source."""
     inputs = root / "input"
     if layout == "old":
         return inputs / slug
@@ -38,24 +37,27 @@ def layout(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path, layout: str) -> Path:
-    """A /kaggle with the competition, two training kernels' outputs and a dataset that has nothing to do with it."""
+    """A folder like /kaggle: the competition, two outputs of training kernels, another dataset."""
     root = tmp_path / "kaggle"
     competition = place(root, layout, "competitions", "", COMPETITION)
     competition.mkdir(parents=True)
     (competition / "test.csv").write_text(
-        "id,prompt,response_a,response_b\n" + '7,"[""p""]","[""a""]","[""b""]"\n' * 1
+        'id,prompt,response_a,response_b\n7,"[""p""]","[""a""]","[""b""]"\n'
     )
     (competition / "train.csv").write_text("")
     for slug in ("kit-train-a", "kit-train-b"):
-        run = place(root, layout, "notebooks", "me", slug) / "runs" / f"{slug}-run"
-        run.mkdir(parents=True)
-        (run / "recipe.toml").write_text("")
-        (run / "origin.json").write_text("{}")
+        add_run(place(root, layout, "notebooks", "me", slug) / "runs" / f"{slug}-run")
     other = place(root, layout, "datasets", "me", "other")
     other.mkdir(parents=True)
     (other / "test.csv").write_text("id\n1\n")
     (root / "working").mkdir()
     return root
+
+
+def add_run(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text("")
+    (folder / "origin.json").write_text("{}")
 
 
 @pytest.fixture
@@ -65,15 +67,20 @@ def session(root: Path) -> NotebookSession:
     return NotebookSession(job | {"sources": sources, "method": "mean"}, root)
 
 
+def with_job(session: NotebookSession, **settings: object) -> NotebookSession:
+    """Return the session with other settings in its job."""
+    return dataclasses.replace(session, job={**session.job, **settings})
+
+
 @pytest.fixture
 def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], list[list[str]]]:
-    """Stands in for `kit predict`: per run, the probability of A that it writes, or an exit code."""
+    """Replace `kit predict`: per run, the probability of A that it writes, or its exit code."""
 
     def prepare(answers: dict[str, object]) -> list[list[str]]:
         commands: list[list[str]] = []
 
-        def kit(_: NotebookSession, arguments: list, *__: object, **___: str) -> int:
-            commands.append([str(a) for a in arguments])
+        def run_kit(_: NotebookSession, arguments: list, *__: object, **___: str) -> int:
+            commands.append([str(argument) for argument in arguments])
             answer = answers[Path(arguments[1]).name]
             answer = next(answer) if isinstance(answer, Iterator) else answer
             if isinstance(answer, int):
@@ -84,8 +91,8 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], l
             )
             return 0
 
-        monkeypatch.setattr(NotebookSession, "kit", kit)
-        monkeypatch.setattr(NotebookSession, "devices", lambda self: 0)
+        monkeypatch.setattr(NotebookSession, "run_kit", run_kit)
+        monkeypatch.setattr(NotebookSession, "gpu_count", lambda self: 0)
         return commands
 
     return prepare
@@ -97,8 +104,8 @@ def submission(root: Path) -> pd.DataFrame:
 
 def test_inputs_are_found_under_either_layout(session: NotebookSession) -> None:
     assert session.competition_file("test.csv").parent.name == COMPETITION
-    assert [r.name for r in session.runs("me/kit-train-a")] == ["kit-train-a-run"]
-    assert session.runs("me/kit-train") == []
+    assert [run.name for run in session.run_folders("me/kit-train-a")] == ["kit-train-a-run"]
+    assert session.run_folders("me/kit-train") == []
 
 
 def test_a_missing_competition_file_says_what_to_do(
@@ -110,17 +117,18 @@ def test_a_missing_competition_file_says_what_to_do(
 
 @pytest.mark.parametrize("layout", ["by kind"], indirect=True)
 def test_the_same_slug_of_another_owner_is_ignored(session: NotebookSession) -> None:
-    assert session.runs("you/kit-train-a") == []
+    assert session.run_folders("you/kit-train-a") == []
 
 
 def test_all_models_are_blended_for_the_mounted_test_set(
     session: NotebookSession, root: Path, predicts: Callable
 ) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-    infer_cell.infer(session)
+    infer.run_inference(session)
     assert submission(root).to_numpy().tolist() == [
         [7.0, pytest.approx(0.4), pytest.approx(0.6), 0.0]
     ]
+
     listed = json.loads((root / "working" / OUTPUT_LIST).read_text())
     assert (listed["push"], list(listed["files"])) == ("a" * 32, ["submission.csv"])
 
@@ -129,38 +137,45 @@ def test_the_method_weights_uses_the_sources_weights(
     session: NotebookSession, root: Path, predicts: Callable
 ) -> None:
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-    infer_cell.infer(dataclasses.replace(session, job={**session.job, "method": "weights"}))
+    infer.run_inference(with_job(session, method="weights"))
     assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
 
 
-def blended(
-    session: NotebookSession, shares: dict[str, float], pool: str = "arithmetic", heat: float = 1.0
+def with_blend(
+    session: NotebookSession,
+    shares: dict[str, float],
+    pool: str = "arithmetic",
+    temperature: float = 1.0,
 ) -> NotebookSession:
-    """The session with a fitted blend as a push writes it, whatever the order of sources and members."""
-    saved = blends.Blend(tuple(shares), tuple(shares.values()), pool, Calibration(heat))
-    job = {**session.job, "method": "blend", "blend": blends.blend_content(saved)}
-    return dataclasses.replace(session, job=json.loads(json.dumps(job)))
+    """Return the session with a fitted blend in its job, as a push writes it."""
+    saved = Blend(tuple(shares), tuple(shares.values()), pool, Calibration(temperature))
+    content = json.loads(json.dumps(blend_content(saved)))
+    return with_job(session, method="blend", blend=content)
 
 
 class TestFittedBlend:
-    SHARES: ClassVar = {
-        "kit-train-b-run": 0.75,
-        "kit-train-a-run": 0.25,
-    }  # not in the order of the sources
+    # Not in the order of the sources.
+    SHARES: ClassVar = {"kit-train-b-run": 0.75, "kit-train-a-run": 0.25}
 
     @pytest.mark.parametrize(
-        ("pool", "heat"), [("arithmetic", 1.0), ("arithmetic", 0.8), ("geometric", 1.25)]
+        ("pool", "temperature"), [("arithmetic", 1.0), ("arithmetic", 0.8), ("geometric", 1.25)]
     )
     def test_it_equals_apply_blend_on_the_same_predictions(
-        self, session: NotebookSession, root: Path, predicts: Callable, pool: str, heat: float
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        pool: str,
+        temperature: float,
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-        infer_cell.infer(blended(session, self.SHARES, pool, heat))
+        infer.run_inference(with_blend(session, self.SHARES, pool, temperature))
         members = [make_predictions([7], [[a, 1 - a, 0.0]]) for a in (0.6, 0.2)]
-        saved = blends.Blend(
-            tuple(self.SHARES), tuple(self.SHARES.values()), pool, Calibration(heat)
+        saved = Blend(
+            tuple(self.SHARES), tuple(self.SHARES.values()), pool, Calibration(temperature)
         )
-        expected = blends.apply_blend(saved, members, list(self.SHARES))
+        expected = apply_blend(saved, members, list(self.SHARES))
+
         assert submission(root).to_numpy().tolist() == [
             pytest.approx(expected.to_numpy()[0].tolist())
         ]
@@ -168,15 +183,15 @@ class TestFittedBlend:
     def test_folds_in_several_sources_are_one_run(
         self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
-        extra = place(root, "old", "notebooks", "me", "kit-train-c") / "runs/kit-train-a-run"
-        extra.mkdir(parents=True)
-        for name in ("recipe.toml", "origin.json"):
-            (extra / name).write_text("{}")
+        add_run(place(root, "old", "notebooks", "me", "kit-train-c") / "runs/kit-train-a-run")
         sources = [*session.job["sources"], {"ref": "me/kit-train-c", "weight": 0.1}]
-        session = dataclasses.replace(session, job={**session.job, "sources": sources})
-        answers = iter((0.1, 0.6, 0.3))  # a's first fold, b, a's second fold
+        session = with_job(session, sources=sources)
+
+        # The first fold of a, then b, then the second fold of a.
+        answers = iter((0.1, 0.6, 0.3))
         predicts({"kit-train-a-run": answers, "kit-train-b-run": answers})
-        infer_cell.infer(blended(session, self.SHARES))
+        infer.run_inference(with_blend(session, self.SHARES))
+
         assert submission(root)["winner_model_a"].tolist() == [
             pytest.approx(0.75 * 0.6 + 0.25 * 0.2)
         ]
@@ -186,16 +201,17 @@ class TestFittedBlend:
     ) -> None:
         first, second = session.job["sources"]
         sources = [first | {"runs": ["deberta-1"]}, second | {"runs": ["roberta-2"]}]
-        session = dataclasses.replace(session, job={**session.job, "sources": sources})
+        session = with_job(session, sources=sources)
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-        infer_cell.infer(blended(session, {"roberta-2": 0.75, "deberta-1": 0.25}))
+        infer.run_inference(with_blend(session, {"roberta-2": 0.75, "deberta-1": 0.25}))
+
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.5)]
 
     def test_a_dropped_member_is_not_run(
         self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         commands = predicts({"kit-train-b-run": 0.6})
-        infer_cell.infer(blended(session, {"kit-train-b-run": 1.0, "kit-train-a-run": 0.0}))
+        infer.run_inference(with_blend(session, {"kit-train-b-run": 1.0, "kit-train-a-run": 0.0}))
         assert [Path(c[1]).name for c in commands] == ["kit-train-b-run"]
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
@@ -210,20 +226,17 @@ class TestFittedBlend:
         rerun: str,
     ) -> None:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", rerun)
-        third = place(root, "old", "notebooks", "me", "kit-train-c") / "runs/third"
-        third.mkdir(parents=True)
-        for name in ("recipe.toml", "origin.json"):
-            (third / name).write_text("{}")
+        add_run(place(root, "old", "notebooks", "me", "kit-train-c") / "runs/third")
         sources = [*session.job["sources"], {"ref": "me/kit-train-c", "weight": 0.2}]
-        session = dataclasses.replace(session, job={**session.job, "sources": sources})
+        session = with_job(session, sources=sources)
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 1, "third": 0.8})
-        infer_cell.infer(
-            blended(session, {"kit-train-b-run": 0.5, "kit-train-a-run": 0.1, "third": 0.4})
-        )
+        shares = {"kit-train-b-run": 0.5, "kit-train-a-run": 0.1, "third": 0.4}
+        infer.run_inference(with_blend(session, shares))
+
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.2 * 0.2 + 0.8 * 0.8)]
-        said = capfd.readouterr().out
-        assert "the blend goes on without kit-train-b-run" in said
-        assert "kit-train-a-run 0.200, third 0.800" in said
+        log = capfd.readouterr().out
+        assert "the blend continues without kit-train-b-run" in log
+        assert "kit-train-a-run 0.200, third 0.800" in log
 
     def test_a_missing_member_is_an_error_and_a_warning_while_scoring(
         self,
@@ -233,40 +246,41 @@ class TestFittedBlend:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         predicts({"kit-train-b-run": 0.6})
-        session = blended(session, {"kit-train-b-run": 0.5, "elsewhere": 0.5})
+        session = with_blend(session, {"kit-train-b-run": 0.5, "elsewhere": 0.5})
         with pytest.raises(RuntimeError, match="the blend needs elsewhere"):
-            infer_cell.infer(session)
+            infer.run_inference(session)
+
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
     def test_a_saved_calibration_is_applied_to_the_blend(
         self, session: NotebookSession, root: Path, predicts: Callable
     ) -> None:
         predicts({"kit-train-a-run": 0.3, "kit-train-b-run": 0.5})
-        job = {**session.job, "calibration": {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]}}
-        infer_cell.infer(dataclasses.replace(session, job=job))
-        expected = apply_calibration(
-            Calibration(2.0), make_predictions([7], [[0.4, 0.6, 0.0]])
-        ).to_numpy()[0]
+        calibration = {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]}
+        infer.run_inference(with_job(session, calibration=calibration))
+        mean = make_predictions([7], [[0.4, 0.6, 0.0]])
+        expected = apply_calibration(Calibration(2.0), mean).to_numpy()[0]
+
         assert submission(root).to_numpy().tolist() == [pytest.approx(expected.tolist())]
 
 
-class TestARunThatWasMeant:
-    """A kernel whose run is known by name, as that of a local run directory is."""
+class TestANamedRun:
+    """The job names the run of a kernel, as it does for a local run directory."""
 
     @pytest.fixture
-    def meant(self, session: NotebookSession) -> Callable[[str], NotebookSession]:
-        def known(name: str) -> NotebookSession:
+    def naming(self, session: NotebookSession) -> Callable[[str], NotebookSession]:
+        def with_name(name: str) -> NotebookSession:
             first, second = session.job["sources"]
-            sources = [first | {"kind": "kernel", "runs": [name]}, second]
-            return dataclasses.replace(session, job={**session.job, "sources": sources})
+            named = first | {"kind": "kernel", "runs": [name]}
+            return with_job(session, sources=[named, second])
 
-        return known
+        return with_name
 
     def test_another_run_in_its_place_is_an_error_and_a_warning_while_scoring(
         self,
-        meant: Callable,
+        naming: Callable,
         root: Path,
         predicts: Callable,
         monkeypatch: pytest.MonkeyPatch,
@@ -274,26 +288,24 @@ class TestARunThatWasMeant:
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
         with pytest.raises(
-            RuntimeError, match="me/kit-train-a holds kit-train-a-run and not deberta-1"
+            RuntimeError, match="me/kit-train-a has kit-train-a-run, but not deberta-1"
         ):
-            infer_cell.infer(meant("deberta-1"))
+            infer.run_inference(naming("deberta-1"))
+
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        infer_cell.infer(meant("deberta-1"))
+        infer.run_inference(naming("deberta-1"))
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.4)]
         assert (
-            "!\nkit | me/kit-train-a holds kit-train-a-run and not deberta-1"
+            "!\nkit | me/kit-train-a has kit-train-a-run, but not deberta-1"
             in capfd.readouterr().out
         )
 
     def test_other_runs_of_that_kernel_are_not_run(
-        self, meant: Callable, layout: str, root: Path, predicts: Callable
+        self, naming: Callable, layout: str, root: Path, predicts: Callable
     ) -> None:
-        beside = place(root, layout, "notebooks", "me", "kit-train-a") / "runs/another"
-        beside.mkdir()
-        for name in ("recipe.toml", "origin.json"):
-            (beside / name).write_text("{}")
+        add_run(place(root, layout, "notebooks", "me", "kit-train-a") / "runs/another")
         commands = predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-        infer_cell.infer(meant("kit-train-a-run"))
+        infer.run_inference(naming("kit-train-a-run"))
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run", "kit-train-b-run"]
 
 
@@ -304,19 +316,19 @@ def test_temporary_folders_are_removed(
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
-    infer_cell.infer(session)
+    infer.run_inference(session)
     predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
     with pytest.raises(RuntimeError):
-        infer_cell.infer(session)
-    monkeypatch.setattr(NotebookSession, "kit", lambda *_: 1)
-    job = {**session.job, "recipe": "", "fold": "0", "preprocess": {}}
+        infer.run_inference(session)
+
+    monkeypatch.setattr(NotebookSession, "run_kit", lambda *_: 1)
     with pytest.raises(RuntimeError, match="preprocess failed"):
-        train_cell.train(dataclasses.replace(session, job=job))
+        train.run_training(with_job(session, recipe="", fold="0", preprocess={}))
     assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
-class TestWhatGoesWrong:
+class TestFailures:
     def test_a_failing_model_is_left_out_with_a_warning(
         self,
         session: NotebookSession,
@@ -325,7 +337,7 @@ class TestWhatGoesWrong:
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
         assert "kit-train-a-run FAILED" in capfd.readouterr().out
 
@@ -334,7 +346,7 @@ class TestWhatGoesWrong:
     ) -> None:
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
         with pytest.raises(RuntimeError, match="no model gave predictions"):
-            infer_cell.infer(session)
+            infer.run_inference(session)
         assert not (root / "working/submission.csv").exists()
 
     def test_no_working_model_gives_the_class_prior_while_scoring(
@@ -347,7 +359,8 @@ class TestWhatGoesWrong:
     ) -> None:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
-        infer_cell.infer(session)
+        infer.run_inference(session)
+
         assert validate_submission(
             root / "working/submission.csv", session.competition_file("test.csv")
         ).ok
@@ -364,9 +377,10 @@ class TestWhatGoesWrong:
         predicts({"kit-train-b-run": 0.6})
         (root / "input/kit-train-a/runs/kit-train-a-run/recipe.toml").unlink()
         with pytest.raises(RuntimeError, match="no run directory from me/kit-train-a"):
-            infer_cell.infer(session)
+            infer.run_inference(session)
+
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.6)]
 
     def test_no_gpu_is_an_error_and_the_cpu_is_used_while_scoring(
@@ -378,38 +392,40 @@ class TestWhatGoesWrong:
     ) -> None:
         predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
 
-        def gone(_: NotebookSession) -> int:
-            raise RuntimeError("a GPU was asked for and there is none")
+        def no_gpu(_: NotebookSession) -> int:
+            raise RuntimeError("this job needs a GPU and there is none")
 
-        monkeypatch.setattr(NotebookSession, "devices", gone)
+        monkeypatch.setattr(NotebookSession, "gpu_count", no_gpu)
         with pytest.raises(RuntimeError, match="there is none"):
-            infer_cell.infer(session)
+            infer.run_inference(session)
+
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        infer_cell.infer(session)
+        infer.run_inference(session)
         assert len(submission(root)) == 1
 
     def test_a_model_that_fails_on_several_gpus_is_tried_on_one(
         self, session: NotebookSession, predicts: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         commands = predicts({"kit-train-a-run": 1, "kit-train-b-run": 0.6})
-        monkeypatch.setattr(NotebookSession, "devices", lambda self: 2)
-        infer_cell.infer(session)
+        monkeypatch.setattr(NotebookSession, "gpu_count", lambda self: 2)
+        infer.run_inference(session)
         assert [Path(c[1]).name for c in commands] == ["kit-train-a-run"] * 2 + ["kit-train-b-run"]
 
     def test_the_file_of_a_failed_attempt_is_removed(
         self, session: NotebookSession, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def kit(
+        def run_kit(
             _: NotebookSession, arguments: list, processes: int, *__: object, **___: str
         ) -> int:
+            # `kit predict` without --force refuses to overwrite.
             if Path(arguments[5]).exists():
-                return 1  # as kit predict without --force
+                return 1
             write_predictions(make_predictions([7], [[0.3, 0.7, 0.0]]), arguments[5])
             return 1 if processes == 2 else 0
 
-        monkeypatch.setattr(NotebookSession, "kit", kit)
-        monkeypatch.setattr(NotebookSession, "devices", lambda self: 2)
-        infer_cell.infer(session)
+        monkeypatch.setattr(NotebookSession, "run_kit", run_kit)
+        monkeypatch.setattr(NotebookSession, "gpu_count", lambda self: 2)
+        infer.run_inference(session)
         assert submission(root)["winner_model_a"].tolist() == [pytest.approx(0.3)]
 
     def test_a_used_up_budget_stops_predicting(
@@ -421,7 +437,7 @@ class TestWhatGoesWrong:
     ) -> None:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         commands = predicts({})
-        infer_cell.infer(dataclasses.replace(session, began=time.monotonic() - 3600))
+        infer.run_inference(dataclasses.replace(session, started=time.monotonic() - 3600))
         assert commands == []
         assert len(submission(root)) == 1
 
@@ -430,21 +446,17 @@ class TestWhatGoesWrong:
 class TestTraining:
     @pytest.fixture
     def job(self, session: NotebookSession) -> NotebookSession:
-        settings = {
-            "recipe": "name = 'x'\n",
-            "fold": "all",
-            "preprocess": {"text": "ascii", "folds": 3},
-        }
-        return dataclasses.replace(session, job={**session.job, **settings})
+        preprocess = {"text": "ascii", "folds": 3}
+        return with_job(session, recipe="name = 'x'\n", fold="all", preprocess=preprocess)
 
     @pytest.fixture
     def commands(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> list[tuple[list[str], int]]:
-        """Stands in for kit: training leaves one finished and one unfinished fold; its exit code is in `codes`."""
+        """Replace kit: training leaves a finished and an unfinished fold; exit codes: `codes`."""
         made: list[tuple[list[str], int]] = []
         self.codes = {"preprocess": 0, "train": 0}
 
-        def kit(_: NotebookSession, arguments: list, processes: int, __: float) -> int:
-            made.append(([str(a) for a in arguments], processes))
+        def run_kit(_: NotebookSession, arguments: list, processes: int, __: float) -> int:
+            made.append(([str(argument) for argument in arguments], processes))
             if arguments[0] == "train" and self.codes["train"] != 9:
                 for name in ("fold0/metrics.json", "fold1/checkpoints/checkpoint-5/optimizer.pt"):
                     path = root / "working/runs/x-1" / name
@@ -452,47 +464,47 @@ class TestTraining:
                     path.write_text("{}")
             return self.codes[arguments[0]]
 
-        monkeypatch.setattr(NotebookSession, "kit", kit)
-        monkeypatch.setattr(NotebookSession, "devices", lambda self: 2)
+        monkeypatch.setattr(NotebookSession, "run_kit", run_kit)
+        monkeypatch.setattr(NotebookSession, "gpu_count", lambda self: 2)
         return made
 
     def test_rows_are_prepared_and_every_gpu_trains_within_the_budget(
         self, job: NotebookSession, commands: list, root: Path
     ) -> None:
-        train_cell.train(job)
-        (preprocess, one), (train, two) = commands
+        train.run_training(job)
+        (preprocess, one), (training, two) = commands
         assert (one, two) == (1, 2)
         assert preprocess[:3] == ["preprocess", "--raw", str(root / "input" / COMPETITION)]
         assert {"--text=ascii", "--folds=3"} <= set(preprocess)
-        assert 0.8 < float(train[train.index("--max-hours") + 1]) < 1.0
-        assert train[train.index("--runs") + 1] == str(root / "working/runs")
+        assert 0.8 < float(training[training.index("--max-hours") + 1]) < 1.0
+        assert training[training.index("--runs") + 1] == str(root / "working/runs")
 
     def test_unfinished_folds_are_not_in_the_output(
         self, job: NotebookSession, commands: list, root: Path
     ) -> None:
-        train_cell.train(job)
+        train.run_training(job)
         assert list(json.loads((root / "working" / OUTPUT_LIST).read_text())["files"]) == [
             "runs/x-1/fold0/metrics.json"
         ]
 
     @pytest.mark.parametrize(
-        ("codes", "told"),
+        ("codes", "message"),
         [
             ({"preprocess": 1}, "preprocess failed"),
-            ({"train": 9}, "ended with 9 and finished nothing"),
-            ({"train": -15}, "not everything was trained"),
+            ({"train": 9}, "exit code 9 and finished no fold"),
+            ({"train": -15}, "not every fold was trained"),
         ],
     )
     def test_a_failure_ends_the_notebook_as_failed(
-        self, job: NotebookSession, commands: list, codes: dict, told: str
+        self, job: NotebookSession, commands: list, codes: dict, message: str
     ) -> None:
         self.codes |= codes
-        with pytest.raises(RuntimeError, match=told):
-            train_cell.train(job)
+        with pytest.raises(RuntimeError, match=message):
+            train.run_training(job)
 
 
 @pytest.mark.parametrize("layout", ["old"], indirect=True)
-class TestChildren:
+class TestCommands:
     def test_a_command_is_stopped_after_its_budget(
         self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -502,7 +514,8 @@ class TestChildren:
             sessions.subprocess, "Popen", lambda command, **more: real(["/bin/sleep", "60"], **more)
         )
         began = time.monotonic()
-        assert session.kit(["train"], 1, 0.2) < 0
+
+        assert session.run_kit(["train"], 1, 0.2) < 0
         assert time.monotonic() - began < 5
 
     def test_the_output_of_a_command_reaches_the_log(
@@ -516,13 +529,14 @@ class TestChildren:
         monkeypatch.setattr(
             sessions.subprocess, "Popen", lambda command, **more: real(fake, **more)
         )
-        assert session.kit(["train"], 2, 60) == 3
-        said = capfd.readouterr().out
-        assert "torch.distributed.run --standalone --nproc_per_node=2 -m kit train" in said
-        assert "out\nerr\n" in said
+
+        assert session.run_kit(["train"], 2, 60) == 3
+        log = capfd.readouterr().out
+        assert "torch.distributed.run --standalone --nproc_per_node=2 -m kit train" in log
+        assert "out\nerr\n" in log
 
     @pytest.mark.parametrize(
-        ("seen", "gpu", "told"),
+        ("device", "gpu", "message"),
         [
             ({"names": [], "problem": ""}, "t4", "there is none"),
             ({"names": ["Tesla P100"], "problem": "no kernels for Tesla P100"}, "t4", "no kernels"),
@@ -532,27 +546,21 @@ class TestChildren:
         self,
         session: NotebookSession,
         monkeypatch: pytest.MonkeyPatch,
-        seen: dict,
+        device: dict,
         gpu: str,
-        told: str,
+        message: str,
     ) -> None:
-        line = json.dumps({"memory_gb": [], "kernels": ["sm_75"], **seen})
+        line = json.dumps({"memory_gb": [], "kernels": ["sm_75"], **device})
         done = sessions.subprocess.CompletedProcess([], 0, "a warning\n" + line + "\n", "")
         monkeypatch.setattr(sessions.subprocess, "run", lambda *_, **__: done)
-        with pytest.raises(RuntimeError, match=told):
-            dataclasses.replace(session, job={**session.job, "gpu": gpu}).devices()
+        with pytest.raises(RuntimeError, match=message):
+            with_job(session, gpu=gpu).gpu_count()
 
     def test_two_gpus_are_two_processes(
         self, session: NotebookSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        line = json.dumps(
-            {
-                "memory_gb": [15.8, 15.8],
-                "kernels": ["sm_75"],
-                "names": ["Tesla T4"] * 2,
-                "problem": "",
-            }
-        )
+        device = {"memory_gb": [15.8, 15.8], "kernels": ["sm_75"], "problem": ""}
+        line = json.dumps({**device, "names": ["Tesla T4"] * 2})
         done = sessions.subprocess.CompletedProcess([], 0, line, "")
         monkeypatch.setattr(sessions.subprocess, "run", lambda *_, **__: done)
-        assert session.devices() == 2
+        assert session.gpu_count() == 2

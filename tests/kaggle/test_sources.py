@@ -107,6 +107,7 @@ def test_a_local_run_has_to_be_published(client: Client, fake: FakeKaggle, run: 
     with pytest.raises(KitError, match="fold0, fold1 was trained on this machine") as caught:
         resolve_sources(client, [run])
     assert "--dataset" in str(caught.value)
+
     (found,) = resolve_sources(client, [run], as_dataset=True)
     assert (found.kind, found.ref) == ("dataset", f"{OWNER}/kit-run-tiny-0a1b2c3d")
     assert found.ref in fake.datasets
@@ -181,6 +182,7 @@ def test_the_job_carries_the_saved_blend(tmp_path: Path) -> None:
     carried = notebook.job_of(
         notebook.build_notebook("infer", job.session_settings() | {"push": "a" * 32})
     )
+
     assert carried["method"] == "blend"
     assert parse_blend("job", carried["blend"]) == BLEND
     assert carried["sources"][0] == {

@@ -38,7 +38,7 @@ class Member:
     weight: float
 
 
-def infer(session: NotebookSession) -> None:
+def run_inference(session: NotebookSession) -> None:
     """Predict with every mounted run and write submission.csv, blended again after each of them.
 
     Raises:
@@ -200,7 +200,7 @@ def _apply_fitted_blend(
     """Apply the fitted blend to the runs there are so far, with their weights scaled up to 1."""
     names = list(dict.fromkeys(member.name for member, _ in done))
 
-    # A run from several sources is the mean of its folds, as `kit predict` makes it locally.
+    # A run whose folds come from several kernels is the mean of these, as it is locally.
     frames = []
     for name in names:
         copies = [(str(member.run), frame) for member, frame in done if member.name == name]
@@ -256,4 +256,4 @@ def _check_submission(session: NotebookSession, test: Path) -> None:
 
 
 if __name__ == "__main__":
-    infer(NotebookSession.from_environment())
+    run_inference(NotebookSession.from_environment())

@@ -74,7 +74,8 @@ class NotebookSession:
 
     def seconds_left(self) -> float:
         """Return what is left of the job's time budget, in seconds."""
-        return self.job["max_hours"] * 3600 - (time.monotonic() - self.started)
+        used = time.monotonic() - self.started
+        return self.job["max_hours"] * 3600 - used
 
     def competition_file(self, name: str) -> Path:
         """Return the path of a file of the competition.
@@ -96,6 +97,9 @@ class NotebookSession:
         """Return the run directories in a source "owner/slug": a notebook's output or a dataset."""
         owner, slug = source.split("/")
         folders = []
+
+        # The slug follows the owner in the layout by kind, and comes first in the other one. That
+        # one does not tell owners apart, but Kaggle mounts only what the job names.
         for recipe in _find_files("recipe.toml", self.input_folder):
             parts = recipe.relative_to(self.input_folder).parts
             below_owner = slug in parts[1:-1] and parts[parts.index(slug) - 1] == owner
@@ -182,6 +186,8 @@ class NotebookSession:
     def finish(self) -> None:
         """List the output files with sizes and hashes for the download to compare. Call it last."""
         files = {}
+
+        # Skip hidden files, and those of Kaggle itself, such as __notebook__.ipynb.
         for path in sorted(self.working_folder.rglob("*")):
             relative = path.relative_to(self.working_folder)
             hidden = any(part.startswith((".", "__")) for part in relative.parts)

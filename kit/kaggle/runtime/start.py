@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 
-def unpack(payload: dict) -> Path:
+def unpack_payload(payload: dict) -> Path:
     """Unpack the wheels and the job's settings to a new temporary folder, and return the folder.
 
     The path of this process, and PYTHONPATH and KIT_JOB for its children, then lead there.
@@ -35,4 +35,4 @@ def unpack(payload: dict) -> Path:
 
 
 if __name__ == "__main__":
-    print("kit | unpacked to", unpack(globals()["KIT_PAYLOAD"]))
+    print("kit | unpacked to", unpack_payload(globals()["KIT_PAYLOAD"]))

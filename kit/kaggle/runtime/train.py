@@ -11,7 +11,7 @@ from kit.task import TRAIN_FILE
 RESERVE_S = 300.0  # for writing and hashing what was trained
 
 
-def train(session: NotebookSession) -> None:
+def run_training(session: NotebookSession) -> None:
     """Preprocess and train, and leave the finished folds in the session's working folder.
 
     Raises:
@@ -21,7 +21,7 @@ def train(session: NotebookSession) -> None:
     raw = session.competition_file(TRAIN_FILE).parent
     runs = session.working_folder / "runs"
     with tempfile.TemporaryDirectory(prefix="kit-train-", ignore_cleanup_errors=True) as scratch:
-        code = _run_training(session, raw, Path(scratch), runs, processes)
+        code = _train_folds(session, raw, Path(scratch), runs, processes)
 
     # No later session can continue an unfinished fold, and its checkpoints would fill the output.
     finished = sorted(path.parent for path in runs.glob("*/*/metrics.json"))
@@ -43,7 +43,7 @@ def train(session: NotebookSession) -> None:
         raise RuntimeError("not every fold was trained; the finished ones are in the output")
 
 
-def _run_training(
+def _train_folds(
     session: NotebookSession, raw: Path, scratch: Path, runs: Path, processes: int
 ) -> int:
     """Prepare the rows in `scratch` and train on them; return the exit code of `kit train`."""
@@ -68,4 +68,4 @@ def _run_training(
 
 
 if __name__ == "__main__":
-    train(NotebookSession.from_environment())
+    run_training(NotebookSession.from_environment())
