@@ -1,15 +1,16 @@
-"""DeBERTa's attention: kit's against transformers' own module, one training step of one attention, in one process.
+"""Measure a training step of DeBERTa's attention: kit's against transformers' own module.
 
-    python benchmarks/attention.py [--tokens 256 512] [--batch 8] [--hidden 384 --heads 6] [--repeats 5] [--json]
+    python benchmarks/attention.py [--tokens 256 512] [--batch 8] [--hidden 384 --heads 6]
+    [--repeats 5] [--json]
 
-Weights are random, of DeBERTa-v3-xsmall's size by default, with dropout as it is trained. Steps of the two alternate,
-each timed by the processor time that it took, which other programs on the machine disturb less than the clock; on a GPU
-by the clock.
+Weights are random, of DeBERTa-v3-xsmall's size by default, with dropout as in training. Steps of
+the two alternate. Each is timed by the processor time that it took, which other programs disturb
+less than the clock, and on a GPU by the clock.
 
-Memory is of one step: `kept` is what autograd holds at the end of the forward pass, each storage counted once, without
-the weights and the input, which are there anyway; `peak` is the most that was allocated at a time over forward and
-backward beyond what stood before, by the profiler's record of every allocation. Targets: 1.3 times the speed, and 0.6
-of the peak.
+Memory is of one step. `kept` is what autograd holds after the forward pass, each storage counted
+once, without weights and input, which are there anyway. `peak` is the most that was allocated at a
+time in both passes, beyond what was there before, by the profiler's record of every allocation.
+Targets: 1.3 times the speed, and 0.6 of the peak.
 """
 
 import argparse
@@ -27,36 +28,40 @@ from torch.profiler import ProfilerActivity, profile
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
 
-SPEED, MEMORY = 1.3, 0.6
+SPEED = 1.3
+MEMORY = 0.6
 SIDES = ("transformers", "kit")
 
 
 class Step:
     """One forward and backward pass of an encoder's first attention."""
 
-    def __init__(self, encoder: nn.Module, batch: int, tokens: int, kind: torch.dtype, device: str):
+    def __init__(
+        self, encoder: nn.Module, batch: int, tokens: int, dtype: torch.dtype, device: str
+    ):
         encoder.to(device)
-        self.attention, self.kind, self.device = (
-            encoder.encoder.layer[0].attention.self.train(),
-            kind,
-            device,
-        )
+        self.attention = encoder.encoder.layer[0].attention.self.train()
+        self.dtype = dtype
+        self.device = device
+
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(batch, tokens, encoder.config.hidden_size, generator=generator)
         self.hidden = hidden.to(device).requires_grad_()
-        lengths = torch.linspace(
-            tokens, tokens * 0.9, batch
-        ).long()  # what length buckets leave of padding
+
+        # Length buckets leave about this much padding.
+        lengths = torch.linspace(tokens, tokens * 0.9, batch).long()
         mask = (torch.arange(tokens) < lengths[:, None]).long()
         self.mask = encoder.encoder.get_attention_mask(mask.to(device))
         self.distances = encoder.encoder.get_rel_pos(self.hidden)
         self.embeddings = encoder.encoder.get_rel_embedding().detach().requires_grad_()
 
     def forward(self) -> Tensor:
-        """Mixed values; gradients of an earlier step are gone."""
+        """Return mixed values, after gradients of an earlier step are cleared."""
         self.attention.zero_grad()
         self.hidden.grad = self.embeddings.grad = None
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.kind == torch.bfloat16):
+        with torch.autocast(
+            self.device, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16
+        ):
             return self.attention(
                 self.hidden, self.mask, relative_pos=self.distances, rel_embeddings=self.embeddings
             )[0]
@@ -65,7 +70,7 @@ class Step:
         self.forward().sum().backward()
 
     def seconds(self) -> float:
-        """Processor time of a step, over all threads; of a GPU the time until it is done."""
+        """Return a step's processor time over all threads; on a GPU the time until it is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
             start = time.perf_counter()
@@ -77,7 +82,7 @@ class Step:
         return time.process_time() - start
 
     def kept(self) -> int:
-        """Bytes that autograd holds between the passes."""
+        """Return the bytes that autograd holds between the passes."""
         known = {
             x.untyped_storage().data_ptr()
             for x in (*self.attention.parameters(), self.hidden, self.embeddings)
@@ -95,7 +100,7 @@ class Step:
         return sum(seen.values())
 
     def peak(self) -> int:
-        """The most bytes allocated at a time in a step, beyond what was there before it."""
+        """Return the most bytes allocated at a time in a step, beyond those before it."""
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -103,16 +108,16 @@ class Step:
             return torch.cuda.max_memory_allocated() - before
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
             self()
-        now = most = 0
+        allocated = peak = 0
         for event in sorted(record.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
             if event.name() == "[memory]":
-                now += event.nbytes()
-                most = max(most, now)
-        return most
+                allocated += event.nbytes()
+                peak = max(peak, allocated)
+        return peak
 
 
-def measure(options: argparse.Namespace, tokens: int, kind: torch.dtype) -> dict[str, object]:
-    """One line of the table."""
+def measure(options: argparse.Namespace, tokens: int, dtype: torch.dtype) -> dict[str, object]:
+    """Return one line of the table."""
     size = {
         "hidden_size": options.hidden,
         "num_attention_heads": options.heads,
@@ -123,34 +128,39 @@ def measure(options: argparse.Namespace, tokens: int, kind: torch.dtype) -> dict
     torch.manual_seed(0)
     steps = {
         side: Step(
-            build_encoder(config, fast_attention=side == "kit"), batch, tokens, kind, options.device
+            build_encoder(config, fast_attention=side == "kit"),
+            batch,
+            tokens,
+            dtype,
+            options.device,
         )
         for side in SIDES
     }
+
+    # The first step of each is a warm-up and does not count.
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     for counted in [False] + [True] * options.repeats:
         for side, step in steps.items():
             elapsed = step.seconds()
             if counted:
                 times[side].append(elapsed)
-    medians = {side: statistics.median(several) for side, several in times.items()}
-    kept, peak = (
-        {side: how(step) for side, step in steps.items()} for how in (Step.kept, Step.peak)
-    )
-    line = {"precision": str(kind).removeprefix("torch."), "tokens": tokens, "batch": batch}
+    medians = {side: statistics.median(values) for side, values in times.items()}
+    kept = {side: step.kept() for side, step in steps.items()}
+    peak = {side: step.peak() for side, step in steps.items()}
+
+    line = {"precision": str(dtype).removeprefix("torch."), "tokens": tokens, "batch": batch}
     line |= {f"{side} s": medians[side] for side in SIDES}
     line |= {f"{side} kept MiB": kept[side] / 2**20 for side in SIDES}
     line |= {f"{side} peak MiB": peak[side] / 2**20 for side in SIDES}
-    line |= {
-        "speed": medians["transformers"] / medians["kit"],
-        "kept": kept["kit"] / kept["transformers"],
-    }
-    line |= {"peak": peak["kit"] / peak["transformers"]}
-    return line | {"met": line["speed"] >= SPEED and line["peak"] <= MEMORY}
+    line["speed"] = medians["transformers"] / medians["kit"]
+    line["kept"] = kept["kit"] / kept["transformers"]
+    line["peak"] = peak["kit"] / peak["transformers"]
+    line["met"] = line["speed"] >= SPEED and line["peak"] <= MEMORY
+    return line
 
 
 def main() -> int:
-    """Prints a table, or JSON; exits with 1 when a target is missed."""
+    """Print a table or JSON; return 1 when a target is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -170,8 +180,8 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA GPU here")
     lines = [
-        measure(options, tokens, kind)
-        for kind in (torch.float32, torch.bfloat16)
+        measure(options, tokens, dtype)
+        for dtype in (torch.float32, torch.bfloat16)
         for tokens in options.tokens
     ]
     setting = {
@@ -189,15 +199,12 @@ def main() -> int:
         print(", ".join(f"{name} {value}" for name, value in setting.items()))
         print(f"{'':22}{'seconds a step':>22}{'peak MiB':>22}{'speed':>8}{'peak':>7}{'kept':>7}")
         for line in lines:
-            where = f"{line['precision']} {line['batch']} x {line['tokens']}"
-            pairs = [
-                [f"{line[f'{side} {what}']:.{digits}f}" for side in SIDES]
-                for what, digits in (("s", 3), ("peak MiB", 0))
-            ]
-            print(
-                f"{where:22}{' / '.join(pairs[0]):>22}{' / '.join(pairs[1]):>22}"
-                f"{line['speed']:>8.2f}{line['peak']:>7.2f}{line['kept']:>7.2f}  {'met' if line['met'] else 'missed'}"
-            )
+            shape = f"{line['precision']} {line['batch']} x {line['tokens']}"
+            seconds = " / ".join(f"{line[f'{side} s']:.3f}" for side in SIDES)
+            peaks = " / ".join(f"{line[f'{side} peak MiB']:.0f}" for side in SIDES)
+            ratios = f"{line['speed']:>8.2f}{line['peak']:>7.2f}{line['kept']:>7.2f}"
+            met = "met" if line["met"] else "missed"
+            print(f"{shape:22}{seconds:>22}{peaks:>22}{ratios}  {met}")
         print(f"transformers / kit; targets: speed at least {SPEED:g}, peak at most {MEMORY:g}")
     return 0 if all(line["met"] for line in lines) else 1
 

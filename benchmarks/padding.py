@@ -1,4 +1,4 @@
-"""Measure the padding of a training epoch: kit's buckets and packs against batches padded to their longest sequence.
+"""Measure the padding of a training epoch: kit's packs against padding to the longest of a batch.
 
     python benchmarks/padding.py [--data data/processed] [--tokens 512] [--batch 32] [--json]
 
@@ -28,7 +28,7 @@ TARGET = 0.05
 
 
 def padding_share(collator: Collator, order: np.ndarray, batch: int) -> float:
-    """Return the share of padding when the rows in `order` go through the collator `batch` at a time."""
+    """Return the share of padding in the packs of `order`'s rows, taken `batch` at a time."""
     useful = padded = 0
     for start in range(0, len(order), batch):
         for pack in collator(order[start : start + batch])["packs"]:

@@ -1,4 +1,4 @@
-"""transformers' Trainer as its examples have it: DataCollatorWithPadding for each side, lengths grouped, autocast."""
+"""Run transformers' Trainer as in its examples: padding collator, lengths grouped, autocast."""
 
 import tempfile
 import time
@@ -19,7 +19,7 @@ from transformers import (
 
 
 class GroupingTrainer(Trainer):
-    """Groups rows by length, which Trainer itself does only where a row is a single sequence and rows are many."""
+    """Group rows by length, which Trainer itself does for many rows of one sequence only."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> list[int]:
         lengths = np.array([row["length"] for row in self.train_dataset.rows])
@@ -35,7 +35,7 @@ class Siamese(nn.Module):
         self.classifier = nn.Linear(4 * self.encoder.config.hidden_size, 3)
 
     def forward(self, a: dict, b: dict, labels: torch.Tensor | None = None) -> dict:
-        """Loss and logits."""
+        """Return loss and logits."""
         u, v = (self._vectors(side) for side in (a, b))
         logits = self.classifier(torch.cat([u, v, u - v, u * v], 1))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
@@ -47,10 +47,12 @@ class Siamese(nn.Module):
 
 
 def main() -> None:
-    """Trains and predicts through Trainer."""
-    job = Job.given()
+    """Train and predict through Trainer."""
+    job = Job.from_arguments()
     tokenizer = AutoTokenizer.from_pretrained(job.backbone)
-    pad, counts, seconds = DataCollatorWithPadding(tokenizer), [0, 0], []
+    pad = DataCollatorWithPadding(tokenizer)
+    counts = [0, 0]
+    seconds = []
 
     def encoded(rows: list[dict]) -> list[dict]:
         begun = time.perf_counter()

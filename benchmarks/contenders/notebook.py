@@ -1,4 +1,4 @@
-"""The padded notebook: every side padded to the budget, one forward pass for each, float32, torch's AdamW."""
+"""Run the padded notebook: sides padded to the budget, a forward pass for each, float32."""
 
 import time
 
@@ -17,14 +17,14 @@ class Siamese(nn.Module):
         self.classifier = nn.Linear(4 * self.encoder.config.hidden_size, 3)
 
     def forward(self, a: dict, b: dict) -> torch.Tensor:
-        """Logits."""
+        """Return logits."""
         u, v = (self.encoder(**side).last_hidden_state[:, 0] for side in (a, b))
         return self.classifier(torch.cat([u, v, u - v, u * v], 1))
 
 
 def main() -> None:
-    """Trains and predicts as a thousand notebooks do."""
-    job = Job.given()
+    """Train and predict as most notebooks do."""
+    job = Job.from_arguments()
     tokenizer = AutoTokenizer.from_pretrained(job.backbone)
     model = Siamese(job.backbone).to(job.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)

@@ -1,4 +1,4 @@
-"""kit itself, through the trainer and the predictor of `kit train` and `kit predict`, with its default recipe."""
+"""Run kit itself, through the trainer and predictor of `kit train` and `kit predict`."""
 
 import sys
 import tempfile
@@ -23,8 +23,8 @@ from kit.training.trainer import make_trainer
 
 
 def main() -> None:
-    """Trains and predicts as `kit` does; the job's first rows are those to train on."""
-    job = Job.given()
+    """Train and predict as kit does, with its default recipe."""
+    job = Job.from_arguments()
     switches = job.options.get("set", [])
     sizes = [
         f"encode.max_tokens={job.tokens}",
@@ -43,7 +43,7 @@ def main() -> None:
     prepare_device(compute)
     torch.manual_seed(0)
     model = PairModel(encoder, encoder.config.to_dict(), recipe.model).to(compute.device)
-    vocabulary = load_tokenizer(backbone)
+    tokenizer = load_tokenizer(backbone)
     rows = [*job.train, *job.predict]
     columns = {PROMPT: "prompt", **dict(zip(RESPONSES, "ab", strict=True))}
     table = pa.table(
@@ -52,17 +52,18 @@ def main() -> None:
     labels = np.array([row["label"] for row in rows])
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
-        encoded = tokenize_cached(table, "rows", vocabulary, recipe.encode, Path(scratch))
+        encoded = tokenize_cached(table, "rows", tokenizer, recipe.encode, Path(scratch))
         tokenised = time.perf_counter() - begun
         tabular = features_cached(table, "rows", encoded, Path(scratch))
+        # The job's first rows are those to train on; two of the others are for validation.
         trained, others = np.split(np.arange(len(rows)), [len(job.train)])
         model.fit_features(tabular, trained)
-        collate = make_collator(model, encoded, vocabulary, labels, tabular)
+        collator = make_collator(model, encoded, tokenizer, labels, tabular)
         trainer = make_trainer(
             recipe.train,
             model,
-            collate,
-            collate,
+            collator,
+            collator,
             trained,
             others[:2],
             False,
@@ -73,27 +74,31 @@ def main() -> None:
         clock = SecondEpoch()
         trainer.add_callback(clock)
         trainer.train()
-        later, places = table.slice(len(job.train)), np.arange(len(job.predict))
+
+        later = table.slice(len(job.train))
+        places = np.arange(len(job.predict))
         for number in range(2):
             begun = time.perf_counter()
             tokens = tokenize_cached(
-                later, f"later {number}", vocabulary, recipe.encode, Path(scratch)
+                later, f"later {number}", tokenizer, recipe.encode, Path(scratch)
             )
             numbers = features_cached(later, f"later {number}", tokens, Path(scratch))
-            asked = make_collator(model, tokens, vocabulary, tabular=numbers)
-            logits_to_probabilities(predict_logits(model, asked, places, compute, both_orders=True))
+            test_collator = make_collator(model, tokens, tokenizer, tabular=numbers)
+            logits = predict_logits(model, test_collator, places, compute, both_orders=True)
+            logits_to_probabilities(logits)
             wait_for(compute.device.type)
             predicted = time.perf_counter() - begun
+
+    # Operations of a forward pass: two for each weight of a matrix and token, and attention's own.
     lengths = encoded.lengths[trained]
     hidden = encoder.config.hidden_size
     linear = 2 * sum(
-        p.numel()
-        for name, p in encoder.named_parameters()
-        if p.ndim == 2 and "embeddings" not in name
+        parameter.numel()
+        for name, parameter in encoder.named_parameters()
+        if parameter.ndim == 2 and "embeddings" not in name
     )
-    forward = linear * int(lengths.sum()) + 4 * encoder.config.num_hidden_layers * hidden * int(
-        (lengths**2).sum()
-    )
+    quadratic = 4 * encoder.config.num_hidden_layers * hidden
+    forward = linear * int(lengths.sum()) + quadratic * int((lengths**2).sum())
     report(
         job,
         clock.ready,
@@ -112,21 +117,18 @@ def main() -> None:
 
 
 def matmul_rate(hidden: int, device: torch.device, precision: str, tokens: int = 4096) -> float:
-    """What a plain product of the feed-forward layer's size reaches here, in 10^9 operations a second."""
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    left, right = (
-        torch.randn(*shape, device=device).to(kind)
-        for shape in ((tokens, hidden), (hidden, 4 * hidden))
-    )
+    """Return the rate of a plain product of the feed-forward layer's size, in 10^9 operations/s."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    left = torch.randn(tokens, hidden, device=device).to(dtype)
+    right = torch.randn(hidden, 4 * hidden, device=device).to(dtype)
+    operations = 10 * 2 * tokens * hidden * 4 * hidden
     best = 0.0
     for _ in range(20):
         begun = time.perf_counter()
         for _ in range(10):
             left @ right
         wait_for(device.type)
-        best = max(
-            best, 10 * 2 * tokens * hidden * 4 * hidden / (time.perf_counter() - begun) / 1e9
-        )
+        best = max(best, operations / (time.perf_counter() - begun) / 1e9)
     return best
 
 

@@ -1,4 +1,4 @@
-"""sentence-transformers: SoftmaxLoss in its own trainer, at its best: autocast, rows grouped by length."""
+"""Run sentence-transformers at its best: its trainer, autocast, rows grouped by length."""
 
 import tempfile
 import time
@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 
 
 class LengthGroups(DefaultBatchSampler):
-    """Batches of rows alike in length, in random order: what its own samplers do not offer."""
+    """Batches of rows of like length in random order, which its own samplers do not offer."""
 
     lengths: np.ndarray
 
@@ -27,8 +27,8 @@ class LengthGroups(DefaultBatchSampler):
 
 
 def main() -> None:
-    """Trains and predicts through sentence-transformers; the two texts of a side are joined, as it takes one."""
-    job = Job.given()
+    """Train and predict through sentence-transformers, with the two texts of a side joined."""
+    job = Job.from_arguments()
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.precision)
     model = SentenceTransformer(
         job.backbone, device=job.device, model_kwargs={"torch_dtype": torch.float32}

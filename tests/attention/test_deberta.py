@@ -1,4 +1,4 @@
-"""kit's DeBERTa attention is transformers' to rounding, in values and gradients, and drops what it should as often."""
+"""Check that kit's DeBERTa attention equals transformers', in values and gradients."""
 
 import copy
 import json
@@ -57,7 +57,7 @@ def shrunk(name: str = "deberta", **changes: Any) -> dict[str, Any]:
 
 
 def both(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """kit's encoder and transformers', with the same weights, large enough for attention to look somewhere."""
+    """Return kit's encoder and transformers', with equal and large weights, for sharp attention."""
     torch.manual_seed(0)
     own = build_encoder(config, fast_attention=False).eval()
     with torch.no_grad():
@@ -79,7 +79,7 @@ def batch(lengths: list[int]) -> dict[str, Tensor]:
 
 
 def states(encoder: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """The hidden states of real tokens, one after the other; what padding gets is nobody's business."""
+    """The hidden states of real tokens, one after the other; padding's are not used."""
     return encoder(**inputs).last_hidden_state[inputs["attention_mask"].bool()]
 
 
@@ -115,7 +115,7 @@ def test_every_deberta_of_the_registry_agrees_with_transformers(name: str):
 
 
 @pytest.mark.parametrize("lengths", [[1], [2, 1], [128], [601, 530]], ids=str)
-def test_a_length_at_or_beyond_every_border_agrees_too(lengths: list[int]):
+def test_lengths_at_and_beyond_every_border_agree(lengths: list[int]):
     agree(shrunk(num_hidden_layers=1), lengths)
 
 
@@ -131,7 +131,7 @@ def test_every_kind_of_relative_position_agrees_with_transformers(change: dict[s
     block=st.sampled_from([1, 7, 16, 128]),
     buckets=st.sampled_from([-1, 2, 8, 32]),
 )
-def test_neither_lengths_nor_chunks_nor_blocks_change_it(
+def test_lengths_chunks_and_blocks_change_nothing(
     lengths: list[int], chunk: int, block: int, buckets: int
 ):
     with pytest.MonkeyPatch.context() as patch:
@@ -195,7 +195,7 @@ def test_in_half_precision_it_is_as_close_to_float32_as_transformers(
     assert sum(errors[0][1:]) < 1.1 * sum(errors[1][1:])
 
 
-def test_scores_that_fp16_could_not_hold_before_the_scale_stay_finite():
+def test_large_scores_stay_finite_in_fp16():
     fast, own = both(shrunk())
     with torch.no_grad():
         for encoder in (fast, own):
@@ -222,18 +222,23 @@ def dropped(inputs: list[Tensor], dropout: float, times: int = 1) -> Tensor:
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_dropout_removes_the_share_asked_for_and_keeps_the_mean(dropout: float):
     inputs = parts(size=4, length=64, width=64)
-    inputs[2] = torch.eye(64)[:, None].repeat(4, 2, 1)  # the output is the probabilities then
+    # With these values the output is the probabilities.
+    inputs[2] = torch.eye(64)[:, None].repeat(4, 2, 1)
     torch.manual_seed(0)
     plain, found = dropped(inputs, 0.0)[0], dropped(inputs, dropout, times=30)
     gone = found == 0
     spread = (dropout * (1 - dropout) / gone.numel()) ** 0.5
     assert abs(float(gone.float().mean()) - dropout) < 5 * spread
-    for axis in range(1, gone.dim()):  # no row, column or head is dropped more often than another
+
+    # No row, column or head is dropped more often than another.
+    for axis in range(1, gone.dim()):
         others = [i for i in range(gone.dim()) if i != axis]
         each, count = gone.float().mean(others), gone.numel() / gone.shape[axis]
         assert float((each - dropout).abs().max()) < 5 * (dropout * (1 - dropout) / count) ** 0.5
+
+    # Neighbours in memory are independent.
     one, next_one = gone[..., :-1].float() - dropout, gone[..., 1:].float() - dropout
-    assert abs(float((one * next_one).mean())) < 5 * spread  # neighbours in memory are independent
+    assert abs(float((one * next_one).mean())) < 5 * spread
     torch.testing.assert_close(
         found[~gone], (plain / (1 - dropout)).expand_as(found)[~gone], rtol=1e-4, atol=1e-6
     )
@@ -276,9 +281,8 @@ def test_the_seed_decides_what_is_dropped():
 def test_gradient_checkpointing_changes_nothing_under_dropout(kind: torch.dtype):
     plain = both(shrunk())[0].train()
     checkpointed = copy.deepcopy(plain)
-    enable = getattr(
-        checkpointed, "activation_checkpointing_enable", None
-    )  # its name since transformers 5.23
+    # Its name since transformers 5.23.
+    enable = getattr(checkpointed, "activation_checkpointing_enable", None)
     (enable or checkpointed.gradient_checkpointing_enable)({"use_reentrant": False})
     found = []
     for encoder in (plain, checkpointed, plain):
@@ -288,9 +292,8 @@ def test_gradient_checkpointing_changes_nothing_under_dropout(kind: torch.dtype)
     for values, slopes in found[1:]:
         assert torch.equal(values, found[0][0])
         assert all(torch.equal(slopes[name], slope) for name, slope in found[0][1].items())
-        assert len(slopes) == len(
-            dict(plain.named_parameters())
-        )  # none is unused, which distributed training forbids
+        # None is unused, which distributed training forbids.
+        assert len(slopes) == len(dict(plain.named_parameters()))
 
 
 def test_weights_have_the_same_names_and_draws_with_either_attention():
@@ -323,7 +326,7 @@ def test_the_switch_leaves_transformers_own_modules(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("spec", "fast"), [({}, True), ({"fast_attention": False}, False)])
-def test_a_trained_model_says_which_attention_it_has_and_an_old_one_has_the_default(
+def test_a_saved_model_has_the_attention_of_its_config_or_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: dict[str, bool], fast: bool
 ):
     config = shrunk()
@@ -347,7 +350,7 @@ def test_a_prediction_before_a_training_does_not_spoil_its_tables():
     assert gradients(fast, batch([19]))[1]
 
 
-def test_what_it_does_not_cover_runs_in_transformers_own_code():
+def test_unusual_calls_run_in_transformers_own_code():
     fast, own = both(shrunk())
     inputs = batch([12, 7])
     maps = [encoder(**inputs, output_attentions=True).attentions[1] for encoder in (fast, own)]
@@ -366,7 +369,7 @@ def test_a_sequence_of_padding_alone_makes_no_nan():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_it_keeps_less_than_six_tenths_for_the_backward_pass():
+def test_the_backward_pass_needs_less_than_six_tenths_of_the_memory():
     kept = []
     for encoder in both(shrunk(attention_probs_dropout_prob=0.1, num_hidden_layers=1)):
         module, seen = encoder.encoder.layer[0].attention.self.train(), {}

@@ -1,4 +1,4 @@
-"""Sequences end to end give what padded ones give, for every family that takes them so."""
+"""Check that unpadded sequences give what padded ones give, for every family that can."""
 
 import copy
 from typing import Any
@@ -53,7 +53,7 @@ def encoder(config: dict[str, Any], dropout: float = 0.0, **changes: Any) -> nn.
 
 
 def packs(lengths: list[int], config: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The same sequences padded and end to end, with two segments where the encoder knows them."""
+    """Return the same sequences padded and end to end, with segments where the encoder has them."""
     generator = torch.Generator().manual_seed(1)
     real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids = torch.randint(4, 50, real.shape, generator=generator)
@@ -109,13 +109,13 @@ def test_values_and_gradients_are_those_of_padded_sequences(config: dict[str, An
     st.sampled_from(["bert", "roberta", "deberta"]),
     st.lists(st.integers(1, 40), min_size=1, max_size=6),
 )
-def test_lengths_may_be_any_in_any_order(family: str, lengths: list[int]):
+def test_any_lengths_in_any_order_agree(family: str, lengths: list[int]):
     agree(encoder(FAMILIES[family], num_hidden_layers=1), lengths)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_half_precision_they_are_as_well(family: str):
-    """Without dropout it is here, and not in float32, that kit's attention computes for families other than DeBERTa."""
+def test_values_and_gradients_agree_in_half_precision(family: str):
+    """Without dropout, families other than DeBERTa use kit's attention in bf16 only."""
     model = encoder(FAMILIES[family])
     with torch.autocast("cpu", torch.bfloat16):
         (expected, wanted), (values, slopes) = (
@@ -151,9 +151,8 @@ def test_under_dropout_no_token_sees_another_sequence(family: str, kind: torch.d
 def test_gradient_checkpointing_changes_nothing_under_dropout(family: str):
     plain = encoder(FAMILIES[family], dropout=0.2)
     checkpointed = copy.deepcopy(plain)
-    enable = getattr(
-        checkpointed, "activation_checkpointing_enable", None
-    )  # its name since transformers 5.23
+    # Its name since transformers 5.23.
+    enable = getattr(checkpointed, "activation_checkpointing_enable", None)
     (enable or checkpointed.gradient_checkpointing_enable)({"use_reentrant": False})
     found = []
     for model in (plain, checkpointed):
@@ -166,15 +165,12 @@ def test_gradient_checkpointing_changes_nothing_under_dropout(family: str):
 @pytest.mark.parametrize(
     ("config", "fast"),
     [
-        (
-            BACKBONES["modernbert-base"].config | {"pad_token_id": 1},
-            True,
-        ),  # whose layers look a window far
-        (BACKBONES["deberta"].config | {"conv_kernel_size": 3}, True),  # which looks at neighbours
-        (
-            BACKBONES["deberta"].config | {"output_attentions": True},
-            True,
-        ),  # which transformers' own code then computes
+        # Layers that look no further than a window.
+        (BACKBONES["modernbert-base"].config | {"pad_token_id": 1}, True),
+        # A convolution, which looks at neighbours.
+        (BACKBONES["deberta"].config | {"conv_kernel_size": 3}, True),
+        # Attention maps, which transformers' own code computes.
+        (BACKBONES["deberta"].config | {"output_attentions": True}, True),
         (BACKBONES["deberta"].config, False),
         (BACKBONES["electra"].config, False),
     ],
@@ -210,13 +206,13 @@ def pair(family: str, **spec: Any) -> PairModel:
     ).eval()
 
 
-def test_the_collator_leaves_padding_out_where_encoder_and_device_allow_it():
+def test_the_collator_omits_padding_where_encoder_and_device_allow_it():
     rows, vocabulary = token_rows(np.array([[9, 30], [12, 5]])), PairTokenizer(None, 1, 2, PAD)
     model = pair("electra", pooling="mean")
     assert make_collator(model, rows, vocabulary).unpadded
-    assert not make_collator(
-        model, rows, vocabulary, pad_multiple=64
-    ).unpadded  # as torch.compile needs it
+
+    # torch.compile needs padded lengths.
+    assert not make_collator(model, rows, vocabulary, pad_multiple=64).unpadded
     other = pair("electra", pooling="mean")
     other.encoder.set_attn_implementation("sdpa")
     assert not make_collator(other, rows, vocabulary).unpadded
@@ -228,8 +224,8 @@ def test_predictions_are_the_same_from_either_batch(family: str, monkeypatch: py
     rows = token_rows(np.random.default_rng(0).integers(3, 40, (9, 2)))
     model, compute = pair(family, pooling="mean"), Compute(torch.device("cpu"), "fp32", "")
     found = []
-    for suits in (unpadded.supports_unpadded, lambda encoder: False):
-        monkeypatch.setattr(unpadded, "supports_unpadded", suits)
+    for supports in (unpadded.supports_unpadded, lambda encoder: False):
+        monkeypatch.setattr(unpadded, "supports_unpadded", supports)
         collate = make_collator(model, rows, PairTokenizer(None, 1, 2, PAD))
         found.append(predict_logits(model, collate, np.arange(9), compute, both_orders=True))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
@@ -245,7 +241,7 @@ SPECS = [
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("family", ["electra", "roberta", "deberta"])
-def test_a_pair_model_says_the_same_of_either_batch(family: str, spec: dict[str, Any]):
+def test_a_pair_model_gives_the_same_logits_for_either_batch(family: str, spec: dict[str, Any]):
     model = pair(family, **spec)
     rows = token_rows(np.array([[9, 30], [12, 12], [40, 5], [17, 22]]))
     segments = model.encoder_config.get("type_vocab_size", 0) > 1

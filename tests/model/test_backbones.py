@@ -1,4 +1,4 @@
-"""The registry's sizes are those published, and every architecture of it can be built."""
+"""Check the registry's published sizes, and how a backbone is found by name or folder."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,8 @@ from kit.model.backbones import BACKBONES, Backbone, max_positions, resolve_back
 from kit.model.encoder import build_encoder, count_parameters
 from kit.recipe.load import shipped_recipes
 
-# As the reference study publishes them: layers, hidden, heads, FFN, vocabulary, max tokens; millions of parameters.
+# As the reference study publishes them: layers, hidden, heads, FFN, vocabulary, max tokens; then
+# millions of parameters.
 REFERENCE = {
     "deberta": ((12, 384, 6, 1536, 128_000, 512), (22, 48, 70)),
     "roberta": ((12, 768, 12, 3072, 50_265, 512), (86, 39, 125)),
@@ -25,13 +26,13 @@ def test_the_reference_backbones_have_the_published_sizes(name: str):
     found = BACKBONES[name].sizes
     assert list(found) == ["layers", "hidden", "heads", "ffn", "vocabulary", "max_tokens"]
     for value, published in zip(found.values(), sizes, strict=True):
-        assert value == pytest.approx(
-            published, rel=1e-3
-        )  # its vocabulary of DeBERTa leaves 100 unused rows out
+        # The published vocabulary of DeBERTa leaves out 100 unused rows.
+        assert value == pytest.approx(published, rel=1e-3)
+
     counted = count_parameters(BACKBONES[name].config)
     assert list(counted) == ["backbone", "embedding", "total"]
     for value, published in zip(counted.values(), millions, strict=True):
-        # "about": rounded to a million, some with a pooler or with the head of the pretraining
+        # Published numbers are rounded to a million, some with a pooler or a pretraining head.
         assert value / 1e6 == pytest.approx(published, rel=0.03)
 
 
@@ -60,18 +61,18 @@ def test_every_record_is_complete(record: Backbone):
     assert json.loads(json.dumps(record.config)) == record.config
 
 
-def test_what_reads_a_hundred_languages_has_a_vocabulary_for_them():
+def test_multilingual_backbones_have_large_vocabularies():
     multilingual = [record for record in BACKBONES.values() if record.multilingual]
     assert {record.name for record in multilingual} == {"mdeberta", "xlm-roberta"}
     assert all(record.sizes["vocabulary"] >= 250_000 for record in multilingual)
 
 
-def test_the_hub_ids_are_all_different():
+def test_hub_ids_are_unique():
     ids = [record.hub_id for record in BACKBONES.values() if record.hub_id]
     assert len(set(ids)) == len(ids)
 
 
-def test_a_toy_is_small_in_every_way_but_its_kind():
+def test_a_toy_has_the_architecture_of_a_real_backbone_and_few_parameters():
     for family in ("deberta", "roberta", "electra"):
         toy, real = BACKBONES[f"tiny-{family}"], BACKBONES[family]
         assert toy.config["model_type"] == real.config["model_type"]
@@ -182,7 +183,7 @@ def test_a_sequence_of_exactly_the_limit_runs_and_a_longer_one_does_not(name: st
         run(limit + 1)
 
 
-def test_relative_positions_reach_past_the_pretraining():
+def test_relative_positions_have_no_limit_on_tokens():
     config = BACKBONES["tiny-deberta"].config
     assert max_positions(config) is None
     tokens = torch.full((1, 700), 7)

@@ -1,4 +1,4 @@
-"""Packs hold every sequence once with as little padding as any cut allows, and lead back to their rows."""
+"""Check that packs hold every sequence once, with the least padding, and lead back to rows."""
 
 from itertools import combinations, pairwise
 
@@ -13,7 +13,7 @@ from kit.data.tokenize import TokenizedRows
 from kit.model.collator import MAX_PACKS, Collator, cut_packs
 
 LENGTHS = st.lists(st.integers(3, 30), min_size=1, max_size=9).map(
-    lambda each: np.array(sorted(each, reverse=True))
+    lambda lengths: np.array(sorted(lengths, reverse=True))
 )
 ROWS = st.lists(st.tuples(st.integers(3, 25), st.integers(3, 25)), min_size=1, max_size=8)
 
@@ -24,17 +24,18 @@ def cost(lengths: np.ndarray, ranges: list[tuple[int, int]], overhead: int) -> i
 
 @settings(deadline=None, max_examples=300)
 @given(LENGTHS, st.sampled_from([0, 1, 5, 20, 64, 10**6]), st.integers(1, 5))
-def test_no_cut_into_packs_costs_less(lengths: np.ndarray, overhead: int, most: int):
-    ranges = cut_packs(lengths, overhead, most)
+def test_no_cut_into_packs_costs_less(lengths: np.ndarray, overhead: int, max_packs: int):
+    ranges = cut_packs(lengths, overhead, max_packs)
     assert [row for start, end in ranges for row in range(start, end)] == list(range(len(lengths)))
     assert all(start < end for start, end in ranges)
-    assert len(ranges) <= most
-    every = (
+    assert len(ranges) <= max_packs
+    alternatives = (
         list(pairwise([0, *inner, len(lengths)]))
-        for packs in range(1, most + 1)
+        for packs in range(1, max_packs + 1)
         for inner in combinations(range(1, len(lengths)), packs - 1)
     )
-    assert cost(lengths, ranges, overhead) == min(cost(lengths, each, overhead) for each in every)
+    least = min(cost(lengths, other, overhead) for other in alternatives)
+    assert cost(lengths, ranges, overhead) == least
 
 
 def test_a_pack_that_saves_nothing_is_not_opened():
@@ -86,8 +87,8 @@ def test_packs_hold_exactly_the_tokens_of_the_rows(
 
 
 def test_rows_may_be_a_list_or_an_array_and_may_repeat():
-    collate = Collator(token_rows(np.array([[5, 7], [9, 4], [6, 6]])), PAD, segments=False)
-    listed, array = collate([2, 0, 2]), collate(np.array([2, 0, 2]))
+    collator = Collator(token_rows(np.array([[5, 7], [9, 4], [6, 6]])), PAD, segments=False)
+    listed, array = collator([2, 0, 2]), collator(np.array([2, 0, 2]))
     assert torch.equal(listed["order"], array["order"])
     assert sorted(listed["order"].ravel().tolist()) == list(range(6))
     assert all(
@@ -107,12 +108,14 @@ def test_one_side_may_be_far_longer_than_the_other():
 
 @settings(deadline=None, max_examples=100)
 @given(ROWS, st.integers(1, 200), st.sampled_from([1, 8]))
-def test_parts_are_of_bounded_size_and_hold_every_row_once(rows: list, most: int, multiple: int):
+def test_parts_are_of_bounded_size_and_hold_every_row_once(
+    rows: list, max_tokens: int, multiple: int
+):
     encoded, labels = token_rows(np.array(rows)), np.arange(len(rows))
-    collate = Collator(
-        encoded, PAD, segments=False, labels=labels, max_tokens=most, pad_multiple=multiple
+    collator = Collator(
+        encoded, PAD, segments=False, labels=labels, max_tokens=max_tokens, pad_multiple=multiple
     )
-    batch = collate(labels)
+    batch = collator(labels)
     assert batch["labels"].tolist() == labels.tolist()
     parts = batch.get("parts", [batch])
     assert "packs" not in batch or len(parts) == 1
@@ -120,7 +123,7 @@ def test_parts_are_of_bounded_size_and_hold_every_row_once(rows: list, most: int
     whole = Collator(encoded, PAD, segments=False, labels=labels, pad_multiple=multiple)
     for part in parts:
         padded = sum(pack["input_ids"].numel() for pack in part["packs"])
-        assert padded <= most or len(part["labels"]) == 1
+        assert padded <= max_tokens or len(part["labels"]) == 1
         alone = whole(part["labels"].numpy())
         assert torch.equal(part["order"], alone["order"])
         assert all(
@@ -145,8 +148,8 @@ def test_lengths_are_padded_to_a_multiple(rows: list, multiple: int):
 
 def test_labels_are_those_of_the_rows():
     encoded = token_rows(np.array([[5, 7], [9, 4], [6, 6], [3, 3]]))
-    collate = Collator(encoded, PAD, segments=False, labels=np.array([0, 1, 2, 1], np.int8))
-    labels = collate([3, 2, 0])["labels"]
+    collator = Collator(encoded, PAD, segments=False, labels=np.array([0, 1, 2, 1], np.int8))
+    labels = collator([3, 2, 0])["labels"]
     assert labels.tolist() == [1, 2, 0]
     assert labels.dtype == torch.int64
 

@@ -1,4 +1,4 @@
-"""The cross shape through the commands of the Siamese one: it trains, predicts, resumes, and keeps to its symmetry."""
+"""Check the shape "cross" through the commands: training, prediction, resuming, symmetry."""
 
 from pathlib import Path
 
@@ -27,12 +27,12 @@ CROSS = (*QUICK, "encode.max_tokens=48", "model.shape=cross", "train.max_steps=8
 
 
 def kit(*arguments: object) -> None:
-    result = CliRunner().invoke(main, [str(each) for each in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
 
 
 def command(data: Path, runs: Path, *overrides: str, backbone: str = "tiny-electra") -> list[str]:
-    settings = [each for override in overrides for each in ("--set", override)]
+    settings = [word for override in overrides for word in ("--set", override)]
     return ["train", "--backbone", backbone, *settings, "--data", str(data), "--runs", str(runs)]
 
 
@@ -63,7 +63,7 @@ def exchanged(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_it_trains_and_predicts_through_the_same_commands(
+def test_cross_models_train_and_predict_through_the_same_commands(
     run: Path, data: Path, raw: Path, tmp_path: Path
 ):
     kit("predict", run, "--data", data)
@@ -74,7 +74,8 @@ def test_it_trains_and_predicts_through_the_same_commands(
         ours[list(CLASSES)].to_numpy(),
         atol=1e-6,
     )
-    assert ours[list(CLASSES)].std().min() > 0  # it reads its input
+    # Predictions depend on the input.
+    assert ours[list(CLASSES)].std().min() > 0
     assert Run.open(run).recipe.model.shape == "cross"
 
 
@@ -93,7 +94,7 @@ def test_swapping_the_answers_permutes_the_symmetric_models_predictions(
     np.testing.assert_allclose(other[:, [1, 0, 2]], straight, atol=1e-5)
 
 
-def test_both_orders_make_the_plain_one_symmetric(
+def test_both_orders_make_the_fusion_model_symmetric(
     data: Path, raw: Path, exchanged: Path, tmp_path: Path
 ):
     run = train(data, tmp_path / "runs", "model.head=fusion")
@@ -119,7 +120,7 @@ def test_a_training_on_one_order_does_not_encode_the_other(
     assert {count / rows for count, rows in seen} == {sequences}
 
 
-def test_the_first_sequence_alone_gives_the_plain_models_logits(processed: Dataset):
+def test_the_first_sequence_alone_gives_the_fusion_models_logits(processed: Dataset):
     recipe = load_recipe("tiny-electra", (*CROSS, "model.head=fusion", "model.features=false"))
     model, vocabulary = new_model(recipe, resolve_backbone(recipe.backbone), processed)
     table, content = processed.train(), processed.digest("train")
@@ -148,12 +149,10 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 
 @pytest.mark.parametrize(("shape", "pooling"), [("cross", "cls"), ("siamese", "mean")])
-def test_a_row_read_whole_is_pooled_by_its_first_token(
-    shape: str, pooling: str, processed: Dataset
-):
-    backbone = resolve_backbone("tiny-electra")
-    recipe = load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}"))
-    automatic, _ = new_model(recipe, backbone, processed)
+def test_automatic_pooling_under_cross_is_cls(shape: str, pooling: str, processed: Dataset):
+    automatic, _ = new_model(
+        load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}")), processed
+    )
     assert automatic.spec.pooling == pooling
     recipe = load_recipe(
         "tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")

@@ -1,4 +1,4 @@
-"""The precision suits the device, and a GPU that the torch build has no kernels for is refused before training."""
+"""Check the precision for each device, and that a GPU without kernels is refused."""
 
 import ctypes
 import sys
@@ -51,15 +51,14 @@ def test_which_kernels_run_on_which_gpu(
     assert "T4" in caught.value.hint
 
 
-def gpu(
+def pretend_gpus(
     monkeypatch: pytest.MonkeyPatch, name: str, *capabilities: tuple[int, int], number: int = 0
 ) -> None:
-    """Makes torch see GPUs of these capabilities, `number` being the current one."""
+    """Make torch see GPUs of these capabilities, with `number` as the current one."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda *_, **__: True
-    )  # a T4 says so too, by emulation
+    # A T4 reports it, too, by emulation.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: number)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
@@ -79,7 +78,7 @@ def gpu(
 def test_the_precision_follows_the_gpus_capability(
     monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], precision: str
 ):
-    gpu(monkeypatch, name, capability)
+    pretend_gpus(monkeypatch, name, capability)
     compute = choose_device()
     assert (compute.device, compute.precision) == (torch.device("cuda:0"), precision)
     assert name in compute.reason
@@ -88,19 +87,19 @@ def test_the_precision_follows_the_gpus_capability(
 
 
 def test_a_pascal_gpu_with_kernels_computes_in_fp32(monkeypatch: pytest.MonkeyPatch):
-    gpu(monkeypatch, "GTX 1080", (6, 1))
+    pretend_gpus(monkeypatch, "GTX 1080", (6, 1))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_61"])
     assert choose_device().precision == "fp32"
 
 
 def test_a_p100_is_refused_although_cuda_is_available(monkeypatch: pytest.MonkeyPatch):
-    gpu(monkeypatch, "Tesla P100-PCIE-16GB", (6, 0))
+    pretend_gpus(monkeypatch, "Tesla P100-PCIE-16GB", (6, 0))
     with pytest.raises(DeviceError, match="no kernels for Tesla P100"):
         choose_device()
 
 
-def test_a_precision_that_is_asked_for_is_taken_if_it_works(monkeypatch: pytest.MonkeyPatch):
-    gpu(monkeypatch, "Tesla T4", (7, 5))
+def test_a_precision_is_taken_as_asked_if_it_works(monkeypatch: pytest.MonkeyPatch):
+    pretend_gpus(monkeypatch, "Tesla T4", (7, 5))
     assert choose_device("fp32").precision == "fp32"
     assert choose_device("fp16").precision == "fp16"
     with pytest.raises(
@@ -111,13 +110,13 @@ def test_a_precision_that_is_asked_for_is_taken_if_it_works(monkeypatch: pytest.
 
 
 def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
-    gpu(monkeypatch, "mixed", (8, 0), (7, 5))
+    pretend_gpus(monkeypatch, "mixed", (8, 0), (7, 5))
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert (choose_device().device, choose_device().precision) == (torch.device("cuda:1"), "fp16")
 
 
 def test_the_current_gpu_is_used_without_torchrun(monkeypatch: pytest.MonkeyPatch):
-    gpu(monkeypatch, "mixed", (7, 5), (8, 0), number=1)
+    pretend_gpus(monkeypatch, "mixed", (7, 5), (8, 0), number=1)
     assert (choose_device().device, choose_device().precision) == (torch.device("cuda:1"), "bf16")
 
 
@@ -149,7 +148,7 @@ def test_a_cpu_computes_in_fp32_and_refuses_fp16():
         (False, 768, "bf16", "bf16"),
     ],
 )
-def test_a_processor_with_matrix_units_computes_in_bf16_from_a_width_on(
+def test_a_processor_with_matrix_units_computes_wide_encoders_in_bf16(
     monkeypatch: pytest.MonkeyPatch, units: bool, width: int, asked: str, precision: str
 ):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
@@ -159,11 +158,11 @@ def test_a_processor_with_matrix_units_computes_in_bf16_from_a_width_on(
 
 
 @pytest.mark.parametrize(
-    ("platform", "device", "told"),
+    ("platform", "device", "calls_expected"),
     [("linux", "cpu", 3), ("linux", "cuda", 0), ("darwin", "cpu", 0)],
 )
-def test_glibc_is_told_to_keep_memory_for_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, platform: str, device: str, told: int
+def test_glibc_keeps_memory_for_a_cpu_on_linux(
+    monkeypatch: pytest.MonkeyPatch, platform: str, device: str, calls_expected: int
 ):
     calls: list[tuple[int, int]] = []
     monkeypatch.setattr(sys, "platform", platform)
@@ -171,8 +170,10 @@ def test_glibc_is_told_to_keep_memory_for_a_cpu(
         ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *given: calls.append(given))
     )
     prepare_device(Compute(torch.device(device), "fp32", ""))
-    assert len(calls) == told
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())  # a C library without it
+    assert len(calls) == calls_expected
+
+    # A C library without mallopt is left alone.
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     prepare_device(Compute(torch.device(device), "fp32", ""))
 
 

@@ -1,4 +1,4 @@
-"""Encoders come whole and in float32, or with an error that names what is missing and says how to get it."""
+"""Check that encoders load whole and in float32, or fail with an error that names the cause."""
 
 import json
 import shutil
@@ -101,7 +101,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bert(checkpoints: Path, tmp_path: Path) -> Path:
-    """A BERT folder to spoil."""
+    """A BERT folder that a test may damage."""
     return Path(shutil.copytree(checkpoints / "bert", tmp_path / "bert"))
 
 
@@ -167,7 +167,7 @@ def test_a_missing_pooler_is_no_loss(bert: Path):
     assert load_encoder(local_backbone(bert)).pooler is None
 
 
-def test_the_head_of_another_task_is_left_out(tmp_path: Path):
+def test_the_head_of_another_task_is_not_loaded(tmp_path: Path):
     model = BertForSequenceClassification(FAMILIES["bert"][1])
     model.save_pretrained(tmp_path)
     loaded = load_encoder(local_backbone(tmp_path))
@@ -209,23 +209,24 @@ def test_a_configuration_that_cannot_be_used_is_one_error(bert: Path, config: st
         load_encoder(local_backbone(bert))
 
 
-def test_code_that_comes_with_a_folder_is_never_run(
+def test_code_in_a_folder_is_never_run(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what a user might answer if asked
-    mark = tmp_path / "was-run"
-    (bert / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    # A user who is asked whether to run the code might say yes.
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    marker = tmp_path / "was-run"
+    (bert / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
     own = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": "evil.Tok"}
     (bert / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": own}))
     for load in (load_config, load_encoder, load_tokenizer):
         with pytest.raises(BackboneError):
             load(local_backbone(bert))
-    assert not mark.exists()
+    assert not marker.exists()
     assert "[y/N]" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("load", [load_encoder, load_tokenizer])
-def test_offline_and_not_downloaded_says_how_to_get_it(
+def test_an_offline_error_explains_the_download(
     load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -261,7 +262,7 @@ def fast_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     )
 
 
-def test_a_tokenizer_brings_the_ids_that_frame_a_sequence(tmp_path: Path):
+def test_a_tokenizer_has_the_ids_that_frame_a_sequence(tmp_path: Path):
     fast_tokenizer(cls_token="<s>", sep_token="</s>", pad_token="<pad>").save_pretrained(tmp_path)
     vocabulary = load_tokenizer(local_backbone(tmp_path))
     assert (vocabulary.cls, vocabulary.sep, vocabulary.pad) == (1, 2, 0)
@@ -285,7 +286,7 @@ def test_a_tokenizer_that_is_missing_or_broken_is_one_error(tmp_path: Path, cont
         load_tokenizer(local_backbone(tmp_path))
 
 
-def test_loading_says_nothing_and_leaves_the_log_level_as_it_was(
+def test_loading_prints_nothing_and_restores_the_log_level(
     bert: Path, capfd: pytest.CaptureFixture
 ):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Row i of a prediction is row i of the request, whatever the order, the batching or the budget."""
+"""Check that predictions come in the order of their rows, whatever the batching."""
 
 from types import SimpleNamespace
 
@@ -49,10 +49,10 @@ def model() -> PairModel:
 @pytest.fixture(scope="module")
 def expected(model: PairModel) -> np.ndarray:
     """Logits of every row, each in a batch of its own."""
-    collate = make_collator(model, ROWS, VOCABULARY)
+    collator = make_collator(model, ROWS, VOCABULARY)
     model.eval()
     with torch.no_grad():
-        return np.concatenate([model(**collate([row])).numpy() for row in range(len(ROWS))])
+        return np.concatenate([model(**collator([row])).numpy() for row in range(len(ROWS))])
 
 
 @settings(deadline=None, max_examples=15)
@@ -61,7 +61,7 @@ def expected(model: PairModel) -> np.ndarray:
     st.integers(1, len(ROWS)),
     st.sampled_from([1, 90, 500, 10**6]),
 )
-def test_rows_come_back_in_the_order_they_were_asked_for(
+def test_predictions_are_in_the_order_of_the_rows(
     model: PairModel, expected: np.ndarray, order: list[int], number: int, tokens: int
 ):
     rows = np.array(order[:number])
@@ -72,7 +72,9 @@ def test_rows_come_back_in_the_order_they_were_asked_for(
     np.testing.assert_allclose(found, expected[rows], rtol=1e-5, atol=1e-5)
 
 
-def test_both_orders_come_back_in_order_too(model: PairModel, expected: np.ndarray):
+def test_predictions_of_both_orders_are_in_the_order_of_the_rows(
+    model: PairModel, expected: np.ndarray
+):
     rows = np.arange(len(ROWS))[::-1]
     found = predict_logits(
         model, make_collator(model, ROWS, VOCABULARY), rows, CPU, both_orders=True
@@ -93,13 +95,11 @@ def test_windows_of_rows_change_nothing(
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_sequence_that_comes_again_is_encoded_once(
-    model: PairModel, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_repeated_sequence_is_encoded_once(model: PairModel, monkeypatch: pytest.MonkeyPatch):
     lengths = [[5, 9], [9, 5], [5, 5], [9, 12]]
-    one = token_rows(
-        np.array([[5], [9], [12]]), seed=3
-    )  # of its pieces the rows are made: a b, b a, a a, b c
+
+    # Rows are made of three sequences a, b and c: a b, b a, a a, b c.
+    one = token_rows(np.array([[5], [9], [12]]), seed=3)
     pieces = {
         n: one.tokens[s:e] for n, s, e in zip((5, 9, 12), one.starts, one.starts[1:], strict=False)
     }
@@ -110,9 +110,9 @@ def test_a_sequence_that_comes_again_is_encoded_once(
     rows = TokenizedRows(
         np.concatenate([pieces[n] for n in flat]), starts, first, np.array(flat, np.int32), 2, cut=0
     )
-    sequences, which = distinct_sequences(rows, np.arange(4), 2)
+    sequences, inverse = distinct_sequences(rows, np.arange(4), 2)
     assert sequences.tolist() == [0, 1, 7]
-    assert which.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
+    assert inverse.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
     encoded = []
     pool = model.pool
     monkeypatch.setattr(
@@ -141,7 +141,7 @@ def test_the_same_tokens_with_another_boundary_are_another_sequence():
     assert distinct_sequences(twice, np.arange(1), 2)[1].tolist() == [[0, 1]]
 
 
-def test_dropout_is_off_and_the_models_mode_is_left_as_it_was(expected: np.ndarray):
+def test_dropout_is_off_and_the_models_mode_is_restored(expected: np.ndarray):
     fresh = pair().train()
     found = predict_logits(fresh, make_collator(fresh, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -153,22 +153,22 @@ def test_dropout_is_off_and_the_models_mode_is_left_as_it_was(expected: np.ndarr
 
 def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inference, "BATCH_TOKENS", {"cpu": 300})
-    heard = []
+    reports = []
     rows = np.arange(10)
-    collate = make_collator(model, ROWS, VOCABULARY)
+    collator = make_collator(model, ROWS, VOCABULARY)
     predict_logits(
-        model, collate, rows, CPU, progress=lambda done, total: heard.append((done, total))
+        model, collator, rows, CPU, progress=lambda done, total: reports.append((done, total))
     )
-    assert len(heard) > 2
-    assert [done for done, _ in heard] == sorted({done for done, _ in heard})
-    assert heard[-1] == (10, 10)
-    assert {total for _, total in heard} == {10}
+    assert len(reports) > 2
+    assert [done for done, _ in reports] == sorted({done for done, _ in reports})
+    assert reports[-1] == (10, 10)
+    assert {total for _, total in reports} == {10}
 
 
 def test_no_rows_are_no_logits(model: PairModel):
-    collate = make_collator(model, ROWS, VOCABULARY)
-    assert predict_logits(model, collate, np.arange(0), CPU).shape == (0, 3)
-    assert predict_logits(model, collate, np.arange(0), CPU, both_orders=True).shape == (0, 2, 3)
+    collator = make_collator(model, ROWS, VOCABULARY)
+    assert predict_logits(model, collator, np.arange(0), CPU).shape == (0, 3)
+    assert predict_logits(model, collator, np.arange(0), CPU, both_orders=True).shape == (0, 2, 3)
 
 
 def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expected: np.ndarray):
@@ -182,7 +182,7 @@ def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expec
 
 
 def test_in_half_precision_rotary_positions_keep_their_angles():
-    """bf16 angles would be wrong by more than bf16 states, the more so the longer the text."""
+    """In bf16 angles would have larger errors than states, and larger ones in longer texts."""
     torch.manual_seed(0)
     size = {
         "num_hidden_layers": 3,
@@ -199,13 +199,13 @@ def test_in_half_precision_rotary_positions_keep_their_angles():
         build_encoder(config), config, ModelSpec(pooling="mean", head_hidden=8)
     ).eval()
     rows = token_rows(np.array([[500, 480], [300, 500]]))
-    collate = make_collator(model, rows, VOCABULARY)
+    collator = make_collator(model, rows, VOCABULARY)
     with torch.no_grad():
-        exact = model(**collate([0, 1])).numpy()
+        exact = model(**collator([0, 1])).numpy()
         with torch.autocast("cpu", torch.bfloat16):
-            cast = model(**collate([0, 1])).numpy()
+            cast = model(**collator([0, 1])).numpy()
     found = predict_logits(
-        model, collate, np.arange(2), Compute(torch.device("cpu"), "bf16", "for this test")
+        model, collator, np.arange(2), Compute(torch.device("cpu"), "bf16", "for this test")
     )
     assert abs(found - exact).max() < 3 * abs(cast - exact).max()
     with inference._bf16_encoder(model, Compute(torch.device("cpu"), "bf16", "for this test")):
@@ -226,18 +226,19 @@ def test_segments_go_to_encoders_that_were_pretrained_with_two(name: str, segmen
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.integers(3, 600), min_size=1, max_size=60), st.integers(1, 9000))
-def test_batches_stay_within_the_budget_unless_they_are_one_sequence(
-    lengths: list[int], tokens: int
-):
+def test_batches_stay_within_the_budget_or_are_one_sequence(lengths: list[int], tokens: int):
     longest = np.array(lengths)
     batches = cut_token_batches(longest, tokens)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     in_order = longest[np.concatenate(batches)]
-    assert (np.diff(in_order) <= 0).all()  # the longest first: memory runs out at once or never
+
+    # The longest come first, so that memory runs out at once or never.
+    assert (np.diff(in_order) <= 0).all()
     for places, following in zip(batches, [*batches[1:], None], strict=True):
         padded = len(places) * longest[places].max()
         assert padded <= tokens or len(places) == 1
-        if following is not None:  # and no smaller than they need be
+        # A batch is no smaller than it need be.
+        if following is not None:
             assert (len(places) + 1) * longest[places].max() > tokens
 
 

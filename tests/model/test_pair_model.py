@@ -1,4 +1,4 @@
-"""The pair model: symmetric where it says so, blind to how sequences are packed, and the same after saving."""
+"""Check the pair model: symmetry, independence of packing, saving and loading."""
 
 import json
 import shutil
@@ -78,7 +78,8 @@ def test_a_row_has_three_float32_logits(family: str):
     found = logits(pair(family))
     assert found.shape == (len(ROWS), 3)
     assert found.dtype == torch.float32
-    assert found.std(0).min() > 0  # it reads its input
+    # Logits depend on the input.
+    assert found.std(0).min() > 0
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -101,10 +102,11 @@ def test_each_side_is_pooled_as_if_it_were_alone(family: str):
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("head", ["symmetric", "fusion"])
-def test_packing_and_company_do_not_matter(family: str, head: str):
+def test_packing_and_other_rows_change_nothing(family: str, head: str):
     model = pair(family, head)
     whole = logits(model)
-    close(logits(model, ROWS, None, 10**6), whole)  # all in one pack
+    # With so large an overhead all sequences are in one pack.
+    close(logits(model, ROWS, None, 10**6), whole)
     close(logits(model, ROWS, [5, 2, 0]), whole[[5, 2, 0]])
     close(logits(model, ROWS, [3]), whole[[3]])
 
@@ -145,7 +147,7 @@ def test_the_plain_cross_head_judges_a_row_as_it_stands():
         assert not torch.allclose(model.classify(vectors), model.classify(vectors.flip(1)))
 
 
-def test_segments_tell_the_prompt_from_the_response():
+def test_segments_distinguish_prompt_and_response():
     model = pair("electra")
     straight = batch(model)
     close(logits(model), model(**straight).detach())
@@ -175,7 +177,8 @@ def test_every_parameter_learns(family: str, shape: str):
     model = pair(family, pooling="attention", shape=shape).train()
     model(**batch(model)).square().sum().backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None}
-    assert not unused  # it would break distributed training
+    # An unused parameter would break distributed training.
+    assert not unused
 
 
 TABLE = tabular_rows(len(ROWS))
@@ -191,9 +194,8 @@ def pair_with_features(head: str = "symmetric", shape: str = "siamese") -> PairM
     )
     model.fit_features(TABLE, np.arange(4))
     for parameter in model.head.parameters():
-        torch.nn.init.normal_(
-            parameter, std=0.3
-        )  # as if it had been trained: the short way begins at zero
+        # As if it had been trained: the features' shortcut starts at zero.
+        torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
 
@@ -227,7 +229,8 @@ def test_swapping_the_answers_permutes_the_logits_with_features_too(shape: str):
         one = model.classify(sides, features)
         other = model.classify(sides.flip(1), features | {"sides": features["sides"].flip(1)})
     close(turned[:, list(SWAP)], straight)
-    assert torch.equal(other[:, list(SWAP)], one)  # to the bit, where the vectors are
+    # Equal vectors give equal logits, to the bit.
+    assert torch.equal(other[:, list(SWAP)], one)
 
 
 @pytest.mark.parametrize("shape", ["siamese", "cross"])
@@ -256,9 +259,7 @@ def test_a_model_without_features_reads_none():
     assert not [name for name in model.state_dict() if "features" in name or "beside" in name]
 
 
-def test_what_features_are_standardised_by_is_saved_with_the_model(
-    tmp_path: Path, vocabulary: PairTokenizer
-):
+def test_the_scale_of_features_is_saved_with_the_model(tmp_path: Path, vocabulary: PairTokenizer):
     model = pair_with_features()
     model.save_pretrained(tmp_path / "model", vocabulary)
     again, _ = PairModel.from_pretrained(tmp_path / "model")
@@ -268,7 +269,7 @@ def test_what_features_are_standardised_by_is_saved_with_the_model(
 
 
 def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, vocabulary: PairTokenizer):
-    """A kit that computes more of them, or in another order, feeds it the same numbers."""
+    """A kit that computes more features, or in another order, gives the model the same numbers."""
     model = pair_with_features()
     model.save_pretrained(tmp_path / "model", vocabulary)
     again, _ = PairModel.from_pretrained(tmp_path / "model")
@@ -326,12 +327,12 @@ def test_a_saved_model_comes_back_to_the_bit(
 ):
     model = pair(family, head, pooling, shape)
     model.save_pretrained(tmp_path / "deep" / "model", vocabulary)
-    again, its_vocabulary = PairModel.from_pretrained(tmp_path / "deep" / "model")
+    again, loaded_tokenizer = PairModel.from_pretrained(tmp_path / "deep" / "model")
     assert torch.equal(logits(again), logits(model))
     assert not again.training
     assert {p.dtype for p in again.parameters()} == {torch.float32}
-    assert its_vocabulary.digest == vocabulary.digest
-    assert (its_vocabulary.cls, its_vocabulary.sep, its_vocabulary.pad) == (1, 2, 0)
+    assert loaded_tokenizer.digest == vocabulary.digest
+    assert (loaded_tokenizer.cls, loaded_tokenizer.sep, loaded_tokenizer.pad) == (1, 2, 0)
     assert again.spec == model.spec
 
 
@@ -398,7 +399,7 @@ def test_a_truncated_file_is_a_run_error(saved: Path, file: str, keep: float):
     ],
     ids=str,
 )
-def test_a_configuration_that_makes_no_model_is_a_run_error(saved: Path, change: dict):
+def test_an_unusable_configuration_is_a_run_error(saved: Path, change: dict):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(RunError, match="not a trained model of kit"):

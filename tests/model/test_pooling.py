@@ -1,4 +1,4 @@
-"""Padding cannot be seen in a pooled vector, and every pooling is done in float32."""
+"""Check that pooling ignores padding and is done in float32."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ KINDS = ["mean", "cls", "attention"]
 
 
 def trained(kind: str, hidden: int, seed: int = 0) -> torch.nn.Module:
-    """A pooling whose parameters have moved away from where they start."""
+    """Return a pooling with other parameters than it starts with."""
     torch.manual_seed(seed)
     pooling = build_pooling(kind, hidden)
     for parameter in pooling.parameters():
@@ -37,7 +37,7 @@ def example(lengths: list[int], hidden: int = 5, seed: int = 0) -> tuple[Tensor,
     content=st.sampled_from([0.0, -3.0, 1e30, float("inf"), float("nan")]),
     seed=st.integers(0, 99),
 )
-def test_padding_changes_nothing_whatever_stands_there(
+def test_the_content_of_padding_changes_nothing(
     kind: str, lengths: list[int], columns: int, content: float, seed: int
 ):
     pooling = trained(kind, 5, seed)
@@ -61,7 +61,7 @@ def test_no_gradient_flows_from_padding(kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_result_is_float32_whatever_the_states_are(kind: str, dtype: torch.dtype):
+def test_the_result_is_float32_for_states_of_any_type(kind: str, dtype: torch.dtype):
     states, mask = example([700, 3], hidden=8)
     pooled = trained(kind, 8)(states.to(dtype), mask)
     assert pooled.shape == (2, 8)
@@ -109,13 +109,13 @@ def test_attention_is_a_softmax_over_the_scores_of_real_tokens():
 
 
 @pytest.mark.parametrize("kind", ["mean", "attention"])
-def test_a_sequence_of_nothing_but_padding_is_the_zero_vector(kind: str):
+def test_a_sequence_of_padding_alone_is_the_zero_vector(kind: str):
     states, mask = example([3, 3])
     mask[1] = 0
     assert torch.equal(trained(kind, 5)(states, mask)[1], torch.zeros(5))
 
 
-def test_only_attention_has_something_to_learn():
+def test_only_attention_has_parameters():
     counts = {kind: sum(p.numel() for p in build_pooling(kind, 5).parameters()) for kind in KINDS}
     assert counts == {"mean": 0, "cls": 0, "attention": 6}
     assert isinstance(build_pooling("attention", 5), AttentionPooling)

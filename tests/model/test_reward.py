@@ -1,4 +1,4 @@
-"""A reward checkpoint gives its encoder and its reward, the reward that transformers computes, on both sides alike."""
+"""Check that a reward model gives its encoder and the reward that transformers computes."""
 
 import shutil
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def classifier(family: str, outputs: int = 1) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def checkpoint(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small DeBERTa reward model with the tokenizer of the toy one, in transformers' own files."""
+    """A small DeBERTa reward model with the toy tokenizer, in transformers' own files."""
     folder = tmp_path_factory.mktemp("reward") / "model"
     shutil.copytree(tiny_folder(BACKBONES["tiny-deberta"], processed), folder)
     classifier("deberta-v2").save_pretrained(folder)
@@ -158,15 +158,15 @@ def test_the_reward_stays_in_float32_under_autocast(checkpoint: Path):
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
-def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself(
+def test_a_run_from_a_reward_model_starts_with_its_reward_and_predicts_without_it(
     checkpoint: Path, data: Path, processed: Dataset, raw: Path, tmp_path: Path
 ):
     overrides = (*QUICK, "train.max_steps=3", "model.reward=true", "model.pooling=cls")
     recipe = load_recipe("default", overrides, backbone=str(checkpoint))
-    begun, _ = new_model(recipe, resolve_backbone(recipe.backbone), processed)
+    model, _ = new_model(recipe, processed)
     original = classifier("deberta-v2")
-    assert torch.equal(begun.reward.dense.weight, original.pooler.dense.weight)
-    assert torch.equal(begun.reward.out.weight, original.classifier.weight)
+    assert torch.equal(model.reward.dense.weight, original.pooler.dense.weight)
+    assert torch.equal(model.reward.out.weight, original.classifier.weight)
     run = Path(train_recipe(recipe, data, tmp_path / "runs")["run"])
     rows = pd.read_csv(raw / "test.csv", dtype=str)
     rows.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(
@@ -179,7 +179,7 @@ def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message"),
     [
         (lambda weights: weights.pop("classifier.weight"), r"lack classifier\.weight"),
         (
@@ -192,14 +192,14 @@ def test_a_run_from_a_reward_model_begins_with_its_reward_and_predicts_by_itself
         ),
     ],
 )
-def test_what_is_no_reward_model_is_refused(
-    checkpoint: Path, tmp_path: Path, spoil: Callable, said: str
+def test_a_checkpoint_without_a_reward_is_refused(
+    checkpoint: Path, tmp_path: Path, damage: Callable, message: str
 ):
-    folder = Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
     weights = load_file(folder / "model.safetensors")
-    spoil(weights)
+    damage(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BackboneError, match=said):
+    with pytest.raises(BackboneError, match=message):
         load_reward_head(local_backbone(folder))
 
 
@@ -211,6 +211,6 @@ def test_a_classifier_of_three_classes_is_no_reward_model(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["tiny-electra", "modernbert-base"])
-def test_a_backbone_without_a_reward_says_so(name: str):
+def test_a_backbone_without_a_reward_is_refused(name: str):
     with pytest.raises(BackboneError, match=f"{name} starts from random|no reward head is known"):
         load_reward_head(resolve_backbone(name))

@@ -1,4 +1,4 @@
-"""Toy tokenizers are the same for the same texts, fit their architecture, and read every language."""
+"""Check that toy tokenizers are reproducible, fit their architecture, and read any language."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ MIXED = [
 
 @pytest.fixture(scope="module")
 def texts(processed: Dataset) -> list[str]:
-    """What the embedded sample brings, in all its languages."""
+    """The texts of the embedded sample, in all its languages."""
     table = processed.train()
     return [turn for name in TEXTS for turns in table[name].to_pylist() for turn in turns]
 
@@ -50,7 +50,7 @@ names, texts = json.load(sys.stdin)
 for name in names:
     print(hashlib.sha256(train_tokenizer(BACKBONES[name], texts).to_str().encode()).hexdigest())
 """
-    there = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps([TOYS, MIXED]),
         capture_output=True,
@@ -58,7 +58,7 @@ for name in names:
         check=True,
         env=os.environ | {"RAYON_NUM_THREADS": "1"},
     )
-    assert there.stdout.split() == [digest(name, MIXED) for name in TOYS]
+    assert done.stdout.split() == [digest(name, MIXED) for name in TOYS]
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -76,7 +76,7 @@ def test_the_special_tokens_come_first_and_the_vocabulary_fits(name: str, texts:
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_a_corpus_in_more_characters_than_the_vocabulary_has_room_for_fits_too(name: str):
+def test_a_corpus_with_more_characters_than_the_vocabulary_fits(name: str):
     many = [
         "".join(map(chr, range(start, start + 60))) + " and words"
         for start in range(0x4E00, 0x6E00, 60)
@@ -96,7 +96,7 @@ def test_every_language_and_code_can_be_read(name: str):
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_the_sample_is_read_with_few_tokens_and_hardly_an_unknown_one(name: str, texts: list[str]):
+def test_the_sample_needs_few_tokens_and_hardly_any_unknown_ones(name: str, texts: list[str]):
     tokenizer = train_tokenizer(BACKBONES[name], texts)
     ids = [
         i
@@ -108,14 +108,14 @@ def test_the_sample_is_read_with_few_tokens_and_hardly_an_unknown_one(name: str,
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_ascii_that_was_never_seen_can_be_read(name: str):
+def test_unseen_ascii_can_be_read(name: str):
     tokenizer = train_tokenizer(BACKBONES[name], ["abc abc"])
     ids = tokenizer.encode("{x} = Z9 ~ q@w;", add_special_tokens=False).ids
     assert SPECIAL.index("[UNK]") not in ids
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_a_text_that_spells_out_the_framing_is_text(name: str, tmp_path: Path):
+def test_special_tokens_in_a_text_are_ordinary_text(name: str, tmp_path: Path):
     write_tiny_backbone(BACKBONES[name], MIXED, tmp_path / name)
     vocabulary = load_tokenizer(local_backbone(tmp_path / name))
     ids = vocabulary.backend.encode("a [SEP] b[CLS] [PAD]", add_special_tokens=False).ids
@@ -135,7 +135,7 @@ def test_each_family_has_its_kind_of_tokenizer(name: str, kind: type):
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_what_is_written_is_a_backbone_folder(name: str, tmp_path: Path):
+def test_a_written_toy_is_a_backbone_folder(name: str, tmp_path: Path):
     write_tiny_backbone(BACKBONES[name], iter(MIXED), tmp_path / "one")
     write_tiny_backbone(BACKBONES[name], MIXED, tmp_path / "two")
     vocabulary = load_tokenizer(local_backbone(tmp_path / "one"))
@@ -150,7 +150,7 @@ def test_what_is_written_is_a_backbone_folder(name: str, tmp_path: Path):
     assert build_encoder(config).get_input_embeddings().num_embeddings >= len(vocabulary.pretrained)
 
 
-def test_a_large_corpus_is_read_from_its_beginning_only(monkeypatch: pytest.MonkeyPatch):
+def test_only_the_beginning_of_a_large_corpus_is_read(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiny, "MAX_CHARACTERS", 5000)
     seen = []
 
