@@ -130,7 +130,10 @@ def test_one_failure_does_not_stop_the_others(
 
     assert [o.status for o in outcomes] == ["done", "failed", "done"]
     assert "The log ends:\nhello" in outcomes[1].problem
-    assert list(Run.open(tmp_path / "runs" / RECIPE.run_name).metrics["parts"]) == ["fold0", "fold2"]
+    assert list(Run.open(tmp_path / "runs" / RECIPE.run_name).metrics["parts"]) == [
+        "fold0",
+        "fold2",
+    ]
 
 
 def test_a_job_that_failed_is_pushed_again_at_the_next_start(

@@ -150,9 +150,9 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 @pytest.mark.parametrize(("shape", "pooling"), [("cross", "cls"), ("siamese", "mean")])
 def test_automatic_pooling_under_cross_is_cls(shape: str, pooling: str, processed: Dataset):
-    automatic, _ = new_model(
-        load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}")), processed
-    )
+    backbone = resolve_backbone("tiny-electra")
+    recipe = load_recipe("tiny-electra", (*CROSS, f"model.shape={shape}"))
+    automatic, _ = new_model(recipe, backbone, processed)
     assert automatic.spec.pooling == pooling
     recipe = load_recipe(
         "tiny-electra", (*CROSS, f"model.shape={shape}", "model.pooling=attention")
