@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kit.cli import show
+from kit.cli import output
 from kit.demo import BACKBONES, run_demo
 from kit.reporting.report import Report
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def demo_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     """Run the demo on fewer rows than `make demo` uses."""
     out = tmp_path_factory.mktemp("demo")
-    return run_demo(out, 2400, log=lambda _: None, training=show.training), out
+    return run_demo(out, 2400, log=lambda _: None, training=output.training_progress), out
 
 
 def test_each_toy_backbone_closes_half_of_the_gap_to_the_bayes_floor(
@@ -55,7 +55,7 @@ def test_a_second_demo_trains_nothing_again(demo_report: tuple[Report, Path]):
     report, out = demo_report
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/holdout/*")}
 
-    again = run_demo(out, 2400, log=lambda _: None, training=show.training)
+    again = run_demo(out, 2400, log=lambda _: None, training=output.training_progress)
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/holdout/*")} == before
     assert again.as_dict() == report.as_dict()
 

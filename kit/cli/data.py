@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from kit.cli import options, show
+from kit.cli import options, output
 
 
 @click.command()
@@ -28,7 +28,7 @@ from kit.cli import options, show
 )
 @options.force
 @options.as_json
-def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
+def sample_command(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     """Write the embedded sample in Kaggle's exact file format.
 
     \b
@@ -38,11 +38,11 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
 
     summary = write_sample(out, rows=rows, seed=seed, force=force)
     if as_json:
-        return show.json_out(summary)
+        return output.print_json(summary)
 
     train, test = summary["train"]["rows"], summary["test"]["rows"]
-    show.note(f"{train:,} training and {test:,} test rows in {out}")
-    show.note(f"Next: kit preprocess --raw {out}")
+    output.print_note(f"{train:,} training and {test:,} test rows in {out}")
+    output.print_note(f"Next: kit preprocess --raw {out}")
 
 
 @click.command()
@@ -67,7 +67,7 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     "repeat. Their models have seen labels that validation uses, so a student's validation scores "
     "are too good.",
 )
-@options.preparing
+@options.preprocess_options
 @click.option(
     "--allow-test-prompts", is_flag=True, help="Keep --extra rows whose prompt is in test.csv."
 )
@@ -79,7 +79,7 @@ def sample(rows: int, seed: int, out: Path, force: bool, as_json: bool) -> None:
     help="Folder to write to.",
 )
 @options.as_json
-def preprocess(raw: Path, out: Path, as_json: bool, **choices: Any) -> None:
+def preprocess_command(raw: Path, out: Path, as_json: bool, **choices: Any) -> None:
     """Clean, label and split the rows.
 
     \b
@@ -90,5 +90,5 @@ def preprocess(raw: Path, out: Path, as_json: bool, **choices: Any) -> None:
     # The names of the options are the parameters of `preprocess_files`.
     manifest = preprocess_files(raw, out, **choices)
     if as_json:
-        return show.json_out(manifest)
-    show.preprocessed(manifest, out)
+        return output.print_json(manifest)
+    output.print_preprocessed(manifest, out)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kit.cli import options, show
+from kit.cli import options, output
 
 
 @click.command()
@@ -22,7 +22,7 @@ from kit.cli import options, show
 )
 @options.data
 @options.as_json
-def doctor(online: bool, raw: Path, data: Path, as_json: bool) -> None:
+def doctor_command(online: bool, raw: Path, data: Path, as_json: bool) -> None:
     """Check what works here: Python, packages, device, memory, disk, data, Kaggle.
 
     Exits with 1 when something that is needed is broken.
@@ -34,9 +34,9 @@ def doctor(online: bool, raw: Path, data: Path, as_json: bool) -> None:
 
     findings = examine_setup(raw, data, online=online)
     if as_json:
-        show.json_out([finding.as_dict() for finding in findings])
+        output.print_json([finding.as_dict() for finding in findings])
     else:
-        show.examined(findings)
+        output.print_findings(findings)
 
     if any(finding.broken for finding in findings):
         raise SystemExit(1)

@@ -1,11 +1,11 @@
-"""Offer the commands that make predictions from other predictions, without torch: calibrate, ensemble."""
+"""Offer the commands that turn predictions into others, without torch: calibrate, ensemble."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kit.cli import options, show
+from kit.cli import options, output
 
 
 @click.command()
@@ -71,8 +71,8 @@ def calibrate_command(
     if saved:
         write_predictions(apply_calibration(read_calibration(saved), predictions), out)
         if as_json:
-            return show.json_out({"file": str(out)})
-        return show.note(f"{len(predictions):,} rows in {out}")
+            return output.print_json({"file": str(out)})
+        return output.print_note(f"{len(predictions):,} rows in {out}")
 
     labels = read_truth(truth)
     if subset:
@@ -84,9 +84,9 @@ def calibrate_command(
     if out:
         write_predictions(calibrated, out)
 
-    show.json_out(result.as_dict()) if as_json else show.calibrated(result)
+    output.print_json(result.as_dict()) if as_json else output.print_calibration(result)
     for line in [*unknown_run_warnings([file]), *prompt_group_warnings(labels, truth)]:
-        show.note(line)
+        output.print_note(line)
 
 
 @click.command()
@@ -169,7 +169,7 @@ def ensemble_command(
         write_predictions(result.predictions, out)
 
     for line in result.notes:
-        show.note(line)
+        output.print_note(line)
     if as_json:
         written: dict[str, Any] = {"file": str(out) if out else None}
         written["members"] = [str(file) for file in files]
@@ -177,11 +177,11 @@ def ensemble_command(
             written["fit"] = result.fit.as_dict()
         else:
             written["method"] = None if saved else method or ("weights" if weights else "mean")
-        return show.json_out(written)
+        return output.print_json(written)
     if result.fit:
-        show.fitted(result.fit)
+        output.print_blend(result.fit)
     if out:
-        show.note(f"{len(files)} files blended into {out}")
+        output.print_note(f"{len(files)} files blended into {out}")
 
 
 def _check_usage(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kit.cli import options, show
+from kit.cli import options, output
 
 
 @click.command()
@@ -21,9 +21,9 @@ def validate_command(file: Path, sample: Path | None, as_json: bool) -> None:
 
     report = validate_submission(file, sample)
     if as_json:
-        show.json_out(report.as_dict())
+        output.print_json(report.as_dict())
     else:
-        show.validated(report, file)
+        output.print_validation(report, file)
     if not report.ok:
         raise SystemExit(1)
 
@@ -51,7 +51,7 @@ def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     import kit
 
     result = kit.score(file, truth, subset=subset)
-    show.json_out(result.as_dict()) if as_json else show.scored(result, file)
+    output.print_json(result.as_dict()) if as_json else output.print_score(result, file)
 
 
 @click.command()
@@ -89,7 +89,7 @@ def report_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compare runs, or any prediction files, with each other and with the references, on the same rows.
+    """Compare runs, or any prediction files, with each other and with references, on the same rows.
 
     \b
     Example:  kit report runs/* --truth data/raw/truth.csv --blend blend.json -o report.html
@@ -115,13 +115,13 @@ def report_command(
     for path in out:
         write_report(result, path)
     if as_json:
-        show.json_out(result.as_dict())
+        output.print_json(result.as_dict())
     elif markdown:
         click.echo(render_markdown(result), nl=False)
     else:
-        show.compared(result)
+        output.print_report(result)
     if out:
-        show.note(f"Written: {', '.join(map(str, out))}")
+        output.print_note(f"Written: {', '.join(map(str, out))}")
 
 
 @click.command()
@@ -148,8 +148,8 @@ def demo_command(out: Path, rows: int, as_json: bool) -> None:
     """
     from kit.demo import run_demo
 
-    report = run_demo(out, rows, log=show.note, training=show.training)
-    show.json_out(report.as_dict()) if as_json else show.compared(report)
+    report = run_demo(out, rows, log=output.print_note, training=output.training_progress)
+    output.print_json(report.as_dict()) if as_json else output.print_report(report)
 
 
 COMMANDS = (validate_command, score_command, report_command)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kit.cli import options, show
+from kit.cli import options, output
 from kit.kaggle.ledger import LEDGER
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def connect(attempts: int = 6) -> "Client":
     from kit.kaggle.client import Client
     from kit.kaggle.retry import RetryPolicy
 
-    return Client(patience=RetryPolicy(attempts=attempts, say=show.note))
+    return Client(patience=RetryPolicy(attempts=attempts, say=output.print_note))
 
 
 @click.command()
@@ -47,7 +47,7 @@ def connect(attempts: int = 6) -> "Client":
 @options.competition
 @options.force
 @options.as_json
-def download(out: Path, competition: str, force: bool, as_json: bool) -> None:
+def download_command(out: Path, competition: str, force: bool, as_json: bool) -> None:
     """Download the competition's files, verified and unpacked.
 
     \b
@@ -55,19 +55,24 @@ def download(out: Path, competition: str, force: bool, as_json: bool) -> None:
     """
     from kit.kaggle.download import download_competition
 
-    with connect() as client, show.transferring(f"download {competition}") as progress:
+    with connect() as client, output.byte_progress(f"download {competition}") as progress:
         result = download_competition(
-            client, out, competition=competition, force=force, say=show.note, progress=progress
+            client,
+            out,
+            competition=competition,
+            force=force,
+            say=output.print_note,
+            progress=progress,
         )
     for warning in result.warnings:
-        show.note(f"Warning: {warning}")
+        output.print_note(f"Warning: {warning}")
 
     if as_json:
-        return show.json_out({**dataclasses.asdict(result), "folder": str(result.folder)})
-    show.table(str(out), ["file", "bytes"], list(result.sizes.items()))
+        return output.print_json({**dataclasses.asdict(result), "folder": str(result.folder)})
+    output.print_table(str(out), ["file", "bytes"], list(result.sizes.items()))
     if result.train_sha256:
-        show.note(f"train.csv has the SHA-256 {result.train_sha256}")
-    show.note(f"Next: kit preprocess --raw {out}")
+        output.print_note(f"train.csv has the SHA-256 {result.train_sha256}")
+    output.print_note(f"Next: kit preprocess --raw {out}")
 
 
 @click.command()
@@ -90,7 +95,7 @@ def download(out: Path, competition: str, force: bool, as_json: bool) -> None:
 @options.competition
 @ledger_file
 @options.as_json
-def submit(
+def submit_command(
     file: Path | None,
     kernel: str | None,
     message: str,
@@ -122,7 +127,7 @@ def submit(
         "sample": sample,
         "local_score": local_score,
         "ledger_path": ledger_path,
-        "say": show.note,
+        "say": output.print_note,
     }
     with connect() as client:
         if file is not None:
@@ -134,14 +139,14 @@ def submit(
     # A new connection, since the wait may take hours and needs more attempts.
     if follow:
         with connect(attempts=40) as client:
-            entry = wait_for_score(client, entry, ledger_path=ledger_path, say=show.note)
+            entry = wait_for_score(client, entry, ledger_path=ledger_path, say=output.print_note)
 
     if as_json:
-        return show.json_out(dataclasses.asdict(entry))
+        return output.print_json(dataclasses.asdict(entry))
     score = f": public score {entry.public_score}" if entry.public_score else ""
     click.echo(f"submission {entry.ref} {entry.status}{score}")
     if not follow:
-        show.note(
+        output.print_note(
             "Next: kit submissions, in some hours: Kaggle runs the notebook again on the hidden "
             "test set"
         )
@@ -151,7 +156,7 @@ def submit(
 @options.competition
 @ledger_file
 @options.as_json
-def submissions(competition: str, ledger_path: Path, as_json: bool) -> None:
+def submissions_command(competition: str, ledger_path: Path, as_json: bool) -> None:
     """List the submissions with Kaggle's scores and the ledger's notes.
 
     \b
@@ -170,11 +175,11 @@ def submissions(competition: str, ledger_path: Path, as_json: bool) -> None:
             }
             for submission, entry in pairs
         ]
-        return show.json_out(rows)
+        return output.print_json(rows)
     columns = ["ref", "date", "status", "public", "local", "kernel or file", "message", "error"]
-    show.table(competition, columns, [_row(*pair) for pair in pairs])
+    output.print_table(competition, columns, [_row(*pair) for pair in pairs])
     if not pairs:
-        show.note(
+        output.print_note(
             'None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is '
             "complete"
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kit.cli import options, push, show
+from kit.cli import options, output, push
 from kit.cli.kaggle import connect
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.group()
-def kernels() -> None:
+def kernels_group() -> None:
     """Train and predict on Kaggle's GPUs.
 
     \b
@@ -23,13 +23,13 @@ def kernels() -> None:
     """
 
 
-kernels.add_command(push.push)
+kernels_group.add_command(push.push_group)
 
 
-@kernels.command()
+@kernels_group.command()
 @click.argument("names", nargs=-1, metavar="[OWNER/SLUG[/VERSION]]...")
 @options.as_json
-def status(names: tuple[str, ...], as_json: bool) -> None:
+def status_command(names: tuple[str, ...], as_json: bool) -> None:
     """Show the state of kernels, by default of those in kernels/.
 
     A run that failed makes the exit code 1.
@@ -58,21 +58,23 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
         for state in states
     ]
     if as_json:
-        show.json_out(rows)
+        output.print_json(rows)
     elif rows:
         columns = ["kernel", "status", "failure"]
-        show.table("", columns, [[row[column] for column in columns] for row in rows])
+        output.print_table("", columns, [[row[column] for column in columns] for row in rows])
     else:
-        show.note(f"No kernels in {push.FOLDER}/. Next: kit kernels push train --backbone deberta")
+        output.print_note(
+            f"No kernels in {push.FOLDER}/. Next: kit kernels push train --backbone deberta"
+        )
 
     failed = [state.ref for state in states if state.status in FAILURES]
     for ref in failed:
-        show.note(f"Next: kit kernels logs {ref}, which shows why")
+        output.print_note(f"Next: kit kernels logs {ref}, which shows why")
     if failed:
         raise SystemExit(1)
 
 
-@kernels.command()
+@kernels_group.command()
 @click.argument("name", metavar="OWNER/SLUG[/VERSION]")
 @click.option(
     "--every",
@@ -85,7 +87,7 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
     "--timeout", type=click.FloatRange(0), metavar="MINUTES", help="Give up after this long."
 )
 @options.as_json
-def wait(name: str, every: float, timeout: float | None, as_json: bool) -> None:
+def wait_command(name: str, every: float, timeout: float | None, as_json: bool) -> None:
     """Follow a version to its end, and fail if it fails.
 
     \b
@@ -98,19 +100,21 @@ def wait(name: str, every: float, timeout: float | None, as_json: bool) -> None:
     with connect(attempts=40) as client:
         ref = _parse_ref(client, name)
         kind = kind_of(look_up_kernel(client, ref).source)
-        state = wait_for_kernel(client, ref, poll_s=every, timeout_s=timeout_s, say=show.note)
+        state = wait_for_kernel(
+            client, ref, poll_s=every, timeout_s=timeout_s, say=output.print_note
+        )
 
     if as_json:
         result = {"kernel": str(state.ref), "status": state.status, "url": state.ref.url}
-        return show.json_out(result)
+        return output.print_json(result)
     click.echo(f"{state.ref} {state.status}")
-    show.note(push.NEXT[kind].format(ref=state.ref))
+    output.print_note(push.NEXT[kind].format(ref=state.ref))
 
 
-@kernels.command()
+@kernels_group.command()
 @click.argument("name", metavar="OWNER/SLUG[/VERSION]")
 @options.as_json
-def logs(name: str, as_json: bool) -> None:
+def logs_command(name: str, as_json: bool) -> None:
     """Print a run's log; while it runs, as it grows.
 
     \b
@@ -121,12 +125,12 @@ def logs(name: str, as_json: bool) -> None:
     with connect() as client:
         ref = _parse_ref(client, name)
         if as_json:
-            return show.json_out({"kernel": str(ref), "log": read_log(client, ref)})
+            return output.print_json({"kernel": str(ref), "log": read_log(client, ref)})
         for piece in log_records(client, ref):
             click.echo(piece, nl=False)
 
 
-@kernels.command()
+@kernels_group.command()
 @click.argument("name", metavar="OWNER/SLUG[/VERSION]")
 @click.option(
     "-o", "--out", type=options.FILE, help="The folder to write.  [default: kernels/SLUG.output]"
@@ -142,7 +146,7 @@ def logs(name: str, as_json: bool) -> None:
 )
 @options.force
 @options.as_json
-def output(
+def output_command(
     name: str, out: Path | None, only: str | None, runs: Path | None, force: bool, as_json: bool
 ) -> None:
     """Download and verify what a run has left.
@@ -155,10 +159,10 @@ def output(
     from kit.kaggle.collect import collect_folds
     from kit.kaggle.outputs import download_output
 
-    with connect() as client, show.transferring(f"download {name}") as progress:
+    with connect() as client, output.byte_progress(f"download {name}") as progress:
         ref = _parse_ref(client, name)
         if runs:
-            folds = collect_folds(client, ref, runs, say=show.note)
+            folds = collect_folds(client, ref, runs, say=output.print_note)
             files = [str(fold) for fold in folds]
             result = {"kernel": str(ref), "files": files}
         else:
@@ -169,7 +173,7 @@ def output(
                 folder,
                 only=lambda file: only is None or fnmatch.fnmatch(file, only),
                 force=force,
-                say=show.note,
+                say=output.print_note,
                 progress=progress,
             )
             files = [str(folder / file) for file in downloaded.files]
@@ -177,11 +181,11 @@ def output(
             result = {"kernel": str(ref), "files": files, "hashes_compared": compared}
 
     if as_json:
-        return show.json_out(result)
+        return output.print_json(result)
     for file in files:
         click.echo(file)
     if not files:
-        show.note(f"{runs} has all of its runs already")
+        output.print_note(f"{runs} has all of its runs already")
 
 
 def _parse_ref(client: "Client", name: str) -> "KernelRef":

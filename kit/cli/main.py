@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kit import __version__
-from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, show, train
+from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, train
 from kit.errors import KitError
 
 
@@ -57,7 +57,7 @@ class Cli(click.Group):
                 text = str(error)
             else:
                 text = f"{error.filename or 'the system'}: {error.strerror or error}"
-            click.secho(f"Error: {show.printable(text)}", fg="red", err=True)
+            click.secho(f"Error: {output.escape_control(text)}", fg="red", err=True)
             ctx.exit(1)
 
 
@@ -76,16 +76,16 @@ def main(debug: bool) -> None:
 
 
 COMMANDS = (
-    doctor.doctor,
-    data.sample,
-    kaggle.download,
-    data.preprocess,
+    doctor.doctor_command,
+    data.sample_command,
+    kaggle.download_command,
+    data.preprocess_command,
     *train.COMMANDS,
     *ensemble.COMMANDS,
     *evaluate.COMMANDS,
-    kernels.kernels,
-    kaggle.submit,
-    kaggle.submissions,
+    kernels.kernels_group,
+    kaggle.submit_command,
+    kaggle.submissions_command,
     evaluate.demo_command,
 )
 for command in COMMANDS:

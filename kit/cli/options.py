@@ -1,10 +1,11 @@
-"""Options that several commands share, so that they are called and explained the same everywhere."""
+"""Define the options that several commands share, with one name and one explanation for each."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
 
+from kit.data.options import SPLITS, TEXT_FORMS, PreprocessOptions
 from kit.task import COMPETITION
 
 FILE = click.Path(path_type=Path)
@@ -31,7 +32,8 @@ restart = click.option(
     flag_value=2,
     is_flag=False,
     metavar="[N]",
-    help="Try again where a training collapses, up to N times (2 without N), at half the rates and with a new seed.",
+    help="Try again where a training collapses, up to N times (2 without N), at half the rates "
+    "and with a new seed.",
 )
 
 
@@ -55,83 +57,90 @@ overrides = click.option(
     help="Change a recipe key (`kit recipes --keys`); may repeat.",
 )
 
-_PREPARING = (
+_PREPROCESS = (
     click.option(
         "--text",
-        type=click.Choice(["unicode", "ascii"]),
-        default="unicode",
+        type=click.Choice(TEXT_FORMS),
+        default=PreprocessOptions.text,
         show_default=True,
-        help="Keep every language and newlines, or strip non-ASCII and collapse whitespace as the reference does.",
+        help="Keep every language and newlines, or strip non-ASCII and collapse whitespace as the "
+        "reference study does.",
     ),
     click.option(
         "--split",
-        type=click.Choice(["grouped", "stratified"]),
-        default="grouped",
+        type=click.Choice(SPLITS),
+        default=PreprocessOptions.split,
         show_default=True,
-        help="Keep all rows of one prompt together, or the reference's plain stratified split.",
+        help="Keep all rows of one prompt together, or split stratified by label as the reference "
+        "study does.",
     ),
     click.option(
         "--folds",
         type=click.IntRange(2, 100),
-        default=5,
+        default=PreprocessOptions.folds,
         show_default=True,
         help="Cross-validation folds.",
     ),
     click.option(
         "--valid",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        default=0.1,
+        type=click.FloatRange(0, 0.5, min_open=True),
+        default=PreprocessOptions.valid,
         show_default=True,
         help="Share of rows in the holdout.",
     ),
     click.option(
-        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the splits."
+        "--seed",
+        type=click.IntRange(0),
+        default=PreprocessOptions.seed,
+        show_default=True,
+        help="Seed of the splits.",
     ),
 )
 
 
-def preparing(command: Callable[..., object]) -> Callable[..., object]:
-    """The options of `kit preprocess` that decide what the rows look like and how they are split."""
-    for option in reversed(_PREPARING):
+def preprocess_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add the options that decide how rows are cleaned and split."""
+    for option in reversed(_PREPROCESS):
         command = option(command)
     return command
 
 
 def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
-    """Raises where one of the files to write is there already and --force was not given, or is a directory."""
+    """Raise KitError if a file to write is a directory, or exists and --force was not given.
+
+    All are checked before the first is written.
+    """
     from kit.errors import KitError
     from kit.storage.atomic import refuse_overwrite
 
     for path in filter(None, paths):
-        if path.is_dir():  # told before the others are written, not when its turn comes
-            raise KitError(
-                f"{path} is a directory; a file is to be written there", "Choose another name."
-            )
+        if path.is_dir():
+            raise KitError(f"{path} is a directory, not a file", "Choose another name.")
         refuse_overwrite(path, force)
 
 
 def refuse_one_file(first: str, one: Path | None, second: str, other: Path | None) -> None:
-    """Wrong usage where both options name the same file to write: what is written last would be all that is left."""
+    """Raise UsageError if two options name the same file: the second would overwrite the first."""
     if one and other and one.resolve() == other.resolve():
         raise click.UsageError(f"{first} and {second} name the same file: {one}")
 
 
 def refuse_beside(option: str, why: str, **others: object) -> None:
-    """Wrong usage that names those of the `others` that were given beside `option`, where they would do nothing."""
+    """Raise UsageError naming the other options given with `option`, which would have no effect."""
     given = [f"--{name}" for name, value in others.items() if value not in (None, False, ())]
     if given:
         raise click.UsageError(f"{option} takes no {' and no '.join(given)}: {why}")
 
 
 class Numbers(click.ParamType):
-    """Numbers in one word, such as 2,1,1."""
+    """Numbers in one argument, such as 2,1,1."""
 
     name = "numbers"
 
     def convert(
         self, value: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[float]:
-        """The numbers; wrong usage if they are none."""
+        """Return the numbers, or fail with a usage message."""
         try:
             return [float(part) for part in value.replace(",", " ").split()]
         except ValueError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kit.cli import options, show
+from kit.cli import options, output
 from kit.cli.kaggle import connect
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _max_hours(default: float, maximum: float) -> Any:
 
 
 @click.group()
-def push() -> None:
+def push_group() -> None:
     """Push a notebook that trains or predicts.
 
     \b
@@ -62,7 +62,7 @@ def push() -> None:
     """
 
 
-@push.command()
+@push_group.command()
 @click.option(
     "--backbone",
     "backbones",
@@ -75,17 +75,11 @@ def push() -> None:
     multiple=True,
     help="A name from `kit recipes`, or a TOML file; several with --fan-out.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a recipe key; may repeat.",
-)
+@options.overrides
 @click.option(
     "--fold", default="all", show_default=True, help="A fold's number, `all`, or `holdout`."
 )
-@options.preparing
+@options.preprocess_options
 @_gpu
 @_yes
 @_max_hours(9.0, 12)
@@ -101,7 +95,7 @@ def push() -> None:
 @_wait
 @_out
 @options.as_json
-def train(
+def train_command(
     backbones: tuple[str, ...],
     recipes: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -159,7 +153,7 @@ def train(
         _fan_out(jobs, runs, out, as_json)
 
 
-@push.command()
+@push_group.command()
 @click.option(
     "--runs",
     multiple=True,
@@ -198,7 +192,7 @@ def train(
 @_wait
 @_out
 @options.as_json
-def infer(
+def infer_command(
     runs: tuple[str, ...],
     more: tuple[str, ...],
     weights: list[float] | None,
@@ -251,7 +245,7 @@ def infer(
         if fitted:
             if client:
                 sources = identify_runs(client, sources)
-            sources = match_sources(fitted, sources, say=show.note)
+            sources = match_sources(fitted, sources, say=output.print_note)
 
         # Made before the sources are resolved: a job that is refused must not publish a dataset.
         job = infer_job(
@@ -265,7 +259,9 @@ def infer(
             local_score=local_score,
         )
         if client:
-            resolve_sources(client, names, weights=weights, as_dataset=as_dataset, say=show.note)
+            resolve_sources(
+                client, names, weights=weights, as_dataset=as_dataset, say=output.print_note
+            )
     _push_or_write(job, dry_run, follow, out, as_json)
 
 
@@ -275,7 +271,7 @@ def _choose_gpu(gpu: str, yes: bool) -> str:
 
     name, remark = choose_gpu(gpu, accept_t4=yes)
     if remark:
-        show.note(remark)
+        output.print_note(remark)
     return name
 
 
@@ -294,21 +290,21 @@ def _push_or_write(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: 
     from kit.kaggle.push import push_kernel
 
     with connect() as client:
-        pushed = push_kernel(client, job, out / job.slug, say=show.note)
+        pushed = push_kernel(client, job, out / job.slug, say=output.print_note)
     result = {"kernel": str(pushed.ref), "url": pushed.url, "folder": str(pushed.folder)}
-    show.note(f"pushed {pushed.ref}, see {pushed.url}")
+    output.print_note(f"pushed {pushed.ref}, see {pushed.url}")
 
     # Hours of waiting need more attempts than a single command, hence another connection.
     if follow:
         with connect(attempts=40) as client:
-            result["status"] = wait_for_kernel(client, pushed.ref, say=show.note).status
+            result["status"] = wait_for_kernel(client, pushed.ref, say=output.print_note).status
 
     if as_json:
-        show.json_out([result])
+        output.print_json([result])
     else:
         click.echo(result["kernel"])
     next_step = NEXT[job.kind] if follow else "Next: kit kernels wait {ref}"
-    show.note(next_step.format(ref=pushed.ref))
+    output.print_note(next_step.format(ref=pushed.ref))
 
 
 def _write_folders(jobs: "list[Job]", out: Path, as_json: bool) -> None:
@@ -319,18 +315,20 @@ def _write_folders(jobs: "list[Job]", out: Path, as_json: bool) -> None:
     folders = [write_kernel_folder(job, owner, out / job.slug) for job in jobs]
     if as_json:
         pairs = zip(jobs, folders, strict=True)
-        return show.json_out(
+        return output.print_json(
             [{"kernel": f"{owner}/{job.slug}", "folder": str(folder)} for job, folder in pairs]
         )
 
     for folder in folders:
         click.echo(folder)
     if owner == UNKNOWN_OWNER:
-        show.note(f"No Kaggle credential names your account, so {owner} is written in its place")
+        output.print_note(
+            f"No Kaggle credential names your account, so {owner} is written in its place"
+        )
         first = "make a token (see `kit doctor`)"
     else:
         first = "look at it"
-    show.note(f"Written, not pushed. Next: {first}, then run this again without --dry-run")
+    output.print_note(f"Written, not pushed. Next: {first}, then run this again without --dry-run")
 
 
 def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:
@@ -338,7 +336,7 @@ def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:
     from kit.kaggle.fan_out import fan_out
 
     with connect(attempts=40) as client:
-        outcomes = fan_out(client, jobs, runs, out, say=show.note)
+        outcomes = fan_out(client, jobs, runs, out, say=output.print_note)
 
     rows = [
         {
@@ -350,17 +348,17 @@ def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:
         for outcome in outcomes
     ]
     if as_json:
-        show.json_out(rows)
+        output.print_json(rows)
     else:
         cells = [[row["title"], row["status"], row["kernel"]] for row in rows]
-        show.table("", ["job", "status", "kernel"], cells)
+        output.print_table("", ["job", "status", "kernel"], cells)
 
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
-        show.note(f"{row['title']}: {row['problem']}")
+        output.print_note(f"{row['title']}: {row['problem']}")
     if failed:
-        show.note("Next: run the same command again; it pushes only what is missing")
+        output.print_note("Next: run the same command again; it pushes only what is missing")
         raise SystemExit(1)
 
     folders = sorted({str(runs / str(job.settings["run_name"])) for job in jobs})
-    show.note(f"Next: kit kernels push infer --runs {' '.join(folders)}")
+    output.print_note(f"Next: kit kernels push infer --runs {' '.join(folders)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kit.baselines import BASELINES
-from kit.cli import options, show
+from kit.cli import options, output
 
 
 @click.command()
@@ -34,7 +34,7 @@ def backbones_command(as_json: bool) -> None:
         for record in BACKBONES.values()
     ]
     if as_json:
-        return show.json_out(rows)
+        return output.print_json(rows)
 
     columns = [name for name in rows[0] if name not in ("hub", "precision")]
     counts = ("backbone", "embedding", "total")
@@ -42,7 +42,7 @@ def backbones_command(as_json: bool) -> None:
         [f"{row[name] / 1e6:.1f}M" if name in counts else row[name] for name in columns]
         for row in rows
     ]
-    show.table("Backbones (parameters: backbone, embedding, total)", columns, table)
+    output.print_table("Backbones (parameters: backbone, embedding, total)", columns, table)
 
 
 @click.command()
@@ -72,22 +72,22 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
             for each in KEYS.values()
         ]
         if as_json:
-            return show.json_out(rows)
+            return output.print_json(rows)
         columns = ["key", "default", "allowed", "meaning"]
         table = [[each.name, each.default_text, each.allowed, each.doc] for each in KEYS.values()]
-        return show.table("Recipe keys, for --set KEY=VALUE", columns, table)
+        return output.print_table("Recipe keys, for --set KEY=VALUE", columns, table)
 
     if name:
         recipe = load_recipe(name)
         if as_json:
-            return show.json_out(dataclasses.asdict(recipe))
-        return click.echo(show.printable(recipe.to_toml()), nl=False)
+            return output.print_json(dataclasses.asdict(recipe))
+        return click.echo(output.escape_control(recipe.to_toml()), nl=False)
 
     recipes = [load_recipe(each) for each in shipped_recipes()]
     if as_json:
-        return show.json_out([dataclasses.asdict(recipe) for recipe in recipes])
+        return output.print_json([dataclasses.asdict(recipe) for recipe in recipes])
     rows = [[recipe.name, recipe.backbone, recipe.purpose] for recipe in recipes]
-    show.table("Recipes", ["name", "backbone", "purpose"], rows)
+    output.print_table("Recipes", ["name", "backbone", "purpose"], rows)
 
 
 @click.command()
@@ -104,8 +104,8 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     """
     from kit.baselines.run import run_baseline
 
-    result = run_baseline(name, data, runs, fold, say=show.note)
-    show.json_out(result) if as_json else show.trained(result)
+    result = run_baseline(name, data, runs, fold, say=output.print_note)
+    output.print_json(result) if as_json else output.print_run(result)
 
 
 @click.command()
@@ -162,7 +162,7 @@ def train_command(
 
     import kit
 
-    with show.training(chosen.run_name) as on_progress:
+    with output.training_progress(chosen.run_name) as on_progress:
         run = kit.train(
             recipe=chosen,
             data=data,
@@ -174,12 +174,12 @@ def train_command(
             report_to=report_to,
             max_hours=max_hours,
             on_progress=on_progress,
-            log=show.note,
+            log=output.print_note,
         )
     if as_json:
-        return show.json_out(run.metrics)
-    show.trained(run.metrics)
-    show.note(f"Next: kit predict {run.path}")
+        return output.print_json(run.metrics)
+    output.print_run(run.metrics)
+    output.print_note(f"Next: kit predict {run.path}")
 
 
 @click.command()
@@ -226,22 +226,22 @@ def predict_command(
     from kit.storage.atomic import refuse_overwrite
 
     out = out or run / f"{split or 'test'}.csv"
-    if show.LEADER:
+    if output.LEADER:
         refuse_overwrite(out, force)
 
     from kit.predict import predict_input, predict_split
     from kit.predictions import write_predictions
 
-    with show.counting(f"predict {run.name}") as progress:
+    with output.count_progress(f"predict {run.name}") as progress:
         if input_file:
             predictions = predict_input(run, input_file, swap=swap, progress=progress)
         else:
             predictions = predict_split(run, split or "test", data, swap=swap, progress=progress)
-    if show.LEADER:
+    if output.LEADER:
         write_predictions(predictions, out)
     if as_json:
-        return show.json_out({"file": str(out), "rows": len(predictions)})
-    show.note(f"{len(predictions):,} rows in {out}")
+        return output.print_json({"file": str(out), "rows": len(predictions)})
+    output.print_note(f"{len(predictions):,} rows in {out}")
 
 
 COMMANDS = (backbones_command, recipes_command, baseline_command, train_command, predict_command)

@@ -163,7 +163,7 @@ def test_a_run_from_a_reward_model_starts_with_its_reward_and_predicts_without_i
 ):
     overrides = (*QUICK, "train.max_steps=3", "model.reward=true", "model.pooling=cls")
     recipe = load_recipe("default", overrides, backbone=str(checkpoint))
-    model, _ = new_model(recipe, processed)
+    model, _ = new_model(recipe, resolve_backbone(recipe.backbone), processed)
     original = classifier("deberta-v2")
     assert torch.equal(model.reward.dense.weight, original.pooler.dense.weight)
     assert torch.equal(model.reward.out.weight, original.classifier.weight)
