@@ -305,7 +305,7 @@ def print_report(report: "Report") -> None:
             [pair.model, f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", pair.verdict]
             for pair in pairs
         ]
-        columns = ["model", f"log loss less that of {test.best} [95%]", "verdict"]
+        columns = ["model", f"log loss minus that of {test.best} [95%]", "verdict"]
         print_table(f"{test.rows} rows", columns, rows)
 
     if comparison.note:

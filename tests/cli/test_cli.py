@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from quick_recipe import QUICK
 
-from kit.cli import main
+from kit.cli.main import main
 from kit.errors import KitError
 from kit.predictions import read_predictions, write_predictions
 

@@ -120,7 +120,7 @@ class TestWheel:
         subprocess.run(pip, check=True)
 
         code = (
-            "import kit; from kit.cli import main; print(kit.__file__); main(['recipes', '--json'])"
+            "import kit; from kit.cli.main import main; print(kit.__file__); main(['recipes', '--json'])"
         )
         env = {"PYTHONPATH": str(tmp_path / "lib")}
         out = subprocess.run(
