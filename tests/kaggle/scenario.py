@@ -38,7 +38,9 @@ def main(home: Path) -> dict[str, object]:
         state = wait_for_kernel(client, infer.ref, poll_s=0, say=tell)
         output = download_output(client, infer.ref, home / "output", say=tell)
         book = home / "submissions/ledger.csv"
-        entry = submit.submit_kernel(client, str(infer.ref), "the whole way", ledger_path=book, say=tell)
+        entry = submit.submit_kernel(
+            client, str(infer.ref), "the whole way", ledger_path=book, say=tell
+        )
         scored = wait_for_score(client, entry, poll_s=0, ledger_path=book, say=tell)
     return {
         "files": sorted(raw.sizes),
