@@ -39,10 +39,9 @@ def main(home: Path) -> dict[str, object]:
 
         book = home / "submissions/ledger.csv"
         entry = submit.submit_kernel(
-            client, str(inference.ref), "the whole way", ledger_path=book, say=log
+            client, str(infer.ref), "the whole way", ledger_path=book, say=tell
         )
-        scored = wait_for_score(client, entry, poll_s=0, ledger_path=book, say=log)
-
+        scored = wait_for_score(client, entry, poll_s=0, ledger_path=book, say=tell)
     return {
         "files": sorted(raw.sizes),
         "state": state.status,
