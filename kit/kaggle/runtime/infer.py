@@ -70,7 +70,7 @@ def run_inference(session: NotebookSession) -> None:
 
 
 def _process_count(session: NotebookSession) -> int:
-    """Return the number of GPUs to predict on; 0 stands for the CPU."""
+    """Return how many processes predict, one per GPU; 0 means one that must not use a GPU."""
     try:
         return max(1, session.gpu_count())
     except RuntimeError as error:
