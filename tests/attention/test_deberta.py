@@ -233,8 +233,9 @@ def test_dropout_removes_the_share_asked_for_and_keeps_the_mean(dropout: float):
     # No row, column or head is dropped more often than another.
     for axis in range(1, gone.dim()):
         others = [i for i in range(gone.dim()) if i != axis]
-        each, count = gone.float().mean(others), gone.numel() / gone.shape[axis]
-        assert float((each - dropout).abs().max()) < 5 * (dropout * (1 - dropout) / count) ** 0.5
+        shares = gone.float().mean(others)
+        count = gone.numel() / gone.shape[axis]
+        assert float((shares - dropout).abs().max()) < 5 * (dropout * (1 - dropout) / count) ** 0.5
 
     # Neighbours in memory are independent.
     one, next_one = gone[..., :-1].float() - dropout, gone[..., 1:].float() - dropout

@@ -201,7 +201,7 @@ def test_causal_attention_is_left_to_torchs_kernel():
     with torch.autocast("cpu", torch.bfloat16):
         for module, given in ((causal, {}), (torch.nn.Module(), {"is_causal": True})):
             first, other = (
-                sdpa_attention(module, *each, None, **given)[0][:, 0] for each in (tensors, changed)
+                sdpa_attention(module, *qkv, None, **given)[0][:, 0] for qkv in (tensors, changed)
             )
             assert torch.equal(first, other)
         causal.is_causal = False

@@ -63,7 +63,7 @@ def packs(lengths: list[int], config: Any) -> tuple[dict[str, Tensor], dict[str,
     }
     if config.type_vocab_size > 1:
         padded["token_type_ids"] = torch.randint(2, real.shape, generator=generator) * real
-    return padded, {name: each[real][None] for name, each in padded.items()} | {
+    return padded, {name: values[real][None] for name, values in padded.items()} | {
         "lengths": torch.tensor(lengths)
     }
 
@@ -123,7 +123,7 @@ def test_values_and_gradients_agree_in_half_precision(family: str):
         )
     assert (values - expected).norm() < 0.01 * expected.norm()
     found, other = (
-        torch.cat([each[name].flatten() for name in wanted]) for each in (slopes, wanted)
+        torch.cat([slope[name].flatten() for name in wanted]) for slope in (slopes, wanted)
     )
     assert (found - other).norm() < 0.01 * other.norm()
 
@@ -207,16 +207,16 @@ def pair(family: str, **spec: Any) -> PairModel:
 
 
 def test_the_collator_omits_padding_where_encoder_and_device_allow_it():
-    rows, vocabulary = token_rows(np.array([[9, 30], [12, 5]])), PairTokenizer(None, 1, 2, PAD)
+    rows, tokenizer = token_rows(np.array([[9, 30], [12, 5]])), PairTokenizer(None, 1, 2, PAD)
     model = pair("electra", pooling="mean")
-    assert make_collator(model, rows, vocabulary).unpadded
+    assert make_collator(model, rows, tokenizer).unpadded
 
     # torch.compile needs padded lengths.
-    assert not make_collator(model, rows, vocabulary, pad_multiple=64).unpadded
+    assert not make_collator(model, rows, tokenizer, pad_multiple=64).unpadded
     other = pair("electra", pooling="mean")
     other.encoder.set_attn_implementation("sdpa")
-    assert not make_collator(other, rows, vocabulary).unpadded
-    assert not make_collator(model.to("meta"), rows, vocabulary).unpadded
+    assert not make_collator(other, rows, tokenizer).unpadded
+    assert not make_collator(model.to("meta"), rows, tokenizer).unpadded
 
 
 @pytest.mark.parametrize("family", ["electra", "deberta"])
@@ -246,8 +246,8 @@ def test_a_pair_model_gives_the_same_logits_for_either_batch(family: str, spec: 
     rows = token_rows(np.array([[9, 30], [12, 12], [40, 5], [17, 22]]))
     segments = model.encoder_config.get("type_vocab_size", 0) > 1
     padded, end_to_end = (
-        Collator(rows, PAD, segments=segments, unpadded=each)([3, 0, 2, 1])
-        for each in (False, True)
+        Collator(rows, PAD, segments=segments, unpadded=end_to_end)([3, 0, 2, 1])
+        for end_to_end in (False, True)
     )
     assert [pack["input_ids"].shape for pack in end_to_end["packs"]] == [(1, rows.starts[-1])]
     assert end_to_end["packs"][0]["lengths"].tolist() == sorted(rows.lengths.ravel(), reverse=True)

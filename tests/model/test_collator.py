@@ -137,12 +137,13 @@ def test_parts_are_of_bounded_size_and_hold_every_row_once(
 def test_lengths_are_padded_to_a_multiple(rows: list, multiple: int):
     encoded, chosen = token_rows(np.array(rows)), range(len(rows))
     plain, padded = (
-        Collator(encoded, PAD, segments=False, pad_multiple=each)(chosen) for each in (1, multiple)
+        Collator(encoded, PAD, segments=False, pad_multiple=number)(chosen)
+        for number in (1, multiple)
     )
     assert all(pack["input_ids"].shape[1] % multiple == 0 for pack in padded["packs"])
-    for each in (plain, padded):
+    for batch in (plain, padded):
         assert (
-            sum(int(pack["attention_mask"].sum()) for pack in each["packs"]) == encoded.starts[-1]
+            sum(int(pack["attention_mask"].sum()) for pack in batch["packs"]) == encoded.starts[-1]
         )
 
 

@@ -122,12 +122,12 @@ def test_a_training_on_one_order_does_not_encode_the_other(
 
 def test_the_first_sequence_alone_gives_the_fusion_models_logits(processed: Dataset):
     recipe = load_recipe("tiny-electra", (*CROSS, "model.head=fusion", "model.features=false"))
-    model, vocabulary = new_model(recipe, resolve_backbone(recipe.backbone), processed)
+    model, tokenizer = new_model(recipe, processed)
     table, content = processed.train(), processed.digest("train")
-    encoded = tokenize_cached(table, content, vocabulary, recipe.encode, processed.cache, "cross")
+    encoded = tokenize_cached(table, content, tokenizer, recipe.encode, processed.cache, "cross")
     rows = np.arange(7)
     one, both = (
-        make_collator(model.eval(), encoded, vocabulary, first_only=first)(rows)
+        make_collator(model.eval(), encoded, tokenizer, first_only=first)(rows)
         for first in (True, False)
     )
     assert sum(len(pack["lengths"]) for pack in one["packs"]) == 7

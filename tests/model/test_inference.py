@@ -27,7 +27,7 @@ from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 
 CPU = Compute(torch.device("cpu"), "fp32", "for this test")
-VOCABULARY = PairTokenizer(SimpleNamespace(), 1, 2, PAD)
+TOKENIZER = PairTokenizer(SimpleNamespace(), 1, 2, PAD)
 ROWS = token_rows(np.random.default_rng(0).integers(3, 60, (23, 2)))
 
 
@@ -49,7 +49,7 @@ def model() -> PairModel:
 @pytest.fixture(scope="module")
 def expected(model: PairModel) -> np.ndarray:
     """Logits of every row, each in a batch of its own."""
-    collator = make_collator(model, ROWS, VOCABULARY)
+    collator = make_collator(model, ROWS, TOKENIZER)
     model.eval()
     with torch.no_grad():
         return np.concatenate([model(**collator([row])).numpy() for row in range(len(ROWS))])
@@ -67,7 +67,7 @@ def test_predictions_are_in_the_order_of_the_rows(
     rows = np.array(order[:number])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "BATCH_TOKENS", {"cpu": tokens})
-        found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), rows, CPU)
+        found = predict_logits(model, make_collator(model, ROWS, TOKENIZER), rows, CPU)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected[rows], rtol=1e-5, atol=1e-5)
 
@@ -77,11 +77,11 @@ def test_predictions_of_both_orders_are_in_the_order_of_the_rows(
 ):
     rows = np.arange(len(ROWS))[::-1]
     found = predict_logits(
-        model, make_collator(model, ROWS, VOCABULARY), rows, CPU, both_orders=True
+        model, make_collator(model, ROWS, TOKENIZER), rows, CPU, both_orders=True
     )
     assert found.shape == (len(ROWS), 2, 3)
     np.testing.assert_allclose(found[:, 0], expected[rows], rtol=1e-5, atol=1e-5)
-    other = predict_logits(model, make_collator(model, swapped(ROWS), VOCABULARY), rows, CPU)
+    other = predict_logits(model, make_collator(model, swapped(ROWS), TOKENIZER), rows, CPU)
     np.testing.assert_allclose(found[:, 1], other[:, SWAP], rtol=1e-5, atol=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_windows_of_rows_change_nothing(
 ):
     monkeypatch.setattr(inference, "WINDOW_ROWS", window)
     monkeypatch.setattr(inference, "HEAD_ROWS", 3)
-    found = predict_logits(model, make_collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
+    found = predict_logits(model, make_collator(model, ROWS, TOKENIZER), np.arange(len(ROWS)), CPU)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -118,13 +118,13 @@ def test_a_repeated_sequence_is_encoded_once(model: PairModel, monkeypatch: pyte
     monkeypatch.setattr(
         model, "pool", lambda pack: encoded.append(len(pack["lengths"])) or pool(pack)
     )
-    found = predict_logits(model, make_collator(model, rows, VOCABULARY), np.arange(4), CPU)
+    found = predict_logits(model, make_collator(model, rows, TOKENIZER), np.arange(4), CPU)
     assert sum(encoded) == 3
     monkeypatch.undo()
     model.eval()
     with torch.no_grad():
         np.testing.assert_allclose(
-            found, model(**make_collator(model, rows, VOCABULARY)(range(4))), rtol=1e-5, atol=1e-5
+            found, model(**make_collator(model, rows, TOKENIZER)(range(4))), rtol=1e-5, atol=1e-5
         )
 
 
@@ -143,11 +143,11 @@ def test_the_same_tokens_with_another_boundary_are_another_sequence():
 
 def test_dropout_is_off_and_the_models_mode_is_restored(expected: np.ndarray):
     fresh = pair().train()
-    found = predict_logits(fresh, make_collator(fresh, ROWS, VOCABULARY), np.arange(len(ROWS)), CPU)
+    found = predict_logits(fresh, make_collator(fresh, ROWS, TOKENIZER), np.arange(len(ROWS)), CPU)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert fresh.training
     fresh.eval()
-    predict_logits(fresh, make_collator(fresh, ROWS, VOCABULARY), np.arange(2), CPU)
+    predict_logits(fresh, make_collator(fresh, ROWS, TOKENIZER), np.arange(2), CPU)
     assert not fresh.training
 
 
@@ -155,7 +155,7 @@ def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: py
     monkeypatch.setattr(inference, "BATCH_TOKENS", {"cpu": 300})
     reports = []
     rows = np.arange(10)
-    collator = make_collator(model, ROWS, VOCABULARY)
+    collator = make_collator(model, ROWS, TOKENIZER)
     predict_logits(
         model, collator, rows, CPU, progress=lambda done, total: reports.append((done, total))
     )
@@ -166,7 +166,7 @@ def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: py
 
 
 def test_no_rows_are_no_logits(model: PairModel):
-    collator = make_collator(model, ROWS, VOCABULARY)
+    collator = make_collator(model, ROWS, TOKENIZER)
     assert predict_logits(model, collator, np.arange(0), CPU).shape == (0, 3)
     assert predict_logits(model, collator, np.arange(0), CPU, both_orders=True).shape == (0, 2, 3)
 
@@ -174,7 +174,7 @@ def test_no_rows_are_no_logits(model: PairModel):
 def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expected: np.ndarray):
     compute = Compute(torch.device("cpu"), "bf16", "for this test")
     found = predict_logits(
-        model, make_collator(model, ROWS, VOCABULARY), np.arange(len(ROWS)), compute
+        model, make_collator(model, ROWS, TOKENIZER), np.arange(len(ROWS)), compute
     )
     assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
@@ -199,7 +199,7 @@ def test_in_half_precision_rotary_positions_keep_their_angles():
         build_encoder(config), config, ModelSpec(pooling="mean", head_hidden=8)
     ).eval()
     rows = token_rows(np.array([[500, 480], [300, 500]]))
-    collator = make_collator(model, rows, VOCABULARY)
+    collator = make_collator(model, rows, TOKENIZER)
     with torch.no_grad():
         exact = model(**collator([0, 1])).numpy()
         with torch.autocast("cpu", torch.bfloat16):
@@ -220,7 +220,7 @@ def test_in_half_precision_rotary_positions_keep_their_angles():
     ("name", "segments"), [("tiny-electra", 1), ("tiny-roberta", 0), ("tiny-deberta", 0)]
 )
 def test_segments_go_to_encoders_that_were_pretrained_with_two(name: str, segments: int):
-    batch = make_collator(pair(name), ROWS, VOCABULARY)([0, 1])
+    batch = make_collator(pair(name), ROWS, TOKENIZER)([0, 1])
     assert all(("token_type_ids" in pack) == bool(segments) for pack in batch["packs"])
 
 

@@ -259,19 +259,19 @@ def test_a_model_without_features_reads_none():
     assert not [name for name in model.state_dict() if "features" in name or "beside" in name]
 
 
-def test_the_scale_of_features_is_saved_with_the_model(tmp_path: Path, vocabulary: PairTokenizer):
+def test_the_scale_of_features_is_saved_with_the_model(tmp_path: Path, tokenizer: PairTokenizer):
     model = pair_with_features()
-    model.save_pretrained(tmp_path / "model", vocabulary)
+    model.save_pretrained(tmp_path / "model", tokenizer)
     again, _ = PairModel.from_pretrained(tmp_path / "model")
     with torch.no_grad():
         assert torch.equal(again(**batch_with_features()), model(**batch_with_features()))
     assert "head.pair.features.side_mean" in load_file(tmp_path / "model" / "model.safetensors")
 
 
-def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, vocabulary: PairTokenizer):
+def test_a_saved_model_finds_its_features_by_name(tmp_path: Path, tokenizer: PairTokenizer):
     """A kit that computes more features, or in another order, gives the model the same numbers."""
     model = pair_with_features()
-    model.save_pretrained(tmp_path / "model", vocabulary)
+    model.save_pretrained(tmp_path / "model", tokenizer)
     again, _ = PairModel.from_pretrained(tmp_path / "model")
     later = TABLE.add_side_feature("charm", np.ones((len(ROWS), 2))).select(
         ("charm", *SIDE_NAMES[::-1]), TABLE.pair_names[::-1]
@@ -291,15 +291,15 @@ def test_a_model_saved_before_there_were_features_still_loads(saved: Path):
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> PairTokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PairTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
     write_tiny_backbone(BACKBONES["tiny-electra"], ["hello world, this is a text"] * 3, folder)
     return load_tokenizer(local_backbone(folder))
 
 
 @pytest.fixture
-def saved(tmp_path: Path, vocabulary: PairTokenizer) -> Path:
-    pair().save_pretrained(tmp_path / "model", vocabulary)
+def saved(tmp_path: Path, tokenizer: PairTokenizer) -> Path:
+    pair().save_pretrained(tmp_path / "model", tokenizer)
     return tmp_path / "model"
 
 
@@ -323,15 +323,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("no_network")
 def test_a_saved_model_comes_back_to_the_bit(
-    family: str, head: str, pooling: str, shape: str, tmp_path: Path, vocabulary: PairTokenizer
+    family: str, head: str, pooling: str, shape: str, tmp_path: Path, tokenizer: PairTokenizer
 ):
     model = pair(family, head, pooling, shape)
-    model.save_pretrained(tmp_path / "deep" / "model", vocabulary)
+    model.save_pretrained(tmp_path / "deep" / "model", tokenizer)
     again, loaded_tokenizer = PairModel.from_pretrained(tmp_path / "deep" / "model")
     assert torch.equal(logits(again), logits(model))
     assert not again.training
     assert {p.dtype for p in again.parameters()} == {torch.float32}
-    assert loaded_tokenizer.digest == vocabulary.digest
+    assert loaded_tokenizer.digest == tokenizer.digest
     assert (loaded_tokenizer.cls, loaded_tokenizer.sep, loaded_tokenizer.pad) == (1, 2, 0)
     assert again.spec == model.spec
 
@@ -345,9 +345,9 @@ def test_only_safetensors_config_and_tokenizer_are_written(saved: Path):
     assert set(load_file(saved / "model.safetensors")) == set(pair().state_dict())
 
 
-def test_saving_over_an_older_model_replaces_it(saved: Path, vocabulary: PairTokenizer):
+def test_saving_over_an_older_model_replaces_it(saved: Path, tokenizer: PairTokenizer):
     model = pair("roberta", "fusion")
-    model.save_pretrained(saved, vocabulary)
+    model.save_pretrained(saved, tokenizer)
     assert torch.equal(logits(PairModel.from_pretrained(saved)[0]), logits(model))
 
 
@@ -432,9 +432,9 @@ def test_a_newer_format_asks_for_a_newer_kit(saved: Path):
     assert "Upgrade" in caught.value.hint
 
 
-def test_weights_of_another_model_are_named(saved: Path, tmp_path: Path, vocabulary: PairTokenizer):
+def test_weights_of_another_model_are_named(saved: Path, tmp_path: Path, tokenizer: PairTokenizer):
     for other in (pair("roberta"), pair("electra", "fusion"), pair("electra", pooling="attention")):
-        other.save_pretrained(tmp_path / "other", vocabulary)
+        other.save_pretrained(tmp_path / "other", tokenizer)
         shutil.copy(tmp_path / "other" / "model.safetensors", saved)
         with pytest.raises(RunError, match=r"does not belong to config\.json: .*\w"):
             PairModel.from_pretrained(saved)
