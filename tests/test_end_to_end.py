@@ -92,4 +92,4 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
     assert Path(file).is_relative_to(tmp_path / "site")
     assert {"electra", "default", "tiny-roberta"} <= set(recipes)
     assert sizes["layers"] == 24
-    assert page == ["page.css", "page.html.jinja", "page.py"]
+    assert page == ["page.css", "page.html.jinja"]
