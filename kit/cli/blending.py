@@ -78,10 +78,10 @@ def calibrate(
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
-    from kit.ensemble.fit_calibration import fit_calibration as fit
     from kit.ensemble.calibration import apply_calibration, read_calibration, write_calibration
+    from kit.ensemble.fit_calibration import fit_calibration as fit
     from kit.ensemble.members import unknown_run_warnings
-    from kit.evaluation.truth import read_truth, restrict_truth, prompt_group_warnings
+    from kit.evaluation.truth import prompt_group_warnings, read_truth, restrict_truth
     from kit.predictions import make_predictions, read_predictions, write_predictions
 
     options.refuse_overwrites((save, out), force)
@@ -164,7 +164,7 @@ def ensemble(
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
     from kit.ensemble.blend import apply_blend, read_blend, write_blend
-    from kit.ensemble.members import unknown_run_warnings, read_members
+    from kit.ensemble.members import read_members, unknown_run_warnings
     from kit.ensemble.pool import blend_predictions
     from kit.predictions import read_predictions, write_predictions
 
@@ -236,7 +236,7 @@ def _check_usage(
 def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
     from kit.ensemble.fit_blend import fit_blend
     from kit.ensemble.members import read_members
-    from kit.evaluation.truth import read_truth, restrict_truth, prompt_group_warnings
+    from kit.evaluation.truth import prompt_group_warnings, read_truth, restrict_truth
 
     names, frames = read_members(oof)
     labels = read_truth(truth)
