@@ -14,11 +14,13 @@ from sklearn.preprocessing import normalize
 
 # Columns for each kind: enough that two frequent n-grams rarely share one.
 WIDTH = 1 << 18
+
 # Words and pairs of words; character runs within words and at their edges.
 KINDS: tuple[dict[str, Any], ...] = (
     {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
     {"analyzer": "char_wb", "ngram_range": (3, 4)},
 )
+
 MIN_TEXTS = 5  # that must contain an n-gram for it to count
 
 Counts = tuple[sparse.csr_array, ...]  # one of each kind, (N, WIDTH) float32

@@ -169,11 +169,13 @@ def fit_blend(
     if too_few:
         selection = _select_mean(plain, too_few)
     else:
-        fits = {one: fit_weights(one, rows) for one in _methods_to_try(method, len(names))}
-        for name, fit in fits.items():
-            in_sample = log_loss(predict_blend(name, fit.coefficients, rows.members), labels)
-            trials.append(FitTrial(name, in_sample, fit.log_loss))
-        lowest = min(fits, key=lambda name: fits[name].log_loss)
+        fits = {}
+        for candidate in _methods_to_try(method, len(names)):
+            fit = fit_weights(candidate, rows)
+            fits[candidate] = fit
+            in_sample = log_loss(predict_blend(candidate, fit.coefficients, rows.members), labels)
+            trials.append(FitTrial(candidate, in_sample, fit.log_loss))
+        lowest = min(fits, key=lambda candidate: fits[candidate].log_loss)
         selection = _prune_members(lowest, fits[lowest], rows, names)
 
         # A method asked for by name is kept even where the mean is as good.

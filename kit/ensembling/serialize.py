@@ -1,6 +1,6 @@
 """Write fitted calibrations and blends as JSON, and read such files back with every value checked.
 
-The files are kept by hand and may be edited by hand, so nothing in them is trusted.
+Users may edit these files, so nothing in them is trusted.
 """
 
 import json

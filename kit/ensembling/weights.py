@@ -25,8 +25,7 @@ from kit.evaluation.metrics import EPS, log_loss, softmax_cross_entropy
 # "greedy" is the arithmetic pool of members selected one by one.
 BlendMethod = Literal["arithmetic", "geometric", "greedy"]
 
-# With all coefficients 0 neither weights nor temperature are defined, so the search stays above
-# this.
+# The search stays above this: with all coefficients 0 there are no weights and no temperature.
 MIN_COEFFICIENT = 1e-9
 
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -37,8 +36,7 @@ class BlendRows:
     """The rows that a blend is fitted to.
 
     Attributes:
-        members: probabilities (M, 3, N) above 0. Class-major, as `softmax_cross_entropy` needs
-            them.
+        members: probabilities (M, 3, N) above 0, class-major as for `softmax_cross_entropy`.
         labels: (N,).
         groups: prompt groups (N,).
         folds: cross-fitting folds (N,).
@@ -188,10 +186,11 @@ def select_members(members: np.ndarray, labels: np.ndarray, steps: int = 50) -> 
     Args:
         members: probabilities (M, 3, N) above 0.
         labels: (N,).
-        steps: at most so many additions.
+        steps: at most so many selections, repetitions included.
     """
     # The log loss needs only the probability of the true class.
     of_truth = np.ascontiguousarray(members[:, labels, np.arange(len(labels))])  # (M, N)
+
     losses = -np.log(of_truth).mean(axis=1)
     selected = [int(losses.argmin())]
     total = of_truth[selected[0]].copy()
@@ -236,8 +235,7 @@ def bootstrap_coefficients(
         [np.bincount(group, weights=gradient, minlength=len(sizes)) for gradient in gradients]
     )  # (M, G)
 
-    # With H = R'R, the quadratic model's minimum over v >= 0 is the least-squares problem that nnls
-    # solves.
+    # With H = R'R, minimising the quadratic model over v >= 0 is non-negative least squares.
     root, inverse = _hessian_root(_hessian(blend_objective(pool, members, labels), optimum))
     generator = np.random.default_rng(seed)
     result = np.empty((draws, len(optimum)))

@@ -59,7 +59,7 @@ def bootstrap_means(
 
     All M values share the draws. Each draw takes as many groups as there are, with replacement; its
     mean is the sum of the groups' values over the sum of their sizes. The same seed draws the same
-    groups, whatever the order of the rows within a group.
+    groups in any order of the rows.
 
     Args:
         row_values: (M, N) finite values, such as `metrics.row_losses` of M models.
@@ -112,7 +112,7 @@ def loss_difference(
     x is "better" when the whole interval lies below 0 (losses: lower is better), "worse" when it
     lies above, else "can't tell". With few groups the verdict is always "can't tell": even if all G
     group differences had one sign, a sign test would give p = 2^(1-G), so below 6 groups nothing
-    reaches the 95% level, whatever the percentiles.
+    reaches the 95% level.
 
     Args and errors: as for `loss_interval`.
     """

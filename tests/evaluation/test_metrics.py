@@ -34,7 +34,8 @@ def make_predictions(rows: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.nd
 @given(ROWS)
 def test_log_loss_equals_scikit_learn(rows):
     table = np.array(rows)
-    probabilities, labels = table[:, :3], table[:, 3].astype(int)
+    probabilities = table[:, :3]
+    labels = table[:, 3].astype(int)
     with warnings.catch_warnings():
         # scikit-learn warns of rows that do not sum to 1, as most of these do.
         warnings.simplefilter("ignore", UserWarning)

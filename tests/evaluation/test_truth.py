@@ -131,8 +131,8 @@ def test_parquet_file_in_name_only_is_refused(tmp_path):
 def make_case(ids, seed=0):
     """Return a prediction frame and a truth for these ids, in this order."""
     generator = np.random.default_rng(seed)
-    made = make_predictions(np.array(ids), generator.dirichlet([1, 1, 1], len(ids)))
-    return made, pd.DataFrame(
+    frame = make_predictions(np.array(ids), generator.dirichlet([1, 1, 1], len(ids)))
+    return frame, pd.DataFrame(
         {"id": ids, "label": generator.integers(0, 3, len(ids)).astype(np.int8)}
     )
 
@@ -140,57 +140,57 @@ def make_case(ids, seed=0):
 @settings(deadline=None, max_examples=40)
 @given(st.sets(st.integers(0, 2**40), min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_order_of_the_file_does_not_matter(ids, random):
-    made, labels = make_case(sorted(ids))
+    frame, labels = make_case(sorted(ids))
     order = list(range(len(ids)))
     random.shuffle(order)
-    probabilities, aligned = truth.align_to_truth(made.iloc[order], labels, "p.csv")
-    np.testing.assert_array_equal(probabilities, made[list(CLASSES)].to_numpy())
+    probabilities, aligned = truth.align_to_truth(frame.iloc[order], labels, "p.csv")
+    np.testing.assert_array_equal(probabilities, frame[list(CLASSES)].to_numpy())
     assert aligned.tolist() == labels["label"].tolist()
     assert (probabilities.dtype, aligned.dtype) == (np.float64, np.int64)
 
 
 def test_ids_on_one_side_only_are_counted_and_listed():
-    made, _ = make_case([1, 2, 3, 4])
+    frame, _ = make_case([1, 2, 3, 4])
     _, labels = make_case([3, 4, 50, 51, 52, 53, 54, 55, 56])
     with pytest.raises(DataError) as caught:
-        truth.align_to_truth(made, labels, "p.csv")
+        truth.align_to_truth(frame, labels, "p.csv")
     assert "p.csv lacks 7 ids (first: 50, 51, 52, 53, 54) of the truth" in caught.value.problem
     assert "p.csv has 2 ids (1, 2) that the truth does not have" in caught.value.problem
 
 
 def test_part_of_the_truth_is_scored_only_on_request():
-    made, _ = make_case([4, 2])
+    frame, _ = make_case([4, 2])
     _, labels = make_case([1, 2, 3, 4])
     with pytest.raises(DataError, match="lacks 2 ids"):
-        truth.align_to_truth(made, labels, "p.csv")
-    part = truth.restrict_truth(labels, made)
+        truth.align_to_truth(frame, labels, "p.csv")
+    part = truth.restrict_truth(labels, frame)
     assert part["id"].tolist() == [2, 4]
-    probabilities, _ = truth.align_to_truth(made, part, "p.csv")
-    np.testing.assert_array_equal(probabilities, made[list(CLASSES)].to_numpy()[::-1])
+    probabilities, _ = truth.align_to_truth(frame, part, "p.csv")
+    np.testing.assert_array_equal(probabilities, frame[list(CLASSES)].to_numpy()[::-1])
 
 
 def test_duplicate_ids_are_refused():
-    made, labels = make_case([1, 2, 1])
+    frame, labels = make_case([1, 2, 1])
     with pytest.raises(DataError, match=r"p.csv: 1 duplicate id \(1\)"):
-        truth.align_to_truth(made, labels, "p.csv")
+        truth.align_to_truth(frame, labels, "p.csv")
 
 
 @pytest.mark.parametrize("row", [[0.33, 0.33, 0.33], [1.2, -0.1, -0.1], [np.nan, 0.5, 0.5]])
 def test_rows_that_graders_reject_are_not_scored(row):
-    made, labels = make_case([1, 2])
-    made.loc[1, list(CLASSES)] = row
+    frame, labels = make_case([1, 2])
+    frame.loc[1, list(CLASSES)] = row
     with pytest.raises(
         DataError, match=r"p\.csv: id 2: not probabilities that sum to 1 to 6 places"
     ) as caught:
-        truth.align_to_truth(made, labels, "p.csv")
+        truth.align_to_truth(frame, labels, "p.csv")
     assert "kit validate p.csv" in caught.value.hint
 
 
 def test_written_prediction_scores_as_the_original_numbers(tmp_path):
-    made, labels = make_case(list(range(100, 0, -1)))
-    write_predictions(made.sample(frac=1, random_state=0), tmp_path / "p.csv")
+    frame, labels = make_case(list(range(100, 0, -1)))
+    write_predictions(frame.sample(frac=1, random_state=0), tmp_path / "p.csv")
     probabilities, aligned = truth.align_to_truth(
         read_predictions(tmp_path / "p.csv"), labels, "p.csv"
     )
-    expected = metrics.log_loss(made[list(CLASSES)].to_numpy(), labels["label"].to_numpy())
+    expected = metrics.log_loss(frame[list(CLASSES)].to_numpy(), labels["label"].to_numpy())
     assert metrics.log_loss(probabilities, aligned) == expected
