@@ -59,9 +59,10 @@ def calibrate_command(
     if bool(saved) == bool(truth) or (saved and not out):
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
-    from kit.ensemble.calibration import apply_calibration, read_calibration, write_calibration
-    from kit.ensemble.fit_calibration import fit_calibration as fit
-    from kit.ensemble.members import unknown_run_warnings
+
+    from kit.ensembling.calibration import apply_calibration, read_calibration, write_calibration
+    from kit.ensembling.fit_calibration import fit_calibration
+    from kit.ensembling.members import unknown_run_warnings
     from kit.evaluation.truth import prompt_group_warnings, read_truth, restrict_truth
     from kit.predictions import make_predictions, read_predictions, write_predictions
 
@@ -145,10 +146,6 @@ def ensemble_command(
     """
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
-    from kit.ensemble.blend import apply_blend, read_blend, write_blend
-    from kit.ensemble.members import read_members, unknown_run_warnings
-    from kit.ensemble.pool import blend_predictions
-    from kit.predictions import read_predictions, write_predictions
 
     import kit
     from kit.ensembling.blend import write_blend
@@ -219,18 +216,4 @@ def _check_usage(
         raise click.UsageError("Name prediction files and -o FILE.")
 
 
-def _fit(oof: tuple[Path, ...], truth: Path, subset: bool):
-    from kit.ensemble.fit_blend import fit_blend
-    from kit.ensemble.members import read_members
-    from kit.evaluation.truth import prompt_group_warnings, read_truth, restrict_truth
-
-    names, frames = read_members(oof)
-    labels = read_truth(truth)
-    for line in prompt_group_warnings(labels, truth):
-        show.note(line)
-    return fit_blend(
-        frames, names, restrict_truth(labels, frames[0]) if subset else labels, files=oof
-    )
-
-
-COMMANDS = (calibrate, ensemble)
+COMMANDS = (calibrate_command, ensemble_command)

@@ -62,7 +62,7 @@ def push_group() -> None:
     """
 
 
-@push_group.command()
+@push_group.command("train")
 @click.option(
     "--backbone",
     "backbones",
@@ -95,7 +95,7 @@ def push_group() -> None:
 @_wait
 @_out
 @options.as_json
-def train_command(
+def push_train(
     backbones: tuple[str, ...],
     recipes: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -153,7 +153,7 @@ def train_command(
         _fan_out(jobs, runs, out, as_json)
 
 
-@push_group.command()
+@push_group.command("infer")
 @click.option(
     "--runs",
     multiple=True,
@@ -192,7 +192,7 @@ def train_command(
 @_wait
 @_out
 @options.as_json
-def infer_command(
+def push_infer(
     runs: tuple[str, ...],
     more: tuple[str, ...],
     weights: list[float] | None,

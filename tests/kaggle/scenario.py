@@ -39,9 +39,10 @@ def main(home: Path) -> dict[str, object]:
 
         book = home / "submissions/ledger.csv"
         entry = submit.submit_kernel(
-            client, str(infer.ref), "the whole way", ledger_path=book, say=tell
+            client, str(inference.ref), "the whole way", ledger_path=book, say=log
         )
-        scored = wait_for_score(client, entry, poll_s=0, ledger_path=book, say=tell)
+        scored = wait_for_score(client, entry, poll_s=0, ledger_path=book, say=log)
+
     return {
         "files": sorted(raw.sizes),
         "state": state.status,

@@ -20,7 +20,7 @@ from fake_services import SLUG
 
 import kit
 from kit.cli import data
-from kit.cli.push import train as push_train
+from kit.cli.push import push_train
 from kit.data.preprocess import preprocess_files
 from kit.errors import KitError
 from kit.kaggle import errors, notebook, push
@@ -119,9 +119,7 @@ class TestWheel:
         pip = [sys.executable, "-m", "pip", "install", *options, tmp_path / made.name]
         subprocess.run(pip, check=True)
 
-        code = (
-            "import kit; from kit.cli.main import main; print(kit.__file__); main(['recipes', '--json'])"
-        )
+        code = "import kit; from kit.cli.main import main; print(kit.__file__); main(['recipes', '--json'])"
         env = {"PYTHONPATH": str(tmp_path / "lib")}
         out = subprocess.run(
             [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
