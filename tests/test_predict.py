@@ -116,9 +116,9 @@ def test_an_unfinished_run_says_so(data: Path, tmp_path: Path):
         recipe,
         {"data": "x", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0"},
     )
-    with pytest.raises(RunError, match="other rows"):
+    with pytest.raises(RunError, match="trained on different data"):
         predict_split(run.path, "test", data)
-    with pytest.raises(RunError, match="no part of it has finished"):
+    with pytest.raises(RunError, match="no fold of it has finished training"):
         predict_input(run.path, data / "none.csv")
 
 

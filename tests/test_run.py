@@ -26,7 +26,7 @@ def run(tmp_path: Path, recipe: Recipe) -> Run:
 
 def finish(run: Run, *folds: int | str) -> None:
     for fold in folds:
-        write_json(run.part(fold) / "metrics.json", {"log_loss": 1.0, "fold": fold})
+        write_json(run.fold(fold).metrics_path, {"log_loss": 1.0, "fold": fold})
 
 
 def test_a_new_run_explains_itself(run: Run, recipe: Recipe):
@@ -41,7 +41,7 @@ def test_the_same_recipe_on_the_same_data_is_the_same_run(run: Run, recipe: Reci
     again = Run.create(run.path.parent, recipe, ORIGIN | {"kit": "0.2"})
     assert again == run
     assert again.origin == run.origin
-    assert again.done(0)
+    assert again.fold(0).is_finished
 
 
 def test_an_overridden_recipe_is_another_run(run: Run):
@@ -50,9 +50,9 @@ def test_an_overridden_recipe_is_another_run(run: Run):
 
 
 def test_other_rows_are_refused(run: Run, recipe: Recipe):
-    with pytest.raises(RunError, match="trained on other rows"):
+    with pytest.raises(RunError, match="trained on different data"):
         Run.create(run.path.parent, recipe, ORIGIN | {"data": "def456"})
-    with pytest.raises(RunError, match="trained on other rows"):
+    with pytest.raises(RunError, match="trained on different data"):
         run.check_data("def456")
     run.check_data("abc123")
 
@@ -83,13 +83,13 @@ def test_what_is_not_a_run_is_answered_with_the_runs_there_are(run: Run, tmp_pat
 
 
 def test_a_part_is_done_when_its_metrics_are_there(run: Run):
-    run.part(1).mkdir()
-    (run.part(1) / "valid.csv").touch()
-    assert not run.done(1)
+    run.fold(1).path.mkdir()
+    run.fold(1).predictions_path.touch()
+    assert not run.fold(1).is_finished
     finish(run, 1)
-    assert run.done(1)
-    assert not run.done(0)
-    assert not run.done(HOLDOUT)
+    assert run.fold(1).is_finished
+    assert not run.fold(0).is_finished
+    assert not run.fold(HOLDOUT).is_finished
 
 
 def test_parts_come_the_holdout_first_and_then_by_number(run: Run):
@@ -97,33 +97,33 @@ def test_parts_come_the_holdout_first_and_then_by_number(run: Run):
     for stray in ("fold", "fold-1", "foldx", "checkpoints"):
         write_json(run.path / stray / "metrics.json", {})
     write_json(run.path / "metrics.json", {"parts": {}})
-    assert list(run.parts()) == ["holdout", "fold0", "fold2", "fold10"]
-    assert run.parts()["fold10"]["fold"] == 10
+    assert [fold.name for fold in run.finished()] == ["holdout", "fold0", "fold2", "fold10"]
+    assert run.fold(10).metrics["fold"] == 10
 
 
 def test_all_folds_are_predicted_with_before_the_holdout(run: Run):
-    with pytest.raises(RunError, match="no part of it has finished") as caught:
-        run.require_parts()
+    with pytest.raises(RunError, match="no fold of it has finished training") as caught:
+        run.models()
     assert "kit train" in caught.value.hint
     finish(run, HOLDOUT)
-    assert run.require_parts() == [run.part(HOLDOUT)]
+    assert run.models() == [run.fold(HOLDOUT)]
     finish(run, 1, 0)
-    assert run.require_parts() == [run.part(HOLDOUT)], "two folds of three do not stand for the run"
+    assert run.models() == [run.fold(HOLDOUT)], "two folds of three do not stand for the run"
     finish(run, 2)
-    assert run.require_parts() == [run.part(0), run.part(1), run.part(2)]
+    assert run.models() == [run.fold(0), run.fold(1), run.fold(2)]
 
 
 def test_without_a_holdout_the_folds_there_are_predict(run: Run):
     finish(run, 1)
-    assert run.require_parts() == [run.part(1)]
+    assert run.models() == [run.fold(1)]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
 def test_a_damaged_record_is_named(run: Run, content: bytes):
     finish(run, 0)
-    for file in (run.path / "origin.json", run.part(0) / "metrics.json"):
+    for file in (run.path / "origin.json", run.fold(0).metrics_path):
         file.write_bytes(content)
     with pytest.raises(RunError, match=r"origin\.json: cannot be read"):
         _ = run.origin
     with pytest.raises(RunError, match=r"metrics\.json: cannot be read"):
-        run.parts()
+        _ = run.metrics

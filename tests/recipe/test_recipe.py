@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import assume, given, settings
@@ -11,27 +11,23 @@ from hypothesis import strategies as st
 
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES, max_positions
+from kit.recipe.keys import RecipeKey
 from kit.recipe.load import choose_recipe, load_recipe, shipped_recipes
-from kit.recipe.spec import RANGES, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
+from kit.recipe.spec import KEYS, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
 from kit.storage.atomic import write_text
 
 SECTIONS = {"encode": EncodeSpec, "model": ModelSpec, "train": TrainSpec, "predict": PredictSpec}
-LEAVES = {
-    f"{section}.{name}": kind
-    for section, spec in SECTIONS.items()
-    for name, kind in get_type_hints(spec).items()
-}
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 
 
 def values(key: str) -> st.SearchStrategy:
     """Everything a key may hold."""
-    kind = LEAVES[key]
-    if get_origin(kind) is Literal:
-        return st.sampled_from(get_args(kind))
+    kind = KEYS[key].kind
     if kind is bool:
         return st.booleans()
-    return {int: st.integers, float: st.floats}[kind](*RANGES[key])
+    if KEYS[key].choices:
+        return st.sampled_from(KEYS[key].choices)
+    return {int: st.integers, float: st.floats}[kind](*KEYS[key].between)
 
 
 def sections() -> dict[str, st.SearchStrategy]:
@@ -45,9 +41,11 @@ def sections() -> dict[str, st.SearchStrategy]:
 
 def another(key: str, value: Any) -> Any:
     """A value of the same type that differs."""
-    if get_origin(LEAVES[key]) is Literal:
-        return next(choice for choice in get_args(LEAVES[key]) if choice != value)
-    return not value if type(value) is bool else value + 1
+    if type(value) is bool:
+        return not value
+    if KEYS[key].choices:
+        return next(choice for choice in KEYS[key].choices if choice != value)
+    return value + 1
 
 
 def changed(recipe: Recipe, key: str) -> Recipe:
@@ -123,7 +121,7 @@ def test_toml_comes_back_as_the_same_recipe(
     assert load_recipe(file).hash == recipe.hash
 
 
-@pytest.mark.parametrize("key", LEAVES)
+@pytest.mark.parametrize("key", KEYS)
 def test_the_hash_changes_with_everything_that_defines_the_experiment(key: str):
     recipe = load_recipe("deberta")
     assert changed(recipe, key).hash != recipe.hash
@@ -139,14 +137,14 @@ def test_the_hash_changes_with_the_backbone_but_not_with_name_or_purpose():
 
 
 def test_every_number_has_a_range_and_every_range_a_number():
-    assert set(RANGES) == {key for key, kind in LEAVES.items() if kind in (int, float)}
+    for key in KEYS.values():
+        assert (key.between is not None) == (key.kind in (int, float)), key.name
 
 
-@pytest.mark.parametrize("spec", SECTIONS.values())
-def test_every_key_that_a_docstring_explains_exists(spec: type):
-    explained = re.findall(r"(?:^\s*|; |\) )([a-z_]+): ", spec.__doc__, re.MULTILINE)
-    assert explained
-    assert set(explained) <= set(get_type_hints(spec))
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_every_key_has_a_meaning_and_a_source(key: RecipeKey):
+    assert key.doc.strip()
+    assert key.source.strip()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_an_override_is_read_as_the_toml_line_it_is(override: str, key: str, val
     ("overrides", "said"),
     [
         (("model.reward=true", "model.shape=cross"), "one answer at a time"),
-        (("train.lora_rank=2", "train.reinit_layers=1"), "adapters alone learn"),
+        (("train.lora_rank=2", "train.reinit_layers=1"), "only adapters learn"),
     ],
 )
 def test_keys_that_exclude_each_other_are_refused_wherever_they_stand(
@@ -196,7 +194,7 @@ def test_keys_that_exclude_each_other_are_refused_wherever_they_stand(
 def test_swapped_copies_are_no_option_of_a_head_that_has_no_use_for_them(
     override: str, tmp_path: Path
 ):
-    with pytest.raises(RecipeError, match="does nothing under the symmetric head") as caught:
+    with pytest.raises(RecipeError, match="has no effect with the symmetric head") as caught:
         load_recipe("deberta", [override])
     assert "model.head=fusion" in caught.value.hint
     fusion = load_recipe("deberta", ["model.head=fusion", override])
@@ -229,7 +227,7 @@ def test_an_unknown_key_lists_those_there_are(override: str, said: str):
     with pytest.raises(RecipeError, match=said) as caught:
         load_recipe("deberta", [override])
     expected = (
-        [key for key in LEAVES if key.startswith("train.")]
+        [key for key in KEYS if key.startswith("train.")]
         if "train." in override
         else list(SECTIONS)
     )
