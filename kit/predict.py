@@ -130,7 +130,7 @@ class RunPredictor:
     def predict_table(
         self, table: pa.Table, progress: Progress = lambda done, total: None
     ) -> np.ndarray:
-        """Return the probabilities of a table of id and texts, (N, 3) float64; nothing is cached."""
+        """Return the probabilities of a table of id and texts, (N, 3) float64; cache nothing."""
         ranks = PartialState(cpu=not torch.cuda.is_available())
         with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
             # All processes of this machine use the first one's folder, which stays until the last
