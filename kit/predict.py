@@ -1,4 +1,4 @@
-"""Predict probabilities with trained runs. Use `predict_split`, `predict_input`, or a `RunPredictor`.
+"""Predict probabilities with trained runs. Use `predict_split`, `predict_input` or `RunPredictor`.
 
 A `RunPredictor` keeps its models loaded, for many calls; the functions load one model after the
 other.
@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PredictionRows:
-    """Rows to predict. What is computed from them is kept in `cache`, under the hash of their content."""
+    """Rows to predict, and the folder that keeps what is computed from them, by their hash."""
 
     table: pa.Table
     digest: str
@@ -130,11 +130,11 @@ class RunPredictor:
     def predict_table(
         self, table: pa.Table, progress: Progress = lambda done, total: None
     ) -> np.ndarray:
-        """Return the probabilities of a table of id and texts, (N, 3) float64; nothing is cached."""
+        """Return the probabilities of a table of id and texts, (N, 3) float64; cache nothing."""
         ranks = PartialState(cpu=not torch.cuda.is_available())
         with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-            # All processes of this machine use the first one's folder, and none leaves it before
-            # the last.
+            # All processes of this machine use the first one's folder, which stays until the last
+            # is done.
             shared = broadcast_object_list([scratch])[0]
             source = PredictionRows(table, "input", Path(shared))
             probabilities = self.predict(source, progress=progress)
@@ -143,7 +143,7 @@ class RunPredictor:
 
     @property
     def _precision(self) -> str:
-        """What is best on this machine, whatever the training's was, unless the recipe insists on float32."""
+        """What suits this machine, unless the recipe insists on float32."""
         return "fp32" if self.recipe.train.precision == "fp32" else "auto"
 
     def _load(self, fold: FoldDir) -> tuple[PairModel, PairTokenizer, Compute]:
@@ -180,28 +180,29 @@ def predict_split(
     Raises:
         RunError: folds that are needed are not finished, or the run was trained on different data.
     """
-    run = Run.open(run)
+    trained = Run.open(run)
     dataset = open_dataset(data)
-    run.check_data(dataset.digest("train"))
+    trained.check_data(dataset.digest("train"))
     if split == "test":
         source = PredictionRows.of_split(dataset, "test")
-        probabilities = RunPredictor(run, swap=swap).predict(source, progress=progress)
+        probabilities = RunPredictor(trained, swap=swap).predict(source, progress=progress)
         return make_predictions(source.table[ID].to_numpy(), probabilities)
 
     numbers: list[int | str] = [HOLDOUT] if split == "valid" else list(range(dataset.folds))
-    missing = [str(number) for number in numbers if not run.fold(number).is_finished]
+    missing = [str(number) for number in numbers if not trained.fold(number).is_finished]
     if missing:
         asked = "all" if split == "oof" else HOLDOUT
         raise RunError(
-            f"{run.path}: --split {split} needs fold {', '.join(missing)}, which is not finished",
-            f"Run `kit train --recipe {run.recipe_path} --fold {asked}`.",
+            f"{trained.path}: --split {split} needs fold {', '.join(missing)}, which is not "
+            "finished",
+            f"Run `kit train --recipe {trained.recipe_path} --fold {asked}`.",
         )
 
     source = PredictionRows.of_split(dataset, "train")
     frames = []
     for number in numbers:
         rows = dataset.fold_rows(number)[1]
-        predictor = RunPredictor(run, [run.fold(number)], swap=swap)
+        predictor = RunPredictor(trained, [trained.fold(number)], swap=swap)
         frames.append((rows, predictor.predict(source, rows, progress)))
     places = np.concatenate([rows for rows, _ in frames])
     probabilities = np.concatenate([each for _, each in frames])
@@ -221,8 +222,8 @@ def predict_input(
 
     The rows are cleaned as the run's training rows were.
     """
-    run = Run.open(run)
-    predictor = RunPredictor(run, swap=swap)
-    table = prepare_input(file, run.option("text", str))
+    trained = Run.open(run)
+    predictor = RunPredictor(trained, swap=swap)
+    table = prepare_input(file, trained.option("text", str))
     probabilities = predictor.predict_table(table, progress)
     return make_predictions(table[ID].to_numpy(), probabilities)

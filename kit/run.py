@@ -1,12 +1,10 @@
-"""Open and create run directories, the only memory between commands. Use `Run` and the `FoldDir`s in it.
+"""Open and create run directories, the only memory between commands. Use `Run` and `FoldDir`.
 
     runs/<name>/recipe.toml            the experiment, defaults included; a baseline has none
-                origin.json            the data, recipe and backbone folder it was made from, by
-                their hashes,
-                                       and the version of kit; of a baseline, its name
-                holdout/ or fold<k>/   model.safetensors, config.json, tokenizer,
-                trainer_state.json, valid.csv,
-                                       metrics.json
+                origin.json            hashes of the data, recipe and backbone folder that it was
+                                       made from, and the version of kit; of a baseline, its name
+                holdout/ or fold<k>/   model.safetensors, config.json, tokenizer, valid.csv,
+                                       trainer_state.json, metrics.json
                 oof.csv, metrics.json  once every fold asked for is finished
 
 `metrics.json` is written last, so its presence means finished; a fold's lists the hashes of its
@@ -155,7 +153,7 @@ class Run:
 
         Raises:
             RunError: the run exists and has another recipe, other data, or a changed backbone
-            folder.
+                folder.
         """
         run = cls(runs / recipe.run_name)
         if not run.recipe_path.exists():
@@ -176,7 +174,8 @@ class Run:
         now = origin.get("backbone")
         if before and now and before != now:
             raise RunError(
-                f"{run.path}: the files in the backbone folder {recipe.backbone} have changed since this run began",
+                f"{run.path}: the files in the backbone folder {recipe.backbone} have changed "
+                "since this run began",
                 "Restore them, or train into another --runs folder.",
             )
         return run
@@ -216,7 +215,8 @@ class Run:
         version = run.origin.get("format", FORMAT)
         if not isinstance(version, int) or version > FORMAT:
             raise RunError(
-                f"{path} was made by kit {run.origin.get('kit')}, newer than this kit {__version__}",
+                f"{path} was made by kit {run.origin.get('kit')}, newer than this kit "
+                f"{__version__}",
                 "Upgrade kit.",
             )
         return run
@@ -262,14 +262,15 @@ class Run:
         Raises:
             RunError: it is missing or of another type: the file was changed.
         """
-        value = self.origin.get(name)
+        value: Any = self.origin.get(name)
+        # Not `isinstance`, for which a bool is an int.
         if type(value) is not kind:
             raise RunError(f"{self.origin_path}: {name} is {str(value)[:40]!r}", _RESTORE)
         return value
 
     @property
     def baseline(self) -> str | None:
-        """The name of a baseline, which keeps predictions and no model; None of a trained network."""
+        """The name of a baseline, which keeps predictions and no model; None for other runs."""
         return self.origin.get("baseline")
 
     @property
@@ -278,14 +279,15 @@ class Run:
 
         Raises:
             RunError: it is a baseline; or recipe.toml was edited, or was written by a kit with
-            other keys.
+                other keys.
         """
         self._require_model()
         text = self.recipe_path.read_text(encoding="utf-8")
         digest = self.origin.get("recipe")
         if digest and _digest_of_toml(text) != digest:
             raise RunError(
-                f"{self.recipe_path} was edited after the run began: its hash is not the one in origin.json",
+                f"{self.recipe_path} was edited after the run began: its hash is not the one in "
+                "origin.json",
                 "Restore it. For another experiment, copy the file and train with --recipe COPY.",
             )
         try:
@@ -295,7 +297,8 @@ class Run:
             if made_by == __version__:
                 raise
             raise RunError(
-                f"{self.recipe_path} was written by kit {made_by}, this is kit {__version__}: {error.problem}",
+                f"{self.recipe_path} was written by kit {made_by}, this is kit {__version__}: "
+                f"{error.problem}",
                 f"Use kit {made_by} for this run, or train it again.",
             ) from error
 
@@ -304,7 +307,8 @@ class Run:
         if self.option("data", str) != digest:
             raise RunError(
                 f"{self.path} was trained on different data than the data folder holds now",
-                "Preprocess with the options in its origin.json, or train into another --runs folder.",
+                "Preprocess with the options in its origin.json, or train into another --runs "
+                "folder.",
             )
 
     def fold(self, fold: int | str) -> FoldDir:
@@ -321,7 +325,10 @@ class Run:
         return [FoldDir(folder) for folder in holdout + folds]
 
     def models(self) -> list[FoldDir]:
-        """Return the models to predict with: all folds if all are finished, else the holdout, else what there is.
+        """Return the folds whose models predict.
+
+        They are all folds if all are finished, otherwise the holdout if it is, otherwise the folds
+        that are.
 
         Raises:
             RunError: nothing is finished yet, or the run is a baseline.
@@ -343,7 +350,7 @@ class Run:
         return folds
 
     def summarise(self, write: bool = True) -> dict[str, Any]:
-        """Return the metrics of all finished folds, and of the out-of-fold predictions once every fold is finished.
+        """Return the metrics of all finished folds, and with every fold those out of fold.
 
         Args:
             write: write the summary to metrics.json and, with all folds, their predictions to
@@ -387,7 +394,7 @@ class Run:
 
     @property
     def oof(self) -> pd.DataFrame:
-        """The prediction frame of all training rows, each predicted by the fold that was not trained on it.
+        """The out-of-fold prediction frame: each training row by a model that did not see it.
 
         Raises:
             RunError: not every fold is finished.
@@ -415,8 +422,8 @@ class Run:
         repeated = oof[ID][oof[ID].duplicated()]
         if len(repeated):
             raise RunError(
-                f"{self.path}: id {repeated.iloc[0]} is in the validation rows of two folds: they are of different "
-                "splits",
+                f"{self.path}: id {repeated.iloc[0]} is in the validation rows of two folds: they "
+                "are of different splits",
                 "Delete the fold that does not belong there and train it again.",
             )
         return oof

@@ -1,13 +1,12 @@
-"""Fixtures that several files share: rows made once, and a network that nobody may reach."""
+"""Share fixtures between the rooms: sample rows, a quick recipe, a toy backbone; no network."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.update(
-    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true"
-)  # before transformers
+# transformers reads these when it is imported.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")
 
 import pytest
 from quick_recipe import QUICK
@@ -20,15 +19,17 @@ from kit.sample.generate import write_sample
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--update`: what the documentation shows is written anew where it is no longer true."""
+    """Add `--update`, which writes outputs and tables on the documentation pages again."""
     parser.addoption(
-        "--update", action="store_true", help="Write the documentation's outputs and tables anew."
+        "--update",
+        action="store_true",
+        help="Write the documentation's outputs and tables again where they are outdated.",
     )
 
 
 @pytest.fixture(scope="session", autouse=True)
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What tests, their children and torchrun leave in the temporary folder goes when pytest's own folders go."""
+    """Put temporary files of tests and their child processes into a folder that pytest removes."""
     folder = tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
@@ -38,7 +39,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small embedded sample in Kaggle's files."""
+    """Return a folder with a small sample in Kaggle's files."""
     folder = tmp_path_factory.mktemp("raw")
     write_sample(folder, rows=240, seed=3)
     return folder
@@ -46,7 +47,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It preprocessed, in three folds."""
+    """Return the folder of the preprocessed sample, with three folds."""
     folder = tmp_path_factory.mktemp("data") / "processed"
     preprocess_files(raw, folder, folds=3, valid=0.2)
     return folder
@@ -54,26 +55,26 @@ def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def processed(data: Path) -> Dataset:
-    """It opened."""
+    """Return the preprocessed sample, opened."""
     return open_dataset(data)
 
 
 @pytest.fixture(scope="session")
 def quick() -> Recipe:
-    """A recipe that trains in a second: 12 steps an epoch, two epochs, eight checkpoints."""
+    """Return a recipe that trains in a second: two epochs of 12 steps, eight checkpoints."""
     return load_recipe("tiny-electra", QUICK)
 
 
 @pytest.fixture(scope="session")
-def still(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone folder with fixed weights and no dropout."""
+def fixed_backbone(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a toy backbone with fixed weights and no dropout."""
     import torch
 
     from kit.model.backbones import BACKBONES
     from kit.model.encoder import build_encoder
     from kit.training.setup import tiny_folder
 
-    folder = tmp_path_factory.mktemp("backbones") / "still"
+    folder = tmp_path_factory.mktemp("backbones") / "fixed"
     source = tiny_folder(BACKBONES["tiny-roberta"], processed)
     config = BACKBONES["tiny-roberta"].config | {
         "hidden_dropout_prob": 0.0,

@@ -1,4 +1,4 @@
-"""A training that is broken off after a given step, as a user's Ctrl-C would."""
+"""Interrupt a training after a given step, as a user's Ctrl-C would. Use `interrupt_at`."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from kit.training.callbacks import ScheduleCallback
 
 
 def interrupt_at(step: int, patch: pytest.MonkeyPatch) -> None:
-    """From now on, until `patch` is undone, every training ends with KeyboardInterrupt once `step` is done."""
+    """Raise KeyboardInterrupt at the end of optimizer step `step` of any training."""
     on_step_end = ScheduleCallback.on_step_end
 
-    def stop(
-        self: ScheduleCallback, args: Any, state: TrainerState, control: Any, **named: Any
+    def interrupt(
+        self: ScheduleCallback, args: Any, state: TrainerState, control: Any, **kwargs: Any
     ) -> None:
         if state.global_step == step:
             raise KeyboardInterrupt
-        on_step_end(self, args, state, control, **named)
+        on_step_end(self, args, state, control, **kwargs)
 
-    patch.setattr(ScheduleCallback, "on_step_end", stop)
+    patch.setattr(ScheduleCallback, "on_step_end", interrupt)

@@ -1,15 +1,17 @@
-"""A run directory says what it is, what is done in it, and refuses what does not belong with it."""
+"""Check that a run holds its origin, knows its finished folds, and refuses what does not match."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kit.errors import RunError
+from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.run import Run
 from kit.storage.atomic import write_json
-from kit.task import HOLDOUT
+from kit.task import HOLDOUT, ID
 
 ORIGIN = {"data": "abc123", "text": "unicode", "split": "grouped", "folds": 3, "kit": "0.1"}
 
@@ -24,42 +26,44 @@ def run(tmp_path: Path, recipe: Recipe) -> Run:
     return Run.create(tmp_path / "runs", recipe, ORIGIN)
 
 
-def finish(run: Run, *folds: int | str) -> None:
+def finish_folds(run: Run, *folds: int | str) -> None:
+    """Write the file that makes a fold finished."""
     for fold in folds:
-        write_json(run.part(fold) / "metrics.json", {"log_loss": 1.0, "fold": fold})
+        write_json(run.fold(fold).metrics_path, {"log_loss": 1.0, "fold": fold})
 
 
-def test_a_new_run_explains_itself(run: Run, recipe: Recipe):
+def test_a_new_run_holds_its_recipe_and_origin(run: Run, recipe: Recipe):
     assert run.name == recipe.run_name
     assert run.recipe == recipe
     assert run.origin.items() >= ORIGIN.items()
-    assert sorted(p.name for p in run.path.iterdir()) == ["origin.json", "recipe.toml"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["origin.json", "recipe.toml"]
 
 
 def test_the_same_recipe_on_the_same_data_is_the_same_run(run: Run, recipe: Recipe):
-    finish(run, 0)
+    finish_folds(run, 0)
+
     again = Run.create(run.path.parent, recipe, ORIGIN | {"kit": "0.2"})
     assert again == run
     assert again.origin == run.origin
-    assert again.done(0)
+    assert again.fold(0).is_finished
 
 
-def test_an_overridden_recipe_is_another_run(run: Run):
+def test_a_recipe_with_another_value_is_another_run(run: Run):
     other = Run.create(run.path.parent, load_recipe("tiny-roberta", ["train.lr=2e-4"]), ORIGIN)
     assert other.path != run.path
 
 
-def test_other_rows_are_refused(run: Run, recipe: Recipe):
-    with pytest.raises(RunError, match="trained on other rows"):
+def test_different_data_is_refused(run: Run, recipe: Recipe):
+    with pytest.raises(RunError, match="trained on different data"):
         Run.create(run.path.parent, recipe, ORIGIN | {"data": "def456"})
-    with pytest.raises(RunError, match="trained on other rows"):
+    with pytest.raises(RunError, match="trained on different data"):
         run.check_data("def456")
     run.check_data("abc123")
 
 
 def test_an_edited_recipe_is_refused(run: Run, recipe: Recipe):
-    edited = (run.path / "recipe.toml").read_text().replace("0.0001", "0.0002", 1)
-    (run.path / "recipe.toml").write_text(edited)
+    edited = run.recipe_path.read_text().replace("0.0001", "0.0002", 1)
+    run.recipe_path.write_text(edited)
     with pytest.raises(RunError, match="was edited"):
         Run.create(run.path.parent, recipe, ORIGIN)
 
@@ -67,63 +71,92 @@ def test_an_edited_recipe_is_refused(run: Run, recipe: Recipe):
 def test_a_run_is_opened_by_its_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
     assert Run.open(run.path) == run
     assert Run.open(str(run.path)) == run
+
     monkeypatch.chdir(run.path)
     assert Run.open(".").name == run.path.name
 
 
-def test_what_is_not_a_run_is_answered_with_the_runs_there_are(run: Run, tmp_path: Path):
+def test_a_path_that_is_no_run_lists_the_runs_next_to_it(run: Run, tmp_path: Path):
     with pytest.raises(RunError, match="not a run directory") as caught:
         Run.open(run.path.parent / "typo")
     assert run.name in caught.value.hint
+
     with pytest.raises(RunError, match="not a run directory") as caught:
         Run.open(tmp_path / "nowhere" / "x")
     assert "kit train" in caught.value.hint
+
     with pytest.raises(RunError, match="not a run directory"):
-        Run.open(run.path / "recipe.toml")
+        Run.open(run.recipe_path)
 
 
-def test_a_part_is_done_when_its_metrics_are_there(run: Run):
-    run.part(1).mkdir()
-    (run.part(1) / "valid.csv").touch()
-    assert not run.done(1)
-    finish(run, 1)
-    assert run.done(1)
-    assert not run.done(0)
-    assert not run.done(HOLDOUT)
+def test_a_fold_is_finished_when_its_metrics_exist(run: Run):
+    run.fold(1).path.mkdir()
+    run.fold(1).predictions_path.touch()
+    assert not run.fold(1).is_finished
+
+    finish_folds(run, 1)
+    assert run.fold(1).is_finished
+    assert not run.fold(0).is_finished
+    assert not run.fold(HOLDOUT).is_finished
 
 
-def test_parts_come_the_holdout_first_and_then_by_number(run: Run):
-    finish(run, 10, 2, HOLDOUT, 0)
+def test_finished_folds_are_the_holdout_and_then_the_others_by_number(run: Run):
+    finish_folds(run, 10, 2, HOLDOUT, 0)
     for stray in ("fold", "fold-1", "foldx", "checkpoints"):
         write_json(run.path / stray / "metrics.json", {})
-    write_json(run.path / "metrics.json", {"parts": {}})
-    assert list(run.parts()) == ["holdout", "fold0", "fold2", "fold10"]
-    assert run.parts()["fold10"]["fold"] == 10
+    write_json(run.metrics_path, {"parts": {}})
+
+    assert [fold.name for fold in run.finished()] == ["holdout", "fold0", "fold2", "fold10"]
+    assert run.fold(10).metrics["fold"] == 10
 
 
-def test_all_folds_are_predicted_with_before_the_holdout(run: Run):
-    with pytest.raises(RunError, match="no part of it has finished") as caught:
-        run.require_parts()
+def test_the_models_are_all_folds_or_else_the_holdout(run: Run):
+    with pytest.raises(RunError, match="no fold of it has finished training") as caught:
+        run.models()
     assert "kit train" in caught.value.hint
-    finish(run, HOLDOUT)
-    assert run.require_parts() == [run.part(HOLDOUT)]
-    finish(run, 1, 0)
-    assert run.require_parts() == [run.part(HOLDOUT)], "two folds of three do not stand for the run"
-    finish(run, 2)
-    assert run.require_parts() == [run.part(0), run.part(1), run.part(2)]
+
+    finish_folds(run, HOLDOUT)
+    assert run.models() == [run.fold(HOLDOUT)]
+    finish_folds(run, 1, 0)
+    assert run.models() == [run.fold(HOLDOUT)], "two folds of three do not replace the holdout"
+    finish_folds(run, 2)
+    assert run.models() == [run.fold(0), run.fold(1), run.fold(2)]
 
 
-def test_without_a_holdout_the_folds_there_are_predict(run: Run):
-    finish(run, 1)
-    assert run.require_parts() == [run.part(1)]
+def test_the_models_are_the_finished_folds_without_a_holdout(run: Run):
+    finish_folds(run, 1)
+    assert run.models() == [run.fold(1)]
+
+
+def test_the_summary_joins_the_folds(run: Run):
+    for fold, rows in ((0, 2), (1, 1), (2, 1)):
+        ids = np.arange(rows) + 10 * fold
+        frame = make_predictions(ids, np.full((rows, 3), 1 / 3))
+        write_predictions(frame, run.fold(fold).predictions_path)
+        metrics = {"log_loss": float(fold), "accuracy": 0.5, "valid_rows": rows}
+        write_json(run.fold(fold).metrics_path, metrics)
+
+    summary = run.summarise()
+    assert summary["oof"] == {"log_loss": 0.75, "accuracy": 0.5, "rows": 4}
+    assert read_predictions(run.oof_path)[ID].tolist() == [0, 1, 10, 20] == run.oof[ID].tolist()
+
+
+def test_the_same_row_in_two_folds_is_refused(run: Run):
+    for fold in range(3):
+        frame = make_predictions(np.array([7]), np.full((1, 3), 1 / 3))
+        write_predictions(frame, run.fold(fold).predictions_path)
+        write_json(run.fold(fold).metrics_path, {"log_loss": 1.0, "valid_rows": 1})
+    with pytest.raises(RunError, match="id 7 is in the validation rows of two folds"):
+        _ = run.oof
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
-def test_a_damaged_record_is_named(run: Run, content: bytes):
-    finish(run, 0)
-    for file in (run.path / "origin.json", run.part(0) / "metrics.json"):
-        file.write_bytes(content)
+def test_a_damaged_json_file_is_named(run: Run, content: bytes):
+    finish_folds(run, 0)
+    run.origin_path.write_bytes(content)
+    run.fold(0).metrics_path.write_bytes(content)
+
     with pytest.raises(RunError, match=r"origin\.json: cannot be read"):
         _ = run.origin
     with pytest.raises(RunError, match=r"metrics\.json: cannot be read"):
-        run.parts()
+        _ = run.metrics

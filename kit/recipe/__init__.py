@@ -1,1 +1,1 @@
-"""Define, load and check experiments: `spec` has the records, `load` reads TOML files and overrides."""
+"""Define, load and check experiments: `spec` has the keys, `load` reads files and overrides."""

@@ -1,4 +1,4 @@
-"""Declare recipe keys: a default, its allowed values, what it means and where it comes from, in one place.
+"""Declare recipe keys: default, allowed values, meaning and source of each, in one place.
 
 Use `key` to declare one as the field of a dataclass, `list_keys` to read them all. Checks, `kit
 recipes --keys`, shell completion and the tables of docs/recipes.md come from here.
@@ -40,7 +40,9 @@ class RecipeKey:
     def allowed(self) -> str:
         """What it may be, in words: "0 to 1", or the choices."""
         if self.between:
-            return "{:g} to {:g}".format(*self.between)
+            # A whole number in full: `g` would round the largest seed.
+            low, high = self.between
+            return f"{low} to {high}" if self.kind is int else f"{low:g} to {high:g}"
         return ", ".join(self.choices)
 
     @property
@@ -52,7 +54,7 @@ class RecipeKey:
 def key(
     default: Any, doc: str, *, source: str = "kit", between: tuple[float, float] | None = None
 ) -> Any:
-    """Declare a recipe key as the field of a frozen dataclass; see `RecipeKey` for the arguments."""
+    """Declare a recipe key as a field of a frozen dataclass; `RecipeKey` explains the arguments."""
     return field(default=default, metadata={"doc": doc, "source": source, "between": between})
 
 

@@ -17,6 +17,13 @@ from kit.recipe.spec import KEYS, Recipe
 
 SHIPPED = Path(__file__).parent / "shipped"
 
+TYPE_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+}
+
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the files of the recipes that come with kit, by name."""
@@ -93,7 +100,7 @@ def _read_toml(path: Path, asked: str) -> dict[str, Any]:
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    """Read `KEY=VALUE` as the line of TOML it is; a word may go without quotes, which shells remove."""
+    """Read `KEY=VALUE` as a line of TOML; a word needs no quotes, which shells would remove."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r} is not KEY=VALUE", "For example: --set train.lr=2e-5")
@@ -171,9 +178,8 @@ def _check_value(value: Any, source: str, name: str) -> Any:
 
     value = _check_type(value, key.kind, source, name, json.dumps(key.default))
     if key.between and not key.between[0] <= value <= key.between[1]:
-        low, high = key.between
         raise RecipeError(
-            f"{source}: {name} = {value} is out of range", f"It lies between {low:g} and {high:g}."
+            f"{source}: {name} = {value} is out of range", f"Choose a value from {key.allowed}."
         )
     return value
 
@@ -183,16 +189,15 @@ def _check_type(value: Any, kind: type, source: str, name: str, example: str) ->
     if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise RecipeError(
-            f"{source}: {name} = {value!r} is not {expected[kind]}",
+            f"{source}: {name} = {value!r} is not {TYPE_NAMES[kind]}",
             f"For example: {name}={example}",
         )
     return value
 
 
 def _check_combinations(recipe: Recipe, changes: dict[str, Any], source: str) -> None:
-    """Refuse keys that are each in order and cannot be combined, before a run is begun or pushed."""
+    """Refuse keys that are valid but cannot be combined, before a run is created or pushed."""
     train = recipe.train
     if recipe.model.reward and recipe.model.shape == "cross":
         raise RecipeError(

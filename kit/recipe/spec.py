@@ -1,4 +1,4 @@
-"""Define experiments: `Recipe` and its four sections of keys, each with its default, range and meaning.
+"""Define experiments: `Recipe` and its four sections of keys, each with default, range and meaning.
 
 A recipe holds what defines an experiment. What only selects work (fold, resume, device, paths) is
 an option of the command, so two runs of one recipe are the same experiment.
@@ -213,8 +213,8 @@ class TrainSpec:
     )
     ema: float = key(
         0.0,
-        "decay of a running mean of the weights, which is then evaluated and kept; 0: off, 0.999 is "
-        "usual",
+        "decay of a running mean of the weights, which is then evaluated and kept; 0: off, 0.999 "
+        "is usual",
         source="Polyak & Juditsky 1992",
         between=(0, 0.999999),
     )
@@ -259,8 +259,8 @@ class TrainSpec:
     )
     compile: bool = key(
         False,
-        "train the encoder through torch.compile, with lengths padded to multiples of 64; the first "
-        "steps take minutes, so measure before you keep it",
+        "train the encoder through torch.compile, with lengths padded to multiples of 64; the "
+        "first steps take minutes, so measure before you keep it",
     )
     lora_rank: int = key(
         0,

@@ -1,1 +1,1 @@
-"""Fine-tune encoders with transformers' Trainer and kit's own sampler, optimizer groups, schedule and callbacks."""
+"""Fine-tune encoders with transformers' Trainer, kit's batches, optimizer groups and callbacks."""

@@ -15,12 +15,13 @@ def rows_per_pass(spec: TrainSpec, processes: int) -> int:
 
     Raises:
         RecipeError: `batch_size`, which counts all processes, is not a multiple of what they take
-        together.
+            together.
     """
     rows = spec.micro_batch_size or max(1, spec.batch_size // processes)
     if spec.batch_size % (rows * processes):
         raise RecipeError(
-            f"train.batch_size = {spec.batch_size} is not a multiple of {rows} rows x {processes} processes",
+            f"train.batch_size = {spec.batch_size} is not a multiple of {rows} rows x {processes} "
+            "processes",
             "Set train.batch_size or train.micro_batch_size so that it is.",
         )
     return rows

@@ -1,4 +1,4 @@
-"""Act beside the training steps: adjust rates, report progress, count padding, keep to a time limit, log curves.
+"""Adjust rates, report progress, count padding and keep to a time limit during training.
 
 Use `ScheduleCallback`, `PaddingCallback`, `TimeBudget` and `tensorboard_callback`; progress arrives
 as `TrainingProgress`.
@@ -24,7 +24,7 @@ from kit.training.sampler import LengthBuckets
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The state of a training: the training loss every few steps, validation figures after an evaluation.
+    """The state of a training: its loss every few steps, validation figures after an evaluation.
 
     Attributes:
         seconds_left: at the pace since this process began, evaluations included in proportion.
@@ -64,19 +64,19 @@ class ScheduleCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Take the best loss so far from a resumed state, and correct its path if the run was moved."""
+        """Take the best loss from a resumed state, and correct its path if the run was moved."""
         self.start_time = time.monotonic()
         self.start_step = state.global_step
         if state.best_metric is not None:
             self.best_loss = state.best_metric
         if state.best_global_step:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
             state.best_model_checkpoint = str(checkpoint)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Tell the sampler its epoch, which accelerate's loaders lose under torchrun after a resume."""
+        """Set the sampler's epoch, which accelerate's loaders lose in a resume under torchrun."""
         self.sampler.set_epoch(state.global_step // self.steps_per_epoch)
 
     def on_step_end(
@@ -96,10 +96,10 @@ class ScheduleCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float],
-        **_: Any,
+        **kwargs: Any,
     ) -> None:
         """Report the training loss."""
+        logs = kwargs["logs"]
         if "loss" in logs:
             self.train_loss = logs["loss"]
             self._report(state, lr=logs.get("learning_rate"))
@@ -109,10 +109,10 @@ class ScheduleCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: dict[str, float],
-        **_: Any,
+        **kwargs: Any,
     ) -> None:
         """Give the validation loss to the schedule, and report it."""
+        metrics = kwargs["metrics"]
         loss = metrics["eval_log_loss"]
         self.schedule.observe(loss)
         is_best = loss < self.best_loss
@@ -154,8 +154,8 @@ class PaddingCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Register with the state: after a resume Trainer saves only callbacks that the checkpoint names."""
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        """Register with the state, so that checkpoints contain this callback."""
+        register_state(self, state)
 
     def add(self, packs: list[dict[str, Tensor]]) -> None:
         """Count the packs of a batch."""
@@ -236,14 +236,25 @@ class TimeBudget(TrainerCallback):
         # A tenth of the time goes to evaluations and to finishing.
         reached = state.global_step + int(0.9 * left / seconds_per_step)
         self.log(
-            f"at this pace training needs {needed / 3600:.1f} h more, and {left / 3600:.1f} h are left: "
-            f"it will end near step {reached} of {state.max_steps}. For a schedule that fits, "
-            f"add --set train.max_steps={reached}"
+            f"at this pace training needs {needed / 3600:.1f} h more, and {left / 3600:.1f} h are "
+            f"left: it will end near step {reached} of {state.max_steps}. For a schedule that "
+            f"fits, add --set train.max_steps={reached}"
         )
 
 
+def register_state(callback: ExportableState, state: TrainerState) -> None:
+    """Add a callback to those whose state Trainer saves.
+
+    Trainer does this itself when training starts anew. After a resume it saves only the callbacks
+    that the checkpoint names, and an older kit's checkpoint does not name all of today's.
+    """
+    # Annotated as a list, but TrainerState makes a dict of it.
+    callbacks: dict[str, Any] = state.stateful_callbacks  # ty: ignore[invalid-assignment]
+    callbacks.setdefault(type(callback).__name__, callback.state())
+
+
 def decide_together(mine: bool) -> bool:
-    """Return the first process's decision in every process: if one stopped alone, the others would hang."""
+    """Return the first process's decision in all processes: one alone cannot stop."""
     return bool(broadcast_object_list([mine])[0])
 
 
@@ -252,7 +263,8 @@ def require_tracker(report_to: str | None) -> None:
     if report_to and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
         raise RunError(
             f"--report-to {report_to}: the package tensorboard is not installed",
-            "Install it with `pip install tensorboard` (kit's extra [tensorboard]), or omit the option.",
+            "Install it with `pip install tensorboard` (kit's extra [tensorboard]), or omit "
+            "--report-to.",
         )
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 @contextmanager
-def explain_full_disk(fold: Path) -> Iterator[None]:
+def explain_full_disk(fold: Path) -> Generator[None]:
     """Turn a checkpoint that does not fit on the disk into one message, whichever library wrote it.
 
     Raises:
@@ -73,9 +73,11 @@ def explain_full_disk(fold: Path) -> Iterator[None]:
     except Exception as error:
         if not disk_is_full(error):
             raise
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{fold}: a checkpoint cannot be written: {getattr(error, 'strerror', None) or error}",
-            "Free some space (two checkpoints are kept, each of the model and its optimizer), then add --resume.",
+            f"{fold}: a checkpoint cannot be written: {reason}",
+            "Free some space (two checkpoints are kept, each of the model and its optimizer), then "
+            "add --resume.",
         ) from error
 
 

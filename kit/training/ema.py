@@ -1,6 +1,6 @@
-"""A running mean of the weights, evaluated and kept in their place: steadier than the last step, for one copy more."""
+"""Average the weights over training steps, to evaluate and keep the average. Use `EMACallback`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,72 +13,79 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from kit.storage.atomic import atomic_file
 
-FILE = "ema.safetensors"  # in a checkpoint, beside the weights that training goes on from
+# In a checkpoint, next to the weights that training continues from.
+FILE = "ema.safetensors"
 
 
 class EMACallback(TrainerCallback):
-    """An exponential moving average of the weights over the optimizer's steps.
+    """Keep an exponential moving average of the weights that are trained.
 
-    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after step n, as
-    TensorFlow's ExponentialMovingAverage has it: the random head it begins with is forgotten at
-    once, whatever the decay. Averages of weights along the path generalise better than its end
+    After step n, average <- d average + (1 - d) weights with d = min(decay, (1 + n) / (10 + n)), as
+    in TensorFlow's ExponentialMovingAverage: so the random head at the start is soon forgotten,
+    however high the decay. Averages of weights along the path generalise better than its end
     (Izmailov et al. 2018; Morales-Brotons et al. 2024, "Exponential Moving Average of Weights in
-    Deep Learning: Dynamics and Benefits"). Every process has the same weights, so each keeps the
-    same average without a word.
+    Deep Learning: Dynamics and Benefits"). Under torchrun every process has the same weights and
+    computes the same average, so none has to be exchanged.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        learning = {
-            name: weight for name, weight in model.named_parameters() if weight.requires_grad
-        }
-        self.decay, self.names, self.weights = decay, list(learning), list(learning.values())
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.decay = decay
+        self.names = list(trained)
+        self.weights = list(trained.values())
         self.average = [weight.detach().clone() for weight in self.weights]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """After a resume the average is in the checkpoint."""
+        """Load the average of the checkpoint that training resumes from."""
         if state.global_step:
-            self._copy(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.average)
+            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            self._load(checkpoint, self.average)
 
     @torch.no_grad()
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Takes in the weights of the step."""
+        """Update the average with the weights after a step."""
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        get_ema_multi_avg_fn(decay)(
-            self.average, [weight.detach() for weight in self.weights], state.global_step
-        )
+        update = get_ema_multi_avg_fn(decay)
+        update(self.average, [weight.detach() for weight in self.weights], state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Trainer has loaded the weights of the best checkpoint; what was best is their average."""
-        self._copy(Path(state.best_model_checkpoint), [weight.data for weight in self.weights])
+        """Put the best checkpoint's average into the model.
+
+        Trainer has loaded that checkpoint's weights, but what was evaluated there is the average.
+        """
+        best = Path(str(state.best_model_checkpoint))
+        self._load(best, [weight.data for weight in self.weights])
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model has the average for weights; afterwards its own again, the very same ones."""
-        self._trade()
+    def average_in_model(self) -> Generator[None]:
+        """Give the model the average for weights, and its own again at the end, bit for bit."""
+        self._swap()
         try:
             yield
         finally:
-            self._trade()
+            self._swap()
 
     def save(self, checkpoint: Path) -> None:
-        """Writes the average into a checkpoint."""
+        """Write the average into a checkpoint's folder."""
+        tensors = {
+            name: tensor.contiguous() for name, tensor in zip(self.names, self.average, strict=True)
+        }
         with atomic_file(checkpoint / FILE) as temporary:
-            tensors = {
-                name: each.contiguous() for name, each in zip(self.names, self.average, strict=True)
-            }
             save_file(tensors, temporary, metadata={"format": "pt"})
 
-    def _copy(self, checkpoint: Path, into: list[torch.Tensor]) -> None:
+    def _load(self, checkpoint: Path, targets: list[torch.Tensor]) -> None:
+        """Copy the average that a checkpoint holds into `targets`."""
         saved = load_file(checkpoint / FILE)
-        for name, tensor in zip(self.names, into, strict=True):
-            tensor.copy_(saved[name])
+        for name, target in zip(self.names, targets, strict=True):
+            target.copy_(saved[name])
 
-    def _trade(self) -> None:
-        for place, weight in enumerate(self.weights):
-            weight.data, self.average[place] = self.average[place], weight.data
+    def _swap(self) -> None:
+        """Exchange the storage of weights and average, without a copy."""
+        for i, weight in enumerate(self.weights):
+            weight.data, self.average[i] = self.average[i], weight.data

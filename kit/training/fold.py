@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from kit.training.checkpoints import (
     last_checkpoint,
     require_no_checkpoints,
 )
-from kit.training.guard import CollapseGuard, constant_loss
+from kit.training.guard import CollapseGuard, prior_log_loss
 from kit.training.lora import merge_adapters
 from kit.training.optim import Schedule, make_optimizer
 from kit.training.setup import FoldSetup, prepare_fold
@@ -108,9 +108,9 @@ def train_fold(
     budget = TimeBudget(options.deadline, options.log)
     trainer.add_callback(budget)
     if options.guard:
-        reference = constant_loss(setup.targets[setup.train_rows], setup.labels[setup.valid_rows])
+        prior_loss = prior_log_loss(setup.targets[setup.train_rows], setup.labels[setup.valid_rows])
         guard = CollapseGuard(
-            reference, schedule.settled, spec, options.log, lambda: budget.out_of_time
+            prior_loss, schedule.warmup_steps, spec, options.log, lambda: budget.out_of_time
         )
         trainer.add_callback(guard)
     if options.report_to:
@@ -159,7 +159,7 @@ def train_fold(
 
 
 def _validation_metrics(logits: np.ndarray, setup: FoldSetup) -> dict[str, Any]:
-    """Score the logits of the validation rows, (V, 3), or (V, 2, 3) with both orders of the answers."""
+    """Score the validation logits: (V, 3), or (V, 2, 3) for both orders of the answers."""
     labels = setup.labels[setup.valid_rows]
     probabilities = logits_to_probabilities(logits)
     has_both_orders = logits.ndim == 3
@@ -173,11 +173,13 @@ def _validation_metrics(logits: np.ndarray, setup: FoldSetup) -> dict[str, Any]:
 def _training_metrics(recipe: Recipe, setup: FoldSetup, trainer: PairTrainer) -> dict[str, Any]:
     """Record how far the training came, on which rows, and at which rates."""
     state = trainer.state
+    epochs = state.epoch or 0.0
+    best_step = state.best_global_step or 0
     return {
-        "best_epoch": state.best_global_step / state.global_step * state.epoch,
-        "best_step": state.best_global_step,
+        "best_epoch": best_step / state.global_step * epochs,
+        "best_step": best_step,
         "steps": state.global_step,
-        "epochs": state.epoch,
+        "epochs": epochs,
         "train_rows": len(setup.train_rows),
         "valid_rows": len(setup.valid_rows),
         "cut_sides": setup.truncated,
@@ -198,7 +200,7 @@ def _write_fold(
     history: list[dict[str, float]],
     metrics: dict[str, Any],
 ) -> None:
-    """Write the model, its predictions and history, metrics.json last; then remove the checkpoints."""
+    """Write model, predictions, history, and last metrics.json; then remove the checkpoints."""
     setup.model.save_pretrained(folder.path, setup.tokenizer)
     predictions = make_predictions(setup.ids[setup.valid_rows], logits_to_probabilities(logits))
     write_predictions(predictions, folder.predictions_path)
@@ -215,7 +217,7 @@ def _write_fold(
 
 
 @contextmanager
-def _explain_out_of_memory(recipe: Recipe, rows: int, sequences: int) -> Iterator[None]:
+def _explain_out_of_memory(recipe: Recipe, rows: int, sequences: int) -> Generator[None]:
     """Turn running out of memory into advice.
 
     Args:

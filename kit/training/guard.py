@@ -1,4 +1,4 @@
-"""Guards: a training that has learned nothing, or whose numbers are none any more, ends early and says what to do."""
+"""Stop trainings that learn nothing or diverge. Use `CollapseGuard` and `GradientGuard`."""
 
 import math
 from collections.abc import Callable
@@ -12,178 +12,192 @@ from transformers.trainer_callback import ExportableState
 from kit.errors import CollapseError
 from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.spec import TrainSpec
-from kit.training.callbacks import decide_together
+from kit.training.callbacks import decide_together, register_state
 
 
 class CollapseGuard(TrainerCallback):
-    """Ends a training that predicts the class shares for every row.
+    """End a training that predicts the class shares for every row.
 
-    Fine-tuning either gets off the ground early or stays at the prior for good (Mosbach et al.
-    2021, "On the Stability of Fine-tuning BERT"), so from half of the steps on, warm-up behind it,
-    an evaluation within MARGIN of the class shares' log loss with nearly the same prediction for
-    every row is an error. So is one at which early stopping ends the training before. A model that
-    had learned and then collapsed keeps its best checkpoint and just stops.
+    Fine-tuning either starts to learn early or stays at the class shares for good (Mosbach et al.
+    2021, "On the Stability of Fine-tuning BERT"). So an evaluation counts as collapsed if its log
+    loss is within `MARGIN` of that of the class shares and all rows get nearly the same prediction.
 
-    SPREAD is the standard deviation over the rows below which a class's probability is nearly
-    constant: calibrated predictions of three classes that vary by s gain about 4.5 s^2 on the class
-        shares, so 0.02 is less than MARGIN.
-    A training of fewer than LEAST steps is a trial, and nothing is concluded from it.
+    - From half of the steps on, a collapse is an error.
+    - Before that it is an error only if early stopping ends the training at it.
+    - A model that had learned and collapsed later just stops, and keeps its best checkpoint.
 
     Args:
-        reference: log loss of the training rows' class shares on the validation rows.
-        settled: steps after which the rates are at their peak.
-        expired: whether the time budget ended the training; the best there is by then is what was
-            asked for.
+        prior_loss: log loss of the training rows' class shares on the validation rows.
+        warmup_steps: steps after which the learning rates are at their peak.
+        log: called with a message for the user.
+        out_of_time: tells whether the time limit ended the training; then the best checkpoint so
+            far is what was asked for, and no error.
     """
 
-    MARGIN, SPREAD, LEAST = 0.003, 0.02, 100
+    MARGIN = 0.003
+
+    # The largest standard deviation over the rows at which a class's probability counts as nearly
+    # constant. Calibrated predictions of three classes that vary by s gain about 4.5 s^2 over the
+    # class shares, so 0.02 is worth less than MARGIN.
+    SPREAD = 0.02
+
+    # A training of fewer steps is a trial, which may end without having learned anything.
+    MIN_STEPS = 100
 
     def __init__(
         self,
-        reference: float,
-        settled: int,
+        prior_loss: float,
+        warmup_steps: int,
         spec: TrainSpec,
-        say: Callable[[str], None] = lambda _: None,
-        expired: Callable[[], bool] = lambda: False,
+        log: Callable[[str], None] = lambda _: None,
+        out_of_time: Callable[[], bool] = lambda: False,
     ):
-        self.reference, self.spec, self.say, self.expired = reference, spec, say, expired
-        self.least = max(self.LEAST, settled)
-        self.verdict = ""
+        self.prior_loss = prior_loss
+        self.min_steps = max(self.MIN_STEPS, warmup_steps)
+        self.spec = spec
+        self.log = log
+        self.out_of_time = out_of_time
+        self.early_collapse = ""
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Judges an evaluation; before its checkpoint is written, so that a resume comes by here again."""
-        loss, spread = metrics["eval_log_loss"], metrics["eval_spread"]
-        self.verdict = ""
-        near = loss > self.reference - self.MARGIN and spread < self.SPREAD
-        if state.global_step < self.least or not decide_together(near):
+        """Judge an evaluation before its checkpoint is saved, so that a resume judges it again."""
+        loss = kwargs["metrics"]["eval_log_loss"]
+        spread = kwargs["metrics"]["eval_spread"]
+        threshold = self.prior_loss - self.MARGIN
+
+        self.early_collapse = ""
+        is_collapsed = loss > threshold and spread < self.SPREAD
+        if state.global_step < self.min_steps or not decide_together(is_collapsed):
             return
-        verdict = (
-            f"the training collapsed: at step {state.global_step} of {state.max_steps} it predicts nearly the same for "
-            f"every row (validation log loss {loss:.4f}, {self.reference:.4f} for the class shares alone; "
-            f"predictions vary by {spread:.4f})"
+
+        problem = (
+            f"the training collapsed: at step {state.global_step} of {state.max_steps} it predicts "
+            f"nearly the same for every row (validation log loss {loss:.4f}, {self.prior_loss:.4f} "
+            f"for the class shares alone; predictions vary by {spread:.4f})"
         )
-        learned = state.best_metric is not None and state.best_metric < self.reference - self.MARGIN
-        late = state.global_step >= state.max_steps / 2
-        if late and not learned and not self.expired():
-            raise CollapseError(verdict, advice(self.spec))
-        if late:
-            control.should_training_stop = True
-            best = "" if state.best_metric is None else f", log loss {state.best_metric:.4f}"
-            self.say(f"{verdict}; ending with the best checkpoint{best}")
-        elif not learned:
-            self.verdict = verdict
+        has_learned = state.best_metric is not None and state.best_metric < threshold
+        if state.global_step < state.max_steps / 2:
+            if not has_learned:
+                self.early_collapse = problem
+            return
+
+        if not has_learned and not self.out_of_time():
+            raise CollapseError(problem, suggest_changes(self.spec))
+        control.should_training_stop = True
+        best = "" if state.best_metric is None else f", log loss {state.best_metric:.4f}"
+        self.log(f"{problem}; ending with the best checkpoint{best}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Early stopping may have come first."""
-        if self.verdict and not self.expired():
-            raise CollapseError(self.verdict, advice(self.spec))
+        """Raise CollapseError if early stopping ended the training at a collapse."""
+        if self.early_collapse and not self.out_of_time():
+            raise CollapseError(self.early_collapse, suggest_changes(self.spec))
 
 
 class GradientGuard(TrainerCallback, ExportableState):
-    """Leaves out the steps whose gradient is not finite, counts them, and ends a training that has no others any more.
+    """Skip and count steps whose gradient is not finite; end a training that has only such steps.
 
-    In fp16 the loss scaler leaves them out and lowers its scale until they pass, from 65,536 on; in
-    bf16 and fp32 one of them would make every weight NaN for good. Every process has the same
-    gradient, so all decide alike.
+    In fp16 the loss scaler skips them itself and lowers its scale, from 65,536 on, until they pass.
+    In bf16 and fp32 a single one would turn all weights into NaN for good. Under torchrun every
+    process has the same gradient, so all decide alike.
     """
 
-    IN_A_ROW, IN_A_ROW_FP16 = 5, 40
+    # How many skipped steps in a row are a divergence. In fp16 the scaler needs some to find its
+    # scale.
+    MAX_STREAK = 5
+    MAX_STREAK_FP16 = 40
 
     def __init__(self, lr: float):
-        self.lr, self.row, self.skipped = lr, 0, 0
+        self.lr = lr
+        self.streak = 0
+        self.skipped = 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        return {"args": {"lr": self.lr}, "attributes": {"row": self.row, "skipped": self.skipped}}
+        """Return what a checkpoint keeps."""
+        attributes = {"streak": self.streak, "skipped": self.skipped}
+        return {"args": {"lr": self.lr}, "attributes": attributes}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Trainer saves the state of those only that the checkpoint names; one of an older kit does not name this."""
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        """Register with the state, so that checkpoints contain this callback."""
+        register_state(self, state)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Looks at the gradient, clipped by now."""
-        gradients = [
-            parameter.grad for parameter in model.parameters() if parameter.grad is not None
-        ]
+        """Check the gradient, which is clipped by now."""
+        model: torch.nn.Module = kwargs["model"]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if math.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            self.row = 0
+            self.streak = 0
             return
-        self.row, self.skipped = self.row + 1, self.skipped + 1
-        if self.row >= (self.IN_A_ROW_FP16 if args.fp16 else self.IN_A_ROW):
-            raise diverged(
-                f"the gradients of {self.row} steps up to {state.global_step + 1} are not finite",
-                self.lr,
+
+        self.streak += 1
+        self.skipped += 1
+        if self.streak >= (self.MAX_STREAK_FP16 if args.fp16 else self.MAX_STREAK):
+            step = state.global_step + 1
+            raise divergence_error(
+                f"the gradients of {self.streak} steps up to {step} are not finite", self.lr
             )
+
+        # AdamW passes over parameters without a gradient, and leaves their moments alone. In fp16
+        # the scaler still has to see the gradient.
         if not args.fp16:
-            model.zero_grad(
-                set_to_none=True
-            )  # AdamW passes over what has no gradient, its moments too
+            model.zero_grad(set_to_none=True)
 
 
-def constant_loss(targets: np.ndarray, labels: np.ndarray) -> float:
-    """Log loss, on the validation rows' labels (M,), of the one prediction that fits the training rows best.
+def prior_log_loss(targets: np.ndarray, labels: np.ndarray) -> float:
+    """Return the validation log loss of the constant prediction that fits the training rows best.
 
     Args:
-        targets: of the training rows, labels (N,), or probabilities times weights (N, 3):
-            `Processed.targets`.
+        targets: of the training rows, labels (N,), or probabilities times weights (N, 3); see
+            `Dataset.targets`.
+        labels: of the validation rows (M,).
     """
-    hard = targets.ndim == 1
-    shares = (
-        class_prior(targets)
-        if hard
-        else targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
-    )
-    return log_loss(np.tile(shares, (len(labels), 1)), labels)
+    if targets.ndim == 1:
+        prior = class_prior(targets)
+    else:
+        prior = targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
+    return log_loss(np.tile(prior, (len(labels), 1)), labels)
 
 
-def diverged(how: str, lr: float) -> CollapseError:
-    """The error of a training whose numbers are none any more."""
+def divergence_error(reason: str, lr: float) -> CollapseError:
+    """Return the error of a training whose numbers are no longer finite."""
     return CollapseError(
-        f"the training diverged: {how}",
-        f"Lower the rate, for example --set train.lr={lr / 2:g}, and see that train.warmup is not 0; or add "
-        "--resume --restart to try again with half the rates and another seed.",
+        f"the training diverged: {reason}",
+        f"Lower the learning rate, for example with --set train.lr={lr / 2:g}, and check that "
+        "train.warmup is not 0; or add --resume --restart to try again with half the rates and "
+        "another seed.",
     )
 
 
-def advice(spec: TrainSpec) -> str:
-    """What to change in a recipe that collapsed, as --set overrides; the cures of Mosbach et al. and Zhang et al. 2021.
+def suggest_changes(spec: TrainSpec) -> str:
+    """Return what to change in a recipe that collapsed, as `--set` options.
 
-    What the recipe has already is not named again.
+    The remedies are those of Mosbach et al. 2021 and Zhang et al. 2021. What the recipe already has
+    is left out.
     """
-    cures = {
-        f"train.lr={spec.lr / 2:g}": spec.lr > 1e-5,  # below that it is not the rate
+    remedies = {
+        # Below this rate the cause is another one.
+        f"train.lr={spec.lr / 2:g}": spec.lr > 1e-5,
         f"train.head_lr={max(1e-4, 5 * spec.lr):g}": spec.head_lr < 2 * spec.lr,
         "train.warmup=0.15": spec.warmup < 0.1,
         "train.layer_decay=0.9": spec.layer_decay > 0.95 and not spec.lora_rank,
         "train.head_only=0.1": not spec.head_only,
-        "train.reinit_layers=1": not spec.reinit_layers
-        and not spec.lora_rank,  # which go together badly
+        # Fresh layers and adapters exclude each other.
+        "train.reinit_layers=1": not spec.reinit_layers and not spec.lora_rank,
     }
-    named = " ".join(f"--set {cure}" for cure, missing in cures.items() if missing)
-    begin = (
-        f"Change the recipe: {named}; or add"
-        if named
-        else "The recipe has the usual cures already; add"
+    missing = " ".join(f"--set {remedy}" for remedy, useful in remedies.items() if useful)
+    start = (
+        f"Change the recipe: {missing}; or"
+        if missing
+        else "The recipe already has the usual remedies;"
     )
     return (
-        f"{begin} --resume --restart to try again with half the rates and another seed. "
-        "With --no-guard a training goes on all the same."
+        f"{start} add --resume --restart to try again with half the rates and another seed. "
+        "--no-guard lets such a training continue."
     )

@@ -1,18 +1,19 @@
-"""Low-rank adapters (Hu et al. 2022) in place of an encoder's own weights, which then need no gradient and no moments.
+"""Train low-rank adapters (Hu et al. 2022) in place of an encoder's own weights.
 
-They are peft's, put into the encoder where it stands and merged into its weights at the end, so
-that a run directory holds ordinary weights and prediction needs no peft.
+Use `add_adapters` before training and `merge_adapters` after it. The adapters are peft's. The
+encoder's own weights need no gradient and no moments meanwhile. Merged, a run directory holds
+ordinary weights, and prediction needs no peft.
 """
 
 from torch import nn
 
 from kit.errors import RecipeError
 from kit.recipe.spec import TrainSpec
-from kit.training.optim import layer_of
+from kit.training.optim import layer_index
 
 
 def require_peft(spec: TrainSpec) -> None:
-    """Raises RecipeError where the recipe wants adapters and peft is not installed."""
+    """Raise RecipeError if the recipe asks for adapters and peft is not installed."""
     if not spec.lora_rank:
         return
     try:
@@ -25,26 +26,29 @@ def require_peft(spec: TrainSpec) -> None:
 
 
 def add_adapters(encoder: nn.Module, spec: TrainSpec) -> None:
-    """Freezes the encoder and puts an adapter on every linear layer of its attention and feed-forward blocks."""
+    """Freeze the encoder, and add an adapter to each linear layer of its transformer layers."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    linear_layers = [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear) and layer_index(f"encoder.{name}.") is not None
+    ]
     config = LoraConfig(
         r=spec.lora_rank,
-        lora_alpha=spec.lora_alpha,
+        # peft declares an int, and divides it by the rank.
+        lora_alpha=spec.lora_alpha,  # ty: ignore[invalid-argument-type]
         lora_dropout=spec.lora_dropout,
-        target_modules=[
-            name
-            for name, module in encoder.named_modules()
-            if isinstance(module, nn.Linear) and layer_of(f"encoder.{name}.") is not None
-        ],
+        target_modules=linear_layers,
     )
     inject_adapter_in_model(config, encoder)
 
 
 def merge_adapters(encoder: nn.Module) -> None:
-    """Adds every adapter to the weight it stands on and takes it away; the encoder computes the same as before."""
+    """Add every adapter to its layer's weight and remove it; the outputs stay the same."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    # The list is complete before a module is replaced.
     adapted = [
         (name, module)
         for name, module in encoder.named_modules()

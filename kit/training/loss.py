@@ -1,61 +1,75 @@
-"""What a step minimises: cross-entropy over all rows of the optimizer step, and R-Drop's distance of two passes."""
+"""Compute training losses: cross-entropy over the rows of an optimizer step, and R-Drop."""
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-Loss = Callable[..., Tensor]
+LossFunction = Callable[..., Tensor]
 
 
 def summed_cross_entropy(
     logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int, smoothing: float
-) -> Tensor:  # (B, 3), (B,)
-    """Cross-entropy over the rows of the whole optimizer step, so that accumulation equals one large batch.
+) -> Tensor:
+    """Return the cross-entropy summed over rows and divided by the rows of the optimizer step.
 
-    Labels (B, 3) are probabilities times the weight of their row; then the divisor is the weights'
-    sum, and a row of weight 2 counts as two. Logits of both orders, (B, 2, 3) with the classes
-    permuted back, count half each.
+    So gradients accumulated over several passes equal those of one large batch.
+
+    Args:
+        logits: (B, 3), or (B, 2, 3) for both orders of the answers with the classes permuted back;
+            each order then counts half.
+        labels: classes (B,), or probabilities times the weight of their row (B, 3).
+        num_items_in_batch: rows of the step, or the sum of their weights.
+        smoothing: the share of each label's weight that is spread over all classes.
     """
     if logits.ndim == 3:
-        orders = (
-            summed_cross_entropy(each, labels, num_items_in_batch, smoothing)
-            for each in logits.unbind(1)
+        first, second = (
+            summed_cross_entropy(order, labels, num_items_in_batch, smoothing)
+            for order in logits.unbind(1)
         )
-        return sum(orders) / 2
+        return (first + second) / 2
+
     if labels.ndim == 2:
-        target = (1 - smoothing) * labels + smoothing * labels.mean(1, keepdim=True)
-        return -(target * logits.float().log_softmax(1)).sum() / num_items_in_batch
-    return (
-        functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-        / num_items_in_batch
+        targets = (1 - smoothing) * labels + smoothing * labels.mean(1, keepdim=True)
+        return -(targets * logits.float().log_softmax(1)).sum() / num_items_in_batch
+
+    total = functional.cross_entropy(
+        logits.float(), labels, reduction="sum", label_smoothing=smoothing
     )
+    return total / num_items_in_batch
 
 
-def of_two_passes(loss: Loss, weight: float) -> Loss:
-    """R-Drop (Liang et al. 2021): the mean loss of two passes, and `weight` times how far apart dropout sets them.
+def r_drop_loss(loss: LossFunction, weight: float) -> LossFunction:
+    """Return R-Drop's loss (Liang et al. 2021): the mean of two passes' losses plus a divergence.
 
-    That distance is half the sum of the two Kullback-Leibler divergences, summed over the rows by
-    their weights and divided by `num_items_in_batch`, as `loss` is. Takes the logits of both
-    passes, two of (B, 3), or of both orders (B, 2, 3).
+    The divergence is half the sum of the two Kullback-Leibler divergences, summed over the rows by
+    their weights and divided by `num_items_in_batch`, as `loss` is. The function returned takes the
+    logits of both passes (see `forward_twice`), each as `loss` takes them.
+
+    Args:
+        loss: of one pass, such as `summed_cross_entropy`.
+        weight: of the divergence.
     """
 
-    def of_two(
+    def compute(
         logits: tuple[Tensor, Tensor], labels: Tensor, num_items_in_batch: Tensor | int
     ) -> Tensor:
-        both = [loss(each, labels, num_items_in_batch=num_items_in_batch) for each in logits]
+        first_loss, second_loss = (
+            loss(each, labels, num_items_in_batch=num_items_in_batch) for each in logits
+        )
+        mean = (first_loss + second_loss) / 2
+
+        # KL(p|q) + KL(q|p), halved. Where there are both orders of the answers, each counts half.
         first, second = (functional.log_softmax(each.float(), -1) for each in logits)
-        apart = ((first.exp() - second.exp()) * (first - second)).sum(
-            -1
-        ) / 2  # KL(p|q) + KL(q|p), halved
-        rows = apart.reshape(len(apart), -1).mean(1)  # (B): orders count half each
+        divergence = ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2
+        by_row = divergence.reshape(len(divergence), -1).mean(1)  # (B,)
         if labels.ndim == 2:
-            rows = rows * labels.sum(1)
-        return sum(both) / 2 + weight * rows.sum() / num_items_in_batch
+            by_row = by_row * labels.sum(1)
+        return mean + weight * by_row.sum() / num_items_in_batch
 
-    return of_two
+    return compute
 
 
-def twice(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The model called two times on the same batch, each time with dropout of its own."""
+def forward_twice(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return a function that calls the model twice on a batch, each time with new dropout."""
     return lambda **inputs: (model(**inputs), model(**inputs))

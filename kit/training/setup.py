@@ -1,6 +1,6 @@
 """Prepare one fold for training: model, tokenizer, device, rows and collators. Use `prepare_fold`.
 
-`new_model` makes the untrained model alone; `check_trainable` refuses early what could not be trained.
+`new_model` makes the untrained model alone; `check_trainable` refuses what cannot be trained.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import ID, LABEL, TEXTS
 from kit.training.lora import add_adapters, require_peft
-from kit.training.optim import layer_of
+from kit.training.optim import layer_index
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def prepare_fold(
     fold: int | str,
     log: Callable[[str], None],
 ) -> FoldSetup:
-    """Prepare one fold. Random weights follow the recipe's seed. Under torchrun every process calls this.
+    """Prepare one fold, with random weights by the seed. All processes of torchrun call this.
 
     Raises:
         RecipeError, BackboneError: see `new_model`.
@@ -158,7 +158,9 @@ def new_model(
     """
     config = backbone.config
     if backbone.source is None:
-        # A toy backbone has no files: its tokenizer is trained on these rows, its weights are random.
+        # A toy backbone has no files: its tokenizer is trained on these rows, and its weights are
+        # random.
+        assert backbone.record is not None
         tokenizer = load_tokenizer(local_backbone(tiny_folder(backbone.record, dataset)))
         encoder = build_encoder(config, recipe.model.fast_attention)
     else:
@@ -167,8 +169,8 @@ def new_model(
 
     if len(tokenizer.pretrained) > config["vocab_size"]:
         raise BackboneError(
-            f"{recipe.backbone}: its tokenizer has {len(tokenizer.pretrained):,} tokens, its encoder "
-            f"embeddings for {config['vocab_size']:,}",
+            f"{recipe.backbone}: its tokenizer has {len(tokenizer.pretrained):,} tokens, its "
+            f"encoder embeddings for {config['vocab_size']:,}",
             "Tokenizer and weights do not belong together; download the folder again.",
         )
 
@@ -194,8 +196,8 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
     spec = recipe.train
     if spec.head_only + spec.warmup > 1:
         raise RecipeError(
-            f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more than "
-            "all steps together",
+            f"train.head_only = {spec.head_only:g} and train.warmup = {spec.warmup:g} are more "
+            "than all steps together",
             "Both are shares of the steps, one after the other: their sum should be well below 1.",
         )
 
@@ -204,8 +206,8 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
         raise RecipeError(
             f"encode.max_tokens = {recipe.encode.max_tokens}, but {recipe.backbone} has positions "
             f"for {limit}",
-            f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions such "
-            "as deberta.",
+            f"Add --set encode.max_tokens={limit}, or choose a backbone with relative positions, "
+            "such as deberta.",
         )
 
     require_peft(spec)
@@ -213,7 +215,7 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
     if needs_layers:
         with torch.device("meta"):
             encoder = build_encoder(backbone.config, fast_attention=False)
-        if all(layer_of(f"encoder.{name}") is None for name, _ in encoder.named_parameters()):
+        if all(layer_index(f"encoder.{name}") is None for name, _ in encoder.named_parameters()):
             raise RecipeError(
                 f"train.{needs_layers[0]} works on an encoder's layers, and no weight of "
                 f"{recipe.backbone} is named as part of one",
@@ -222,11 +224,11 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
 
 
 def reinitialise_layers(encoder: nn.Module, layers: int) -> None:
-    """Draw the weights of the top `layers` of an encoder anew, as its architecture initialises them.
+    """Draw new weights for the top `layers` of an encoder, as its architecture initialises them.
 
     Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning": with 1 to 6 fresh top layers of 24,
-    fine-tuning is steadier and learns faster. What is outside the layers stays: embeddings, DeBERTa's
-    relative positions, ModernBERT's final norm. The draw follows torch's global seed.
+    fine-tuning is steadier and learns faster. Weights outside the layers stay: embeddings,
+    DeBERTa's relative positions, ModernBERT's final norm. The draw follows torch's global seed.
 
     Raises:
         RecipeError: the encoder has fewer layers.
@@ -234,7 +236,7 @@ def reinitialise_layers(encoder: nn.Module, layers: int) -> None:
     if not layers:
         return
     depth = 1 + max(
-        (layer_of("." + name) or 0 for name, _ in encoder.named_parameters()), default=0
+        (layer_index("." + name) or 0 for name, _ in encoder.named_parameters()), default=0
     )
     if layers > depth:
         raise RecipeError(
@@ -242,16 +244,17 @@ def reinitialise_layers(encoder: nn.Module, layers: int) -> None:
             "Usual are 1 to a quarter of them.",
         )
 
-    named = ((layer_of(f".{name}."), module) for name, module in encoder.named_modules())
+    named = ((layer_index(f".{name}."), module) for name, module in encoder.named_modules())
     modules = [module for layer, module in named if layer is not None and layer >= depth - layers]
 
-    # transformers 5 takes marked parameters for loaded ones and would draw nothing. Some modules draw
-    # for the modules inside them, so all marks go before the first draw.
+    # transformers 5 takes marked parameters for loaded ones and would draw nothing. Some modules
+    # draw for the modules inside them, so all marks go before the first draw.
     for module in modules:
         for parameter in module.parameters(recurse=False):
             parameter._is_hf_initialized = False
     for module in modules:
-        encoder._init_weights(module)
+        # Every encoder is a PreTrainedModel, though it is passed on as a Module.
+        encoder._init_weights(module)  # ty: ignore[not-callable]
 
 
 def tiny_folder(record: Backbone, dataset: Dataset) -> Path:
@@ -282,9 +285,10 @@ def _enable_checkpointing(encoder: nn.Module) -> None:
     Reentrant checkpoints cannot run twice in a step, as the packs of a batch do. transformers 5.23
     renamed the method.
     """
-    enable = getattr(encoder, "activation_checkpointing_enable", None)
-    enable = enable or encoder.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    method = "activation_checkpointing_enable"
+    if not hasattr(encoder, method):
+        method = "gradient_checkpointing_enable"
+    getattr(encoder, method)({"use_reentrant": False})
 
 
 def _resolve_pooling(spec: ModelSpec, backbone: ResolvedBackbone) -> ModelSpec:

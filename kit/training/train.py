@@ -98,7 +98,8 @@ def train_recipe(
         if not run.fold(number).is_finished and decide_together(too_late):
             remaining = ", ".join(str(each) for each in folds[position:])
             say(
-                f"time limit reached, remaining folds: {remaining}. Run the same command again to continue"
+                f"time limit reached, remaining folds: {remaining}. Run the same command again to "
+                "continue"
             )
             break
 
@@ -112,7 +113,7 @@ def train_recipe(
 
 
 def attempt_recipe(recipe: Recipe, attempt: int) -> Recipe:
-    """Return the recipe of an attempt, from 0: rates halved that many times, and a seed of its own."""
+    """Return the recipe of attempt number `attempt`, from 0: rates halved as often, a new seed."""
     spec = recipe.train
     factor = 0.5**attempt
     changed = dataclasses.replace(

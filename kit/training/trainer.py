@@ -20,14 +20,15 @@ from transformers import (
 from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.collator import Collator
 from kit.model.device import Compute
-from kit.model.inference import logits_to_probabilities, predict_logits
+from kit.model.inference import mean_probabilities, predict_logits
+from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
 from kit.training.arguments import steps_per_epoch
-from kit.training.awp import WorstNearby
+from kit.training.awp import WeightPerturbation
 from kit.training.callbacks import PaddingCallback, ScheduleCallback, TrainingProgress
 from kit.training.ema import EMACallback
-from kit.training.guard import GradientGuard, diverged
-from kit.training.loss import of_two_passes, summed_cross_entropy, twice
+from kit.training.guard import GradientGuard, divergence_error
+from kit.training.loss import forward_twice, r_drop_loss, summed_cross_entropy
 from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
 from kit.training.setup import FoldSetup
@@ -36,7 +37,7 @@ Kind = TypeVar("Kind", bound=TrainerCallback)
 
 
 class RowNumbers(torch.utils.data.Dataset):
-    """A dataset of row numbers: the collator reads the rows themselves from the memory map, a batch at a time."""
+    """A dataset of row numbers; the collator reads the rows themselves from the memory map."""
 
     def __init__(self, rows: np.ndarray):
         self.rows = rows
@@ -44,24 +45,26 @@ class RowNumbers(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> int:
-        return int(self.rows[place])
+    def __getitem__(self, index: int) -> int:
+        return int(self.rows[index])
 
 
 class PairTrainer(Trainer):
-    """Trainer with length-bucketed batches, smoothed cross-entropy in training, and kit's own evaluation.
+    """Trainer with batches by length, smoothed cross-entropy in training, and kit's own evaluation.
 
-    Evaluation is plain log loss in float64 from the logits of all validation rows; Trainer's own
-    evaluation loss would contain the label smoothing.
+    Evaluation computes plain log loss in float64 from the logits of all validation rows. Trainer's
+    own evaluation loss would contain the label smoothing.
     """
 
     def __init__(
         self,
         *,
+        model: PairModel,
         spec: TrainSpec,
         sampler: LengthBuckets,
         eval_collator: Collator,
         valid_rows: np.ndarray,
+        valid_labels: np.ndarray,
         both_orders: bool,
         compute: Compute,
         **kwargs: Any,
@@ -70,27 +73,30 @@ class PairTrainer(Trainer):
         self.sampler = sampler
         self.eval_collator = eval_collator
         self.valid_rows = valid_rows
+        self.valid_labels = valid_labels
         self.both_orders = both_orders
         self.compute = compute
 
         loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
         if spec.r_drop:
-            loss = of_two_passes(loss, spec.r_drop)
-        super().__init__(compute_loss_func=loss, **kwargs)
+            loss = r_drop_loss(loss, spec.r_drop)
+        super().__init__(model=model, compute_loss_func=loss, **kwargs)
 
-        self.augment = spec.swap_augmentation and not self.model.symmetric
-        self.averaging = EMACallback(self.model, spec.ema) if spec.ema else None
+        self.augment = spec.swap_augmentation and not model.symmetric
+        self.averaging = EMACallback(model, spec.ema) if spec.ema else None
         if self.averaging:
             self.add_callback(self.averaging)
-        self.nearby = WorstNearby(self.model, spec.awp) if spec.awp else None
+        self.perturbation = WeightPerturbation(model, spec.awp) if spec.awp else None
 
-    def _get_train_sampler(self, train_dataset: RowNumbers | None = None) -> LengthBuckets:
+    def _get_train_sampler(
+        self, train_dataset: torch.utils.data.Dataset | None = None
+    ) -> LengthBuckets:
         return self.sampler
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> Tensor | int | None:
-        """Count the rows of the whole optimizer step; where rows have weights, add up the weights."""
+        """Return the number of rows in the optimizer step, or the sum of their weights."""
         if not batch_samples or batch_samples[0]["labels"].ndim == 1:
             return super()._get_num_items_in_batch(batch_samples, device)
         weights = sum(batch["labels"].sum() for batch in batch_samples).to(device)
@@ -101,12 +107,19 @@ class PairTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        **kwargs: Any,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Return the loss of a batch, with both orders of the answers and two passes where the recipe asks for them."""
+        """Return the loss of a batch, of both orders and of two passes if the recipe says so."""
         inputs = inputs | {"augment": True} if self.augment else inputs
-        model = twice(model) if self.spec.r_drop else model
-        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        forward = forward_twice(model) if self.spec.r_drop else model
+
+        # Trainer does no more with it than to call it.
+        return super().compute_loss(
+            forward,  # ty: ignore[invalid-argument-type]
+            inputs,
+            return_outputs,
+            num_items_in_batch,
+        )
 
     def training_step(
         self,
@@ -127,7 +140,10 @@ class PairTrainer(Trainer):
     ) -> Tensor:
         """Run forward and backward once; from `awp_start` on, at perturbed weights."""
         self._callback(PaddingCallback).add(inputs["packs"])
-        if not self.nearby or self.state.global_step < self.spec.awp_start * self.state.max_steps:
+        if (
+            not self.perturbation
+            or self.state.global_step < self.spec.awp_start * self.state.max_steps
+        ):
             return super().training_step(model, inputs, num_items_in_batch)
 
         # The gradients that only find the perturbation must not pass through DDP, which counts what
@@ -138,14 +154,16 @@ class PairTrainer(Trainer):
         loss = self.compute_loss(bare, batch, num_items_in_batch=num_items_in_batch)
         if self.accelerator.scaler is not None:
             loss = self.accelerator.scaler.scale(loss)
-        with self.nearby.around(loss):
+
+        # Without `return_outputs` it is a tensor.
+        with self.perturbation.applied(loss):  # ty: ignore[invalid-argument-type]
             return super().training_step(model, inputs, num_items_in_batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint: the weights that training continues from, and their average where one is kept."""
+        """Write the weights that training continues from, and their average if one is kept."""
         super().save_model(output_dir, _internal_call)
         if self.averaging and self.args.should_save:
-            self.averaging.save(Path(output_dir or self.args.output_dir))
+            self.averaging.save(Path(output_dir or str(self.args.output_dir)))
 
     @property
     def skipped_steps(self) -> int:
@@ -158,14 +176,14 @@ class PairTrainer(Trainer):
         return self._callback(PaddingCallback).waste
 
     def _callback(self, kind: type[Kind]) -> Kind:
-        """Return the callback of this class. A resume replaces the objects, so they are not kept as attributes."""
+        """Return the callback of a class. A resume replaces it, so no attribute refers to one."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, kind))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return log loss and accuracy on the validation rows, and how much predictions vary, in every process."""
-        with self.averaging.in_place() if self.averaging else nullcontext():
+        """Return log loss, accuracy and spread of the validation predictions, in all processes."""
+        with self.averaging.average_in_model() if self.averaging else nullcontext():
             logits = predict_logits(
                 self.accelerator.unwrap_model(self.model),
                 self.eval_collator,
@@ -174,15 +192,14 @@ class PairTrainer(Trainer):
                 both_orders=self.both_orders,
             )
         if not np.isfinite(logits).all():
-            raise diverged(
+            raise divergence_error(
                 f"at step {self.state.global_step} the logits are not finite", self.spec.lr
             )
 
-        labels = self.eval_collator.labels[self.valid_rows]
-        probabilities = logits_to_probabilities(logits)
+        probabilities = mean_probabilities(logits)
         metrics = {
-            "eval_log_loss": log_loss(probabilities, labels),
-            "eval_accuracy": accuracy(probabilities, labels),
+            "eval_log_loss": log_loss(probabilities, self.valid_labels),
+            "eval_accuracy": accuracy(probabilities, self.valid_labels),
             "eval_spread": float(probabilities.std(0).max()),
         }
         self.log(metrics)
@@ -227,6 +244,7 @@ def make_trainer(
         sampler=sampler,
         eval_collator=setup.eval_collator,
         valid_rows=setup.valid_rows,
+        valid_labels=setup.labels[setup.valid_rows],
         # Of a symmetric model one order of the answers says what both say.
         both_orders=swap and not model.symmetric,
         compute=setup.compute,

@@ -22,7 +22,7 @@ from kit.errors import DataError
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.task import CLASSES, SOFT_LABELS, SWAP, TEXTS, WEIGHT
-from kit.training.loss import of_two_passes, summed_cross_entropy
+from kit.training.loss import r_drop_loss, summed_cross_entropy
 from kit.training.train import train_recipe
 
 
@@ -401,8 +401,7 @@ def test_a_row_of_weight_2_counts_as_two(values: list, smoothing: float, data: s
         smoothing,
     )
     assert weighted.item() == pytest.approx(repeated.item(), rel=1e-5, abs=1e-6)
-
-    two = of_two_passes(partial(summed_cross_entropy, smoothing=smoothing), 0.5)
+    two = r_drop_loss(partial(summed_cross_entropy, smoothing=smoothing), 0.5)
     passes = (logits, logits.flip(1))
     weighted = two(passes, soft * weights[:, None], num_items_in_batch=weights.sum())
     passes = [part.repeat_interleave(weights, 0) for part in passes]

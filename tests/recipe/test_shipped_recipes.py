@@ -1,4 +1,4 @@
-"""Every shipped recipe builds what it describes, and the defaults keep to the regime that is known to converge."""
+"""Check that shipped recipes build, and keep to the settings that are known to converge."""
 
 import dataclasses
 import json
@@ -45,19 +45,22 @@ def test_every_recipe_builds_at_full_size_on_the_meta_device(recipe: Recipe):
                 "pair": torch.zeros(2, len(pair_names)),
             }
         logits = model.head(vectors, features)
+
     assert logits.shape == (2, 3)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     Schedule(make_optimizer(model, recipe.train), recipe.train, 1000)
 
 
 @pytest.mark.parametrize("recipe", PRETRAINED.values(), ids=PRETRAINED)
-def test_the_defaults_keep_to_what_converges(recipe: Recipe):
-    train, limit = recipe.train, max_positions(BACKBONES[recipe.backbone].config)
-    if limit == 512:  # absolute positions
+def test_recipes_keep_to_settings_that_converge(recipe: Recipe):
+    # Backbones with absolute positions use them all.
+    if max_positions(BACKBONES[recipe.backbone].config) == 512:
         assert recipe.encode.max_tokens == 512
     else:
         assert 256 <= recipe.encode.max_tokens <= 1024
     assert 0.15 <= recipe.encode.prompt_share <= 0.25
+
+    train = recipe.train
     assert recipe.model.head == "symmetric" or train.swap_augmentation
     assert train.warmup >= 0.1
     assert train.schedule in ("linear", "cosine")
@@ -70,7 +73,7 @@ def test_the_defaults_keep_to_what_converges(recipe: Recipe):
     assert recipe.predict.swap
 
 
-def test_the_larger_the_encoder_of_a_family_the_lower_its_rate():
+def test_larger_encoders_of_a_family_have_lower_rates():
     for family in (
         ("deberta", "deberta-base", "deberta-large"),
         ("electra-small", "electra-base", "electra"),
@@ -79,7 +82,7 @@ def test_the_larger_the_encoder_of_a_family_the_lower_its_rate():
         assert rates == sorted(rates, reverse=True)
 
 
-def test_each_recipe_is_one_line_of_purpose_of_its_own():
+def test_each_recipe_has_its_own_one_line_purpose():
     result = CliRunner().invoke(main, ["recipes", "--json"])
     purposes = {each["name"]: each["purpose"] for each in json.loads(result.output)}
     assert set(purposes) == set(shipped_recipes())
@@ -90,8 +93,10 @@ def test_each_recipe_is_one_line_of_purpose_of_its_own():
 def test_a_cross_encoder_is_among_them():
     cross = ALL["deberta-cross"]
     assert cross.model.shape == "cross"
-    assert cross.encode.max_tokens > ALL["deberta"].encode.max_tokens  # one budget for both answers
+
+    # The budget has to hold both answers.
+    assert cross.encode.max_tokens > ALL["deberta"].encode.max_tokens
 
 
-def test_a_reward_model_brings_its_reward():
+def test_the_reward_models_recipe_uses_its_reward():
     assert ALL["reward-deberta"].model.reward

@@ -11,9 +11,9 @@ from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
-from kit.training.awp import WorstNearby
-from kit.training.loss import of_two_passes, summed_cross_entropy
-from kit.training.optim import layer_of
+from kit.training.awp import WeightPerturbation
+from kit.training.loss import r_drop_loss, summed_cross_entropy
+from kit.training.optim import layer_index
 
 LABELS = torch.tensor([0, 1, 2, 1])
 SMOOTHED = partial(summed_cross_entropy, smoothing=0.1)
@@ -37,10 +37,10 @@ def test_the_encoders_matrices_move_along_their_gradient_by_a_share_of_their_nor
     other = copy.deepcopy(pair)
     loss(other).backward()
     gradients = {name: p.grad for name, p in other.named_parameters()}
-    with WorstNearby(pair, 0.01).around(loss(pair)):
+    with WeightPerturbation(pair, 0.01).applied(loss(pair)):
         for name, parameter in pair.named_parameters():
             move = parameter.detach() - before[name]
-            if layer_of(name) is None or parameter.ndim == 1:
+            if layer_index(name) is None or parameter.ndim == 1:
                 assert torch.equal(parameter, before[name]), name
                 continue
             assert move.norm().item() == pytest.approx(
@@ -57,12 +57,12 @@ def test_the_encoders_matrices_move_along_their_gradient_by_a_share_of_their_nor
 def test_the_gradient_is_that_of_the_perturbed_weights_and_adds_to_what_was_accumulated(
     pair: PairModel,
 ):
-    nearby = WorstNearby(pair, 0.01)
-    with nearby.around(loss(pair)):
+    nearby = WeightPerturbation(pair, 0.01)
+    with nearby.applied(loss(pair)):
         expected = torch.autograd.grad(loss(pair), list(pair.parameters()), allow_unused=True)
     loss(pair).backward()
     plain = [None if p.grad is None else p.grad.clone() for p in pair.parameters()]
-    with nearby.around(loss(pair)):
+    with nearby.applied(loss(pair)):
         loss(pair).backward()
     for parameter, first, second in zip(pair.parameters(), plain, expected, strict=True):
         if second is not None:
@@ -73,7 +73,7 @@ def test_what_does_not_learn_does_not_move(pair: PairModel):
     pair.encoder.encoder.layer[0].requires_grad_(False)
     frozen = [p.detach().clone() for p in pair.encoder.encoder.layer[0].parameters()]
     before = pair.encoder.encoder.layer[1].output.dense.weight.detach().clone()
-    with WorstNearby(pair, 0.01).around(loss(pair)):
+    with WeightPerturbation(pair, 0.01).applied(loss(pair)):
         kept = zip(pair.encoder.encoder.layer[0].parameters(), frozen, strict=True)
         assert all(torch.equal(p, b) for p, b in kept)
         assert not torch.equal(pair.encoder.encoder.layer[1].output.dense.weight, before)
@@ -82,13 +82,13 @@ def test_what_does_not_learn_does_not_move(pair: PairModel):
 @pytest.mark.parametrize("factor", [0.0, float("inf"), float("nan")])
 def test_without_a_usable_gradient_nothing_moves(pair: PairModel, factor: float):
     before = {name: p.detach().clone() for name, p in pair.named_parameters()}
-    with WorstNearby(pair, 0.01).around(loss(pair) * factor):
+    with WeightPerturbation(pair, 0.01).applied(loss(pair) * factor):
         assert all(torch.equal(p, before[name]) for name, p in pair.named_parameters())
 
 
 def test_the_weights_come_back_when_the_pass_fails(pair: PairModel):
     before = [p.detach().clone() for p in pair.parameters()]
-    with pytest.raises(MemoryError), WorstNearby(pair, 0.5).around(loss(pair)):
+    with pytest.raises(MemoryError), WeightPerturbation(pair, 0.5).applied(loss(pair)):
         raise MemoryError
     assert all(torch.equal(p, b) for p, b in zip(pair.parameters(), before, strict=True))
 
@@ -98,7 +98,7 @@ def test_two_equal_passes_are_one_in_value_and_gradient():
     one, two = torch.randn(4, 3), None
     two = one.clone().requires_grad_()
     one.requires_grad_()
-    single, double = SMOOTHED(one, LABELS, 4), of_two_passes(SMOOTHED, 5.0)((two, two), LABELS, 4)
+    single, double = SMOOTHED(one, LABELS, 4), r_drop_loss(SMOOTHED, 5.0)((two, two), LABELS, 4)
     assert double.item() == single.item()
     single.backward()
     double.backward()
@@ -112,7 +112,7 @@ def test_r_drop_is_the_mean_loss_and_the_symmetric_divergence():
     forth = functional.kl_div(q.log(), p, reduction="sum")
     back = functional.kl_div(p.log(), q, reduction="sum")
     mean = (SMOOTHED(first, LABELS, 4) + SMOOTHED(second, LABELS, 4)) / 2
-    found = of_two_passes(SMOOTHED, 0.7)((first, second), LABELS, 4)
+    found = r_drop_loss(SMOOTHED, 0.7)((first, second), LABELS, 4)
     assert found.item() == pytest.approx((mean + 0.7 * (forth + back) / 2 / 4).item(), rel=1e-6)
 
 
@@ -120,12 +120,12 @@ def test_r_drop_counts_rows_by_their_weight_and_orders_by_half():
     torch.manual_seed(0)
     first, second = torch.randn(2, 4, 3)
     soft = functional.one_hot(LABELS, 3).float()
-    plain = of_two_passes(SMOOTHED, 0.7)((first, second), LABELS, 4)
-    assert of_two_passes(SMOOTHED, 0.7)((first, second), 2 * soft, 8).item() == pytest.approx(
+    plain = r_drop_loss(SMOOTHED, 0.7)((first, second), LABELS, 4)
+    assert r_drop_loss(SMOOTHED, 0.7)((first, second), 2 * soft, 8).item() == pytest.approx(
         plain.item(), rel=1e-6
     )
     orders = tuple(torch.stack([each, each], 1) for each in (first, second))
-    assert of_two_passes(SMOOTHED, 0.7)(orders, LABELS, 4).item() == pytest.approx(
+    assert r_drop_loss(SMOOTHED, 0.7)(orders, LABELS, 4).item() == pytest.approx(
         plain.item(), rel=1e-6
     )
 
@@ -133,9 +133,9 @@ def test_r_drop_counts_rows_by_their_weight_and_orders_by_half():
 def test_r_drop_of_accumulated_batches_is_that_of_the_whole():
     torch.manual_seed(0)
     passes = torch.randn(2, 4, 3)
-    whole = of_two_passes(SMOOTHED, 0.7)(tuple(passes), LABELS, 4)
+    whole = r_drop_loss(SMOOTHED, 0.7)(tuple(passes), LABELS, 4)
     parts = sum(
-        of_two_passes(SMOOTHED, 0.7)(tuple(passes[:, i : i + 2]), LABELS[i : i + 2], 4)
+        r_drop_loss(SMOOTHED, 0.7)(tuple(passes[:, i : i + 2]), LABELS[i : i + 2], 4)
         for i in (0, 2)
     )
     assert parts.item() == pytest.approx(whole.item(), rel=1e-6)

@@ -48,7 +48,7 @@ def test_the_models_own_weights_come_back_to_the_bit_and_training_does_not_see_t
             steps.zero_grad()
         after(averaging, number)
         before = [p.detach().clone() for p in layer.parameters()]
-        with averaging.in_place():
+        with averaging.average_in_model():
             assert all(
                 torch.equal(p, a) is False for p, a in zip(layer.parameters(), before, strict=True)
             )

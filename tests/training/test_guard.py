@@ -23,7 +23,7 @@ from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
 from kit.training.callbacks import TrainingProgress
-from kit.training.guard import CollapseGuard, GradientGuard, advice
+from kit.training.guard import CollapseGuard, GradientGuard, suggest_changes
 from kit.training.optim import make_optimizer
 from kit.training.train import attempt_recipe, train_recipe
 
@@ -48,7 +48,8 @@ def evaluate(
         TrainerState(global_step=step, max_steps=steps, best_metric=best),
         TrainerControl(),
     )
-    guard.on_evaluate(None, state, control, {"eval_log_loss": loss, "eval_spread": spread})
+    metrics = {"eval_log_loss": loss, "eval_spread": spread}
+    guard.on_evaluate(None, state, control, metrics=metrics)
     return control
 
 
@@ -95,7 +96,7 @@ def test_a_model_that_had_learned_keeps_its_best_checkpoint():
 
 def test_the_end_of_the_time_before_anything_was_learned_is_an_end_as_any_other():
     said: list[str] = []
-    guard = CollapseGuard(REFERENCE, 100, TrainSpec(), said.append, expired=lambda: True)
+    guard = CollapseGuard(REFERENCE, 100, TrainSpec(), said.append, out_of_time=lambda: True)
     assert evaluate(
         guard, 600, 1.0975, 0.001
     ).should_training_stop  # before Trainer has noted any best
@@ -106,7 +107,7 @@ def test_the_end_of_the_time_before_anything_was_learned_is_an_end_as_any_other(
 def test_early_stopping_at_the_class_shares_is_a_collapse_and_the_end_of_the_time_is_none(
     expired: bool,
 ):
-    guard = CollapseGuard(REFERENCE, 100, TrainSpec(), expired=lambda: expired)
+    guard = CollapseGuard(REFERENCE, 100, TrainSpec(), out_of_time=lambda: expired)
     evaluate(guard, 300, 1.0975, 0.001)
     if expired:
         guard.on_train_end(None, TrainerState(), TrainerControl())
@@ -116,7 +117,7 @@ def test_early_stopping_at_the_class_shares_is_a_collapse_and_the_end_of_the_tim
 
 
 def test_what_the_recipe_has_already_is_no_advice():
-    flat = advice(TrainSpec(lr=5e-5, head_lr=5e-5, warmup=0.0))
+    flat = suggest_changes(TrainSpec(lr=5e-5, head_lr=5e-5, warmup=0.0))
     cures = (
         "train.lr=2.5e-05",
         "train.head_lr=0.00025",
@@ -126,7 +127,7 @@ def test_what_the_recipe_has_already_is_no_advice():
     )
     assert all(cure in flat for cure in cures)
     assert "train.reinit_layers=" in flat
-    cured = advice(TrainSpec(lr=1e-5, warmup=0.15, layer_decay=0.9, head_only=0.1, reinit_layers=1))
+    cured = suggest_changes(TrainSpec(lr=1e-5, warmup=0.15, layer_decay=0.9, head_only=0.1, reinit_layers=1))
     assert "train." not in cured
 
 
@@ -165,9 +166,9 @@ def test_a_step_whose_gradient_is_not_finite_leaves_weights_and_moments_alone():
     assert all(torch.equal(p, before[name]) for name, p in layer.named_parameters())
     after = [value for state in optim.state.values() for value in state.values()]
     assert all(torch.equal(one, other) for one, other in zip(moments, after, strict=True))
-    assert guard.skipped == guard.row == 2
+    assert guard.skipped == guard.streak == 2
     step(guard, layer, 0.5)
-    assert (guard.skipped, guard.row) == (2, 0)
+    assert (guard.skipped, guard.streak) == (2, 0)
 
 
 @pytest.mark.parametrize(("fp16", "limit"), [(False, 5), (True, 40)])
@@ -278,7 +279,7 @@ def test_restart_may_name_how_often(words: list[str], times: int, monkeypatch: p
         asked.update(options)
         return {"run": "runs/x", "parts": {}}
 
-    monkeypatch.setattr("kit.training.train.train", listen)
+    monkeypatch.setattr("kit.training.train.train_recipe", listen)
     result = CliRunner().invoke(
         main, ["train", "--backbone", "tiny-electra", *words, "--resume", "--no-guard"]
     )

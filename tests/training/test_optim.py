@@ -17,7 +17,7 @@ from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec, TrainSpec
-from kit.training.optim import Schedule, layer_of, make_optimizer, parameter_groups
+from kit.training.optim import Schedule, layer_index, make_optimizer, parameter_groups
 
 LAYERS = 4
 # What stands outside the layers, by the beginning of its name, and how many layers below the top it counts as.
@@ -125,7 +125,7 @@ def test_groups_come_in_the_same_order_every_time(family: tuple[str, PairModel])
     ],
 )
 def test_a_layer_is_told_by_its_name(name: str, layer: int | None):
-    assert layer_of(name) == layer
+    assert layer_index(name) == layer
 
 
 def test_the_first_step_is_a_full_one_at_each_groups_rate():

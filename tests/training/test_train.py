@@ -32,7 +32,7 @@ from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec, Recipe, TrainSpec
 from kit.run import Run
-from kit.task import CLASSES, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
+from kit.task import CLASSES, HOLDOUT, ID, LABEL, SOFT_LABELS, SWAP, WEIGHT
 from kit.training import fold as training
 from kit.training import setup, trainer
 from kit.training.callbacks import TrainingProgress
@@ -59,7 +59,7 @@ def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_a_run_directory_holds_what_it_promises(run: Run, quick: Recipe, processed: Dataset):
-    part = run.part("holdout")
+    part = run.fold(HOLDOUT).path
     names = {path.name for path in part.iterdir()}
     assert {
         "model.safetensors",
@@ -87,17 +87,17 @@ def test_the_swap_gap_is_recorded_and_a_symmetric_head_has_none(
         2 * np.abs(both[classes] - one[classes]).to_numpy().mean(), rel=1e-3
     )
     assert recorded > 0
-    assert run.parts()["holdout"]["swap_gap"] == pytest.approx(0, abs=1e-7)
+    assert run.fold(HOLDOUT).metrics["swap_gap"] == pytest.approx(0, abs=1e-7)
 
 
 def test_the_metrics_are_those_of_the_validation_predictions(
     run: Run, data: Path, processed: Dataset
 ):
-    valid = read_predictions(run.part("holdout") / "valid.csv")
+    valid = read_predictions(run.fold(HOLDOUT).predictions_path)
     rows = processed.fold_rows("holdout")[1]
     assert valid[ID].tolist() == processed.train()[ID].to_numpy()[rows].tolist()
     truth = restrict_truth(read_truth(data / "train.parquet"), valid)
-    metrics = run.parts()["holdout"]
+    metrics = run.fold(HOLDOUT).metrics
     assert metrics["log_loss"] == pytest.approx(
         log_loss(*align_to_truth(valid, truth, "valid")), abs=1e-12
     )
@@ -106,29 +106,29 @@ def test_the_metrics_are_those_of_the_validation_predictions(
 
 
 def test_the_kept_weights_are_the_best_evaluation(run: Run):
-    history = json.loads((run.part("holdout") / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((run.fold(HOLDOUT).history_path).read_text())["log_history"]
     losses = {
         entry["step"]: entry["eval_log_loss"] for entry in history if "eval_log_loss" in entry
     }
     assert len(losses) == 8
-    metrics = run.parts()["holdout"]
+    metrics = run.fold(HOLDOUT).metrics
     assert metrics["best_step"] == min(losses, key=losses.get)
     assert metrics["log_loss"] == pytest.approx(min(losses.values()), abs=1e-6)
 
 
 def test_training_twice_gives_the_same_weights(run: Run, quick: Recipe, data: Path, tmp_path: Path):
     again = Run.open(train_recipe(quick, data, tmp_path)["run"])
-    assert (again.part("holdout") / "model.safetensors").read_bytes() == (
-        run.part("holdout") / "model.safetensors"
+    assert (again.fold(HOLDOUT).path / "model.safetensors").read_bytes() == (
+        run.fold(HOLDOUT).path / "model.safetensors"
     ).read_bytes()
 
 
 def test_a_finished_part_is_left_alone(run: Run, quick: Recipe, data: Path):
-    before = (run.part("holdout") / "metrics.json").stat().st_mtime_ns
+    before = (run.fold(HOLDOUT).metrics_path).stat().st_mtime_ns
     said: list[str] = []
     train_recipe(quick, data, run.path.parent, say=said.append)
-    assert any("done already" in line for line in said)
-    assert (run.part("holdout") / "metrics.json").stat().st_mtime_ns == before
+    assert any("is already finished" in line for line in said)
+    assert (run.fold(HOLDOUT).metrics_path).stat().st_mtime_ns == before
 
 
 def test_a_killed_training_resumes_to_the_same_result(run: Run, data: Path, tmp_path: Path):
@@ -164,12 +164,12 @@ def test_a_killed_training_resumes_to_the_same_result(run: Run, data: Path, tmp_
     assert "--resume" in again.stderr
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from step" in resumed.stderr
+    assert "resuming from step" in resumed.stderr
     ours = json.loads((part / "metrics.json").read_text())
-    undisturbed = run.parts()["holdout"]
+    undisturbed = run.fold(HOLDOUT).metrics
     for name in ("log_loss", "accuracy", "best_step", "steps"):
         assert ours[name] == undisturbed[name]
-    expected = load_file(run.part("holdout") / "model.safetensors")
+    expected = load_file(run.fold(HOLDOUT).path / "model.safetensors")
     for name, weights in load_file(part / "model.safetensors").items():
         assert torch.equal(weights, expected[name]), name
 
@@ -256,12 +256,12 @@ def test_a_run_that_was_moved_resumes_with_its_best_weights(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_finish", stop)
+        patch.setattr(training, "_write_fold", stop)
         with pytest.raises(KeyboardInterrupt):
             train_recipe(quick, data, tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
     moved = train_recipe(quick, data, tmp_path / "after", resume=True)["parts"]["holdout"]
-    assert moved["log_loss"] == run.parts()["holdout"]["log_loss"]
+    assert moved["log_loss"] == run.fold(HOLDOUT).metrics["log_loss"]
 
 
 def test_a_training_that_diverges_says_so(data: Path, tmp_path: Path):
@@ -513,10 +513,10 @@ def test_a_resume_keeps_the_patience_that_was_left(data: Path, tmp_path: Path):
 
 def test_label_smoothing_touches_training_only(run: Run, processed: Dataset):
     """The evaluation loss in the log is the plain log loss, though the recipe smooths labels."""
-    valid = read_predictions(run.part("holdout") / "valid.csv")
+    valid = read_predictions(run.fold(HOLDOUT).predictions_path)
     labels = processed.train()[LABEL].to_numpy()[processed.fold_rows("holdout")[1]]
     plain = log_loss(valid.iloc[:, 1:].to_numpy(), labels)
-    history = json.loads((run.part("holdout") / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((run.fold(HOLDOUT).history_path).read_text())["log_history"]
     assert min(e["eval_log_loss"] for e in history if "eval_log_loss" in e) == pytest.approx(
         plain, abs=1e-6
     )
@@ -565,7 +565,7 @@ def test_an_encoder_whose_layers_have_other_names_learns_at_one_rate(
     groups = parameter_groups(model, recipe.train)
     assert {group["lr"] for group in groups} == {recipe.train.lr, recipe.train.head_lr}
     for key in ("train.awp=0.01", "train.lora_rank=2", "train.reinit_layers=1"):
-        with pytest.raises(RecipeError, match="no weight is named as one"):
+        with pytest.raises(RecipeError, match="named as part of one"):
             train_recipe(
                 load_recipe("default", (key,), backbone=str(tmp_path)),
                 processed.folder,
@@ -591,9 +591,9 @@ def test_a_multilingual_backbone_is_not_fed_ascii_unawares(
         BACKBONES, "tiny-electra", dataclasses.replace(BACKBONES["tiny-electra"], multilingual=True)
     )
     said: list[str] = []
-    with pytest.raises(RecipeError, match="positions"):  # it need not train to say so
+    with pytest.raises(RecipeError, match="not a multiple"):
         train_recipe(
-            load_recipe("tiny-electra", ("encode.max_tokens=2048",)),
+            load_recipe("tiny-electra", ("train.micro_batch_size=5",)),
             tmp_path / "data",
             tmp_path / "runs",
             say=said.append,
@@ -617,14 +617,14 @@ def test_running_out_of_memory_gives_advice(
         train_recipe(load_recipe("tiny-electra", (*QUICK, "train.max_steps=1")), data, tmp_path)
 
 
-def test_advice_on_memory_names_no_pass_that_cannot_be_smaller_and_nothing_that_is_there_already():
+def test_explain_out_of_memory_names_no_pass_that_cannot_be_smaller_and_nothing_that_is_there_already():
     spec = TrainSpec(gradient_checkpointing=True, micro_tokens=100_000)
     recipe = dataclasses.replace(load_recipe("deberta"), train=spec)
     row = 2 * recipe.encode.max_tokens
     for rows, words in ((4, f"micro_tokens={2 * row} "), (1, "Try a smaller encode.max_tokens.")):
         with (
             pytest.raises(DeviceError, match=f"{rows * row:,} tokens") as caught,
-            training._advice_on_memory(recipe, rows, 2),
+            training._explain_out_of_memory(recipe, rows, 2),
         ):
             raise torch.OutOfMemoryError
         assert words in caught.value.hint
@@ -668,7 +668,7 @@ def test_a_run_refuses_other_data(run: Run, quick: Recipe, raw: Path, tmp_path: 
     from kit.data.preprocess import preprocess_files
 
     preprocess_files(raw, tmp_path / "other", seed=9)
-    with pytest.raises(RunError, match="other rows"):
+    with pytest.raises(RunError, match="trained on different data"):
         train_recipe(quick, tmp_path / "other", run.path.parent)
 
 
@@ -701,7 +701,7 @@ def test_features_of_rows_that_are_validated_on_touch_nothing(
     """Whatever they are, the statistics and the weights after training are the same to the bit."""
     recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=3", "train.evals_per_epoch=1"))
     held = processed.fold_rows("holdout")[1]
-    tabulate = setup.tabulate
+    tabulate = setup.features_cached
 
     def scrambled(*arguments: Any) -> Any:
         tabular = tabulate(*arguments)
@@ -725,7 +725,7 @@ def test_a_time_budget_ends_with_the_best_checkpoint(data: Path, tmp_path: Path)
     assert part["out_of_time"]
     assert 20 < part["steps"] < 600 * 11
     assert any("train.max_steps=" in line for line in said)
-    assert any("out of time" in line for line in said)
+    assert any("time limit reached at step" in line for line in said)
     history = json.loads((Path(result["run"]) / "holdout" / "trainer_state.json").read_text())[
         "log_history"
     ]
@@ -739,4 +739,4 @@ def test_a_fold_that_would_not_finish_is_not_begun(data: Path, tmp_path: Path):
         load_recipe("tiny-electra", QUICK), data, tmp_path, "all", max_hours=1e-7, say=said.append
     )
     assert not result["parts"]
-    assert any("left: 0, 1, 2" in line for line in said)
+    assert any("remaining folds: 0, 1, 2" in line for line in said)
