@@ -7,7 +7,7 @@ process prints.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def print_note(text: str) -> None:
 
 
 @contextmanager
-def training_progress(label: str) -> "Iterator[Callable[[TrainingProgress], None]]":
+def training_progress(label: str) -> "Generator[Callable[[TrainingProgress], None]]":
     """Yield a listener that shows a bar with the time left, and a line for each evaluation."""
     with _progress_bar(label) as advance:
 
@@ -104,14 +104,14 @@ def format_accuracy(accuracy: float | None) -> str:
 
 
 @contextmanager
-def count_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def count_progress(label: str) -> Generator[Callable[[int, int], None]]:
     """Yield a callback of (done, total) that shows a bar."""
     with _progress_bar(label) as advance:
         yield lambda done, total: advance(done, total, None)
 
 
 @contextmanager
-def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def byte_progress(label: str) -> Generator[Callable[[int, int], None]]:
     """Yield a callback of (bytes done, all bytes) that shows a bar."""
     with _progress_bar(label, in_bytes=True) as advance:
         yield lambda done, total: advance(done, total, None)
@@ -120,7 +120,7 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def _progress_bar(
     label: str, in_bytes: bool = False
-) -> Iterator[Callable[[int, int, str | None], None]]:
+) -> Generator[Callable[[int, int, str | None], None]]:
     """Yield a function of (done, total, text) that moves a bar; on no terminal it does nothing."""
     if not (LEADER and sys.stderr.isatty()):
         yield lambda done, total, text: None
@@ -146,7 +146,9 @@ def _progress_bar(
         task = progress.add_task(label, total=None, text="")
 
         def advance(done: int, total: int, text: str | None) -> None:
-            progress.update(task, completed=done, total=total, **({"text": text} if text else {}))
+            progress.update(task, completed=done, total=total)
+            if text:
+                progress.update(task, text=text)
 
         yield advance
 

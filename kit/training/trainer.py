@@ -20,7 +20,7 @@ from transformers import (
 from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.collator import Collator
 from kit.model.device import Compute
-from kit.model.inference import mean_probabilities, predict_logits
+from kit.model.inference import logits_to_probabilities, predict_logits
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
 from kit.training.arguments import steps_per_epoch
@@ -196,7 +196,7 @@ class PairTrainer(Trainer):
                 f"at step {self.state.global_step} the logits are not finite", self.spec.lr
             )
 
-        probabilities = mean_probabilities(logits)
+        probabilities = logits_to_probabilities(logits)
         metrics = {
             "eval_log_loss": log_loss(probabilities, self.valid_labels),
             "eval_accuracy": accuracy(probabilities, self.valid_labels),

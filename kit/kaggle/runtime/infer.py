@@ -205,7 +205,7 @@ def _apply_fitted_blend(
     for name in names:
         copies = [(str(member.run), frame) for member, frame in done if member.name == name]
         frames.append(blend_predictions([frame for _, frame in copies], [run for run, _ in copies]))
-    return apply_blend(_fitted_blend(session).among(names), frames, names)
+    return apply_blend(_fitted_blend(session).subset(names), frames, names)
 
 
 def _fitted_blend(session: NotebookSession) -> Blend:
@@ -216,7 +216,7 @@ def _log_weights(session: NotebookSession, done: list[tuple[Member, pd.DataFrame
     """Log the weights in use, as a warning where they are not the fitted ones."""
     fitted = _fitted_blend(session)
     names = {member.name for member, _ in done}
-    used = fitted.among(names)
+    used = fitted.subset(names)
     pairs = zip(used.members, used.weights, strict=True)
     shares = ", ".join(f"{name} {weight:.3f}" for name, weight in pairs)
     missing = [name for name in fitted.used if name not in names]
