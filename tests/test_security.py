@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from kit.cli.main import main
 from kit.errors import BackboneError
 from kit.kaggle.download import unpack_download
-from kit.model.backbones import BACKBONES
+from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.encoder import build_encoder, load_encoder
 from kit.storage.atomic import atomic_file, atomic_folder
 
@@ -81,7 +81,7 @@ def test_a_pickle_in_a_backbone_folder_is_not_loaded(tmp_path: Path):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(created)))
 
     with pytest.raises(BackboneError, match="cannot be loaded"):
-        load_encoder(folder)
+        load_encoder(local_backbone(folder))
     assert not created.exists()
 
 

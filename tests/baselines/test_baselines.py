@@ -300,7 +300,7 @@ def test_holdout_alone_gives_test_predictions(data: Path, tmp_path: Path):
 
     before = (run / HOLDOUT / "metrics.json").stat().st_mtime_ns
     run_baseline("length", data, tmp_path, say=messages.append)
-    assert "is done already" in messages[-1]
+    assert "is already finished" in messages[-1]
     assert (run / HOLDOUT / "metrics.json").stat().st_mtime_ns == before
 
 
@@ -376,7 +376,7 @@ def test_report_without_common_rows_names_the_baseline_to_run(
 
 def test_baseline_run_has_no_recipe_and_no_model(runs: Path):
     run = Run.open(runs / "baseline-prior")
-    with pytest.raises(RunError, match="keeps no model"):
+    with pytest.raises(RunError, match="no model"):
         run.models()
     with pytest.raises(RunError, match=r"test\.csv"):
         _ = run.recipe
@@ -406,5 +406,5 @@ def test_run_remembers_the_data_it_was_made_from(data: Path, runs: Path, tmp_pat
     assert options == ["unicode", "grouped", 3, 0.2, 0]
 
     write_json(tmp_path / "baseline-uniform" / "origin.json", origin | {"data": "other"})
-    with pytest.raises(RunError, match="other rows"):
+    with pytest.raises(RunError, match="different data"):
         run_baseline("uniform", data, tmp_path)

@@ -105,5 +105,5 @@ def test_a_dataset_that_never_becomes_ready_is_an_error(
 
 def test_a_run_without_a_finished_part_is_refused(client: Client, run: Path) -> None:
     (run / "fold0/metrics.json").unlink()
-    with pytest.raises(RunError, match="no part of it has finished"):
+    with pytest.raises(RunError, match="no fold of it has finished"):
         publish_dataset(client, run)

@@ -202,7 +202,7 @@ def test_folds_of_other_data_are_not_merged(
     (outcome,) = fan_out(client, jobs[:1], tmp_path / "runs", tmp_path / "k")
 
     assert outcome.status == "failed"
-    assert "other rows" in outcome.problem
+    assert "different data" in outcome.problem
     assert not (home / "fold0").exists()
 
 

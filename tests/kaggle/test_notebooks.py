@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from kit.ensemble.blend import Blend, apply_blend
-from kit.ensemble.calibration import Calibration
 
+from kit.ensembling.blend import Blend, apply_blend
+from kit.ensembling.calibration import Calibration
 from kit.evaluation.validate import validate_submission
 from kit.kaggle.job import Job, Source, infer_job, train_job
 from kit.kaggle.notebook import build_notebook

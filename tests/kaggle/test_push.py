@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import io
 import json
+import lzma
 import subprocess
 import sys
 import zipfile
@@ -17,11 +18,11 @@ import pytest
 from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
+from kit.data.preprocess import preprocess_files
 
 import kit
 from kit.cli import data
 from kit.cli.push import push_train
-from kit.data.preprocess import preprocess_files
 from kit.errors import KitError
 from kit.kaggle import errors, notebook, push
 from kit.kaggle.client import Client
@@ -204,7 +205,7 @@ class TestJob:
         assert len(title("a-name-of-forty-letters-" + "x" * 16, text="ascii")) <= 50
 
     def test_the_preprocess_defaults_are_those_of_the_command(self) -> None:
-        of_command = {option.name: option.default for option in data.preprocess.params}
+        of_command = {option.name: option.default for option in data.preprocess_command.params}
         of_function = inspect.signature(preprocess_files).parameters
         for name, value in PREPROCESS_DEFAULTS.items():
             assert of_command[name] == of_function[name].default == value
@@ -383,6 +384,8 @@ def test_the_payload_has_the_wheels_of_kit_and_tomli_w() -> None:
     (cell,) = [cell for cell in cells if cell["id"] == "payload"]
     payload = ast.literal_eval(ast.parse(cell["source"]).body[0].value)
     for name, package in zip(payload["wheels"], ("kit", "tomli_w"), strict=True):
-        with zipfile.ZipFile(io.BytesIO(base64.b64decode(payload["wheels"][name]))) as bundle:
+        with zipfile.ZipFile(
+            io.BytesIO(lzma.decompress(base64.b64decode(payload["wheels"][name])))
+        ) as bundle:
             assert bundle.testzip() is None
             assert f"{package}/__init__.py" in bundle.namelist()

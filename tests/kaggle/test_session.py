@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import pandas as pd
 import pytest
-from kit.ensemble.blend import Blend, apply_blend, blend_content
-from kit.ensemble.calibration import Calibration, apply_calibration
 
+from kit.ensembling.blend import Blend, apply_blend, blend_content
+from kit.ensembling.calibration import Calibration, apply_calibration
 from kit.evaluation.validate import validate_submission
 from kit.kaggle.runtime import infer, train
 from kit.kaggle.runtime import session as sessions

@@ -3,6 +3,7 @@
 import atexit
 import base64
 import io
+import lzma
 import os
 import shutil
 import sys
@@ -23,7 +24,8 @@ def unpack_payload(payload: dict) -> Path:
     # to be installed.
     library = folder / "lib"
     for wheel in payload["wheels"].values():
-        with zipfile.ZipFile(io.BytesIO(base64.b64decode(wheel))) as bundle:
+        archive = lzma.decompress(base64.b64decode(wheel))
+        with zipfile.ZipFile(io.BytesIO(archive)) as bundle:
             bundle.extractall(library)
     (folder / "job.json").write_text(payload["job"], encoding="utf-8")
 
