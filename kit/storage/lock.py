@@ -2,7 +2,8 @@
 
 The lock is `flock` on a hidden file, so the kernel releases it when its process ends, however it
 ends. A killed process leaves an unlocked file behind, which the next lock takes over and removes.
-On Windows and on file systems without `flock` there are no locks, and the work goes on without.
+On file systems without `flock` there are no locks, and the work goes on without. Windows has no
+`flock` either, and is not supported.
 
 The package filelock is not used. In version 3.16 a process that is refused empties the lock file
 that says who holds it, and an error such as ENOLCK counts as "locked", so that a waiting process
