@@ -18,11 +18,11 @@ import pytest
 from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
-from kit.data.preprocess import preprocess_files
 
 import kit
 from kit.cli import data
 from kit.cli.push import push_train
+from kit.data.preprocess import preprocess_files
 from kit.errors import KitError
 from kit.kaggle import errors, notebook, push
 from kit.kaggle.client import Client

@@ -116,7 +116,7 @@ class NotebookSession:
         """
         # In a process of its own, because torch would take GPU memory for this one until its end.
         check = subprocess.run(
-            [sys.executable, "-m", "kit.model.preflight"],
+            [sys.executable, "-m", "kit.model.device"],
             capture_output=True,
             text=True,
             timeout=600,
