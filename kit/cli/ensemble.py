@@ -60,32 +60,26 @@ def calibrate_command(
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
 
-    from kit.ensembling.calibration import apply_calibration, read_calibration, write_calibration
-    from kit.ensembling.fit_calibration import fit_calibration
-    from kit.ensembling.members import unknown_run_warnings
-    from kit.evaluation.truth import prompt_group_warnings, read_truth, restrict_truth
-    from kit.predictions import make_predictions, read_predictions, write_predictions
+    import kit
+    from kit.ensembling.calibration import apply_calibration, read_calibration
+    from kit.predictions import read_predictions, write_predictions
 
     options.refuse_overwrites((save, out), force)
-    predictions = read_predictions(file)
     if saved:
+        predictions = read_predictions(file)
         write_predictions(apply_calibration(read_calibration(saved), predictions), out)
         if as_json:
             return show.json_out({"file": str(out)})
         return show.note(f"{len(predictions):,} rows in {out}")
 
-    labels = read_truth(truth)
-    if subset:
-        labels = restrict_truth(labels, predictions)
-    result = fit_calibration(predictions, labels, str(file), method)
-    calibrated = make_predictions(labels["id"].to_numpy(), result.cross_fitted_probabilities)
+    result = kit.calibrate(file, truth, method=method, subset=subset)
     if save:
-        write_calibration(result.calibration, save, result.fitted)
+        result.save(save)
     if out:
-        write_predictions(calibrated, out)
+        write_predictions(result.cross_fitted, out)
 
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
-    for line in [*unknown_run_warnings([file]), *prompt_group_warnings(labels, truth)]:
+    for line in result.warnings:
         show.note(line)
 
 
@@ -148,7 +142,6 @@ def ensemble_command(
     options.refuse_one_file("--save", save, "-o", out)
 
     import kit
-    from kit.ensembling.blend import write_blend
     from kit.predictions import write_predictions
 
     # Everything is read and computed before anything is written: an error leaves no half of the
@@ -164,7 +157,7 @@ def ensemble_command(
         blend=saved,
     )
     if save:
-        write_blend(result.fit.blend, save, result.fit.fitted)
+        result.save(save)
     if out:
         write_predictions(result.predictions, out)
 
