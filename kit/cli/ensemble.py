@@ -1,11 +1,14 @@
 """Offer the commands that make predictions from other predictions, without torch: calibrate, ensemble."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from kit.cli import options, show
+
+if TYPE_CHECKING:
+    from kit.ensembling.fit_calibration import CalibrationMethod
 
 
 @click.command()
@@ -39,7 +42,7 @@ def calibrate_command(
     file: Path,
     truth: Path | None,
     subset: bool,
-    method: str | None,
+    method: "CalibrationMethod | None",
     save: Path | None,
     saved: Path | None,
     out: Path | None,
@@ -56,22 +59,16 @@ def calibrate_command(
     if saved:
         why = "it applies what was fitted before."
         options.refuse_beside("--apply", why, truth=truth, subset=subset, method=method, save=save)
-    if bool(saved) == bool(truth) or (saved and not out):
+        if out:
+            return _apply_saved(saved, file, out, force, as_json)
+    if saved or not truth:
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
 
     import kit
-    from kit.ensembling.calibration import apply_calibration, read_calibration
-    from kit.predictions import read_predictions, write_predictions
+    from kit.predictions import write_predictions
 
     options.refuse_overwrites((save, out), force)
-    if saved:
-        predictions = read_predictions(file)
-        write_predictions(apply_calibration(read_calibration(saved), predictions), out)
-        if as_json:
-            return show.json_out({"file": str(out)})
-        return show.note(f"{len(predictions):,} rows in {out}")
-
     result = kit.calibrate(file, truth, method=method, subset=subset)
     if save:
         result.save(save)
@@ -81,6 +78,19 @@ def calibrate_command(
     show.json_out(result.as_dict()) if as_json else show.calibrated(result)
     for line in result.warnings:
         show.note(line)
+
+
+def _apply_saved(saved: Path, file: Path, out: Path, force: bool, as_json: bool) -> None:
+    """Write the predictions in `file`, calibrated as was fitted before."""
+    from kit.ensembling.calibration import apply_calibration, read_calibration
+    from kit.predictions import read_predictions, write_predictions
+
+    options.refuse_overwrites((out,), force)
+    predictions = read_predictions(file)
+    write_predictions(apply_calibration(read_calibration(saved), predictions), out)
+    if as_json:
+        return show.json_out({"file": str(out)})
+    show.note(f"{len(predictions):,} rows in {out}")
 
 
 @click.command()
@@ -120,7 +130,7 @@ def calibrate_command(
 @options.as_json
 def ensemble_command(
     files: tuple[Path, ...],
-    method: str | None,
+    method: Literal["mean", "geometric", "weights", "fit"] | None,
     weights: list[float] | None,
     oof: tuple[Path, ...],
     truth: Path | None,
@@ -158,7 +168,7 @@ def ensemble_command(
     )
     if save:
         result.save(save)
-    if out:
+    if out and result.predictions is not None:
         write_predictions(result.predictions, out)
 
     for line in result.notes:
