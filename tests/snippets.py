@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(ROOT.glob("[ks]*s/README.md")),
+    *sorted(ROOT.glob("[eks]*s/README.md")),
 ]
 RUN = "<!-- run -->"
 SLACK = 0.05  # of a toy's figures, between one machine's arithmetic and another's
