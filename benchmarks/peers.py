@@ -60,7 +60,7 @@ def install_peers() -> Path:
     """Return the peers' Python; they are installed on the first call."""
     python = PEERS / "bin/python"
     root = HERE.parent
-    content = b"".join((root / name).read_bytes() for name in ("constraints.txt", "setup.py"))
+    content = b"".join((root / name).read_bytes() for name in ("constraints.txt", "pyproject.toml"))
     wanted = hashlib.sha256(content).hexdigest()
     installed = PEERS / "installed"
     if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:

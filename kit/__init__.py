@@ -21,6 +21,7 @@ _EXPORTS = {
     "Ensemble": "kit.api",
     "Predictor": "kit.api",
     "Run": "kit.run",
+    "calibrate": "kit.api",
     "ensemble": "kit.api",
     "load": "kit.api",
     "preprocess": "kit.api",
@@ -33,6 +34,7 @@ __all__ = [
     "Ensemble",
     "Predictor",
     "Run",
+    "calibrate",
     "ensemble",
     "load",
     "preprocess",
@@ -42,7 +44,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from kit.api import Ensemble, Predictor, ensemble, load, preprocess, report, score, train
+    from kit.api import (
+        Ensemble,
+        Predictor,
+        calibrate,
+        ensemble,
+        load,
+        preprocess,
+        report,
+        score,
+        train,
+    )
     from kit.data.dataset import Dataset
     from kit.run import Run
 

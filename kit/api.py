@@ -1,8 +1,8 @@
-"""Use kit from Python: `load`, `preprocess`, `train`, `ensemble`, `score`, `report`, exported from `kit`.
+"""Use kit from Python: preprocess, train, load and predict, calibrate, ensemble, score, report.
 
-The commands of the same names call these functions. Files may be given as paths, tables as
-DataFrames. Whatever the caller can cause is raised as a `kit.errors.KitError`, which says what is
-wrong and what to do.
+Use these functions as `kit.load` and so on; the commands of the same names call them. Files may be
+given as paths, tables as DataFrames. What the caller can cause is raised as a
+`kit.errors.KitError`, which says what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from kit.errors import KitError, RunError
-from kit.task import HOLDOUT, ID
+from kit.errors import DataError, KitError, RunError
+from kit.task import HOLDOUT, ID, PREDICTION_COLUMNS
 
 # Each function imports what it needs: `score` must not wait for torch, nor for what a report draws
 # with.
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kit.data.dataset import Dataset
     from kit.ensembling.blend import Blend
     from kit.ensembling.fit_blend import BlendFit
+    from kit.ensembling.fit_calibration import CalibrationFit, CalibrationMethod
+    from kit.ensembling.pool import PoolMethod
     from kit.evaluation.metrics import Score
     from kit.predict import RunPredictor
     from kit.recipe.spec import Recipe
@@ -42,12 +44,18 @@ def preprocess(
 
     Args:
         raw: the folder of train.csv and test.csv.
-        out: the folder to write to; what an earlier call left there is replaced.
+        out: the folder to write to. What an earlier call left there is replaced, unless it is what
+            this call would write.
         options: as `kit.data.preprocess.preprocess_files` takes them: extra, soft_labels, text,
             split, folds, valid, seed, allow_test_prompts.
 
     Returns:
-        The dataset; its `manifest` has counts, repairs and class frequencies.
+        The dataset; its `manifest` has counts, repairs and class frequencies, and `reused` tells
+        whether the folder was up to date.
+
+    Raises:
+        DataError: an input file cannot be used; names the file, row and id.
+        KitError: an option is out of range.
 
     Example:
         dataset = kit.preprocess("data/raw", folds=5)
@@ -55,8 +63,8 @@ def preprocess(
     from kit.data.dataset import open_dataset
     from kit.data.preprocess import preprocess_files
 
-    preprocess_files(raw, out, **options)
-    return open_dataset(out)
+    manifest = preprocess_files(raw, out, **options)
+    return replace(open_dataset(out), reused=manifest["reused"])
 
 
 def train(
@@ -81,7 +89,10 @@ def train(
         backbone: a name from `kit backbones`, or a folder in Hugging Face layout.
         recipe: a name from `kit recipes`, a TOML file, or a `Recipe`; by default the backbone's
             own.
-        overrides: recipe keys to change, such as {"train.lr": 2e-5}.
+        overrides: recipe keys to change, such as {"train.lr": 2e-5} or ["train.lr=2e-5"].
+        data: the processed rows.
+        runs: the folder to put the run in. A run that is already finished there is returned as it
+            is.
         fold: "holdout", a fold's number, or "all".
         resume: continue an interrupted training.
         guard: end a training that learns nothing.
@@ -94,6 +105,9 @@ def train(
     Returns:
         The run: `metrics`, `oof` (with all folds) and `path`.
 
+    Raises:
+        KitError: the recipe, data, backbone or device cannot be used, or the training failed.
+
     Example:
         run = kit.train("deberta", overrides={"train.lr": 2e-5}, fold="all", log=print)
     """
@@ -103,10 +117,18 @@ def train(
     from kit.run import Run
     from kit.training.train import train_recipe
 
+    if isinstance(overrides, Mapping):
+        # Numbers, texts and booleans are written alike in JSON and in TOML.
+        changes = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    else:
+        changes = list(overrides)
     if not isinstance(recipe, Recipe):
-        if isinstance(overrides, Mapping):
-            overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-        recipe = choose_recipe(backbone, str(recipe) if recipe else None, overrides)
+        recipe = choose_recipe(backbone, str(recipe) if recipe else None, changes)
+    elif backbone or changes:
+        raise KitError(
+            "a Recipe is used as it is, without backbone= or overrides=",
+            "Make it with kit.recipe.load.load_recipe(name, overrides, backbone).",
+        )
     folder = data.folder if isinstance(data, Dataset) else Path(data)
     summary = train_recipe(
         recipe,
@@ -134,36 +156,58 @@ class Predictor:
         self.members = list(members)
         self.blend = blend
 
-    def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def __repr__(self) -> str:
+        return f"Predictor({', '.join(member.run.name for member in self.members)})"
+
+    def predict_proba(
+        self,
+        frame: pd.DataFrame,
+        *,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> pd.DataFrame:
         """Return the probabilities of each row in submission form, in the frame's order and index.
 
         Args:
-            frame: columns prompt, response_a, response_b: texts, lists of turns, or Kaggle's JSON
-                lists; `id` if there is one, else rows are numbered from 0.
+            frame: columns prompt, response_a, response_b: texts, lists of turns, or, in all rows,
+                Kaggle's JSON; `id` if there is one, else rows are numbered from 0.
+            on_progress: called with the rows done and all rows, over all models.
 
         Returns:
             Columns id, winner_model_a, winner_model_b, winner_tie; each row sums to 1.
 
         Raises:
-            DataError: a column is missing, or a cell is not a text.
+            DataError: a column is missing, an id is not unique, or a cell is not a text.
 
         Example:
-            predictor.predict_proba(pd.DataFrame({"prompt": ["2+2?"], "response_a": ["4"],
-            "response_b": ["5"]}))
+            frame = pd.DataFrame({"prompt": ["2+2?"], "response_a": ["4"], "response_b": ["5"]})
+            predictor.predict_proba(frame)
         """
         from kit.data.from_frame import frame_to_table
         from kit.ensembling.blend import apply_blend
         from kit.ensembling.pool import blend_predictions
         from kit.predictions import make_predictions
 
+        # Runs may have been trained on different forms of the texts.
+        forms = [member.run.option("text", str) for member in self.members]
+        tables = {form: frame_to_table(frame, form) for form in dict.fromkeys(forms)}
+        total = len(frame) * sum(len(member.folds) for member in self.members)
+        before = 0
         frames = []
-        for member in self.members:
-            table = frame_to_table(frame, member.run.option("text", str))
-            frames.append(make_predictions(table[ID].to_numpy(), member.predict_table(table)))
+        for member, form in zip(self.members, forms, strict=True):
+
+            def report_progress(done: int, _: int, before: int = before) -> None:
+                on_progress(before + done, total)
+
+            probabilities = member.predict_table(tables[form], report_progress)
+            frames.append(make_predictions(tables[form][ID].to_numpy(), probabilities))
+            before += len(frame) * len(member.folds)
 
         names = [member.run.name for member in self.members]
         if self.blend:
             predictions = apply_blend(self.blend, frames, names)
+        elif len(frames) == 1:
+            # A mean of one would round the last digit: these are what `kit predict` writes.
+            predictions = frames[0]
         else:
             predictions = blend_predictions(frames, names)
         predictions.index = frame.index
@@ -173,7 +217,7 @@ class Predictor:
 def load(
     source: Run | PathLike | Sequence[Run | PathLike],
     *,
-    blend: PathLike | None = None,
+    blend: PathLike | Blend | None = None,
     runs: PathLike = "runs",
     swap: bool | None = None,
 ) -> Predictor:
@@ -183,12 +227,14 @@ def load(
         source: a run or its folder; a list of them; a folder with runs in it, such as a training
             kernel's output on Kaggle; or a saved blend (blend.json), whose members are looked up in
             `runs`.
-        blend: a saved blend of the runs; by default they are averaged.
+        blend: a saved blend of the runs, or `Ensemble.blend`; by default they are averaged.
+        runs: where the members of a saved blend are.
         swap: average over both orders of the answers; by default as each recipe says.
 
     Raises:
-        RunError: there is no such run, it is not finished, or it is a baseline.
-        DataError: the blend cannot be read, or needs a run that is not there.
+        RunError: there is no such run, it is not finished, or it is a baseline; or the blend needs
+            a run that is not there.
+        DataError: the blend cannot be read.
 
     Example:
         predictor = kit.load("runs/deberta-1a2b3c4d")
@@ -198,27 +244,32 @@ def load(
     from kit.predict import RunPredictor
     from kit.run import Run
 
-    sources = [source] if isinstance(source, Run | str | Path) else list(source)
+    sources = _as_list(source)
     if len(sources) == 1 and not isinstance(sources[0], Run) and Path(sources[0]).suffix == ".json":
-        blend = sources[0]
-        sources = [Path(runs) / name for name in read_blend(blend).used]
+        if blend is not None:
+            raise KitError(
+                f"{sources[0]} is a blend, and blend= names another", "Leave out one of them."
+            )
+        blend = read_blend(sources[0])
+        sources = [Path(runs) / name for name in blend.used]
 
     opened = [run for each in sources for run in _open_runs(each)]
     if not opened:
         raise RunError("no runs to load", "Name a run directory; `kit train` makes one.")
 
-    saved = None
+    if isinstance(blend, str | Path):
+        blend = read_blend(blend)
     if blend:
         # Members without weight need not be loaded.
-        saved = read_blend(blend)
         by_name = {run.name: run for run in opened}
-        missing = [name for name in saved.used if name not in by_name]
+        missing = [name for name in blend.used if name not in by_name]
         if missing:
             raise RunError(
-                f"{blend} needs the run {missing[0]}", "Name the folders of all its members."
+                f"the blend needs the run {missing[0]}, which is not among those to load",
+                "Name the folders of all its members.",
             )
-        opened = [by_name[name] for name in saved.used]
-    return Predictor([RunPredictor(run, swap=swap).load() for run in opened], saved)
+        opened = [by_name[name] for name in blend.used]
+    return Predictor([RunPredictor(run, swap=swap).load() for run in opened], blend)
 
 
 def _open_runs(source: Run | PathLike) -> list[Run]:
@@ -250,13 +301,25 @@ class Ensemble:
     fit: BlendFit | None = None
     notes: tuple[str, ...] = ()
 
+    def save(self, path: PathLike) -> None:
+        """Write the fitted blend as JSON, for `kit.load` and `kit ensemble --apply`.
+
+        Raises:
+            KitError: nothing was fitted.
+        """
+        from kit.ensembling.blend import write_blend
+
+        if not self.fit:
+            raise KitError("no weights were fitted, so there is no blend to save", "Pass fit=.")
+        write_blend(self.fit.blend, path, self.fit.fitted)
+
 
 def ensemble(
-    members: Sequence[Run | PathLike | pd.DataFrame] = (),
+    members: Run | PathLike | pd.DataFrame | Sequence[Run | PathLike | pd.DataFrame] = (),
     *,
-    method: str | None = None,
+    method: PoolMethod | None = None,
     weights: Sequence[float] | None = None,
-    fit: bool | Sequence[PathLike] = False,
+    fit: bool | Sequence[Run | PathLike] = False,
     truth: PathLike | pd.DataFrame | None = None,
     subset: bool = False,
     blend: PathLike | Blend | None = None,
@@ -264,12 +327,13 @@ def ensemble(
     """Blend predictions of the same rows.
 
     Args:
-        members: runs (their test predictions), prediction files, or prediction frames.
+        members: runs (their test predictions, which `kit predict` writes), prediction files, or
+            prediction frames.
         method: "mean", "geometric" or "weights"; by default the mean, or weights where they are
             given.
         weights: one for each member; only their ratios count.
-        fit: fit weights and a temperature to out-of-fold predictions: True for those of the runs,
-            or their files.
+        fit: fit weights and a temperature to out-of-fold predictions: runs or files, or True for
+            the members' runs.
         truth: labels of the out-of-fold rows, a file such as data/processed/train.parquet or a
             DataFrame.
         subset: fit on the rows that the out-of-fold files predict, such as validation rows alone.
@@ -279,49 +343,114 @@ def ensemble(
         KitError: nothing to blend, ids differ, or what is needed for a fit is missing.
 
     Example:
-        kit.ensemble([run_a, run_b], fit=True, truth="data/processed/train.parquet").predictions
+        kit.ensemble([frame_a, frame_b]).predictions
+        blend = kit.ensemble(fit=[run_a, run_b], truth="data/processed/train.parquet").blend
+        kit.load([run_a, run_b], blend=blend).predict_proba(frame)
     """
     from kit.ensembling.blend import apply_blend, read_blend
-    from kit.ensembling.fit_blend import fit_blend
-    from kit.ensembling.members import read_members, unknown_run_warnings
+    from kit.ensembling.members import read_members
     from kit.ensembling.pool import blend_predictions
-    from kit.evaluation.truth import prompt_group_warnings, restrict_truth
-    from kit.predictions import read_predictions
 
-    if fit and truth is None:
-        raise KitError("fitting needs labels", "Pass truth=, such as data/processed/train.parquet.")
+    members = _as_list(members)
+    by_hand = method is not None or weights is not None
+    if sum([by_hand, bool(fit), blend is not None]) > 1:
+        raise KitError(
+            "weights come from method= and weights=, fit= or blend=", "Pass one of them."
+        )
 
     fitted = None
-    notes: list[str] = []
+    notes: tuple[str, ...] = ()
     if fit:
-        files = [_run_file(m, "oof_path") for m in members] if fit is True else list(fit)
-        names, frames = read_members(files)
-        labels = _read_labels(truth)
-        notes = [*prompt_group_warnings(labels, _name(truth)), *unknown_run_warnings(files)]
-        if subset:
-            labels = restrict_truth(labels, frames[0])
-        fitted = fit_blend(frames, names, labels, files=files)
+        if truth is None:
+            raise KitError(
+                "fitting needs labels", "Pass truth=, such as data/processed/train.parquet."
+            )
+        fitted, notes = _fit_ensemble(members if fit is True else list(fit), truth, subset)
+        blend = fitted.blend
+    elif isinstance(blend, str | Path):
+        blend = read_blend(blend)
 
-    saved = fitted.blend if fitted else blend
-    if isinstance(saved, str | Path):
-        saved = read_blend(saved)
-    if not members:
-        return Ensemble(None, saved, fitted, tuple(notes))
-
-    if saved:
-        # A saved blend finds its members by the names of their runs.
+    if not members and blend:
+        return Ensemble(None, blend, fitted, notes)
+    if blend:
+        # A blend finds its members by the names of their runs.
         files = [_run_file(member, "test_path") for member in members]
         names, frames = read_members(files)
-        predictions = apply_blend(saved, frames, names, files)
-        return Ensemble(predictions, saved, fitted, tuple(notes))
-    names = []
+        return Ensemble(apply_blend(blend, frames, names, files), blend, fitted, notes)
+
     frames = []
+    names = []
     for number, member in enumerate(members):
-        is_frame = isinstance(member, pd.DataFrame)
-        names.append(f"member {number + 1}" if is_frame else str(_run_file(member, "test_path")))
-        frames.append(member if is_frame else read_predictions(names[-1]))
+        if isinstance(member, pd.DataFrame):
+            name = f"members[{number}]"
+            frame = _check_frame(member, name)
+        else:
+            name = str(_run_file(member, "test_path"))
+            frame = _read_frame(name)
+        names.append(name)
+        frames.append(frame)
     method = method or ("weights" if weights is not None else "mean")
     return Ensemble(blend_predictions(frames, names, method, weights))
+
+
+def _fit_ensemble(
+    members: Sequence[Run | PathLike | pd.DataFrame], truth: PathLike | pd.DataFrame, subset: bool
+) -> tuple[BlendFit, tuple[str, ...]]:
+    """Fit a blend to out-of-fold predictions, and return it with notes on its rows."""
+    from kit.ensembling.fit_blend import fit_blend
+    from kit.ensembling.members import read_members, unknown_run_warnings
+    from kit.evaluation.truth import prompt_group_warnings, restrict_truth
+
+    files = [_run_file(member, "oof_path") for member in members]
+    names, frames = read_members(files)
+    labels = _read_labels(truth)
+    notes = [*prompt_group_warnings(labels, _name(truth)), *unknown_run_warnings(files)]
+    if subset and frames:
+        labels = restrict_truth(labels, frames[0])
+    return fit_blend(frames, names, labels, files=files), tuple(notes)
+
+
+def calibrate(
+    predictions: Run | PathLike | pd.DataFrame,
+    truth: PathLike | pd.DataFrame,
+    *,
+    method: CalibrationMethod | None = None,
+    subset: bool = False,
+) -> CalibrationFit:
+    """Fit a temperature, and perhaps a bias, to out-of-fold predictions.
+
+    Args:
+        predictions: of rows that the model was not trained on: a run (its out-of-fold
+            predictions), a file or a frame.
+        truth: labels of the rows, a file such as data/processed/train.parquet or a DataFrame.
+        method: "temperature" or "bias"; by default the better one, or none.
+        subset: fit on the rows that are predicted, such as validation rows.
+
+    Returns:
+        The fit: `apply(frame)` calibrates predictions of other rows, `cross_fitted` are the
+        calibrated predictions of these, `before` and `after` their losses, `save(path)` keeps it.
+
+    Raises:
+        KitError: a file cannot be used, ids do not match, or there is no such method.
+
+    Example:
+        calibrated = kit.calibrate(run, "data/processed/train.parquet").apply(predictions)
+    """
+    from kit.ensembling.fit_calibration import fit_calibration
+    from kit.ensembling.members import unknown_run_warnings
+    from kit.evaluation.truth import prompt_group_warnings, restrict_truth
+
+    warnings = []
+    if not isinstance(predictions, pd.DataFrame):
+        predictions = _run_file(predictions, "oof_path")
+        warnings += unknown_run_warnings([predictions])
+    frame = _read_frame(predictions)
+    labels = _read_labels(truth)
+    warnings += prompt_group_warnings(labels, _name(truth))
+    if subset:
+        labels = restrict_truth(labels, frame)
+    fit = fit_calibration(frame, labels, _name(predictions), method)
+    return replace(fit, warnings=tuple(warnings))
 
 
 def score(
@@ -330,12 +459,12 @@ def score(
     *,
     subset: bool = False,
 ) -> Score:
-    """Compute log loss, accuracy and calibration error, with uniform and the class prior for comparison.
+    """Compute log loss, accuracy and calibration error, and those of uniform and the class prior.
 
     Args:
         predictions: a prediction file or frame.
-        truth: labels, a CSV like train.csv, a processed train.parquet, or a DataFrame of id and
-            label.
+        truth: labels: a CSV like train.csv, a processed train.parquet, or a DataFrame with the
+            columns of one of them.
         subset: score only the rows that are predicted, such as validation rows.
 
     Raises:
@@ -346,10 +475,8 @@ def score(
     """
     from kit.evaluation.metrics import score_predictions
     from kit.evaluation.truth import align_to_truth, restrict_truth
-    from kit.predictions import read_predictions
 
-    is_frame = isinstance(predictions, pd.DataFrame)
-    frame = predictions if is_frame else read_predictions(predictions)
+    frame = _read_frame(predictions)
     labels = _read_labels(truth)
     if subset:
         labels = restrict_truth(labels, frame)
@@ -357,7 +484,7 @@ def score(
 
 
 def report(
-    runs: Sequence[Run | PathLike] = (),
+    runs: Run | PathLike | Sequence[Run | PathLike] = (),
     *,
     data: Dataset | PathLike = "data/processed",
     frames: Mapping[str, PathLike] | Sequence[tuple[str, PathLike]] = (),
@@ -367,6 +494,8 @@ def report(
     """Compare runs, and any prediction files, on the same rows.
 
     Args:
+        runs: runs or their folders.
+        data: the processed rows that they were trained on.
         frames: further prediction files by name.
         blends: saved blends of the runs.
         truth: labels of the test rows, where they are known.
@@ -374,6 +503,9 @@ def report(
     Returns:
         The report: `comparison`, `significance`, …; `as_dict()`; in a notebook it shows itself as a
         page.
+
+    Raises:
+        KitError: nothing to compare, a run is of other rows, or a file cannot be used.
 
     Example:
         kit.report([run_a, run_b], truth="data/raw/truth.csv")
@@ -384,7 +516,7 @@ def report(
 
     named = frames.items() if isinstance(frames, Mapping) else frames
     return build_report(
-        [run.path if isinstance(run, Run) else Path(run) for run in runs],
+        [run.path if isinstance(run, Run) else Path(run) for run in _as_list(runs)],
         data.folder if isinstance(data, Dataset) else Path(data),
         frames=[(name, Path(file)) for name, file in named],
         blends=[Path(file) for file in blends],
@@ -392,24 +524,65 @@ def report(
     )
 
 
-def _run_file(member: Run | PathLike | pd.DataFrame, name: str) -> Path:
-    """Return a member's file: of a run, the one of this name."""
+def _as_list(source: Any) -> list[Any]:
+    """Return a list of what may be one thing or several."""
+    from kit.run import Run
+
+    return [source] if isinstance(source, Run | str | Path | pd.DataFrame) else list(source)
+
+
+def _run_file(
+    member: Run | PathLike | pd.DataFrame, name: Literal["oof_path", "test_path"]
+) -> Path:
+    """Return a member's prediction file: of a run or its folder, the one of this name."""
+    from kit.run import Run
+
     if isinstance(member, pd.DataFrame):
         raise KitError(
             "a fitted or saved blend takes runs or files, not DataFrames: it finds members by name",
             "Pass runs or prediction files.",
         )
-    from kit.run import Run
+    if not isinstance(member, Run):
+        if not Path(member).is_dir():
+            return Path(member)
+        member = Run.open(member)
 
-    return getattr(member, name) if isinstance(member, Run) else Path(member)
+    file = member.oof_path if name == "oof_path" else member.test_path
+    if not file.is_file():
+        missing = {
+            "oof_path": ("out-of-fold", "Train it with all folds: fold='all'."),
+            "test_path": ("test", f"Run `kit predict {member.path}`."),
+        }
+        kind, hint = missing[name]
+        raise RunError(f"{member.path} has no {kind} predictions", hint)
+    return file
 
 
-def _read_labels(truth: PathLike | pd.DataFrame | None) -> pd.DataFrame:
-    from kit.evaluation.truth import read_truth
+def _read_frame(predictions: PathLike | pd.DataFrame) -> pd.DataFrame:
+    from kit.predictions import read_predictions
 
-    return truth if isinstance(truth, pd.DataFrame) else read_truth(truth)
+    if isinstance(predictions, pd.DataFrame):
+        return _check_frame(predictions, _name(predictions))
+    return read_predictions(predictions)
 
 
-def _name(table: PathLike | pd.DataFrame | None) -> str:
+def _check_frame(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the frame, or raise DataError for missing columns; its users check the values."""
+    missing = [column for column in PREDICTION_COLUMNS if column not in frame.columns]
+    if missing:
+        raise DataError(
+            f"{name} has no column {', '.join(missing)}",
+            f"Predictions have the columns {', '.join(PREDICTION_COLUMNS)}.",
+        )
+    return frame
+
+
+def _read_labels(truth: PathLike | pd.DataFrame) -> pd.DataFrame:
+    from kit.evaluation.truth import read_truth, truth_from_frame
+
+    return truth_from_frame(truth) if isinstance(truth, pd.DataFrame) else read_truth(truth)
+
+
+def _name(table: PathLike | pd.DataFrame) -> str:
     """Return what errors and notes call a table."""
     return "the DataFrame" if isinstance(table, pd.DataFrame) else str(table)

@@ -418,7 +418,7 @@ class Run:
                     f"{fold.metrics['valid_rows']}",
                     f"Delete {fold.path} and train that fold again.",
                 )
-        oof = pd.concat(frames)
+        oof = pd.concat(frames, ignore_index=True)
         repeated = oof[ID][oof[ID].duplicated()]
         if len(repeated):
             raise RunError(

@@ -1,9 +1,12 @@
-"""The documentation's console blocks: read, taken apart into commands, run, and compared with what is shown.
+"""The documentation's console and Python blocks: read, run, and compared with what is shown.
 
-A block below the line `<!-- run -->` is run; the others are parsed. In what is shown, `…` stands for any text in its
+A block below the line `<!-- run -->` is run; the others are parsed. What a Python block prints is shown in a text
+block right below it. In what is shown, `…` stands for any text in its
 line and, alone, for any lines; numbers with decimals may differ a little, since machines do; spacing is free.
 """
 
+import contextlib
+import io
 import re
 import shlex
 from collections.abc import Callable
@@ -18,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(ROOT.glob("[ks]*s/README.md")),
+    *sorted(ROOT.glob("[eks]*s/README.md")),
 ]
 RUN = "<!-- run -->"
 SLACK = 0.05  # of a toy's figures, between one machine's arithmetic and another's
@@ -196,7 +199,8 @@ def run(page: Path, kit: Callable[[list[str]], tuple[int, str]]) -> list[Outcome
         kit: runs the words behind `kit`: its exit code, and what it printed.
     """
     outcomes = []
-    for step in (step for block in blocks(page) if block.runs for step in block.steps()):
+    consoles = [block for block in blocks(page) if block.runs and block.language == "console"]
+    for step in (step for block in consoles for step in block.steps()):
         code, printed = kit(words_of(step)[1:])
         expected = int(any(line.startswith(("Error:", "problem:")) for line in step.shown))
         problem = (
@@ -205,6 +209,38 @@ def run(page: Path, kit: Callable[[list[str]], tuple[int, str]]) -> list[Outcome
         outcomes.append(
             Outcome(
                 step, printed, problem and f"{page.name}:{step.line}: $ {step.command}\n{problem}"
+            )
+        )
+    return outcomes
+
+
+def run_python(page: Path) -> list[Outcome]:
+    """Run the page's marked Python blocks in one namespace, one after another, in the current folder.
+
+    Returns:
+        An outcome for each block, whose step is the text block below it, if there is one.
+    """
+    outcomes = []
+    namespace: dict[str, object] = {"__name__": page.stem}
+    found = blocks(page)
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        if not block.runs or block.language != "python":
+            continue
+        has_output = following is not None and following.line == block.line + len(block.lines) + 2
+        shown = following.lines if following is not None and has_output else ()
+
+        printed = io.StringIO()
+        code = compile("\n" * (block.line - 1) + "\n".join(block.lines), str(page), "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, namespace)  # noqa: S102
+
+        problem = differs(shown, printed.getvalue())
+        fence = block.line + len(block.lines) + 1
+        outcomes.append(
+            Outcome(
+                Step(fence, "", shown),
+                printed.getvalue(),
+                problem and f"{page.name}:{block.line}:\n{problem}",
             )
         )
     return outcomes

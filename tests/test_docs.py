@@ -1,5 +1,6 @@
 """The documentation is true: what it shows is what comes out, and every command in it can be typed."""
 
+import ast
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import recipe_table
 import snippets
 from click.testing import CliRunner
 
+import kit
 from kit.cli.main import main
 from kit.recipe.load import load_recipe, shipped_recipes
 
@@ -17,7 +19,8 @@ ROOT = snippets.ROOT
 STORY = ROOT / "docs/concepts.md"
 KAGGLE = ROOT / "docs/kaggle.md"  # run against a Kaggle that is none, in tests/kaggle
 ALL = [block for page in snippets.PAGES for block in snippets.blocks(page)]
-LANGUAGES = {"console", "toml", "text", "markdown"}
+PYTHON = ROOT / "docs/python.md"
+LANGUAGES = {"console", "python", "toml", "text", "markdown"}
 OTHERS = {
     "make",
     "hf",
@@ -60,6 +63,36 @@ def test_what_a_page_shows_is_what_comes_out(
         snippets.rewrite(page, outcomes)
     else:
         assert [each.problem for each in outcomes if each.problem] == []
+
+
+def test_the_python_page_prints_what_it_shows(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    outcomes = snippets.run_python(PYTHON)
+    if request.config.getoption("--update"):
+        snippets.rewrite(PYTHON, outcomes)
+    assert [outcome.problem for outcome in outcomes if outcome.problem] == []
+    assert len(outcomes) >= 8
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in ALL if b.language == "python"], ids=lambda b: f"{b.page.name}:{b.line}"
+)
+def test_python_blocks_use_names_that_exist(block: snippets.Block):
+    for node in ast.walk(ast.parse("\n".join(block.lines))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "kit":
+            assert hasattr(kit, node.attr), f"kit.{node.attr}"
+
+
+def test_the_python_page_explains_every_public_name():
+    text = PYTHON.read_text(encoding="utf-8")
+    assert [name for name in kit.__all__ if f"kit.{name}" not in text] == []
+
+
+@pytest.mark.parametrize("page", [p for p in snippets.PAGES if p != PYTHON], ids=name_of)
+def test_python_is_run_on_its_own_page_only(page: Path):
+    assert not [b.line for b in snippets.blocks(page) if b.runs and b.language == "python"]
 
 
 def test_the_story_is_run():

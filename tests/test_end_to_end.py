@@ -1,15 +1,19 @@
 """Check what the demo promises about what it learns, and that the built wheel works elsewhere."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from packaging.requirements import Requirement
 
+import kit
 from kit.cli import output
 from kit.demo import BACKBONES, run_demo
 from kit.reporting.report import Report
@@ -60,10 +64,11 @@ def test_a_second_demo_trains_nothing_again(demo_report: tuple[Report, Path]):
     assert again.as_dict() == report.as_dict()
 
 
-def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
-    """Import kit and its data files from an unpacked wheel."""
-    # Built from a copy, because a stale build folder could hide that a file is not packaged.
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy, because a stale build folder could hide a missing file."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     shutil.copytree(ROOT / "kit", source / "kit", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -74,12 +79,15 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
         "--wheel",
         "--no-isolation",
         "--outdir",
-        str(tmp_path),
+        str(folder),
         str(source),
     ]
     subprocess.run(build, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
 
-    wheel = next(tmp_path.glob("*.whl"))
+
+def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path):
+    """Import kit and its data files from an unpacked wheel."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
 
@@ -90,15 +98,38 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path):
         "report = pathlib.Path(kit.reporting.__file__).parent;"
         "page = sorted(file.name for file in report.glob('page.*'));"
         "sizes = BACKBONES['electra'].sizes;"
-        "print(json.dumps([kit.__file__, list(shipped_recipes()), sizes, page]))"
+        "typed = (pathlib.Path(kit.__file__).parent / 'py.typed').is_file();"
+        "print(json.dumps([kit.__file__, list(shipped_recipes()), sizes, page, typed]))"
     )
     environment = {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
 
-    file, recipes, sizes, page = json.loads(done.stdout)
+    file, recipes, sizes, page, typed = json.loads(done.stdout)
     assert Path(file).is_relative_to(tmp_path / "site")
     assert {"electra", "default", "tiny-roberta"} <= set(recipes)
     assert sizes["layers"] == 24
     assert page == ["page.css", "page.html.jinja"]
+    assert typed, "without py.typed, type checkers ignore kit's annotations"
+
+
+def test_the_wheel_has_the_metadata_of_pyproject(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        texts = {
+            Path(name).name: archive.read(name).decode()
+            for name in archive.namelist()
+            if ".dist-info/" in name
+        }
+    metadata = texts["METADATA"]
+    assert f"\nVersion: {kit.__version__}\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert "\nRequires-Python: >=3.11\n" in metadata
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
+    assert {Requirement(each) for each in project["dependencies"]} <= {*map(Requirement, required)}
+    assert set(project["optional-dependencies"]) == set(
+        re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)
+    )
+    assert "kit = kit.cli.main:main" in texts["entry_points.txt"]

@@ -85,10 +85,11 @@ def preprocess_command(raw: Path, out: Path, as_json: bool, **choices: Any) -> N
     \b
     Example:  kit preprocess --extra more_votes.csv --folds 5
     """
-    from kit.data.preprocess import preprocess_files
+    import kit
 
-    # The names of the options are the parameters of `preprocess_files`.
-    manifest = preprocess_files(raw, out, **choices)
+    # The names of the options are the parameters of `kit.preprocess`.
+    dataset = kit.preprocess(raw, out, **choices)
+    manifest = {**dataset.manifest, "reused": dataset.reused}
     if as_json:
         return output.print_json(manifest)
     output.print_preprocessed(manifest, out)

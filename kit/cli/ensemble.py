@@ -1,11 +1,14 @@
 """Offer the commands that turn predictions into others, without torch: calibrate, ensemble."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from kit.cli import options, output
+
+if TYPE_CHECKING:
+    from kit.ensembling.fit_calibration import CalibrationMethod
 
 
 @click.command()
@@ -39,7 +42,7 @@ def calibrate_command(
     file: Path,
     truth: Path | None,
     subset: bool,
-    method: str | None,
+    method: "CalibrationMethod | None",
     save: Path | None,
     saved: Path | None,
     out: Path | None,
@@ -56,37 +59,38 @@ def calibrate_command(
     if saved:
         why = "it applies what was fitted before."
         options.refuse_beside("--apply", why, truth=truth, subset=subset, method=method, save=save)
-    if bool(saved) == bool(truth) or (saved and not out):
+        if out:
+            return _apply_saved(saved, file, out, force, as_json)
+    if saved or not truth:
         raise click.UsageError("Give --truth FILE to fit, or --apply SAVED -o FILE to apply.")
     options.refuse_one_file("--save", save, "-o", out)
 
-    from kit.ensembling.calibration import apply_calibration, read_calibration, write_calibration
-    from kit.ensembling.fit_calibration import fit_calibration
-    from kit.ensembling.members import unknown_run_warnings
-    from kit.evaluation.truth import prompt_group_warnings, read_truth, restrict_truth
-    from kit.predictions import make_predictions, read_predictions, write_predictions
+    import kit
+    from kit.predictions import write_predictions
 
     options.refuse_overwrites((save, out), force)
-    predictions = read_predictions(file)
-    if saved:
-        write_predictions(apply_calibration(read_calibration(saved), predictions), out)
-        if as_json:
-            return output.print_json({"file": str(out)})
-        return output.print_note(f"{len(predictions):,} rows in {out}")
-
-    labels = read_truth(truth)
-    if subset:
-        labels = restrict_truth(labels, predictions)
-    result = fit_calibration(predictions, labels, str(file), method)
-    calibrated = make_predictions(labels["id"].to_numpy(), result.cross_fitted_probabilities)
+    result = kit.calibrate(file, truth, method=method, subset=subset)
     if save:
-        write_calibration(result.calibration, save, result.fitted)
+        result.save(save)
     if out:
-        write_predictions(calibrated, out)
+        write_predictions(result.cross_fitted, out)
 
     output.print_json(result.as_dict()) if as_json else output.print_calibration(result)
-    for line in [*unknown_run_warnings([file]), *prompt_group_warnings(labels, truth)]:
+    for line in result.warnings:
         output.print_note(line)
+
+
+def _apply_saved(saved: Path, file: Path, out: Path, force: bool, as_json: bool) -> None:
+    """Write the predictions in `file`, calibrated as was fitted before."""
+    from kit.ensembling.calibration import apply_calibration, read_calibration
+    from kit.predictions import read_predictions, write_predictions
+
+    options.refuse_overwrites((out,), force)
+    predictions = read_predictions(file)
+    write_predictions(apply_calibration(read_calibration(saved), predictions), out)
+    if as_json:
+        return output.print_json({"file": str(out)})
+    output.print_note(f"{len(predictions):,} rows in {out}")
 
 
 @click.command()
@@ -126,7 +130,7 @@ def calibrate_command(
 @options.as_json
 def ensemble_command(
     files: tuple[Path, ...],
-    method: str | None,
+    method: Literal["mean", "geometric", "weights", "fit"] | None,
     weights: list[float] | None,
     oof: tuple[Path, ...],
     truth: Path | None,
@@ -148,7 +152,6 @@ def ensemble_command(
     options.refuse_one_file("--save", save, "-o", out)
 
     import kit
-    from kit.ensembling.blend import write_blend
     from kit.predictions import write_predictions
 
     # Everything is read and computed before anything is written: an error leaves no half of the
@@ -164,8 +167,8 @@ def ensemble_command(
         blend=saved,
     )
     if save:
-        write_blend(result.fit.blend, save, result.fit.fitted)
-    if out:
+        result.save(save)
+    if out and result.predictions is not None:
         write_predictions(result.predictions, out)
 
     for line in result.notes:

@@ -48,12 +48,15 @@ class Dataset:
     """An opened processed folder, whose files are those in the manifest, byte for byte.
 
     Attributes:
+        manifest: counts, repairs, class frequencies, options and hashes.
         stamps: of the tables when they were opened.
+        reused: the folder was up to date when `kit.preprocess` was asked for it.
     """
 
     folder: Path
     manifest: dict
     stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict, compare=False)
+    reused: bool = field(default=False, compare=False)
 
     @property
     def folds(self) -> int:

@@ -9,7 +9,8 @@ both.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,7 +18,13 @@ import pandas as pd
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from kit.ensembling.calibration import MAX_TEMPERATURE, Calibration, log_probabilities
+from kit.ensembling.calibration import (
+    MAX_TEMPERATURE,
+    Calibration,
+    apply_calibration,
+    log_probabilities,
+    write_calibration,
+)
 from kit.errors import KitError
 from kit.evaluation.bootstrap import loss_difference
 from kit.evaluation.crossfit import FitTrial, cross_fit_predict, crossfit_folds, too_few_rows
@@ -29,6 +36,7 @@ from kit.evaluation.metrics import (
     softmax_cross_entropy,
 )
 from kit.evaluation.truth import align_to_truth
+from kit.predictions import make_predictions
 from kit.task import CLASSES, GROUP, ID
 
 # "bias" is a temperature and a bias for each class. Simplest first: that is the order of trying.
@@ -62,6 +70,8 @@ class CalibrationFit:
         after: figures of the cross-fitted prediction, an estimate for new rows.
         tried: every method that was tried.
         cross_fitted_probabilities: (N, 3), in the truth's order.
+        ids: of the rows, (N,); their numbers, where the fit was made from arrays.
+        warnings: what to know about the rows that it was fitted to.
     """
 
     calibration: Calibration
@@ -72,11 +82,27 @@ class CalibrationFit:
     after: CalibrationFigures
     tried: tuple[FitTrial, ...]
     cross_fitted_probabilities: np.ndarray
+    ids: np.ndarray
+    warnings: tuple[str, ...] = ()
+
+    def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the prediction frame of other rows, calibrated."""
+        return apply_calibration(self.calibration, frame)
+
+    def save(self, path: str | Path) -> None:
+        """Write the calibration as JSON, for `kit calibrate --apply` and `kit kernels push infer`."""
+        write_calibration(self.calibration, path, self.fitted)
+
+    @property
+    def cross_fitted(self) -> pd.DataFrame:
+        """The prediction frame of the fitted rows, each calibrated without its own prompt."""
+        return make_predictions(self.ids, self.cross_fitted_probabilities)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold, without the rows' probabilities."""
+        """Return plain values that JSON can hold, without the rows' values."""
         values = asdict(self)
-        del values["cross_fitted_probabilities"]
+        for name in ("cross_fitted_probabilities", "ids", "warnings"):
+            del values[name]
         return values
 
     @property
@@ -109,7 +135,8 @@ def fit_calibration(
     """
     probabilities, labels = align_to_truth(frame, truth, name)
     groups = truth[GROUP if GROUP in truth else ID].to_numpy()
-    return choose_calibration(probabilities, labels, groups, method)
+    fit = choose_calibration(probabilities, labels, groups, method)
+    return replace(fit, ids=truth[ID].to_numpy())
 
 
 # Products this small only wait for a second BLAS thread.
@@ -181,6 +208,7 @@ def choose_calibration(
         after=measure_calibration(best_probabilities, labels),
         tried=tuple(trials),
         cross_fitted_probabilities=best_probabilities,
+        ids=np.arange(len(labels)),
     )
 
 

@@ -37,8 +37,8 @@ def crossfit_folds(groups: np.ndarray, folds: int = FOLDS, seed: int = 0) -> np.
         seed: of the shuffle that breaks ties between groups of one size.
     """
     # Not `sklearn.model_selection.GroupKFold`: with shuffle=True (since 1.6, newer than what
-    # setup.py asks for) it balances groups instead of rows, so its folds would differ, and with
-    # them every documented cross-fitted loss. It also takes a second to import.
+    # pyproject.toml asks for) it balances groups instead of rows, so its folds would differ, and
+    # with them every documented cross-fitted loss. It also takes a second to import.
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
     largest_first = shuffled[np.argsort(-sizes[shuffled], kind="stable")]

@@ -1,6 +1,6 @@
 """Read the labels that predictions are scored against, and match predictions to them by id.
 
-Use `read_truth` and `align_to_truth`. Rows are matched by id, never by position: a reordered file
+Use `read_truth` or `truth_from_frame`, and `align_to_truth`. Rows are matched by id, never by position: a reordered file
 must not score like a random one.
 """
 
@@ -38,6 +38,33 @@ def read_truth(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path} is a directory, not a truth file", "Name a file in it.")
 
     table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    return _check_rows(path, table)
+
+
+def truth_from_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return labels as `read_truth` does, of a DataFrame with the columns of one of its files.
+
+    That is id and label (0 for A, 1 for B, 2 for a tie), or id and the three one-hot class columns.
+
+    Raises:
+        DataError: columns are missing, no rows, a row without a label, a duplicate id.
+    """
+    name = "the DataFrame of labels"
+    table = frame.reset_index(drop=True)
+    if {ID, LABEL} <= set(table.columns):
+        return _check_rows(name, _parse_labels(name, table))
+    if set(PREDICTION_COLUMNS) <= set(table.columns):
+        return _check_rows(name, _parse_one_hot(name, table))
+    present = ", ".join(repr(str(column)[:60]) for column in table.columns[:12])
+    raise DataError(
+        f"{name} has neither the columns {ID} and {LABEL} nor {', '.join(PREDICTION_COLUMNS)} "
+        f"(it has {present})",
+        "Pass the labels' file, such as data/processed/train.parquet, or these columns.",
+    )
+
+
+def _check_rows(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the labels with a new index; raise DataError for no rows or a duplicate id."""
     if table.empty:
         raise DataError(
             f"{path}: no rows to score", "Give a file with the labels of the predicted rows."
@@ -80,8 +107,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
     # The header is row 1, so the first data row is row 2.
     table.index += 2
-    table = table.dropna(how="all")
+    return _parse_one_hot(path, table.dropna(how="all"))
 
+
+def _parse_one_hot(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return id and label of a table with the three class columns, with its index."""
     # Written so that NaN is bad too: it is below no bound.
     ids = to_numbers(table[ID]).to_numpy(np.float64)
     bad_id = ~(np.abs(ids) < 2**63) | (ids != np.floor(ids))
@@ -118,6 +148,12 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         ) from error
 
     table.index = pd.RangeIndex(1, len(table) + 1)
+    return _parse_labels(path, table)
+
+
+def _parse_labels(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return id, label and any group of a table with these columns, without extra rows."""
+    table = table[[column for column in (ID, LABEL, GROUP, EXTRA) if column in table]]
     if EXTRA in table:
         table = table[~table[EXTRA].astype(bool)].drop(columns=EXTRA)
 
@@ -127,7 +163,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _refuse_rows(
-    path: Path, table: pd.DataFrame, bad: np.ndarray, columns: list[str], problem: str
+    path: str | Path, table: pd.DataFrame, bad: np.ndarray, columns: list[str], problem: str
 ) -> None:
     """Raise DataError for the first of the `bad` rows (N,), quoting its cells."""
     if not bad.any():

@@ -25,12 +25,13 @@ def check_export(paths: Sequence[Path]) -> None:
             )
 
 
-def write_report(report: Report, path: Path) -> None:
+def write_report(report: Report, path: str | Path) -> None:
     """Write the page or the Markdown, whole or not at all.
 
     Raises:
         KitError: the path has another suffix than .html or .md.
     """
+    path = Path(path)
     check_export([path])
     if path.suffix.lower() == ".md":
         write_text(path, render_markdown(report))
