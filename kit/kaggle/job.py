@@ -9,9 +9,10 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from kit.data.options import PreprocessOptions
 from kit.ensembling.blend import Blend, blend_content
 from kit.ensembling.calibration import Calibration, calibration_content
 from kit.errors import KitError
@@ -23,13 +24,12 @@ GPUS = {"t4": "NvidiaTeslaT4", "none": ""}  # a T4 session has two of them
 SESSION_HOURS = 12.0  # Kaggle's limit for one run of a notebook
 SCORING_HOURS = 9.0  # this competition's limit for a submission
 
-# The defaults of `kit preprocess`, whose options a training job carries.
+# The defaults of `kit preprocess` whose options a training job carries: those that concern extra
+# training files are not among them.
 PREPROCESS_DEFAULTS = {
-    "text": "unicode",
-    "split": "grouped",
-    "folds": 5,
-    "valid": 0.1,
-    "seed": 0,
+    name: value
+    for name, value in asdict(PreprocessOptions()).items()
+    if name != "allow_test_prompts"
 }
 
 

@@ -70,7 +70,11 @@ def test_every_fold_is_trained_and_collected(
         "accuracy": pytest.approx((5 + 4 + 6) / 40),
         "rows": 40,
     }
-    assert read_predictions(run.path / "oof.csv")["id"].tolist() == [0, 1, 2]
+    assert read_predictions(run.path / "oof.csv")["id"].tolist() == [
+        *range(10),
+        *range(100, 120),
+        *range(200, 210),
+    ]
     assert largest_number_at_once(fake) == 2
     assert fold_origins(run.path) == {f"fold{n}": str(outcomes[n].ref) for n in range(3)}
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [RECIPE.run_name]

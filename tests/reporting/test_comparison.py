@@ -93,7 +93,7 @@ def test_an_unfinished_run_is_left_out_and_named(run: Path, data: Path, tmp_path
     comparison = compare([begun.path, run], data)
     assert comparison.unfinished == (begun.name,)
     assert comparison.lines[-1].name == run.name
-    with pytest.raises(RunError, match="no part of it has finished"):
+    with pytest.raises(RunError, match="no fold of it has finished"):
         compare([begun.path], data)
 
 

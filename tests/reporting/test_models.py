@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from kit.ensembling.fit import BlendFit, fit_blend
 from made_runs import predictions
 
 from kit.ensembling import blend as blends
+from kit.ensembling.fit_blend import BlendFit, fit_blend
 from kit.errors import DataError
 from kit.evaluation.metrics import log_loss
 from kit.predictions import make_predictions
