@@ -169,7 +169,7 @@ def test_predictions_of_another_fold_are_refused(data: Path, tmp_path: Path):
     shutil.copyfile(folder / "fold0/valid.csv", folder / "fold1/valid.csv")
 
     with pytest.raises(
-        RunError, match="has .* rows, but its metrics.json says|validation rows of two folds"
+        RunError, match=r"has .* rows, but its metrics|validation rows of two folds"
     ):
         run_baseline("uniform", data, tmp_path, "all")
 
