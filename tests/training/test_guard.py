@@ -127,7 +127,9 @@ def test_what_the_recipe_has_already_is_no_advice():
     )
     assert all(cure in flat for cure in cures)
     assert "train.reinit_layers=" in flat
-    cured = suggest_changes(TrainSpec(lr=1e-5, warmup=0.15, layer_decay=0.9, head_only=0.1, reinit_layers=1))
+    cured = suggest_changes(
+        TrainSpec(lr=1e-5, warmup=0.15, layer_decay=0.9, head_only=0.1, reinit_layers=1)
+    )
     assert "train." not in cured
 
 
