@@ -1,4 +1,4 @@
-"""Check that compiled encoders compute the same, in every family, and that a recipe can ask for it."""
+"""Check that compiled encoders of every family compute the same, and that a recipe can use them."""
 
 from functools import partial
 from pathlib import Path
