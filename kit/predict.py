@@ -199,16 +199,17 @@ def predict_split(
         )
 
     source = PredictionRows.of_split(dataset, "train")
-    frames = []
-    for number in numbers:
-        rows = dataset.fold_rows(number)[1]
-        predictor = RunPredictor(trained, [trained.fold(number)], swap=swap)
-        frames.append((rows, predictor.predict(source, rows, progress)))
-    places = np.concatenate([rows for rows, _ in frames])
-    probabilities = np.concatenate([each for _, each in frames])
-    order = np.argsort(places)
+    rows = [dataset.fold_rows(number)[1] for number in numbers]
+    probabilities = [
+        RunPredictor(trained, [trained.fold(number)], swap=swap).predict(source, valid, progress)
+        for number, valid in zip(numbers, rows, strict=True)
+    ]
+
+    # In the order of the data.
+    all_rows = np.concatenate(rows)
+    order = np.argsort(all_rows)
     ids = source.table[ID].to_numpy()
-    return make_predictions(ids[places[order]], probabilities[order])
+    return make_predictions(ids[all_rows[order]], np.concatenate(probabilities)[order])
 
 
 def predict_input(

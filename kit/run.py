@@ -468,7 +468,7 @@ def parse_folds(text: str, count: int) -> list[int | str]:
 
 
 def _digest_of_toml(text: str) -> str:
-    """Hash what TOML says, whatever its order, comments and line ends."""
+    """Hash the content of TOML, which its order, comments and line ends do not change."""
     try:
         content = json.dumps(tomllib.loads(text), sort_keys=True, default=str)
     except ValueError:

@@ -65,7 +65,8 @@ def list_keys(recipe: type) -> list[RecipeKey]:
         if not dataclasses.is_dataclass(spec):
             continue
         kinds = get_type_hints(spec)
-        for each in dataclasses.fields(spec):
-            name = f"{section}.{each.name}"
-            keys.append(RecipeKey(name, kinds[each.name], each.default, **each.metadata))
+        for attribute in dataclasses.fields(spec):
+            name = f"{section}.{attribute.name}"
+            kind = kinds[attribute.name]
+            keys.append(RecipeKey(name, kind, attribute.default, **attribute.metadata))
     return keys

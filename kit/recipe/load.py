@@ -147,7 +147,7 @@ def _build(values: dict[str, Any], source: str) -> Recipe:
                 f"{source}: [{name}] must be a section of keys", "`kit recipes NAME` shows one."
             )
         _refuse_unknown(value, get_type_hints(kind), source, name + ".")
-        section = {key: _check_value(each, source, f"{name}.{key}") for key, each in value.items()}
+        section = {key: _check_value(v, source, f"{name}.{key}") for key, v in value.items()}
         built[name] = kind(**section)
 
     recipe = Recipe(**built)

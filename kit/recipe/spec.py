@@ -333,4 +333,5 @@ class Recipe:
         return tomli_w.dumps(dataclasses.asdict(self))
 
 
-KEYS = {each.name: each for each in list_keys(Recipe)}
+# Every key by its name, such as "train.lr".
+KEYS = {recipe_key.name: recipe_key for recipe_key in list_keys(Recipe)}

@@ -55,12 +55,12 @@ def r_drop_loss(loss: LossFunction, weight: float) -> LossFunction:
         logits: tuple[Tensor, Tensor], labels: Tensor, num_items_in_batch: Tensor | int
     ) -> Tensor:
         first_loss, second_loss = (
-            loss(each, labels, num_items_in_batch=num_items_in_batch) for each in logits
+            loss(one_pass, labels, num_items_in_batch=num_items_in_batch) for one_pass in logits
         )
         mean = (first_loss + second_loss) / 2
 
         # KL(p|q) + KL(q|p), halved. Where there are both orders of the answers, each counts half.
-        first, second = (functional.log_softmax(each.float(), -1) for each in logits)
+        first, second = (functional.log_softmax(one_pass.float(), -1) for one_pass in logits)
         divergence = ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2
         by_row = divergence.reshape(len(divergence), -1).mean(1)  # (B,)
         if labels.ndim == 2:

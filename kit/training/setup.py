@@ -160,7 +160,7 @@ def new_model(
     if backbone.source is None:
         # A toy backbone has no files: its tokenizer is trained on these rows, and its weights are
         # random.
-        assert backbone.record is not None
+        assert backbone.record is not None, "only the registry's backbones have no files"
         tokenizer = load_tokenizer(local_backbone(tiny_folder(backbone.record, dataset)))
         encoder = build_encoder(config, recipe.model.fast_attention)
     else:

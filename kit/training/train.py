@@ -96,7 +96,7 @@ def train_recipe(
     for position, number in enumerate(folds):
         too_late = time.monotonic() + longest > options.deadline
         if not run.fold(number).is_finished and decide_together(too_late):
-            remaining = ", ".join(str(each) for each in folds[position:])
+            remaining = ", ".join(map(str, folds[position:]))
             say(
                 f"time limit reached, remaining folds: {remaining}. Run the same command again to "
                 "continue"

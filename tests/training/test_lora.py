@@ -1,10 +1,10 @@
-"""Adapters stand where they should, learn alone, survive an interruption, and leave ordinary weights behind."""
+"""Check where adapters are, that only they learn, and that ordinary weights remain."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from interruption import interrupt_at
@@ -22,6 +22,8 @@ from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
+from kit.run import Run
+from kit.task import HOLDOUT
 from kit.training.lora import add_adapters, merge_adapters, require_peft
 from kit.training.optim import parameter_groups
 from kit.training.setup import new_model
@@ -35,147 +37,167 @@ SMALL = {
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
 }
-# By family, the linear layers of one transformer layer.
-LINEARS = {"deberta-v2": 6, "roberta": 6, "xlm-roberta": 6, "electra": 6, "modernbert": 4}
+
+# Linear layers in one transformer layer, by family.
+LINEAR_LAYERS = {"deberta-v2": 6, "roberta": 6, "xlm-roberta": 6, "electra": 6, "modernbert": 4}
 
 
-def small(name: str) -> nn.Module:
-    """The architecture of a registry backbone with three thin layers."""
-    torch.manual_seed(0)
-    sizes = SMALL | {
-        key: 16 for key in ("embedding_size", "pooler_hidden_size") if key in BACKBONES[name].config
+def small_encoder(name: str) -> nn.Module:
+    """Build the architecture of a registry backbone with three thin layers."""
+    config = BACKBONES[name].config
+    optional = {
+        "embedding_size": 16,
+        "pooler_hidden_size": 16,
+        "vocab_size": 50,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "cls_token_id": 1,
+        "eos_token_id": 2,
+        "sep_token_id": 2,
+        "decoder_sparse": False,
     }
-    special = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1}
-    special |= {"eos_token_id": 2, "sep_token_id": 2, "decoder_sparse": False}
-    known = {key: value for key, value in special.items() if key in BACKBONES[name].config}
-    return build_encoder(BACKBONES[name].config | sizes | known).eval()
+    changes = SMALL | {key: value for key, value in optional.items() if key in config}
+    torch.manual_seed(0)
+    return build_encoder(config | changes).eval()
 
 
-def states(encoder: nn.Module) -> torch.Tensor:
+def compute_states(encoder: nn.Module) -> torch.Tensor:
+    """Return the last hidden states of two sequences."""
     tokens = torch.arange(4, 34).reshape(2, 15)
     with torch.no_grad():
         return encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
 
 
-def stir(encoder: nn.Module) -> None:
-    """Gives the adapters, which begin as zero, something to add."""
+def randomise_adapters(encoder: nn.Module) -> None:
+    """Give the adapters, which start at zero, an effect."""
     for name, parameter in encoder.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.2)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_adapters_stand_on_all_attention_and_feed_forward_layers_of_every_backbone(name: str):
-    encoder = small(name)
+def test_adapters_are_on_all_attention_and_feed_forward_layers_of_every_backbone(name: str):
+    encoder = small_encoder(name)
     add_adapters(encoder, SPEC)
     adapted = [
-        each for each, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)
+        module_name
+        for module_name, module in encoder.named_modules()
+        if isinstance(module, BaseTunerLayer)
     ]
-    assert len(adapted) == 3 * LINEARS[BACKBONES[name].config["model_type"]]
-    assert not [each for each in adapted if "embeddings" in each]
-    assert {
-        each.rpartition(".lora_")[1] for each, p in encoder.named_parameters() if p.requires_grad
-    } == {".lora_"}
+    assert len(adapted) == 3 * LINEAR_LAYERS[BACKBONES[name].config["model_type"]]
+    assert not [module_name for module_name in adapted if "embeddings" in module_name]
+
+    trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
+    assert all(".lora_" in name for name in trained)
 
 
 @pytest.mark.parametrize(
     "name", ["tiny-deberta", "tiny-roberta", "tiny-electra", "modernbert-base"]
 )
-def test_they_change_nothing_at_first_and_merging_them_changes_nothing_at_the_end(name: str):
-    encoder = small(name)
-    names, plain = set(encoder.state_dict()), states(encoder)
+def test_adding_and_merging_adapters_does_not_change_the_outputs(name: str):
+    encoder = small_encoder(name)
+    names = set(encoder.state_dict())
+    plain = compute_states(encoder)
     add_adapters(encoder, SPEC)
-    torch.testing.assert_close(states(encoder), plain)
-    stir(encoder)
-    learned = states(encoder)
-    assert not torch.allclose(learned, plain, atol=1e-2)
+    torch.testing.assert_close(compute_states(encoder), plain)
+
+    randomise_adapters(encoder)
+    adapted = compute_states(encoder)
+    assert not torch.allclose(adapted, plain, atol=1e-2)
+
     merge_adapters(encoder)
-    torch.testing.assert_close(states(encoder), learned, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compute_states(encoder), adapted, rtol=1e-4, atol=1e-5)
     assert set(encoder.state_dict()) == names
-    assert not [each for each in encoder.modules() if isinstance(each, BaseTunerLayer)]
+    assert not [module for module in encoder.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def test_the_optimizer_holds_adapters_and_head_alone(processed: Dataset):
+def test_the_optimizer_has_just_the_adapters_and_the_head(processed: Dataset):
     recipe = load_recipe("tiny-electra", (*LORA, "train.layer_decay=0.5"))
     model, _ = new_model(recipe, resolve_backbone(recipe.backbone), processed)
     groups = parameter_groups(model, recipe.train)
-    held = {id(p) for group in groups for p in group["params"]}
-    by_name = dict(model.named_parameters())
-    assert {name for name, p in by_name.items() if id(p) in held} == {
-        name for name in by_name if "lora_" in name or not name.startswith("encoder.")
-    }
-    assert {0.01, 0.005} <= {group["lr"] for group in groups}  # by layer, as without adapters
+    optimised = {id(p) for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        expected = "lora_" in name or not name.startswith("encoder.")
+        assert (id(parameter) in optimised) == expected, name
+
+    # Rates decay by layer, as without adapters.
+    assert {0.01, 0.005} <= {group["lr"] for group in groups}
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The holdout, trained by adapters without interruption."""
-    return Path(
-        train_recipe(load_recipe("tiny-electra", LORA), data, tmp_path_factory.mktemp("runs"))[
-            "run"
-        ]
-    )
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train the holdout with adapters, without interruption."""
+    return train_run(LORA, data, tmp_path_factory.mktemp("runs"))
 
 
-def test_a_run_holds_ordinary_weights_of_which_only_the_adapted_ones_moved(
-    run: Path, processed: Dataset
+def train_run(overrides: tuple[str, ...], data: Path, runs: Path, resume: bool = False) -> Run:
+    recipe = load_recipe("tiny-electra", overrides)
+    return Run.open(train_recipe(recipe, data, runs, resume=resume)["run"])
+
+
+def load_weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.fold(HOLDOUT).path / "model.safetensors")
+
+
+def test_a_run_has_ordinary_weights_of_which_just_the_adapted_ones_changed(
+    run: Run, processed: Dataset
 ):
-    recipe = load_recipe("tiny-electra", LORA)
-    weights = load_file(run / "holdout" / "model.safetensors")
-    set_seed(recipe.train.seed)
+    weights = load_weights(run)
     plain = load_recipe("tiny-electra", (*LORA, "train.lora_rank=0"))
-    begun, _ = new_model(plain, resolve_backbone("tiny-electra"), processed)
-    assert set(weights) == set(begun.state_dict())
-    moved = {
+    set_seed(plain.train.seed)
+    untrained, _ = new_model(plain, resolve_backbone("tiny-electra"), processed)
+    assert set(weights) == set(untrained.state_dict())
+
+    changed = {
         name
-        for name, value in begun.encoder.state_dict().items()
-        if not value.equal(weights[f"encoder.{name}"])
+        for name, tensor in untrained.encoder.state_dict().items()
+        if not tensor.equal(weights[f"encoder.{name}"])
     }
     linear = {
         f"{name}.weight"
-        for name, each in begun.encoder.named_modules()
-        if isinstance(each, nn.Linear)
+        for name, module in untrained.encoder.named_modules()
+        if isinstance(module, nn.Linear)
     }
-    assert moved == {name for name in linear if ".layer." in name}
+    assert changed == {name for name in linear if ".layer." in name}
 
 
-def test_the_metrics_are_those_of_the_merged_weights(run: Path, data: Path):
-    again = predict_split(run, "valid", data)
-    stored = read_predictions(run / "holdout" / "valid.csv")
-    assert (again.to_numpy() - stored.to_numpy()).__abs__().max() < 1e-9
-    assert json.loads((run / "holdout" / "metrics.json").read_text())["steps"] == 8
+def test_the_metrics_are_those_of_the_merged_weights(run: Run, data: Path):
+    again = predict_split(run.path, "valid", data)
+    stored = run.fold(HOLDOUT).predictions
+    pd.testing.assert_frame_equal(again, stored, rtol=0, atol=1e-9)
+    assert run.fold(HOLDOUT).metrics["steps"] == 8
 
 
-def test_prediction_needs_no_peft(run: Path, data: Path, tmp_path: Path):
+def test_prediction_needs_no_peft(run: Run, data: Path, tmp_path: Path):
+    # None in sys.modules makes an import fail.
     code = (
-        "import sys, importlib.abc\n"
-        "class Gone(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name.split('.')[0] == 'peft': raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Gone())\n"
+        "import sys\n"
+        "sys.modules['peft'] = None\n"
         "from kit.cli.main import main\n"
-        f"main(['predict', {str(run)!r}, '--data', {str(data)!r}, '-o', {str(tmp_path / 'out.csv')!r}])\n"
+        "main(['predict', *sys.argv[1:]])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    output = tmp_path / "predictions.csv"
+    arguments = [str(run.path), "--data", str(data), "-o", str(output)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(read_predictions(tmp_path / "out.csv"))
+    assert len(read_predictions(output))
 
 
 def test_an_interrupted_training_resumes_to_the_same_weights(
-    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = load_recipe("tiny-electra", LORA)
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
         with pytest.raises(KeyboardInterrupt):
-            train_recipe(recipe, data, tmp_path)
-    resumed = Path(train_recipe(recipe, data, tmp_path, resume=True)["run"])
-    expected = load_file(run / "holdout" / "model.safetensors")
-    for name, weights in load_file(resumed / "holdout" / "model.safetensors").items():
-        assert torch.equal(weights, expected[name]), name
+            train_run(LORA, data, tmp_path)
+    resumed = train_run(LORA, data, tmp_path, resume=True)
+
+    expected = load_weights(run)
+    for name, tensor in load_weights(resumed).items():
+        assert torch.equal(tensor, expected[name]), name
 
 
-def test_they_go_together_with_averaging_perturbation_and_two_passes(data: Path, tmp_path: Path):
+def test_adapters_combine_with_averaging_perturbation_and_r_drop(data: Path, tmp_path: Path):
     extras = (
         "train.ema=0.9",
         "train.awp=0.01",
@@ -183,13 +205,12 @@ def test_they_go_together_with_averaging_perturbation_and_two_passes(data: Path,
         "train.r_drop=0.5",
         "train.max_steps=4",
     )
-    result = train_recipe(load_recipe("tiny-electra", (*LORA, *extras)), data, tmp_path)
-    weights = load_file(Path(result["run"]) / "holdout" / "model.safetensors")
+    weights = load_weights(train_run((*LORA, *extras), data, tmp_path))
     assert not [name for name in weights if "lora" in name]
-    assert all(value.isfinite().all() for value in weights.values())
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_without_peft_it_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_peft_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     require_peft(TrainSpec())
     with pytest.raises(RecipeError, match="needs peft") as caught:

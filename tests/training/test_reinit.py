@@ -1,4 +1,4 @@
-"""Fresh top layers: just these change, for every architecture, and they begin as the architecture begins."""
+"""Check that just the top layers get new weights, in every architecture, as it initialises them."""
 
 from pathlib import Path
 
@@ -11,14 +11,13 @@ from kit.model.backbones import BACKBONES, local_backbone
 from kit.model.encoder import build_encoder, load_encoder
 from kit.training.setup import reinitialise_layers
 
+LAYERS = 4
 FAMILIES = {record.config["model_type"]: name for name, record in BACKBONES.items()}
 SMALL = {
-    "num_hidden_layers": 4,
+    "num_hidden_layers": LAYERS,
     "hidden_size": 32,
     "num_attention_heads": 2,
     "intermediate_size": 48,
-}
-SMALL |= {
     "vocab_size": 60,
     "embedding_size": 16,
     "max_position_embeddings": 40,
@@ -26,32 +25,36 @@ SMALL |= {
 }
 DISTILBERT = {
     "model_type": "distilbert",
-    "n_layers": 4,
+    "n_layers": LAYERS,
     "dim": 32,
     "n_heads": 2,
     "hidden_dim": 48,
     "vocab_size": 60,
 }
 
+# The "pretrained" weights, which no initialisation draws.
+PRETRAINED = 0.5
+
 
 @pytest.fixture(scope="module", params=[*FAMILIES, "distilbert"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone whose every weight is 0.5, as a pretrained one that no draw would give."""
+    """Return a backbone's folder in which every weight is `PRETRAINED`."""
     config = DISTILBERT
     if request.param != "distilbert":
         config = BACKBONES[FAMILIES[request.param]].config | SMALL
         for token in ("pad", "bos", "cls", "eos", "sep"):
             config[f"{token}_token_id"] = 0
+
     encoder = build_encoder(config)
     for parameter in encoder.parameters():
-        nn.init.constant_(parameter, 0.5)
+        nn.init.constant_(parameter, PRETRAINED)
     folder = tmp_path_factory.mktemp(request.param)
     encoder.save_pretrained(folder)
     return folder
 
 
-def inside(name: str) -> int | None:
-    """The layer's number, told in another way than the code does."""
+def layer_in_name(name: str) -> int | None:
+    """Return the only number in a parameter's name, which is found in another way than by kit."""
     numbers = [int(part) for part in name.split(".") if part.isdecimal()]
     return numbers[0] if numbers else None
 
@@ -61,16 +64,18 @@ def test_just_the_top_layers_change(folder: Path, layers: int):
     encoder = load_encoder(local_backbone(folder))
     reinitialise_layers(encoder, layers)
     for name, parameter in encoder.named_parameters():
-        fresh = inside(name) is not None and inside(name) >= 4 - layers
-        assert bool((parameter == 0.5).any()) != fresh, name
-        assert not fresh or bool((parameter != 0.5).all()), name
+        layer = layer_in_name(name)
+        if layer is not None and layer >= LAYERS - layers:
+            assert (parameter != PRETRAINED).all(), name
+        else:
+            assert (parameter == PRETRAINED).all(), name
 
 
-def test_they_begin_as_the_architecture_does(folder: Path):
+def test_new_weights_are_those_of_the_architectures_initialisation(folder: Path):
     encoder = load_encoder(local_backbone(folder))
-    reinitialise_layers(encoder, 4)
+    reinitialise_layers(encoder, LAYERS)
     for name, parameter in encoder.named_parameters():
-        if inside(name) is None:
+        if layer_in_name(name) is None:
             continue
         if parameter.ndim > 1:
             assert abs(parameter.mean()) < 0.02
@@ -79,17 +84,17 @@ def test_they_begin_as_the_architecture_does(folder: Path):
             assert set(parameter.tolist()) <= {0.0, 1.0}, name
 
 
-def test_the_draw_follows_the_seed(folder: Path):
-    drawn = []
+def test_new_weights_follow_the_seed(folder: Path):
+    weights = []
     for seed in (1, 1, 2):
         encoder = load_encoder(local_backbone(folder))
         torch.manual_seed(seed)
         reinitialise_layers(encoder, 1)
-        drawn.append(torch.cat([p.detach().ravel() for p in encoder.parameters()]))
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
+        weights.append(torch.cat([p.detach().ravel() for p in encoder.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
-def test_more_layers_than_there_are_is_an_error(folder: Path):
+def test_more_layers_than_the_encoder_has_are_refused(folder: Path):
     with pytest.raises(RecipeError, match="the encoder has 4 layers"):
-        reinitialise_layers(load_encoder(local_backbone(folder)), 5)
+        reinitialise_layers(load_encoder(local_backbone(folder)), LAYERS + 1)

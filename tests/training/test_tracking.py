@@ -1,4 +1,4 @@
-"""Curves for TensorBoard stay in the run directory, and its absence is one clear message."""
+"""Check that curves for TensorBoard are kept in the run directory, and that it is optional."""
 
 from pathlib import Path
 from typing import Any
@@ -11,52 +11,60 @@ from transformers import TrainerCallback
 from kit.cli.main import main
 from kit.errors import RunError
 from kit.recipe.load import load_recipe
+from kit.run import Run
+from kit.task import HOLDOUT
 from kit.training import callbacks
 from kit.training.train import train_recipe
 
 SHORT = (*QUICK, "train.max_steps=4", "train.evals_per_epoch=2")
 
 
+def train_with_tensorboard(data: Path, runs: Path) -> Path:
+    """Train the holdout, and return the folder of its first attempt's curves."""
+    recipe = load_recipe("tiny-electra", SHORT)
+    result = train_recipe(recipe, data, runs, report_to="tensorboard")
+    return Run.open(result["run"]).fold(HOLDOUT).path / "tensorboard/attempt1"
+
+
 def test_without_the_package_the_message_says_what_to_install(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(callbacks, "find_spec", lambda name: None)
-    settings = ["--report-to", "tensorboard", "--data", str(data), "--runs", str(tmp_path)]
-    result = CliRunner().invoke(main, ["train", "--backbone", "tiny-electra", *settings])
+    options = ["--report-to", "tensorboard", "--data", str(data), "--runs", str(tmp_path)]
+    result = CliRunner().invoke(main, ["train", "--backbone", "tiny-electra", *options])
     assert result.exit_code == 1
     assert "pip install tensorboard" in result.output
     assert not list(tmp_path.iterdir())
+
     with pytest.raises(RunError):
         callbacks.require_tracker("tensorboard")
     callbacks.require_tracker(None)
 
 
 class Recorder(TrainerCallback):
-    """Stands in for transformers' callback."""
+    """Stand in for transformers' TensorBoardCallback."""
 
-    made: list["Recorder"] = []  # noqa: RUF012
+    instances: list["Recorder"] = []  # noqa: RUF012
 
     def __init__(self):
-        self.logging_dir, self.seen = None, []
-        self.made.append(self)
+        self.logging_dir = None
+        self.logs: list[dict[str, float]] = []
+        self.instances.append(self)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        self.seen.append(logs)
+        self.logs.append(logs)
 
 
-def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
+def test_curves_are_written_to_the_fold_and_hold_what_the_history_holds(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(callbacks, "find_spec", lambda name: name)
     monkeypatch.setattr("transformers.integrations.TensorBoardCallback", Recorder)
-    run = Path(
-        train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")[
-            "run"
-        ]
-    )
-    (recorder,) = Recorder.made
-    assert recorder.logging_dir == str(run / "holdout/tensorboard/attempt1")
-    names = {name for logs in recorder.seen for name in logs}
+    folder = train_with_tensorboard(data, tmp_path)
+    (recorder,) = Recorder.instances
+    assert recorder.logging_dir == str(folder)
+
+    names = {name for logs in recorder.logs for name in logs}
     assert {
         "loss",
         "learning_rate",
@@ -67,14 +75,9 @@ def test_the_curves_go_to_the_part_and_hold_what_the_history_holds(
     } <= names
 
 
-def test_the_files_are_tensorboards(data: Path, tmp_path: Path):
-    run = Path(
-        train_recipe(load_recipe("tiny-electra", SHORT), data, tmp_path, report_to="tensorboard")[
-            "run"
-        ]
-    )
+def test_tensorboard_can_read_the_files(data: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run / "holdout/tensorboard/attempt1"))
+    events = EventAccumulator(str(train_with_tensorboard(data, tmp_path)))
     events.Reload()
-    assert [each.step for each in events.Scalars("eval/log_loss")] == [2, 4]
+    assert [scalar.step for scalar in events.Scalars("eval/log_loss")] == [2, 4]

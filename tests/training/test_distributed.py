@@ -1,0 +1,127 @@
+"""Check that two processes under torchrun take the same steps as one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from quick_recipe import QUICK
+from transformers import TrainingArguments
+
+from kit.data.preprocess import preprocess_files
+from kit.recipe.load import load_recipe
+from kit.task import SOFT_LABELS, WEIGHT
+from kit.training import fold
+from kit.training.train import train_recipe
+
+# Without dropout, 16 rows in one process and 8 in each of two are the same step.
+SAME_STEPS = (*QUICK, "train.max_steps=8", "model.head_dropout=0.0")
+
+
+def test_two_processes_take_the_same_steps_as_one(fixed_backbone: Path, data: Path, tmp_path: Path):
+    overrides = (
+        *SAME_STEPS,
+        "train.head_only=0.2",
+        "train.ema=0.9",
+        "train.r_drop=1.0",
+        "train.micro_tokens=300",
+    )
+    alone = train_alone(fixed_backbone, data, tmp_path / "one", overrides)
+    together = train_in_two_processes(fixed_backbone, data, tmp_path / "two", overrides)
+    assert together["steps"] == alone["steps"] == 8
+    assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
+
+
+def test_two_processes_take_the_same_steps_with_weights_features_and_perturbation(
+    fixed_backbone: Path, raw: Path, tmp_path: Path
+):
+    """One process takes its 16 rows in two passes, as each pass has a perturbation of its own."""
+    data = write_weighted_rows(raw, tmp_path)
+    plain = (
+        *SAME_STEPS,
+        "train.micro_batch_size=8",
+        "model.features=true",
+        "train.awp_start=0.25",
+    )
+    perturbed = (*plain, "train.awp=0.05")
+    together = train_in_two_processes(fixed_backbone, data, tmp_path / "two", perturbed)
+    alone = train_alone(fixed_backbone, data, tmp_path / "one", perturbed)
+    assert together["steps"] == 8
+    assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
+
+    # Perturbation and features do make a difference here.
+    for name, overrides in (
+        ("no perturbation", plain),
+        ("no features", (*perturbed, "model.features=false")),
+    ):
+        other = train_alone(fixed_backbone, data, tmp_path / name, overrides)
+        assert abs(other["log_loss"] - together["log_loss"]) > 1e-3, name
+
+
+def train_alone(
+    backbone: Path, data: Path, runs: Path, overrides: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the holdout's metrics of a toy RoBERTa trained in this process."""
+    recipe = load_recipe("tiny-roberta", overrides, backbone=str(backbone))
+    return train_recipe(recipe, data, runs)["parts"]["holdout"]
+
+
+def train_in_two_processes(
+    backbone: Path, data: Path, runs: Path, overrides: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the holdout's metrics of a toy RoBERTa trained by two processes on the CPU."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    train = ("-m", "kit", "train", "--recipe", "tiny-roberta", "--backbone", str(backbone))
+    folders = ("--data", str(data), "--runs", str(runs))
+    settings = [argument for override in overrides for argument in ("--set", override)]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *train, *folders, *settings, "--json"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+    # The gloo of torch 2.10 prints to stdout, too.
+    result = json.loads(done.stdout[done.stdout.index("{") :])
+    return result["parts"]["holdout"]
+
+
+def write_weighted_rows(raw: Path, folder: Path) -> Path:
+    """Preprocess the sample with weights of 1 and 3 in turn, and soft labels in every third row."""
+    table = pd.read_csv(raw / "train.csv", dtype=str, keep_default_na=False)
+    table[WEIGHT] = ["3" if row % 2 else "1" for row in range(len(table))]
+    for name, share in zip(SOFT_LABELS, ("0.2", "0.5", "0.3"), strict=True):
+        table[name] = ["" if row % 3 else share for row in range(len(table))]
+
+    (folder / "raw").mkdir()
+    table.to_csv(folder / "raw" / "train.csv", index=False)
+    (folder / "raw" / "test.csv").write_bytes((raw / "test.csv").read_bytes())
+    preprocess_files(folder / "raw", folder / "data", folds=3, valid=0.2)
+    return folder / "data"
+
+
+def test_each_process_draws_its_own_dropout(
+    fixed_backbone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seeds: list[int] = []
+    make_trainer = fold.make_trainer
+
+    def record_seed(*args: Any, **kwargs: Any) -> None:
+        make_trainer(*args, **kwargs)
+        seeds.append(torch.initial_seed())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fold, "make_trainer", record_seed)
+    recipe = load_recipe("tiny-roberta", (*QUICK, "train.seed=5"), backbone=str(fixed_backbone))
+    for number in (0, 1):
+        monkeypatch.setattr(TrainingArguments, "process_index", number)
+        with pytest.raises(KeyboardInterrupt):
+            train_recipe(recipe, data, tmp_path / str(number))
+    assert seeds == [5, 6]
