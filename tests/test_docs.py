@@ -22,6 +22,8 @@ ALL = [block for page in snippets.PAGES for block in snippets.blocks(page)]
 PYTHON = ROOT / "docs/python.md"
 LANGUAGES = {"console", "python", "toml", "text", "markdown"}
 OTHERS = {
+    "cd",
+    "source",
     "make",
     "hf",
     "git",
@@ -190,6 +192,26 @@ def test_every_page_is_linked_from_the_readme():
     assert [
         page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in readme
     ] == []
+
+
+def test_the_readme_maps_every_folder_and_room():
+    """The tree in the README has each tracked folder, and each room of kit, once."""
+    (tree,) = [
+        block.lines
+        for block in snippets.blocks(ROOT / "README.md")
+        if block.language == "text" and block.lines[0] == "kit/"
+    ]
+    rooms = [line.split()[0] for line in tree if line.startswith("  ")]
+    folders = [line.split()[0] for line in tree if not line.startswith(" ")]
+
+    expected = {
+        path.name + "/" * path.is_dir()
+        for path in (ROOT / "kit").iterdir()
+        if not path.name.startswith("_") and path.suffix != ".typed"
+    }
+    assert sorted(rooms) == sorted(expected)
+    assert all((ROOT / folder).is_dir() for folder in folders)
+    assert {"kit/", "tests/", "docs/", "examples/", "benchmarks/"} <= set(folders)
 
 
 @pytest.mark.parametrize("page", snippets.PAGES, ids=name_of)
