@@ -52,8 +52,7 @@ def environment() -> Path:
     """The peers' Python, installed on the first call."""
     python = PEERS / "bin/python"
     wanted = "".join(
-        (HERE.parent / name).read_text(encoding="utf-8")
-        for name in ("constraints.txt", "pyproject.toml")
+        (HERE.parent / name).read_text(encoding="utf-8") for name in ("constraints.txt", "pyproject.toml")
     )
     wanted, installed = hashlib.sha256(wanted.encode()).hexdigest(), PEERS / "installed"
     if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
