@@ -220,6 +220,19 @@ def test_links_and_paths_lead_somewhere(page: Path):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [p for p in snippets.PAGES if p not in FROZEN], ids=name_of)
+def test_files_of_the_project_exist_where_a_page_names_them(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:kit|tests|benchmarks|supply)/[\w./-]+)`", text):
+        assert (ROOT / path.replace("NAME", "deberta")).exists(), path
+
+
+def test_the_version_is_in_the_changelog():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", text, re.MULTILINE)
+    assert newest and newest[1] == kit.__version__
+
+
 class TestReading:
     """The reader itself: it must not be content with what is wrong."""
 
