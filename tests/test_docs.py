@@ -22,6 +22,8 @@ ALL = [block for page in snippets.PAGES for block in snippets.blocks(page)]
 PYTHON = ROOT / "docs/python.md"
 LANGUAGES = {"console", "python", "toml", "text", "markdown"}
 OTHERS = {
+    "cd",
+    "source",
     "make",
     "hf",
     "git",
@@ -191,10 +193,43 @@ def test_every_page_is_linked_from_the_readme():
     ] == []
 
 
+def test_the_readme_maps_every_folder_and_room():
+    """The tree in the README has each tracked folder, and each room of kit, once."""
+    (tree,) = [
+        block.lines
+        for block in snippets.blocks(ROOT / "README.md")
+        if block.language == "text" and block.lines[0] == "kit/"
+    ]
+    rooms = [line.split()[0] for line in tree if line.startswith("  ")]
+    folders = [line.split()[0] for line in tree if not line.startswith(" ")]
+
+    expected = {
+        path.name + "/" * path.is_dir()
+        for path in (ROOT / "kit").iterdir()
+        if not path.name.startswith("_") and path.suffix != ".typed"
+    }
+    assert sorted(rooms) == sorted(expected)
+    assert all((ROOT / folder).is_dir() for folder in folders)
+    assert {"kit/", "tests/", "docs/", "examples/", "benchmarks/"} <= set(folders)
+
+
 @pytest.mark.parametrize("page", snippets.PAGES, ids=name_of)
 def test_links_and_paths_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [p for p in snippets.PAGES if p not in FROZEN], ids=name_of)
+def test_files_of_the_project_exist_where_a_page_names_them(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:kit|tests|benchmarks|supply)/[\w./-]+)`", text):
+        assert (ROOT / path.replace("NAME", "deberta")).exists(), path
+
+
+def test_the_version_is_in_the_changelog():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", text, re.MULTILINE)
+    assert newest and newest[1] == kit.__version__
 
 
 class TestReading:
