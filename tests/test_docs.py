@@ -230,7 +230,7 @@ def test_files_of_the_project_exist_where_a_page_names_them(page: Path):
 def test_the_version_is_in_the_changelog():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", text, re.MULTILINE)
-    assert newest is not None
+    assert newest
     assert newest[1] == kit.__version__
 
 
