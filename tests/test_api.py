@@ -342,6 +342,9 @@ class TestEnsemble:
         frames = [read_predictions(file) for file in files]
         run_command("ensemble", *files, "--weights", "2,1", "-o", tmp_path / "blend.csv")
         expected = read_predictions(tmp_path / "blend.csv")
+        folders = [run.path for run in made]
+        run_command("ensemble", *folders, "--weights", "2,1", "-o", tmp_path / "folders.csv")
+        assert (tmp_path / "folders.csv").read_bytes() == (tmp_path / "blend.csv").read_bytes()
         for members in (frames, files, made, [made[0].path, frames[1]]):
             ours = kit.ensemble(members, weights=[2, 1])
             pd.testing.assert_frame_equal(ours.predictions, expected, rtol=0, atol=0)

@@ -52,8 +52,8 @@ def calibrate_command(
     """Soften or sharpen probabilities, as out-of-fold predictions tell.
 
     \b
-    Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv --truth data/processed/train.parquet
-    --save t.json
+    Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv \\
+                  --truth data/processed/train.parquet --save t.json
               kit calibrate runs/deberta-1a2b3c4d/test.csv --apply t.json -o calibrated.csv
     """
     if saved:
