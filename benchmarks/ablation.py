@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "moving average 0.99": {"train.ema": "0.99"},
     "R-Drop 1": {"train.r_drop": "1.0"},
     "perturbed weights 0.005": {"train.awp": "0.005"},
+    "fresh top layer": {"train.reinit_layers": "1"},
 }
 
 
