@@ -20,7 +20,7 @@ ROOMS = (
     ("model", "run"),
     ("predict", "training", "baselines", "ensembling"),
     ("reporting", "kaggle"),
-    ("api",),
+    ("api", "predictor"),
     ("demo", "doctor"),
     ("cli",),
     ("__main__",),
