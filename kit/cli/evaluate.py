@@ -1,4 +1,4 @@
-"""Offer the commands that judge predictions: validate, score, report, and the demo."""
+"""Define the commands that judge predictions: validate, score, report; and demo."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def validate_command(file: Path, sample: Path | None, as_json: bool) -> None:
 )
 @options.as_json
 def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
-    """Compute log loss, accuracy and calibration error, beside uniform and the class prior.
+    """Compute log loss, accuracy and calibration error, and compare with uniform and class prior.
 
     \b
     Example:  kit score submissions/blend.csv --truth data/raw/truth.csv
@@ -97,9 +97,7 @@ def report_command(
     """
     if not (runs or frames):
         raise click.UsageError("Name run directories, or prediction files with --frame NAME=FILE.")
-    named = [(name, Path(file)) for name, _, file in (each.partition("=") for each in frames)]
-    if any(not name or not str(file).strip(".") for name, file in named):
-        raise click.UsageError("--frame takes NAME=FILE.")
+    named = [_parse_frame(text) for text in frames]
     if markdown and as_json:
         raise click.UsageError("Choose --markdown or --json.")
     if len({path.resolve() for path in out}) < len(out):
@@ -122,6 +120,15 @@ def report_command(
         output.print_report(result)
     if out:
         output.print_note(f"Written: {', '.join(map(str, out))}")
+
+
+def _parse_frame(text: str) -> tuple[str, Path]:
+    """Return the name and the file of NAME=FILE; raise UsageError if one is missing."""
+    name, _, file = text.partition("=")
+    # "." is no file either: it is what an empty path becomes.
+    if not name or not file.strip("."):
+        raise click.UsageError(f"--frame {text} is not NAME=FILE.")
+    return name, Path(file)
 
 
 @click.command()
