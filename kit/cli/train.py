@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,7 +22,7 @@ def backbones_command(as_json: bool) -> None:
     from kit.model.backbones import BACKBONES
     from kit.model.encoder import count_parameters
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": record.name,
             **record.sizes,
