@@ -44,7 +44,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console = Console(width=width, highlight=False, markup=False)
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    # Not the title of the table: rich would break it at the width of the table.
+    if title:
+        console.print(title, style="italic")
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
         cells = [row[place] for row in rows]
         is_numeric = all(isinstance(cell, int | float) or cell in (None, "") for cell in cells)
