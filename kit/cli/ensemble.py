@@ -77,9 +77,11 @@ def calibrate_command(
     if out:
         write_predictions(result.cross_fitted, out)
 
-    output.print_json(result.as_dict()) if as_json else output.print_calibration(result)
     for line in result.warnings:
         output.print_note(line)
+    if as_json:
+        return output.print_json(result.as_dict())
+    output.print_calibration(result)
 
 
 def _apply_saved(saved: Path, file: Path, out: Path, force: bool, as_json: bool) -> None:

@@ -51,7 +51,9 @@ def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     import kit
 
     result = kit.score(file, truth, subset=subset)
-    output.print_json(result.as_dict()) if as_json else output.print_score(result, file)
+    if as_json:
+        return output.print_json(result.as_dict())
+    output.print_score(result, file)
 
 
 @click.command()
@@ -156,7 +158,9 @@ def demo_command(out: Path, rows: int, as_json: bool) -> None:
     from kit.demo import run_demo
 
     report = run_demo(out, rows, log=output.print_note, training=output.training_progress)
-    output.print_json(report.as_dict()) if as_json else output.print_report(report)
+    if as_json:
+        return output.print_json(report.as_dict())
+    output.print_report(report)
 
 
 COMMANDS = (validate_command, score_command, report_command)

@@ -106,7 +106,9 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     from kit.baselines.run import run_baseline
 
     result = run_baseline(name, data, runs, fold, say=output.print_note)
-    output.print_json(result) if as_json else output.print_run(result)
+    if as_json:
+        return output.print_json(result)
+    output.print_run(result)
 
 
 @click.command()
