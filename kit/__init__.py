@@ -7,7 +7,8 @@
     predictor = kit.load(run)
     predictor.predict_proba(frame)  # a DataFrame with prompt, response_a, response_b
 
-The functions are those of `kit.api`, imported at first use: `import kit` alone loads nothing heavy.
+The functions are in `kit.api` and `kit.predictor`. They are imported at first use, so `import kit`
+alone loads nothing heavy.
 """
 
 from importlib import import_module
@@ -15,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-# Where the public names are.
+# The module of each public name.
 _EXPORTS = {
     "Dataset": "kit.data.dataset",
     "Ensemble": "kit.api",
-    "Predictor": "kit.api",
+    "Predictor": "kit.predictor",
     "Run": "kit.run",
     "calibrate": "kit.api",
     "ensemble": "kit.api",
-    "load": "kit.api",
+    "load": "kit.predictor",
     "preprocess": "kit.api",
     "report": "kit.api",
     "score": "kit.api",
@@ -43,19 +44,11 @@ __all__ = [
     "train",
 ]
 
+# Type checkers and editors do not see what `__getattr__` imports.
 if TYPE_CHECKING:
-    from kit.api import (
-        Ensemble,
-        Predictor,
-        calibrate,
-        ensemble,
-        load,
-        preprocess,
-        report,
-        score,
-        train,
-    )
+    from kit.api import Ensemble, calibrate, ensemble, preprocess, report, score, train
     from kit.data.dataset import Dataset
+    from kit.predictor import Predictor, load
     from kit.run import Run
 
 

@@ -1,8 +1,8 @@
-"""Use kit from Python: preprocess, train, load and predict, calibrate, ensemble, score, report.
+"""Use kit from Python: preprocess, train, calibrate, ensemble, score, report.
 
-Use these functions as `kit.load` and so on; the commands of the same names call them. Files may be
-given as paths, tables as DataFrames. What the caller can cause is raised as a
-`kit.errors.KitError`, which says what is wrong and what to do.
+Use these functions as `kit.train` and so on; the commands of the same names call them. (`kit.load`
+is in `kit.predictor`.) A file may be given by its path, or its content as a DataFrame. A mistake of
+the caller is raised as a `kit.errors.KitError`, which says what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from kit.errors import DataError, KitError, RunError
-from kit.task import HOLDOUT, ID, PREDICTION_COLUMNS
+from kit.task import HOLDOUT, PREDICTION_COLUMNS
 
-# Each function imports what it needs: `score` must not wait for torch, nor for what a report draws
-# with.
+# Each function imports what it needs, so that `score` does not wait for torch or matplotlib.
 if TYPE_CHECKING:
     from kit.data.dataset import Dataset
     from kit.ensembling.blend import Blend
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from kit.ensembling.fit_calibration import CalibrationFit, CalibrationMethod
     from kit.ensembling.pool import PoolMethod
     from kit.evaluation.metrics import Score
-    from kit.predict import RunPredictor
     from kit.recipe.spec import Recipe
     from kit.reporting.report import Report
     from kit.run import Run
@@ -44,14 +42,14 @@ def preprocess(
 
     Args:
         raw: the folder of train.csv and test.csv.
-        out: the folder to write to. What an earlier call left there is replaced, unless it is what
-            this call would write.
+        out: the folder to write to. Rows of an earlier call are replaced, unless they come from the
+            same files and options.
         options: as `kit.data.preprocess.preprocess_files` takes them: extra, soft_labels, text,
             split, folds, valid, seed, allow_test_prompts.
 
     Returns:
-        The dataset; its `manifest` has counts, repairs and class frequencies, and `reused` tells
-        whether the folder was up to date.
+        The dataset. Its `manifest` has counts, repairs and class frequencies; `reused` is True if
+        the folder was up to date.
 
     Raises:
         DataError: an input file cannot be used; names the file, row and id.
@@ -95,10 +93,10 @@ def train(
             is.
         fold: "holdout", a fold's number, or "all".
         resume: continue an interrupted training.
-        guard: end a training that learns nothing.
-        restarts: how often to try again, at half the rates, where a training collapses.
+        guard: stop a training that learns nothing.
+        restarts: how often to try again, at half the learning rates, if a training collapses.
         report_to: "tensorboard" for its curves.
-        max_hours: end within this time.
+        max_hours: stop in time to end within so many hours.
         on_progress: called with a `TrainingProgress` every few steps.
         log: called with each message.
 
@@ -117,8 +115,8 @@ def train(
     from kit.run import Run
     from kit.training.train import train_recipe
 
+    # Numbers, texts and booleans look the same in JSON and in the TOML that overrides are read as.
     if isinstance(overrides, Mapping):
-        # Numbers, texts and booleans are written alike in JSON and in TOML.
         changes = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
     else:
         changes = list(overrides)
@@ -129,6 +127,7 @@ def train(
             "a Recipe is used as it is, without backbone= or overrides=",
             "Make it with kit.recipe.load.load_recipe(name, overrides, backbone).",
         )
+
     folder = data.folder if isinstance(data, Dataset) else Path(data)
     summary = train_recipe(
         recipe,
@@ -146,154 +145,15 @@ def train(
     return Run(Path(summary["run"]))
 
 
-class Predictor:
-    """Trained models, loaded once, that predict any number of DataFrames. Made by `load`.
-
-    Several runs are averaged, or blended as a saved blend says.
-    """
-
-    def __init__(self, members: Sequence[RunPredictor], blend: Blend | None = None):
-        self.members = list(members)
-        self.blend = blend
-
-    def __repr__(self) -> str:
-        return f"Predictor({', '.join(member.run.name for member in self.members)})"
-
-    def predict_proba(
-        self,
-        frame: pd.DataFrame,
-        *,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> pd.DataFrame:
-        """Return the probabilities of each row in submission form, in the frame's order and index.
-
-        Args:
-            frame: columns prompt, response_a, response_b: texts, lists of turns, or, in all rows,
-                Kaggle's JSON; `id` if there is one, else rows are numbered from 0.
-            on_progress: called with the rows done and all rows, over all models.
-
-        Returns:
-            Columns id, winner_model_a, winner_model_b, winner_tie; each row sums to 1.
-
-        Raises:
-            DataError: a column is missing, an id is not unique, or a cell is not a text.
-
-        Example:
-            frame = pd.DataFrame({"prompt": ["2+2?"], "response_a": ["4"], "response_b": ["5"]})
-            predictor.predict_proba(frame)
-        """
-        from kit.data.from_frame import frame_to_table
-        from kit.ensembling.blend import apply_blend
-        from kit.ensembling.pool import blend_predictions
-        from kit.predictions import make_predictions
-
-        # Runs may have been trained on different forms of the texts.
-        forms = [member.run.option("text", str) for member in self.members]
-        tables = {form: frame_to_table(frame, form) for form in dict.fromkeys(forms)}
-        total = len(frame) * sum(len(member.folds) for member in self.members)
-        before = 0
-        frames = []
-        for member, form in zip(self.members, forms, strict=True):
-
-            def report_progress(done: int, _: int, before: int = before) -> None:
-                on_progress(before + done, total)
-
-            probabilities = member.predict_table(tables[form], report_progress)
-            frames.append(make_predictions(tables[form][ID].to_numpy(), probabilities))
-            before += len(frame) * len(member.folds)
-
-        names = [member.run.name for member in self.members]
-        if self.blend:
-            predictions = apply_blend(self.blend, frames, names)
-        elif len(frames) == 1:
-            # A mean of one would round the last digit: these are what `kit predict` writes.
-            predictions = frames[0]
-        else:
-            predictions = blend_predictions(frames, names)
-        predictions.index = frame.index
-        return predictions
-
-
-def load(
-    source: Run | PathLike | Sequence[Run | PathLike],
-    *,
-    blend: PathLike | Blend | None = None,
-    runs: PathLike = "runs",
-    swap: bool | None = None,
-) -> Predictor:
-    """Load trained models on the best device there is.
-
-    Args:
-        source: a run or its folder; a list of them; a folder with runs in it, such as a training
-            kernel's output on Kaggle; or a saved blend (blend.json), whose members are looked up in
-            `runs`.
-        blend: a saved blend of the runs, or `Ensemble.blend`; by default they are averaged.
-        runs: where the members of a saved blend are.
-        swap: average over both orders of the answers; by default as each recipe says.
-
-    Raises:
-        RunError: there is no such run, it is not finished, or it is a baseline; or the blend needs
-            a run that is not there.
-        DataError: the blend cannot be read.
-
-    Example:
-        predictor = kit.load("runs/deberta-1a2b3c4d")
-        predictor = kit.load(["runs/deberta-1a2b3c4d", "runs/roberta-5e6f7a8b"], blend="blend.json")
-    """
-    from kit.ensembling.blend import read_blend
-    from kit.predict import RunPredictor
-    from kit.run import Run
-
-    sources = _as_list(source)
-    if len(sources) == 1 and not isinstance(sources[0], Run) and Path(sources[0]).suffix == ".json":
-        if blend is not None:
-            raise KitError(
-                f"{sources[0]} is a blend, and blend= names another", "Leave out one of them."
-            )
-        blend = read_blend(sources[0])
-        sources = [Path(runs) / name for name in blend.used]
-
-    opened = [run for each in sources for run in _open_runs(each)]
-    if not opened:
-        raise RunError("no runs to load", "Name a run directory; `kit train` makes one.")
-
-    if isinstance(blend, str | Path):
-        blend = read_blend(blend)
-    if blend:
-        # Members without weight need not be loaded.
-        by_name = {run.name: run for run in opened}
-        missing = [name for name in blend.used if name not in by_name]
-        if missing:
-            raise RunError(
-                f"the blend needs the run {missing[0]}, which is not among those to load",
-                "Name the folders of all its members.",
-            )
-        opened = [by_name[name] for name in blend.used]
-    return Predictor([RunPredictor(run, swap=swap).load() for run in opened], blend)
-
-
-def _open_runs(source: Run | PathLike) -> list[Run]:
-    """Open a run, or all runs in a folder."""
-    from kit.run import ORIGIN_FILE, Run
-
-    if isinstance(source, Run):
-        return [source]
-    folder = Path(source)
-    inside = sorted(path.parent for path in folder.glob(f"**/{ORIGIN_FILE}"))
-    if (folder / ORIGIN_FILE).is_file() or not inside:
-        return [Run.open(folder)]
-    return [Run.open(path) for path in inside]
-
-
 @dataclass(frozen=True)
 class Ensemble:
-    """A blend of predictions.
+    """The result of `ensemble`.
 
     Attributes:
-        predictions: in submission form; None where only weights were fitted.
-        blend: weights, pool and calibration, where it was fitted or read.
-        fit: losses and intervals of a fit.
-        notes: what a reader of the fit should know.
+        predictions: the blended prediction frame; None if there were no members to blend.
+        blend: weights, pool and calibration, if they were fitted or read from a file.
+        fit: losses and intervals, if weights were fitted.
+        notes: warnings about the rows that weights were fitted to.
     """
 
     predictions: pd.DataFrame | None
@@ -355,7 +215,8 @@ def ensemble(
     by_hand = method is not None or weights is not None
     if sum([by_hand, bool(fit), blend is not None]) > 1:
         raise KitError(
-            "weights come from method= and weights=, fit= or blend=", "Pass one of them."
+            "more than one source of weights: method= and weights=, fit=, blend=",
+            "Pass one of them.",
         )
 
     fitted = None
@@ -370,16 +231,25 @@ def ensemble(
     elif isinstance(blend, str | Path):
         blend = read_blend(blend)
 
-    if not members and blend:
+    if blend and not members:
         return Ensemble(None, blend, fitted, notes)
     if blend:
-        # A blend finds its members by the names of their runs.
+        # A blend finds its members by the names of their runs, so these must be files.
         files = [_run_file(member, "test_path") for member in members]
         names, frames = read_members(files)
         return Ensemble(apply_blend(blend, frames, names, files), blend, fitted, notes)
 
-    frames = []
+    names, frames = _read_test_members(members)
+    method = method or ("weights" if weights is not None else "mean")
+    return Ensemble(blend_predictions(frames, names, method, weights))
+
+
+def _read_test_members(
+    members: Sequence[Run | PathLike | pd.DataFrame],
+) -> tuple[list[str], list[pd.DataFrame]]:
+    """Return what errors call each member, and its test predictions."""
     names = []
+    frames = []
     for number, member in enumerate(members):
         if isinstance(member, pd.DataFrame):
             name = f"members[{number}]"
@@ -389,14 +259,13 @@ def ensemble(
             frame = _read_frame(name)
         names.append(name)
         frames.append(frame)
-    method = method or ("weights" if weights is not None else "mean")
-    return Ensemble(blend_predictions(frames, names, method, weights))
+    return names, frames
 
 
 def _fit_ensemble(
     members: Sequence[Run | PathLike | pd.DataFrame], truth: PathLike | pd.DataFrame, subset: bool
 ) -> tuple[BlendFit, tuple[str, ...]]:
-    """Fit a blend to out-of-fold predictions, and return it with notes on its rows."""
+    """Fit a blend to out-of-fold predictions, and return it with warnings about the rows."""
     from kit.ensembling.fit_blend import fit_blend
     from kit.ensembling.members import read_members, unknown_run_warnings
     from kit.evaluation.truth import prompt_group_warnings, restrict_truth
@@ -427,8 +296,9 @@ def calibrate(
         subset: fit on the rows that are predicted, such as validation rows.
 
     Returns:
-        The fit: `apply(frame)` calibrates predictions of other rows, `cross_fitted` are the
-        calibrated predictions of these, `before` and `after` their losses, `save(path)` keeps it.
+        The fit. `apply(frame)` calibrates predictions of other rows, and `save(path)` writes the
+        calibration. `cross_fitted` has the calibrated predictions of the rows that it was fitted
+        to; `before` and `after` have their losses.
 
     Raises:
         KitError: a file cannot be used, ids do not match, or there is no such method.
@@ -445,10 +315,12 @@ def calibrate(
         predictions = _run_file(predictions, "oof_path")
         warnings += unknown_run_warnings([predictions])
     frame = _read_frame(predictions)
+
     labels = _read_labels(truth)
     warnings += prompt_group_warnings(labels, _name(truth))
     if subset:
         labels = restrict_truth(labels, frame)
+
     fit = fit_calibration(frame, labels, _name(predictions), method)
     return replace(fit, warnings=tuple(warnings))
 
@@ -501,11 +373,11 @@ def report(
         truth: labels of the test rows, where they are known.
 
     Returns:
-        The report: `comparison`, `significance`, …; `as_dict()`; in a notebook it shows itself as a
-        page.
+        The report, with `comparison`, `significance` and more; `as_dict()` has all numbers. A
+        notebook displays it as a page.
 
     Raises:
-        KitError: nothing to compare, a run is of other rows, or a file cannot be used.
+        KitError: nothing to compare, a run was trained on other rows, or a file cannot be used.
 
     Example:
         kit.report([run_a, run_b], truth="data/raw/truth.csv")
@@ -525,7 +397,7 @@ def report(
 
 
 def _as_list(source: Any) -> list[Any]:
-    """Return a list of what may be one thing or several."""
+    """Return a list of one run, path or frame, or of several."""
     from kit.run import Run
 
     return [source] if isinstance(source, Run | str | Path | pd.DataFrame) else list(source)
@@ -534,7 +406,12 @@ def _as_list(source: Any) -> list[Any]:
 def _run_file(
     member: Run | PathLike | pd.DataFrame, name: Literal["oof_path", "test_path"]
 ) -> Path:
-    """Return a member's prediction file: of a run or its folder, the one of this name."""
+    """Return the path of a prediction file: a file as it is, of a run the named one of its files.
+
+    Raises:
+        RunError: the run has no such predictions yet.
+        KitError: the member is a DataFrame, which has no name.
+    """
     from kit.run import Run
 
     if isinstance(member, pd.DataFrame):
@@ -547,14 +424,16 @@ def _run_file(
             return Path(member)
         member = Run.open(member)
 
-    file = member.oof_path if name == "oof_path" else member.test_path
+    if name == "oof_path":
+        file = member.oof_path
+        problem = "has no out-of-fold predictions"
+        hint = "Train it with all folds: fold='all'."
+    else:
+        file = member.test_path
+        problem = "has no test predictions"
+        hint = f"Run `kit predict {member.path}`."
     if not file.is_file():
-        missing = {
-            "oof_path": ("out-of-fold", "Train it with all folds: fold='all'."),
-            "test_path": ("test", f"Run `kit predict {member.path}`."),
-        }
-        kind, hint = missing[name]
-        raise RunError(f"{member.path} has no {kind} predictions", hint)
+        raise RunError(f"{member.path} {problem}", hint)
     return file
 
 
@@ -584,5 +463,5 @@ def _read_labels(truth: PathLike | pd.DataFrame) -> pd.DataFrame:
 
 
 def _name(table: PathLike | pd.DataFrame) -> str:
-    """Return what errors and notes call a table."""
+    """Return what messages call a table."""
     return "the DataFrame" if isinstance(table, pd.DataFrame) else str(table)

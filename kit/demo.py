@@ -37,8 +37,9 @@ def run_demo(
     Args:
         out: folder for all files.
         rows: training rows of the sample.
-        log: receives each step as the command that does it.
-        training: makes the progress listener of one training, by its label.
+        log: called with each step, as the command that does the same.
+        training: returns, for the label of a training, a context manager that yields the callback
+            for its progress.
 
     Raises:
         KitError: `out` has files that are not from such a demo.

@@ -69,7 +69,7 @@ class Memory:
 
 
 def examine_setup(raw: str | Path, data: str | Path, online: bool = False) -> list[Finding]:
-    """Check everything in the order in which a newcomer meets it; never raise for what is found.
+    """Check everything, in the order in which a newcomer needs it, and return what was found.
 
     Args:
         raw: folder of the competition's files.

@@ -34,7 +34,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PredictionRows:
-    """Rows to predict, and the folder that keeps what is computed from them, by their hash."""
+    """Rows to predict.
+
+    Attributes:
+        table: id, prompt and answers.
+        digest: a hash of the table, which names its tokens and features in the cache.
+        cache: the folder for tokens and features.
+    """
 
     table: pa.Table
     digest: str
@@ -42,18 +48,18 @@ class PredictionRows:
 
     @classmethod
     def of_split(cls, dataset: Dataset, split: str) -> "PredictionRows":
-        """The rows of "train" or "test"."""
+        """Return the rows of "train" or "test"."""
         table = dataset.test() if split == "test" else dataset.train()
         return cls(table, dataset.digest(split), dataset.cache)
 
     def tokens(self, tokenizer: PairTokenizer, recipe: Recipe) -> TokenizedRows:
-        """Return the rows as tokens, from the cache where it has them."""
+        """Return the rows as tokens, from the cache if it has them."""
         return tokenize_cached(
             self.table, self.digest, tokenizer, recipe.encode, self.cache, recipe.model.shape
         )
 
     def features(self, tokens: TokenizedRows) -> FeatureTable:
-        """Return the rows' features, from the cache where it has them."""
+        """Return the rows' features, from the cache if it has them."""
         return features_cached(self.table, self.digest, tokens, self.cache)
 
 
@@ -99,7 +105,7 @@ class RunPredictor:
     ) -> np.ndarray:
         """Return the mean of the models' probabilities, (N, 3) float64.
 
-        Under torchrun every process computes its share and gets the whole.
+        Under torchrun every process computes a share of the rows and returns all of them.
 
         Args:
             rows: numbers of the rows to predict, in the order wanted; by default all.
@@ -133,8 +139,8 @@ class RunPredictor:
         """Return the probabilities of a table of id and texts, (N, 3) float64; cache nothing."""
         ranks = PartialState(cpu=not torch.cuda.is_available())
         with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-            # All processes of this machine use the first one's folder, which stays until the last
-            # is done.
+            # All processes of this machine use the folder of the first one, which waits with its
+            # removal until the last is done.
             shared = broadcast_object_list([scratch])[0]
             source = PredictionRows(table, "input", Path(shared))
             probabilities = self.predict(source, progress=progress)
@@ -143,7 +149,7 @@ class RunPredictor:
 
     @property
     def _precision(self) -> str:
-        """What suits this machine, unless the recipe insists on float32."""
+        """The precision: the best for this machine, unless the recipe asks for float32."""
         return "fp32" if self.recipe.train.precision == "fp32" else "auto"
 
     def _load(self, fold: FoldDir) -> tuple[PairModel, PairTokenizer, Compute]:
@@ -205,7 +211,7 @@ def predict_split(
         for number, valid in zip(numbers, rows, strict=True)
     ]
 
-    # In the order of the data.
+    # The rows are in the order of the folds: return them in the order of the data.
     all_rows = np.concatenate(rows)
     order = np.argsort(all_rows)
     ids = source.table[ID].to_numpy()

@@ -5,10 +5,11 @@
                                        made from, and the version of kit; of a baseline, its name
                 holdout/ or fold<k>/   model.safetensors, config.json, tokenizer, valid.csv,
                                        trainer_state.json, metrics.json
-                oof.csv, metrics.json  once every fold asked for is finished
+                metrics.json           a summary of the finished folds
+                oof.csv                once every fold is finished
 
-`metrics.json` is written last, so its presence means finished; a fold's lists the hashes of its
-model's files.
+`metrics.json` is written last: a fold that has one is finished. That of a fold also lists the
+hashes of the model's files.
 """
 
 import hashlib
@@ -37,57 +38,63 @@ T = TypeVar("T")
 # The version of origin.json. It rises when an older kit could no longer use the run.
 FORMAT = 1
 
-# The options of `kit preprocess` that a run remembers about its rows.
+# The options of `kit preprocess` that a run records about its rows.
 DATA_OPTIONS = ("text", "split", "folds", "valid", "seed")
 
-# A fold's model consists of its files with these suffixes, but for the logs, which no prediction
-# reads.
-MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
+# Files of a run.
 RECIPE_FILE = "recipe.toml"
 ORIGIN_FILE = "origin.json"
-LOG_FILES = ("trainer_state.json", "tried.json", "metrics.json")
+
+# Files of a run and of a fold.
+METRICS_FILE = "metrics.json"
+
+# Files of a fold: the learning curve, and earlier attempts of a training that collapsed.
+HISTORY_FILE = "trainer_state.json"
+ATTEMPTS_FILE = "tried.json"
+
+# A fold's model consists of its files with these suffixes, without the logs, which no prediction
+# reads.
+MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
+LOG_FILES = (HISTORY_FILE, ATTEMPTS_FILE, METRICS_FILE)
 
 _RESTORE = "Copy the run directory again, or train it again."
 
 
 @dataclass(frozen=True)
 class FoldDir:
-    """One trained fold of a run, or its holdout, by its folder.
-
-    Attributes:
-        predictions_path: predictions of the rows that were not trained on.
-        test_path: a baseline's predictions of the test rows, kept in place of a model.
-        history_path: losses and rates by step.
-        attempts_path: earlier attempts of an unfinished training that collapsed.
-        metrics_path: written last.
-    """
+    """The folder of one trained fold of a run, or of its holdout."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """ "holdout", or "fold" with its number."""
+        """The name of the folder: "holdout", "fold0", "fold1", …"""
         return self.path.name
 
     @property
     def predictions_path(self) -> Path:
+        """The predictions of the validation rows, which this fold was not trained on."""
         return self.path / "valid.csv"
 
     @property
     def test_path(self) -> Path:
+        """A baseline's predictions of the test rows, kept in place of a model."""
         return self.path / TEST_FILE
 
     @property
     def history_path(self) -> Path:
-        return self.path / "trainer_state.json"
+        """The learning curve: losses and learning rates by step."""
+        return self.path / HISTORY_FILE
 
     @property
     def attempts_path(self) -> Path:
-        return self.path / "tried.json"
+        """A record of earlier attempts that collapsed, while the training is unfinished."""
+        return self.path / ATTEMPTS_FILE
 
     @property
     def metrics_path(self) -> Path:
-        return self.path / "metrics.json"
+        """The metrics, which are written last."""
+        return self.path / METRICS_FILE
 
     @property
     def is_finished(self) -> bool:
@@ -96,7 +103,7 @@ class FoldDir:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What training wrote at its end: losses, steps, versions, the model's files.
+        """Losses, steps, versions and the model's files, as training wrote them at its end.
 
         Raises:
             RunError: the file is missing or damaged.
@@ -109,7 +116,7 @@ class FoldDir:
         return read_predictions(self.predictions_path)
 
     def model_digests(self) -> dict[str, str]:
-        """The SHA-256 of each file of the model, by name."""
+        """Return the SHA-256 of each file of the model, by name."""
         files = sorted(
             path
             for path in self.path.iterdir()
@@ -149,7 +156,7 @@ class Run:
         """Return the run of `recipe` under `runs`, creating it if it is new.
 
         Args:
-            origin: what it is made from (see `make_origin`).
+            origin: the data and backbone that it is made from (see `make_origin`).
 
         Raises:
             RunError: the run exists and has another recipe, other data, or a changed backbone
@@ -158,9 +165,8 @@ class Run:
         run = cls(runs / recipe.run_name)
         if not run.recipe_path.exists():
             text = recipe.to_toml()
-            write_json(
-                run.origin_path, {"format": FORMAT, **origin, "recipe": _digest_of_toml(text)}
-            )
+            content = {"format": FORMAT, **origin, "recipe": _digest_of_toml(text)}
+            write_json(run.origin_path, content)
             write_text(run.recipe_path, text)
             return run
 
@@ -199,16 +205,12 @@ class Run:
         """Open an existing run directory.
 
         Raises:
-            RunError: it is not one, or a newer kit made it.
+            RunError: the folder is not a run directory, or a newer kit made it.
         """
         run = cls(Path(path))
         if not run.origin_path.is_file() or not (run.recipe_path.is_file() or run.baseline):
             parent = run.path.parent
-            names = (
-                sorted(p.parent.name for p in parent.glob(f"*/{ORIGIN_FILE}"))
-                if parent.is_dir()
-                else []
-            )
+            names = sorted(origin.parent.name for origin in parent.glob(f"*/{ORIGIN_FILE}"))
             hint = f"Runs in {parent}: {', '.join(names)}." if names else "`kit train` creates one."
             raise RunError(f"{path} is not a run directory", hint)
 
@@ -228,39 +230,44 @@ class Run:
 
     @property
     def recipe_path(self) -> Path:
+        """The recipe in full; a baseline has none."""
         return self.path / RECIPE_FILE
 
     @property
     def origin_path(self) -> Path:
+        """The record of what the run was made from (see `origin`)."""
         return self.path / ORIGIN_FILE
 
     @property
     def metrics_path(self) -> Path:
-        return self.path / "metrics.json"
+        """The summary that `summarise` writes."""
+        return self.path / METRICS_FILE
 
     @property
     def oof_path(self) -> Path:
+        """The out-of-fold predictions, once every fold is finished."""
         return self.path / "oof.csv"
 
     @property
     def test_path(self) -> Path:
+        """The predictions of the test rows, which `kit predict` writes."""
         return self.path / TEST_FILE
 
     @property
     def origin(self) -> dict[str, Any]:
         """What the run was made from.
 
-        `data` (hash of the training rows), the options they were preprocessed with, `kit` (its
-        version); since format 1 also `recipe` (hash of what recipe.toml says) and, of a folder,
-        `backbone` (hash of its files).
+        Always `data` (hash of the training rows), the options they were preprocessed with, and
+        `kit` (its version). Since format 1 also `recipe` (hash of the content of recipe.toml) and,
+        if the backbone is a folder, `backbone` (hash of its files).
         """
         return _read_json(self.origin_path)
 
     def option(self, name: str, kind: type[T]) -> T:
-        """Return one of the origin's values.
+        """Return one of the origin's values, which must be of type `kind`.
 
         Raises:
-            RunError: it is missing or of another type: the file was changed.
+            RunError: it is missing or of another type, because origin.json was edited.
         """
         value: Any = self.origin.get(name)
         # Not `isinstance`, for which a bool is an int.
@@ -275,10 +282,10 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The experiment.
+        """The recipe that the run was trained by.
 
         Raises:
-            RunError: it is a baseline; or recipe.toml was edited, or was written by a kit with
+            RunError: the run is a baseline; or recipe.toml was edited, or was written by a kit with
                 other keys.
         """
         self._require_model()
@@ -318,17 +325,17 @@ class Run:
 
     def finished(self) -> list[FoldDir]:
         """Return the finished folds: the holdout first, then the others by number."""
-        folders = [path.parent for path in self.path.glob("*/metrics.json")]
+        folders = [path.parent for path in self.path.glob(f"*/{METRICS_FILE}")]
         folds = [folder for folder in folders if re.fullmatch(r"fold\d+", folder.name)]
         folds.sort(key=lambda folder: int(folder.name.removeprefix("fold")))
         holdout = [folder for folder in folders if folder.name == HOLDOUT]
         return [FoldDir(folder) for folder in holdout + folds]
 
     def models(self) -> list[FoldDir]:
-        """Return the folds whose models predict.
+        """Return the folds whose models predict new rows.
 
-        They are all folds if all are finished, otherwise the holdout if it is, otherwise the folds
-        that are.
+        These are all folds if all are finished; else the holdout alone if it is finished; else the
+        folds that are finished.
 
         Raises:
             RunError: nothing is finished yet, or the run is a baseline.
@@ -341,8 +348,7 @@ class Run:
                 f"Continue with `kit train --recipe {self.recipe_path} --resume`.",
             )
 
-        # With some folds missing the holdout's model is used alone: it is the one that the report
-        # shows.
+        # While some folds are missing, the report shows the holdout's model, so that one predicts.
         holdout = [fold for fold in finished if fold.name == HOLDOUT]
         folds = [fold for fold in finished if fold.name != HOLDOUT]
         if holdout and len(folds) < self.option("folds", int):
@@ -350,19 +356,20 @@ class Run:
         return folds
 
     def summarise(self, write: bool = True) -> dict[str, Any]:
-        """Return the metrics of all finished folds, and with every fold those out of fold.
+        """Return the metrics of the finished folds, and out-of-fold metrics if all are finished.
 
         Args:
-            write: write the summary to metrics.json and, with all folds, their predictions to
-                oof.csv. Of several processes only the first should.
+            write: also write the summary to metrics.json and, if all folds are finished, their
+                predictions to oof.csv. If several processes train together, only the first should.
 
         Returns:
-            `run` (its folder), `parts` (metrics by fold), `oof` (log_loss, accuracy, rows).
+            `run` (its folder) and `parts` (metrics by fold); if all folds are finished, also `oof`
+            (log_loss, accuracy, rows).
 
         Raises:
             RunError: the folds' predictions do not belong together.
         """
-        # Folds may be trained side by side, by processes that finish at the same time.
+        # Different processes may train different folds, and finish at the same time.
         with hold_lock(self.path, "metrics", wait=True) if write else nullcontext():
             metrics = {fold.name: fold.metrics for fold in self.finished()}
             summary: dict[str, Any] = {"run": str(self.path), "parts": metrics}
@@ -370,17 +377,11 @@ class Run:
             folds = [self.fold(number) for number in range(self.option("folds", int))]
             if all(fold.name in metrics for fold in folds):
                 oof = self._concatenate(folds)
-                # Both are means over rows, so over all rows they are the folds' means weighted by
-                # their rows.
-                rows = [metrics[fold.name]["valid_rows"] for fold in folds]
                 summary["oof"] = {
-                    name: sum(
-                        metrics[fold.name][name] * n for fold, n in zip(folds, rows, strict=True)
-                    )
-                    / sum(rows)
-                    for name in ("log_loss", "accuracy")
+                    "log_loss": _mean_over_rows(metrics, folds, "log_loss"),
+                    "accuracy": _mean_over_rows(metrics, folds, "accuracy"),
+                    "rows": len(oof),
                 }
-                summary["oof"]["rows"] = len(oof)
                 if write:
                     write_predictions(oof, self.oof_path)
             if write:
@@ -437,10 +438,10 @@ class Run:
 
 
 def make_origin(dataset: Dataset, backbone: str | None = None) -> dict[str, Any]:
-    """Return what a new run remembers: the hash and options of its rows, and the version of kit.
+    """Return what a new run records: the hash and options of its rows, and the version of kit.
 
     Args:
-        backbone: the digest of the backbone's folder, where it comes from one.
+        backbone: the hash of the backbone's folder; None for a backbone by name.
     """
     options = {name: dataset.manifest["options"][name] for name in DATA_OPTIONS}
     origin = {"data": dataset.digest("train"), "kit": __version__, **options}
@@ -467,11 +468,22 @@ def parse_folds(text: str, count: int) -> list[int | str]:
     )
 
 
+def _mean_over_rows(metrics: dict[str, dict[str, Any]], folds: list[FoldDir], name: str) -> float:
+    """Return a metric over the rows of all folds: the mean of the folds', weighted by their rows.
+
+    The metric must itself be a mean over rows.
+    """
+    rows = [metrics[fold.name]["valid_rows"] for fold in folds]
+    values = [metrics[fold.name][name] for fold in folds]
+    return sum(value * count for value, count in zip(values, rows, strict=True)) / sum(rows)
+
+
 def _digest_of_toml(text: str) -> str:
-    """Hash the content of TOML, which its order, comments and line ends do not change."""
+    """Return a hash of the content of TOML; order of keys, comments and line ends do not count."""
     try:
         content = json.dumps(tomllib.loads(text), sort_keys=True, default=str)
     except ValueError:
+        # Not TOML any more: the hash of the text itself shows that the file was edited.
         content = text
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 

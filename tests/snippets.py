@@ -1,8 +1,12 @@
-"""The documentation's console and Python blocks: read, run, and compared with what is shown.
+"""Read the console and Python blocks of the documentation, run them, and compare the output.
 
-A block below the line `<!-- run -->` is run; the others are parsed. What a Python block prints is shown in a text
-block right below it. In what is shown, `…` stands for any text in its
-line and, alone, for any lines; numbers with decimals may differ a little, since machines do; spacing is free.
+Use `run` for console blocks and `run_python` for Python blocks. A block below the line
+`<!-- run -->` is run; other blocks are only parsed. The output of a Python block is shown in a text
+block right below it.
+
+In the output that a page shows, `…` stands for any text within its line. A line of `…` alone stands
+for any number of lines. Numbers with decimals may differ by `TOLERANCE`, because machines round
+differently, and spacing does not count.
 """
 
 import contextlib
@@ -21,17 +25,26 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(ROOT.glob("[eks]*s/README.md")),
+    *sorted((ROOT / folder / "README.md") for folder in ("examples", "kernels", "submissions")),
 ]
+
 RUN = "<!-- run -->"
-SLACK = 0.05  # of a toy's figures, between one machine's arithmetic and another's
+TOLERANCE = 0.01
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
-BREAKS = re.compile(r"[;|&]+|\$\(|[()]|\bdo\b")
+
+# What separates the programs of a shell command.
+SEPARATORS = re.compile(r"[;|&]+|\$\(|[()]|\bdo\b")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command as a user types it, with the lines that are shown below it; `line` is where it stands in the page."""
+    """A command as a user types it.
+
+    Attributes:
+        line: the line of the page that it begins in, counted from 1.
+        command: its text, which may have several lines.
+        shown: the lines of output that the page shows below it.
+    """
 
     line: int
     command: str
@@ -40,149 +53,182 @@ class Step:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page: its language, whether it is to be run, its lines, and the number of the first."""
+    """A fenced block of a page.
+
+    Attributes:
+        line: the line of the page that its content begins in, counted from 1.
+        language: the word behind the fence, such as "console".
+        is_run: whether the page marks it with `RUN`.
+        lines: its content.
+    """
 
     page: Path
     line: int
     language: str
-    runs: bool
+    is_run: bool
     lines: tuple[str, ...]
 
     def steps(self) -> list[Step]:
-        """The commands of a console block. What goes on over several lines is one command."""
-        found: list[Step] = []
-        command, shown, start = "", [], 0
+        """Return the commands of a console block."""
+        steps: list[Step] = []
+        command = ""
+        start = 0
+        shown: list[str] = []
+
+        # The additional prompt at the end completes the last step.
         for number, line in enumerate((*self.lines, "$ "), self.line):
             if line.startswith("$ "):
                 if command:
-                    found.append(Step(start, command, tuple(shown)))
-                command, shown, start = line[2:], [], number
-            elif command.endswith("\\") or (
-                command.startswith("for ") and not command.endswith("done")
-            ):
+                    steps.append(Step(start, command, tuple(shown)))
+                command = line[2:]
+                start = number
+                shown = []
+            elif _is_continued(command):
                 command += "\n" + line.strip()
             else:
                 shown.append(line)
-        return found
+        return steps
 
 
-def blocks(page: Path) -> list[Block]:
-    """Every fenced block of a page."""
-    found, lines = [], page.read_text(encoding="utf-8").splitlines()
-    place = 0
-    while place < len(lines):
-        if fence := re.match(r"\s*```(\w*)", lines[place]):
-            end = next(n for n in range(place + 1, len(lines)) if lines[n].strip() == "```")
-            marked = place > 0 and lines[place - 1] == RUN
-            found.append(Block(page, place + 2, fence[1], marked, tuple(lines[place + 1 : end])))
-            place = end
-        place += 1
-    return found
+def _is_continued(command: str) -> bool:
+    is_open_loop = command.startswith("for ") and not command.endswith("done")
+    return command.endswith("\\") or is_open_loop
 
 
-def programs(command: str) -> list[list[str]]:
-    """The programs that a shell command starts, in words: those in loops, pipes and `$(…)` too, without comments."""
+def read_blocks(page: Path) -> list[Block]:
+    """Return every fenced block of a page."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    blocks = []
+    index = 0
+    while index < len(lines):
+        fence = re.match(r"\s*```(\w*)", lines[index])
+        if fence:
+            end = next(n for n in range(index + 1, len(lines)) if lines[n].strip() == "```")
+            is_run = index > 0 and lines[index - 1] == RUN
+            content = tuple(lines[index + 1 : end])
+            blocks.append(Block(page, index + 2, fence[1], is_run, content))
+            index = end
+        index += 1
+    return blocks
+
+
+def split_programs(command: str) -> list[list[str]]:
+    """Return the words of each program that a shell command starts.
+
+    Programs in loops, pipes and `$(…)` count too. Comments and `NAME=value` are left out.
+    """
     command = re.sub(r"(^|\s)#.*", "", command.replace("\\\n", " "), flags=re.MULTILINE)
+
+    # A separator inside quotes separates nothing.
     pieces = [""]
-    for part in re.split(r"(\"[^\"]*\"|'[^']*')", command):  # what is quoted is not taken apart
+    for part in re.split(r"(\"[^\"]*\"|'[^']*')", command):
         if part[:1] in ("'", '"'):
             pieces[-1] += part
         else:
-            first, *rest = BREAKS.split(part.replace("\n", ";"))
+            first, *rest = SEPARATORS.split(part.replace("\n", ";"))
             pieces[-1] += first
             pieces += rest
-    words = [drop_assignments(shlex.split(piece)) for piece in pieces]
-    return [each for each in words if each and each[0] not in ("for", "done")]
+
+    programs = [_drop_assignments(shlex.split(piece)) for piece in pieces]
+    return [words for words in programs if words and words[0] not in ("for", "done")]
 
 
-def drop_assignments(words: list[str]) -> list[str]:
-    """The words behind `NAME=value`, which set a variable for what follows."""
+def _drop_assignments(words: list[str]) -> list[str]:
+    """Return the words behind `NAME=value`, which set a variable for them."""
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
     return words
 
 
-def parse(words: list[str], whole: bool) -> None:
-    """Goes through a `kit …` command as Click would, and stops before it runs.
+def check_command(words: list[str], complete: bool) -> None:
+    """Parse a `kit …` command as Click does, without running it.
 
     Args:
-        words: it, in words.
-        whole: whether nothing may be missing; else only commands and options have to be there.
+        words: the command, "kit" first.
+        complete: whether required arguments and values must be there. Otherwise only the names of
+            commands and options are checked, and a group such as `kit kernels push …` may stand
+            for any of its commands.
 
     Raises:
-        click.UsageError: there is no such command or option, or a value is none of the choices.
+        click.UsageError: there is no such command or option, or a value is not allowed.
     """
-    command, context, rest = main, click.Context(main, info_name="kit"), words[1:]
+    command: click.Command = main
+    context = click.Context(main, info_name="kit")
+    rest = words[1:]
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         name, command, rest = command.resolve_command(context, rest)
         context = click.Context(command, info_name=name, parent=context)
-    if whole:
+
+    if complete:
         command.make_context(context.info_name, list(rest), parent=context.parent)
         return
-    inner = [command, *command.commands.values()] if isinstance(command, click.Group) else [command]
-    refusals = [
-        _refusal(each, list(rest)) for each in inner
-    ]  # `kit kernels push … --dry-run` is said of them all
-    if all(refusals):
-        raise refusals[0]
+
+    candidates = [command]
+    if isinstance(command, click.Group):
+        candidates += command.commands.values()
+    errors = [_find_usage_error(candidate, list(rest)) for candidate in candidates]
+    if all(errors):
+        raise errors[0]
 
 
-def _refusal(command: click.Command, words: list[str]) -> click.UsageError | None:
+def _find_usage_error(command: click.Command, words: list[str]) -> click.UsageError | None:
     try:
         command.make_parser(click.Context(command)).parse_args(words)
     except click.BadOptionUsage:
-        return None  # a sentence may name an option without its value
+        # A sentence may name an option without its value.
+        return None
     except click.UsageError as error:
         return error
     return None
 
 
-def words_of(step: Step) -> list[str]:
-    """The words of a step that is run, its patterns replaced by the files they match, as a shell does."""
-    ((*words,),) = programs(step.command)
-    expanded = [
-        sorted(map(str, Path().glob(word))) or [word] if "*" in word else [word] for word in words
-    ]
-    return [word for each in expanded for word in each]
+def expand_words(step: Step) -> list[str]:
+    """Return the words of a step with one program, its patterns replaced by matching files."""
+    [words] = split_programs(step.command)
+    expanded = []
+    for word in words:
+        matches = sorted(map(str, Path().glob(word))) if "*" in word else []
+        expanded += matches or [word]
+    return expanded
 
 
-def differs(shown: tuple[str, ...], real: str) -> str:
-    """Where what a command printed is not what the page shows, or nothing."""
-    expected, printed = (
-        [_plain(line) for line in lines if line.strip()] for lines in (shown, real.splitlines())
-    )
-    if not expected or _matches(expected, printed):
+def describe_difference(shown: tuple[str, ...], printed: str) -> str:
+    """Return both outputs if they differ, or "" if they agree or the page shows no output."""
+    expected = [_normalise(line) for line in shown if line.strip()]
+    actual = [_normalise(line) for line in printed.splitlines() if line.strip()]
+    if not expected or _lines_match(expected, actual):
         return ""
-    return "shown:\n" + "\n".join(expected) + "\nprinted:\n" + "\n".join(printed)
+    return "shown:\n" + "\n".join(expected) + "\nprinted:\n" + "\n".join(actual)
 
 
-def _matches(expected: list[str], printed: list[str]) -> bool:
-    if not expected or not printed:
-        return all(line == "…" for line in expected) and not printed
-    if expected[0] == "…":
-        return any(_matches(expected[1:], printed[skip:]) for skip in range(len(printed) + 1))
-    return _same(expected[0], printed[0]) and _matches(expected[1:], printed[1:])
-
-
-def _same(expected: str, printed: str) -> bool:
-    pattern, numbers, end = "", [], 0
-    for number in NUMBER.finditer(expected):
-        pattern += re.escape(expected[end : number.start()]) + f"({NUMBER.pattern})"
-        numbers.append(float(number[0]))
-        end = number.end()
-    found = re.fullmatch((pattern + re.escape(expected[end:])).replace("…", ".*"), printed)
-    return bool(found) and all(
-        abs(float(a) - b) <= SLACK for a, b in zip(found.groups(), numbers, strict=True)
-    )
-
-
-def _plain(line: str) -> str:
+def _normalise(line: str) -> str:
+    """Return a line with single spaces, and rules of tables at one length."""
     return re.sub(r"─+", "─", " ".join(line.split()))
+
+
+def _lines_match(expected: list[str], actual: list[str]) -> bool:
+    if not expected or not actual:
+        return not actual and all(line == "…" for line in expected)
+    if expected[0] == "…":
+        return any(_lines_match(expected[1:], actual[skip:]) for skip in range(len(actual) + 1))
+    return _line_matches(expected[0], actual[0]) and _lines_match(expected[1:], actual[1:])
+
+
+def _line_matches(expected: str, actual: str) -> bool:
+    """Return whether the texts around the numbers are equal, and the numbers nearly so."""
+    texts = [re.escape(text).replace("…", ".*") for text in NUMBER.split(expected)]
+    match = re.fullmatch(f"({NUMBER.pattern})".join(texts), actual)
+    if not match:
+        return False
+
+    numbers = map(float, NUMBER.findall(expected))
+    pairs = zip(map(float, match.groups()), numbers, strict=True)
+    return all(abs(found - number) <= TOLERANCE for found, number in pairs)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step: what it printed, and what is not as the page shows it, or nothing."""
+    """The result of a step: its output, and the problem if it is not as the page shows, or ""."""
 
     step: Step
     printed: str
@@ -190,67 +236,69 @@ class Outcome:
 
 
 def run(page: Path, kit: Callable[[list[str]], tuple[int, str]]) -> list[Outcome]:
-    """Runs the page's marked blocks, one step after another.
+    """Run the page's marked console blocks, one step after another.
 
-    What shows an error has to fail with exit code 1, everything else to succeed.
+    A step that shows an error must exit with 1, any other with 0.
 
     Args:
         page: a Markdown file.
-        kit: runs the words behind `kit`: its exit code, and what it printed.
+        kit: runs the words behind `kit`, and returns the exit code and the output.
     """
     outcomes = []
-    consoles = [block for block in blocks(page) if block.runs and block.language == "console"]
-    for step in (step for block in consoles for step in block.steps()):
-        code, printed = kit(words_of(step)[1:])
-        expected = int(any(line.startswith(("Error:", "problem:")) for line in step.shown))
-        problem = (
-            differs(step.shown, printed) if code == expected else f"exit code {code}:\n{printed}"
-        )
-        outcomes.append(
-            Outcome(
-                step, printed, problem and f"{page.name}:{step.line}: $ {step.command}\n{problem}"
-            )
-        )
+    blocks = [block for block in read_blocks(page) if block.is_run and block.language == "console"]
+    for step in [step for block in blocks for step in block.steps()]:
+        code, printed = kit(expand_words(step)[1:])
+
+        shows_error = any(line.startswith(("Error:", "problem:")) for line in step.shown)
+        if code == int(shows_error):
+            problem = describe_difference(step.shown, printed)
+        else:
+            problem = f"exit code {code}:\n{printed}"
+        if problem:
+            problem = f"{page.name}:{step.line}: $ {step.command}\n{problem}"
+        outcomes.append(Outcome(step, printed, problem))
     return outcomes
 
 
 def run_python(page: Path) -> list[Outcome]:
-    """Run the page's marked Python blocks in one namespace, one after another, in the current folder.
+    """Run the page's marked Python blocks in one namespace, in the current folder.
 
     Returns:
-        An outcome for each block, whose step is the text block below it, if there is one.
+        An outcome for each block. Its step is the text block below it, if there is one.
     """
     outcomes = []
     namespace: dict[str, object] = {"__name__": page.stem}
-    found = blocks(page)
-    for block, following in zip(found, [*found[1:], None], strict=True):
-        if not block.runs or block.language != "python":
+    blocks = read_blocks(page)
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        if not block.is_run or block.language != "python":
             continue
-        has_output = following is not None and following.line == block.line + len(block.lines) + 2
-        shown = following.lines if following is not None and has_output else ()
 
-        printed = io.StringIO()
+        # The output is shown if the next block begins right below this one.
+        fence = block.line + len(block.lines) + 1
+        shown = following.lines if following is not None and following.line == fence + 1 else ()
+
+        # The blank lines give tracebacks the line numbers of the page.
         code = compile("\n" * (block.line - 1) + "\n".join(block.lines), str(page), "exec")
-        with contextlib.redirect_stdout(printed):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             exec(code, namespace)  # noqa: S102
 
-        problem = differs(shown, printed.getvalue())
-        fence = block.line + len(block.lines) + 1
-        outcomes.append(
-            Outcome(
-                Step(fence, "", shown),
-                printed.getvalue(),
-                problem and f"{page.name}:{block.line}:\n{problem}",
-            )
-        )
+        printed = output.getvalue()
+        problem = describe_difference(shown, printed)
+        if problem:
+            problem = f"{page.name}:{block.line}:\n{problem}"
+        outcomes.append(Outcome(Step(fence, "", shown), printed, problem))
     return outcomes
 
 
 def rewrite(page: Path, outcomes: list[Outcome]) -> None:
-    """Puts what was printed into the page where something else is shown; `…` has to be put in again by hand."""
+    """Write the real output into the page where it shows another; insert `…` again by hand."""
     lines = page.read_text(encoding="utf-8").splitlines()
-    for outcome in reversed([each for each in outcomes if each.problem]):
-        first = outcome.step.line + outcome.step.command.count("\n")
-        printed = [line.rstrip() for line in outcome.printed.splitlines() if line.strip()]
-        lines[first : first + len(outcome.step.shown)] = printed
+
+    # From the end, so that the line numbers of earlier steps stay right.
+    for outcome in reversed(outcomes):
+        if outcome.problem:
+            first = outcome.step.line + outcome.step.command.count("\n")
+            printed = [line.rstrip() for line in outcome.printed.splitlines() if line.strip()]
+            lines[first : first + len(outcome.step.shown)] = printed
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -19,13 +19,15 @@ from kit.evaluation import metrics
 from kit.evaluation.crossfit import crossfit_folds
 from kit.task import CLASSES, SWAP
 
-# Of the TF-IDF model's L2 penalty, against a sum over rows.
+# The L2 penalty of the TF-IDF model, for a loss that is summed over rows.
 L2_STRENGTH = 10.0
 
 # TF-IDF differences are well below 1. Standardised features are scaled down to them, so that one
 # penalty suits both.
 DENSE_SCALE = 0.2
-OUTLIER = 5.0  # standard deviations at which dense features are clipped
+
+# Dense features are clipped at so many standard deviations.
+OUTLIER = 5.0
 
 MAX_LEAVES = 15
 LEARNING_RATE = 0.05
@@ -78,7 +80,8 @@ class PairRows:
         )
 
 
-# The odd and the even blocks of columns of a linear model.
+# The columns of a linear model: those that change their sign when the answers are swapped (odd),
+# and those that do not change (even).
 Blocks = tuple[list[linear.Block], list[linear.Block]]
 
 
@@ -91,7 +94,7 @@ class FittedBaseline:
 
 
 def fit_uniform(_: PairRows, __: np.ndarray) -> FittedBaseline:
-    """Return the prediction of 1/3 for each class."""
+    """Return a baseline that predicts 1/3 for each class; it needs neither rows nor labels."""
     return FittedBaseline(lambda rows: np.full((len(rows), len(CLASSES)), 1 / len(CLASSES)), 0)
 
 
@@ -217,9 +220,12 @@ def _fit_trees(trees: int, pairs: PairRows, labels: np.ndarray) -> HistGradientB
 
 
 def _hard_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return row indices, a class of each and its weight, for models that take no soft labels.
+    """Turn targets into one class a row, with weights, for models that take no soft labels.
 
-    A row with soft labels appears once for every class of probability above 0.
+    A row with soft labels is repeated for every class of probability above 0.
+
+    Returns:
+        The row, the class and the weight of each repetition; the weights are None if all are 1.
     """
     if labels.ndim == 1:
         return np.arange(len(labels)), labels, None

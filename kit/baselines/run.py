@@ -33,29 +33,29 @@ def run_baseline(
     fold: str = HOLDOUT,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Fit a baseline to everything but `fold` and write its predictions as a run.
+    """Fit a baseline to everything except `fold` and write its predictions as a run.
 
-    It learns from what a network learns from, soft labels and weights included, and is scored by
-    the labels alone.
+    It learns from the same targets as a network, soft labels and weights included, and is scored by
+    the labels alone. Finished folds are not fitted again.
 
-    `runs/baseline-<name>` then holds what a trained run holds, except the model: valid.csv and
-    metrics.json of each part, and oof.csv once every fold is done. In place of the model it holds
-    predictions of the test rows: each part's, and in the run's test.csv their mean over the folds,
-    or the holdout's where no fold is done. Finished parts are not fitted again.
+    `runs/baseline-<name>` then has the files of a trained run, except the model: valid.csv and
+    metrics.json of each fold, and oof.csv once every fold is done. In place of a model each fold
+    has predictions of the test rows. The run's test.csv is their mean over the folds, or the
+    holdout's if no fold is done.
 
     Args:
         name: one of `BASELINES`.
         data: the processed folder.
         runs: the folder of all runs.
         fold: "holdout", a number, or "all" of them.
-        say: receives a line for each part.
+        say: called with a line for each fold.
 
     Returns:
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
 
     Raises:
-        KitError: no such baseline or fold, or `runs` has this baseline of other data, or parts of
-            it that predict other test rows.
+        KitError: no such baseline or fold; or `runs` has this baseline for other data or for other
+            test rows.
         HeldError: another process is fitting this baseline.
     """
     if name not in FITS:
@@ -88,7 +88,7 @@ def _fit_missing_folds(
     seconds = time.monotonic() - started
     say(f"{len(train):,} training and {len(test):,} test rows read in {seconds:.0f} s")
 
-    # The first part's time includes reading the rows.
+    # The time of the first fold includes reading the rows.
     for fold in missing:
         metrics = _fit_fold(name, processed, run, fold, train, test, started)
         started = time.monotonic()
@@ -157,7 +157,7 @@ def _write_test_predictions(name: str, run: Run, processed: Dataset) -> None:
     """Write the run's test.csv: the mean over finished folds, or the holdout's if there are none.
 
     Raises:
-        RunError: a part predicts other test rows, because test.csv has changed since it was fitted.
+        RunError: a fold predicts other test rows, because test.csv has changed since it was fitted.
     """
     finished = run.finished()
     folds = [fold for fold in finished if fold.name != HOLDOUT] or finished

@@ -1,4 +1,4 @@
-"""Offer the commands that turn predictions into others, without torch: calibrate, ensemble."""
+"""Define the commands that change or blend predictions, without torch: calibrate, ensemble."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,7 +49,7 @@ def calibrate_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Soften or sharpen probabilities, as out-of-fold predictions tell.
+    """Soften or sharpen probabilities, by a fit to out-of-fold predictions.
 
     \b
     Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv \\
@@ -58,7 +58,9 @@ def calibrate_command(
     """
     if saved:
         why = "it applies what was fitted before."
-        options.refuse_beside("--apply", why, truth=truth, subset=subset, method=method, save=save)
+        options.refuse_combination(
+            "--apply", why, truth=truth, subset=subset, method=method, save=save
+        )
         if out:
             return _apply_saved(saved, file, out, force, as_json)
     if saved or not truth:
@@ -75,9 +77,11 @@ def calibrate_command(
     if out:
         write_predictions(result.cross_fitted, out)
 
-    output.print_json(result.as_dict()) if as_json else output.print_calibration(result)
     for line in result.warnings:
         output.print_note(line)
+    if as_json:
+        return output.print_json(result.as_dict())
+    output.print_calibration(result)
 
 
 def _apply_saved(saved: Path, file: Path, out: Path, force: bool, as_json: bool) -> None:
@@ -98,7 +102,7 @@ def _apply_saved(saved: Path, file: Path, out: Path, force: bool, as_json: bool)
 @click.option(
     "--method",
     type=click.Choice(["mean", "geometric", "weights", "fit"]),
-    help="How to combine.  [default: mean; weights or fit where they are given]",
+    help="How to combine.  [default: mean; weights or fit if they are given]",
 )
 @click.option(
     "--weights",
@@ -154,8 +158,8 @@ def ensemble_command(
     import kit
     from kit.predictions import write_predictions
 
-    # Everything is read and computed before anything is written: an error leaves no half of the
-    # results.
+    # Everything is read and computed before anything is written, so that an error cannot leave one
+    # of two files.
     options.refuse_overwrites((save, out), force)
     result = kit.ensemble(
         files,
@@ -201,20 +205,24 @@ def _check_usage(
     """Refuse options that contradict each other or would have no effect."""
     if saved:
         why = "it blends as was fitted before."
-        options.refuse_beside("--apply", why, fit=oof, truth=truth, subset=subset, save=save)
-        options.refuse_beside("--apply", why, weights=weights, method=method)
+        options.refuse_combination("--apply", why, fit=oof, truth=truth, subset=subset, save=save)
+        options.refuse_combination("--apply", why, weights=weights, method=method)
     elif oof:
         other = None if method == "fit" else method
-        options.refuse_beside("--fit", "it finds its own weights.", weights=weights, method=other)
+        options.refuse_combination(
+            "--fit", "it finds its own weights.", weights=weights, method=other
+        )
     else:
         why = "these are for a blend that --fit FILE fits, for every member."
-        options.refuse_beside("A blend without --fit", why, truth=truth, subset=subset, save=save)
+        options.refuse_combination(
+            "A blend without --fit", why, truth=truth, subset=subset, save=save
+        )
 
     if bool(oof) != bool(truth) or (method == "fit" and not oof):
         raise click.UsageError("Fitting takes --fit FILE for every member, and --truth FILE.")
     if method not in (None, "weights"):
         why = "they are for --method weights."
-        options.refuse_beside(f"--method {method}", why, weights=weights)
+        options.refuse_combination(f"--method {method}", why, weights=weights)
     if bool(files) != bool(out) or not (files or oof):
         raise click.UsageError("Name prediction files and -o FILE.")
 

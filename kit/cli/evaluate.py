@@ -1,4 +1,4 @@
-"""Offer the commands that judge predictions: validate, score, report, and the demo."""
+"""Define the commands that judge predictions: validate, score, report; and demo."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def validate_command(file: Path, sample: Path | None, as_json: bool) -> None:
 )
 @options.as_json
 def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
-    """Compute log loss, accuracy and calibration error, beside uniform and the class prior.
+    """Compute log loss, accuracy and calibration error, and compare with uniform and class prior.
 
     \b
     Example:  kit score submissions/blend.csv --truth data/raw/truth.csv
@@ -51,7 +51,9 @@ def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     import kit
 
     result = kit.score(file, truth, subset=subset)
-    output.print_json(result.as_dict()) if as_json else output.print_score(result, file)
+    if as_json:
+        return output.print_json(result.as_dict())
+    output.print_score(result, file)
 
 
 @click.command()
@@ -97,9 +99,7 @@ def report_command(
     """
     if not (runs or frames):
         raise click.UsageError("Name run directories, or prediction files with --frame NAME=FILE.")
-    named = [(name, Path(file)) for name, _, file in (each.partition("=") for each in frames)]
-    if any(not name or not str(file).strip(".") for name, file in named):
-        raise click.UsageError("--frame takes NAME=FILE.")
+    named = [_parse_frame(text) for text in frames]
     if markdown and as_json:
         raise click.UsageError("Choose --markdown or --json.")
     if len({path.resolve() for path in out}) < len(out):
@@ -122,6 +122,15 @@ def report_command(
         output.print_report(result)
     if out:
         output.print_note(f"Written: {', '.join(map(str, out))}")
+
+
+def _parse_frame(text: str) -> tuple[str, Path]:
+    """Return the name and the file of NAME=FILE; raise UsageError if one is missing."""
+    name, _, file = text.partition("=")
+    # "." is no file either: it is what an empty path becomes.
+    if not name or not file.strip("."):
+        raise click.UsageError(f"--frame {text} is not NAME=FILE.")
+    return name, Path(file)
 
 
 @click.command()
@@ -149,7 +158,9 @@ def demo_command(out: Path, rows: int, as_json: bool) -> None:
     from kit.demo import run_demo
 
     report = run_demo(out, rows, log=output.print_note, training=output.training_progress)
-    output.print_json(report.as_dict()) if as_json else output.print_report(report)
+    if as_json:
+        return output.print_json(report.as_dict())
+    output.print_report(report)
 
 
 COMMANDS = (validate_command, score_command, report_command)

@@ -25,10 +25,11 @@ ledger_file = click.option(
 
 
 def connect(attempts: int = 6) -> "Client":
-    """Return a client with the credential that is found here, which reports repeated calls.
+    """Return a client with this machine's Kaggle credential, which prints a note when it retries.
 
-    A wait of hours needs more attempts than a single command: 40 outlive half an hour without a
-    network.
+    Args:
+        attempts: how often a call is tried. A wait of hours needs more than a single command: 40
+            attempts survive half an hour without a network.
     """
     from kit.kaggle.client import Client
     from kit.kaggle.retry import RetryPolicy

@@ -25,7 +25,7 @@ class Cli(click.Group):
         return list(self.commands)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        """Read the arguments and run the command; Ctrl-C ends alike in both."""
+        """Read the arguments and run the command, and exit with its code if `standalone_mode`."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
         try:
@@ -39,7 +39,7 @@ class Cli(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; what a user can cause becomes one message without a traceback."""
+        """Run the command; an error that a user can mend becomes one message without traceback."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -49,7 +49,7 @@ class Cli(click.Group):
             if ctx.params.get("debug"):
                 raise
 
-            # The reader of our output, such as `head`, has ended: that is no error.
+            # The program that reads our output, such as `head`, has ended. That is no error.
             if isinstance(error, BrokenPipeError):
                 sys.stderr.close()
                 ctx.exit(0)

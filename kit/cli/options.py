@@ -22,9 +22,11 @@ fold = click.option(
     "--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`."
 )
 competition = click.option(
-    "--competition", default=COMPETITION, show_default=True, help="Its name in its address."
+    "--competition", default=COMPETITION, show_default=True, help="Its name in its web address."
 )
-local_score = click.option("--local-score", default="", help="What it scored here, for the ledger.")
+local_score = click.option(
+    "--local-score", default="", help="Its log loss here, noted in the ledger."
+)
 restart = click.option(
     "--restart",
     type=click.IntRange(0, 10),
@@ -108,7 +110,7 @@ def preprocess_options(command: Callable[..., object]) -> Callable[..., object]:
 def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
     """Raise KitError if a file to write is a directory, or exists and --force was not given.
 
-    All are checked before the first is written.
+    Call it before anything is computed or written. A path may be None: no such file is asked for.
     """
     from kit.errors import KitError
     from kit.storage.atomic import refuse_overwrite
@@ -125,15 +127,20 @@ def refuse_one_file(first: str, one: Path | None, second: str, other: Path | Non
         raise click.UsageError(f"{first} and {second} name the same file: {one}")
 
 
-def refuse_beside(option: str, why: str, **others: object) -> None:
-    """Raise UsageError naming the other options given with `option`, which would have no effect."""
+def refuse_combination(option: str, why: str, **others: object) -> None:
+    """Raise UsageError if any of the `others` is given, which would have no effect with `option`.
+
+    Args:
+        why: the reason, which ends the message.
+        others: values of other options by name; None, False and () mean that one is not given.
+    """
     given = [f"--{name}" for name, value in others.items() if value not in (None, False, ())]
     if given:
         raise click.UsageError(f"{option} takes no {' and no '.join(given)}: {why}")
 
 
 class Numbers(click.ParamType):
-    """Numbers in one argument, such as 2,1,1."""
+    """The type of an option that takes several numbers, such as 2,1,1."""
 
     name = "numbers"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LEADER = os.environ.get("RANK", "0") == "0"
 
-# The width of tables that go to a file, where nothing may be cut off.
+# The width of tables that are written to a file, wide enough that nothing is cut off.
 FILE_WIDTH = 200
 
 
@@ -44,7 +44,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console = Console(width=width, highlight=False, markup=False)
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    # Not the title of the table: rich would break it at the width of the table.
+    if title:
+        console.print(title, style="italic")
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
         cells = [row[place] for row in rows]
         is_numeric = all(isinstance(cell, int | float) or cell in (None, "") for cell in cells)
@@ -72,7 +75,7 @@ def escape_control(text: str, keep: str = "\n") -> str:
 
 
 def print_note(text: str) -> None:
-    """Print a line about what is going on, to standard error, apart from results."""
+    """Print a message to standard error, so that results can be redirected without it."""
     if LEADER:
         click.echo(escape_control(text), err=True)
 
@@ -214,7 +217,7 @@ def print_validation(report: "ValidationReport", file: Any) -> None:
 
 
 def print_score(score: "Score", file: Any) -> None:
-    """Print the figures of a prediction beside two references that need no model."""
+    """Print the figures of a prediction, and of two references that need no model."""
     figures = [
         [format_cell(file), score.log_loss, score.accuracy, score.calibration_error],
         ["class prior", score.prior_log_loss, None, None],
@@ -251,7 +254,7 @@ def print_calibration(fit: "CalibrationFit") -> None:
 
 
 def print_blend(fit: "BlendFit") -> None:
-    """Print a fitted blend: members, weights, and its loss beside simpler blends."""
+    """Print a fitted blend: members, weights, and its loss next to that of simpler blends."""
     rows = [[m.name, m.log_loss, m.weight, _weight_interval(m)] for m in fit.members]
     columns = ["member", "log loss alone", "weight", "95% of draws"]
     print_table(f"{fit.rows:,} rows, {fit.method}", columns, rows)

@@ -266,7 +266,7 @@ def push_infer(
 
 
 def _choose_gpu(gpu: str, yes: bool) -> str:
-    """Return the GPU to ask Kaggle for; say so where it is not the one that was asked for."""
+    """Return the GPU to ask Kaggle for, with a note if it is not the one that the user chose."""
     from kit.kaggle.job import choose_gpu
 
     name, remark = choose_gpu(gpu, accept_t4=yes)
@@ -294,7 +294,7 @@ def _push_or_write(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: 
     result = {"kernel": str(pushed.ref), "url": pushed.url, "folder": str(pushed.folder)}
     output.print_note(f"pushed {pushed.ref}, see {pushed.url}")
 
-    # Hours of waiting need more attempts than a single command, hence another connection.
+    # A new connection, because hours of waiting need more attempts than a single command.
     if follow:
         with connect(attempts=40) as client:
             result["status"] = wait_for_kernel(client, pushed.ref, say=output.print_note).status

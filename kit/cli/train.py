@@ -1,8 +1,9 @@
-"""Offer the commands about models: backbones, recipes, baseline, train, predict."""
+"""Define the commands about models: backbones, recipes, baseline, train, predict."""
 
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,7 +22,7 @@ def backbones_command(as_json: bool) -> None:
     from kit.model.backbones import BACKBONES
     from kit.model.encoder import count_parameters
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": record.name,
             **record.sizes,
@@ -60,21 +61,21 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
     from kit.recipe.spec import KEYS
 
     if keys:
-        options.refuse_beside("--keys", "it lists the keys of every recipe.", name=name)
+        options.refuse_combination("--keys", "it lists the keys of every recipe.", name=name)
         rows = [
             {
-                "key": each.name,
-                "default": each.default,
-                "allowed": each.allowed,
-                "meaning": each.doc,
-                "source": each.source,
+                "key": key.name,
+                "default": key.default,
+                "allowed": key.allowed,
+                "meaning": key.doc,
+                "source": key.source,
             }
-            for each in KEYS.values()
+            for key in KEYS.values()
         ]
         if as_json:
             return output.print_json(rows)
         columns = ["key", "default", "allowed", "meaning"]
-        table = [[each.name, each.default_text, each.allowed, each.doc] for each in KEYS.values()]
+        table = [[key.name, key.default_text, key.allowed, key.doc] for key in KEYS.values()]
         return output.print_table("Recipe keys, for --set KEY=VALUE", columns, table)
 
     if name:
@@ -83,7 +84,7 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
             return output.print_json(dataclasses.asdict(recipe))
         return click.echo(output.escape_control(recipe.to_toml()), nl=False)
 
-    recipes = [load_recipe(each) for each in shipped_recipes()]
+    recipes = [load_recipe(shipped) for shipped in shipped_recipes()]
     if as_json:
         return output.print_json([dataclasses.asdict(recipe) for recipe in recipes])
     rows = [[recipe.name, recipe.backbone, recipe.purpose] for recipe in recipes]
@@ -105,7 +106,9 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     from kit.baselines.run import run_baseline
 
     result = run_baseline(name, data, runs, fold, say=output.print_note)
-    output.print_json(result) if as_json else output.print_run(result)
+    if as_json:
+        return output.print_json(result)
+    output.print_run(result)
 
 
 @click.command()
@@ -157,7 +160,7 @@ def train_command(
     """
     from kit.recipe.load import choose_recipe
 
-    # A typing error shows at once, before torch is imported.
+    # A wrong recipe key is reported at once, before torch is imported.
     chosen = choose_recipe(backbone, recipe, overrides)
 
     import kit
@@ -219,7 +222,7 @@ def predict_command(
     Example:  kit predict runs/deberta-1a2b3c4d -o submissions/deberta.csv
     """
     if split and input_file:
-        raise click.UsageError("--split and --input exclude each other.")
+        raise click.UsageError("--split and --input cannot be combined: choose one.")
     if input_file and not out:
         raise click.UsageError("--input needs -o FILE.")
 

@@ -141,8 +141,8 @@ class Dataset:
             )
         return np.flatnonzero(training), np.flatnonzero(validation & ~table[EXTRA].to_numpy())
 
-    def floor(self) -> Path | None:
-        """Return the file of the rows' true probabilities, which a sample has."""
+    def bayes_file(self) -> Path | None:
+        """Return the file with the true probabilities of a sample's rows; None for other rows."""
         path = self.folder / BAYES_FILE
         return path if BAYES_FILE in self.manifest["outputs"] else None
 

@@ -54,16 +54,16 @@ def merge_rows(
 ) -> MergedRows:
     """Merge the competition's training rows and extra rows, and drop duplicates.
 
-    Dropped are exact duplicates (prompt, responses, label and soft labels) after the first. Of the
-    extra rows, those that repeat an earlier row with the answers swapped are dropped too, and,
-    unless allowed, those whose prompt is in the test file. Swapped copies and conflicting labels
-    among the competition's own rows are data, and stay. Equal votes on one pair of answers are
-    duplicates and count once: to keep their number, give the pair soft labels or a weight.
+    Exact duplicates (prompt, responses, label and soft labels) are dropped after the first. Extra
+    rows are also dropped if they repeat an earlier row with the answers swapped, or if their prompt
+    is in the test file and that is not allowed. Swapped copies and conflicting labels among the
+    competition's own rows are real data and stay. Equal votes on one pair of answers are duplicates
+    and count once: to keep their number, give the pair soft labels or a weight.
 
     Args:
-        targets: of all rows read, where they differ from those in the files
-            (`kit.data.soft_labels`). Duplicates are found by the files: a student that learns from
-            predictions thus gets the rows and folds of its teacher.
+        targets: the targets of all rows read, if they differ from those in the files
+            (`kit.data.soft_labels`). Duplicates are still found by the files' targets, so a student
+            that learns from predictions gets the rows and folds of its teacher.
     """
     own = len(train.ids)
     file_targets = concatenate_targets([rows.targets for rows in (train, *extras)])
@@ -185,7 +185,10 @@ def _text_sizes(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _number_tuples(*columns: np.ndarray) -> np.ndarray:
-    """Return one number for each distinct combination of integers of at least 0, (N,) each."""
+    """Return a number for each row (N,), equal for equal rows of the columns (N,).
+
+    The columns hold integers of at least 0.
+    """
     number = columns[0]
     for column in columns[1:]:
         _, number = np.unique(number * (int(column.max()) + 1) + column, return_inverse=True)
@@ -201,7 +204,7 @@ def _number_soft_labels(soft: np.ndarray | None, rows: int) -> np.ndarray:
 
 
 def _is_repeated(numbers: np.ndarray) -> np.ndarray:
-    """Return True where a number (N,) occurs earlier."""
+    """Return a mask (N,), True for a number that occurs earlier."""
     repeated = np.ones(len(numbers), bool)
     repeated[np.unique(numbers, return_index=True)[1]] = False
     return repeated
@@ -210,13 +213,13 @@ def _is_repeated(numbers: np.ndarray) -> np.ndarray:
 def find_duplicates(
     rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return True (N,) where texts, label and soft labels (N, 3) equal those of an earlier row."""
+    """Return a mask (N,), True for rows whose texts, label and soft labels occurred earlier."""
     kinds = _number_soft_labels(soft, len(labels))
     return _is_repeated(_number_tuples(rows.prompt, rows.a, rows.b, labels, kinds))
 
 
 def find_copies(rows: RowKeys, labels: np.ndarray, soft: np.ndarray | None = None) -> np.ndarray:
-    """Return True (N,) where a row repeats an earlier one, as it is or with the answers swapped."""
+    """Return a mask (N,), True for rows that repeat an earlier one, also with answers swapped."""
     # Bring every row into the order in which answer A has the smaller number.
     swapped = SWAPPED_LABELS[labels]
     is_swapped = rows.a > rows.b

@@ -126,7 +126,7 @@ def _decode_rows(cells: dict[str, list[Cell]]) -> dict[str, list[list[str]]]:
         other = is_json.index(False)
         raise DataError(
             f"row {is_json.index(True)} is in JSON, as Kaggle's files are, but row {other} is not",
-            f"Mend row {other}; or if all cells are plain texts, pass lists of one text each.",
+            f"Correct row {other}. If all cells are plain texts, pass lists of one text each.",
         )
     source = decoded if all(is_json) else cells
     return {column: [_clean_turns(cell) for cell in source[column]] for column in TEXTS}

@@ -19,17 +19,18 @@ from kit.data.raw_csv import RawBatch
 from kit.errors import DataError
 from kit.task import CLASSES, SOFT_LABELS, WEIGHT
 
-# In place of a label, for rows of files without labels.
+# The number in place of a label for rows of files without labels.
 UNLABELLED = len(CLASSES)
 
-# Weights that float32, in which models train, can hold: others would become 0 or infinite.
+# Models train in float32, where weights far outside this range would become 0 or infinite.
 MIN_WEIGHT = 1e-6
 MAX_WEIGHT = 1e6
 
 # Rounded soft labels may miss the sum 1 by this much; they are divided by their sum.
 TOLERANCE = 1e-3
 
-# No and yes in turn, as pandas writes columns of int, float and bool.
+# Cells that mean no (at even positions) and yes (at odd ones), as pandas writes them for columns of
+# int, float and bool.
 FLAGS = ("0", "1", "0.0", "1.0", "False", "True")
 
 
@@ -38,8 +39,8 @@ class Targets:
     """The training targets of N rows.
 
     Attributes:
-        labels: (N,) int8. A row with only soft labels has the likeliest class, the first of equal
-            ones; a row without either has `UNLABELLED`.
+        labels: (N,) int8. A row that has only soft labels gets its most probable class (the first
+            of equal ones). A row with neither gets `UNLABELLED`.
         soft: probabilities (N, 3), or None if no row has soft labels. A row without soft labels has
             its label with probability 1, or zeros if it is unlabelled.
         weights: (N,), at least 0, or None if all are 1.
@@ -79,7 +80,7 @@ def target_columns(
 
 
 def read_targets(batch: RawBatch, label_required: bool) -> Targets:
-    """Return the targets of a batch; empty cells mean no soft labels, and the weight 1.
+    """Return the targets of a batch. Empty cells mean no soft labels, and a weight of 1.
 
     Args:
         label_required: as for `target_columns`. Otherwise the cells of the classes may be empty in
@@ -139,15 +140,20 @@ def certain_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def _read_labels(batch: RawBatch, exempt: np.ndarray) -> np.ndarray:
-    """Return the labels (N,) as int8; those of `exempt` rows (N,) are meaningless."""
+    """Return the labels (N,) as int8.
+
+    Args:
+        exempt: mask (N,) of rows that are not checked; their labels have no meaning.
+    """
     flags = [
         pc.fill_null(pc.index_in(batch.cells[name], pa.array(FLAGS)), -1).to_numpy()
         for name in CLASSES
     ]
-    found = np.stack(flags, axis=1)  # (N, 3): -1 for other cells, odd for yes
-    one_hot = found % 2
+    # Positions in FLAGS (N, 3); -1 for any other cell.
+    positions = np.stack(flags, axis=1)
+    one_hot = positions % 2
 
-    bad = ((found < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)) & ~exempt
+    bad = ((positions < 0).any(axis=1) | (one_hot.sum(axis=1) != 1)) & ~exempt
     if bad.any():
         record = int(bad.argmax())
         cells = [batch.cells[name][record].as_py() for name in CLASSES]
@@ -173,6 +179,7 @@ def _read_soft_labels(batch: RawBatch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_weights(batch: RawBatch) -> np.ndarray | None:
+    """Return the weights (N,), 1 for empty cells; None if the file has no such column."""
     if WEIGHT not in batch.cells.schema.names:
         return None
     given = ~_is_empty(batch, WEIGHT)

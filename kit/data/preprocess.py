@@ -40,7 +40,7 @@ from kit.storage.atomic import atomic_file, file_sha256, write_json
 from kit.storage.lock import hold_lock
 from kit.task import BAYES_FILE, CLASSES, ID, PREDICTION_COLUMNS, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
-# Of the processed folder: raise it when the same inputs and options would give other bytes.
+# The version of the processed folder. Raise it when the same inputs and options give other bytes.
 FORMAT = 2
 
 # Rows in a Parquet row group. It is fixed because it decides the bytes.
@@ -77,7 +77,7 @@ def preprocess_files(
 ) -> dict:
     """Read the raw folder and write `train.parquet`, `test.parquet` and, last, `manifest.json`.
 
-    What an earlier run left in `out` is replaced, unless it is what this run would write.
+    Files of an earlier run in `out` are replaced, unless their inputs and options were the same.
 
     Args:
         raw: the folder of train.csv and test.csv; sample_submission.csv is checked against test.csv

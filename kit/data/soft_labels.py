@@ -1,11 +1,12 @@
 """Use another model's predictions as soft labels. Use `join_soft_labels`.
 
-Of labelled rows they are for distillation, of unlabelled ones they are pseudo-labels.
+Predictions of labelled rows serve distillation; those of unlabelled rows are pseudo-labels. The
+model that made them is the teacher, the model that is trained on them the student.
 
-An out-of-fold prediction does not reveal its own row's label, but it depends on others: the
-teacher of fold j learned from the labels of fold k, on which the student of fold k is validated,
-and the mean of all teachers, which makes pseudo-labels, from every label. A student's validation
-figures are therefore too good: only rows that no teacher saw can judge it.
+An out-of-fold prediction does not reveal the label of its own row, but it depends on other labels.
+The teacher of fold j learned from the labels of fold k, and the student of fold k is validated on
+these. Pseudo-labels are the mean of all teachers, which together have seen every label. The
+validation scores of a student are therefore too good: only rows that no teacher saw can judge it.
 """
 
 from collections.abc import Sequence
@@ -133,7 +134,7 @@ def _check_ids(
 
 
 def _replace_soft_labels(rows: RawRows, predictions: pd.DataFrame) -> Targets:
-    """Return the targets of a file's rows, with predictions for the soft labels where there are."""
+    """Return the targets of a file's rows, with predictions in place of soft labels if found."""
     targets = rows.targets
     found = np.isin(rows.ids, predictions.index)
     probabilities = predictions.loc[rows.ids[found], list(CLASSES)].to_numpy()

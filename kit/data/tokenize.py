@@ -157,7 +157,7 @@ def tokenize_rows(
 ) -> None:
     """Write the tokens of every row to `folder`, all or nothing; see `TokenizedRows.open`.
 
-    Memory does not grow with the number of rows, but for three numbers a sequence.
+    Only three numbers for each sequence are kept in memory, so any number of rows can be tokenised.
     """
     backend = tokenizer.backend
     layout = LAYOUTS[shape]

@@ -1,8 +1,8 @@
 """Lay out the tokens of a row as sequences within a token budget. Use `LAYOUTS`.
 
 One side is `[CLS] prompt [SEP] response [SEP]`; the turns of a conversation are joined by `[SEP]`
-too. What does not fit is cut where it hurts least: early turns first, then the middle of a turn
-that is too long by itself.
+too. What does not fit is cut: first the early turns, then the middle of a turn that is too long
+on its own. The last turns, and the beginnings and ends of turns, say most about an answer.
 """
 
 from collections.abc import Callable, Iterator, Sequence

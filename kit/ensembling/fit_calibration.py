@@ -90,7 +90,7 @@ class CalibrationFit:
         return apply_calibration(self.calibration, frame)
 
     def save(self, path: str | Path) -> None:
-        """Write the calibration as JSON, for `kit calibrate --apply` and `kit kernels push infer`."""
+        """Write it as JSON, for `kit calibrate --apply` and `kit kernels push infer`."""
         write_calibration(self.calibration, path, self.fitted)
 
     @property

@@ -35,8 +35,8 @@ def blend_predictions(
 
     - mean: the arithmetic mean of the members' probabilities (linear opinion pool).
     - geometric: their normalised geometric mean (logarithmic opinion pool).
-    - weights: the arithmetic mean with a weight for each member; only the ratios count, 2 1 1 is .5
-        .25 .25.
+    - weights: the arithmetic mean with a weight for each member. Only the ratios count: 2, 1, 1
+      means 0.5, 0.25, 0.25.
 
     Args:
         frames: prediction frames with the same ids in any order.

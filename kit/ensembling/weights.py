@@ -25,7 +25,8 @@ from kit.evaluation.metrics import EPS, log_loss, softmax_cross_entropy
 # "greedy" is the arithmetic pool of members selected one by one.
 BlendMethod = Literal["arithmetic", "geometric", "greedy"]
 
-# The search stays above this: with all coefficients 0 there are no weights and no temperature.
+# Coefficients stay above this during the search: if all were 0, the weights v / sum(v) and the
+# temperature 1 / sum(v) would not exist.
 MIN_COEFFICIENT = 1e-9
 
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -74,8 +75,8 @@ def fit_weights(method: str, rows: BlendRows, start: np.ndarray | None = None) -
 
     Args:
         method: a `BlendMethod`.
-        rows: what to fit to.
-        start: coefficients (M,) to start the search from, which only saves time.
+        rows: the rows to fit to.
+        start: coefficients (M,) to start the search from; good ones save time.
     """
     coefficients = _fit_method(method, rows.members, rows.labels, start)
 
@@ -106,7 +107,8 @@ def pool_of_method(method: str) -> Pool:
 def coefficients_to_blend(method: str, coefficients: np.ndarray, names: Sequence[str]) -> Blend:
     """Return the blend that coefficients (M,) stand for.
 
-    Where all are 0, since every member does harm, it is the mean at the highest temperature.
+    If all are 0, because every member makes the log loss worse, it is the mean at the highest
+    temperature.
     """
     if not coefficients.any():
         coefficients = np.full(len(coefficients), MIN_COEFFICIENT)
@@ -125,7 +127,7 @@ def blend_objective(pool: Pool, members: np.ndarray, labels: np.ndarray) -> Obje
     """Return the mean log loss as a function of coefficients (M,), with its gradient.
 
     Args:
-        pool: which.
+        pool: how members are combined.
         members: probabilities (M, 3, N) above 0.
         labels: (N,).
     """
@@ -158,7 +160,7 @@ def fit_coefficients(
 ) -> np.ndarray:
     """Return the coefficients (M,) of the lowest log loss on these rows.
 
-    Members that only do harm have exactly 0.
+    Members that only make the loss worse get exactly 0.
 
     Args:
         pool, members, labels: as for `blend_objective`.
@@ -186,7 +188,7 @@ def select_members(members: np.ndarray, labels: np.ndarray, steps: int = 50) -> 
     Args:
         members: probabilities (M, 3, N) above 0.
         labels: (N,).
-        steps: at most so many selections, repetitions included.
+        steps: the largest number of selections, repetitions included.
     """
     # The log loss needs only the probability of the true class.
     of_truth = np.ascontiguousarray(members[:, labels, np.arange(len(labels))])  # (M, N)

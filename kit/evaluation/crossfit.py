@@ -12,7 +12,7 @@ from kit.task import CLASSES
 
 FOLDS = 5
 
-# With less data than this a fit follows the noise rather than the model.
+# With fewer rows or groups than this, a fit follows the noise.
 ROWS_PER_PARAMETER = 100
 MIN_GROUPS = 20
 

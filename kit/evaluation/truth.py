@@ -1,7 +1,7 @@
 """Read the labels that predictions are scored against, and match predictions to them by id.
 
-Use `read_truth` or `truth_from_frame`, and `align_to_truth`. Rows are matched by id, never by position: a reordered file
-must not score like a random one.
+Use `read_truth` or `truth_from_frame`, and `align_to_truth`. Rows are matched by id, never by
+position: a reordered file must not score like a random one.
 """
 
 from pathlib import Path

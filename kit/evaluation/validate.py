@@ -25,7 +25,9 @@ from kit.predictions import read_csv, to_numbers
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 SUM_PLACES = 6
-MIN_IDENTICAL = 3  # rows with the very same numbers before it is worth a warning
+
+# So many rows with the same numbers are worth a warning; two can be chance.
+MIN_IDENTICAL = 3
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ def validate_submission(path: str | Path, sample: str | Path | None = None) -> V
     """Check a prediction file against the rule, and against a sample submission's ids.
 
     Warnings are for what a grader accepts but a person would want to know: constant columns, three
-        or more identical
-    rows, probabilities of 0, ignored columns, ids that were not compared.
+    or more identical rows, probabilities of 0, ignored columns, ids that were not compared.
 
     Args:
         path: the prediction file; every defect is in the report, nothing is raised.
@@ -145,7 +146,7 @@ def _check_columns(
 
 
 def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values (N,), and which cells are text (N,).
+    """Return the values (N,), with NaN for text and empty cells, and a mask of the text cells (N,).
 
     A single text cell makes pandas read the whole column as text, and a grader fail.
     """
@@ -161,6 +162,7 @@ def _check_values(
     problems: list[SubmissionProblem],
     warnings: list[SubmissionProblem],
 ) -> None:
+    """Report cells that are not probabilities, and rows that do not sum to 1."""
     present = [name for name in CLASSES if name in frame]
     if not present:
         return
@@ -198,10 +200,10 @@ def _check_values(
             f"worst row {row_numbers[worst]} with {sums[worst]:.9g}"
         )
         problems.append(row_problem("row-sum", message, wrong_sum, row_numbers))
-    _warn_of_values(values, row_numbers, warnings)
+    _warn_about_values(values, row_numbers, warnings)
 
 
-def _warn_of_values(
+def _warn_about_values(
     values: np.ndarray, row_numbers: np.ndarray, warnings: list[SubmissionProblem]
 ) -> None:
     """Warn of constant columns, identical rows and probabilities of 0."""
@@ -224,8 +226,8 @@ def _warn_of_values(
 
     certain = np.any(values <= EPS, axis=1)
     if certain.any():
-        price = -np.log(EPS)
-        message = f"rows with a probability of 0, each costing {price:.2f} if that class is true"
+        loss = -np.log(EPS)
+        message = f"rows with a probability of 0, each costing {loss:.2f} if that class is true"
         warnings.append(row_problem("certain", message, certain, row_numbers))
 
 
@@ -236,6 +238,7 @@ def _check_ids(
     sample_name: str,
     problems: list[SubmissionProblem],
 ) -> None:
+    """Report ids that are not whole numbers or not unique, and missing and unknown ids."""
     values, is_text = _numbers(column)
     bad = is_text | ~np.isfinite(values) | (values != np.floor(values))
     if bad.any():

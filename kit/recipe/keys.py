@@ -17,7 +17,7 @@ class RecipeKey:
     Attributes:
         name: with its section, such as "train.lr".
         kind: bool, int, float, str, or a Literal of choices.
-        between: the lowest and the highest value, of a number.
+        between: the lowest and the highest value of a number.
         doc: what it means, in one sentence.
         source: where the default or the method comes from.
     """
@@ -31,16 +31,16 @@ class RecipeKey:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words it may be; empty for a number."""
+        """The allowed words; empty for a number."""
         if get_origin(self.kind) is Literal:
             return get_args(self.kind)
         return ("true", "false") if self.kind is bool else ()
 
     @property
     def allowed(self) -> str:
-        """What it may be, in words: "0 to 1", or the choices."""
+        """The allowed values in words: "0 to 1", or the choices."""
         if self.between:
-            # A whole number in full: `g` would round the largest seed.
+            # A whole number is written in full, because `g` would round the largest seed.
             low, high = self.between
             return f"{low} to {high}" if self.kind is int else f"{low:g} to {high:g}"
         return ", ".join(self.choices)

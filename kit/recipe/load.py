@@ -38,10 +38,11 @@ def load_recipe(
     Args:
         name_or_file: a shipped recipe's name, or a TOML file.
         overrides: as `--set` takes them, such as "train.lr=2e-5".
-        backbone: in place of the recipe's own.
+        backbone: used in place of the recipe's own; the recipe's name gets it as a suffix.
 
     Raises:
-        RecipeError: there is no such recipe, or a key, type or value is wrong; lists the choices.
+        RecipeError: there is no such recipe, or a key, type or value is wrong. The message lists
+            the choices.
     """
     path = shipped_recipes().get(str(name_or_file)) or Path(name_or_file)
     values = _read_toml(path, str(name_or_file))
@@ -51,6 +52,7 @@ def load_recipe(
         suffix = Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
         values["name"] = suffix if path.stem == "default" else f"{values['name']}-{suffix}"
 
+    # The overrides are also kept by themselves, to refuse some that would have no effect.
     changes: dict[str, Any] = {}
     for override in overrides:
         change = _parse_override(override)
@@ -61,7 +63,7 @@ def load_recipe(
         raise RecipeError(
             f"{path} names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
         )
-    recipe = _build(values, str(path))
+    recipe = _build_recipe(values, str(path))
     _check_combinations(recipe, changes, str(path))
     return recipe
 
@@ -69,10 +71,10 @@ def load_recipe(
 def choose_recipe(
     backbone: str | None, recipe: str | None, overrides: Iterable[str] = ()
 ) -> Recipe:
-    """Load what a command line asks for: a backbone with its own recipe, a recipe, or both.
+    """Load the recipe for `--backbone` and `--recipe`: the backbone's own, a named one, or both.
 
     Raises:
-        RecipeError: neither is named; or as `load_recipe`.
+        RecipeError: neither is given; or as for `load_recipe`.
     """
     if not backbone and not recipe:
         raise RecipeError(
@@ -83,13 +85,15 @@ def choose_recipe(
     return load_recipe(recipe or own, overrides, backbone)
 
 
-def _read_toml(path: Path, asked: str) -> dict[str, Any]:
+def _read_toml(path: Path, requested: str) -> dict[str, Any]:
+    """Return the values of a TOML file, which is called as the user `requested` it in errors."""
     if not path.is_file():
         raise RecipeError(
-            f"no recipe {asked!r}", f"Shipped: {', '.join(shipped_recipes())}; or name a TOML file."
+            f"no recipe {requested!r}",
+            f"Choose one of {', '.join(shipped_recipes())}, or name a TOML file.",
         )
 
-    # A ValueError is also what text other than UTF-8 and numbers of a million digits raise.
+    # ValueError includes invalid TOML, text that is not UTF-8, and numbers of a million digits.
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -100,7 +104,10 @@ def _read_toml(path: Path, asked: str) -> dict[str, Any]:
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    """Read `KEY=VALUE` as a line of TOML; a word needs no quotes, which shells would remove."""
+    """Read `KEY=VALUE` as a line of TOML, such as {"train": {"lr": 2e-5}}.
+
+    A word needs no quotes, because shells would remove them.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r} is not KEY=VALUE", "For example: --set train.lr=2e-5")
@@ -118,10 +125,12 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any], source: str) -> None:
+    """Put the values of `new` into `into`, section by section; `source` is the override."""
     for key, value in new.items():
         if not isinstance(value, dict):
             into[key] = value
             continue
+
         section = into.setdefault(key, {})
         if not isinstance(section, dict):
             raise RecipeError(
@@ -131,8 +140,8 @@ def _merge(into: dict[str, Any], new: dict[str, Any], source: str) -> None:
         _merge(section, value, source)
 
 
-def _build(values: dict[str, Any], source: str) -> Recipe:
-    """Make a Recipe of plain values, each checked."""
+def _build_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """Return the Recipe of plain values after checking each; `source` is their file, for errors."""
     kinds = get_type_hints(Recipe)
     _refuse_unknown(values, kinds, source)
 
@@ -142,6 +151,7 @@ def _build(values: dict[str, Any], source: str) -> Recipe:
         if not dataclasses.is_dataclass(kind):
             built[name] = _check_type(value, kind, source, name, "…")
             continue
+
         if not isinstance(value, dict):
             raise RecipeError(
                 f"{source}: [{name}] must be a section of keys", "`kit recipes NAME` shows one."
@@ -162,6 +172,7 @@ def _build(values: dict[str, Any], source: str) -> Recipe:
 def _refuse_unknown(
     values: dict[str, Any], known: Iterable[str], source: str, prefix: str = ""
 ) -> None:
+    """Raise RecipeError for a key that is not `known`; `prefix` is its section and a dot."""
     unknown = [name for name in values if name not in known]
     if unknown:
         choices = ", ".join(prefix + name for name in known)
@@ -169,7 +180,7 @@ def _refuse_unknown(
 
 
 def _check_value(value: Any, source: str, name: str) -> Any:
-    """Return the value of a key in its type, or say what would be right."""
+    """Return the value of a key in the key's type; raise RecipeError if it is not allowed."""
     key = KEYS[name]
     if key.choices and key.kind is not bool:
         if value not in key.choices:
@@ -185,7 +196,8 @@ def _check_value(value: Any, source: str, name: str) -> Any:
 
 
 def _check_type(value: Any, kind: type, source: str, name: str, example: str) -> Any:
-    # Whole numbers up to 2**53 are floats without rounding.
+    """Return the value as `kind`; raise RecipeError, with an example, if it is of another type."""
+    # Somebody who writes `lr = 1` means 1.0. Beyond 2**53 the float would be another number.
     if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
@@ -211,7 +223,8 @@ def _check_combinations(recipe: Recipe, changes: dict[str, Any], source: str) ->
             "Set one of them to 0.",
         )
 
-    # A recipe file may have it, for --set model.head=fusion; asking for it here is a mistake.
+    # A recipe file may contain the key, for use with --set model.head=fusion. As an override it
+    # would have no effect.
     if recipe.model.head == "symmetric" and "swap_augmentation" in changes.get("train", {}):
         raise RecipeError(
             "--set train.swap_augmentation has no effect with the symmetric head, to which both "

@@ -19,7 +19,7 @@ Shape = Literal["siamese", "cross"]
 
 @dataclass(frozen=True)
 class EncodeSpec:
-    """Turn a row into tokens."""
+    """Keys of how a row becomes tokens."""
 
     max_tokens: int = key(
         512,
@@ -47,7 +47,7 @@ class EncodeSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Compute attention, pool, and classify."""
+    """Keys of the network: shape, pooling, head, features."""
 
     shape: Shape = key(
         "siamese",
@@ -97,7 +97,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """Move the weights."""
+    """Keys of training: length, batch, learning rates, regularisation, precision."""
 
     epochs: float = key(
         3.0,
@@ -287,7 +287,7 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class PredictSpec:
-    """Turn logits into predictions."""
+    """Keys of prediction."""
 
     swap: bool = key(
         True,
@@ -302,9 +302,9 @@ class Recipe:
     """One experiment.
 
     Attributes:
-        name: of the recipe; the run's name begins with it.
-        backbone: a registry name, or a folder in Hugging Face layout.
-        purpose: a sentence for people.
+        name: the recipe's name; the run's name begins with it.
+        backbone: a name from `kit backbones`, or a folder in Hugging Face layout.
+        purpose: what the recipe is for, in one sentence.
     """
 
     name: str
@@ -317,7 +317,7 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """Eight hex digits over everything but the name and the purpose."""
+        """Eight hex digits of a hash of everything except the name and the purpose."""
         content = dataclasses.asdict(self)
         del content["name"], content["purpose"]
         text = json.dumps(content, sort_keys=True)

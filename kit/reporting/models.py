@@ -135,7 +135,7 @@ def reference_models(
         }
         models.append(ReportModel(name, predictions, reference=True))
 
-    floor = processed.floor()
+    floor = processed.bayes_file()
     if floor:
         # One file has the true probabilities of the rows of both splits.
         bayes = read_predictions(floor)

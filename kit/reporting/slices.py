@@ -22,13 +22,21 @@ from kit.evaluation.metrics import row_losses
 from kit.reporting.inputs import ReportInputs
 from kit.task import PROMPT, RESPONSES, TEXTS
 
-LENGTH_LIMITS = (250, 500, 1000, 2000, 4000)  # characters; a slice ends below each
-TURN_LIMITS = (1, 2, 4)  # a slice ends at each
+# Slices by answer length end below each of these numbers of characters.
+LENGTH_LIMITS = (250, 500, 1000, 2000, 4000)
+
+# Slices by turns end with each of these numbers of turns.
+TURN_LIMITS = (1, 2, 4)
 TURN_NAMES = ["1", "2", "3 to 4", "5 or more"]
+
 # Emoji and symbols occur in texts of any script.
 LETTER_SCRIPTS = tuple(name for name in SCRIPTS if name not in ("emoji", "symbol"))
-MIN_SCRIPT_ROWS = 10  # a rarer script joins "other"
-MIN_PROMPTS = 6  # a bootstrap over fewer prompts says nothing
+
+# A script with fewer rows is counted as "other".
+MIN_SCRIPT_ROWS = 10
+
+# A bootstrap over fewer prompts cannot show a difference (see `loss_difference`).
+MIN_PROMPTS = 6
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,8 @@ def score_slices(inputs: ReportInputs, split: str) -> tuple[Slice, ...]:
     models = inputs.models_with(split)
     losses = np.stack([row_losses(model.predictions[split], rows.known_labels) for model in models])
 
+    # All properties are measured in one pass over the texts.
     slices = []
-    # Texts are read once for all properties; an empty slice is left out.
     for by, (names, numbers) in _assign_slices(inputs.read_texts(split)).items():
         for number, name in enumerate(names):
             members = np.flatnonzero(numbers == number)
@@ -77,9 +85,10 @@ def score_slices(inputs: ReportInputs, split: str) -> tuple[Slice, ...]:
             slice_losses = losses[:, members]
             prompts = len(np.unique(groups))
             intervals: list[tuple[float, float]] | list[tuple[None, None]]
-            intervals = [(None, None)] * len(models)
             if prompts >= MIN_PROMPTS:
                 intervals = loss_intervals(slice_losses, groups)
+            else:
+                intervals = [(None, None)] * len(models)
 
             means = slice_losses.mean(axis=1).tolist()
             by_model = {
@@ -92,12 +101,15 @@ def score_slices(inputs: ReportInputs, split: str) -> tuple[Slice, ...]:
 
 def _assign_slices(texts: pa.Table) -> dict[str, tuple[list[str], np.ndarray]]:
     """Return, by property, the names of its slices and each row's slice number (N,)."""
-    # Some rows at a time: byte histograms of all rows together would outweigh their texts.
+    # Block by block, since byte histograms of all rows together would need more memory than the
+    # texts.
     blocks = [_measure_texts(texts.slice(start, ROWS)) for start in range(0, texts.num_rows, ROWS)]
     lengths = np.concatenate([length for length, _ in blocks])
     letters = np.concatenate([letter_counts for _, letter_counts in blocks])
     turns = pc.list_value_length(texts[PROMPT]).to_numpy()  # ty: ignore[missing-attribute]: made at run time
-    # A length limit belongs to the slice above it ("below 250"), a turn limit to the one below it.
+
+    # A length of exactly a limit belongs to the slice above it, since the names say "below 250"; a
+    # number of turns of exactly a limit belongs to the slice below it.
     return {
         "answer length": (_range_names(), np.searchsorted(LENGTH_LIMITS, lengths, "right")),
         "turns": (TURN_NAMES, np.searchsorted(TURN_LIMITS, turns, "left")),

@@ -1,8 +1,9 @@
 """Generate a labelled sample of any size in the competition's file format. Use `write_sample`.
 
-It has what makes the real files awkward: repeated prompts, nulls, lone surrogates, very long
-answers, duplicates, ties. Labels are drawn by a documented rule (`kit.sample.labels`), so the
-lowest log loss that any model can expect is known and stored with the rows.
+The sample has the difficult cases of the real files: repeated prompts, nulls, lone surrogates (half
+of an emoji), very long answers, duplicates, ties. Labels are drawn by a documented rule
+(`kit.sample.labels`), so the lowest log loss that any model can expect is known and stored with the
+rows.
 """
 
 import csv
@@ -47,15 +48,18 @@ MODEL_NAMES = (
     "rowan-12b", "willow-13b", "yew-7b-beta",
 )  # fmt: skip
 
-# Shares of the distinct prompts. Conversations that are not listed in TURN_SHARES have one turn.
+# Shares of the distinct prompts: conversations by number of turns (the others have one turn),
+# prompts about code, in a foreign language, with a pasted text, or cut inside an emoji.
 TURN_SHARES = {2: 0.08, 3: 0.025, 4: 0.012, 5: 0.008, 6: 0.004, 8: 0.003, 10: 0.002, 12: 0.002}
 CODE = 0.08
 FOREIGN = 0.10
 PASTED = 0.02
 CUT_PROMPT = 0.004
 
-# Shares of the rows. REPEATS of them repeat a prompt out of the first POPULAR of the rows.
-# DUPLICATE are exact copies with the same label, JUDGED_AGAIN exact copies with another label.
+# Shares of the rows. REPEATS of them repeat one of the prompts of the first POPULAR rows. IDENTICAL
+# have two equal answers, EMPTY two empty ones; NULL, LONG and CUT_ANSWER have one answer that has a
+# null turn, is very long, or is cut inside an emoji. DUPLICATE are exact copies with the same
+# label, JUDGED_AGAIN exact copies with another label.
 REPEATS = 0.11
 POPULAR = 0.09
 IDENTICAL = 0.005
@@ -87,7 +91,7 @@ class SampleRow(NamedTuple):
 
 
 class _PlannedRow(NamedTuple):
-    """All that the texts and the label of a row follow from: equal plans make equal rows.
+    """Everything that decides the texts and the label of a row: equal plans make equal rows.
 
     `side` (0 or 1) is the answer that has the null turn, the great length or the lone surrogate.
     `luck` and `luck_again` (0 to 1) decide the draw of the label, and of the label of a row that is
@@ -203,7 +207,12 @@ def _disjoint_sets(
 def _plan_conversations(
     rng: np.random.Generator, numbers: np.ndarray, minimum: int
 ) -> pd.DataFrame:
-    """Return what each prompt follows from, one row for each of the distinct `numbers`."""
+    """Return the columns of the plan that decide the prompts, a row for each of the `numbers`.
+
+    Args:
+        numbers: distinct numbers of conversations.
+        minimum: the least number of prompts of each kind.
+    """
     rows = len(numbers)
     voice, turns, pasted, cut_prompt = np.zeros((4, rows), np.int64)
 
@@ -239,7 +248,7 @@ def _plan_rows(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
     rows = len(numbers)
     minimum = int(rows >= ALL_KINDS_ROWS)
 
-    # The first rows have a prompt each, the others repeat one of these.
+    # The first `own` rows have a prompt of their own, the others repeat one of these prompts.
     own = rows - round(rows * REPEATS)
     repeated = rng.integers(max(1, round(own * POPULAR)), size=rows - own)
     which = np.concatenate([np.arange(own), repeated])
@@ -257,7 +266,8 @@ def _plan_rows(rng: np.random.Generator, numbers: np.ndarray) -> pd.DataFrame:
     plan["side"] = rng.integers(2, size=rows)
     plan["luck"], plan["luck_again"] = rng.random((2, rows))
 
-    # Only rows with a prompt of their own get the rare kinds, so that no copy falls on one of them.
+    # Only rows with a prompt of their own become one of the rare kinds. Otherwise an exact copy,
+    # which replaces a row that repeats a prompt, could remove them again.
     identical, empty, null, long, cut, same, again = _disjoint_sets(
         rng, own, minimum, IDENTICAL, EMPTY, NULL, LONG, CUT_ANSWER, DUPLICATE, JUDGED_AGAIN
     )

@@ -25,11 +25,11 @@ class Voice:
     """The phrases of a language (or of English about code), and what is asked in it.
 
     Attributes:
-        good, bad, neutral: phrases, one of which stands in each line of an answer.
+        good, bad, neutral: phrases; each line of an answer has one of them.
         tails: endings of a line.
         prompts: first turns of a conversation; `{topic}` and `{n}` are filled in.
         follow: later turns.
-        snippets: code blocks, one of which stands in each turn of an answer.
+        snippets: code blocks; each turn of an answer has one of them.
     """
 
     name: str
@@ -226,7 +226,7 @@ ARABIC = Voice(
 FOREIGN = (SPANISH, GERMAN, RUSSIAN, CHINESE, ARABIC)
 VOICES = (ENGLISH, CODER, *FOREIGN)
 
-# What stands before the first line of an answer, and between its lines.
+# The text before the first line of an answer, and the text between its lines.
 FORMS = (("", " "), ("", " "), ("", "\n"), ("", "\n\n"), ("- ", "\n- "), ("* ", "\r\n* "))
 CLOSINGS = (
     "Hope this helps! 😊", 'As they say: "practice makes perfect" 👩🏽‍🔬',

@@ -116,7 +116,8 @@ def write_json(path: str | Path, value: object) -> None:
 def save_array(path: Path, values: "np.ndarray") -> None:
     """Write an array as `numpy.save` does, but raise OSError if the disk is full.
 
-    numpy does not report a failure to write the last part of a file. Not atomic by itself.
+    numpy does not report a failure to write the last part of a file. This is not atomic: use it
+    inside `atomic_folder`.
     """
     import numpy as np
 
@@ -186,7 +187,7 @@ def _create_temporary(path: Path, folder: bool) -> tuple[int, Path]:
         if temporary.exists():
             return handle, temporary
 
-        # Another process took it for a dead one's before it was locked.
+        # Before it was locked, another process took it for a leftover and removed it: try again.
         os.close(handle)
 
 
@@ -205,7 +206,7 @@ def _explain_errors(path: Path, temporary: Path | None = None) -> Generator[None
                 "What was there before is unchanged.",
             ) from error
 
-        # An error about another file, such as an input read meanwhile, keeps its name.
+        # An error about another file, such as an input that is read meanwhile, keeps that name.
         if isinstance(error, OSError) and (
             temporary is None or str(error.filename) == str(temporary)
         ):
@@ -220,6 +221,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_files(folder: Path) -> None:
+    """Wait until the data of all files in a folder is on disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             _sync(path)

@@ -180,14 +180,14 @@ def _flock(file: io.FileIO | int, wait: bool) -> None:
 
 
 def _write_holder(file: io.FileIO) -> None:
-    # On a full disk the lock is held all the same, without saying by whom.
+    # On a full disk the lock still holds, but the file cannot say who holds it.
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether the open file is still the one of this name."""
+    """Return whether the open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

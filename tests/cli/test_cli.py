@@ -1,4 +1,4 @@
-"""The command line: every command helps, fails in one message with the right code, and never overwrites silently."""
+"""Check the commands: help, exit codes, one message for an error, JSON, no silent overwriting."""
 
 import json
 import re
@@ -18,8 +18,8 @@ from kit.predictions import read_predictions, write_predictions
 
 ROOT = Path(__file__).parents[2]
 
-
-OTHERS = (  # options of fitting, with the weights that a person gives instead
+# Options of `kit ensemble` for fitting, and those for weights by hand.
+BLEND_OPTIONS = (
     ("--fit", "x.csv"),
     ("--weights", "1"),
     ("--method", "mean"),
@@ -29,25 +29,27 @@ OTHERS = (  # options of fitting, with the weights that a person gives instead
 )
 
 
-def paths(group: click.Group, before: str = "") -> dict[str, click.Command]:
-    """Every command by what a user types after `kit`, groups too."""
-    found: dict[str, click.Command] = {}
+def list_commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
+    """Return every command and group by what a user types after `kit`."""
+    commands: dict[str, click.Command] = {}
     for name, command in group.commands.items():
-        found[f"{before}{name}"] = command
+        commands[f"{prefix}{name}"] = command
         if isinstance(command, click.Group):
-            found |= paths(command, f"{before}{name} ")
-    return found
+            commands |= list_commands(command, f"{prefix}{name} ")
+    return commands
 
 
-COMMANDS = paths(main)
+COMMANDS = list_commands(main)
+LEAVES = [name for name, command in COMMANDS.items() if not isinstance(command, click.Group)]
 
 
 def kit(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(each) for each in arguments])
+    """Run a command in this process, so that a test can replace functions of kit."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_helps_with_an_example(name: str):
+def test_the_help_of_every_command_has_a_summary_and_an_example(name: str):
     result = kit(*name.split(), "--help")
     assert result.exit_code == 0
     assert f"kit {name}" in result.output.partition("Example:")[2]
@@ -55,15 +57,13 @@ def test_every_command_helps_with_an_example(name: str):
     assert re.fullmatch(r"[A-Z][^.]*\.?", summary), "one imperative sentence"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, command in COMMANDS.items() if not isinstance(command, click.Group)]
-)
-def test_what_prints_results_prints_them_as_json_too(name: str):
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_command_has_a_json_option(name: str):
     assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_explained(name: str):
+def test_every_option_has_a_help_text(name: str):
     for parameter in COMMANDS[name].params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.opts}"
@@ -75,10 +75,8 @@ def test_every_command_is_in_the_readme(name: str):
 
 
 def test_commands_come_in_pipeline_order():
-    order = [
-        line.split()[0]
-        for line in kit("--help").output.partition("Commands:")[2].strip().splitlines()
-    ]
+    listing = kit("--help").output.partition("Commands:")[2].strip()
+    order = [line.split()[0] for line in listing.splitlines()]
     pipeline = [
         "doctor",
         "sample",
@@ -89,8 +87,12 @@ def test_commands_come_in_pipeline_order():
         "ensemble",
         "validate",
         "score",
+        "report",
+        "kernels",
+        "submit",
+        "submissions",
+        "demo",
     ]
-    pipeline += ["report", "kernels", "submit", "submissions", "demo"]
     assert [name for name in order if name in pipeline] == pipeline
 
 
@@ -107,17 +109,17 @@ def test_debug_shows_the_traceback(tmp_path: Path):
     assert isinstance(result.exception, KitError)
 
 
-def test_wrong_usage_exits_with_two():
+def test_wrong_usage_exits_with_2():
     assert kit("score").exit_code == 2
     assert kit("train", "--no-such-option").exit_code == 2
     assert kit("ensemble", "a.csv", "-o", "b.csv", "--weights", "one").exit_code == 2
 
 
-def test_a_file_of_the_system_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(*_: object, **__: object) -> None:
+def test_an_error_of_the_system_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "train.csv"))
 
-    monkeypatch.setattr("kit.sample.generate.write_sample", full)
+    monkeypatch.setattr("kit.sample.generate.write_sample", fail)
     result = kit("sample", "--out", tmp_path)
     assert result.exit_code == 1
     assert "train.csv: No space left on device" in result.stderr
@@ -138,10 +140,12 @@ def test_nothing_is_overwritten_silently(raw: Path, tmp_path: Path):
     target = tmp_path / "blend.csv"
     assert kit("ensemble", source, "-o", target).exit_code == 0
     before = target.read_bytes()
+
     refused = kit("ensemble", source, source, "-o", target)
     assert refused.exit_code == 1
     assert "--force" in refused.stderr
     assert target.read_bytes() == before
+
     assert kit("ensemble", source, source, "-o", target, "--force").exit_code == 0
     assert kit("sample", "--out", raw).exit_code == 1
 
@@ -159,33 +163,38 @@ def test_nothing_is_overwritten_silently(raw: Path, tmp_path: Path):
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_json_is_json_and_nothing_else(arguments: list[str], raw: Path, data: Path, tmp_path: Path):
-    result = kit(*(each.format(raw=raw, data=data, tmp=tmp_path) for each in arguments), "--json")
+def test_with_json_the_output_is_only_json(
+    arguments: list[str], raw: Path, data: Path, tmp_path: Path
+):
+    filled = [argument.format(raw=raw, data=data, tmp=tmp_path) for argument in arguments]
+    result = kit(*filled, "--json")
     assert result.exit_code == 0, result.output
     json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("command", ["calibrate {b} {t}", "ensemble --fit {b} --fit {s} {t}"])
-def test_a_truth_without_prompts_is_told_from_one_with_them(
+def test_a_fit_warns_if_the_truth_does_not_tell_which_rows_share_a_prompt(
     command: str, raw: Path, data: Path, tmp_path: Path
 ):
     rows = pd.read_parquet(data / "train.parquet")
     bayes = read_predictions(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
-    for name in "bs":
-        write_predictions(bayes, tmp_path / f"{name}.csv")
     files = {name: tmp_path / f"{name}.csv" for name in "bs"}
-    for truth, told in ((raw / "train.csv", True), (data / "train.parquet", False)):
-        given = f"--truth {truth} --subset"
-        result = kit(*command.format(**files, t=given).split())
+    for file in files.values():
+        write_predictions(bayes, file)
+
+    for truth, is_warned in ((raw / "train.csv", True), (data / "train.parquet", False)):
+        result = kit(*command.format(**files, t=f"--truth {truth} --subset").split())
         assert result.exit_code == 0, result.stderr
-        assert (f"{truth} does not tell which rows share a prompt" in result.stderr) == told
+        warning = f"{truth} does not tell which rows share a prompt"
+        assert (warning in result.stderr) == is_warned
 
 
-def test_validate_exits_with_one_and_lists_every_problem(tmp_path: Path, raw: Path):
+def test_validate_exits_with_1_and_lists_every_problem(tmp_path: Path, raw: Path):
     lines = (raw / "sample_submission.csv").read_text().splitlines()
     lines[3] = lines[3].replace("0.3333333333333333", "0.9", 1)
     del lines[5]
     (tmp_path / "bad.csv").write_text("\n".join(lines) + "\n")
+
     result = kit("validate", tmp_path / "bad.csv", "--sample", raw / "sample_submission.csv")
     assert result.exit_code == 1
     problems = [line for line in result.stdout.splitlines() if line.startswith("problem:")]
@@ -193,7 +202,7 @@ def test_validate_exits_with_one_and_lists_every_problem(tmp_path: Path, raw: Pa
     assert any("59 rows" in line for line in problems)
 
 
-def test_of_a_file_that_is_not_there_nothing_else_is_said(tmp_path: Path):
+def test_validate_gives_no_warnings_about_a_missing_file(tmp_path: Path):
     result = kit("validate", tmp_path / "none.csv")
     assert result.exit_code == 1
     assert "No such file" in result.output
@@ -207,47 +216,44 @@ def test_an_unknown_recipe_key_lists_the_choices():
     assert "train.lr" in result.stderr
 
 
-def test_training_from_the_command_line(data: Path, tmp_path: Path):
-    settings = [
-        argument for override in (*QUICK, "train.max_steps=2") for argument in ("--set", override)
-    ]
-    trained = kit(
-        "train",
-        "--backbone",
-        "tiny-electra",
-        "--data",
-        data,
-        "--runs",
-        tmp_path,
-        *settings,
-        "--json",
-    )
+def test_a_trained_run_predicts_and_its_predictions_are_not_overwritten(data: Path, tmp_path: Path):
+    overrides = (*QUICK, "train.max_steps=2")
+    settings = [argument for override in overrides for argument in ("--set", override)]
+    folders = ("--data", data, "--runs", tmp_path)
+    trained = kit("train", "--backbone", "tiny-electra", *folders, *settings, "--json")
     assert trained.exit_code == 0, trained.stderr
     run = json.loads(trained.stdout)["run"]
+
     predicted = kit("predict", run, "--data", data)
     assert predicted.exit_code == 0, predicted.stderr
     assert (Path(run) / "test.csv").is_file()
-    assert kit("predict", run, "--data", data).exit_code == 1, "overwrote test.csv"
-    assert kit("predict", run, "--split", "test", "--input", "x.csv", "-o", "y.csv").exit_code == 2
-    assert kit("predict", run, "--input", "x.csv").exit_code == 2
+    assert kit("predict", run, "--data", data).exit_code == 1
+
+
+def test_predict_refuses_input_with_split_or_without_out():
+    assert kit("predict", "run", "--split", "test", "--input", "x", "-o", "y").exit_code == 2
+    assert kit("predict", "run", "--input", "x.csv").exit_code == 2
 
 
 @pytest.mark.parametrize(
     "command",
     [["validate"], ["score", "--truth", "{raw}/truth.csv"], ["ensemble", "-o", "{tmp}/o.csv"]],
 )
-def test_numbers_need_no_torch(command: list[str], raw: Path, tmp_path: Path):
-    arguments = [each.format(raw=raw, tmp=tmp_path) for each in command] + [
-        str(raw / "sample_submission.csv")
-    ]
-    code = f"import sys, kit.cli.main; kit.cli.main.main({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
+def test_commands_on_predictions_do_not_load_torch(command: list[str], raw: Path, tmp_path: Path):
+    arguments = [argument.format(raw=raw, tmp=tmp_path) for argument in command]
+    arguments.append(str(raw / "sample_submission.csv"))
+    code = (
+        "import sys, kit.cli.main\n"
+        f"kit.cli.main.main({arguments!r}, standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
 
 
 @pytest.fixture(scope="module")
 def baselines(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two baseline runs with out-of-fold and test predictions."""
+    """Return the folders of two baselines with out-of-fold and test predictions."""
     runs = tmp_path_factory.mktemp("runs")
     for name in ("length", "prior"):
         done = kit("baseline", name, "--data", data, "--runs", runs, "--fold", "all")
@@ -258,41 +264,35 @@ def baselines(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 
 def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, tmp_path: Path):
     files = [run / "test.csv" for run in baselines]
-    oof = [each for run in baselines for each in ("--fit", run / "oof.csv")]
+    fit = fit_options(baselines)
     truth = ("--truth", data / "train.parquet")
-    fitted = kit(
-        "ensemble",
-        *files,
-        *oof,
-        *truth,
-        "-o",
-        tmp_path / "fitted.csv",
-        "--save",
-        tmp_path / "blend.json",
-    )
+    blend = tmp_path / "blend.json"
+    fitted = kit("ensemble", *files, *fit, *truth, "-o", tmp_path / "fitted.csv", "--save", blend)
     assert fitted.exit_code == 0, fitted.stderr
     assert "baseline-length" in fitted.stdout
-    applied = kit(
-        "ensemble",
-        *reversed(files),
-        "--apply",
-        tmp_path / "blend.json",
-        "-o",
-        tmp_path / "applied.csv",
-    )
+
+    # Members are found by name, so their order is free.
+    arguments = (*reversed(files), "--apply", blend, "-o", tmp_path / "applied.csv")
+    applied = kit("ensemble", *arguments)
     assert applied.exit_code == 0, applied.stderr
-    ours, theirs = (
+    first, second = (
         read_predictions(tmp_path / f"{name}.csv").set_index("id").sort_index()
         for name in ("fitted", "applied")
     )
-    pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-12)
+    pd.testing.assert_frame_equal(first, second, rtol=0, atol=1e-12)
 
 
-def test_a_fit_whose_predictions_cannot_be_made_is_not_saved_either(
+def fit_options(runs: list[Path]) -> list[object]:
+    """Return `--fit RUN/oof.csv` for each run."""
+    return [argument for run in runs for argument in ("--fit", run / "oof.csv")]
+
+
+def test_a_fit_is_not_saved_if_its_predictions_cannot_be_made(
     baselines: list[Path], data: Path, tmp_path: Path
 ):
-    truth, save = ("--truth", data / "train.parquet"), tmp_path / "saved.json"
-    fit = [each for run in baselines for each in ("--fit", run / "oof.csv")]
+    truth = ("--truth", data / "train.parquet")
+    save = tmp_path / "saved.json"
+    fit = fit_options(baselines)
     for arguments in (
         ["ensemble", *fit, tmp_path / "missing.csv", "-o", tmp_path / "o.csv"],
         ["ensemble", *fit, baselines[0] / "oof.csv", "-o", tmp_path],
@@ -300,22 +300,21 @@ def test_a_fit_whose_predictions_cannot_be_made_is_not_saved_either(
     ):
         assert kit(*arguments, *truth, "--save", save).exit_code == 1
         assert not save.exists()
-    stranger = tmp_path / "stranger.csv"
-    stranger.write_bytes((baselines[0] / "test.csv").read_bytes())
-    refused = kit("ensemble", *fit, *truth, stranger, "-o", tmp_path / "o.csv", "--save", save)
+
+    unknown = tmp_path / "unknown.csv"
+    unknown.write_bytes((baselines[0] / "test.csv").read_bytes())
+    refused = kit("ensemble", *fit, *truth, unknown, "-o", tmp_path / "o.csv", "--save", save)
     assert refused.exit_code == 1
-    assert "does not know stranger" in refused.stderr
+    assert "does not know unknown" in refused.stderr
     assert not save.exists()
 
 
-def test_a_fit_to_predictions_of_no_run_says_that_their_folds_are_not_known(
-    baselines: list[Path], data: Path, tmp_path
+def test_a_fit_warns_about_files_outside_a_run_folder(
+    baselines: list[Path], data: Path, tmp_path: Path
 ):
-    other, truth, known = (
-        tmp_path / "other_folds.csv",
-        ("--truth", data / "train.parquet"),
-        baselines[0] / "oof.csv",
-    )
+    truth = ("--truth", data / "train.parquet")
+    known = baselines[0] / "oof.csv"
+    other = tmp_path / "other_folds.csv"
     other.write_bytes((baselines[1] / "oof.csv").read_bytes())
     for arguments in (["ensemble", "--fit", known, "--fit", other], ["calibrate", other]):
         done = kit(*arguments, *truth)
@@ -327,34 +326,20 @@ def test_a_fit_to_predictions_of_no_run_says_that_their_folds_are_not_known(
 def test_a_calibration_is_saved_and_applied(
     baselines: list[Path], data: Path, raw: Path, tmp_path: Path
 ):
-    oof, truth = baselines[0] / "oof.csv", ("--truth", data / "train.parquet")
-    done = kit(
-        "calibrate",
-        oof,
-        *truth,
-        "--method",
-        "temperature",
-        "--save",
-        tmp_path / "t.json",
-        "-o",
-        tmp_path / "c.csv",
-    )
+    oof = baselines[0] / "oof.csv"
+    saved = tmp_path / "saved.json"
+    fit = ("--truth", data / "train.parquet", "--method", "temperature")
+    done = kit("calibrate", oof, *fit, "--save", saved, "-o", tmp_path / "oof.csv")
     assert done.exit_code == 0, done.stderr
     assert "cross-fitted" in done.stdout
-    assert sorted(read_predictions(tmp_path / "c.csv")["id"]) == sorted(read_predictions(oof)["id"])
-    applied = kit(
-        "calibrate",
-        baselines[0] / "test.csv",
-        "--apply",
-        tmp_path / "t.json",
-        "-o",
-        tmp_path / "test.csv",
-    )
+    calibrated = read_predictions(tmp_path / "oof.csv")
+    assert sorted(calibrated["id"]) == sorted(read_predictions(oof)["id"])
+
+    test = tmp_path / "test.csv"
+    applied = kit("calibrate", baselines[0] / "test.csv", "--apply", saved, "-o", test)
     assert applied.exit_code == 0, applied.stderr
-    assert (
-        kit("validate", tmp_path / "test.csv", "--sample", raw / "sample_submission.csv").exit_code
-        == 0
-    )
+    validated = kit("validate", test, "--sample", raw / "sample_submission.csv")
+    assert validated.exit_code == 0, validated.output
 
 
 @pytest.mark.parametrize(
@@ -371,7 +356,7 @@ def test_a_calibration_is_saved_and_applied(
     ],
     ids=" ".join,
 )
-def test_half_a_request_is_wrong_usage(arguments: list[str]):
+def test_incomplete_or_contradictory_options_are_wrong_usage(arguments: list[str]):
     assert kit(*arguments).exit_code == 2
 
 
@@ -380,12 +365,15 @@ def test_half_a_request_is_wrong_usage(arguments: list[str]):
     [
         *(
             (["ensemble", "a.csv", "--apply", "b.json", *more, "-o", "c.csv"], "--apply", more[0])
-            for more in OTHERS
+            for more in BLEND_OPTIONS
         ),
-        *((["ensemble", "a.csv", *more, "-o", "c.csv"], "--fit", more[0]) for more in OTHERS[3:]),
+        *(
+            (["ensemble", "a.csv", *more, "-o", "c.csv"], "--fit", more[0])
+            for more in BLEND_OPTIONS[3:]
+        ),
         *(
             (["calibrate", "a.csv", "--apply", "b.json", *more, "-o", "c.csv"], "--apply", more[0])
-            for more in OTHERS[3:]
+            for more in BLEND_OPTIONS[3:]
         ),
         (
             ["calibrate", "a.csv", "--apply", "b.json", "--method", "bias", "-o", "c.csv"],
@@ -394,7 +382,7 @@ def test_half_a_request_is_wrong_usage(arguments: list[str]):
         ),
         *(
             (["ensemble", "--fit", "a.csv", "--truth", "t.csv", *more], "--fit", more[0])
-            for more in OTHERS[1:3]
+            for more in BLEND_OPTIONS[1:3]
         ),
         (
             ["ensemble", "a.csv", "--method", "mean", "--weights", "1", "-o", "c.csv"],
@@ -404,14 +392,14 @@ def test_half_a_request_is_wrong_usage(arguments: list[str]):
     ],
     ids=str,
 )
-def test_an_option_that_would_do_nothing_is_wrong_usage_and_both_are_named(
-    arguments, first, second
+def test_an_option_without_effect_is_refused_and_the_message_names_both(
+    arguments: list[str], first: str, second: str
 ):
     refused = kit(*arguments)
     assert refused.exit_code == 2
-    said = refused.stderr.partition("Error: ")[2]
-    assert first in said
-    assert second in said
+    message = refused.stderr.partition("Error: ")[2]
+    assert first in message
+    assert second in message
 
 
 @pytest.mark.parametrize(
@@ -422,17 +410,10 @@ def test_an_option_that_would_do_nothing_is_wrong_usage_and_both_are_named(
     ],
     ids=["calibrate", "ensemble"],
 )
-def test_the_fit_and_the_predictions_are_not_written_to_one_file(
-    arguments: list[str], tmp_path: Path
-):
+def test_save_and_out_must_be_different_files(arguments: list[str], tmp_path: Path):
     (tmp_path / "sub").mkdir()
-    refused = kit(
-        *arguments,
-        "--save",
-        tmp_path / "x.json",
-        "-o",
-        tmp_path / "sub" / ".." / "x.json",
-        "--force",
-    )
+    save = tmp_path / "x.json"
+    same = tmp_path / "sub" / ".." / "x.json"
+    refused = kit(*arguments, "--save", save, "-o", same, "--force")
     assert refused.exit_code == 2
     assert "--save and -o name the same file" in refused.stderr

@@ -322,13 +322,13 @@ def test_an_unknown_fold_is_an_error_that_names_the_known_ones(
 
 def test_the_bayes_file_is_copied_and_removed_with_its_source(raw: Path, tmp_path: Path) -> None:
     preprocess_files(raw, tmp_path / "out")
-    assert open_dataset(tmp_path / "out").floor() is None
+    assert open_dataset(tmp_path / "out").bayes_file() is None
     (raw / "bayes.csv").write_text("id\n1\n")
     preprocess_files(raw, tmp_path / "out")
-    assert open_dataset(tmp_path / "out").floor().read_text() == "id\n1\n"
+    assert open_dataset(tmp_path / "out").bayes_file().read_text() == "id\n1\n"
     (raw / "bayes.csv").unlink()
     preprocess_files(raw, tmp_path / "out")
-    assert open_dataset(tmp_path / "out").floor() is None
+    assert open_dataset(tmp_path / "out").bayes_file() is None
     assert not (tmp_path / "out" / "bayes.csv").exists()
 
 
