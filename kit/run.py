@@ -469,13 +469,23 @@ def parse_folds(text: str, count: int) -> list[int | str]:
 
 
 def _mean_over_rows(metrics: dict[str, dict[str, Any]], folds: list[FoldDir], name: str) -> float:
-    """Return a metric over the rows of all folds: the mean of the folds', weighted by their rows.
+    """Return the mean of a metric over the rows of all folds, from each fold's mean and row count.
 
-    The metric must itself be a mean over rows.
+    Raises:
+        RunError: the metrics of a fold lack a number.
     """
-    rows = [metrics[fold.name]["valid_rows"] for fold in folds]
-    values = [metrics[fold.name][name] for fold in folds]
-    return sum(value * count for value, count in zip(values, rows, strict=True)) / sum(rows)
+    total = 0.0
+    rows = 0
+    for fold in folds:
+        mean = metrics[fold.name].get(name)
+        count = metrics[fold.name].get("valid_rows")
+        if not isinstance(mean, int | float) or not isinstance(count, int) or count < 1:
+            raise RunError(
+                f"{fold.metrics_path}: {name} or valid_rows is missing or not a number", _RESTORE
+            )
+        total += mean * count
+        rows += count
+    return total / rows
 
 
 def _digest_of_toml(text: str) -> str:

@@ -90,7 +90,7 @@ def read_train_rows(path: Path) -> object:
 
     assert found.ids.tolist() == [int(cells[place[ID]]) for cells in rows]
     flags = [[cells[place[name]] in ("1", "1.0", "True") for name in CLASSES] for cells in rows]
-    assert found.labels.tolist() == [row.index(True) for row in flags]
+    assert found.targets.labels.tolist() == [row.index(True) for row in flags]
     return found
 
 

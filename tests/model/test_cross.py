@@ -122,7 +122,7 @@ def test_a_training_on_one_order_does_not_encode_the_other(
 
 def test_the_first_sequence_alone_gives_the_fusion_models_logits(processed: Dataset):
     recipe = load_recipe("tiny-electra", (*CROSS, "model.head=fusion", "model.features=false"))
-    model, tokenizer = new_model(recipe, processed)
+    model, tokenizer = new_model(recipe, resolve_backbone(recipe.backbone), processed)
     table, content = processed.train(), processed.digest("train")
     encoded = tokenize_cached(table, content, tokenizer, recipe.encode, processed.cache, "cross")
     rows = np.arange(7)
