@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 
 # Each room may import those before it, and itself.
 ROOMS = (
-    ("task", "errors"),
+    ("task", "errors", "launcher"),
     ("recipe", "storage", "attention"),
     ("predictions",),
     ("data", "sample", "evaluation"),

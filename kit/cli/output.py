@@ -5,13 +5,14 @@ process prints.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from kit.launcher import is_leader
 
 if TYPE_CHECKING:
     from kit.doctor import Finding
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from kit.reporting.report import Report
     from kit.training.callbacks import TrainingProgress
 
-LEADER = os.environ.get("RANK", "0") == "0"
+LEADER = is_leader()
 
 # The width of tables that go to a file, where nothing may be cut off.
 FILE_WIDTH = 200

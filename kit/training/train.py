@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError
+from kit.launcher import ignore_partial_launch
 from kit.model.backbones import ResolvedBackbone, resolve_backbone
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run, make_origin, parse_folds
@@ -70,6 +71,8 @@ def train_recipe(
         KitError: the recipe, data, backbone or device cannot be used, or a training failed; nothing
             that was there is lost.
     """
+    if note := ignore_partial_launch():
+        say(note)
     require_tracker(report_to)
     options = TrainingOptions(
         resume=resume,
