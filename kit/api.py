@@ -241,6 +241,7 @@ def load(
         predictor = kit.load(["runs/deberta-1a2b3c4d", "runs/roberta-5e6f7a8b"], blend="blend.json")
     """
     from kit.ensembling.blend import read_blend
+    from kit.ensembling.members import refuse_repeated_paths
     from kit.predict import RunPredictor
     from kit.run import Run
 
@@ -256,6 +257,7 @@ def load(
     opened = [run for each in sources for run in _open_runs(each)]
     if not opened:
         raise RunError("no runs to load", "Name a run directory; `kit train` makes one.")
+    refuse_repeated_paths([run.path for run in opened])
 
     if isinstance(blend, str | Path):
         blend = read_blend(blend)
@@ -348,7 +350,7 @@ def ensemble(
         kit.load([run_a, run_b], blend=blend).predict_proba(frame)
     """
     from kit.ensembling.blend import apply_blend, read_blend
-    from kit.ensembling.members import read_members
+    from kit.ensembling.members import read_members, refuse_repeated_paths
     from kit.ensembling.pool import blend_predictions
 
     members = _as_list(members)
@@ -389,6 +391,7 @@ def ensemble(
             frame = _read_frame(name)
         names.append(name)
         frames.append(frame)
+    refuse_repeated_paths([name for name in names if not name.startswith("members[")])
     method = method or ("weights" if weights is not None else "mean")
     return Ensemble(blend_predictions(frames, names, method, weights))
 
