@@ -6,6 +6,7 @@ refused with the row and the id of the fault (`kit.data.csv_errors`).
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ OTHER_FORMATS = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
 }
+
+ID_PATTERN = re.compile("-?[0-9]{1,18}")
 
 # Bytes read at a time to survey a file.
 PIECE = 1 << 20
@@ -223,7 +226,9 @@ def parse_ids(batch: RawBatch) -> np.ndarray:
         DataError: an id is not a whole number of at most 18 digits.
     """
     column = batch.cells[ID]
-    whole = pc.match_substring_regex(column, "^-?[0-9]{1,18}$").to_numpy(zero_copy_only=False)
+    whole = pc.match_substring_regex(column, f"^{ID_PATTERN.pattern}$").to_numpy(
+        zero_copy_only=False
+    )
     if not whole.all():
         raise batch.error(int(whole.argmin()), "id is not a whole number of at most 18 digits")
     return column.cast(pa.int64()).to_numpy()
