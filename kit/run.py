@@ -28,7 +28,7 @@ from kit.errors import RecipeError, RunError
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
-from kit.storage.atomic import file_sha256, write_json, write_text
+from kit.storage.atomic import file_sha256, read_text_file, write_json, write_text
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT, ID, TEST_FILE
 
@@ -282,7 +282,7 @@ class Run:
                 other keys.
         """
         self._require_model()
-        text = self.recipe_path.read_text(encoding="utf-8")
+        text = read_text_file(self.recipe_path)
         digest = self.origin.get("recipe")
         if digest and _digest_of_toml(text) != digest:
             raise RunError(
@@ -483,7 +483,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is not a number")
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        content = json.loads(read_text_file(path), parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read: {error}", _RESTORE) from error
     if not isinstance(content, dict):

@@ -14,7 +14,8 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 # Each room may import those before it, and itself.
 ROOMS = (
     ("task", "errors", "launcher"),
-    ("recipe", "storage", "attention"),
+    ("storage",),
+    ("recipe", "attention"),
     ("predictions",),
     ("data", "sample", "evaluation"),
     ("model", "run"),
