@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from kit.data.csv_errors import REPAIR_HINT, shorten_cell
 from kit.data.raw_csv import RawBatch
 from kit.errors import DataError
-from kit.task import CLASSES, SOFT_LABELS, WEIGHT
+from kit.task import CLASSES, FLAGS, SOFT_LABELS, WEIGHT
 
 # In place of a label, for rows of files without labels.
 UNLABELLED = len(CLASSES)
@@ -28,9 +28,6 @@ MAX_WEIGHT = 1e6
 
 # Rounded soft labels may miss the sum 1 by this much; they are divided by their sum.
 TOLERANCE = 1e-3
-
-# No and yes in turn, as pandas writes columns of int, float and bool.
-FLAGS = ("0", "1", "0.0", "1.0", "False", "True")
 
 
 @dataclass(frozen=True)
@@ -140,10 +137,8 @@ def certain_labels(labels: np.ndarray) -> np.ndarray:
 
 def _read_labels(batch: RawBatch, exempt: np.ndarray) -> np.ndarray:
     """Return the labels (N,) as int8; those of `exempt` rows (N,) are meaningless."""
-    flags = [
-        pc.fill_null(pc.index_in(batch.cells[name], pa.array(FLAGS)), -1).to_numpy()
-        for name in CLASSES
-    ]
+    words = [pc.utf8_lower(pc.utf8_trim(batch.cells[name], " \t")) for name in CLASSES]
+    flags = [pc.fill_null(pc.index_in(cells, pa.array(FLAGS)), -1).to_numpy() for cells in words]
     found = np.stack(flags, axis=1)  # (N, 3): -1 for other cells, odd for yes
     one_hot = found % 2
 

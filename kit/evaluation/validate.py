@@ -21,7 +21,7 @@ from kit.evaluation.submission_csv import (
     read_submission,
     row_problem,
 )
-from kit.predictions import read_csv, to_numbers
+from kit.predictions import parse_whole_numbers, read_csv, to_numbers
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 SUM_PLACES = 6
@@ -100,14 +100,15 @@ def read_sample_ids(path: str | Path) -> pd.Series:
     Raises:
         DataError: the file has none.
     """
-    table = read_csv(path)
+    table = read_csv(path, remove_nul=True)
     hint = "Give the competition's sample_submission.csv."
     if ID not in table:
         present = ", ".join(repr(column[:60]) for column in table.columns[:12])
         raise DataError(f"{path}: no column {ID} (it has {present})", hint)
-    if not pd.api.types.is_integer_dtype(table[ID]) or not table[ID].is_unique or table.empty:
+    ids, whole = parse_whole_numbers(table[ID])
+    if not whole.all() or len(np.unique(ids)) < len(ids) or table.empty:
         raise DataError(f"{path}: its ids are not unique whole numbers", hint)
-    return table[ID]
+    return pd.Series(ids, name=ID)
 
 
 def _check_columns(
@@ -236,8 +237,8 @@ def _check_ids(
     sample_name: str,
     problems: list[SubmissionProblem],
 ) -> None:
-    values, is_text = _numbers(column)
-    bad = is_text | ~np.isfinite(values) | (values != np.floor(values))
+    values, whole = parse_whole_numbers(column)
+    bad = ~whole
     if bad.any():
         first_cell = str(column.iloc[int(bad.argmax())])[:60]
         message = f"ids that are not whole numbers, first {first_cell!r}"
