@@ -11,9 +11,11 @@ from collections.abc import Mapping, MutableMapping
 # What torchrun sets for every process; only together do they mean a launch.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
-# What else accelerate reads: MPI's variables, and the size of torchrun's group on one machine.
+# What else accelerate reads: MPI's variables, the size of torchrun's group on one machine, and
+# what `accelerate launch` adds for other ways to distribute a model.
 _OTHER_VARIABLES = (
     "LOCAL_WORLD_SIZE",
+    *(f"ACCELERATE_USE_{name}" for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM")),
     *(f"PMI_{name}" for name in ("SIZE", "RANK")),
     *(
         f"{family}_COMM_WORLD_{name}"

@@ -62,9 +62,7 @@ def test_an_address_alone_is_removed_without_a_note():
     "variables",
     [
         {"RANK": "1"},
-        {"LOCAL_RANK": "1"},
-        {"WORLD_SIZE": "2"},
-        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"WORLD_SIZE": "2", "LOCAL_RANK": "1"},
         {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
     ],
     ids=", ".join,

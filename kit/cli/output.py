@@ -44,7 +44,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     from rich.table import Table
 
     width = None if sys.stdout.isatty() else FILE_WIDTH
-    console = Console(width=width, highlight=False, markup=False)
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
         cells = [row[place] for row in rows]
@@ -53,7 +53,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for row in rows:
         style = "bold" if row and str(row[0]).startswith("*") else None
         grid.add_row(*map(format_cell, row), style=style)
-    console.print(grid)
+
+    # Printed as a text: where the reader has ended, rich itself would end the process.
+    with console.capture() as captured:
+        console.print(grid)
+    click.echo(captured.get(), nl=False)
 
 
 def format_cell(value: Any) -> str:
@@ -137,11 +141,11 @@ def _progress_bar(
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=None, text="")

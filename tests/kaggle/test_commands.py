@@ -537,6 +537,18 @@ class TestKernels:
         assert kit(*output, "--force").exit_code == 0
 
     @pytest.mark.usefixtures("ready")
+    @pytest.mark.parametrize(
+        "pattern",
+        ["oof.csv", "*.csv", "runs/*/oof.csv", "./runs/a/oof.csv", "/kaggle/working/*.csv"],
+    )
+    def test_only_finds_a_file_in_a_folder(
+        self, kit: Kit, fake: FakeKaggle, here: Path, pattern: str
+    ) -> None:
+        fake.kernel_files = {"runs/a/oof.csv": b"x", "model.bin": b"y"}
+        result = kit("kernels", "output", "kit-infer", "-o", "got", "--only", pattern)
+        assert result.stdout == "got/runs/a/oof.csv\n", result.stderr
+
+    @pytest.mark.usefixtures("ready")
     def test_an_error_page_is_not_saved_as_output(
         self, kit: Kit, fake: FakeKaggle, here: Path
     ) -> None:
