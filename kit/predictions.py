@@ -161,7 +161,7 @@ def to_numbers(column: pd.Series) -> pd.Series:
 def _fits_int64(numbers: pd.Series) -> np.ndarray:
     """Return which numbers (N,) int64 holds exactly; floats are exact only below 2^53."""
     if pd.api.types.is_integer_dtype(numbers):
-        return (numbers <= np.iinfo(np.int64).max).to_numpy()
+        return (numbers <= np.iinfo(np.int64).max).to_numpy(bool, na_value=False)
 
     values = numbers.to_numpy(np.float64)
     return (np.abs(values) < 2**53) & (values == np.floor(values))

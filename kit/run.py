@@ -14,6 +14,7 @@ model's files.
 import hashlib
 import json
 import re
+import sys
 import tomllib
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -102,6 +103,17 @@ class FoldDir:
             RunError: the file is missing or damaged.
         """
         return _read_json(self.metrics_path)
+
+    def figure(self, name: str) -> float:
+        """Return one of the metrics, a number of at least 0.
+
+        Raises:
+            RunError: it is missing or something else: the file was changed.
+        """
+        value = self.metrics.get(name)
+        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
+            raise RunError(f"{self.metrics_path}: {name} is {str(value)[:40]!r}", _RESTORE)
+        return value
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -372,11 +384,9 @@ class Run:
                 oof = self._concatenate(folds)
                 # Both are means over rows, so over all rows they are the folds' means weighted by
                 # their rows.
-                rows = [metrics[fold.name]["valid_rows"] for fold in folds]
+                rows = [fold.figure("valid_rows") for fold in folds]
                 summary["oof"] = {
-                    name: sum(
-                        metrics[fold.name][name] * n for fold, n in zip(folds, rows, strict=True)
-                    )
+                    name: sum(fold.figure(name) * n for fold, n in zip(folds, rows, strict=True))
                     / sum(rows)
                     for name in ("log_loss", "accuracy")
                 }

@@ -38,8 +38,8 @@ class SubmissionFile:
     """The content of a prediction file.
 
     Attributes:
-        frame: the N rows below the header, ids as text and other cells as pandas reads them; None
-            where nothing can be read.
+        frame: the N rows below the header, cells as pandas reads them; None where nothing can be
+            read.
         row_numbers: (N,) the spreadsheet row of each.
         problems: defects that make a grader fail before it looks at any number.
         warnings: oddities that a grader accepts, but a person would want to know.
@@ -114,9 +114,7 @@ def _read_table(
     # Naming the columns makes pandas cut long rows short instead of stopping at the first of them.
     columns = range(len(header)) if too_long.any() else None
     try:
-        frame = pd.read_csv(
-            io.StringIO(text), sep=separator, usecols=columns, low_memory=False, dtype={ID: str}
-        )
+        frame = pd.read_csv(io.StringIO(text), sep=separator, usecols=columns, low_memory=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         message = f"not a CSV file: {str(error).strip()[:120]}"
         problems.append(SubmissionProblem("unreadable", message))

@@ -160,9 +160,11 @@ def _parse_labels(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     if EXTRA in table:
         table = table[~table[EXTRA].astype(bool)].drop(columns=EXTRA)
 
+    ids, whole = parse_whole_numbers(table[ID])
+    _refuse_rows(path, table, ~whole, [ID, LABEL], "the id is not a whole number")
     known = table[LABEL].isin(range(len(CLASSES))).to_numpy()
     _refuse_rows(path, table, ~known, [ID, LABEL], "unknown label")
-    return table.astype({ID: np.int64, LABEL: np.int8})
+    return table.assign(**{ID: ids}).astype({LABEL: np.int8})
 
 
 def _refuse_rows(

@@ -97,6 +97,16 @@ def test_what_is_no_label_is_refused_alike(tmp_path: Path, cells: str):
         read_truth(file)
 
 
+@pytest.mark.parametrize("ids", [[1.0, np.nan], [1, 1.5], ["1", "a"], [2.0**53, 1.0], [None, 1]])
+def test_ids_of_a_frame_that_are_no_whole_numbers_are_refused(ids: list):
+    for labels in (
+        {"label": [0, 1]},
+        dict(zip(PREDICTION_COLUMNS[1:], ([1, 0], [0, 1], [0, 0]), strict=True)),
+    ):
+        with pytest.raises(DataError, match="the id is not a whole number"):
+            truth_from_frame(pd.DataFrame({"id": ids, **labels}))
+
+
 def test_labels_of_a_frame_may_be_of_any_type():
     table = pd.DataFrame([[1, 0, 0], [0, 0, 1]], columns=list(PREDICTION_COLUMNS[1:]))
     for kind in ("int64", "float32", "bool", "Int64", str):

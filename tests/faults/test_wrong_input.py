@@ -93,7 +93,7 @@ def read_train_rows(path: Path) -> object:
         [cells[place[name]].strip(" \t").lower() in ("1", "1.0", "true") for name in CLASSES]
         for cells in rows
     ]
-    assert found.labels.tolist() == [row.index(True) for row in flags]
+    assert found.targets.labels.tolist() == [row.index(True) for row in flags]
     return found
 
 
