@@ -110,7 +110,7 @@ class FoldDir:
         Raises:
             RunError: it is missing or something else: the file was changed.
         """
-        value = self.metrics.get(name)
+        value: Any = self.metrics.get(name)
         if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
             raise RunError(f"{self.metrics_path}: {name} is {str(value)[:40]!r}", _RESTORE)
         return value

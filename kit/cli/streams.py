@@ -10,7 +10,10 @@ import io
 import os
 import select
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class LastingFile(io.RawIOBase):
@@ -24,7 +27,7 @@ class LastingFile(io.RawIOBase):
         self.descriptor = descriptor
         self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:  # ty: ignore[invalid-method-override]
+    def write(self, data: "ReadableBuffer", /) -> int:
         """Write as much as the descriptor takes, and return how many bytes that were."""
         while self.error is None:
             try:

@@ -1,6 +1,7 @@
 """Check the output, the exit codes and the files of the commands that reach Kaggle."""
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -523,6 +524,15 @@ class TestKernels:
             "kernel": INFER,
             "log": "hello\n",
         }
+
+    @pytest.mark.usefixtures("ready")
+    def test_a_log_that_nobody_reads_any_more_is_not_followed(
+        self, kit: Kit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such as before `| head`; a training's log goes on for hours."""
+        monkeypatch.setattr("kit.kaggle.logs.log_records", lambda *_: itertools.repeat("line\n"))
+        monkeypatch.setattr("kit.cli.kernels.reader_is_gone", lambda: True)
+        assert kit("kernels", "logs", "kit-infer").stdout == "line\n"
 
     @pytest.mark.usefixtures("ready")
     def test_output_is_downloaded_and_not_overwritten(self, kit: Kit, here: Path) -> None:
