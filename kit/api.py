@@ -208,7 +208,7 @@ def ensemble(
         kit.load([run_a, run_b], blend=blend).predict_proba(frame)
     """
     from kit.ensembling.blend import apply_blend, read_blend
-    from kit.ensembling.members import read_members
+    from kit.ensembling.members import read_members, refuse_repeated_paths
     from kit.ensembling.pool import blend_predictions
 
     members = _as_list(members)
@@ -240,6 +240,7 @@ def ensemble(
         return Ensemble(apply_blend(blend, frames, names, files), blend, fitted, notes)
 
     names, frames = _read_test_members(members)
+    refuse_repeated_paths([name for name in names if not name.startswith("members[")])
     method = method or ("weights" if weights is not None else "mean")
     return Ensemble(blend_predictions(frames, names, method, weights))
 

@@ -16,6 +16,7 @@ from kit.reporting.export import write_report
 from kit.reporting.report import Report, build_report
 from kit.run import Run
 from kit.sample.generate import SUMMARY_FILE, write_sample
+from kit.storage.atomic import read_text_file
 from kit.task import HOLDOUT
 from kit.training.callbacks import TrainingProgress
 from kit.training.train import train_recipe
@@ -101,7 +102,7 @@ def _make_sample(raw: Path, rows: int) -> None:
         write_sample(raw, rows=rows)
         return
 
-    existing = json.loads(summary.read_text(encoding="utf-8"))["train"]["rows"]
+    existing = json.loads(read_text_file(summary))["train"]["rows"]
     if existing != rows:
         raise KitError(
             f"{raw} holds a sample of {existing} rows, not {rows}", "Add --out with another folder."

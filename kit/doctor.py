@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,17 +77,26 @@ def examine_setup(raw: str | Path, data: str | Path, online: bool = False) -> li
         online: ask Kaggle too, unless there is no credential to ask with.
     """
     findings = [
-        *check_packages(),
-        *check_device(),
-        check_memory(),
-        check_disk(),
-        check_raw_files(Path(raw)),
-        check_processed_data(Path(data)),
-        *check_credential(online),
+        *_guard("packages", check_packages),
+        *_guard("device", check_device),
+        *_guard("memory", lambda: [check_memory()]),
+        *_guard("disk", lambda: [check_disk()]),
+        *_guard("raw data", lambda: [check_raw_files(Path(raw))]),
+        *_guard("processed data", lambda: [check_processed_data(Path(data))]),
+        *_guard("Kaggle credential", lambda: check_credential(online)),
     ]
     if online and not findings[-1].broken:
-        findings += check_kaggle()
+        findings += _guard("Kaggle", check_kaggle)
     return findings
+
+
+def _guard(part: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield a check's findings; one that fails on an odd machine must not hide the others."""
+    try:
+        yield from check()
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        yield Finding(part, "broken", f"the check failed: {type(error).__name__}: {text}")
 
 
 def check_packages() -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from kit.data.feature_cache import FeatureTable, features_cached
 from kit.data.preprocess import prepare_input
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
+from kit.launcher import ignore_partial_launch
 from kit.model.device import Compute, choose_device, prepare_device
 from kit.model.inference import logits_to_probabilities, make_collator, predict_logits
 from kit.model.pair_model import PairModel
@@ -83,6 +84,7 @@ class RunPredictor:
         swap: bool | None = None,
         keep: bool = False,
     ):
+        ignore_partial_launch()
         self.run = run
         self.recipe = run.recipe
         self.folds = run.models() if folds is None else folds

@@ -103,10 +103,13 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 
 def _parse_column(column: pd.Series, path: str | Path) -> pd.Series:
     """Return ids as int64 or probabilities as float64; raise DataError for the first bad cell."""
-    numbers = to_numbers(column)
-    bad = ~np.isfinite(numbers.astype("float64").to_numpy())
     if column.name == ID:
-        bad |= ~_fits_int64(numbers)
+        values, whole = parse_whole_numbers(column)
+        numbers = pd.Series(values, column.index)
+        bad = ~whole
+    else:
+        numbers = to_numbers(column)
+        bad = ~np.isfinite(numbers.astype("float64").to_numpy())
 
     if bad.any():
         row = int(bad.argmax())
@@ -115,7 +118,35 @@ def _parse_column(column: pd.Series, path: str | Path) -> pd.Series:
             f"{path}: row {row + 2}: {column.name} is {str(column.iloc[row])[:40]!r}, not {kind}",
             f"Run `kit validate {path}` for every problem at once.",
         )
-    return numbers.astype("int64" if column.name == ID else "float64")
+    return numbers if column.name == ID else numbers.astype("float64")
+
+
+def parse_whole_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return cells as int64 (N,), and which of them are whole numbers, bool (N,).
+
+    Text is read exactly: pandas reads ids as floats where a cell of the column is empty, and a
+    float has only 15 to 16 digits.
+    """
+    if pd.api.types.is_integer_dtype(column):
+        whole = _fits_int64(column)
+        return column.where(whole, 0).to_numpy(np.int64), whole
+
+    values = np.zeros(len(column), np.int64)
+    whole = np.zeros(len(column), bool)
+    is_digits = column.astype(str).str.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", na=False)
+    for place in np.flatnonzero(is_digits.to_numpy(bool)):
+        number = int(column.iat[place])
+        if -(2**63) <= number < 2**63:
+            values[place] = number
+            whole[place] = True
+
+    # Other spellings, such as 1.0 and 1e3.
+    places = np.flatnonzero(~whole)
+    others = to_numbers(column.iloc[places])
+    fits = np.isfinite(others.to_numpy(np.float64)) & _fits_int64(others)
+    values[places[fits]] = others[fits].astype(np.int64)
+    whole[places[fits]] = True
+    return values, whole
 
 
 def to_numbers(column: pd.Series) -> pd.Series:
@@ -130,14 +161,21 @@ def to_numbers(column: pd.Series) -> pd.Series:
 def _fits_int64(numbers: pd.Series) -> np.ndarray:
     """Return which numbers (N,) int64 holds exactly; floats are exact only below 2^53."""
     if pd.api.types.is_integer_dtype(numbers):
-        return (numbers <= np.iinfo(np.int64).max).to_numpy()
+        return (numbers <= np.iinfo(np.int64).max).to_numpy(bool, na_value=False)
 
     values = numbers.to_numpy(np.float64)
     return (np.abs(values) < 2**53) & (values == np.floor(values))
 
 
-def read_csv(path: str | Path) -> pd.DataFrame:
-    """Read a CSV file with exact floats; raise DataError if it is missing, empty or unreadable."""
+def read_csv(path: str | Path, remove_nul: bool = False) -> pd.DataFrame:
+    """Read a CSV file with exact floats, and ids as text.
+
+    Args:
+        remove_nul: remove NUL characters, as the readers of the competition's files do.
+
+    Raises:
+        DataError: it is missing, empty or unreadable.
+    """
     path = Path(path)
     if not path.exists():
         raise DataError(
@@ -150,7 +188,9 @@ def read_csv(path: str | Path) -> pd.DataFrame:
         # pandas gets the text, not the file: Ctrl-C while it reads a file is reported as a
         # ParserError.
         text = path.read_bytes().decode("utf-8-sig")
-        return pd.read_csv(io.StringIO(text), float_precision=FLOAT_PRECISION)
+        if remove_nul:
+            text = text.replace("\0", "")
+        return pd.read_csv(io.StringIO(text), float_precision=FLOAT_PRECISION, dtype={ID: str})
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty", "Make it again.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kit.data.from_frame import frame_to_table
 from kit.ensembling.blend import Blend, apply_blend, read_blend
+from kit.ensembling.members import refuse_repeated_paths
 from kit.ensembling.pool import blend_predictions
 from kit.errors import KitError, RunError
 from kit.predict import RunPredictor
@@ -128,6 +129,7 @@ def load(
     opened = [run for item in sources for run in _open_runs(item)]
     if not opened:
         raise RunError("no runs to load", "Name a run directory; `kit train` makes one.")
+    refuse_repeated_paths([run.path for run in opened])
 
     if isinstance(blend, str | Path):
         blend = read_blend(blend)

@@ -15,6 +15,7 @@ hashes of the model's files.
 import hashlib
 import json
 import re
+import sys
 import tomllib
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from kit.errors import RecipeError, RunError
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
-from kit.storage.atomic import file_sha256, write_json, write_text
+from kit.storage.atomic import file_sha256, read_text_file, write_json, write_text
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT, ID, TEST_FILE
 
@@ -109,6 +110,17 @@ class FoldDir:
             RunError: the file is missing or damaged.
         """
         return _read_json(self.metrics_path)
+
+    def figure(self, name: str) -> float:
+        """Return one of the metrics, a number of at least 0.
+
+        Raises:
+            RunError: it is missing or something else: the file was changed.
+        """
+        value: Any = self.metrics.get(name)
+        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
+            raise RunError(f"{self.metrics_path}: {name} is {str(value)[:40]!r}", _RESTORE)
+        return value
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -289,7 +301,7 @@ class Run:
                 other keys.
         """
         self._require_model()
-        text = self.recipe_path.read_text(encoding="utf-8")
+        text = read_text_file(self.recipe_path)
         digest = self.origin.get("recipe")
         if digest and _digest_of_toml(text) != digest:
             raise RunError(
@@ -378,8 +390,8 @@ class Run:
             if all(fold.name in metrics for fold in folds):
                 oof = self._concatenate(folds)
                 summary["oof"] = {
-                    "log_loss": _mean_over_rows(metrics, folds, "log_loss"),
-                    "accuracy": _mean_over_rows(metrics, folds, "accuracy"),
+                    "log_loss": _mean_over_rows(folds, "log_loss"),
+                    "accuracy": _mean_over_rows(folds, "accuracy"),
                     "rows": len(oof),
                 }
                 if write:
@@ -468,24 +480,15 @@ def parse_folds(text: str, count: int) -> list[int | str]:
     )
 
 
-def _mean_over_rows(metrics: dict[str, dict[str, Any]], folds: list[FoldDir], name: str) -> float:
+def _mean_over_rows(folds: list[FoldDir], name: str) -> float:
     """Return the mean of a metric over the rows of all folds, from each fold's mean and row count.
 
     Raises:
         RunError: the metrics of a fold lack a number.
     """
-    total = 0.0
-    rows = 0
-    for fold in folds:
-        mean = metrics[fold.name].get(name)
-        count = metrics[fold.name].get("valid_rows")
-        if not isinstance(mean, int | float) or not isinstance(count, int) or count < 1:
-            raise RunError(
-                f"{fold.metrics_path}: {name} or valid_rows is missing or not a number", _RESTORE
-            )
-        total += mean * count
-        rows += count
-    return total / rows
+    rows = [fold.figure("valid_rows") for fold in folds]
+    means = [fold.figure(name) for fold in folds]
+    return sum(mean * count for mean, count in zip(means, rows, strict=True)) / sum(rows)
 
 
 def _digest_of_toml(text: str) -> str:
@@ -505,7 +508,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is not a number")
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        content = json.loads(read_text_file(path), parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read: {error}", _RESTORE) from error
     if not isinstance(content, dict):

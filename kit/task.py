@@ -26,6 +26,10 @@ TRAIN_COLUMNS = (ID, *MODELS, *TEXTS, *CLASSES)
 TEST_COLUMNS = (ID, *TEXTS)
 PREDICTION_COLUMNS = (ID, *CLASSES)
 
+# No and yes in turn, as pandas writes columns of int, float and bool, in lower case; spreadsheets
+# write TRUE and FALSE.
+FLAGS = ("0", "1", "0.0", "1.0", "false", "true")
+
 # Columns of processed rows: the index into CLASSES; a number shared by all rows of one normalised
 # prompt; whether the row is from an extra file, which is trained on and never scored.
 LABEL = "label"

@@ -352,6 +352,26 @@ class TestEnsemble:
         mean = kit.ensemble(frames).predictions[list(CLASSES)]
         np.testing.assert_allclose(mean, (frames[0] + frames[1])[list(CLASSES)] / 2, atol=1e-12)
 
+    def test_a_member_that_is_linked_counts_once(
+        self, made: list[kit.Run], data: Path, tmp_path: Path
+    ):
+        """A link such as runs/best is caught by a pattern such as runs/*/test.csv."""
+        folder = tmp_path / "best"
+        folder.symlink_to(made[0].path)
+        file = tmp_path / "copy.csv"
+        file.hardlink_to(made[0].test_path)
+        for twice in (folder, folder / "test.csv", file, made[0].path / "." / "test.csv"):
+            with pytest.raises(DataError, match="are the same file"):
+                kit.ensemble([*made, twice])
+            with pytest.raises(DataError, match="are the same file"):
+                kit.ensemble([*made, twice], weights=[1, 1, 1])
+
+        truth = data / "train.parquet"
+        with pytest.raises(DataError, match="are the same file"):
+            kit.ensemble(fit=[*made, folder], truth=truth)
+        with pytest.raises(DataError, match="are the same folder"):
+            kit.load([made[0], folder])
+
     def test_a_fit_to_runs_is_the_commands_fit(
         self, made: list[kit.Run], data: Path, tmp_path: Path
     ):

@@ -13,8 +13,9 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 
 # A room is a folder or a file of kit. Each may import itself and the rooms of the lines above it.
 ROOMS = (
-    ("task", "errors"),
-    ("recipe", "storage", "attention"),
+    ("task", "errors", "launcher"),
+    ("storage",),
+    ("recipe", "attention"),
     ("predictions",),
     ("data", "sample", "evaluation"),
     ("model", "run"),

@@ -279,3 +279,53 @@ def test_a_broken_package_is_a_finding_without_a_traceback(
     assert " ".join(message.split()) in done.stdout
     assert part in done.stdout.splitlines()[-1]
     assert done.stderr == ""
+
+
+def run_without_home(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run kit as a user whom the system does not know, without HOME, as containers do."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pwd\ndef unknown(_):\n    raise KeyError('getpwuid(): uid not found')\npwd.getpwuid = unknown\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "kit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"},
+        cwd=tmp_path,
+    )
+
+
+def test_a_user_without_a_home_is_examined(tmp_path: Path):
+    done = run_without_home(tmp_path, "doctor")
+    assert done.stdout.endswith("Nothing is broken\n"), done.stderr
+    assert "Kaggle credential" in done.stdout
+
+
+def test_a_user_without_a_home_gets_one_message_from_kaggles_commands(tmp_path: Path):
+    done = run_without_home(tmp_path, "download")
+    assert done.returncode == 1
+    assert "no Kaggle credential" in done.stderr or "KAGGLE_API_TOKEN" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_certificate_bundle_hides_no_finding(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "a-token")
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, "/no/such/bundle.pem")
+    result = kit_doctor("--online")
+    assert result.exit_code == 1, result.output
+    assert "torch" in result.stdout
+    assert "/no/such/bundle.pem" in finding("Kaggle", "--online")["found"]
+    assert "REQUESTS_CA_BUNDLE" in finding("Kaggle", "--online")["next"]
+
+
+def test_a_check_that_fails_in_an_unknown_way_hides_no_finding(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("a machine that nobody thought of")
+
+    for name in ("check_memory", "check_disk", "check_raw_files", "check_credential"):
+        monkeypatch.setattr(doctor, name, fail)
+    result = kit_doctor()
+    assert result.exit_code == 1
+    assert "a machine that nobody thought of" in finding("disk")["found"]
+    assert "Broken: memory, disk, raw data, Kaggle credential" in result.stdout

@@ -1,13 +1,14 @@
 """Define `kit kernels`: the commands push, status, wait, logs and output."""
 
 import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import click
 
 from kit.cli import options, output, push
 from kit.cli.kaggle import connect
+from kit.cli.streams import reader_is_gone
 
 if TYPE_CHECKING:
     from kit.kaggle.client import Client
@@ -128,6 +129,8 @@ def logs_command(name: str, as_json: bool) -> None:
             return output.print_json({"kernel": str(ref), "log": read_log(client, ref)})
         for piece in log_records(client, ref):
             click.echo(piece, nl=False)
+            if reader_is_gone():
+                return None
 
 
 @kernels_group.command()
@@ -136,7 +139,9 @@ def logs_command(name: str, as_json: bool) -> None:
     "-o", "--out", type=options.FILE, help="The folder to write.  [default: kernels/SLUG.output]"
 )
 @click.option(
-    "--only", metavar="PATTERN", help="Files to take, such as submission.csv or '*.json'."
+    "--only",
+    metavar="PATTERN",
+    help="Files to take, in any folder, such as submission.csv or '*.json'.",
 )
 @click.option(
     "--runs",
@@ -171,7 +176,7 @@ def output_command(
                 client,
                 ref,
                 folder,
-                only=lambda file: only is None or fnmatch.fnmatch(file, only),
+                only=lambda file: only is None or _matches(file, only),
                 force=force,
                 say=output.print_note,
                 progress=progress,
@@ -186,6 +191,13 @@ def output_command(
         click.echo(file)
     if not files:
         output.print_note(f"{runs} has all of its runs already")
+
+
+def _matches(file: str, pattern: str) -> bool:
+    """Return whether an output file's path fits a pattern, or its name one without a folder."""
+    pattern = pattern.removeprefix("/kaggle/working/").removeprefix("./")
+    name = PurePosixPath(file).name
+    return fnmatch.fnmatchcase(file, pattern) or fnmatch.fnmatchcase(name, pattern)
 
 
 def _parse_ref(client: "Client", name: str) -> "KernelRef":

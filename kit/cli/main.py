@@ -11,6 +11,7 @@ import click
 
 from kit import __version__
 from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, train
+from kit.cli.streams import make_streams_lasting, output_error, reader_is_gone
 from kit.errors import KitError
 
 
@@ -28,6 +29,7 @@ class Cli(click.Group):
         """Read the arguments and run the command, and exit with its code if `standalone_mode`."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
+        make_streams_lasting()
         try:
             code = super().main(*args, standalone_mode=False, **extra)
         except click.ClickException as error:
@@ -36,6 +38,12 @@ class Cli(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("Interrupted.", err=True)
             sys.exit(130)
+
+        # A reader that ends, such as `head`, has got what it wanted; on a full disk output is lost.
+        failure = output_error()
+        if failure and not reader_is_gone():
+            click.echo(f"Error: standard output: {failure.strerror}", err=True)
+            sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> object:
@@ -49,10 +57,6 @@ class Cli(click.Group):
             if ctx.params.get("debug"):
                 raise
 
-            # The program that reads our output, such as `head`, has ended. That is no error.
-            if isinstance(error, BrokenPipeError):
-                sys.stderr.close()
-                ctx.exit(0)
             if isinstance(error, KitError):
                 text = str(error)
             else:

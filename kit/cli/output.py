@@ -5,13 +5,14 @@ process prints.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from kit.launcher import is_leader
 
 if TYPE_CHECKING:
     from kit.doctor import Finding
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from kit.reporting.report import Report
     from kit.training.callbacks import TrainingProgress
 
-LEADER = os.environ.get("RANK", "0") == "0"
+LEADER = is_leader()
 
 # The width of tables that are written to a file, wide enough that nothing is cut off.
 FILE_WIDTH = 200
@@ -43,7 +44,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     from rich.table import Table
 
     width = None if sys.stdout.isatty() else FILE_WIDTH
-    console = Console(width=width, highlight=False, markup=False)
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     # Not the title of the table: rich would break it at the width of the table.
     if title:
         console.print(title, style="italic")
@@ -55,7 +56,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for row in rows:
         style = "bold" if row and str(row[0]).startswith("*") else None
         grid.add_row(*map(format_cell, row), style=style)
-    console.print(grid)
+
+    # Printed as a text: where the reader has ended, rich itself would end the process.
+    with console.capture() as captured:
+        console.print(grid)
+    click.echo(captured.get(), nl=False)
 
 
 def format_cell(value: Any) -> str:
@@ -139,11 +144,11 @@ def _progress_bar(
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=None, text="")

@@ -9,6 +9,7 @@ import click
 
 from kit.baselines import BASELINES
 from kit.cli import options, output
+from kit.launcher import ignore_partial_launch
 
 
 @click.command()
@@ -228,6 +229,8 @@ def predict_command(
 
     from kit.storage.atomic import refuse_overwrite
 
+    if note := ignore_partial_launch():
+        output.print_note(note)
     out = out or run / f"{split or 'test'}.csv"
     if output.LEADER:
         refuse_overwrite(out, force)

@@ -108,6 +108,16 @@ def locate_record(data: bytes, record: int) -> tuple[int, bool]:
         return row, next(rows, None) is None
 
 
+def iterate_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and cells of every row that is not blank, the header first, however odd.
+
+    Bytes that are not UTF-8 become lone surrogates, and a file that is cut off ends in a short row.
+    """
+    with _any_cell_size():
+        rows = csv.reader(_lines(read_csv_bytes(path)))
+        yield from ((row, cells) for row, cells in enumerate(rows, 1) if cells)
+
+
 def ends_in_open_quote(path: Path) -> bool:
     """Return whether the last line has an odd number of quotes.
 

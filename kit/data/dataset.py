@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from kit.errors import DataError
-from kit.storage.atomic import file_sha256
+from kit.storage.atomic import file_sha256, read_text_file
 from kit.task import BAYES_FILE, EXTRA, GROUP, HOLDOUT, ID, LABEL, SOFT_LABELS, TEXTS, WEIGHT
 
 TRAIN_TABLE = "train.parquet"
@@ -207,7 +207,7 @@ def find_changed_file(folder: Path, manifest: dict) -> Path | None:
 def read_manifest(folder: Path) -> dict | None:
     """Return the manifest, or None if there is none of this form, or it was changed."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_text_file(folder / MANIFEST))
         outputs = set(manifest["outputs"])
         complete = {TRAIN_TABLE, TEST_TABLE} <= outputs <= {TRAIN_TABLE, TEST_TABLE, BAYES_FILE}
         unchanged = manifest["sha256"] == manifest_digest(manifest)

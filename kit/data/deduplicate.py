@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from kit.data.clean import TURNS, normalise_prompt
 from kit.data.labels import UNLABELLED, Targets, concatenate_targets
+from kit.data.raw_csv import NO_NUMBER
 from kit.data.rows import RawRows
 from kit.task import PROMPT, RESPONSES, SWAP
 
@@ -258,9 +259,10 @@ def count_swapped_copies(rows: RowKeys) -> int:
 def renumber_ids(ids: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, int]:
     """Return ids (N,) that are all different and not in `taken`, and how many had to change.
 
-    Repeated and taken ids are replaced by numbers above the maximum.
+    Repeated and taken ids, and those that are no numbers, are replaced by numbers above the
+    maximum.
     """
-    clash = np.isin(ids, taken) | _is_repeated(ids)
+    clash = np.isin(ids, taken) | _is_repeated(ids) | (ids == NO_NUMBER)
     first = max(int(taken.max(initial=0)), int(ids.max(initial=0))) + 1
 
     renumbered = ids.copy()

@@ -118,7 +118,7 @@ def _decode_rows(cells: dict[str, list[Cell]]) -> dict[str, list[list[str]]]:
     Whether a row is JSON is decided by its three cells together, and agreed by all rows: an answer
     that happens to be a list in JSON is a text, and a damaged row of Kaggle's file is an error.
     """
-    decoded = {column: [_decode_json(cell) for cell in cells[column]] for column in TEXTS}
+    decoded = {column: [decode_json_turns(cell) for cell in cells[column]] for column in TEXTS}
     rows = range(len(cells[TEXTS[0]]))
     is_json = [all(decoded[column][row] is not None for column in TEXTS) for row in rows]
 
@@ -132,7 +132,7 @@ def _decode_rows(cells: dict[str, list[Cell]]) -> dict[str, list[list[str]]]:
     return {column: [_clean_turns(cell) for cell in source[column]] for column in TEXTS}
 
 
-def _decode_json(cell: Cell) -> list[str | None] | None:
+def decode_json_turns(cell: Cell) -> list[str | None] | None:
     """Return the turns that a cell of Kaggle's files holds, None for anything else."""
     if not isinstance(cell, str) or not cell.lstrip().startswith("["):
         return None

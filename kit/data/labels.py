@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from kit.data.csv_errors import REPAIR_HINT, shorten_cell
 from kit.data.raw_csv import RawBatch
 from kit.errors import DataError
-from kit.task import CLASSES, SOFT_LABELS, WEIGHT
+from kit.task import CLASSES, FLAGS, SOFT_LABELS, WEIGHT
 
 # The number in place of a label for rows of files without labels.
 UNLABELLED = len(CLASSES)
@@ -28,10 +28,6 @@ MAX_WEIGHT = 1e6
 
 # Rounded soft labels may miss the sum 1 by this much; they are divided by their sum.
 TOLERANCE = 1e-3
-
-# Cells that mean no (at even positions) and yes (at odd ones), as pandas writes them for columns of
-# int, float and bool.
-FLAGS = ("0", "1", "0.0", "1.0", "False", "True")
 
 
 @dataclass(frozen=True)
@@ -145,11 +141,9 @@ def _read_labels(batch: RawBatch, exempt: np.ndarray) -> np.ndarray:
     Args:
         exempt: mask (N,) of rows that are not checked; their labels have no meaning.
     """
-    flags = [
-        pc.fill_null(pc.index_in(batch.cells[name], pa.array(FLAGS)), -1).to_numpy()
-        for name in CLASSES
-    ]
-    # Positions in FLAGS (N, 3); -1 for any other cell.
+    words = [pc.utf8_lower(pc.utf8_trim(batch.cells[name], " \t")) for name in CLASSES]
+    flags = [pc.fill_null(pc.index_in(cells, pa.array(FLAGS)), -1).to_numpy() for cells in words]
+    # Positions in FLAGS (N, 3), odd for yes; -1 for any other cell.
     positions = np.stack(flags, axis=1)
     one_hot = positions % 2
 

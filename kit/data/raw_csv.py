@@ -6,6 +6,7 @@ refused with the row and the id of the fault (`kit.data.csv_errors`).
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ OTHER_FORMATS = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
 }
+
+# In place of an id that is no number, for rows whose ids are made anew.
+NO_NUMBER = -(2**63)
+
+ID_PATTERN = re.compile("-?[0-9]{1,18}")
 
 # Bytes read at a time to survey a file.
 PIECE = 1 << 20
@@ -216,16 +222,24 @@ def _open_reader(
     )
 
 
-def parse_ids(batch: RawBatch) -> np.ndarray:
+def parse_ids(batch: RawBatch, required: bool = True) -> np.ndarray:
     """Return the ids (N,) as int64.
 
+    Args:
+        required: refuse an id that is not a whole number of at most 18 digits. Otherwise it is
+            `NO_NUMBER`.
+
     Raises:
-        DataError: an id is not a whole number of at most 18 digits.
+        DataError: an id is not such a number.
     """
     column = batch.cells[ID]
-    whole = pc.match_substring_regex(column, "^-?[0-9]{1,18}$").to_numpy(zero_copy_only=False)
+    whole = pc.match_substring_regex(column, f"^{ID_PATTERN.pattern}$").to_numpy(
+        zero_copy_only=False
+    )
     if not whole.all():
-        raise batch.error(int(whole.argmin()), "id is not a whole number of at most 18 digits")
+        if required:
+            raise batch.error(int(whole.argmin()), "id is not a whole number of at most 18 digits")
+        column = pc.if_else(pa.array(whole), column, str(NO_NUMBER))
     return column.cast(pa.int64()).to_numpy()
 
 

@@ -44,7 +44,8 @@ def read_rows(
 
     Args:
         labelled: the file has the columns of train.csv.
-        unique_ids: refuse a file in which an id occurs twice.
+        unique_ids: refuse a file in which an id occurs twice or is no number (otherwise that is
+            `raw_csv.NO_NUMBER`).
         label_required: every row needs a label; otherwise soft labels are enough.
         unlabelled: the file may have neither labels nor soft labels.
 
@@ -63,7 +64,7 @@ def read_rows(
     targets = []
     texts = []
     for batch in file.batches:
-        ids.append(parse_ids(batch))
+        ids.append(parse_ids(batch, required=unique_ids))
         if labelled:
             targets.append(read_targets(batch, label_required))
         texts.append(

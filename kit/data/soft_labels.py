@@ -23,6 +23,7 @@ from kit.data.labels import (
     certain_labels,
     concatenate_targets,
 )
+from kit.data.raw_csv import NO_NUMBER
 from kit.data.rows import RawRows
 from kit.errors import DataError
 from kit.predictions import read_predictions
@@ -88,6 +89,16 @@ def _collect_ids(files: Sequence[tuple[RawRows, Path]]) -> np.ndarray:
     """Return the ids of all rows of files without labels, after checking that they are unique."""
     ids = np.empty(0, np.int64)
     for rows, path in files:
+        no_number = rows.ids == NO_NUMBER
+        if no_number.any():
+            raise row_error(
+                path,
+                int(no_number.argmax()),
+                "",
+                "the id is not a whole number of at most 18 digits, by which its prediction would "
+                "be found",
+                "Give the extra rows without labels whole numbers as ids.",
+            )
         repeated = np.isin(rows.ids, ids) | pd.Index(rows.ids).duplicated()
         if repeated.any():
             # A prediction for this id could be of either row.

@@ -41,6 +41,27 @@ def unknown_run_warnings(files: Sequence[str | Path]) -> list[str]:
     ]
 
 
+def refuse_repeated_paths(paths: Sequence[str | Path]) -> None:
+    """Raise DataError if two paths lead to one file or folder, by a link or in another spelling.
+
+    A member that is there twice would count twice.
+    """
+    seen: dict[tuple[int, int], str | Path] = {}
+    for path in paths:
+        # What is missing is reported by the functions that read it.
+        try:
+            stat = Path(path).stat()
+        except OSError:
+            continue
+        first = seen.setdefault((stat.st_dev, stat.st_ino), path)
+        if first is not path:
+            kind = "folder" if Path(path).is_dir() else "file"
+            raise DataError(
+                f"{first} and {path} are the same {kind}",
+                "Name each member once; --weights sets how much it counts.",
+            )
+
+
 def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFrame]]:
     """Read prediction files that are to be fitted or blended together.
 
@@ -48,10 +69,11 @@ def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFr
         The members' names and their prediction frames.
 
     Raises:
-        DataError: a file is not a prediction frame, or two have one name.
+        DataError: a file is not a prediction frame, is named twice, or two have one name.
         RunError: two runs were trained on different rows or folds, so their predictions do not
             match.
     """
+    refuse_repeated_paths(files)
     names = [member_name(file) for file in files]
     duplicate = next((name for name, count in Counter(names).items() if count > 1), None)
     if duplicate is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import DataError
-from kit.storage.atomic import write_json
+from kit.storage.atomic import read_text_file, write_json
 
 FORMAT = 1
 
@@ -33,7 +33,7 @@ def read_fitted(path: str | Path, kind: str) -> dict[str, Any]:
     path = Path(path)
     hint = f"Make it with `{COMMANDS[kind]}`."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text_file(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}", hint) from error
     except (ValueError, RecursionError) as error:

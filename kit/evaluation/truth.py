@@ -4,6 +4,7 @@ Use `read_truth` or `truth_from_frame`, and `align_to_truth`. Rows are matched b
 position: a reordered file must not score like a random one.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pandas as pd
 
 from kit.errors import DataError
 from kit.evaluation.validate import is_gradable
-from kit.predictions import to_numbers
-from kit.task import CLASSES, EXTRA, GROUP, ID, LABEL, PREDICTION_COLUMNS
+from kit.predictions import parse_whole_numbers
+from kit.storage.atomic import read_text_file
+from kit.task import CLASSES, EXTRA, FLAGS, GROUP, ID, LABEL, PREDICTION_COLUMNS
 
 IDS_SHOWN = 5  # in one error message
 
@@ -86,7 +88,8 @@ def _check_rows(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     """Return id and label, indexed by the row number of a spreadsheet, which counts blank lines."""
     try:
-        header = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+        text = read_text_file(path, newline="").replace("\0", "")
+        header = pd.read_csv(io.StringIO(text), nrows=0).columns
         missing = [column for column in PREDICTION_COLUMNS if column not in header]
         if missing:
             present = ", ".join(repr(column[:60]) for column in header[:12])
@@ -96,7 +99,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 "each class 0 or 1, as in train.csv.",
             )
         table = pd.read_csv(
-            path, usecols=list(PREDICTION_COLUMNS), encoding="utf-8-sig", skip_blank_lines=False
+            io.StringIO(text), usecols=list(PREDICTION_COLUMNS), skip_blank_lines=False, dtype=str
         )
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty", "Give a file with the labels.") from error
@@ -112,18 +115,18 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _parse_one_hot(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     """Return id and label of a table with the three class columns, with its index."""
-    # Written so that NaN is bad too: it is below no bound.
-    ids = to_numbers(table[ID]).to_numpy(np.float64)
-    bad_id = ~(np.abs(ids) < 2**63) | (ids != np.floor(ids))
-    _refuse_rows(path, table, bad_id, [ID], "the id is not a whole number")
+    ids, whole = parse_whole_numbers(table[ID])
+    _refuse_rows(path, table, ~whole, [ID], "the id is not a whole number")
 
-    classes = np.column_stack([to_numbers(table[name]).to_numpy(np.float64) for name in CLASSES])
-    one_hot = np.isin(classes, (0, 1)).all(axis=1) & (classes.sum(axis=1) == 1)
+    words = [table[name].astype(str).str.strip(" \t").str.lower() for name in CLASSES]
+    places = np.column_stack([pd.Index(FLAGS).get_indexer(cells) for cells in words])  # (N, 3)
+    classes = places % 2
+    one_hot = (places >= 0).all(axis=1) & (classes.sum(axis=1) == 1)
     problem = "exactly one class must be 1 and the others 0"
     _refuse_rows(path, table, ~one_hot, [ID, *CLASSES], problem)
 
     labels = classes.argmax(axis=1).astype(np.int8)
-    return pd.DataFrame({ID: table[ID].astype(np.int64), LABEL: labels}, table.index)
+    return pd.DataFrame({ID: ids, LABEL: labels}, table.index)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -157,9 +160,11 @@ def _parse_labels(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     if EXTRA in table:
         table = table[~table[EXTRA].astype(bool)].drop(columns=EXTRA)
 
+    ids, whole = parse_whole_numbers(table[ID])
+    _refuse_rows(path, table, ~whole, [ID, LABEL], "the id is not a whole number")
     known = table[LABEL].isin(range(len(CLASSES))).to_numpy()
     _refuse_rows(path, table, ~known, [ID, LABEL], "unknown label")
-    return table.astype({ID: np.int64, LABEL: np.int8})
+    return table.assign(**{ID: ids}).astype({LABEL: np.int8})
 
 
 def _refuse_rows(

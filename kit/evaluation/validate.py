@@ -21,7 +21,7 @@ from kit.evaluation.submission_csv import (
     read_submission,
     row_problem,
 )
-from kit.predictions import read_csv, to_numbers
+from kit.predictions import parse_whole_numbers, read_csv, to_numbers
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 SUM_PLACES = 6
@@ -101,14 +101,15 @@ def read_sample_ids(path: str | Path) -> pd.Series:
     Raises:
         DataError: the file has none.
     """
-    table = read_csv(path)
+    table = read_csv(path, remove_nul=True)
     hint = "Give the competition's sample_submission.csv."
     if ID not in table:
         present = ", ".join(repr(column[:60]) for column in table.columns[:12])
         raise DataError(f"{path}: no column {ID} (it has {present})", hint)
-    if not pd.api.types.is_integer_dtype(table[ID]) or not table[ID].is_unique or table.empty:
+    ids, whole = parse_whole_numbers(table[ID])
+    if not whole.all() or len(np.unique(ids)) < len(ids) or table.empty:
         raise DataError(f"{path}: its ids are not unique whole numbers", hint)
-    return table[ID]
+    return pd.Series(ids, name=ID)
 
 
 def _check_columns(
@@ -239,6 +240,7 @@ def _check_ids(
     problems: list[SubmissionProblem],
 ) -> None:
     """Report ids that are not whole numbers or not unique, and missing and unknown ids."""
+    # As a grader's pandas reads them: beside an empty cell ids are floats.
     values, is_text = _numbers(column)
     bad = is_text | ~np.isfinite(values) | (values != np.floor(values))
     if bad.any():

@@ -176,6 +176,14 @@ class Client:
             not_accepted = credentials.credentials_refused(self.credential, self._search)
             # Without the cause, whose text may hold a secret and would be in a traceback.
             raise explain_http_error(error, action, text, not_accepted, page) from None
+        except OSError as error:
+            # requests checks the paths of certificates itself, and raises no error of its own.
+            if error.errno is not None or "TLS" not in str(error):
+                raise
+            raise UnreachableError(
+                f"{action}: {' '.join(str(error).split())}",
+                "Correct or unset REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE.",
+            ) from None
 
     def _send(self, method: str, body: Mapping[str, Any]) -> Any:
         service, name = method.split(".")

@@ -16,6 +16,7 @@ from kit.kaggle.kernels import latest_version
 from kit.kaggle.outputs import download_output
 from kit.run import RECIPE_FILE, FoldDir, Run
 from kit.storage import atomic
+from kit.storage.atomic import read_text_file
 from kit.storage.lock import hold_lock
 
 ORIGINS = "kernels.json"  # in a run directory: the kernel that each of its folds came from
@@ -108,4 +109,4 @@ def _move_fold(fold: FoldDir, home: FoldDir) -> bool:
 def fold_origins(run: str | Path) -> dict[str, str]:
     """Return the kernel, as owner/slug/version, that each collected fold of a run came from."""
     path = Path(run) / ORIGINS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return json.loads(read_text_file(path)) if path.is_file() else {}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.kaggle.errors import SETTINGS_URL, CredentialsError
+from kit.storage.atomic import read_text_file
 
 if TYPE_CHECKING:
     import requests
@@ -186,7 +187,9 @@ class _Finder:
 
     def __init__(self, environ: Mapping[str, str]):
         self.environ = environ
-        self.home = Path(environ.get("HOME") or Path.home())
+        # Unlike Path.home, this does not fail where the system has no entry for the user, as in a
+        # container. Kaggle's client then looks in the same places, below a folder called "~".
+        self.home = Path(environ.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111
         self.problems: list[str] = []
 
     def tokens(self) -> Iterator[Credential]:
@@ -257,7 +260,7 @@ class _Finder:
 
     def _read_text(self, path: Path) -> str:
         try:
-            return path.read_text(encoding="utf-8") if _is_file(path) else ""
+            return read_text_file(path) if _is_file(path) else ""
         except (OSError, UnicodeDecodeError) as error:
             self.problems.append(f"{path} cannot be read ({type(error).__name__})")
             return ""

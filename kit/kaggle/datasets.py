@@ -4,7 +4,6 @@ A dataset is the way into a notebook for a run that was trained here. Kaggle's c
 file whose upload failed, and always folders; here every file arrives or publishing fails.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from kit.kaggle.client import Client
 from kit.kaggle.errors import KaggleError, NotFoundError, RefusedError, UnreachableError
+from kit.kaggle.kernel_ref import shorten_to_slug
 from kit.kaggle.transfer import upload_file
 from kit.run import Run
 
@@ -83,9 +83,12 @@ def publish_dataset(
 
 
 def dataset_slug(run: Run) -> str:
-    """Return the slug that a run is published under, at most 50 characters long."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"kit-run-{run.name}".lower())
-    return slug.strip("-")[:50].strip("-")
+    """Return the slug that a run is published under, at most 50 characters long.
+
+    Each name has its own: with another run's slug, a run would become a version of its dataset.
+    """
+    prefix = "kit-run-"
+    return prefix + shorten_to_slug(run.name, 50 - len(prefix)).lower()
 
 
 def _latest_version(client: Client, ref: str) -> int:

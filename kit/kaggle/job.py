@@ -16,6 +16,7 @@ from kit.data.options import PreprocessOptions
 from kit.ensembling.blend import Blend, blend_content
 from kit.ensembling.calibration import Calibration, calibration_content
 from kit.errors import KitError
+from kit.kaggle.kernel_ref import shorten_to_slug
 from kit.model.backbones import resolve_backbone
 from kit.recipe.spec import Recipe
 from kit.task import COMPETITION, HOLDOUT
@@ -222,9 +223,9 @@ def train_jobs(
 
 def _train_title(recipe: Recipe, fold: str, options: Mapping[str, Any]) -> str:
     """Return the default title of a training kernel, within Kaggle's 50 characters."""
-    # The name is shortened, since the recipe's hash already distinguishes recipes.
+    # The recipe's hash leaves its name out, so a shortened name must still be one of a kind.
     mark = _rows_mark(options)
-    name = re.sub(r"[^A-Za-z0-9-]+", "-", recipe.name)[: 16 if mark else 20].strip("-")
+    name = shorten_to_slug(recipe.name, 16 if mark else 20)
     part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
     return " ".join(filter(None, ("kit train", name, recipe.hash, mark, part)))
 

@@ -1,5 +1,6 @@
 """Name a Kaggle kernel by owner, slug and version. Use `KernelRef.parse` for what a user typed."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -65,3 +66,23 @@ class KernelRef:
         """Return the fields that name this kernel in a request."""
         label = {"versionLabel": f"v{self.version}"} if self.version else {}
         return {"userName": self.owner, "kernelSlug": self.slug, **label}
+
+
+def shorten_to_slug(name: str, limit: int) -> str:
+    """Return a name as letters, digits and single hyphens, at most `limit` characters long.
+
+    Different names stay different, also where Kaggle writes them in lower case: a name that does
+    not fit gets four hex digits of its hash in place of its middle. The eight digits that a run's
+    name ends with stay.
+    """
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    if slug.lower() == name and len(slug) <= limit:
+        return slug
+
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:4]
+    start, recipe_hash = slug, ""
+    if match := re.fullmatch(r"(.*?)-?([0-9a-f]{8})", slug):
+        start, recipe_hash = match.groups()
+    end = "-".join(filter(None, (digest, recipe_hash)))
+    start = start[: limit - len(end) - 1].strip("-")
+    return "-".join(filter(None, (start, end)))

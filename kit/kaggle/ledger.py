@@ -5,12 +5,14 @@ Use `read_ledger` and `record_submission`.
 
 import csv
 import io
+import re
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from kit.errors import DataError, KitError
 from kit.storage import atomic
+from kit.storage.atomic import read_text_file
 from kit.storage.lock import hold_lock
 
 LEDGER = Path("submissions/ledger.csv")
@@ -53,14 +55,28 @@ class LedgerEntry:
 COLUMNS = tuple(field.name for field in fields(LedgerEntry))
 
 
+def escape_cell(text: str) -> str:
+    """Return a text for one cell, with lone carriage returns and NUL characters escaped.
+
+    The csv module does not quote a lone carriage return, and reads it as the end of a row.
+    """
+    return re.sub(r"\r(?!\n)|\0", lambda found: repr(found[0])[1:-1], text)
+
+
 def read_ledger(path: str | Path = LEDGER) -> list[LedgerEntry]:
     """Return the entries, oldest first; none if there is no file. Unknown columns are ignored.
+
+    A row without a competition and a number is the rest of a message that an older kit broke in
+    two, and is left out.
 
     Raises:
         DataError: it is not a ledger.
     """
-    rows = _read_rows(Path(path))
-    return [LedgerEntry(**{column: row.get(column) or "" for column in COLUMNS}) for row in rows]
+    entries = [
+        LedgerEntry(**{column: row.get(column) or "" for column in COLUMNS})
+        for row in _read_rows(Path(path))
+    ]
+    return [entry for entry in entries if entry.competition or entry.ref.isdecimal()]
 
 
 def record_submission(entry: LedgerEntry, path: str | Path = LEDGER) -> None:
@@ -114,10 +130,13 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, restkey="", restval="")
-            rows = list(reader)
-            columns = reader.fieldnames or []
+        text = read_text_file(path, newline="")
+        # A lone carriage return was written by an older kit, unless it ends all rows.
+        if "\n" in text:
+            text = escape_cell(text)
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval="")
+        rows = list(reader)
+        columns = reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a ledger: {error}", hint) from error
 
@@ -137,5 +156,6 @@ def _write_rows(rows: list[dict[str, str]], path: Path) -> None:
         text, [*COLUMNS, *added], restval="", extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({column: escape_cell(cell) for column, cell in row.items() if column})
     atomic.write_text(path, text.getvalue())

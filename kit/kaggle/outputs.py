@@ -19,6 +19,7 @@ from kit.kaggle.logs import read_log
 from kit.kaggle.runtime.session import OUTPUT_LIST
 from kit.kaggle.transfer import fetch_file
 from kit.storage import atomic
+from kit.storage.atomic import read_text_file
 from kit.storage.lock import hold_lock
 
 
@@ -97,12 +98,21 @@ def _download(
     progress: Callable[[int, int], None],
 ) -> KernelOutput:
     addresses = output_addresses(client, ref)
-    wanted = [name for name in addresses if only(name) or name == OUTPUT_LIST]
-    if not wanted:
+    if not addresses:
         raise KaggleError(
             f"{ref} has no output files",
             f"Run `kit kernels status {ref}` to see whether it has finished.",
         )
+    wanted = [name for name in addresses if only(name)]
+    if not wanted:
+        listed = ", ".join(sorted(addresses)[:12])
+        raise KaggleError(
+            f"none of the {len(addresses)} output files of {ref} was asked for (it has {listed})",
+            "Name one of them, or a pattern such as '*.csv'.",
+        )
+    # The list of hashes, by which the others are compared.
+    if OUTPUT_LIST in addresses and OUTPUT_LIST not in wanted:
+        wanted.append(OUTPUT_LIST)
     _require_replaceable(out, set(addresses), ref)
 
     # The version is in the name, so that a later call never continues another version's files.
@@ -118,7 +128,11 @@ def _download(
         part.replace(staging / name)
 
     compared = _compare_hashes(staging, ref, set(wanted), set(addresses))
-    (staging / f"{ref.slug}.log").write_text(read_log(client, ref), encoding="utf-8")
+    # The notebook may have left a file of this name itself.
+    log = staging / f"{ref.slug}.log"
+    while log.name in {PurePosixPath(name).parts[0] for name in addresses}:
+        log = log.with_name(f"kaggle-{log.name}")
+    log.write_text(read_log(client, ref), encoding="utf-8")
     with atomic.atomic_folder(out) as temporary:
         for path in staging.iterdir():
             path.replace(temporary / path.name)
@@ -151,7 +165,7 @@ def _require_replaceable(out: Path, listed: set[str], ref: KernelRef) -> None:
 def _earlier_output(out: Path) -> set[str]:
     """Return the file names of the earlier output in `out`, which may be another version's."""
     try:
-        return set(json.loads((out / OUTPUT_LIST).read_text(encoding="utf-8"))["files"])
+        return set(json.loads(read_text_file(out / OUTPUT_LIST))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -165,7 +179,7 @@ def _compare_hashes(folder: Path, ref: KernelRef, wanted: set[str], listed: set[
     if not (folder / OUTPUT_LIST).is_file():
         return False
 
-    written = json.loads((folder / OUTPUT_LIST).read_text(encoding="utf-8"))["files"]
+    written = json.loads(read_text_file(folder / OUTPUT_LIST))["files"]
     missing = sorted(set(written) - listed)
     changed = [
         name

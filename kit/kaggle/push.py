@@ -18,7 +18,7 @@ from kit.kaggle.errors import BusyError, RefusedError
 from kit.kaggle.job import SESSION_HOURS, Job
 from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.kernels import find_kernel
-from kit.storage.atomic import atomic_folder
+from kit.storage.atomic import atomic_folder, read_text_file
 
 METADATA = "kernel-metadata.json"
 
@@ -85,7 +85,7 @@ def written_kernels(folder: str | Path) -> list[KernelRef]:
     refs = []
     for path in sorted(Path(folder).glob(f"*/{METADATA}")):
         try:
-            refs.append(KernelRef.parse(json.loads(path.read_text(encoding="utf-8"))["id"]))
+            refs.append(KernelRef.parse(json.loads(read_text_file(path))["id"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise KitError(
                 f"{path} cannot be read: {error}", "Push that kernel again, or delete its folder."
@@ -117,8 +117,8 @@ def push_kernel(
     """
     owner = client.owner()
     folder = write_kernel_folder(job, owner, folder)
-    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    text = (folder / metadata["code_file"]).read_text(encoding="utf-8")
+    metadata = json.loads(read_text_file(folder / METADATA))
+    text = read_text_file(folder / metadata["code_file"])
     ref = KernelRef(owner, job.slug)
     if metadata["enable_gpu"]:
         quota.tell_quota(client, say)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from kit.ensembling.blend import Blend
+from kit.ensembling.members import refuse_repeated_paths
 from kit.errors import KitError
 from kit.kaggle import kernels
 from kit.kaggle.client import Client
@@ -42,7 +43,7 @@ def parse_sources(
 
     Raises:
         KitError: a run directory was trained on this machine or is not finished, a name is not that
-            of a kernel, or the number of weights is wrong.
+            of a kernel, one is named twice, or the number of weights is wrong.
     """
     if weights is not None and len(weights) != len(runs):
         raise KitError(
@@ -55,6 +56,8 @@ def parse_sources(
             f" {', '.join(map(str, runs))}",
             "Check the path; `kit train` makes a run directory.",
         )
+
+    refuse_repeated_paths([run for run in runs if str(run) and Path(run).is_dir()])
 
     sources: list[Source] = []
     for run, weight in zip(runs, weights or [1.0] * len(runs), strict=True):

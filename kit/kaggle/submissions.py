@@ -150,7 +150,7 @@ def _submission(answer: Any) -> Submission:
         message=answer.description or "",
         file=answer.file_name or "",
         date=f"{answer.date:%Y-%m-%d %H:%M}" if answer.date else "",
-        error=answer.error_description or "",
+        error=ledger.escape_cell(answer.error_description or ""),
     )
 
 

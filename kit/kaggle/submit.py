@@ -69,6 +69,7 @@ def submit_kernel(
     Raises:
         KaggleError, KitError: the submission would fail, and why.
     """
+    message = _clean_message(message)
     ref = KernelRef.parse(kernel, client.owner() if "/" not in kernel else "")
     stored = look_up_kernel(client, ref)
     if not ref.version:
@@ -137,6 +138,7 @@ def submit_file(
         RefusedError: this competition takes notebooks only.
         KaggleError, KitError: the submission would fail, and why.
     """
+    message = _clean_message(message)
     file = Path(file)
     _require_valid(file, sample)
     _require_open(client, competition, files=True, say=say)
@@ -167,6 +169,15 @@ def submit_file(
         message=message,
     )
     return _send(client, "competitions.create_submission", body, entry, ledger_path, say)
+
+
+def _clean_message(message: str) -> str:
+    """Return a message without blanks around it, with control characters escaped.
+
+    They would garble Kaggle's list and every table of the ledger.
+    """
+    lines = message.replace("\r\n", "\n").strip()
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in lines)
 
 
 def _require_open(

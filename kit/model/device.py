@@ -7,7 +7,6 @@ must not import torch itself.
 import contextlib
 import ctypes
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TypedDict
 import torch
 
 from kit.errors import DeviceError
+from kit.launcher import local_rank
 
 # Hidden size from which bf16 was faster than float32 in training and inference
 # (docs/performance.md).
@@ -85,7 +85,9 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
         return Compute(torch.device(kind), precision, reason)
 
     # torchrun gives each process a GPU of its own.
-    number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+    number = local_rank()
+    if number is None:
+        number = torch.cuda.current_device()
     name = torch.cuda.get_device_name(number)
     major, minor = torch.cuda.get_device_capability(number)
     check_kernels(name, (major, minor), torch.cuda.get_arch_list())

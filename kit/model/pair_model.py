@@ -31,7 +31,7 @@ from kit.model.heads import build_head, swap_features
 from kit.model.pooling import build_pooling
 from kit.model.reward import build_reward_head
 from kit.recipe.spec import ModelSpec
-from kit.storage.atomic import atomic_file, write_json
+from kit.storage.atomic import atomic_file, read_text_file, write_json
 from kit.task import SWAP
 
 # Format of config.json; raised when an older kit could not read it any more.
@@ -178,7 +178,7 @@ class PairModel(nn.Module):
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads(read_text_file(folder / "config.json"))
             if config["format"] > FORMAT:
                 raise RunError(
                     f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit."

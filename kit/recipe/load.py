@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from kit.errors import RecipeError
 from kit.recipe.spec import KEYS, Recipe
+from kit.storage.atomic import read_text_file
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -95,7 +96,7 @@ def _read_toml(path: Path, requested: str) -> dict[str, Any]:
 
     # ValueError includes invalid TOML, text that is not UTF-8, and numbers of a million digits.
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text_file(path))
     except (ValueError, RecursionError) as error:
         raise RecipeError(
             f"{path}: not valid TOML: {error}", "Compare with `kit recipes NAME`."

@@ -8,6 +8,7 @@ import numpy as np
 
 from kit.errors import RunError
 from kit.reporting.inputs import ReportInputs
+from kit.storage.atomic import read_text_file
 
 # More points of the training loss are averaged, which also makes the trend visible.
 MAX_POINTS = 120
@@ -54,7 +55,7 @@ def read_curves(inputs: ReportInputs) -> tuple[Curve, ...]:
             if metrics["best_epoch"] is None or not log.is_file():
                 continue
             try:
-                history = json.loads(log.read_text(encoding="utf-8"))["log_history"]
+                history = json.loads(read_text_file(log))["log_history"]
                 training = _read_points(history, "loss")
                 validation = _read_points(history, "eval_log_loss")
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -102,6 +102,21 @@ def atomic_files(folder: str | Path) -> Generator[Path]:
             path.replace(folder / path.name)
 
 
+def read_text_file(path: str | Path, newline: str | None = None) -> str:
+    """Return UTF-8 text, for every file that a person may have saved.
+
+    Editors and Excel put a byte order mark before it, which neither TOML nor JSON allows.
+
+    Args:
+        newline: as of `open`; "" leaves line ends unchanged.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read, or is no UTF-8.
+    """
+    with Path(path).open(encoding="utf-8-sig", newline=newline) as file:
+        return file.read()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically, with its line ends unchanged."""
     with atomic_file(path) as temporary:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 from kit.errors import KitError, RunError
-from kit.storage.atomic import disk_is_full
+from kit.storage.atomic import disk_is_full, read_text_file
 
 CHECKPOINTS = "checkpoints"
 
@@ -39,7 +39,7 @@ def last_checkpoint(checkpoints: Path, below: float = math.inf) -> Path | None:
 
         # Trainer writes trainer_state.json last: without it the training was killed while it saved.
         try:
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            state = json.loads(read_text_file(folder / "trainer_state.json"))
         except (OSError, ValueError):
             shutil.rmtree(folder)
             continue

@@ -4,8 +4,11 @@
 """
 
 import dataclasses
+import getpass
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +131,7 @@ def prepare_fold(
         model, tokens, tokenizer, labels, tabular=features, pad_multiple=pad_multiple
     )
     if spec.compile:
+        _name_compile_cache()
         model.encoder.compile(dynamic=True)
 
     return FoldSetup(
@@ -143,6 +147,18 @@ def prepare_fold(
         targets=targets,
         truncated=truncated,
     )
+
+
+def _name_compile_cache() -> None:
+    """Name torch's folder for compiled code where it cannot: it asks for the user's name.
+
+    A container may run as a user without an entry in the system's list.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def new_model(

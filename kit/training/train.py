@@ -16,10 +16,11 @@ from accelerate import PartialState
 
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError
+from kit.launcher import ignore_partial_launch
 from kit.model.backbones import ResolvedBackbone, resolve_backbone
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run, make_origin, parse_folds
-from kit.storage.atomic import write_json
+from kit.storage.atomic import read_text_file, write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
 from kit.training.arguments import rows_per_pass
@@ -70,6 +71,8 @@ def train_recipe(
         KitError: the recipe, data, backbone or device cannot be used, or a training failed; nothing
             that was there is lost.
     """
+    if note := ignore_partial_launch():
+        say(note)
     require_tracker(report_to)
     options = TrainingOptions(
         resume=resume,
@@ -146,7 +149,7 @@ def _train_with_restarts(
     _remove_discarded(folder)
     attempts = []
     if folder.attempts_path.exists():
-        attempts = json.loads(folder.attempts_path.read_text(encoding="utf-8"))
+        attempts = json.loads(read_text_file(folder.attempts_path))
 
     while True:
         current = attempt_recipe(recipe, len(attempts))

@@ -358,6 +358,16 @@ def test_predictions_that_do_not_fit_the_rows_are_refused(
         )
 
 
+def test_an_unlabelled_row_needs_an_id_that_a_prediction_can_name(raw: Path, tmp_path: Path):
+    extra = write(tmp_path / "unlabelled.csv", [{}, {"id": "c4f0a2"}], ())
+    predictions = make_predictions(np.array([9000]), np.full((1, 3), 1 / 3))
+    write_predictions(predictions, tmp_path / "predictions.csv")
+    with pytest.raises(DataError, match=r"row 3.*the id is not a whole number"):
+        preprocess_files(
+            raw, tmp_path / "out", extra=[extra], soft_labels=[tmp_path / "predictions.csv"]
+        )
+
+
 def test_an_id_of_a_labelled_and_an_unlabelled_row_is_refused(raw: Path, tmp_path: Path):
     number = int(read_rows(raw / "train.csv", labelled=True).ids[0])
     extra = write(tmp_path / "unlabelled.csv", [{"id": number}], ())

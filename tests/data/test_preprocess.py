@@ -270,6 +270,24 @@ def test_extra_rows_are_merged_without_copies_and_without_test_prompts(
     assert sum(manifest["classes"].values()) == len(PLAIN)
 
 
+def test_extra_rows_with_ids_that_are_no_numbers_are_numbered_anew(
+    raw: Path, tmp_path: Path
+) -> None:
+    """Ids of other data sets are often texts, such as those of Chatbot Arena's conversations."""
+    extra = write_train(tmp_path / "more.csv", [row(300 + i, f"new {i}") for i in range(4)])
+    text = extra.read_text(encoding="utf-8")
+    for number, other in ((300, "c4f0a2"), (301, ""), (302, "9" * 30)):
+        text = text.replace(f"\n{number},", f"\n{other},")
+    extra.write_text(text, encoding="utf-8")
+
+    manifest = preprocess_files(raw, tmp_path / "out", extra=[extra])
+    train = open_dataset(tmp_path / "out").train()
+    rows = [r for r in train.to_pylist() if r["extra"]]
+    assert [r["prompt"] for r in rows] == [[f"new {i}"] for i in range(4)]
+    assert [r["id"] for r in rows] == [17001, 17002, 17003, 303]
+    assert manifest["counts"]["extra_ids_renumbered"] == 3
+
+
 def test_an_extra_row_with_a_test_prompt_is_kept_only_if_allowed(raw: Path, tmp_path: Path) -> None:
     extra = write_train(tmp_path / "more.csv", [row(300, "Unseen")])
     for allowed in (False, True):

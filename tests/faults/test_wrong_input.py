@@ -89,7 +89,10 @@ def read_train_rows(path: Path) -> object:
     place = {name: number for number, name in enumerate(header)}
 
     assert found.ids.tolist() == [int(cells[place[ID]]) for cells in rows]
-    flags = [[cells[place[name]] in ("1", "1.0", "True") for name in CLASSES] for cells in rows]
+    flags = [
+        [cells[place[name]].strip(" \t").lower() in ("1", "1.0", "true") for name in CLASSES]
+        for cells in rows
+    ]
     assert found.targets.labels.tolist() == [row.index(True) for row in flags]
     return found
 

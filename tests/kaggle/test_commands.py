@@ -1,6 +1,7 @@
 """Check the output, the exit codes and the files of the commands that reach Kaggle."""
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -525,6 +526,15 @@ class TestKernels:
         }
 
     @pytest.mark.usefixtures("ready")
+    def test_a_log_that_nobody_reads_any_more_is_not_followed(
+        self, kit: Kit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such as before `| head`; a training's log goes on for hours."""
+        monkeypatch.setattr("kit.kaggle.logs.log_records", lambda *_: itertools.repeat("line\n"))
+        monkeypatch.setattr("kit.cli.kernels.reader_is_gone", lambda: True)
+        assert kit("kernels", "logs", "kit-infer").stdout == "line\n"
+
+    @pytest.mark.usefixtures("ready")
     def test_output_is_downloaded_and_not_overwritten(self, kit: Kit, here: Path) -> None:
         output = ("kernels", "output", "kit-infer", "-o", "got")
         assert json.loads(kit(*output, "--only", "*.csv", "--json").stdout) == {
@@ -535,6 +545,18 @@ class TestKernels:
         assert files_in(here) == ["got/kit-infer.log", "got/submission.csv"]
         assert "--force" in kit(*output).stderr
         assert kit(*output, "--force").exit_code == 0
+
+    @pytest.mark.usefixtures("ready")
+    @pytest.mark.parametrize(
+        "pattern",
+        ["oof.csv", "*.csv", "runs/*/oof.csv", "./runs/a/oof.csv", "/kaggle/working/*.csv"],
+    )
+    def test_only_finds_a_file_in_a_folder(
+        self, kit: Kit, fake: FakeKaggle, here: Path, pattern: str
+    ) -> None:
+        fake.kernel_files = {"runs/a/oof.csv": b"x", "model.bin": b"y"}
+        result = kit("kernels", "output", "kit-infer", "-o", "got", "--only", pattern)
+        assert result.stdout == "got/runs/a/oof.csv\n", result.stderr
 
     @pytest.mark.usefixtures("ready")
     def test_an_error_page_is_not_saved_as_output(

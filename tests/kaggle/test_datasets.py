@@ -1,5 +1,6 @@
 """Check that a run becomes a private dataset with every file, ready before it is mounted."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from fake_kaggle import OWNER, FakeKaggle
 from kit.errors import RunError
 from kit.kaggle import errors
 from kit.kaggle.client import Client
-from kit.kaggle.datasets import publish_dataset
+from kit.kaggle.datasets import dataset_slug, publish_dataset
+from kit.run import Run
 
 REF = f"{OWNER}/kit-run-tiny-0a1b2c3d"
 
@@ -51,6 +53,34 @@ def test_a_run_becomes_a_private_dataset_and_then_a_new_version(
 
     assert publish_dataset(client, run).version == 2
     assert len(fake.datasets[REF]["versions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a-recipe-with-a-very-long-name-of-its-own-0a1b2c3d", None),
+        (
+            "a-copy-of-a-run-with-a-long-name-made-in-may",
+            "a-copy-of-a-run-with-a-long-name-made-in-june",
+        ),
+        ("run.1", "run_1"),
+        ("Best", "best"),
+        ("модель", "другая"),
+    ],
+)
+def test_other_runs_have_other_slugs(one: str, other: str | None) -> None:
+    """The second of two runs with one slug would become a version of the first one's dataset."""
+    other = other or one.replace("0a1b2c3d", "4e5f6071")
+    slugs = [dataset_slug(Run(Path(name))) for name in (one, other)]
+    assert slugs[0] != slugs[1]
+    for slug in slugs:
+        assert re.fullmatch(r"kit-run-[a-z0-9-]*[a-z0-9]", slug)
+        assert len(slug) <= 50
+
+
+def test_a_slug_keeps_the_recipes_hash() -> None:
+    name = "a-recipe-with-a-very-long-name-of-its-own-0a1b2c3d"
+    assert dataset_slug(Run(Path(name))).endswith("-0a1b2c3d")
 
 
 def test_a_new_version_waits_for_the_one_being_processed(

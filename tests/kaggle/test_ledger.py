@@ -89,3 +89,42 @@ def test_a_file_that_is_not_a_ledger_is_not_overwritten(tmp_path: Path, content:
     with pytest.raises(DataError, match="is not a ledger"):
         ledger.record_submission(ENTRY, path)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["one\rtwo", "one\r", "\rone", "one\r\rtwo", "one\r\ntwo\rthree", "one\0two", "\x1b[31mred"],
+)
+def test_a_control_character_makes_no_row_of_its_own(path: Path, text: str) -> None:
+    """The csv module does not quote a lone carriage return, but reads it as a row's end."""
+    broken = replace(ENTRY, message=text, error=text, file=text)
+    for entry in (broken, replace(ENTRY, ref="1002")):
+        ledger.record_submission(entry, path)
+    first, second = ledger.read_ledger(path)
+    assert (first.ref, second.ref) == ("1001", "1002")
+    assert first.message == ledger.escape_cell(text)
+    assert "\r" not in path.read_bytes().decode().replace("\r\n", "")
+
+
+def test_a_row_that_an_older_kit_broke_in_two_is_one_entry(path: Path) -> None:
+    ledger.record_submission(replace(ENTRY, message="one, two"), path)
+    path.write_bytes(path.read_bytes().replace(b'"one, two"', b"one\rtwo"))
+    (entry,) = ledger.read_ledger(path)
+    assert entry.message == "one\\rtwo"
+    ledger.record_submission(replace(ENTRY, ref="1002"), path)
+    assert [entry.ref for entry in ledger.read_ledger(path)] == ["1001", "1002"]
+
+
+def test_the_rest_of_a_broken_message_is_no_entry(path: Path) -> None:
+    """An older kit has written the second half of the row above as a row of its own."""
+    ledger.record_submission(ENTRY, path)
+    path.write_text(path.read_text() + "two" + "," * 13 + "\n")
+    assert ledger.read_ledger(path) == [ENTRY]
+
+
+def test_a_byte_order_mark_and_excels_line_ends_are_read(path: Path) -> None:
+    ledger.record_submission(ENTRY, path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert ledger.read_ledger(path) == [ENTRY]
+    ledger.record_submission(replace(ENTRY, ref="1002"), path)
+    assert [entry.ref for entry in ledger.read_ledger(path)] == ["1001", "1002"]

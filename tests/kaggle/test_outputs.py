@@ -188,6 +188,26 @@ def test_a_file_name_outside_the_folder_is_refused(
         download_output(client, REF, tmp_path / "out")
 
 
+def test_an_output_that_is_named_like_the_log_is_kept(
+    client: Client, finish: Callable, tmp_path: Path
+) -> None:
+    files = {"kit-train.log": b"the notebook's own", "kaggle-kit-train.log": b"and another"}
+    finish(with_output_list(files))
+    download_output(client, REF, tmp_path / "out")
+    for name, content in files.items():
+        assert (tmp_path / "out" / name).read_bytes() == content
+    assert (tmp_path / "out/kaggle-kaggle-kit-train.log").read_text() == "hello\n"
+
+
+def test_a_file_that_is_not_there_is_an_error_that_lists_the_others(
+    client: Client, finish: Callable, tmp_path: Path
+) -> None:
+    finish(with_output_list({"runs/a/oof.csv": b"x"}))
+    with pytest.raises(errors.KaggleError, match=r"it has kit_outputs\.json, runs/a/oof\.csv"):
+        download_output(client, REF, tmp_path / "out", only=lambda name: name == "no.csv")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_list_that_repeats_a_page_ends(
     client: Client, fake: FakeKaggle, finish: Callable
 ) -> None:

@@ -182,6 +182,20 @@ class TestJob:
         }
         assert len(slugs) == 8
 
+    def test_recipes_that_differ_in_their_names_alone_have_other_slugs(self) -> None:
+        """A recipe's hash leaves its name out, and Kaggle writes slugs in lower case."""
+        long = "an-experiment-with-a-long-name"
+        names = (f"{long}-1", f"{long}-2", "a_b", "a-b", "A-b", "модель", "другая")
+        for options in ({}, {"folds": 3}):
+            jobs = [
+                train_job(
+                    dataclasses.replace(load_recipe("tiny-electra"), name=name), preprocess=options
+                )
+                for name in names
+            ]
+            assert len({job.slug for job in jobs}) == len(names)
+            assert all(len(job.title) <= 50 for job in jobs)
+
     def test_rows_prepared_differently_have_another_title(self) -> None:
         def title(name: str = "tiny-electra", **options: object) -> str:
             recipe = dataclasses.replace(load_recipe("tiny-electra"), name=name)

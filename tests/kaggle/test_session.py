@@ -108,6 +108,13 @@ def test_inputs_are_found_under_either_layout(session: NotebookSession) -> None:
     assert session.run_folders("me/kit-train") == []
 
 
+def test_a_run_that_is_linked_counts_once(session: NotebookSession) -> None:
+    (run,) = session.run_folders("me/kit-train-a")
+    (run.parent / "best").symlink_to(run)
+    (run.parent / "last").symlink_to(run)
+    assert len(session.run_folders("me/kit-train-a")) == 1
+
+
 def test_a_missing_competition_file_says_what_to_do(
     session: NotebookSession,
 ) -> None:
@@ -564,3 +571,85 @@ class TestCommands:
         done = sessions.subprocess.CompletedProcess([], 0, line, "")
         monkeypatch.setattr(sessions.subprocess, "run", lambda *_, **__: done)
         assert session.gpu_count() == 2
+
+
+@pytest.mark.parametrize("layout", ["old"], indirect=True)
+class TestOddRows:
+    """One odd cell in the hidden rows costs one row."""
+
+    GOOD = '"[""p""]","[""a""]","[""b""]"'
+
+    def write(self, session: NotebookSession, *rows: bytes | str) -> None:
+        lines = [b"id,prompt,response_a,response_b", f"7,{self.GOOD}".encode()]
+        lines += [row.encode() if isinstance(row, str) else row for row in rows]
+        lines.append(f"9,{self.GOOD}".encode())
+        session.competition_file("test.csv").write_bytes(b"\n".join(lines) + b"\n")
+
+    @pytest.mark.parametrize(
+        ("row", "problem"),
+        [
+            ('8,"[""p""]",,"[""b""]"', "response_a is not a JSON list of texts but ''"),
+            ('8,plain text,"[""a""]","[""b""]"', "prompt is not a JSON list"),
+            ('8,"[""p""]","[""a""]","[{}]"', "response_b is not a JSON list"),
+            ('8,"[""p""]","[1]","[""b""]"', "response_a is not a JSON list"),
+            ('8,"[""p""]","[""a""]"', "3 cells where the header has 4"),
+            (b'8,"[""p\xff""]","[""a""]","[""b""]"', "prompt is not UTF-8 text"),
+            (f"eight,{GOOD}", "the id is not a whole number"),
+            (f"8.5,{GOOD}", "the id is not a whole number"),
+        ],
+    )
+    def test_the_others_are_predicted_and_it_gets_the_class_prior(
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        row: bytes | str,
+        problem: str,
+    ) -> None:
+        self.write(session, row)
+        predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+        with pytest.raises(RuntimeError, match="ODD ROWS: 1"):
+            infer.run_inference(session)
+
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        infer.run_inference(session)
+        submitted = pd.read_csv(root / "working/submission.csv", dtype={"id": str})
+        odd_id = row.split(b"," if isinstance(row, bytes) else ",")[0]
+        assert submitted["id"].tolist() == [
+            "7",
+            odd_id.decode() if isinstance(odd_id, bytes) else odd_id,
+            "9",
+        ]
+        assert submitted["winner_model_a"].tolist() == pytest.approx([0.4, 20064 / 57477, 0.4])
+        log = capfd.readouterr().out
+        assert "row 3, id" in log
+        assert problem in log
+
+    def test_of_two_rows_with_one_id_the_usable_one_counts(
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        self.write(session, "7,,,", f"007,{self.GOOD}", "9,,,")
+        predicts({"kit-train-a-run": 0.2, "kit-train-b-run": 0.6})
+        infer.run_inference(session)
+        assert submission(root)["id"].tolist() == [7, 9]
+        assert submission(root)["winner_model_a"].tolist() == pytest.approx([0.4, 0.4])
+
+    def test_rows_that_are_all_odd_get_the_class_prior(
+        self,
+        session: NotebookSession,
+        root: Path,
+        predicts: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        session.competition_file("test.csv").write_bytes(b"id,prompt\n7,\xff\n8,,\n")
+        predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
+        infer.run_inference(session)
+        assert submission(root)["id"].tolist() == [7, 8]

@@ -10,7 +10,7 @@ from training_output import RECIPE, training_output
 
 from kit.ensembling.blend import Blend, parse_blend, read_blend, write_blend
 from kit.ensembling.calibration import Calibration
-from kit.errors import KitError
+from kit.errors import DataError, KitError
 from kit.kaggle import collect, errors, notebook
 from kit.kaggle.client import Client
 from kit.kaggle.job import Source, infer_job
@@ -111,6 +111,17 @@ def test_a_local_run_has_to_be_published(client: Client, fake: FakeKaggle, run: 
     (found,) = resolve_sources(client, [run], as_dataset=True)
     assert (found.kind, found.ref) == ("dataset", f"{OWNER}/kit-run-tiny-0a1b2c3d")
     assert found.ref in fake.datasets
+
+
+@pytest.mark.parametrize("as_dataset", [True, False])
+def test_a_run_that_is_named_twice_is_refused(
+    client: Client, fake: FakeKaggle, run: Path, as_dataset: bool
+) -> None:
+    link = run.parent / "best"
+    link.symlink_to(run)
+    with pytest.raises(DataError, match="are the same folder"):
+        resolve_sources(client, [run, link], as_dataset=as_dataset)
+    assert fake.datasets == {}
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "ERROR"])

@@ -298,6 +298,28 @@ class TestSubmitFile:
         assert "kit kernels push infer" in str(caught.value)
         assert fake.uploads == {}
 
+    @pytest.mark.parametrize(
+        ("message", "kept"),
+        [
+            ("one\rtwo", "one\\rtwo"),
+            ("from a file\r\n", "from a file"),
+            ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ],
+    )
+    def test_control_characters_in_a_message_are_escaped(
+        self,
+        client: Client,
+        fake: FakeKaggle,
+        file: Path,
+        ledger_path: Path,
+        message: str,
+        kept: str,
+    ) -> None:
+        fake.notebooks_only = False
+        submit.submit_file(client, file, message, competition=SLUG, ledger_path=ledger_path)
+        (entry,) = ledger.read_ledger(ledger_path)
+        assert entry.message == kept
+
     def test_another_competition_gets_the_file(
         self, client: Client, fake: FakeKaggle, file: Path, ledger_path: Path
     ) -> None:

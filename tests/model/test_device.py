@@ -111,8 +111,16 @@ def test_a_precision_is_taken_as_asked_if_it_works(monkeypatch: pytest.MonkeyPat
 
 def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
     pretend_gpus(monkeypatch, "mixed", (8, 0), (7, 5))
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    launch = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in {**launch, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert (choose_device().device, choose_device().precision) == (torch.device("cuda:1"), "fp16")
+
+
+def test_a_leftover_local_rank_chooses_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    pretend_gpus(monkeypatch, "a GPU", (8, 0))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device().device == torch.device("cuda:0")
 
 
 def test_the_current_gpu_is_used_without_torchrun(monkeypatch: pytest.MonkeyPatch):

@@ -1,28 +1,33 @@
 """Predict on Kaggle: write submission.csv for the mounted test set, visible or hidden.
 
 A model that fails is left out with a warning, and a fitted blend continues with the weights of the
-others scaled up. In Kaggle's scoring run a valid submission is written even if all models fail,
-because an exception there uses up one of the day's submissions and reports nothing. In the visible
-run the same failure is an error.
+others scaled up. In Kaggle's scoring run a row that cannot be read gets the class shares of the
+training rows, and a valid submission is written even if all models fail, because an exception there
+uses up one of the day's submissions and reports nothing. In the visible run the same failures are
+errors.
 """
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from kit.data.csv_errors import iterate_rows
+from kit.data.odd_rows import UsableRows, copy_usable_rows
 from kit.ensembling.blend import Blend, apply_blend, parse_blend
 from kit.ensembling.calibration import apply_calibration, parse_calibration
 from kit.ensembling.pool import blend_predictions
-from kit.errors import KitError
+from kit.errors import DataError, KitError
 from kit.evaluation.validate import validate_submission
 from kit.kaggle.runtime.session import NotebookSession, log_line, log_warning
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.task import ID, TEST_FILE, TRAIN_CLASS_COUNTS
 
 SUBMISSION = "submission.csv"
+LISTED = 20  # odd rows in the log
 RESERVE_S = 120.0  # for blending, checking and writing
 
 
@@ -50,19 +55,21 @@ def run_inference(session: NotebookSession) -> None:
     members = _find_members(session)
     done: list[tuple[Member, pd.DataFrame]] = []
     with tempfile.TemporaryDirectory(prefix="kit-infer-", ignore_cleanup_errors=True) as scratch:
+        rows = _usable_rows(session, test, Path(scratch) / TEST_FILE)
         for number, member in enumerate(members):
             file = Path(scratch) / f"{number}.csv"
-            if not _predict(session, member, test, file, processes, len(members) - number):
+            if not _predict(session, member, rows.file, file, processes, len(members) - number):
                 log_warning(f"{member.name} FAILED and is left out of the submission")
                 continue
 
             # Written after every model, so that a session that is killed leaves a submission.
             done.append((member, read_predictions(file)))
-            write_predictions(_blend(session, done), session.working_folder / SUBMISSION)
+            blended = _add_odd_rows(_blend(session, done), rows)
+            write_predictions(blended, session.working_folder / SUBMISSION)
             log_line(f"{member.name}: {len(done)} of {len(members)} models are in {SUBMISSION}")
 
     if not done:
-        _submit_class_prior(session, test)
+        _submit_class_prior(session, rows)
     elif "blend" in session.job:
         _log_weights(session, done)
     _check_submission(session, test)
@@ -78,6 +85,43 @@ def _process_count(session: NotebookSession) -> int:
             raise
         log_warning(f"continuing without a GPU: {error}")
         return 0
+
+
+def _usable_rows(session: NotebookSession, test: Path, copy: Path) -> UsableRows:
+    """Return the rows to predict; odd ones are an error in the visible run and a warning later."""
+    try:
+        rows = copy_usable_rows(test, copy)
+    except (DataError, OSError) as error:
+        # `kit predict` gives the reason again, and all rows get the class prior.
+        _report_missing(session, f"no row of {test} can be read: {error}")
+        return UsableRows(test, tuple(_read_ids(test)))
+
+    if rows.problems:
+        listed = "\n".join(rows.problems[:LISTED])
+        _report_missing(
+            session,
+            f"ODD ROWS: {len(rows.problems)}. What no other row of its id predicts gets the class"
+            f" prior:\n{listed}",
+        )
+    return rows
+
+
+def _read_ids(test: Path) -> list[str]:
+    """Return the ids of a file in which no row can be read otherwise."""
+    rows = iterate_rows(test)
+    _, names = next(rows, (1, []))
+    place = names.index(ID) if ID in names else 0
+    return list(dict.fromkeys(cells[place] for _, cells in rows if len(cells) > place))
+
+
+def _add_odd_rows(predictions: pd.DataFrame, rows: UsableRows) -> pd.DataFrame:
+    """Return the predictions of all rows, in the order of the test file."""
+    if not rows.problems:
+        return predictions
+    predicted = predictions.assign(**{ID: predictions[ID].astype(str)}).set_index(ID)
+    prior = _class_prior(rows.ids).set_index(ID)
+    prior.update(predicted)
+    return prior.reset_index()
 
 
 def _find_members(session: NotebookSession) -> list[Member]:
@@ -229,15 +273,19 @@ def _log_weights(session: NotebookSession, done: list[tuple[Member, pd.DataFrame
         log_line(f"{fitted.pool} blend: {shares}; temperature {fitted.calibration.temperature:.4f}")
 
 
-def _submit_class_prior(session: NotebookSession, test: Path) -> None:
+def _submit_class_prior(session: NotebookSession, rows: UsableRows) -> None:
     """Write the class shares of the training rows for every row; raise in the visible run."""
     if not session.is_scoring:
         raise RuntimeError("no model gave predictions; see the messages above")
 
     log_warning(f"NO MODEL WORKED: {SUBMISSION} holds the class prior")
-    ids = pd.read_csv(test, usecols=[ID])[ID].to_numpy()
-    rows = np.tile(np.array(TRAIN_CLASS_COUNTS, float), (len(ids), 1))
-    write_predictions(make_predictions(ids, rows), session.working_folder / SUBMISSION)
+    write_predictions(_class_prior(rows.ids), session.working_folder / SUBMISSION)
+
+
+def _class_prior(ids: Sequence[str]) -> pd.DataFrame:
+    """Return a prediction frame with the class shares of the training rows for every id."""
+    shares = np.tile(np.array(TRAIN_CLASS_COUNTS, float), (len(ids), 1))
+    return make_predictions(np.array(ids, object), shares)
 
 
 def _check_submission(session: NotebookSession, test: Path) -> None:

@@ -106,7 +106,9 @@ class NotebookSession:
             is_run = (recipe.parent / "origin.json").is_file()
             if is_run and (below_owner or parts[0] == slug):
                 folders.append(recipe.parent)
-        return folders
+
+        # A folder that is reached by a link, too, holds one run and not two.
+        return list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
 
     def gpu_count(self) -> int:
         """Return how many GPUs the job can use, 0 without one, and log their names.

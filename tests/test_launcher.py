@@ -1,0 +1,98 @@
+"""Check that kit works as one process unless torchrun's whole set of variables is there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kit.launcher import ignore_partial_launch, is_distributed, is_leader, local_rank
+
+LAUNCH = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+
+
+def test_torchruns_whole_set_is_a_launch():
+    assert is_distributed(LAUNCH)
+    assert not is_leader(LAUNCH)
+    assert is_leader({**LAUNCH, "RANK": "0", "LOCAL_RANK": "0"})
+    assert local_rank(LAUNCH) == 1
+
+    environment = dict(LAUNCH)
+    assert ignore_partial_launch(environment) == ""
+    assert environment == LAUNCH
+
+
+@pytest.mark.parametrize("missing", LAUNCH)
+def test_a_part_of_the_set_is_no_launch(missing: str):
+    environment = {name: value for name, value in LAUNCH.items() if name != missing}
+    assert is_leader(environment)
+    assert local_rank(environment) is None
+    assert "single process" in ignore_partial_launch(environment)
+    assert environment == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"RANK": "2"}, {"RANK": "-1"}, {"WORLD_SIZE": "one"}, {"MASTER_ADDR": ""}, {"LOCAL_RANK": ""}],
+)
+def test_numbers_that_contradict_each_other_are_no_launch(changes: dict[str, str]):
+    assert is_leader({**LAUNCH, **changes})
+
+
+def test_mpis_variables_are_no_launch():
+    environment = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "PMI_SIZE": "2"}
+    assert "OMPI_COMM_WORLD_SIZE" in ignore_partial_launch(environment)
+    assert environment == {}
+
+
+def test_an_address_alone_is_removed_without_a_note():
+    environment = {"MASTER_ADDR": "localhost"}
+    assert ignore_partial_launch(environment) == ""
+    assert environment == {}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1"},
+        {"WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+    ],
+    ids=", ".join,
+)
+def test_leftover_variables_take_no_commands_result(
+    variables: dict[str, str], raw: Path, data: Path, tmp_path: Path
+):
+    """Train and predict in a shell that some launcher has left its variables in."""
+
+    def kit(*arguments: object) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "kit", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "runs as a single process" in done.stderr
+        return done
+
+    quick = ("--set", "train.max_steps=2", "--set", "train.evals_per_epoch=1", "--no-guard")
+    runs = tmp_path / "runs"
+    trained = kit(
+        "train", "--backbone", "tiny-electra", *quick, "--data", data, "--runs", runs, "--json"
+    )
+    assert "log_loss" in trained.stdout
+
+    (run,) = runs.iterdir()
+    predicted = tmp_path / "predicted.csv"
+    done = kit("predict", run, "--input", raw / "test.csv", "-o", predicted)
+    assert "60 rows in" in done.stderr
+    assert predicted.is_file()
