@@ -5,7 +5,6 @@ name of a download, and a copy that was interrupted is too short.
 """
 
 import json
-import os
 from pathlib import Path
 
 _START = 512
@@ -49,7 +48,7 @@ def missing_bytes(path: Path) -> int | None:
         ends = [entry["data_offsets"][1] for entry in header.values()]
         with path.open("rb") as file:
             data_start = _LENGTH + int.from_bytes(file.read(_LENGTH), "little")
-        return max(0, data_start + max(ends, default=0) - os.path.getsize(path))
+        return max(0, data_start + max(ends, default=0) - path.stat().st_size)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
 
