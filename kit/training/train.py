@@ -22,7 +22,7 @@ from kit.run import FoldDir, Run, make_origin, parse_folds
 from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
-from kit.training.arguments import rows_per_pass
+from kit.training.arguments import recipe_settings_only, rows_per_pass
 from kit.training.callbacks import TrainingProgress, decide_together, require_tracker
 from kit.training.checkpoints import CHECKPOINTS
 from kit.training.fold import TrainingOptions, train_fold
@@ -36,6 +36,7 @@ DISCARDED = f"{CHECKPOINTS}-of-"
 SEED_STEP = 1000
 
 
+@recipe_settings_only()
 def train_recipe(
     recipe: Recipe,
     data: Path,
