@@ -89,6 +89,7 @@ def train_fold(
     folder = run.fold(fold)
     checkpoints = folder.path / CHECKPOINTS
     if folder.is_finished:
+        folder.check_files(weights=False)
         options.log(f"{folder.path} is already finished")
         # A process that was killed at its very end leaves its checkpoints.
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -218,7 +219,7 @@ def _write_fold(
         for entry in history
     ]
     write_json(folder.history_path, {"log_history": tidy})
-    write_json(folder.metrics_path, metrics | {"files": folder.model_digests()})
+    write_json(folder.metrics_path, metrics | {"files": folder.file_digests()})
     shutil.rmtree(folder.path / CHECKPOINTS)
 
 
