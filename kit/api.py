@@ -439,10 +439,12 @@ def _run_file(
 
 
 def _read_frame(predictions: PathLike | pd.DataFrame) -> pd.DataFrame:
+    from kit.ensembling.members import check_run_of_file
     from kit.predictions import read_predictions
 
     if isinstance(predictions, pd.DataFrame):
         return _check_frame(predictions, _name(predictions))
+    check_run_of_file(predictions)
     return read_predictions(predictions)
 
 

@@ -158,7 +158,7 @@ class RunPredictor:
         if fold.path in self._loaded:
             return self._loaded[fold.path]
 
-        fold.check_model_files()
+        fold.check_files()
         model, tokenizer = PairModel.from_pretrained(fold.path)
         compute = choose_device(self._precision, model.bf16_width)
         prepare_device(compute)

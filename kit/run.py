@@ -8,10 +8,11 @@
                 metrics.json           a summary of the finished folds
                 oof.csv                once every fold is finished
 
-`metrics.json` is written last: a fold that has one is finished. That of a fold also lists the
-hashes of the model's files.
+`metrics.json` is written last, so its presence means finished; it lists the hashes of the files
+beside it that others read, which `check_files` compares.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -31,6 +32,7 @@ from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.storage.atomic import file_sha256, read_text_file, write_json, write_text
+from kit.storage.contents import describe_impostor, missing_bytes
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT, ID, TEST_FILE
 
@@ -57,6 +59,8 @@ ATTEMPTS_FILE = "tried.json"
 # reads.
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
 LOG_FILES = (HISTORY_FILE, ATTEMPTS_FILE, METRICS_FILE)
+
+_WEIGHTS_SUFFIX = ".safetensors"
 
 _RESTORE = "Copy the run directory again, or train it again."
 
@@ -127,34 +131,27 @@ class FoldDir:
         """The prediction frame of the rows that were not trained on."""
         return read_predictions(self.predictions_path)
 
-    def model_digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file of the model, by name."""
+    def file_digests(self) -> dict[str, str]:
+        """The SHA-256 of each file of the model and of the predictions, by name."""
         files = sorted(
             path
             for path in self.path.iterdir()
-            if path.suffix in MODEL_SUFFIXES and path.name not in LOG_FILES
+            if path in (self.predictions_path, self.test_path)
+            or (path.suffix in MODEL_SUFFIXES and path.name not in LOG_FILES)
         )
         return {path.name: file_sha256(path) for path in files}
 
-    def check_model_files(self) -> None:
-        """Compare the model's files with the hashes that training left.
+    def check_files(self, weights: bool = True) -> None:
+        """Compare the files with the hashes that training left.
+
+        Args:
+            weights: read the weights too. Otherwise only their length is compared, which is enough
+                for those who read the predictions alone.
 
         Raises:
-            RunError: a file is missing or has changed.
+            RunError: a file is missing, incomplete or has changed.
         """
-        # Runs of the first versions of kit list no files.
-        files = self.metrics.get("files", {})
-        if not isinstance(files, dict):
-            raise RunError(f"{self.metrics_path}: `files` is not a JSON object", _RESTORE)
-
-        for name, digest in files.items():
-            path = self.path / name
-            if not path.is_file():
-                raise RunError(f"{path}: this file of the model is missing", _RESTORE)
-            if file_sha256(path) != digest:
-                raise RunError(
-                    f"{path} has changed: its SHA-256 is not the one in metrics.json", _RESTORE
-                )
+        _check_listed_files(self.metrics_path, weights)
 
 
 @dataclass(frozen=True)
@@ -321,6 +318,20 @@ class Run:
                 f"Use kit {made_by} for this run, or train it again.",
             ) from error
 
+    def check_files(self, weights: bool = True) -> None:
+        """Compare the files of all finished folds, and the out-of-fold predictions, with hashes.
+
+        Args:
+            weights: see `FoldDir.check_files`.
+
+        Raises:
+            RunError: a file is missing, incomplete or has changed.
+        """
+        for fold in self.finished():
+            fold.check_files(weights)
+        if self.metrics_path.is_file():
+            _check_listed_files(self.metrics_path, weights)
+
     def check_data(self, digest: str) -> None:
         """Raise RunError unless the run was trained on the rows with this hash."""
         if self.option("data", str) != digest:
@@ -396,6 +407,7 @@ class Run:
                 }
                 if write:
                     write_predictions(oof, self.oof_path)
+                    summary["files"] = {self.oof_path.name: file_sha256(self.oof_path)}
             if write:
                 write_json(self.metrics_path, summary)
         return summary
@@ -423,6 +435,8 @@ class Run:
 
     def _concatenate(self, folds: list[FoldDir]) -> pd.DataFrame:
         """Join the folds' validation predictions, checking that they are of different rows."""
+        for fold in folds:
+            fold.check_files(weights=False)
         frames = [fold.predictions for fold in folds]
         for fold, frame in zip(folds, frames, strict=True):
             if len(frame) != fold.metrics.get("valid_rows", len(frame)):
@@ -489,6 +503,42 @@ def _mean_over_rows(folds: list[FoldDir], name: str) -> float:
     rows = [fold.figure("valid_rows") for fold in folds]
     means = [fold.figure(name) for fold in folds]
     return sum(mean * count for mean, count in zip(means, rows, strict=True)) / sum(rows)
+
+
+def _check_listed_files(metrics: Path, weights: bool) -> None:
+    """Compare the files next to a metrics.json with the hashes it lists.
+
+    Raises:
+        RunError: a file is missing, incomplete or has changed.
+    """
+    # Runs of the first versions of kit list no files.
+    files = _read_json(metrics).get("files", {})
+    if not isinstance(files, dict):
+        raise RunError(f"{metrics}: `files` is not a JSON object", _RESTORE)
+
+    for name, digest in files.items():
+        path = metrics.parent / name
+        if not path.is_file():
+            raise RunError(f"{path}: this file of the run is missing", _RESTORE)
+        if not weights and path.suffix == _WEIGHTS_SUFFIX:
+            whole = missing_bytes(path) == 0
+        else:
+            whole = _digest_once(path) == digest
+        if not whole:
+            problem = describe_impostor(path).partition(":")[0]
+            problem = problem or "has changed: its SHA-256 is not the one in metrics.json"
+            raise RunError(f"{path} {problem}", _RESTORE)
+
+
+def _digest_once(path: Path) -> str:
+    """Return the SHA-256 of a file, from memory where this process has just computed it."""
+    state = path.stat()
+    return _cached_digest(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_digest(path: Path, *_: int) -> str:
+    return file_sha256(path)
 
 
 def _digest_of_toml(text: str) -> str:

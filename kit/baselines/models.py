@@ -9,7 +9,7 @@ row's weight, as `Dataset.targets` returns either.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -141,11 +141,18 @@ def fit_boosted(pairs: PairRows, labels: np.ndarray) -> FittedBaseline:
     """Fit gradient-boosted trees on the dense features, in both orders of the answers.
 
     Predictions are averaged over both orders. The number of trees is the best for a fifth of the
-    training prompts; the final trees are fitted to all rows.
+    training prompts; the final trees are fitted to all rows. Where there is one class alone, or no
+    second prompt to try the trees on, the fit is the class prior, averaged over both orders.
     """
     validation = crossfit_folds(pairs.groups) == 0
     train_rows = np.flatnonzero(~validation)
     validation_rows = np.flatnonzero(validation)
+    if not len(validation_rows) or _count_classes(labels[train_rows]) < 2:
+        prior = fit_prior(pairs, labels)
+        return replace(
+            prior,
+            predict=lambda rows: (prior.predict(rows) + prior.predict(rows)[:, SWAP]) / 2,
+        )
 
     trial = _fit_trees(MAX_TREES, pairs.take(train_rows), labels[train_rows])
     orders = _both_orders(pairs.take(validation_rows))
@@ -217,6 +224,12 @@ def _fit_trees(trees: int, pairs: PairRows, labels: np.ndarray) -> HistGradientB
     both_classes = np.concatenate([classes, np.array(SWAP)[classes]])
     both_weights = None if weights is None else np.tile(weights, 2)
     return model.fit(features, both_classes, both_weights)
+
+
+def _count_classes(labels: np.ndarray) -> int:
+    """Return how many classes there are to learn among rows and their swapped copies."""
+    classes = _hard_labels(labels)[1]
+    return len(np.union1d(classes, np.array(SWAP)[classes]))
 
 
 def _hard_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

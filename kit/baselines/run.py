@@ -76,6 +76,7 @@ def _fit_missing_folds(
     for fold in folds:
         folder = run.fold(fold)
         if folder.is_finished:
+            folder.check_files()
             say(f"{folder.path} is already finished")
         else:
             missing.append(fold)
@@ -149,7 +150,7 @@ def _fit_fold(
         "minutes": (time.monotonic() - started) / 60,
         "versions": {"kit": kit.__version__},
     }
-    write_json(folder.metrics_path, metrics)
+    write_json(folder.metrics_path, metrics | {"files": folder.file_digests()})
     return metrics
 
 

@@ -31,6 +31,13 @@ def member_name(path: str | Path) -> str:
     return run.name if run else Path(path).name.removesuffix(".csv")
 
 
+def check_run_of_file(path: str | Path) -> None:
+    """Raise RunError if the run that a file lies in lacks a file, or has a changed one."""
+    run = run_of_file(path)
+    if run:
+        Run(run).check_files(weights=False)
+
+
 def unknown_run_warnings(files: Sequence[str | Path]) -> list[str]:
     """Return a warning for each file outside a run directory, whose training rows are unknown."""
     return [
@@ -71,7 +78,7 @@ def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFr
     Raises:
         DataError: a file is not a prediction frame, is named twice, or two have one name.
         RunError: two runs were trained on different rows or folds, so their predictions do not
-            match.
+            match; or a run is not whole.
     """
     refuse_repeated_paths(files)
     names = [member_name(file) for file in files]
@@ -93,4 +100,6 @@ def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFr
                 f"{other} was trained on different rows or folds than {first}",
                 "Blend runs of one processed folder: train one of them again on the other's.",
             )
+    for file in files:
+        check_run_of_file(file)
     return names, [read_predictions(file) for file in files]

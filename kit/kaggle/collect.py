@@ -32,7 +32,8 @@ def collect_folds(
 
     Raises:
         KaggleError: the output cannot be downloaded whole, or contains no run.
-        RunError: a local run of that name has other data or another recipe.
+        RunError: a local run of that name has other data or another recipe, or what was downloaded
+            is not whole.
         HeldError: another process collects this kernel, or trains a fold that is in its output.
     """
     runs = Path(runs)
@@ -63,6 +64,7 @@ def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], No
 def _merge_run(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     """Move the finished folds of `run` that are new into `runs`, noting their kernel."""
     downloaded = Run.open(run)
+    downloaded.check_files()
     home = runs / run.name
 
     # Kernels of several folds share one run directory and may be collected at the same time. The

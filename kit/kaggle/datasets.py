@@ -44,10 +44,11 @@ def publish_dataset(
 
     Raises:
         KaggleError: a file cannot be uploaded, or Kaggle refuses or fails to process the dataset.
-        RunError: `run` is not a run directory, or no part of it is finished.
+        RunError: `run` is not a run directory, no part of it is finished, or it is not whole.
     """
     run_dir = Run.open(run)
     run_dir.models()
+    run_dir.check_files()
     slug = slug or dataset_slug(run_dir)
     owner = client.owner()
     ref = f"{owner}/{slug}"

@@ -66,6 +66,7 @@ def parse_sources(
         elif as_dataset:
             local = Run.open(run)
             local.models()
+            local.check_files(weights=False)
             ref = f"{owner}/{dataset_slug(local)}"
             sources.append(Source(ref, weight, "dataset", (local.name,)))
         else:

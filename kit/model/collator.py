@@ -5,6 +5,7 @@ waste a fifth of the work on real answers. So the sequences of a batch are sorte
 into the few rectangles with the least padding (`cut_packs`).
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class Collator:
             `parts`, each a batch of its own, and the `labels` of all rows.
         pad_multiple: lengths are padded to a multiple of this.
         first_only: take only the first sequence of each row, S = 1.
+        one_length: never put sequences of different lengths into one pack, for an encoder that
+            reads its padding.
         unpadded: for an encoder that `attention.unpadded` supports, on a CPU.
     """
 
@@ -57,6 +60,7 @@ class Collator:
         max_tokens: int = 0,
         pad_multiple: int = 1,
         first_only: bool = False,
+        one_length: bool = False,
         unpadded: bool = False,
     ):
         self.encoded = encoded
@@ -67,6 +71,7 @@ class Collator:
         self.tabular = tabular
         self.max_tokens = max_tokens
         self.pad_multiple = pad_multiple
+        self.one_length = one_length
         self.unpadded = unpadded
         self.lengths = encoded.lengths[:, :1] if first_only else encoded.lengths  # (N, S)
 
@@ -92,7 +97,9 @@ class Collator:
         by_length = np.argsort(-lengths, kind="stable")
 
         ranges = [(0, len(lengths))]
-        if not self.unpadded:
+        if self.one_length:
+            ranges = equal_ranges(lengths[by_length])
+        elif not self.unpadded:
             ranges = cut_packs(self._padded(lengths[by_length]), self.pack_overhead)
         packs = [self.pack(sequences[by_length[start:end]]) for start, end in ranges]
 
@@ -142,8 +149,13 @@ class Collator:
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in pack.items()}
 
 
-def cut_token_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut places 0..N-1, longest first, into batches of at most `max_tokens` tokens, or of one."""
+def cut_token_batches(
+    lengths: np.ndarray, max_tokens: int, one_length: bool = False
+) -> list[np.ndarray]:
+    """Cut places 0..N-1, longest first, into batches of at most `max_tokens` tokens, or of one.
+
+    With `one_length` a batch has no two lengths.
+    """
     order = np.argsort(-lengths, kind="stable")
     batches = []
     start = 0
@@ -151,7 +163,17 @@ def cut_token_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         size = max(1, max_tokens // int(lengths[order[start]]))
         batches.append(order[start : start + size])
         start += size
+    if one_length:
+        return [
+            batch[start:end] for batch in batches for start, end in equal_ranges(lengths[batch])
+        ]
     return batches
+
+
+def equal_ranges(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """Cut sorted lengths into ranges of equal ones."""
+    edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+    return list(itertools.pairwise(edges))
 
 
 def cut_packs(

@@ -14,6 +14,7 @@ import torch
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone
+from kit.model.checks import check_backbone_files, check_config, check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,6 +79,9 @@ def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "Pr
         raise BackboneError(
             f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", FOLDER_HINT
         )
+    if isinstance(source, Path):
+        check_backbone_files(source)
+    check_config(backbone.config, str(source))
     with quiet_transformers():
         try:
             encoder, report = AutoModel.from_pretrained(
@@ -108,7 +112,33 @@ def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "Pr
             f"{source}: weights were loaded as {dtypes}, not float32",
             "This is a bug in kit; please report it.",
         )
+    check_weights(encoder, str(source))
+    _check_names(encoder, backbone)
+
+    # A checkpoint cannot be written of weights that are views with strides of their own.
+    for parameter in encoder.parameters():
+        parameter.data = parameter.data.contiguous()
     return encoder
+
+
+def _check_names(encoder: "PreTrainedModel", backbone: ResolvedBackbone) -> None:
+    """Raise BackboneError if the weights are not those that the configuration describes.
+
+    A run keeps the configuration, and could not be loaded again.
+    """
+    try:
+        with torch.device("meta"):
+            expected = {*build_encoder(backbone.config, fast_attention=False).state_dict()}
+    # transformers raises exceptions of many unrelated classes.
+    except Exception as error:
+        raise backbone.loading_error(error) from error
+    different = sorted(expected ^ {*encoder.state_dict()})
+    if different:
+        raise BackboneError(
+            f"{backbone.source}: {len(different)} weights differ from what config.json describes, "
+            f"the first is {different[0]}",
+            FOLDER_HINT,
+        )
 
 
 def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:

@@ -50,7 +50,7 @@ def make_collator(
     return Collator(
         encoded,
         tokenizer.pad,
-        segments=model.encoder_config.get("type_vocab_size", 0) > 1,
+        segments=(model.encoder_config.get("type_vocab_size") or 0) > 1,
         labels=labels,
         # Another pack costs more on a GPU, where kernels wait to be launched.
         pack_overhead=1024 if device == "cuda" else 64,
@@ -58,6 +58,7 @@ def make_collator(
         max_tokens=max_tokens,
         pad_multiple=pad_multiple,
         first_only=first_only,
+        one_length=model.reads_padding,
         unpadded=device == "cpu" and pad_multiple == 1 and supports_unpadded(model.encoder),
     )
 
@@ -159,7 +160,7 @@ def _pooled_vectors(
     """Return the pooled vectors of U sequences, given by number, on the device: (U, H)."""
     lengths = collator.lengths.ravel()[sequences]
     tokens = BATCH_TOKENS[compute.device.type]
-    pending = cut_token_batches(lengths, tokens)
+    pending = cut_token_batches(lengths, tokens, collator.one_length)
     vectors = []
     done = 0
     while pending:
@@ -174,7 +175,8 @@ def _pooled_vectors(
             # Cut what is left into batches of half the size, and go on.
             tokens //= 2
             left = np.concatenate([batch, *pending])
-            pending = [left[cut] for cut in cut_token_batches(lengths[left], tokens)]
+            cuts = cut_token_batches(lengths[left], tokens, collator.one_length)
+            pending = [left[cut] for cut in cuts]
             torch.cuda.empty_cache()
             continue
         done += len(batch)

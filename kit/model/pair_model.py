@@ -26,12 +26,14 @@ from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
 from kit.model.backbones import local_backbone
+from kit.model.checks import check_vocabulary, check_weights, find_padding_reader
 from kit.model.encoder import build_encoder, load_tokenizer
 from kit.model.heads import build_head, swap_features
 from kit.model.pooling import build_pooling
 from kit.model.reward import build_reward_head
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, read_text_file, write_json
+from kit.storage.contents import describe_impostor
 from kit.task import SWAP
 
 # Format of config.json; raised when an older kit could not read it any more.
@@ -56,6 +58,8 @@ class PairModel(nn.Module):
             bf16 on a CPU.
         feature_names: names of the F features of a side and the P of the pair, in order; None
             without features.
+        reads_padding: whether the encoder must be given one length at a time (see
+            `checks.reads_padding`).
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class PairModel(nn.Module):
         super().__init__()
         self.encoder_config = config
         self.spec = spec
+        self.reads_padding = False
         self.feature_names = feature_names if spec.features else None
 
         # Some families have another name for it in their files; transformers knows it by this one.
@@ -177,6 +182,9 @@ class PairModel(nn.Module):
                 model.
         """
         folder = Path(folder)
+        impostor = describe_impostor(folder / "model.safetensors").partition(":")[0]
+        if impostor:
+            raise RunError(f"{folder / 'model.safetensors'} {impostor}", _RETRAIN)
         try:
             config = json.loads(read_text_file(folder / "config.json"))
             if config["format"] > FORMAT:
@@ -215,8 +223,10 @@ class PairModel(nn.Module):
             ) from error
 
         try:
-            return model.eval(), load_tokenizer(local_backbone(folder))
+            tokenizer = load_tokenizer(local_backbone(folder))
+            check_vocabulary(tokenizer, config["encoder"]["vocab_size"], str(folder))
+            check_weights(model, str(folder))
+            find_padding_reader(model, tokenizer)
+            return model.eval(), tokenizer
         except BackboneError as error:
-            raise RunError(
-                f"{folder}: its tokenizer cannot be used: {error.problem}", _RETRAIN
-            ) from error
+            raise RunError(f"{folder}: cannot be used: {error.problem}", _RETRAIN) from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kit.attention.families import FAMILIES, RewardLayers, find_family
 from kit.errors import BackboneError
 from kit.model.backbones import ResolvedBackbone
+from kit.model.checks import check_weights
 from kit.model.encoder import quiet_transformers
 
 _CHOOSE = "Choose a reward model, such as the backbone reward-deberta, or set model.reward=false."
@@ -98,6 +99,7 @@ def load_reward_head(backbone: ResolvedBackbone) -> RewardHead:
         )
     head.dense = model.get_submodule(layers.dense)
     head.out = out
+    check_weights(head, str(backbone.source))
     return head
 
 

@@ -122,7 +122,7 @@ def gather_inputs(
 
     Raises:
         RunError: no run has a finished part, the runs have no validation rows in common, or a run
-            was trained on other data.
+            was trained on other data or is not whole.
         DataError: a frame is neither of the validation nor of the test rows, the truth does not
             match the test rows, two models have one name, a blend's member is missing, or there
             are no predictions of rows with labels.
@@ -136,6 +136,7 @@ def gather_inputs(
     # Ids alone would not show that a run was trained on other rows: they can be the same numbers.
     for run in finished:
         run.check_data(processed.digest("train"))
+        run.check_files(weights=False)
 
     validation = choose_validation(finished, processed, frames)
     rows, prior_labels = _read_rows(processed, validation, truth)

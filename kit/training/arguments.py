@@ -1,13 +1,41 @@
 """Translate a recipe into transformers' TrainingArguments: rows a pass, steps, evaluations."""
 
 import math
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 from kit.errors import RecipeError
 from kit.model.device import Compute
 from kit.recipe.spec import TrainSpec
+
+# Variables with which launchers give their settings to accelerate: precision, passes per step,
+# compilation, another device, sharded weights.
+_LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_")
+
+
+@contextmanager
+def recipe_settings_only() -> Generator[None]:
+    """Hide from Trainer what the environment says about matters that the recipe decides.
+
+    `accelerate launch`, and a shell in which its variables are left, would otherwise change the
+    precision or the number of passes per step, and the run would not know. Products in float32 are
+    float32 products too, whatever the process has chosen before.
+    """
+    hidden = {name: os.environ[name] for name in os.environ if name.startswith(_LAUNCHER_PREFIXES)}
+    precision = torch.get_float32_matmul_precision()
+    for name in hidden:
+        del os.environ[name]
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+        torch.set_float32_matmul_precision(precision)
 
 
 def rows_per_pass(spec: TrainSpec, processes: int) -> int:

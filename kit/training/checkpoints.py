@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Generator
+import zipfile
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,15 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 from kit.errors import KitError, RunError
-from kit.storage.atomic import disk_is_full, read_text_file
+from kit.recipe.spec import TrainSpec
+from kit.storage.atomic import disk_is_full
+from kit.storage.contents import missing_bytes
+from kit.training import ema
 
 CHECKPOINTS = "checkpoints"
+
+WEIGHTS = "model.safetensors"
+STATE = "trainer_state.json"
 
 
 def require_no_checkpoints(fold: Path) -> None:
@@ -25,11 +32,30 @@ def require_no_checkpoints(fold: Path) -> None:
         )
 
 
-def last_checkpoint(checkpoints: Path, below: float = math.inf) -> Path | None:
-    """Return the newest checkpoint that is complete, removing those after it that are not.
+def checkpoint_files(spec: TrainSpec, precision: str, processes: int) -> list[str]:
+    """Return the files of a checkpoint that Trainer needs to continue as if nothing had happened.
+
+    Without some of them it would continue silently with a new optimizer or other random numbers.
+    """
+    rng = ["rng_state.pth"]
+    if processes > 1:
+        rng = [f"rng_state_{rank}.pth" for rank in range(processes)]
+    scaler = ["scaler.pt"] if precision == "fp16" else []
+    return [*_weight_files(spec), "optimizer.pt", "scheduler.pt", *scaler, *rng]
+
+
+def last_checkpoint(
+    checkpoints: Path,
+    below: float = math.inf,
+    files: Sequence[str] = (),
+    log: Callable[[str], None] = lambda _: None,
+) -> Path | None:
+    """Return the newest checkpoint that is whole, removing those after it.
 
     Args:
         below: remove checkpoints of this step and later.
+        files: what a whole checkpoint holds (see `checkpoint_files`).
+        log: receives a line for each checkpoint that is not whole.
     """
     folders = sorted(checkpoints.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
     for folder in folders:
@@ -37,20 +63,79 @@ def last_checkpoint(checkpoints: Path, below: float = math.inf) -> Path | None:
             shutil.rmtree(folder)
             continue
 
-        # Trainer writes trainer_state.json last: without it the training was killed while it saved.
-        try:
-            state = json.loads(read_text_file(folder / "trainer_state.json"))
-        except (OSError, ValueError):
+        problem = _checkpoint_problem(folder, files)
+        if problem:
+            log(f"{folder}: {problem}; this checkpoint is passed over")
             shutil.rmtree(folder)
             continue
 
         # From the checkpoint at which early stopping ended the training, Trainer would continue.
         # From the one before it, the training stops here again.
-        if folder != folders[-1] and _patience_is_used_up(state):
+        if folder != folders[-1] and _patience_is_used_up(_read_state(folder)):
             shutil.rmtree(folder)
             continue
         return folder
+
+    if folders:
+        log(f"{checkpoints}: no checkpoint to continue from; the training starts again")
     return None
+
+
+def _checkpoint_problem(folder: Path, files: Sequence[str]) -> str:
+    """Return what keeps a training from continuing here, "" if nothing does."""
+    # Trainer writes its state last: without it the training was killed while it saved.
+    try:
+        state = _read_state(folder)
+    except (OSError, ValueError):
+        return f"{STATE} is missing or damaged"
+
+    for name in files:
+        problem = _file_problem(folder / name)
+        # Other processes than before draw other random numbers anyway.
+        if problem and not (name.startswith("rng_state") and _has_other_processes(folder, files)):
+            return problem
+
+    # At its end Trainer loads the best weights, and without their file keeps the last ones.
+    best = _best_checkpoint(folder, state)
+    if files and best != folder:
+        weights = [name for name in files if name.endswith(Path(WEIGHTS).suffix)]
+        problems = [_file_problem(best / name) for name in weights]
+        return next((f"{best.name}, the best so far: {text}" for text in problems if text), "")
+    return ""
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Return what Trainer wrote of itself; raise OSError or ValueError if it cannot be read."""
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict):
+        raise ValueError("not a JSON object")
+    return state
+
+
+def _best_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Return the checkpoint with the best weights until this one, next to it or itself."""
+    # A run may have been moved since the path was written, so only its step counts.
+    best = state.get("best_global_step")
+    return folder.with_name(f"checkpoint-{best}") if best else folder
+
+
+def _has_other_processes(folder: Path, files: Sequence[str]) -> bool:
+    """Tell whether the checkpoint has random states of another number of processes."""
+    return any(path.name not in files for path in folder.glob("rng_state*.pth"))
+
+
+def _file_problem(path: Path) -> str:
+    """Return what is wrong with a file of a checkpoint, "" if it is whole."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    whole = zipfile.is_zipfile(path)
+    if path.suffix == Path(WEIGHTS).suffix:
+        whole = missing_bytes(path) == 0
+    return "" if whole else f"{path.name} is incomplete"
+
+
+def _weight_files(spec: TrainSpec) -> list[str]:
+    return [WEIGHTS, ema.FILE] if spec.ema else [WEIGHTS]
 
 
 def checkpoint_step(checkpoint: Path) -> int:

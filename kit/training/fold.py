@@ -28,6 +28,7 @@ from kit.training.arguments import steps_per_epoch, training_arguments
 from kit.training.callbacks import TimeBudget, TrainingProgress, tensorboard_callback
 from kit.training.checkpoints import (
     CHECKPOINTS,
+    checkpoint_files,
     checkpoint_step,
     explain_full_disk,
     last_checkpoint,
@@ -88,6 +89,7 @@ def train_fold(
     folder = run.fold(fold)
     checkpoints = folder.path / CHECKPOINTS
     if folder.is_finished:
+        folder.check_files(weights=False)
         options.log(f"{folder.path} is already finished")
         # A process that was killed at its very end leaves its checkpoints.
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -122,7 +124,12 @@ def train_fold(
     ranks = PartialState()
     with ranks.main_process_first():
         ends_mid_epoch = args.max_steps % steps_per_epoch(spec, len(setup.train_rows)) != 0
-        last = last_checkpoint(checkpoints, below=args.max_steps if ends_mid_epoch else math.inf)
+        last = last_checkpoint(
+            checkpoints,
+            below=args.max_steps if ends_mid_epoch else math.inf,
+            files=checkpoint_files(spec, setup.compute.precision, ranks.num_processes),
+            log=options.log,
+        )
     if options.resume and last:
         options.log(f"resuming from step {checkpoint_step(last)}")
 
@@ -212,7 +219,7 @@ def _write_fold(
         for entry in history
     ]
     write_json(folder.history_path, {"log_history": tidy})
-    write_json(folder.metrics_path, metrics | {"files": folder.model_digests()})
+    write_json(folder.metrics_path, metrics | {"files": folder.file_digests()})
     shutil.rmtree(folder.path / CHECKPOINTS)
 
 

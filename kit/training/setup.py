@@ -23,9 +23,10 @@ from torch import nn
 from kit.data.dataset import Dataset
 from kit.data.feature_cache import features_cached
 from kit.data.tokenize import PairTokenizer, tokenize_cached
-from kit.errors import BackboneError, RecipeError
+from kit.errors import RecipeError
 from kit.model import tiny
 from kit.model.backbones import Backbone, ResolvedBackbone, local_backbone
+from kit.model.checks import check_vocabulary, find_padding_reader
 from kit.model.collator import PAD_MULTIPLE, Collator
 from kit.model.device import Compute, choose_device, prepare_device
 from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
@@ -183,17 +184,17 @@ def new_model(
         encoder = load_encoder(backbone, recipe.model.fast_attention)
         tokenizer = load_tokenizer(backbone)
 
-    if len(tokenizer.pretrained) > config["vocab_size"]:
-        raise BackboneError(
-            f"{recipe.backbone}: its tokenizer has {len(tokenizer.pretrained):,} tokens, its "
-            f"encoder embeddings for {config['vocab_size']:,}",
-            "Tokenizer and weights do not belong together; download the folder again.",
-        )
-
+    check_vocabulary(tokenizer, config["vocab_size"], recipe.backbone)
     reinitialise_layers(encoder, recipe.train.reinit_layers)
     if recipe.train.gradient_checkpointing:
         _enable_checkpointing(encoder)
     model = PairModel(encoder, config, _resolve_pooling(recipe.model, backbone))
+    find_padding_reader(model, tokenizer)
+    if model.reads_padding and recipe.train.compile:
+        raise RecipeError(
+            f"train.compile pads sequences, and {type(encoder).__name__} reads its padding",
+            "Set train.compile=false.",
+        )
     if recipe.model.reward:
         model.reward = load_reward_head(backbone)
     if recipe.train.lora_rank:

@@ -23,11 +23,12 @@ from kit.run import FoldDir, Run, make_origin, parse_folds
 from kit.storage.atomic import read_text_file, write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
-from kit.training.arguments import rows_per_pass
+from kit.training.arguments import recipe_settings_only, rows_per_pass
 from kit.training.callbacks import TrainingProgress, decide_together, require_tracker
 from kit.training.checkpoints import CHECKPOINTS
 from kit.training.fold import TrainingOptions, train_fold
 from kit.training.setup import check_trainable
+from kit.training.trial import try_recipe
 
 # Checkpoints of a collapsed attempt are renamed to this before they are deleted.
 DISCARDED = f"{CHECKPOINTS}-of-"
@@ -37,6 +38,7 @@ DISCARDED = f"{CHECKPOINTS}-of-"
 SEED_STEP = 1000
 
 
+@recipe_settings_only()
 def train_recipe(
     recipe: Recipe,
     data: Path,
@@ -91,6 +93,11 @@ def train_recipe(
     _warn_about_ascii(backbone, dataset, say)
     ranks = PartialState(cpu=not torch.cuda.is_available())
     rows_per_pass(recipe.train, ranks.num_processes)
+
+    # A run that exists has passed the trial when it began.
+    if not Run(runs / recipe.run_name).origin_path.exists():
+        try_recipe(recipe, backbone, dataset, say)
+        _free_memory()
 
     with ranks.main_process_first():
         run = Run.create(runs, recipe, make_origin(dataset, backbone.digest))

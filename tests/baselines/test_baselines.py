@@ -115,6 +115,28 @@ def test_trees_learn_interactions_of_features():
     assert accuracy(boosted, labels) > 0.9 > 0.6 > accuracy(linear, labels)
 
 
+@pytest.mark.parametrize("label", range(3))
+@pytest.mark.parametrize("softened", [False, True])
+@pytest.mark.parametrize("name", FITS)
+def test_one_class_alone_is_learnt(name, softened, label):
+    pairs, labels = make_pairs(200)
+    labels[:] = label
+    fitted = FITS[name](pairs, soft(labels) if softened else labels)
+    predictions = fitted.predict(pairs)
+    np.testing.assert_allclose(predictions.sum(axis=1), 1)
+    if name != "uniform":
+        side = predictions[:, label] + predictions[:, SWAP[label]]
+        assert (side > 0.9).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_trees_need_no_more_than_one_prompt(groups):
+    pairs, labels = make_pairs(60)
+    pairs = replace(pairs, groups=np.arange(60) % groups)
+    predictions = FITS["boosted"](pairs, labels).predict(pairs)
+    np.testing.assert_allclose(predictions.sum(axis=1), 1)
+
+
 def soft(labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Return labels as probabilities times weights, (N, 3)."""
     return np.eye(3)[labels] * (1.0 if weights is None else weights[:, None])

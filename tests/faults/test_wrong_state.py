@@ -164,7 +164,11 @@ def test_a_backbone_folder_that_changed_is_noticed(tmp_path: Path):
 def test_predictions_of_another_fold_are_refused(data: Path, tmp_path: Path):
     folder = Path(run_baseline("uniform", data, tmp_path, "all")["run"])
     shutil.copyfile(folder / "fold0/valid.csv", folder / "fold1/valid.csv")
+    with pytest.raises(RunError, match=r"fold1/valid\.csv has changed"):
+        run_baseline("uniform", data, tmp_path, "all")
 
+    # A run of an older kit lists no files.
+    edit_json(folder / "fold1/metrics.json", lambda metrics: metrics.pop("files"))
     with pytest.raises(
         RunError, match=r"has .* rows, but its metrics|validation rows of two folds"
     ):

@@ -183,9 +183,10 @@ def test_a_folder_without_weights_says_what_it_looked_for(bert: Path):
 @pytest.mark.parametrize("keep", [0, 5, 2000])
 def test_corrupt_weights_are_one_error(bert: Path, keep: int):
     (bert / "model.safetensors").write_bytes((bert / "model.safetensors").read_bytes()[:keep])
-    with pytest.raises(BackboneError, match="bert: cannot be loaded") as caught:
+    words = r"model\.safetensors (is empty|is incomplete|does not begin)"
+    with pytest.raises(BackboneError, match=words) as caught:
         load_encoder(local_backbone(bert))
-    assert "Hugging Face" in caught.value.hint
+    assert "again" in caught.value.hint
 
 
 @pytest.mark.parametrize(

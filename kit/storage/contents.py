@@ -1,0 +1,79 @@
+"""Say what a file really holds where it cannot be what its name promises. Use `describe_impostor`.
+
+A checkout without Git LFS leaves pointers in place of large files, a login page is saved under the
+name of a download, and a copy that was interrupted is too short.
+"""
+
+import json
+from pathlib import Path
+
+_START = 512
+
+# A header of safetensors begins with its own length, in eight bytes.
+_LENGTH = 8
+_MAX_HEADER = 100_000_000
+
+_GIT_LFS = b"version https://git-lfs"
+_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
+
+
+def describe_impostor(path: Path) -> str:
+    """Return what a file is instead of what its name promises, with the remedy; "" if nothing.
+
+    Only the beginning and the length of the file are looked at. A file that cannot be read is left
+    to whoever reads it next.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError:
+        return ""
+
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "is empty: download it again"
+    if text.startswith(_GIT_LFS):
+        return "is a Git LFS pointer, not the file itself: run `git lfs pull`, or download it"
+    if text.startswith(_PAGES):
+        return "is a web page, perhaps of a login or an error: download it again"
+    if not start.strip(b"\0"):
+        return "begins with zeros only: download or copy it again"
+    return _describe_safetensors(path, start) if path.suffix == ".safetensors" else ""
+
+
+def missing_bytes(path: Path) -> int | None:
+    """Return how many bytes a safetensors file lacks, None where its header cannot be read."""
+    try:
+        header = read_header(path)
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+        with path.open("rb") as file:
+            data_start = _LENGTH + int.from_bytes(file.read(_LENGTH), "little")
+        return max(0, data_start + max(ends, default=0) - path.stat().st_size)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+
+
+def read_header(path: Path) -> dict[str, dict]:
+    """Return the tensors that a safetensors file lists: `dtype`, `shape`, `data_offsets` by name.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or does not begin as such a file does.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        if not 0 < length <= _MAX_HEADER:
+            raise ValueError("no header of a safetensors file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header
+
+
+def _describe_safetensors(path: Path, start: bytes) -> str:
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "is a file of torch.save under another name: call it pytorch_model.bin"
+    missing = missing_bytes(path)
+    if missing is None:
+        return "does not begin as a safetensors file does: download or copy it again"
+    if missing:
+        return f"is incomplete, {missing:,} bytes are missing: download or copy it again"
+    return ""
