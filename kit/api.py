@@ -79,6 +79,7 @@ def train(
     guard: bool = True,
     restarts: int = 0,
     report_to: str | None = None,
+    scratch: str | Path | None = None,
     max_hours: float = math.inf,
     on_progress: Callable[[TrainingProgress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
@@ -98,6 +99,7 @@ def train(
         guard: end a training that learns nothing.
         restarts: how often to try again, at half the rates, where a training collapses.
         report_to: "tensorboard" for its curves.
+        scratch: a folder, as on a larger disk, for the checkpoints of unfinished folds.
         max_hours: end within this time.
         on_progress: called with a `TrainingProgress` every few steps.
         log: called with each message.
@@ -139,6 +141,7 @@ def train(
         guard=guard,
         restarts=restarts,
         report_to=report_to,
+        scratch=Path(scratch) if scratch else None,
         max_hours=max_hours,
         listen=on_progress,
         say=log,

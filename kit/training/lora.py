@@ -59,7 +59,8 @@ def _without_torchao() -> Generator[None]:
     from peft.tuners.lora import torchao
 
     original = torchao.is_torchao_available
-    torchao.is_torchao_available = lambda: False
+    # ty wants another cached function here.
+    torchao.is_torchao_available = lambda: False  # ty: ignore[invalid-assignment]
     try:
         yield
     finally:

@@ -78,7 +78,7 @@ def old_torchao(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def test_an_old_torchao_does_not_stop_a_training() -> None:
     from peft.import_utils import is_torchao_available
 
-    with pytest.raises(ImportError, match="0.10.0"):
+    with pytest.raises(ImportError, match=r"0\.10\.0"):
         is_torchao_available()
 
     encoder = small("roberta")

@@ -1,6 +1,7 @@
 """Every schedule and every extra resumes to the very weights of an undisturbed training, and does something at all."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 
+from kit.errors import RunError
 from kit.recipe.load import load_recipe
 from kit.training.callbacks import TrainingProgress
 from kit.training.train import train_recipe
@@ -109,3 +111,44 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
     """The weights of two steps with nothing extra."""
     recipe = load_recipe("tiny-electra", (*SHORT, "train.max_steps=2"))
     return weights(train_recipe(recipe, data, tmp_path_factory.mktemp("plain")))
+
+
+def test_checkpoints_on_a_scratch_disk_are_found_again(data: Path, tmp_path: Path):
+    recipe = load_recipe("tiny-electra", SHORT)
+    scratch = tmp_path / "scratch"
+
+    def interrupt(event: TrainingProgress) -> None:
+        if event.log_loss is not None and event.step == 4:
+            raise KeyboardInterrupt
+
+    whole = train_recipe(recipe, data, tmp_path / "whole", scratch=scratch)
+    assert list(scratch.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, data, tmp_path / "cut", listen=interrupt, scratch=scratch)
+
+    # Nothing of a checkpoint is on the disk of the run.
+    assert list(scratch.rglob("optimizer.pt"))
+    fold = tmp_path / "cut" / recipe.run_name / "holdout"
+    assert [path for path in fold.rglob("*") if path.is_file() and not path.is_symlink()] == []
+    with pytest.raises(RunError, match="--resume"):
+        train_recipe(recipe, data, tmp_path / "cut")
+
+    resumed = train_recipe(recipe, data, tmp_path / "cut", resume=True)
+    assert weights(resumed) == weights(whole)
+    assert not (fold / "checkpoints").is_symlink()
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_training_starts_again_where_the_scratch_disk_is_gone(data: Path, tmp_path: Path):
+    recipe = load_recipe("tiny-electra", SHORT)
+
+    def interrupt(event: TrainingProgress) -> None:
+        if event.step == 4:
+            raise KeyboardInterrupt
+
+    scratch = tmp_path / "scratch"
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, data, tmp_path / "runs", listen=interrupt, scratch=scratch)
+    shutil.rmtree(scratch)
+    result = train_recipe(recipe, data, tmp_path / "runs", resume=True)
+    assert result["parts"]["holdout"]["steps"] == 6
