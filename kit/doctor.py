@@ -68,13 +68,19 @@ class Memory:
     free: int | None
 
 
-def examine_setup(raw: str | Path, data: str | Path, online: bool = False) -> list[Finding]:
+def examine_setup(
+    raw: str | Path,
+    data: str | Path,
+    online: bool = False,
+    competition: str = COMPETITION,
+) -> list[Finding]:
     """Check everything in the order in which a newcomer meets it; never raise for what is found.
 
     Args:
         raw: folder of the competition's files.
         data: folder of the processed rows.
         online: ask Kaggle too, unless there is no credential to ask with.
+        competition: whose rules and quota to ask Kaggle about.
     """
     findings = [
         *check_packages(),
@@ -86,7 +92,7 @@ def examine_setup(raw: str | Path, data: str | Path, online: bool = False) -> li
         *check_credential(online),
     ]
     if online and not findings[-1].broken:
-        findings += check_kaggle()
+        findings += check_kaggle(competition)
     return findings
 
 
@@ -307,19 +313,19 @@ def check_credential(needed: bool = False) -> Iterator[Finding]:
     yield Finding(part, "ok", f"would use the {first}")
 
 
-def check_kaggle() -> Iterator[Finding]:
+def check_kaggle(competition: str = COMPETITION) -> Iterator[Finding]:
     """Ask Kaggle for the account, the competition's rules and the quotas, without changing any."""
-    page = f"https://www.kaggle.com/competitions/{COMPETITION}"
+    page = f"https://www.kaggle.com/competitions/{competition}"
     try:
         with Client(patience=RetryPolicy(attempts=2)) as client:
-            rules = read_rules(client)
+            rules = read_rules(client, competition)
             yield Finding("Kaggle account", "ok", client.owner())
 
             if rules.joined:
-                yield Finding("submissions", "ok", str(read_limits(client)))
+                yield Finding("submissions", "ok", str(read_limits(client, competition)))
             else:
                 yield Finding(
-                    "submissions", "broken", f"{COMPETITION} is not joined", f"Accept {page}/rules."
+                    "submissions", "broken", f"{competition} is not joined", f"Accept {page}/rules."
                 )
             yield _check_quota(client)
     except KaggleError as error:
