@@ -77,6 +77,7 @@ def train(
     guard: bool = True,
     restarts: int = 0,
     report_to: str | None = None,
+    scratch: str | Path | None = None,
     max_hours: float = math.inf,
     on_progress: Callable[[TrainingProgress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
@@ -97,6 +98,7 @@ def train(
         restarts: how often to try again, at half the learning rates, if a training collapses.
         report_to: "tensorboard" for its curves.
         max_hours: stop in time to end within so many hours.
+        scratch: a folder, as on a larger disk, for the checkpoints of unfinished folds.
         on_progress: called with a `TrainingProgress` every few steps.
         log: called with each message.
 
@@ -138,6 +140,7 @@ def train(
         guard=guard,
         restarts=restarts,
         report_to=report_to,
+        scratch=Path(scratch) if scratch else None,
         max_hours=max_hours,
         listen=on_progress,
         say=log,

@@ -68,13 +68,19 @@ class Memory:
     free: int | None
 
 
-def examine_setup(raw: str | Path, data: str | Path, online: bool = False) -> list[Finding]:
+def examine_setup(
+    raw: str | Path,
+    data: str | Path,
+    online: bool = False,
+    competition: str = COMPETITION,
+) -> list[Finding]:
     """Check everything, in the order in which a newcomer needs it, and return what was found.
 
     Args:
         raw: folder of the competition's files.
         data: folder of the processed rows.
         online: ask Kaggle too, unless there is no credential to ask with.
+        competition: whose rules and quota to ask Kaggle about.
     """
     findings = [
         *_guard("packages", check_packages),
@@ -86,7 +92,7 @@ def examine_setup(raw: str | Path, data: str | Path, online: bool = False) -> li
         *_guard("Kaggle credential", lambda: check_credential(online)),
     ]
     if online and not findings[-1].broken:
-        findings += _guard("Kaggle", check_kaggle)
+        findings += _guard("Kaggle", lambda: check_kaggle(competition))
     return findings
 
 
@@ -316,19 +322,19 @@ def check_credential(needed: bool = False) -> Iterator[Finding]:
     yield Finding(part, "ok", f"would use the {first}")
 
 
-def check_kaggle() -> Iterator[Finding]:
+def check_kaggle(competition: str = COMPETITION) -> Iterator[Finding]:
     """Ask Kaggle for the account, the competition's rules and the quotas, without changing any."""
-    page = f"https://www.kaggle.com/competitions/{COMPETITION}"
+    page = f"https://www.kaggle.com/competitions/{competition}"
     try:
         with Client(patience=RetryPolicy(attempts=2)) as client:
-            rules = read_rules(client)
+            rules = read_rules(client, competition)
             yield Finding("Kaggle account", "ok", client.owner())
 
             if rules.joined:
-                yield Finding("submissions", "ok", str(read_limits(client)))
+                yield Finding("submissions", "ok", str(read_limits(client, competition)))
             else:
                 yield Finding(
-                    "submissions", "broken", f"{COMPETITION} is not joined", f"Accept {page}/rules."
+                    "submissions", "broken", f"{competition} is not joined", f"Accept {page}/rules."
                 )
             yield _check_quota(client)
     except KaggleError as error:

@@ -21,8 +21,9 @@ from kit.cli import options, output
     help="The competition's files.",
 )
 @options.data
+@options.competition
 @options.as_json
-def doctor_command(online: bool, raw: Path, data: Path, as_json: bool) -> None:
+def doctor_command(online: bool, raw: Path, data: Path, competition: str, as_json: bool) -> None:
     """Check what works here: Python, packages, device, memory, disk, data, Kaggle.
 
     Exits with 1 when something that is needed is broken.
@@ -32,7 +33,7 @@ def doctor_command(online: bool, raw: Path, data: Path, as_json: bool) -> None:
     """
     from kit.doctor import examine_setup
 
-    findings = examine_setup(raw, data, online=online)
+    findings = examine_setup(raw, data, online=online, competition=competition)
     if as_json:
         output.print_json([finding.as_dict() for finding in findings])
     else:

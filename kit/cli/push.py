@@ -33,6 +33,12 @@ _yes = click.option("--yes", is_flag=True, help="Accept the two T4 that Kaggle g
 _title = click.option(
     "--title", default="", help="Its title on Kaggle.  [default: made from the job]"
 )
+_docker_image = click.option(
+    "--docker-image",
+    default="",
+    metavar="IMAGE",
+    help="Run in this image, as a run's log names it.  [default: Kaggle's latest]",
+)
 _dry_run = click.option(
     "--dry-run", is_flag=True, help="Write the notebook's folder, and send nothing to Kaggle."
 )
@@ -90,6 +96,17 @@ def push_group() -> None:
     help="One kernel per backbone and fold, two at once; collect their runs.",
 )
 @options.runs
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="SOURCE",
+    help="Take the backbone's weights from a Kaggle Model"
+    " (OWNER/MODEL/FRAMEWORK/VARIATION[/VERSION]) or dataset (OWNER/SLUG[/VERSION]), not from the"
+    " Hugging Face hub.",
+)
+@options.competition
+@_docker_image
 @_title
 @_dry_run
 @_wait
@@ -106,6 +123,9 @@ def push_train(
     restart: int,
     fan_out: bool,
     runs: Path,
+    models: tuple[str, ...],
+    competition: str,
+    docker_image: str,
     title: str,
     dry_run: bool,
     follow: bool,
@@ -115,7 +135,8 @@ def push_train(
 ) -> None:
     """Push a training kernel.
 
-    The rows are prepared on Kaggle, so the options of `kit preprocess` are options here.
+    The rows are prepared on Kaggle, so the options of `kit preprocess` are options here. Where all
+    folds do not fit into --max-hours, each gets a kernel of its own, as with --fan-out.
 
     \b
     Example:  kit kernels push train --backbone deberta --fold all --max-hours 9
@@ -128,6 +149,8 @@ def push_train(
             "--fan-out names its kernels and waits for them itself; leave out --title and --wait."
         )
     from kit.kaggle.job import train_job, train_jobs
+    from kit.kaggle.session_hours import plan_sessions
+    from kit.kaggle.sources import parse_weights
     from kit.recipe.load import choose_recipe
 
     chosen = [
@@ -141,11 +164,30 @@ def push_train(
         "max_hours": max_hours,
         "restarts": restart,
         "preprocess": preprocess,
+        "weights": [parse_weights(model) for model in models],
+        "competition": competition,
+        "docker_image": docker_image,
     }
-    if not fan_out:
+    folds = preprocess["folds"]
+    sessions = {
+        recipe.run_name: plan_sessions(recipe, fold, folds, max_hours, job_options["gpu"])
+        for recipe in chosen
+    }
+    split = len(sessions[chosen[0].run_name]) > 1
+    if not fan_out and not split:
         job = train_job(chosen[0], title=title, **job_options)
         return _push_or_write(job, dry_run, follow, out, as_json)
 
+    if title:
+        raise click.UsageError(
+            f"All {folds} folds do not fit into --max-hours {max_hours:g}, so each gets a kernel of"
+            " its own, and --title cannot name them. Leave it out, or choose one --fold."
+        )
+    if not fan_out:
+        output.print_note(
+            f"all {folds} folds of {chosen[0].name} do not fit into {max_hours:g} h: one kernel for"
+            " each, two at once"
+        )
     jobs = train_jobs(chosen, **job_options)
     if dry_run:
         _write_folders(jobs, out, as_json)
@@ -187,6 +229,8 @@ def push_train(
 @_yes
 @_max_hours(8.5, 9)
 @options.local_score
+@options.competition
+@_docker_image
 @_title
 @_dry_run
 @_wait
@@ -204,6 +248,8 @@ def push_infer(
     yes: bool,
     max_hours: float,
     local_score: str,
+    competition: str,
+    docker_image: str,
     title: str,
     dry_run: bool,
     follow: bool,
@@ -233,7 +279,7 @@ def push_infer(
         raise click.UsageError("--method weights and --weights need each other.")
     from kit.ensembling.blend import read_blend
     from kit.ensembling.calibration import read_calibration
-    from kit.kaggle.job import infer_job
+    from kit.kaggle.job import infer_job, pin_datasets
     from kit.kaggle.sources import identify_runs, match_sources, parse_sources, resolve_sources
 
     names = [*runs, *more]
@@ -256,12 +302,15 @@ def push_infer(
             gpu=gpu,
             max_hours=max_hours,
             title=title or "kit infer",
+            competition=competition,
+            docker_image=docker_image,
             local_score=local_score,
         )
         if client:
-            resolve_sources(
+            resolved = resolve_sources(
                 client, names, weights=weights, as_dataset=as_dataset, say=output.print_note
             )
+            job = pin_datasets(job, resolved)
     _push_or_write(job, dry_run, follow, out, as_json)
 
 

@@ -137,6 +137,13 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     default=math.inf,
     help="End within this time.",
 )
+@click.option(
+    "--scratch",
+    type=options.FILE,
+    envvar="KIT_SCRATCH",
+    show_envvar=True,
+    help="Keep the checkpoints of an unfinished fold here, as on a larger disk.",
+)
 @options.data
 @options.runs
 @options.as_json
@@ -150,6 +157,7 @@ def train_command(
     guard: bool,
     report_to: str | None,
     max_hours: float,
+    scratch: Path | None,
     data: Path,
     runs: Path,
     as_json: bool,
@@ -176,6 +184,7 @@ def train_command(
             guard=guard,
             restarts=restart,
             report_to=report_to,
+            scratch=scratch,
             max_hours=max_hours,
             on_progress=on_progress,
             log=output.print_note,

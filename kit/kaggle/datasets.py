@@ -171,9 +171,9 @@ def _upload_blob(client: Client, path: Path) -> str:
         "contentLength": stat.st_size,
         "lastModifiedEpochSeconds": int(stat.st_mtime),
     }
-    answer = client.call("blobs.start_blob_upload", body, action)
-    upload_file(client, answer.create_url, path, action)
-    return answer.token
+    return upload_file(
+        client, lambda: client.call("blobs.start_blob_upload", body, action), path, action
+    )
 
 
 def _slugs(ref: str) -> dict[str, str]:

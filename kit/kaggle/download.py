@@ -8,7 +8,7 @@ import contextlib
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -88,7 +88,7 @@ def download_competition(
         )
 
         try:
-            unpack_download(archive, out, sizes)
+            warnings = unpack_download(archive, out, sizes)
         except zipfile.BadZipFile as error:
             # The next attempt must not resume from these bytes.
             archive.unlink()
@@ -101,7 +101,7 @@ def download_competition(
                 "Free some space there, then run it again.",
             ) from error
         archive.unlink()
-        return _report(out, sizes, competition, already=False)
+        return _report(out, sizes, competition, already=False, warnings=warnings)
 
 
 def competition_files(client: Client, competition: str = COMPETITION) -> dict[str, int]:
@@ -126,8 +126,11 @@ def competition_files(client: Client, competition: str = COMPETITION) -> dict[st
     return sizes
 
 
-def unpack_download(archive: Path, out: Path, sizes: dict[str, int]) -> None:
+def unpack_download(archive: Path, out: Path, sizes: dict[str, int]) -> list[str]:
     """Unpack exactly the listed files: all under temporary names first, then all renamed.
+
+    Returns:
+        Warnings about sizes that are not the listed ones although the checksums are right.
 
     Raises:
         zipfile.BadZipFile: not an archive, bytes that cannot be unpacked, a wrong checksum, a file
@@ -138,18 +141,39 @@ def unpack_download(archive: Path, out: Path, sizes: dict[str, int]) -> None:
         with _bad_zip_errors():
             bundle = stack.enter_context(zipfile.ZipFile(archive))
         members = {_safe_name(info): info for info in bundle.infolist() if not info.is_dir()}
+        warnings = _compare_sizes(members, sizes)
 
-        for name, size in sizes.items():
-            info = members.get(name)
-            if info is None or info.file_size != size:
-                actual = "lacks it" if info is None else f"has {info.file_size:,} bytes"
-                raise zipfile.BadZipFile(
-                    f"Kaggle lists {name!r} with {size:,} bytes, the archive {actual}"
-                )
+        for name in sizes:
             temporary = stack.enter_context(atomic_file(out / name))
             with temporary.open("wb") as target:
-                for chunk in _chunks(bundle, info):
+                for chunk in _chunks(bundle, members[name]):
                     target.write(chunk)
+    return warnings
+
+
+def _compare_sizes(members: dict[str, zipfile.ZipInfo], sizes: dict[str, int]) -> list[str]:
+    """Compare an archive with the listed sizes, and return a warning for each that is wrong.
+
+    Kaggle does not document whether it lists sizes before or after compression. So where no size
+    agrees, the list is taken to be wrong; where some do, a file that differs is another one.
+    """
+    for name, size in sizes.items():
+        if name not in members:
+            raise zipfile.BadZipFile(
+                f"Kaggle lists {name!r} with {size:,} bytes, the archive lacks it"
+            )
+    different = [name for name, size in sizes.items() if members[name].file_size != size]
+    if different and len(different) < len(sizes):
+        name = different[0]
+        raise zipfile.BadZipFile(
+            f"Kaggle lists {name!r} with {sizes[name]:,} bytes, the archive has"
+            f" {members[name].file_size:,} bytes"
+        )
+    return [
+        f"{name} has {members[name].file_size:,} bytes, Kaggle lists {sizes[name]:,}; its checksum"
+        " is right"
+        for name in different
+    ]
 
 
 def _has_all_files(out: Path, sizes: dict[str, int]) -> bool:
@@ -217,9 +241,16 @@ def _require_space(out: Path, needed: int) -> None:
         )
 
 
-def _report(out: Path, sizes: dict[str, int], competition: str, already: bool) -> DownloadResult:
+def _report(
+    out: Path,
+    sizes: dict[str, int],
+    competition: str,
+    already: bool,
+    warnings: Sequence[str] = (),
+) -> DownloadResult:
+    sizes = {name: (out / name).stat().st_size for name in sizes}
     sha256 = file_sha256(out / TRAIN_FILE) if TRAIN_FILE in sizes else ""
-    warnings = []
+    warnings = list(warnings)
     if competition == COMPETITION and sha256 != TRAIN_SHA256:
         warnings.append(
             f"{out / TRAIN_FILE} is not the version of November 2026 (sha256 {sha256[:16]}…, "

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kit.data.options import PreprocessOptions
@@ -36,10 +36,11 @@ PREPROCESS_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A "kernel" or "dataset" that Kaggle mounts, with run directories in it.
+    """A "kernel", "dataset" or "model" that Kaggle mounts, with runs or an encoder in it.
 
-    `ref` is owner/slug. `runs` are the names of the runs in it, and `versions` the versions of the
-    kernel that the user meant; both are empty where they are not known.
+    `ref` is owner/slug, of a model owner/model/framework/variation. `runs` are the names of the
+    runs in it, and `versions` the versions that the user meant or that was published; both are
+    empty where they are not known.
     """
 
     ref: str
@@ -47,6 +48,13 @@ class Source:
     kind: str = "kernel"
     runs: tuple[str, ...] = ()
     versions: tuple[int, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """What the push names: of a kernel Kaggle mounts the latest version, whatever is asked."""
+        if self.kind == "kernel" or not self.versions:
+            return self.ref
+        return f"{self.ref}/{self.versions[-1]}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Job:
     competition: str = COMPETITION
     kernel_sources: tuple[str, ...] = ()
     dataset_sources: tuple[str, ...] = ()
+    model_sources: tuple[str, ...] = ()
+    docker_image: str = ""  # "" for the latest image of Kaggle
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 -]{3,48}[A-Za-z0-9]", self.title):
@@ -73,6 +83,14 @@ class Job:
             raise KitError(
                 f"--max-hours {self.max_hours:g} is out of range",
                 f"Choose more than 0 and at most {SESSION_HOURS:g} hours, Kaggle's limit.",
+            )
+        if self.docker_image and not re.fullmatch(
+            r"[\w.-]+(/[\w.-]+)+[:@][\w.:-]+", self.docker_image
+        ):
+            raise KitError(
+                f"{self.docker_image[:80]!r} is not the address of an image",
+                "Copy it from the line `kit | image …` of a run's log:"
+                " gcr.io/kaggle-images/python@sha256:….",
             )
 
     @property
@@ -107,11 +125,13 @@ class Job:
             "enable_tpu": False,
             "enable_internet": self.internet,
             **({"machine_shape": shape} if shape else {}),
-            "docker_image_pinning_type": "latest",
+            # A pinned image stays; otherwise each run gets Kaggle's latest.
+            **({"docker_image": self.docker_image} if self.docker_image else {}),
+            "docker_image_pinning_type": "original" if self.docker_image else "latest",
             "competition_sources": [self.competition],
             "kernel_sources": list(self.kernel_sources),
             "dataset_sources": list(self.dataset_sources),
-            "model_sources": [],
+            "model_sources": list(self.model_sources),
             "keywords": [],
         }
 
@@ -143,8 +163,10 @@ def train_job(
     max_hours: float = SCORING_HOURS,
     restarts: int = 0,
     preprocess: Mapping[str, Any] | None = None,
+    weights: Sequence[Source] = (),
     title: str = "",
     competition: str = COMPETITION,
+    docker_image: str = "",
 ) -> Job:
     """Return the job that trains a recipe.
 
@@ -154,6 +176,7 @@ def train_job(
     Args:
         restarts: how often to try a training again that collapses.
         preprocess: options of `kit preprocess` by name, such as {"text": "ascii", "folds": 5}.
+        weights: datasets and models to take the backbone's weights from instead of the hub.
 
     Raises:
         KitError: the backbone is unknown or a local folder, there is no such fold, or the title or
@@ -184,6 +207,8 @@ def train_job(
     }
     if restarts:
         settings["restarts"] = restarts
+    if weights:
+        settings["weights"] = [source.ref for source in weights]
     return Job(
         kind="train",
         title=title or _train_title(recipe, fold, options),
@@ -192,6 +217,9 @@ def train_job(
         internet=True,
         max_hours=max_hours,
         competition=competition,
+        dataset_sources=tuple(s.address for s in weights if s.kind == "dataset"),
+        model_sources=tuple(s.address for s in weights if s.kind == "model"),
+        docker_image=docker_image,
     )
 
 
@@ -255,6 +283,7 @@ def infer_job(
     max_hours: float = SCORING_HOURS - 0.5,
     title: str = "kit infer",
     competition: str = COMPETITION,
+    docker_image: str = "",
     local_score: str = "",
 ) -> Job:
     """Return the job that predicts with the runs of these sources.
@@ -308,5 +337,16 @@ def infer_job(
         max_hours=max_hours,
         competition=competition,
         kernel_sources=tuple(source.ref for source in sources if source.kind == "kernel"),
-        dataset_sources=tuple(source.ref for source in sources if source.kind == "dataset"),
+        dataset_sources=tuple(source.address for source in sources if source.kind == "dataset"),
+        docker_image=docker_image,
     )
+
+
+def pin_datasets(job: Job, sources: Sequence[Source]) -> Job:
+    """Return the job with the dataset versions that these sources name.
+
+    A kernel without a version would mount the newest, which a later push may have published.
+    """
+    addresses = {source.ref: source.address for source in sources if source.kind == "dataset"}
+    pinned = tuple(addresses.get(ref, ref) for ref in job.dataset_sources)
+    return replace(job, dataset_sources=pinned)

@@ -153,6 +153,7 @@ def build_wheel(package: str) -> Wheel:
     name = distribution.replace("-", "_")
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+    metadata += _requirement_lines(distribution)
     tags = "Wheel-Version: 1.0\nGenerator: kit\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/METADATA"] = metadata.encode()
     files[f"{info}/WHEEL"] = tags.encode()
@@ -180,6 +181,21 @@ def _distribution(package: str) -> tuple[str, str]:
 
     # A checkout that was never installed has no metadata.
     return package, kit.__version__
+
+
+def _requirement_lines(distribution: str) -> str:
+    """Return the lines of METADATA with a distribution's ranges of Python and of packages.
+
+    The session compares the packages of Kaggle's image with them.
+    """
+    try:
+        source = importlib.metadata.metadata(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    fields = ("Requires-Python", "Provides-Extra", "Requires-Dist")
+    return "".join(
+        f"{field}: {value}\n" for field in fields for value in source.get_all(field) or []
+    )
 
 
 def _digest(data: bytes) -> str:

@@ -35,6 +35,7 @@ _REQUEST_FIELDS = {
     "enableTpu": "enable_tpu",
     "enableInternet": "enable_internet",
     "machineShape": "machine_shape",
+    "dockerImage": "docker_image",
     "dockerImagePinningType": "docker_image_pinning_type",
     "competitionDataSources": "competition_sources",
     "kernelDataSources": "kernel_sources",

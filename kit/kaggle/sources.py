@@ -4,6 +4,7 @@ Use `parse_sources` without asking Kaggle, `resolve_sources` to check that each 
 `match_sources` to give each source its share of a saved blend.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -88,6 +89,8 @@ def resolve_sources(
 ) -> list[Source]:
     """Return the sources of `parse_sources` once Kaggle can mount them, publishing datasets.
 
+    A dataset is returned with the version that was published.
+
     Raises:
         RefusedError: a kernel has not completed, or another version than the latest was named.
         KaggleError: a kernel does not exist, or a dataset cannot be published.
@@ -98,11 +101,40 @@ def resolve_sources(
         if source.kind == "kernel":
             _require_complete(client, source.ref)
             _require_latest(client, source)
-    if as_dataset:
-        for run in runs:
-            if Path(run).is_dir():
-                publish_dataset(client, run, say=say)
-    return sources
+    if not as_dataset:
+        return sources
+
+    published = [publish_dataset(client, run, say=say) for run in runs if Path(run).is_dir()]
+    versions = {dataset.ref: (dataset.version,) for dataset in published}
+    return [
+        replace(source, versions=versions.get(source.ref, source.versions)) for source in sources
+    ]
+
+
+def parse_weights(name: str) -> Source:
+    """Return the source of an encoder's weights: a dataset, or a variation of a Kaggle Model.
+
+    Args:
+        name: OWNER/SLUG[/VERSION] or OWNER/MODEL/FRAMEWORK/VARIATION[/VERSION].
+
+    Raises:
+        KitError: it is neither.
+    """
+    path = name.removeprefix("https://www.kaggle.com/").strip("/")
+    for prefix in ("models/", "datasets/"):
+        path = path.removeprefix(prefix)
+    parts = path.split("/")
+    version = int(parts[-1]) if len(parts) in (3, 5) and parts[-1].isdecimal() else 0
+    slugs = parts[:-1] if version else parts
+    valid = all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", slug) for slug in slugs)
+    if len(slugs) not in (2, 4) or not valid:
+        raise KitError(
+            f"{name[:80]!r} is neither a dataset nor a model of Kaggle",
+            "Write OWNER/SLUG[/VERSION] for a dataset, and"
+            " OWNER/MODEL/FRAMEWORK/VARIATION[/VERSION] for a model.",
+        )
+    kind = "dataset" if len(slugs) == 2 else "model"
+    return Source("/".join(slugs), kind=kind, versions=(version,) if version else ())
 
 
 def identify_runs(client: Client, sources: Sequence[Source]) -> list[Source]:

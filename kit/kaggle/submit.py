@@ -151,12 +151,16 @@ def submit_file(
         "contentLength": stat.st_size,
         "lastModifiedEpochSeconds": int(stat.st_mtime),
     }
-    upload = client.call("competitions.start_submission_upload", start, action)
-    upload_file(client, upload.create_url, file, action)
+    token = upload_file(
+        client,
+        lambda: client.call("competitions.start_submission_upload", start, action),
+        file,
+        action,
+    )
 
     body = {
         "competitionName": competition,
-        "blobFileTokens": upload.token,
+        "blobFileTokens": token,
         "submissionDescription": message,
     }
     entry = LedgerEntry(

@@ -4,6 +4,7 @@ Use `fetch_file` and `upload_file`. A file arrives whole or not at all; Kaggle's
 writes under the final name, saves an error page as the file, and hangs on a stalled socket.
 """
 
+import base64
 import errno
 import glob
 import hashlib
@@ -12,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kit.errors import KitError
 from kit.kaggle.client import Client
@@ -27,6 +28,10 @@ _CHUNK_SIZE = 1 << 16
 
 # Storage answers one of these once a signed address has expired.
 _EXPIRED = (400, 403, 410)
+
+# Storage answers one of these once it has forgotten an upload session, which lives for a week.
+_SESSION_EXPIRED = (404, 410)
+_UPLOAD_SESSIONS = 3
 
 
 def fetch_file(
@@ -71,14 +76,40 @@ def discard_partial(target: Path) -> None:
         part.unlink()
 
 
-def upload_file(client: Client, url: str, path: Path, action: str) -> None:
-    """Send a file to a signed address, and continue after a drop where the receiver stopped.
+def upload_file(client: Client, open_upload: Callable[[], Any], path: Path, action: str) -> str:
+    """Send a file to Kaggle's storage and return the token that stands for it in a request.
 
-    Source: the resumable uploads of Google Cloud Storage (308 with a Range header).
+    The upload continues after a drop where the receiver stopped, and starts again in a new upload
+    session where Kaggle has forgotten the old one.
+
+    Args:
+        open_upload: ask Kaggle for an upload session, an answer with `create_url` and `token`.
+        action: what this does, for errors.
 
     Raises:
         KaggleError: it cannot be sent.
     """
+    with client.explain_errors(action):
+        for _ in range(_UPLOAD_SESSIONS - 1):
+            session = open_upload()
+            try:
+                _send_file(client, session.create_url, path, action)
+                return session.token
+            except OSError as error:
+                if http_status(error) not in _SESSION_EXPIRED:
+                    raise
+        session = open_upload()
+        _send_file(client, session.create_url, path, action)
+        return session.token
+
+
+def _send_file(client: Client, url: str, path: Path, action: str) -> None:
+    """Send a file to a signed address.
+
+    Source: the resumable uploads of Google Cloud Storage (308 with a Range header).
+    """
+    import requests
+
     size = path.stat().st_size
     # How many bytes have arrived; None if only the receiver knows.
     received: int | None = 0
@@ -87,28 +118,34 @@ def upload_file(client: Client, url: str, path: Path, action: str) -> None:
         nonlocal received
         if received is None:
             received = _received(client, url, size)
-        if received == size and size:
-            return
+        while not size or received < size:
+            # However this request ends, the next attempt has to ask how much arrived.
+            start = received
+            received = None
+            headers = {"Content-Type": "application/octet-stream"}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
 
-        # However this attempt ends, the next one has to ask how much arrived.
-        start = received
-        received = None
-        headers = {"Content-Type": "application/octet-stream"}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+            # requests sends an empty file chunked, which storage does not take; an empty body it
+            # does.
+            with path.open("rb") as file:
+                file.seek(start)
+                response = client.put(url, file if size else b"", headers)
+            if response.status_code in (200, 201):
+                return
+            if response.status_code != 308:
+                response.raise_for_status()
+                raise RefusedError(
+                    f"{action}: the upload ended with status {response.status_code}",
+                    "Run it again.",
+                )
 
-        # requests sends an empty file chunked, which storage does not take; an empty body it does.
-        with path.open("rb") as file:
-            file.seek(start)
-            response = client.put(url, file if size else b"", headers)
-        if response.status_code not in (200, 201):
-            response.raise_for_status()
-            raise RefusedError(
-                f"{action}: the upload ended with status {response.status_code}", "Run it again."
-            )
+            # The receiver took a part and waits for the rest.
+            received = _range_end(response)
+            if received <= start:
+                raise requests.exceptions.ConnectionError(f"{received} bytes of {size} arrived")
 
-    with client.explain_errors(action):
-        retry_call(send, client.patience)
+    retry_call(send, client.patience)
 
 
 def _fetch_with_retries(
@@ -163,6 +200,7 @@ def _attempt(
     have = part.stat().st_size if part.exists() else 0
     if have and have == length:
         response.close()
+        _compare_md5(part, response)
         return part
 
     # Ask for the rest only where storage can send it and the hidden file is not too long.
@@ -201,7 +239,29 @@ def _attempt(
         if size > length:
             part.unlink()
         raise requests.exceptions.ConnectionError(f"{size} bytes of {length} arrived")
+    _compare_md5(part, response)
     return part
+
+
+def _compare_md5(part: Path, response: "requests.Response") -> None:
+    """Compare a complete download with the MD5 that Google Cloud Storage sends, if it does.
+
+    Raises:
+        requests.ConnectionError: they differ; the download is removed, and a retry starts afresh.
+    """
+    import requests
+
+    # Of a file that is stored compressed the hash is that of the compressed bytes.
+    encoding = response.headers.get("x-goog-stored-content-encoding", "identity")
+    match = re.search(r"\bmd5=([A-Za-z0-9+/]{22}==)", response.headers.get("x-goog-hash", ""))
+    if match is None or encoding != "identity":
+        return
+
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
+    if base64.b64encode(digest).decode() != match[1]:
+        part.unlink()
+        raise requests.exceptions.ConnectionError("damaged bytes arrived: their MD5 is wrong")
 
 
 def _received(client: Client, url: str, size: int) -> int:
@@ -210,10 +270,15 @@ def _received(client: Client, url: str, size: int) -> int:
     if response.status_code in (200, 201):
         return size
     if response.status_code == 308:
-        match = re.fullmatch(r"bytes=0-(\d+)", response.headers.get("Range", ""))
-        return int(match[1]) + 1 if match else 0
+        return _range_end(response)
     response.raise_for_status()
     return 0
+
+
+def _range_end(response: "requests.Response") -> int:
+    """Return how many bytes have arrived, by the Range header of a 308."""
+    match = re.fullmatch(r"bytes=0-(\d+)", response.headers.get("Range", ""))
+    return int(match[1]) + 1 if match else 0
 
 
 def _parts(target: Path) -> list[Path]:

@@ -246,6 +246,32 @@ def resolve_backbone(name: str) -> ResolvedBackbone:
     )
 
 
+def has_backbone(folder: Path, backbone: Backbone) -> bool:
+    """Whether a folder in Hugging Face layout has the weights of this registry entry.
+
+    Its architecture is compared with the registry's; a trained fold of a run, whose weights are
+    fine-tuned, is not taken for a backbone.
+    """
+    if (folder / "metrics.json").is_file() or not any(
+        (folder / name).is_file() for name in WEIGHTS
+    ):
+        return False
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(config, dict):
+        return False
+
+    # A reward model differs from its encoder in its classification head only.
+    def traits(values: dict[str, Any]) -> list[Any]:
+        head = any("Classification" in name for name in values.get("architectures") or [])
+        keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+        return [*(values.get(key) for key in keys), head]
+
+    return traits(config) == traits(backbone.config)
+
+
 def local_backbone(folder: Path) -> ResolvedBackbone:
     """Return the backbone in a folder, which is read when its parts are."""
     return ResolvedBackbone(str(folder), folder)

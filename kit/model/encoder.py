@@ -5,9 +5,10 @@ What is loaded is complete and in float32, or it is an error.
 
 import contextlib
 import logging
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -18,6 +19,14 @@ from kit.model.checks import check_backbone_files, check_config, check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
+
+# The hub limits requests by address, and Kaggle's sessions share addresses. It says when it will
+# answer again, at most five minutes later.
+_HUB_ATTEMPTS = 5
+_HUB_PAUSE_S = 10.0
+_HUB_LONGEST_PAUSE_S = 330.0
 
 
 def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> "PreTrainedModel":
@@ -84,13 +93,16 @@ def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "Pr
     check_config(backbone.config, str(source))
     with quiet_transformers():
         try:
-            encoder, report = AutoModel.from_pretrained(
-                source,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
-                # Weights of another shape are reported below, by an error that names the weight.
-                ignore_mismatched_sizes=True,
+            encoder, report = retry_busy_hub(
+                lambda: AutoModel.from_pretrained(
+                    source,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    # Weights of another shape are reported below, by an error that names the
+                    # weight.
+                    ignore_mismatched_sizes=True,
+                )
             )
         # transformers, huggingface_hub and safetensors raise exceptions of many unrelated classes.
         except Exception as error:
@@ -152,7 +164,9 @@ def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:
     source = backbone.location
     with quiet_transformers():
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer: Any = retry_busy_hub(
+                lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            )
         # As above; the tokenizers library adds exceptions of its own.
         except Exception as error:
             raise backbone.loading_error(error) from error
@@ -162,6 +176,40 @@ def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:
             f"{source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", FOLDER_HINT
         )
     return PairTokenizer(tokenizer, *special)
+
+
+def retry_busy_hub(load: Callable[[], T]) -> T:
+    """Return what `load` returns, trying again where the hub has too many requests or fails.
+
+    huggingface_hub retries the download of a file, but not the look-up before it.
+    """
+    for attempt in range(_HUB_ATTEMPTS - 1):
+        try:
+            return load()
+        # transformers wraps what the hub answered in exceptions of its own.
+        except Exception as error:
+            pause = _hub_pause(error, attempt)
+            if pause is None:
+                raise
+            logging.getLogger(__name__).warning(
+                "the Hugging Face hub is busy; trying again in %.0f s", pause
+            )
+            time.sleep(pause)
+    return load()
+
+
+def _hub_pause(error: BaseException, attempt: int) -> float | None:
+    """Return the seconds to wait before the hub is asked again, None where that is pointless."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response: Any = getattr(cause, "response", None)
+        status = getattr(response, "status_code", 0)
+        if status == 429 or status >= 500:
+            requested = response.headers.get("Retry-After", "")
+            pause = float(requested) if requested.isdecimal() else _HUB_PAUSE_S * 2**attempt
+            return pause if pause <= _HUB_LONGEST_PAUSE_S else None
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 @contextlib.contextmanager

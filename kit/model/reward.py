@@ -12,7 +12,7 @@ from kit.attention.families import FAMILIES, RewardLayers, find_family
 from kit.errors import BackboneError
 from kit.model.backbones import ResolvedBackbone
 from kit.model.checks import check_weights
-from kit.model.encoder import quiet_transformers
+from kit.model.encoder import quiet_transformers, retry_busy_hub
 
 _CHOOSE = "Choose a reward model, such as the backbone reward-deberta, or set model.reward=false."
 
@@ -68,18 +68,21 @@ def load_reward_head(backbone: ResolvedBackbone) -> RewardHead:
     # An unknown family is an error before a large file is read.
     layers = _reward_layers(backbone.config)
     head = build_reward_head(backbone.config, backbone.config["hidden_size"])
-    if backbone.source is None:
+    source = backbone.source
+    if source is None:
         raise BackboneError(
             f"{backbone.name} starts from random weights and has no reward", _CHOOSE
         )
 
     with quiet_transformers():
         try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                backbone.source,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
+            model, report = retry_busy_hub(
+                lambda: AutoModelForSequenceClassification.from_pretrained(
+                    source,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
             )
         # transformers, huggingface_hub and safetensors raise exceptions of many unrelated classes.
         except Exception as error:

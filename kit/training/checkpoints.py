@@ -1,5 +1,6 @@
-"""Find the checkpoint that a training continues from, and explain a disk that is full."""
+"""Place checkpoints, find the one that a training continues from, and explain a full disk."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -30,6 +31,37 @@ def require_no_checkpoints(fold: Path) -> None:
             f"{fold} holds an unfinished training",
             "Add --resume to continue it, or delete the folder to start again.",
         )
+
+
+def place_checkpoints(fold: Path, scratch: Path | None) -> Path:
+    """Return the folder of a fold's checkpoints, and link it to `scratch` if that is given.
+
+    The fold's folder then has a link, so that a later process finds the checkpoints whether or not
+    it is told of `scratch`. Checkpoints that are there already stay where they are.
+    """
+    checkpoints = fold / CHECKPOINTS
+    if checkpoints.is_symlink() and not checkpoints.exists():
+        # The scratch disk of an earlier session is gone, and the checkpoints with it.
+        checkpoints.unlink()
+    if scratch is None or checkpoints.exists():
+        return checkpoints
+
+    # Two folders of runs may have runs of the same name.
+    place = hashlib.sha256(str(fold.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    target = scratch.absolute() / f"{fold.parent.name}-{fold.name}-{place}"
+    target.mkdir(parents=True, exist_ok=True)
+    fold.mkdir(parents=True, exist_ok=True)
+    checkpoints.symlink_to(target, target_is_directory=True)
+    return checkpoints
+
+
+def remove_checkpoints(checkpoints: Path) -> None:
+    """Remove a folder of checkpoints, or the link to it and what it leads to."""
+    if checkpoints.is_symlink():
+        shutil.rmtree(checkpoints.resolve(), ignore_errors=True)
+        checkpoints.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def checkpoint_files(spec: TrainSpec, precision: str, processes: int) -> list[str]:

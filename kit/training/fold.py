@@ -1,11 +1,11 @@
 """Train one fold of a run, from rows to a finished folder. Use `train_fold`."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ from kit.training.checkpoints import (
     checkpoint_step,
     explain_full_disk,
     last_checkpoint,
+    place_checkpoints,
+    remove_checkpoints,
     require_no_checkpoints,
 )
 from kit.training.guard import CollapseGuard, prior_log_loss
@@ -49,6 +51,7 @@ class TrainingOptions:
         resume: continue an interrupted training from its last checkpoint.
         guard: end a training that learns nothing.
         report_to: "tensorboard" for curves in the fold's folder of that name.
+        scratch: a folder, as on a larger disk, for the checkpoints until a fold is finished.
         deadline: time, as of `time.monotonic`, at which training ends with its best checkpoint.
         on_progress: called with the losses as training goes on.
         log: called with each message for the user.
@@ -57,6 +60,7 @@ class TrainingOptions:
     resume: bool = False
     guard: bool = True
     report_to: str | None = None
+    scratch: Path | None = None
     deadline: float = math.inf
     on_progress: Callable[[TrainingProgress], None] = lambda _: None
     log: Callable[[str], None] = lambda _: None
@@ -92,7 +96,7 @@ def train_fold(
         folder.check_files(weights=False)
         options.log(f"{folder.path} is already finished")
         # A process that was killed at its very end leaves its checkpoints.
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        remove_checkpoints(checkpoints)
         return folder.metrics
     if not options.resume:
         require_no_checkpoints(folder.path)
@@ -101,6 +105,9 @@ def train_fold(
     started = time.monotonic()
     spec = recipe.train
     setup = prepare_fold(recipe, backbone, dataset, fold, options.log)
+    ranks = PartialState()
+    with ranks.main_process_first():
+        place_checkpoints(folder.path, options.scratch)
     args = training_arguments(spec, len(setup.train_rows), setup.compute, checkpoints)
     schedule = Schedule(make_optimizer(setup.model, spec), spec, args.max_steps)
     trainer = make_trainer(
@@ -121,7 +128,6 @@ def train_fold(
 
     # Continuing from the very last step in the middle of an epoch, Trainer would take one more
     # step.
-    ranks = PartialState()
     with ranks.main_process_first():
         ends_mid_epoch = args.max_steps % steps_per_epoch(spec, len(setup.train_rows)) != 0
         last = last_checkpoint(
@@ -220,7 +226,7 @@ def _write_fold(
     ]
     write_json(folder.history_path, {"log_history": tidy})
     write_json(folder.metrics_path, metrics | {"files": folder.file_digests()})
-    shutil.rmtree(folder.path / CHECKPOINTS)
+    remove_checkpoints(folder.path / CHECKPOINTS)
 
 
 @contextmanager

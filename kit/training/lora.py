@@ -5,6 +5,9 @@ encoder's own weights need no gradient and no moments meanwhile. Merged, a run d
 ordinary weights, and prediction needs no peft.
 """
 
+import contextlib
+from collections.abc import Generator
+
 from torch import nn
 
 from kit.errors import RecipeError
@@ -41,7 +44,27 @@ def add_adapters(encoder: nn.Module, spec: TrainSpec) -> None:
         lora_dropout=spec.lora_dropout,
         target_modules=linear_layers,
     )
-    inject_adapter_in_model(config, encoder)
+    with _without_torchao():
+        inject_adapter_in_model(config, encoder)
+
+
+@contextlib.contextmanager
+def _without_torchao() -> Generator[None]:
+    """Keep peft from looking at an installed torchao.
+
+    For every linear layer peft asks whether torchao quantised it, and since peft 0.19 it raises
+    ImportError where torchao is older than 0.16, as in Kaggle's and Colab's images. The layers of
+    kit's encoders are never quantised.
+    """
+    from peft.tuners.lora import torchao
+
+    original = torchao.is_torchao_available
+    # ty wants another cached function here.
+    torchao.is_torchao_available = lambda: False  # ty: ignore[invalid-assignment]
+    try:
+        yield
+    finally:
+        torchao.is_torchao_available = original
 
 
 def merge_adapters(encoder: nn.Module) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
 from kit.training.arguments import recipe_settings_only, rows_per_pass
 from kit.training.callbacks import TrainingProgress, decide_together, require_tracker
-from kit.training.checkpoints import CHECKPOINTS
+from kit.training.checkpoints import CHECKPOINTS, remove_checkpoints
 from kit.training.fold import TrainingOptions, train_fold
 from kit.training.setup import check_trainable
 from kit.training.trial import try_recipe
@@ -49,6 +48,7 @@ def train_recipe(
     guard: bool = True,
     restarts: int = 0,
     report_to: str | None = None,
+    scratch: Path | None = None,
     max_hours: float = math.inf,
     listen: Callable[[TrainingProgress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -64,7 +64,7 @@ def train_recipe(
             the rates and with another seed.
         max_hours: after this time the current fold ends with its best checkpoint; a fold that would
             not finish in the time left is not started.
-        resume, guard, report_to: see `TrainingOptions`.
+        resume, guard, report_to, scratch: see `TrainingOptions`.
 
     Returns:
         `run` (its folder), `parts` (metrics by fold), and with every fold finished `oof`.
@@ -80,6 +80,7 @@ def train_recipe(
         resume=resume,
         guard=guard,
         report_to=report_to,
+        scratch=scratch,
         deadline=time.monotonic() + max_hours * 3600,
         on_progress=listen,
         log=say,
@@ -204,7 +205,7 @@ def _remove_discarded(folder: FoldDir) -> None:
     """Remove checkpoints of earlier attempts, also those that a killed process left behind."""
     if PartialState().is_main_process:
         for path in folder.path.glob(f"{DISCARDED}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_checkpoints(path)
 
 
 def _free_memory() -> None:

@@ -48,6 +48,9 @@ class FakeKaggle(Competitions, Kernels, Datasets):
         self.introspect_status = 200
         self.uploads: dict[str, dict[str, Any]] = {}
         self.blobs: dict[str, bytes] = {}
+        # How many of the next downloads arrive with a wrong byte.
+        self.damaged_downloads = 0
+        self.blob_headers: dict[str, str] = {}
         self.mtime = time.time() - 86400
         self._last_id = 1000
         self._server: Server | None = None

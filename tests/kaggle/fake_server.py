@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import json
 import time
 from email.utils import formatdate
@@ -68,6 +69,11 @@ class Fault:
     drop: bool = False
     raw: bytes | None = None
     after: bool = False
+
+
+def _md5(data: bytes) -> str:
+    """Return an MD5 as Google Cloud Storage writes it."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 class Server(ThreadingHTTPServer):
@@ -156,6 +162,8 @@ class Handler(BaseHTTPRequestHandler):
             "Last-Modified": formatdate(self.fake.mtime, usegmt=True),
             "ETag": etag,
             "Accept-Ranges": "bytes",
+            "x-goog-hash": f"crc32c=AAAAAA==, md5={_md5(data)}",
+            **self.fake.blob_headers,
         }
         is_zip = parts[-1].endswith(".zip")
         kind = "application/zip" if is_zip else "application/octet-stream"
@@ -172,6 +180,9 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
 
         body = data[start:]
+        if self.fake.damaged_downloads and self.command == "GET":
+            self.fake.damaged_downloads -= 1
+            body = body[:-1] + bytes([body[-1] ^ 1])
         if not half:
             return self._send(call, status, body, kind, headers)
         headers["Content-Length"] = str(len(body))

@@ -229,6 +229,7 @@ class Kernels:
         self.gpu_total_s = 108000
         self.max_gpu_sessions = 2
         self.ignore_version_label = False
+        self.models = {"kituser/enc/transformers/small"}
         self.kernels: dict[str, Body] = {}
 
     def save_kernel(self, body: Body) -> Any:
@@ -280,6 +281,7 @@ class Kernels:
         # A source that does not exist is dropped, and named in the answer.
         sources = {
             "invalidDatasetSources": (body.get("datasetDataSources", []), self.datasets),
+            "invalidModelSources": (body.get("modelDataSources", []), self.models),
             "invalidKernelSources": (body.get("kernelDataSources", []), self.kernels),
             "invalidCompetitionSources": (
                 body.get("competitionDataSources", []),
@@ -287,7 +289,8 @@ class Kernels:
             ),
         }
         invalid = {
-            key: [name for name in names if name not in known]
+            # A dataset or model may be named with a version.
+            key: [name for name in names if re.sub(r"/\d+$", "", name) not in known]
             for key, (names, known) in sources.items()
         }
         return {

@@ -261,6 +261,27 @@ class TestPush:
         written = json.loads((here / f"kernels/{TRAIN_SLUG}/kernel-metadata.json").read_text())
         assert written["id"] == f"{OWNER}/{TRAIN_SLUG}"
 
+    def test_sources_and_the_image_reach_the_push(self, kit: Kit, fake: FakeKaggle) -> None:
+        image = "gcr.io/kaggle-images/python@sha256:" + "b" * 64
+        arena = "lmsys-chatbot-arena"
+        fake.competitions[arena] = fake.competitions[SLUG]
+        more = ("--docker-image", image, "--competition", arena)
+        result = kit(*TRAIN, *more, "--model", "kituser/enc/transformers/small/2")
+        assert result.exit_code == 0, result.output
+
+        fake.kernels["kituser/kit-train-a"] = {"id": 1, "versions": {1: {"script": ["COMPLETE"]}}}
+        fake.kernels["kituser/kit-train-a"]["versions"][1] |= {"last": "COMPLETE", "gpu": False}
+        result = kit("kernels", "push", "infer", "--runs", "kituser/kit-train-a", *more)
+        assert result.exit_code == 0, result.output
+
+        train, infer = (call.body for call in fake.seen("SaveKernel"))
+        for body in (train, infer):
+            assert body["dockerImage"] == image
+            assert body["dockerImagePinningType"] == "original"
+            assert body["competitionDataSources"] == [arena]
+            assert notebook.job_of(body["text"])["competition"] == arena
+        assert train["modelDataSources"] == ["kituser/enc/transformers/small/2"]
+
     def test_options_reach_the_notebook(self, kit: Kit, fake: FakeKaggle) -> None:
         options = ["--fold", 1, "--folds", 3, "--text", "ascii", "--max-hours", 2, "--gpu", "none"]
         options += ["--set", "train.lr=1e-5", "--title", "my own title"]
@@ -451,10 +472,48 @@ class TestPush:
         assert kit("kernels", "push", "infer", "--runs", run, "--dataset").exit_code == 0
 
         (ref,) = fake.datasets
-        assert fake.seen("SaveKernel")[0].body["datasetDataSources"] == [ref]
+        assert fake.seen("SaveKernel")[0].body["datasetDataSources"] == [f"{ref}/1"]
 
 
 class TestFanOut:
+    def test_folds_that_do_not_fit_a_session_are_pushed_one_by_one(
+        self, kit: Kit, fake: FakeKaggle
+    ) -> None:
+        large = ("kernels", "push", "train", "--backbone", "deberta-large", "--dry-run")
+        result = kit(*large)
+        assert [line[-6:] for line in result.stdout.split()] == [f"fold-{n}" for n in range(5)]
+        assert "do not fit into 9 h" in result.stderr
+        assert len(kit(*large, "--fold", "0").stdout.split()) == 1
+        assert kit(*large, "--title", "my training").exit_code == 2
+        assert fake.calls == []
+
+    def test_a_fold_that_fits_no_session_is_refused(self, kit: Kit, fake: FakeKaggle) -> None:
+        large = ("kernels", "push", "train", "--backbone", "deberta-large")
+        for more in ((), ("--fan-out",)):
+            result = kit(*large, "--set", "train.epochs=8", *more)
+            assert result.exit_code == 1
+            assert "--set train.epochs=" in result.stderr
+        assert fake.seen("SaveKernel") == []
+
+    def test_a_split_training_is_collected(
+        self, kit: Kit, fake: FakeKaggle, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipe = load_recipe("tiny-electra", ("train.max_steps=800",))
+        hours = {"tiny-electra": (10.0, 128)}
+        monkeypatch.setattr("kit.kaggle.session_hours._EPOCH_HOURS", hours)
+        real = fake.save_kernel
+
+        def save(body: dict) -> dict:
+            fake.kernel_files = training_output(recipe, body["newTitle"][-1])
+            return real(body)
+
+        fake.save_kernel = save
+        options = ("--folds", "2", "--set", "train.max_steps=800")
+        result = kit(*TRAIN, *options)
+        assert result.exit_code == 0, result.output
+        assert len(fake.seen("SaveKernel")) == 2
+        assert (here / "runs" / recipe.run_name / "fold1/metrics.json").is_file()
+
     def test_finished_folds_are_collected(self, kit: Kit, fake: FakeKaggle, here: Path) -> None:
         fake.kernel_files = training_output(RECIPE, "0")
         result = kit(*TRAIN, "--fold", 0, "--fan-out")
@@ -684,6 +743,14 @@ class TestDoctor:
             assert text in result.stdout
         reading = {"GetCompetition", "GetSubmissionLimits", "GetAcceleratorQuotaStatistics"}
         assert {call.rpc.split("/")[1] for call in fake.calls} == reading
+
+    def test_it_may_ask_about_another_competition(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.competitions["lmsys-chatbot-arena"] = {}
+        result = kit("doctor", "--online", "--competition", "lmsys-chatbot-arena")
+        assert "lmsys-chatbot-arena is not joined" in result.output
+        assert {call.body["competitionName"] for call in fake.seen("GetCompetition")} == {
+            "lmsys-chatbot-arena"
+        }
 
     def test_offline_it_makes_no_request(self, kit: Kit, fake: FakeKaggle) -> None:
         assert kit("doctor").exit_code == 0

@@ -99,6 +99,38 @@ def test_a_broken_upload_is_resumed(client: Client, fake: FakeKaggle, run: Path)
     assert fake.datasets[REF]["versions"] == [expected_files(run)]
 
 
+def test_a_receiver_that_takes_a_part_gets_the_rest(
+    client: Client, fake: FakeKaggle, run: Path
+) -> None:
+    # The first file that is uploaded is empty, so two requests pass.
+    size = (run / "fold0/model.safetensors").stat().st_size
+    fake.fail("_upload", status=0, times=2)
+    fake.fail("_upload", 308, after=True, headers={"Range": f"bytes=0-{size // 2 - 1}"})
+    publish_dataset(client, run)
+    assert fake.datasets[REF]["versions"] == [expected_files(run)]
+    # The receiver said what it has and is not asked again.
+    assert not [call for call in fake.calls if "*" in call.headers.get("Content-Range", "")]
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_an_expired_upload_session_is_opened_anew(
+    client: Client, fake: FakeKaggle, run: Path, status: int
+) -> None:
+    fake.fail("_upload", after=True, drop=True)
+    fake.fail("_upload", status)
+    publish_dataset(client, run)
+    assert fake.datasets[REF]["versions"] == [expected_files(run)]
+    assert len(fake.seen("StartBlobUpload")) == len(expected_files(run)) + 1
+
+
+def test_a_receiver_that_takes_nothing_is_an_error(
+    client: Client, fake: FakeKaggle, run: Path
+) -> None:
+    fake.fail("_upload", 308, times=99)
+    with pytest.raises(errors.UnreachableError, match="uploading"):
+        publish_dataset(client, run)
+
+
 def test_a_failed_upload_publishes_nothing(client: Client, fake: FakeKaggle, run: Path) -> None:
     fake.fail("_upload", 403, "no", times=99)
     with pytest.raises(errors.KaggleError, match=r"uploading empty\.txt"):

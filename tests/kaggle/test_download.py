@@ -120,6 +120,54 @@ def test_force_replaces_a_file_of_the_right_length_and_wrong_bytes(
     assert (tmp_path / "raw/train.csv").read_bytes() == train_csv
 
 
+def test_bytes_with_another_md5_are_downloaded_again(
+    client: Client, fake: FakeKaggle, tmp_path: Path, heard: Heard
+) -> None:
+    # The look at the address before it is damaged, too, and not read.
+    fake.damaged_downloads = 2
+    download_competition(client, tmp_path / "raw")
+    assert names_in(tmp_path / "raw") == NAMES
+    assert len(heard.pauses) == 1
+
+
+def test_damaged_bytes_are_an_error_and_are_not_kept(
+    client: Client, fake: FakeKaggle, tmp_path: Path
+) -> None:
+    fake.damaged_downloads = 99
+    with pytest.raises(errors.UnreachableError, match="MD5"):
+        download_competition(client, tmp_path / "raw")
+    assert names_in(tmp_path / "raw") == []
+
+
+def test_the_md5_of_a_file_that_is_stored_compressed_is_not_compared(
+    client: Client, fake: FakeKaggle, tmp_path: Path
+) -> None:
+    fake.blob_headers = {
+        "x-goog-stored-content-encoding": "gzip",
+        "x-goog-hash": f"md5={'A' * 22}==",
+    }
+    download_competition(client, tmp_path / "raw")
+    assert names_in(tmp_path / "raw") == NAMES
+
+
+def test_a_size_that_kaggle_lists_wrongly_is_a_warning(
+    client: Client, fake: FakeKaggle, tmp_path: Path, train_csv: bytes
+) -> None:
+    real = fake.list_data_files
+
+    def compressed_sizes(body: dict) -> dict:
+        answer = real(body)
+        for file in answer["files"]:
+            file["totalBytes"] -= 1
+        return answer
+
+    fake.list_data_files = compressed_sizes
+    result = download_competition(client, tmp_path / "raw")
+    assert (tmp_path / "raw/train.csv").read_bytes() == train_csv
+    assert result.sizes["train.csv"] == len(train_csv)
+    assert "train.csv has 300,000 bytes, Kaggle lists 299,999" in " ".join(result.warnings)
+
+
 def test_every_page_of_the_list_is_read(client: Client, fake: FakeKaggle) -> None:
     fake.competitions[SLUG] |= {f"extra/{size}.csv": b"x" * size for size in range(450)}
     assert downloading.competition_files(client, SLUG) == {

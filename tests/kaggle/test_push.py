@@ -30,6 +30,7 @@ from kit.kaggle.job import (
     Source,
     choose_gpu,
     infer_job,
+    pin_datasets,
     train_job,
 )
 from kit.kaggle.notebook import build_wheel
@@ -137,6 +138,13 @@ class TestWheel:
         assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]
         assert [line.split(",")[0] for line in record.splitlines()] == names
 
+    def test_it_knows_the_versions_that_kit_needs(self) -> None:
+        with zipfile.ZipFile(io.BytesIO(build_wheel("kit").data)) as bundle:
+            name = next(name for name in bundle.namelist() if name.endswith("/METADATA"))
+            metadata = bundle.read(name).decode()
+        assert "Requires-Python: >=3.11" in metadata
+        assert "Requires-Dist: torch>=2.10" in metadata
+
     def test_an_unknown_package_is_refused(self) -> None:
         with pytest.raises(KitError, match="no_such_package"):
             build_wheel("no_such_package")
@@ -229,9 +237,42 @@ class TestJob:
         assert metadata["kernel_sources"] == ["me/kit-train-a", "me/kit-train-b"]
         assert metadata["dataset_sources"] == ["me/runs"]
 
+    def test_an_image_can_be_pinned(self) -> None:
+        image = f"gcr.io/kaggle-images/python@sha256:{'a' * 64}"
+        for job in (
+            train_job(load_recipe("tiny-electra"), docker_image=image),
+            infer_job([Source("a/kernel")], docker_image=image),
+        ):
+            metadata = job.metadata("me")
+            assert metadata["docker_image"] == image
+            assert metadata["docker_image_pinning_type"] == "original"
+
+    def test_weights_may_come_from_a_model_or_a_dataset(self) -> None:
+        weights = [
+            Source("me/enc/transformers/small", kind="model", versions=(2,)),
+            Source("me/weights", kind="dataset"),
+        ]
+        job = train_job(load_recipe("tiny-electra"), weights=weights)
+        assert job.metadata("me")["model_sources"] == ["me/enc/transformers/small/2"]
+        assert job.metadata("me")["dataset_sources"] == ["me/weights"]
+        assert job.settings["weights"] == ["me/enc/transformers/small", "me/weights"]
+
+    def test_published_datasets_are_pinned_to_their_version(self) -> None:
+        sources = [Source("me/runs", kind="dataset"), Source("me/kit-train-a")]
+        published = [Source("me/runs", kind="dataset", versions=(3,)), sources[1]]
+        job = pin_datasets(infer_job(sources), published)
+        assert job.metadata("me")["dataset_sources"] == ["me/runs/3"]
+        assert job.metadata("me")["kernel_sources"] == ["me/kit-train-a"]
+        # The session finds the dataset by its address without the version.
+        assert job.settings["sources"][0]["ref"] == "me/runs"
+
     @pytest.mark.parametrize(
         ("make", "message"),
         [
+            (
+                lambda: infer_job([Source("a/kernel")], docker_image="latest"),
+                "is not the address of an image",
+            ),
             (lambda: infer_job([]), "needs runs"),
             (lambda: infer_job([Source("a/kernel"), Source("a/kernel")]), "more than once"),
             (lambda: infer_job([Source("a/kernel", -1.0)]), "invalid weights"),
@@ -314,6 +355,35 @@ main()
             errors.RefusedError, match=f"without dataset {OWNER}/gone, kernel {OWNER}/kit-gone"
         ):
             push.push_kernel(client, infer_job(runs), tmp_path / "k")
+
+    def test_an_image_and_models_are_sent_as_kaggles_client_sends_them(
+        self, client: Client, fake: FakeKaggle, home: Path, tmp_path: Path
+    ) -> None:
+        job = train_job(
+            load_recipe("tiny-electra"),
+            weights=[Source("kituser/enc/transformers/small", kind="model", versions=(1,))],
+            docker_image="gcr.io/kaggle-images/python@sha256:" + "a" * 64,
+        )
+        folder = push.push_kernel(client, job, tmp_path / "k").folder
+        code = f"""
+import sys
+sys.argv = ["kaggle", "kernels", "push", "-p", {str(folder)!r}, "-t", "33300"]
+from kaggle.cli import main
+main()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=fake.env(home), capture_output=True, text=True
+        )
+        assert "Kernel version 2 successfully pushed" in done.stdout, done.stderr
+        ours, theirs = (call.body for call in fake.seen("SaveKernel"))
+        for key in ("dockerImage", "dockerImagePinningType", "modelDataSources"):
+            assert ours[key] == theirs[key] != []
+
+    def test_a_model_that_does_not_exist_is_an_error(self, client: Client, tmp_path: Path) -> None:
+        weights = [Source("kituser/gone/transformers/small", kind="model")]
+        job = train_job(load_recipe("tiny-electra"), weights=weights)
+        with pytest.raises(errors.RefusedError, match="without model kituser/gone"):
+            push.push_kernel(client, job, tmp_path / "k")
 
     @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 500}, {"stall_s": 0.8}])
     def test_a_lost_answer_makes_no_second_version(

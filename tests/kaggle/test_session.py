@@ -16,6 +16,7 @@ from kit.evaluation.validate import validate_submission
 from kit.kaggle.runtime import infer, train
 from kit.kaggle.runtime import session as sessions
 from kit.kaggle.runtime.session import OUTPUT_LIST, NotebookSession
+from kit.model.backbones import BACKBONES
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.task import COMPETITION
 
@@ -52,6 +53,17 @@ def root(tmp_path: Path, layout: str) -> Path:
     (other / "test.csv").write_text("id\n1\n")
     (root / "working").mkdir()
     return root
+
+
+BACKBONE_RECIPE = "name = 'x'\nbackbone = 'electra-small'\n"
+
+
+def add_backbone(folder: Path, name: str) -> Path:
+    """Write the folder of a registry backbone, with weights that nothing reads."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(BACKBONES[name].config))
+    (folder / "model.safetensors").write_text("")
+    return folder
 
 
 def add_run(folder: Path) -> None:
@@ -113,6 +125,90 @@ def test_a_run_that_is_linked_counts_once(session: NotebookSession) -> None:
     (run.parent / "best").symlink_to(run)
     (run.parent / "last").symlink_to(run)
     assert len(session.run_folders("me/kit-train-a")) == 1
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets"])
+def test_a_backbone_is_found_in_a_mounted_model_or_dataset(
+    session: NotebookSession, root: Path, layout: str, kind: str
+) -> None:
+    version = "transformers/small/1" if kind == "models" else ""
+    folder = add_backbone(place(root, layout, kind, "me", "enc") / version, "electra-small")
+    assert session.backbone_folder("electra-small") == folder
+    assert session.backbone_folder("electra-base") is None
+    assert session.backbone_folder("tiny-electra") is None
+
+
+class TestStart:
+    """A session begins by comparing the image with what kit needs."""
+
+    @pytest.fixture
+    def start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., NotebookSession]:
+        """Start a session in an image that has other versions of some packages."""
+        real = sessions.importlib.metadata.version
+
+        def begin(recipe: str = "", **versions: str) -> NotebookSession:
+            def version(name: str) -> str:
+                found = versions.get(name.replace("-", "_")) or real(name)
+                if found == "missing":
+                    raise sessions.importlib.metadata.PackageNotFoundError(name)
+                return found
+
+            monkeypatch.setattr(sessions.importlib.metadata, "version", version)
+            job = {"push": "a" * 32, "gpu": "none", "max_hours": 1.0, "recipe": recipe}
+            (tmp_path / "job.json").write_text(json.dumps(job))
+            monkeypatch.setenv("KIT_JOB", str(tmp_path / "job.json"))
+            return NotebookSession.from_environment()
+
+        return begin
+
+    def test_all_versions_and_the_image_are_logged(
+        self,
+        start: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("KAGGLE_DOCKER_IMAGE", "gcr.io/kaggle-images/python@sha256:abc")
+        start(torchao="0.10.0")
+        log = capfd.readouterr().out
+        assert "torchao 0.10.0" in log
+        for name in ("peft", "huggingface_hub", "protobuf", "torch", "transformers"):
+            assert f"{name} {sessions.importlib.metadata.version(name)}" in log
+        assert "image gcr.io/kaggle-images/python@sha256:abc" in log
+
+    @pytest.mark.parametrize(
+        ("versions", "problem"),
+        [
+            ({"transformers": "4.57.1"}, r"transformers 4\.57\.1 \(needs .*>=5\.0"),
+            ({"torch": "2.6.0+cu124"}, r"torch 2\.6\.0\+cu124 \(needs >=2\.10"),
+            ({"pyarrow": "missing"}, "pyarrow is missing"),
+        ],
+    )
+    def test_an_image_that_does_not_fit_is_an_error(
+        self, start: Callable, versions: dict, problem: str
+    ) -> None:
+        with pytest.raises(RuntimeError, match=problem) as caught:
+            start(**versions)
+        assert "--docker-image" in str(caught.value)
+
+    def test_packages_that_the_session_does_not_use_may_be_old(self, start: Callable) -> None:
+        start(kaggle="2.0.1", kagglesdk="0.1.18", torch="2.10.0+cu128", peft="0.5.0")
+
+    def test_adapters_need_peft(self, start: Callable) -> None:
+        recipe = "[train]\nlora_rank = 4\n"
+        with pytest.raises(RuntimeError, match="peft is missing"):
+            start(recipe, peft="missing")
+
+    def test_a_scoring_run_goes_on(
+        self,
+        start: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        start(transformers="4.57.1")
+        assert "this image does not fit" in capfd.readouterr().out
 
 
 def test_a_missing_competition_file_says_what_to_do(
@@ -462,7 +558,16 @@ class TestTraining:
         made: list[tuple[list[str], int]] = []
         self.codes = {"preprocess": 0, "train": 0}
 
-        def run_kit(_: NotebookSession, arguments: list, processes: int, __: float) -> int:
+        def run_kit(
+            _: NotebookSession,
+            arguments: list,
+            processes: int,
+            __: float,
+            environment: dict | None = None,
+            folder: Path | None = None,
+        ) -> int:
+            self.environment = environment or {}
+            self.models = {path.name: path.resolve() for path in (folder or root).glob("models/*")}
             made.append(([str(argument) for argument in arguments], processes))
             if arguments[0] == "train" and self.codes["train"] != 9:
                 for name in ("fold0/metrics.json", "fold1/checkpoints/checkpoint-5/optimizer.pt"):
@@ -485,6 +590,38 @@ class TestTraining:
         assert {"--text=ascii", "--folds=3"} <= set(preprocess)
         assert 0.8 < float(training[training.index("--max-hours") + 1]) < 1.0
         assert training[training.index("--runs") + 1] == str(root / "working/runs")
+
+    def test_checkpoints_are_not_on_the_disk_of_the_output(
+        self, job: NotebookSession, commands: list, root: Path
+    ) -> None:
+        train.run_training(job)
+        training = commands[1][0]
+        scratch = Path(training[training.index("--scratch") + 1])
+        assert root not in scratch.parents
+
+    def test_a_mounted_backbone_is_used_offline(
+        self, job: NotebookSession, commands: list, root: Path
+    ) -> None:
+        folder = add_backbone(root / "input/enc/transformers/small/2", "electra-small")
+        train.run_training(with_job(job, recipe=BACKBONE_RECIPE, weights=["me/enc"]))
+        assert self.models == {"electra-small": folder}
+        assert self.environment["HF_HUB_OFFLINE"] == "1"
+
+    def test_without_a_mounted_backbone_the_hub_is_asked(
+        self, job: NotebookSession, commands: list
+    ) -> None:
+        train.run_training(with_job(job, recipe=BACKBONE_RECIPE))
+        assert self.models == {}
+        assert "HF_HUB_OFFLINE" not in self.environment
+
+    def test_a_named_model_without_the_backbone_is_an_error_before_the_rows_are_prepared(
+        self, job: NotebookSession, commands: list, root: Path
+    ) -> None:
+        add_backbone(root / "input/enc/transformers/small/2", "electra-base")
+        with pytest.raises(RuntimeError, match="no weights of electra-small in me/enc") as caught:
+            train.run_training(with_job(job, recipe=BACKBONE_RECIPE, weights=["me/enc"]))
+        assert "enc/transformers/small/2" in str(caught.value)
+        assert commands == []
 
     def test_unfinished_folds_are_not_in_the_output(
         self, job: NotebookSession, commands: list, root: Path
@@ -541,6 +678,24 @@ class TestCommands:
         log = capfd.readouterr().out
         assert "torch.distributed.run --standalone --nproc_per_node=2 -m kit train" in log
         assert "out\nerr\n" in log
+
+    def test_memory_of_the_gpu_grows_in_place_unless_the_user_says_otherwise(
+        self,
+        session: NotebookSession,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        real = sessions.subprocess.Popen
+        show = ["/bin/sh", "-c", "echo $PYTORCH_ALLOC_CONF $PYTORCH_CUDA_ALLOC_CONF"]
+        monkeypatch.setattr(
+            sessions.subprocess, "Popen", lambda command, **more: real(show, **more)
+        )
+        session.run_kit(["train"], 1, 60)
+        assert "expandable_segments:True expandable_segments:True\n" in capfd.readouterr().out
+
+        monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+        session.run_kit(["train"], 1, 60)
+        assert "max_split_size_mb:64 " in capfd.readouterr().out
 
     @pytest.mark.parametrize(
         ("device", "gpu", "message"),

@@ -14,7 +14,13 @@ from kit.errors import DataError, KitError
 from kit.kaggle import collect, errors, notebook
 from kit.kaggle.client import Client
 from kit.kaggle.job import Source, infer_job
-from kit.kaggle.sources import identify_runs, match_sources, parse_sources, resolve_sources
+from kit.kaggle.sources import (
+    identify_runs,
+    match_sources,
+    parse_sources,
+    parse_weights,
+    resolve_sources,
+)
 from kit.recipe.load import load_recipe
 
 OTHER = load_recipe("tiny-roberta")
@@ -109,6 +115,9 @@ def test_a_local_run_has_to_be_published(client: Client, fake: FakeKaggle, run: 
     assert "--dataset" in str(caught.value)
 
     (found,) = resolve_sources(client, [run], as_dataset=True)
+    assert (found.versions, found.address) == ((1,), f"{found.ref}/1")
+    (found,) = resolve_sources(client, [run], as_dataset=True)
+    assert found.address == f"{found.ref}/2"
     assert (found.kind, found.ref) == ("dataset", f"{OWNER}/kit-run-tiny-0a1b2c3d")
     assert found.ref in fake.datasets
 
@@ -241,3 +250,29 @@ def test_a_published_run_is_named_after_its_folder(tmp_path: Path) -> None:
     write_files(run, files)
     (found,) = parse_sources([run], "me", as_dataset=True)
     assert found.runs == ("tiny-0a1b2c3d",)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "address"),
+    [
+        ("me/weights", "dataset", "me/weights"),
+        ("https://www.kaggle.com/datasets/me/weights/3", "dataset", "me/weights/3"),
+        (
+            "qwen-lm/qwen2.5/transformers/1.5b-instruct/1",
+            "model",
+            "qwen-lm/qwen2.5/transformers/1.5b-instruct/1",
+        ),
+        ("models/me/enc/pyTorch/base", "model", "me/enc/pyTorch/base"),
+    ],
+)
+def test_weights_are_named_by_a_dataset_or_a_model(name: str, kind: str, address: str) -> None:
+    source = parse_weights(name)
+    assert (source.kind, source.address) == (kind, address)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "weights", "me/enc/pyTorch", "me/../x/y", "me/a b", "a/b/c/d/e/f"]
+)
+def test_other_names_of_weights_are_refused(name: str) -> None:
+    with pytest.raises(KitError, match="neither a dataset nor a model"):
+        parse_weights(name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kit.errors import BackboneError
-from kit.model.backbones import BACKBONES, Backbone, max_positions, resolve_backbone
+from kit.model.backbones import BACKBONES, Backbone, has_backbone, max_positions, resolve_backbone
 from kit.model.encoder import build_encoder, count_parameters
 from kit.recipe.load import shipped_recipes
 
@@ -194,3 +194,27 @@ def test_relative_positions_have_no_limit_on_tokens():
             .last_hidden_state
         )
     assert states.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fits"),
+    [
+        ("deberta-large", {}, True),
+        ("reward-deberta", {}, True),
+        ("deberta-large", {"torch_dtype": "float16", "architectures": ["DebertaV2Model"]}, True),
+        ("deberta-large", {"architectures": ["DebertaV2ForSequenceClassification"]}, False),
+        ("deberta-large", {"num_hidden_layers": 12}, False),
+        ("mdeberta", {"vocab_size": 128100}, False),
+    ],
+)
+def test_a_folder_is_compared_with_the_registry(
+    name: str, changes: dict, fits: bool, tmp_path: Path
+):
+    (tmp_path / "config.json").write_text(json.dumps(BACKBONES[name].config | changes))
+    assert not has_backbone(tmp_path, BACKBONES[name])
+    (tmp_path / "model.safetensors").write_text("")
+    assert has_backbone(tmp_path, BACKBONES[name]) is fits
+
+    # A trained fold is no pretrained encoder.
+    (tmp_path / "metrics.json").write_text("{}")
+    assert not has_backbone(tmp_path, BACKBONES[name])

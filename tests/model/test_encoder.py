@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -39,6 +41,7 @@ from kit.model.encoder import (
     count_parameters,
     load_encoder,
     load_tokenizer,
+    retry_busy_hub,
 )
 
 SMALL = {
@@ -295,3 +298,57 @@ def test_loading_prints_nothing_and_restores_the_log_level(
     load_encoder(local_backbone(bert))
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def hub_error(status: int, **headers: str) -> OSError:
+    """Return what transformers raises for an answer of the hub."""
+    response = SimpleNamespace(status_code=status, headers=headers)
+    error = OSError("There was a specific connection error when trying to load the model")
+    error.__cause__ = ConnectionError()
+    error.__cause__.__cause__ = type("HfHubHTTPError", (OSError,), {"response": response})()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "pauses"),
+    [
+        (hub_error(429, **{"Retry-After": "7"}), [7.0]),
+        (hub_error(503), [10.0]),
+        (hub_error(429, **{"Retry-After": "3600"}), None),
+        (hub_error(404), None),
+        (OSError("no such file"), None),
+    ],
+)
+def test_a_busy_hub_is_asked_again(
+    error: OSError, pauses: list[float] | None, monkeypatch: pytest.MonkeyPatch
+):
+    slept: list[float] = []
+    monkeypatch.setattr("kit.model.encoder.time.sleep", slept.append)
+    answers = iter([error, "tokenizer"])
+
+    def load() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    if pauses is None:
+        with pytest.raises(OSError, match=str(error)):
+            retry_busy_hub(load)
+        assert slept == []
+    else:
+        assert retry_busy_hub(load) == "tokenizer"
+        assert slept == pauses
+
+
+def test_a_hub_that_stays_busy_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    monkeypatch.setattr("kit.model.encoder.time.sleep", slept.append)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise hub_error(429)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load_tokenizer(local_backbone(Path("anything")))
+    assert slept == [10.0, 20.0, 40.0, 80.0]

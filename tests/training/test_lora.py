@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -66,6 +67,36 @@ def compute_states(encoder: nn.Module) -> torch.Tensor:
     tokens = torch.arange(4, 34).reshape(2, 15)
     with torch.no_grad():
         return encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+
+
+@pytest.fixture
+def old_torchao(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Install a torchao 0.10.0, as Kaggle's and Colab's images do."""
+    from peft.import_utils import is_torchao_available
+
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao/__init__.py").touch()
+    info = tmp_path / "torchao-0.10.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    is_torchao_available.cache_clear()
+    yield
+    is_torchao_available.cache_clear()
+
+
+@pytest.mark.usefixtures("old_torchao")
+def test_an_old_torchao_does_not_stop_a_training() -> None:
+    from peft.import_utils import is_torchao_available
+
+    with pytest.raises(ImportError, match=r"0\.10\.0"):
+        is_torchao_available()
+
+    encoder = small_encoder("roberta")
+    before = compute_states(encoder)
+    add_adapters(encoder, SPEC)
+    merge_adapters(encoder)
+    torch.testing.assert_close(compute_states(encoder), before)
 
 
 def randomise_adapters(encoder: nn.Module) -> None:

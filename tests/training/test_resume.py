@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 
+from kit.errors import RunError
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run
@@ -256,3 +258,46 @@ def test_an_extra_changes_the_weights_and_before_its_start_not_one_bit(
     weights = load_file(holdout.path / "model.safetensors")
     equal = [torch.equal(tensor, without_extras[name]) for name, tensor in weights.items()]
     assert all(equal) == is_same
+
+
+def test_checkpoints_on_a_scratch_disk_are_found_again(data: Path, tmp_path: Path):
+    recipe = load_recipe("tiny-electra", SHORT)
+    scratch = tmp_path / "scratch"
+
+    def interrupt(event: TrainingProgress) -> None:
+        if event.log_loss is not None and event.step == 4:
+            raise KeyboardInterrupt
+
+    whole = train_recipe(recipe, data, tmp_path / "whole", scratch=scratch)
+    assert list(scratch.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, data, tmp_path / "cut", listen=interrupt, scratch=scratch)
+
+    # Nothing of a checkpoint is on the disk of the run.
+    assert list(scratch.rglob("optimizer.pt"))
+    fold = tmp_path / "cut" / recipe.run_name / "holdout"
+    assert [path for path in fold.rglob("*") if path.is_file() and not path.is_symlink()] == []
+    with pytest.raises(RunError, match="--resume"):
+        train_recipe(recipe, data, tmp_path / "cut")
+
+    resumed = train_recipe(recipe, data, tmp_path / "cut", resume=True)
+    name = "holdout/model.safetensors"
+    resumed_weights = (Path(resumed["run"]) / name).read_bytes()
+    assert resumed_weights == (Path(whole["run"]) / name).read_bytes()
+    assert not (fold / "checkpoints").is_symlink()
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_training_starts_again_where_the_scratch_disk_is_gone(data: Path, tmp_path: Path):
+    recipe = load_recipe("tiny-electra", SHORT)
+
+    def interrupt(event: TrainingProgress) -> None:
+        if event.step == 4:
+            raise KeyboardInterrupt
+
+    scratch = tmp_path / "scratch"
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, data, tmp_path / "runs", listen=interrupt, scratch=scratch)
+    shutil.rmtree(scratch)
+    result = train_recipe(recipe, data, tmp_path / "runs", resume=True)
+    assert result["parts"]["holdout"]["steps"] == 6

@@ -217,7 +217,7 @@ def _predict(
         # `kit predict` does not overwrite what a failed attempt left.
         file.unlink(missing_ok=True)
         command = ["predict", member.run, "--input", test, "-o", file]
-        code = session.run_kit(command, count, budget, **environment)
+        code = session.run_kit(command, count, budget, environment)
         if code == 0 and file.exists():
             return True
     return False

@@ -5,6 +5,7 @@ Kaggle mounts inputs either as /kaggle/input/<slug>, or by kind: /kaggle/input/c
 searched for, and no path is spelled out here.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -14,25 +15,48 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kit
+from kit.model.backbones import BACKBONES, has_backbone
 from kit.storage import atomic
 
 OUTPUT_LIST = "kit_outputs.json"
-LOGGED_PACKAGES = (
+DISTRIBUTION = "kit-llm-preference"
+
+# The packages of the image that a job imports. `kaggle` and others of kit's requirements are not
+# used here, and Kaggle's images violate the range of some.
+USED_PACKAGES = (
     "torch",
     "transformers",
     "tokenizers",
     "accelerate",
     "safetensors",
+    "huggingface_hub",
+    "protobuf",
     "numpy",
     "pandas",
     "pyarrow",
+    "scipy",
+    "scikit-learn",
+    "threadpoolctl",
+    "packaging",
+    "click",
+    "rich",
 )
+# Logged with them: peft is needed by recipes with adapters only, and an old torchao breaks peft.
+OPTIONAL_PACKAGES = ("peft", "torchao", "kaggle", "kagglesdk")
+
+# PyTorch's allocator then grows blocks where they are, which leaves less memory unusable between
+# batches of different lengths. Older versions of torch know only the second name.
+ALLOCATOR = {
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
 KILL_AFTER_S = 60.0
 
 
@@ -46,16 +70,44 @@ class NotebookSession:
 
     @classmethod
     def from_environment(cls) -> "NotebookSession":
-        """Return the session that the notebook's first cells prepared; log the versions in use."""
+        """Return the session that the notebook's first cells prepared; log and check versions.
+
+        Raises:
+            RuntimeError: in the visible run: the image has a package in a version that kit does not
+                support.
+        """
         job = json.loads(Path(os.environ["KIT_JOB"]).read_text(encoding="utf-8"))
         session = cls(job, Path(os.environ.get("KIT_KAGGLE_ROOT", "/kaggle")))
 
         # The token comes first, so that a log shows which push it belongs to.
         log_line(f"kit-push:{job['push']}")
         log_line(f"kit {kit.__version__} in {Path(kit.__file__).parent}")
-        versions = [f"{name} {_installed_version(name)}" for name in LOGGED_PACKAGES]
+        names = (*USED_PACKAGES, *OPTIONAL_PACKAGES)
+        versions = [f"{name} {_installed_version(name) or 'missing'}" for name in names]
         log_line(", ".join([f"python {platform.python_version()}", *versions]))
+        log_line(f"image {os.environ.get('KAGGLE_DOCKER_IMAGE', 'unknown')}{_image_build()}")
+        session._check_versions()
         return session
+
+    def _check_versions(self) -> None:
+        """Compare the packages that the job imports with the ranges of kit's own metadata."""
+        problems = find_unsupported_versions(with_adapters=self._needs_adapters())
+        if not problems:
+            return
+
+        text = (
+            f"this image does not fit kit {kit.__version__}: {'; '.join(problems)}. Push again with"
+            " --docker-image and an image that fits, such as the one in the log of an earlier run."
+        )
+        # A scoring run goes on: it may still succeed, and it has to leave a submission.
+        if not self.is_scoring:
+            raise RuntimeError(text)
+        log_warning(text)
+
+    def _needs_adapters(self) -> bool:
+        """Whether the job trains low-rank adapters, which needs peft."""
+        recipe = tomllib.loads(self.job.get("recipe", ""))
+        return bool(recipe.get("train", {}).get("lora_rank"))
 
     @property
     def input_folder(self) -> Path:
@@ -110,6 +162,29 @@ class NotebookSession:
         # A folder that is reached by a link, too, holds one run and not two.
         return list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
 
+    def backbone_folder(self, name: str) -> Path | None:
+        """Return the folder of a mounted model or dataset with a backbone's weights.
+
+        None means that the hub has to be asked for them.
+
+        Raises:
+            RuntimeError: the job names sources of weights, and none of them has this backbone's.
+        """
+        folders = [path.parent for path in _find_files("config.json", self.input_folder)]
+        for folder in folders:
+            if name in BACKBONES and has_backbone(folder, BACKBONES[name]):
+                return folder
+
+        sources = self.job.get("weights")
+        if sources:
+            found = ", ".join(str(folder) for folder in folders) or "none"
+            raise RuntimeError(
+                f"no weights of {name} in {', '.join(sources)}; folders with a config.json under"
+                f" {self.input_folder}: {found}. Push again with a --model that has"
+                f" {BACKBONES[name].hub_id} in Hugging Face layout."
+            )
+        return None
+
     def gpu_count(self) -> int:
         """Return how many GPUs the job can use, 0 without one, and log their names.
 
@@ -143,7 +218,12 @@ class NotebookSession:
         return len(device["names"])
 
     def run_kit(
-        self, arguments: Sequence[str | Path], processes: int, budget_s: float, **environment: str
+        self,
+        arguments: Sequence[str | Path],
+        processes: int,
+        budget_s: float,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> int:
         """Run a kit command, print its output as it comes, and return its exit code.
 
@@ -152,6 +232,7 @@ class NotebookSession:
             budget_s: after this time the command gets SIGTERM, and a minute later SIGKILL; its
                 exit code is then negative.
             environment: variables to set for the command.
+            folder: the folder to run it in, by default this process's.
         """
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         launch = [*torchrun, "-m", "kit"] if processes > 1 else ["-m", "kit"]
@@ -166,7 +247,8 @@ class NotebookSession:
             text=True,
             errors="replace",
             start_new_session=True,
-            env={**os.environ, **environment},
+            cwd=folder,
+            env={**ALLOCATOR, **os.environ, **(environment or {})},
         )
         budget_s = max(0.0, budget_s)
         timers = [
@@ -213,11 +295,58 @@ def log_warning(text: str) -> None:
     print(f"\n{frame}\nkit | {text}\n{frame}\n", flush=True)
 
 
+def find_unsupported_versions(with_adapters: bool = False) -> list[str]:
+    """Return what is wrong with Python and `USED_PACKAGES`, by the ranges of kit's metadata.
+
+    Args:
+        with_adapters: also check peft.
+    """
+    try:
+        from packaging.requirements import Requirement
+        from packaging.specifiers import SpecifierSet
+    except ImportError:
+        return ["packaging is missing"]
+
+    try:
+        metadata = importlib.metadata.metadata(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        # The notebook was made by a checkout that was never installed, which knows no ranges.
+        return []
+
+    problems = []
+    python_range = metadata["Requires-Python"] or ""
+    if not SpecifierSet(python_range).contains(platform.python_version(), prereleases=True):
+        problems.append(f"Python {platform.python_version()} (needs {python_range})")
+
+    used = {name.replace("_", "-") for name in USED_PACKAGES} | {"peft"}
+    extra = {"extra": "lora" if with_adapters else ""}
+    for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or []):
+        applies = requirement.marker is None or requirement.marker.evaluate(extra)
+        if not applies or requirement.name.replace("_", "-").lower() not in used:
+            continue
+        version = _installed_version(requirement.name)
+        if not version:
+            problems.append(f"{requirement.name} is missing (needs {requirement.specifier})")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} {version} (needs {requirement.specifier})")
+    return problems
+
+
 def _installed_version(name: str) -> str:
+    """Return the version of an installed package, "" without it."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "missing"
+        return ""
+
+
+def _image_build() -> str:
+    """Return what Kaggle's image notes about its build: a commit of docker-python and a date."""
+    notes = []
+    for path in (Path("/etc/git_commit"), Path("/etc/build_date")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            notes.append(path.read_text(encoding="utf-8").strip()[:60])
+    return f", built from {' '.join(notes)}" if notes else ""
 
 
 def _find_files(name: str, folder: Path, max_depth: int = 8) -> list[Path]:

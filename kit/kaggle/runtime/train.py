@@ -1,8 +1,8 @@
 """Train on Kaggle: prepare the rows, then run `kit train` on every GPU within the time budget."""
 
-import os
 import shutil
 import tempfile
+import tomllib
 from pathlib import Path
 
 from kit.kaggle.runtime.session import NotebookSession, log_line, log_warning
@@ -23,12 +23,12 @@ def run_training(session: NotebookSession) -> None:
     with tempfile.TemporaryDirectory(prefix="kit-train-", ignore_cleanup_errors=True) as scratch:
         code = _train_folds(session, raw, Path(scratch), runs, processes)
 
-    # No later session can continue an unfinished fold, and its checkpoints would fill the output.
-    finished = sorted(path.parent for path in runs.glob("*/*/metrics.json"))
-    for checkpoints in runs.glob("*/*/checkpoints"):
-        log_line(f"{checkpoints.parent} did not finish; deleting its checkpoints")
-        shutil.rmtree(checkpoints.parent)
+        # No later session can continue an unfinished fold: its checkpoints end with this one.
+        for checkpoints in runs.glob("*/*/checkpoints"):
+            log_line(f"{checkpoints.parent} did not finish and is deleted")
+            shutil.rmtree(checkpoints.parent)
 
+    finished = sorted(path.parent for path in runs.glob("*/*/metrics.json"))
     if not finished:
         raise RuntimeError(
             f"kit train ended with exit code {code} and finished no fold; see its messages above"
@@ -51,6 +51,9 @@ def _train_folds(
     recipe = scratch / "recipe.toml"
     recipe.write_text(session.job["recipe"], encoding="utf-8")
 
+    # Before the rows are prepared, since a missing model is known at once.
+    environment = _use_mounted_weights(session, scratch)
+
     options = [f"--{name}={value}" for name, value in session.job["preprocess"].items()]
     preprocess = ["preprocess", "--raw", raw, "--out", data, *options]
     if session.run_kit(preprocess, 1, session.seconds_left()):
@@ -62,9 +65,31 @@ def _train_folds(
     training += ["--max-hours", f"{budget / 3600:.3f}"]
     if session.job.get("restarts"):
         training.append(f"--restart={session.job['restarts']}")
-    training += ["--data", data, "--runs", runs]
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return session.run_kit(training, processes, budget + RESERVE_S / 2)
+
+    # Kaggle keeps 20 GB of the output. The checkpoints of a large encoder need more than a third of
+    # that, so they are on the larger disk that is not kept.
+    training += ["--data", data, "--runs", runs, "--scratch", scratch / "checkpoints"]
+    return session.run_kit(training, processes, budget + RESERVE_S / 2, environment, scratch)
+
+
+def _use_mounted_weights(session: NotebookSession, scratch: Path) -> dict[str, str]:
+    """Let `kit train`, run in `scratch`, find the weights of a mounted model or dataset.
+
+    Returns:
+        Variables for `kit train`: with mounted weights it must not ask the hub for anything.
+    """
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    name = tomllib.loads(session.job["recipe"]).get("backbone", "")
+    folder = session.backbone_folder(name)
+    if folder is None:
+        return environment
+
+    # A registry backbone is used from models/NAME where that exists.
+    link = scratch / "models" / name
+    link.parent.mkdir()
+    link.symlink_to(folder.absolute(), target_is_directory=True)
+    log_line(f"the weights of {name} are those in {folder}")
+    return environment | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 if __name__ == "__main__":
