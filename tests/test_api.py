@@ -397,7 +397,7 @@ class TestEnsemble:
         ("arguments", "message"),
         [
             ({"fit": True}, "fitting needs labels"),
-            ({"fit": True, "weights": [1, 2], "truth": "t.csv"}, "weights come from"),
+            ({"fit": True, "weights": [1, 2], "truth": "t.csv"}, "more than one source of weights"),
             ({"weights": [1, 2, 3]}, "3 weights for 2 files"),
             ({"method": "median"}, "no blending method 'median'"),
             ({"blend": "none.json"}, "none.json"),

@@ -1,4 +1,4 @@
-"""Check what the demo promises about what it learns, and that the built wheel works elsewhere."""
+"""Check that the demo learns what it promises, and that the built wheel works elsewhere."""
 
 import json
 import re
@@ -35,7 +35,8 @@ def test_each_toy_backbone_closes_half_of_the_gap_to_the_bayes_floor(
         line.name.rpartition("-")[0] or line.name: line.test.log_loss
         for line in demo_report[0].comparison.lines
     }
-    prior, floor = lines["class prior"], lines["Bayes floor"]
+    prior = lines["class prior"]
+    floor = lines["Bayes floor"]
     for backbone in BACKBONES:
         assert (prior - lines[backbone]) / (prior - floor) > 0.5, backbone
 
@@ -47,11 +48,12 @@ def test_the_ensemble_beats_the_best_of_its_members(demo_report: tuple[Report, P
 
 
 def test_the_demo_leaves_a_valid_submission_and_the_table(demo_report: tuple[Report, Path]):
-    out = demo_report[1]
+    report, out = demo_report
     submission = pd.read_csv(out / "ensemble-test.csv")
     assert submission["id"].tolist() == pd.read_csv(out / "raw" / "test.csv")["id"].tolist()
+
     written = [(out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md")]
-    for line in demo_report[0].comparison.lines:
+    for line in report.comparison.lines:
         assert all(line.name in text for text in written)
 
 
@@ -72,16 +74,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "kit", source / "kit", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(source),
-    ]
+    options = ["--wheel", "--no-isolation", "--outdir", str(folder)]
+    build = [sys.executable, "-m", "build", *options, str(source)]
     subprocess.run(build, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 
@@ -128,8 +122,7 @@ def test_the_wheel_has_the_metadata_of_pyproject(wheel: Path):
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
-    assert {Requirement(each) for each in project["dependencies"]} <= {*map(Requirement, required)}
-    assert set(project["optional-dependencies"]) == set(
-        re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)
-    )
+    assert set(map(Requirement, project["dependencies"])) <= set(map(Requirement, required))
+    extras = re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)
+    assert set(extras) == set(project["optional-dependencies"])
     assert "kit = kit.cli.main:main" in texts["entry_points.txt"]

@@ -135,12 +135,12 @@ def reference_models(
         }
         models.append(ReportModel(name, predictions, reference=True))
 
-    floor = processed.bayes_file()
-    if floor:
+    bayes_file = processed.bayes_file()
+    if bayes_file:
         # One file has the true probabilities of the rows of both splits.
-        bayes = read_predictions(floor)
+        bayes = read_predictions(bayes_file)
         predictions = {
-            split: _align_to_rows(bayes[bayes[ID].isin(subset.ids)], subset, str(floor))
+            split: _align_to_rows(bayes[bayes[ID].isin(subset.ids)], subset, str(bayes_file))
             for split, subset in scored.items()
         }
         models.append(ReportModel(FLOOR, predictions, reference=True))

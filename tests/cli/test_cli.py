@@ -202,7 +202,7 @@ def test_validate_exits_with_1_and_lists_every_problem(tmp_path: Path, raw: Path
     assert any("59 rows" in line for line in problems)
 
 
-def test_validate_gives_no_warnings_about_a_missing_file(tmp_path: Path):
+def test_validate_says_only_that_a_missing_file_cannot_be_read(tmp_path: Path):
     result = kit("validate", tmp_path / "none.csv")
     assert result.exit_code == 1
     assert "No such file" in result.output
