@@ -284,7 +284,10 @@ def test_a_broken_package_is_a_finding_without_a_traceback(
 def run_without_home(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run kit as a user whom the system does not know, without HOME, as containers do."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import pwd\ndef unknown(_):\n    raise KeyError('getpwuid(): uid not found')\npwd.getpwuid = unknown\n"
+        "import pwd\n"
+        "def unknown(_):\n"
+        "    raise KeyError('getpwuid(): uid not found')\n"
+        "pwd.getpwuid = unknown\n"
     )
     return subprocess.run(
         [sys.executable, "-m", "kit", *map(str, arguments)],

@@ -1,4 +1,4 @@
-"""Check that every reader of CSV files keeps ids of 16 to 18 digits exact, and judges cells alike."""
+"""Check that all readers of CSV files keep ids of 16 to 18 digits, and judge cells alike."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Check that what an editor or Excel does to a file changes nothing: a byte order mark, line ends."""
+"""Check that what an editor or Excel does to a file changes nothing: byte order mark, line ends."""
 
 import json
 import shutil

@@ -119,7 +119,10 @@ class TestWheel:
         pip = [sys.executable, "-m", "pip", "install", *options, tmp_path / made.name]
         subprocess.run(pip, check=True)
 
-        code = "import kit; from kit.cli.main import main; print(kit.__file__); main(['recipes', '--json'])"
+        code = (
+            "import kit; from kit.cli.main import main; "
+            "print(kit.__file__); main(['recipes', '--json'])"
+        )
         env = {"PYTHONPATH": str(tmp_path / "lib")}
         out = subprocess.run(
             [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
