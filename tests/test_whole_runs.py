@@ -1,4 +1,4 @@
-"""Check that a run that lost a file, or has another one in its place, is refused by every reader."""
+"""Check that every reader refuses a run that lost a file or has another one in its place."""
 
 import shutil
 from collections.abc import Callable
