@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,13 +141,12 @@ def test_nothing_is_overwritten_silently(raw: Path, tmp_path: Path):
     target = tmp_path / "blend.csv"
     assert kit("ensemble", source, "-o", target).exit_code == 0
     before = target.read_bytes()
-
-    refused = kit("ensemble", source, source, "-o", target)
+    other = Path(shutil.copy(source, tmp_path / "other.csv"))
+    refused = kit("ensemble", source, other, "-o", target)
     assert refused.exit_code == 1
     assert "--force" in refused.stderr
     assert target.read_bytes() == before
-
-    assert kit("ensemble", source, source, "-o", target, "--force").exit_code == 0
+    assert kit("ensemble", source, other, "-o", target, "--force").exit_code == 0
     assert kit("sample", "--out", raw).exit_code == 1
 
 

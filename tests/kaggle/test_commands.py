@@ -605,7 +605,6 @@ class TestKernels:
         assert "--force" in kit(*output).stderr
         assert kit(*output, "--force").exit_code == 0
 
-    @pytest.mark.usefixtures("ready")
     @pytest.mark.parametrize(
         "pattern",
         ["oof.csv", "*.csv", "runs/*/oof.csv", "./runs/a/oof.csv", "/kaggle/working/*.csv"],
@@ -614,6 +613,8 @@ class TestKernels:
         self, kit: Kit, fake: FakeKaggle, here: Path, pattern: str
     ) -> None:
         fake.kernel_files = {"runs/a/oof.csv": b"x", "model.bin": b"y"}
+        fake.kernel_script = ["COMPLETE"]
+        fake.save_kernel({"slug": INFER, "text": ""})
         result = kit("kernels", "output", "kit-infer", "-o", "got", "--only", pattern)
         assert result.stdout == "got/runs/a/oof.csv\n", result.stderr
 

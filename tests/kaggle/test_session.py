@@ -804,7 +804,8 @@ class TestOddRows:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-        session.competition_file("test.csv").write_bytes(b"id,prompt\n7,\xff\n8,,\n")
+        session.competition_file("test.csv").write_bytes(b"id,prompt\n7,\xff\n8,,\n8\xff,\n")
         predicts({"kit-train-a-run": 1, "kit-train-b-run": 1})
         infer.run_inference(session)
-        assert submission(root)["id"].tolist() == [7, 8]
+        submitted = pd.read_csv(root / "working/submission.csv", dtype={"id": str})
+        assert submitted["id"].tolist() == ["7", "8", "8\ufffd"]

@@ -111,7 +111,8 @@ def _read_ids(test: Path) -> list[str]:
     rows = iterate_rows(test)
     _, names = next(rows, (1, []))
     place = names.index(ID) if ID in names else 0
-    return list(dict.fromkeys(cells[place] for _, cells in rows if len(cells) > place))
+    ids = dict.fromkeys(cells[place] for _, cells in rows if len(cells) > place)
+    return [text.encode(errors="surrogateescape").decode(errors="replace") for text in ids]
 
 
 def _add_odd_rows(predictions: pd.DataFrame, rows: UsableRows) -> pd.DataFrame:
