@@ -184,7 +184,7 @@ class PairModel(nn.Module):
         folder = Path(folder)
         impostor = describe_impostor(folder / "model.safetensors").partition(":")[0]
         if impostor:
-            raise RunError(f"{folder / 'model.safetensors'} {impostor}", _RETRAIN)
+            raise RunError(f"{folder}: model.safetensors {impostor}", _RETRAIN)
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if config["format"] > FORMAT:
