@@ -15,6 +15,7 @@ from typing import Any
 from kit.attention.families import Family, find_family
 from kit.errors import BackboneError
 from kit.storage.atomic import file_sha256
+from kit.storage.contents import describe_impostor
 
 WEIGHTS = (
     "model.safetensors",
@@ -154,9 +155,10 @@ class ResolvedBackbone:
             config = AutoConfig.from_pretrained(self.location, trust_remote_code=False).to_dict()
         # transformers and huggingface_hub raise exceptions of many unrelated classes.
         except Exception as error:
-            raise BackboneError(
-                f"{self.source}: its config.json cannot be used: {_first_line(error)}", FOLDER_HINT
-            ) from error
+            cause = f"cannot be used: {_first_line(error)}"
+            if isinstance(self.source, Path):
+                cause = describe_impostor(self.source / "config.json") or cause
+            raise BackboneError(f"{self.source}: its config.json {cause}", FOLDER_HINT) from error
 
         # The folder's path on this machine is no part of a model.
         config.pop("_name_or_path", None)

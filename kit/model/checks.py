@@ -20,7 +20,7 @@ from kit.attention.families import find_family
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import WEIGHTS
-from kit.storage.contents import describe_impostor, read_header
+from kit.storage.contents import describe_impostor, read_tensor_table
 
 if TYPE_CHECKING:
     from kit.model.pair_model import PairModel
@@ -108,7 +108,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _check_types(path: Path) -> None:
     """Raise BackboneError if weights of a safetensors file are numbers without their scales."""
-    for name, entry in read_header(path).items():
+    for name, entry in read_tensor_table(path).items():
         # Buffers such as position_ids are whole numbers rightly.
         if entry["dtype"] in _SCALED_TYPES and name.endswith(("weight", "bias")):
             raise BackboneError(

@@ -184,7 +184,7 @@ class PairModel(nn.Module):
         folder = Path(folder)
         impostor = describe_impostor(folder / "model.safetensors").partition(":")[0]
         if impostor:
-            raise RunError(f"{folder / 'model.safetensors'} {impostor}", _RETRAIN)
+            raise RunError(f"{folder}: model.safetensors {impostor}", _RETRAIN)
         try:
             config = json.loads(read_text_file(folder / "config.json"))
             if config["format"] > FORMAT:

@@ -44,7 +44,7 @@ def describe_impostor(path: Path) -> str:
 def missing_bytes(path: Path) -> int | None:
     """Return how many bytes a safetensors file lacks, None where its header cannot be read."""
     try:
-        header = read_header(path)
+        header = read_tensor_table(path)
         ends = [entry["data_offsets"][1] for entry in header.values()]
         with path.open("rb") as file:
             data_start = _LENGTH + int.from_bytes(file.read(_LENGTH), "little")
@@ -53,7 +53,7 @@ def missing_bytes(path: Path) -> int | None:
         return None
 
 
-def read_header(path: Path) -> dict[str, dict]:
+def read_tensor_table(path: Path) -> dict[str, dict]:
     """Return the tensors that a safetensors file lists: `dtype`, `shape`, `data_offsets` by name.
 
     Raises:

@@ -66,10 +66,11 @@ def try_recipe(
     compute = choose_device(recipe.train.precision, model.bf16_width)
     try:
         model.to(compute.device)
-        batch = _longest_row(model, tokenizer, recipe.encode.max_tokens)
+        batch = _longest_row(model, tokenizer, recipe)
         batch = {name: _to_device(value, compute.device) for name, value in batch.items()}
+        augment = recipe.train.swap_augmentation and not model.symmetric
         with compute.autocast():
-            logits = model.train()(**batch).float()
+            logits = model.train()(**batch, augment=augment).float().reshape(-1, 3)
         functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long)).backward()
     except KitError:
         raise
@@ -130,8 +131,9 @@ def _sample_texts(dataset: Dataset) -> list[str]:
     return [turn[:MAX_TEXT] for turn in turns]
 
 
-def _longest_row(model: PairModel, tokenizer: PairTokenizer, length: int) -> dict[str, Any]:
-    """Return a batch of one row whose sequences have `length` tokens, the highest id among them."""
+def _longest_row(model: PairModel, tokenizer: PairTokenizer, recipe: Recipe) -> dict[str, Any]:
+    """Return a batch of one row with sequences of the full length, the highest token id in them."""
+    length = recipe.encode.max_tokens
     vocabulary = tokenizer.pretrained.get_vocab().values()
     ids = np.array(sorted({*vocabulary} - {tokenizer.pad}), np.int32)
     side = ids[np.linspace(0, len(ids) - 1, length).astype(np.int64)]
@@ -143,7 +145,8 @@ def _longest_row(model: PairModel, tokenizer: PairTokenizer, length: int) -> dic
         sides=2,
         cut=0,
     )
-    collator = make_collator(model, encoded, tokenizer, first_only=model.reads_first_only)
+    first_only = model.reads_first_only and not recipe.train.swap_augmentation
+    collator = make_collator(model, encoded, tokenizer, first_only=first_only)
     batch = collator(np.zeros(1, np.int64))
     if model.feature_names:
         sides, pair = model.feature_names

@@ -24,7 +24,7 @@ from kit.model.tiny import write_tiny_backbone
 from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 
-SMALL = {"vocab_size": 200, "pad_token_id": 0, "intermediate_size": 32}
+SMALL = {"vocab_size": 300, "pad_token_id": 0, "intermediate_size": 32}
 CONFIGS = {
     "deberta": BACKBONES["tiny-deberta"].config,
     "roberta": BACKBONES["tiny-roberta"].config,
@@ -39,7 +39,7 @@ CONFIGS = {
         "eos_token_id": 2,
     }
     | {"cls_token_id": 1, "sep_token_id": 2},
-    "distilbert": {"model_type": "distilbert", "vocab_size": 200, "dim": 16, "hidden_dim": 32}
+    "distilbert": {"model_type": "distilbert", "vocab_size": 300, "dim": 16, "hidden_dim": 32}
     | {"n_layers": 2, "n_heads": 2, "pad_token_id": 0},
 }
 ROWS = token_rows(np.array([[9, 30], [12, 12], [40, 5], [3, 3], [31, 8], [17, 22]]))
