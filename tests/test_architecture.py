@@ -19,6 +19,7 @@ ROOMS = (
     ("data", "sample", "evaluation"),
     ("model", "run"),
     ("predict", "training", "baselines", "ensembling"),
+    ("plan",),
     ("reporting", "kaggle"),
     ("api",),
     ("demo", "doctor"),
@@ -28,7 +29,7 @@ ROOMS = (
 FLOOR = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 FLOOR["__init__"] = len(ROOMS)  # the package's face: lazily, it exports what is in `api`
 ONLY_IN = {
-    "torch": {"attention", "model", "predict", "training"},
+    "torch": {"attention", "model", "plan", "predict", "training"},
     "transformers": {"attention", "model", "training"},
     "accelerate": {"predict", "training"},
     "peft": {"training"},
