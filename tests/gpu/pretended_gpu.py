@@ -476,20 +476,74 @@ def attention(
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _FusedAttention.apply(query, key, value, attn_mask, dropout_p, is_causal, scale)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keep what a fused kernel keeps, not the scores: the backward pass computes them again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        dropout: float,
+        is_causal: bool,
+        scale: float,
+    ) -> Tensor:
+        ctx.options = (dropout, is_causal, scale)
+        ctx.random_state = torch.get_rng_state()
+        out = _attend(query, key, value, mask, *ctx.options)
+        ctx.save_for_backward(query, key, value, mask, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, mask, _ = ctx.saved_tensors
+        inputs = [x.detach().requires_grad_() for x in saved]
+        if mask is not None and mask.requires_grad:
+            mask = mask.detach().requires_grad_()
+        random_state = torch.get_rng_state()
+        torch.set_rng_state(ctx.random_state)
+        with torch.enable_grad():
+            out = _attend(*inputs, mask, *ctx.options)
+        torch.set_rng_state(random_state)
+
+        has_bias_gradient = mask is not None and mask.requires_grad
+        wanted = [*inputs, mask] if has_bias_gradient else inputs
+        gradients = torch.autograd.grad(out, wanted, grad)
+        padding = [None] * (7 - len(gradients))
+        return *gradients, *padding
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float,
+) -> Tensor:
     with torch.autocast("cuda", enabled=False):
         scores = (query.float() @ key.float().mT) * scale
         if is_causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
             scores = scores.masked_fill(later, -torch.inf)
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask.float()
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        elif mask is not None:
+            scores = scores + mask.float()
         sees_nothing = (scores == -torch.inf).all(-1, keepdim=True)
         weights = scores.softmax(-1).masked_fill(sees_nothing, 0.0)
-        if dropout_p:
-            weights = nn.functional.dropout(weights, dropout_p, True)
-        return (weights @ value.float()).to(query.dtype)
+        if dropout:
+            weights = nn.functional.dropout(weights, dropout, True)
+        mixed = (weights @ value.float()).to(query.dtype)
+
+    # The kernels return (B, T, H, D), seen from the other side.
+    return mixed.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def attention_kernel(
