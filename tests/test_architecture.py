@@ -20,6 +20,7 @@ ROOMS = (
     ("data", "sample", "evaluation"),
     ("model", "run"),
     ("predict", "training", "baselines", "ensembling"),
+    ("plan",),
     ("reporting", "kaggle"),
     ("api", "predictor"),
     ("demo", "doctor"),
@@ -33,7 +34,7 @@ LEVELS["__init__"] = len(ROOMS)
 
 # The rooms that may import a package.
 ALLOWED_ROOMS = {
-    "torch": {"attention", "model", "predict", "training"},
+    "torch": {"attention", "model", "plan", "predict", "training"},
     "transformers": {"attention", "model", "training"},
     "accelerate": {"predict", "training"},
     "peft": {"training"},
