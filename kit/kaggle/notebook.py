@@ -2,8 +2,8 @@
 
 The code cells are the files of `kit.kaggle.runtime` as they are, so what runs on Kaggle is linted
 and tested code. The cell above them holds data only: a single assignment of literals with the job
-as JSON text and the wheels of kit and tomli_w, compressed, as base64 text. Kit has to travel in the notebook,
-because Kaggle's push takes one file and code competitions run without internet.
+as JSON text and the wheels of kit and tomli_w, compressed, as base64 text. Kit has to travel in the
+notebook, because Kaggle's push takes one file and code competitions run without internet.
 """
 
 import base64
@@ -169,7 +169,7 @@ def build_wheel(package: str) -> Wheel:
 
 
 def _encode(wheel: bytes) -> str:
-    """Compress a wheel as a whole, since Kaggle limits a notebook's size; files alone shrink less."""
+    """Compress a wheel as a whole, which shrinks it more than its files alone."""
     return base64.b64encode(lzma.compress(wheel, preset=9 | lzma.PRESET_EXTREME)).decode()
 
 
