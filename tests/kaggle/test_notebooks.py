@@ -199,9 +199,41 @@ def test_training_leaves_a_run_that_inference_can_use(
     assert done.returncode == 0, done.stdout + done.stderr
     command = next(line for line in done.stdout.splitlines() if "-m kit train" in line)
     assert "--restart=1" in command
+    assert "--scratch" in command
 
     run = root / "working/runs" / toy.run_name
     assert (run / "fold0/metrics.json").is_file()
 
     listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]
     assert f"runs/{toy.run_name}/fold0/model.safetensors" in listed
+
+
+def test_training_takes_a_mounted_backbone_without_a_network(
+    execute: Callable, raw: Path, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from kit.model.backbones import BACKBONES
+    from kit.model.encoder import build_encoder
+
+    root = tmp_path / "kaggle"
+    mount(root, f"competitions/{COMPETITION}", raw)
+    folder = root / "input/models/me/enc/transformers/small/1"
+    build_encoder(BACKBONES["electra-small"].config, fast_attention=False).save_pretrained(folder)
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a"])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+    special |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+
+    overrides = ("encode.max_tokens=8", "train.max_steps=1", "train.batch_size=8")
+    recipe = load_recipe("electra-small", overrides)
+    weights = [Source("me/enc/transformers/small", kind="model", versions=(1,))]
+    job = train_job(recipe, fold="0", gpu="none", preprocess={"folds": 3}, weights=weights)
+    done = execute(job)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the weights of electra-small are those in {folder}" in done.stdout
+    assert (root / "working/runs" / recipe.run_name / "fold0/model.safetensors").is_file()
