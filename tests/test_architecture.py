@@ -30,7 +30,7 @@ FLOOR["__init__"] = len(ROOMS)  # the package's face: lazily, it exports what is
 ONLY_IN = {
     "torch": {"attention", "model", "predict", "training"},
     "transformers": {"attention", "model", "training"},
-    "accelerate": {"predict", "training"},
+    "accelerate": {"model", "predict", "training"},
     "peft": {"training"},
     "kaggle": set(),  # whose import logs in, prints and exits; kagglesdk is the same transport without that
     "kagglesdk": {"kaggle"},

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Callable, Generator
 
@@ -98,7 +99,35 @@ def _predict_share(
     both_orders: bool,
     progress: Callable[[int, int], None],
 ) -> np.ndarray:
-    """Return the logits of this process's rows."""
+    """Return the logits of this process's rows, in float32 where half precision was too narrow.
+
+    A single row whose states overflow in fp16 would otherwise end a healthy training, or spoil all
+    of a model's predictions.
+    """
+    logits = _compute_logits(model, collator, rows, compute, both_orders, progress)
+    axes = tuple(range(1, logits.ndim))
+    bad = np.flatnonzero(~np.isfinite(logits).all(axes))
+    if compute.precision == "fp32" or not len(bad):
+        return logits
+
+    # Of weights that are not finite nothing finite can be computed.
+    if all(parameter.isfinite().all() for parameter in model.parameters()):
+        wide = dataclasses.replace(compute, precision="fp32")
+        logits[bad] = _compute_logits(
+            model, collator, rows[bad], wide, both_orders, lambda done, total: None
+        )
+    return logits
+
+
+def _compute_logits(
+    model: PairModel,
+    collator: Collator,
+    rows: np.ndarray,
+    compute: Compute,
+    both_orders: bool,
+    progress: Callable[[int, int], None],
+) -> np.ndarray:
+    """Return the logits of rows, computed in the precision of `compute`."""
     logits = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
     predict = model.both_orders if both_orders else model.classify
     sides = 1 if model.reads_first_only and not both_orders else collator.encoded.sides

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import PartialState
 
 import kit
 from kit.data.dataset import Dataset
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.backbones import ResolvedBackbone
-from kit.model.device import out_of_memory
+from kit.model.device import join_processes, out_of_memory
 from kit.model.inference import logits_to_probabilities, predict_logits, softmax_logits
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
@@ -119,7 +118,7 @@ def train_fold(
 
     # Continuing from the very last step in the middle of an epoch, Trainer would take one more
     # step.
-    ranks = PartialState()
+    ranks = join_processes()
     with ranks.main_process_first():
         ends_mid_epoch = args.max_steps % steps_per_epoch(spec, len(setup.train_rows)) != 0
         last = last_checkpoint(checkpoints, below=args.max_steps if ends_mid_epoch else math.inf)

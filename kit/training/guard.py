@@ -13,6 +13,7 @@ from kit.errors import CollapseError
 from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.spec import TrainSpec
 from kit.training.callbacks import decide_together, register_state
+from kit.training.optim import Schedule
 
 
 class CollapseGuard(TrainerCallback):
@@ -100,6 +101,8 @@ class CollapseGuard(TrainerCallback):
 class GradientGuard(TrainerCallback, ExportableState):
     """Skip and count steps whose gradient is not finite; end a training that has only such steps.
 
+    The schedule stands still on a skipped step.
+
     In fp16 the loss scaler skips them itself and lowers its scale, from 65,536 on, until they pass.
     In bf16 and fp32 a single one would turn all weights into NaN for good. Under torchrun every
     process has the same gradient, so all decide alike.
@@ -132,7 +135,10 @@ class GradientGuard(TrainerCallback, ExportableState):
         """Check the gradient, which is clipped by now."""
         model: torch.nn.Module = kwargs["model"]
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if math.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        is_finite = math.isfinite(torch.nn.utils.get_total_norm(gradients))
+        schedule: Schedule = kwargs["lr_scheduler"]
+        schedule.announce_step(taken=is_finite)
+        if is_finite:
             self.streak = 0
             return
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError
 from kit.model.backbones import ResolvedBackbone, resolve_backbone
+from kit.model.device import join_processes
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run, make_origin, parse_folds
 from kit.storage.atomic import write_json
@@ -86,7 +86,7 @@ def train_recipe(
     backbone = resolve_backbone(recipe.backbone)
     check_trainable(recipe, backbone)
     _warn_about_ascii(backbone, dataset, say)
-    ranks = PartialState(cpu=not torch.cuda.is_available())
+    ranks = join_processes()
     rows_per_pass(recipe.train, ranks.num_processes)
 
     with ranks.main_process_first():
@@ -181,7 +181,7 @@ def _discard_attempt(folder: FoldDir, attempts: list[dict[str, Any]]) -> None:
     The checkpoints are renamed before the record is written: a kill in between must not let the
     next attempt continue from them.
     """
-    ranks = PartialState()
+    ranks = join_processes()
     ranks.wait_for_everyone()
     if ranks.is_main_process:
         (folder.path / CHECKPOINTS).rename(folder.path / f"{DISCARDED}{len(attempts)}")
@@ -192,7 +192,7 @@ def _discard_attempt(folder: FoldDir, attempts: list[dict[str, Any]]) -> None:
 
 def _remove_discarded(folder: FoldDir) -> None:
     """Remove checkpoints of earlier attempts, also those that a killed process left behind."""
-    if PartialState().is_main_process:
+    if join_processes().is_main_process:
         for path in folder.path.glob(f"{DISCARDED}*"):
             shutil.rmtree(path, ignore_errors=True)
 

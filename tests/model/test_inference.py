@@ -181,6 +181,38 @@ def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expec
     np.testing.assert_allclose(found, expected, atol=0.1)
 
 
+def test_rows_that_overflow_in_half_precision_are_computed_again_in_float32(
+    model: PairModel, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    """Others keep what half precision gave; weights that are not finite are not tried again."""
+    pool, sizes = PairModel.pool, []
+
+    def overflowing(self: PairModel, pack: dict[str, torch.Tensor]) -> torch.Tensor:
+        vectors = pool(self, pack)
+        sizes.append(len(vectors))
+        if torch.is_autocast_enabled("cpu"):
+            # The longest sequences come first.
+            vectors[0] = float("inf")
+        return vectors
+
+    half = Compute(torch.device("cpu"), "bf16", "for this test")
+    collator, rows = make_collator(model, ROWS, TOKENIZER), np.arange(len(ROWS))
+    plain = predict_logits(model, collator, rows, half)
+    monkeypatch.setattr(PairModel, "pool", overflowing)
+    found = predict_logits(model, collator, rows, half)
+    longest = ROWS.lengths.max(1).argmax()
+    others = rows != longest
+    np.testing.assert_allclose(found[longest], expected[longest], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[others], plain[others])
+    assert sum(sizes) < 2 * len(ROWS) + 3
+
+    sizes.clear()
+    broken = pair()
+    broken.head.out.bias.data[0] = float("nan")
+    assert not np.isfinite(predict_logits(broken, collator, rows, half)).all(1).any()
+    assert sum(sizes) <= 2 * len(ROWS)
+
+
 def test_in_half_precision_rotary_positions_keep_their_angles():
     """In bf16 angles would have larger errors than states, and larger ones in longer texts."""
     torch.manual_seed(0)
