@@ -27,12 +27,11 @@ from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
 from kit.model.backbones import local_backbone
 from kit.model.encoder import build_encoder, load_tokenizer
-from kit.model.heads import build_head, swap_features
+from kit.model.heads import build_head, swap_classes, swap_features
 from kit.model.pooling import build_pooling
 from kit.model.reward import build_reward_head
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, write_json
-from kit.task import SWAP
 
 # Format of config.json; raised when an older kit could not read it any more.
 FORMAT = 3
@@ -54,6 +53,8 @@ class PairModel(nn.Module):
     Attributes:
         bf16_width: the encoder's hidden size, 0 where it is unknown whether it computes well in
             bf16 on a CPU.
+        fitting_tokens: the tokens of a prediction's pass that memory was found to have room for, 0
+            as long as it never ran out.
         feature_names: names of the F features of a side and the P of the pair, in order; None
             without features.
     """
@@ -68,6 +69,7 @@ class PairModel(nn.Module):
         super().__init__()
         self.encoder_config = config
         self.spec = spec
+        self.fitting_tokens = 0
         self.feature_names = feature_names if spec.features else None
 
         # Some families have another name for it in their files; transformers knows it by this one.
@@ -129,7 +131,7 @@ class PairModel(nn.Module):
 
         Classes of the swapped ones are permuted back.
         """
-        swapped = self.classify(sides.flip(1), swap_features(features))[:, list(SWAP)]
+        swapped = swap_classes(self.classify(sides.flip(1), swap_features(features)))
         return torch.stack([self.classify(sides, features), swapped], 1)
 
     def forward(

@@ -11,9 +11,13 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 from kit.errors import KitError, RunError
-from kit.storage.atomic import disk_is_full
+from kit.storage.atomic import disk_is_full, write_json
 
 CHECKPOINTS = "checkpoints"
+
+# Among the checkpoints: the tokens of a forward pass, so that a resumed training takes the same
+# passes, and draws the same dropout, however much memory is free then.
+PASSES = "passes.json"
 
 
 def require_no_checkpoints(fold: Path) -> None:
@@ -51,6 +55,20 @@ def last_checkpoint(checkpoints: Path, below: float = math.inf) -> Path | None:
             continue
         return folder
     return None
+
+
+def read_pass_tokens(checkpoints: Path) -> int | None:
+    """Return the most tokens of this training's passes, 0 for no limit; None if it never began."""
+    try:
+        return int(json.loads((checkpoints / PASSES).read_text(encoding="utf-8"))["tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_pass_tokens(checkpoints: Path, tokens: int) -> None:
+    """Write the most tokens of this training's passes."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(checkpoints / PASSES, {"tokens": tokens})
 
 
 def checkpoint_step(checkpoint: Path) -> int:

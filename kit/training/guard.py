@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -98,6 +100,19 @@ class CollapseGuard(TrainerCallback):
             raise CollapseError(self.early_collapse, suggest_changes(self.spec))
 
 
+class PassTooLargeError(Exception):
+    """Memory ran out in a forward or backward pass of a training; all processes raise it together.
+
+    Attributes:
+        rows, tokens: of the pass, padding included; of the largest where several processes failed.
+    """
+
+    def __init__(self, rows: int, tokens: int):
+        super().__init__(f"out of memory in a pass of {rows} rows and {tokens:,} tokens")
+        self.rows = rows
+        self.tokens = tokens
+
+
 class GradientGuard(TrainerCallback, ExportableState):
     """Skip and count steps whose gradient is not finite; end a training that has only such steps.
 
@@ -141,6 +156,7 @@ class GradientGuard(TrainerCallback, ExportableState):
         if is_finite:
             self.streak = 0
             return
+        self._raise_if_out_of_memory(getattr(model, "failed_pass", None))
 
         self.streak += 1
         self.skipped += 1
@@ -154,6 +170,17 @@ class GradientGuard(TrainerCallback, ExportableState):
         # the scaler still has to see the gradient.
         if not args.fp16:
             model.zero_grad(set_to_none=True)
+
+    @staticmethod
+    def _raise_if_out_of_memory(failed_pass: tuple[int, int] | None) -> None:
+        """Raise PassTooLargeError if the gradient is not finite because memory ran out somewhere.
+
+        A process whose pass does not fit sends NaN to the others, so that all of them come here.
+        """
+        if dist.is_initialized():
+            failures = [each for each in gather_object([failed_pass]) if each]
+            if failures:
+                raise PassTooLargeError(*max(failures, key=lambda failure: failure[1]))
 
 
 def prior_log_loss(targets: np.ndarray, labels: np.ndarray) -> float:

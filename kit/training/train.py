@@ -1,7 +1,6 @@
 """Train all folds of a run, within the time there is. Use `train_recipe`."""
 
 import dataclasses
-import gc
 import json
 import math
 import shutil
@@ -11,12 +10,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError
 from kit.model.backbones import ResolvedBackbone, resolve_backbone
 from kit.model.device import join_processes
+from kit.model.memory import free_after_failure
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run, make_origin, parse_folds
 from kit.storage.atomic import write_json
@@ -108,7 +106,7 @@ def train_recipe(
         with hold_lock(run.path, folder.name) if ranks.is_main_process else nullcontext():
             _train_with_restarts(recipe, backbone, dataset, run, number, restarts, options)
         longest = max(longest, time.monotonic() - started)
-        _free_memory()
+        free_after_failure()
     return run.summarise(write=ranks.is_main_process)
 
 
@@ -159,7 +157,7 @@ def _train_with_restarts(
                 raise
             attempts = [*attempts, {**_rates(current), "why": error.problem}]
 
-        _free_memory()
+        free_after_failure()
         rates = _rates(attempt_recipe(recipe, len(attempts)))
         described = ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
@@ -195,12 +193,6 @@ def _remove_discarded(folder: FoldDir) -> None:
     if join_processes().is_main_process:
         for path in folder.path.glob(f"{DISCARDED}*"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _free_memory() -> None:
-    """Free the last model and optimizer: Trainer keeps them in a reference cycle."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def _warn_about_ascii(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from token_rows import PAD, swapped, token_rows
 
 from kit.data.tokenize import PairTokenizer, TokenizedRows
-from kit.model import inference
+from kit.model import inference, memory
 from kit.model.backbones import BACKBONES
 from kit.model.collator import cut_token_batches
 from kit.model.device import Compute
@@ -66,7 +66,7 @@ def test_predictions_are_in_the_order_of_the_rows(
 ):
     rows = np.array(order[:number])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "BATCH_TOKENS", {"cpu": tokens})
+        patch.setattr(memory, "BATCH_TOKENS", {"cpu": tokens})
         found = predict_logits(model, make_collator(model, ROWS, TOKENIZER), rows, CPU)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected[rows], rtol=1e-5, atol=1e-5)
@@ -152,7 +152,7 @@ def test_dropout_is_off_and_the_models_mode_is_restored(expected: np.ndarray):
 
 
 def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inference, "BATCH_TOKENS", {"cpu": 300})
+    monkeypatch.setattr(memory, "BATCH_TOKENS", {"cpu": 300})
     reports = []
     rows = np.arange(10)
     collator = make_collator(model, ROWS, TOKENIZER)
@@ -211,6 +211,15 @@ def test_rows_that_overflow_in_half_precision_are_computed_again_in_float32(
     broken.head.out.bias.data[0] = float("nan")
     assert not np.isfinite(predict_logits(broken, collator, rows, half)).all(1).any()
     assert sum(sizes) <= 2 * len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "device", "expected"),
+    [(384, "cuda", 1024), (768, "cuda", 256), (1024, "cuda", 256), (1024, "cpu", 64)],
+)
+def test_another_pack_costs_a_wide_encoder_less_on_a_gpu(hidden: int, device: str, expected: int):
+    encoder = SimpleNamespace(config=SimpleNamespace(hidden_size=hidden))
+    assert inference._pack_overhead(SimpleNamespace(encoder=encoder), device) == expected
 
 
 def test_in_half_precision_rotary_positions_keep_their_angles():
