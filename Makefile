@@ -88,10 +88,14 @@ bench: setup ## the speed benchmarks, each against its target [ROWS=folder ENCOD
 		$(if $(ROWS),--raw $(ROWS)) $(if $(ENCODER),--backbone $(ENCODER)) $(ARGS) || missed=1; \
 	[ $$missed = 0 ] || { echo "a target is missed, or a benchmark has failed: see above"; exit 1; }
 
-bench-gpu: setup ## the peers and the attention on a GPU [ROWS=folder ENCODER=folder]
-	$(VENV)/bin/python benchmarks/attention.py --device cuda --tokens 512
-	$(VENV)/bin/python benchmarks/peers.py --device cuda --tokens 512 --batch 32 --rows 1600 --predict 3200 \
-		$(if $(ROWS),--raw $(ROWS)) $(if $(ENCODER),--backbone $(ENCODER)) $(ARGS)
+bench-gpu: setup ## the peers and the attention on one GPU [ROWS=folder ENCODER=folder]
+	@export CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0}; \
+	export CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES%%,*}; missed=0; \
+	echo "# attention"; $(VENV)/bin/python benchmarks/attention.py --device cuda --tokens 512 || missed=1; \
+	echo "# peers"; $(VENV)/bin/python benchmarks/peers.py \
+		--device cuda --tokens 512 --batch 32 --rows 1600 --predict 3200 \
+		$(if $(ROWS),--raw $(ROWS)) $(if $(ENCODER),--backbone $(ENCODER)) $(ARGS) || missed=1; \
+	[ $$missed = 0 ] || { echo "a target is missed, or a benchmark has failed: see above"; exit 1; }
 
 lock: setup ## requirements.lock: the pinned set with hashes, for this machine
 	@mkdir -p build

@@ -59,9 +59,8 @@ class Step:
         """Return mixed values, after gradients of an earlier step are cleared."""
         self.attention.zero_grad()
         self.hidden.grad = self.embeddings.grad = None
-        with torch.autocast(
-            self.device, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16
-        ):
+        half = torch.bfloat16 if self.dtype == torch.float32 else self.dtype
+        with torch.autocast(self.device, dtype=half, enabled=self.dtype == half):
             return self.attention(
                 self.hidden, self.mask, relative_pos=self.distances, rel_embeddings=self.embeddings
             )[0]
@@ -114,6 +113,15 @@ class Step:
                 allocated += event.nbytes()
                 peak = max(peak, allocated)
         return peak
+
+
+def precisions(device: str) -> tuple[torch.dtype, torch.dtype]:
+    """Return float32 and the half precision in which kit computes on this device.
+
+    GPUs before capability 8.0, such as a T4, only emulate bf16.
+    """
+    old = device == "cuda" and torch.cuda.get_device_capability()[0] < 8
+    return torch.float32, torch.float16 if old else torch.bfloat16
 
 
 def measure(options: argparse.Namespace, tokens: int, dtype: torch.dtype) -> dict[str, object]:
@@ -181,7 +189,7 @@ def main() -> int:
         parser.error("torch finds no CUDA GPU here")
     lines = [
         measure(options, tokens, dtype)
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype in precisions(options.device)
         for tokens in options.tokens
     ]
     setting = {

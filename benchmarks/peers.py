@@ -130,6 +130,15 @@ def run_contender(name: str, job: Path, device: str, half: str) -> dict[str, Any
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def choose_half(device: str) -> str:
+    """Return the half precision that suits the device; before capability 8.0 bf16 is emulated."""
+    if device == "cpu":
+        return "bf16"
+    from kit.model.device import choose_device
+
+    return "fp16" if choose_device().precision == "fp16" else "bf16"
+
+
 def main() -> int:
     """Print the table or JSON; return 1 when a target is missed."""
     parser = argparse.ArgumentParser(
@@ -146,11 +155,14 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--half", choices=["bf16", "fp16"], default="bf16", help="the peers' half precision"
+        "--half",
+        choices=["bf16", "fp16"],
+        help="the peers' half precision (default: bf16, fp16 on a GPU that only emulates bf16)",
     )
     parser.add_argument("--only", action="append", choices=list(CONTENDERS))
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
+    options.half = options.half or choose_half(options.device)
     names = options.only or list(CONTENDERS)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

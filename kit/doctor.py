@@ -19,6 +19,7 @@ from kit.kaggle.client import Client
 from kit.kaggle.errors import CredentialsError, KaggleError
 from kit.kaggle.quota import read_limits, read_quota, read_rules
 from kit.kaggle.retry import RetryPolicy
+from kit.storage.memory import read_memory
 from kit.task import COMPETITION, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
 
 if TYPE_CHECKING:
@@ -58,14 +59,6 @@ class Finding:
     def as_dict(self) -> dict[str, str]:
         """Return the fields for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Main memory in bytes, in total and free now; None where the system does not say."""
-
-    total: int | None
-    free: int | None
 
 
 def examine_setup(
@@ -198,40 +191,6 @@ def _no_gpu() -> Finding:
         found = "no CUDA GPU"
         hint = f"Train {on_kaggle}"
     return Finding("device", "note", f"{found}; a full-size encoder takes days without one", hint)
-
-
-def read_memory(root: Path = Path("/")) -> Memory:
-    """Read how much main memory this process may use, which a container may limit.
-
-    Uses /proc and the control group (version 2) on Linux, and POSIX elsewhere.
-
-    Args:
-        root: folder of `proc` and `sys`.
-    """
-    total = free = None
-    try:
-        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {
-            name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, *_ in map(str.split, lines)
-        }
-        total = sizes.get("MemTotal")
-        free = sizes.get("MemAvailable")
-    except (OSError, ValueError):
-        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-    group = root / "sys/fs/cgroup"
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        # There is no control group, or its limit is "max".
-        return Memory(total, free)
-
-    return Memory(
-        total=min(total or limit, limit),
-        free=limit - used if free is None else min(free, limit - used),
-    )
 
 
 def check_memory() -> Finding:

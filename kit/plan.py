@@ -34,7 +34,8 @@ from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.model.backbones import resolve_backbone
 from kit.model.encoder import build_encoder
-from kit.model.inference import BATCH_TOKENS, make_collator
+from kit.model.inference import make_collator
+from kit.model.memory import BATCH_TOKENS
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import Recipe
 from kit.training.arguments import rows_per_pass

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from kit.data.dataset import Dataset, open_dataset
@@ -22,7 +20,7 @@ from kit.data.preprocess import prepare_input
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
 from kit.launcher import ignore_partial_launch
-from kit.model.device import Compute, choose_device, prepare_device
+from kit.model.device import Compute, choose_device, join_processes, prepare_device
 from kit.model.inference import logits_to_probabilities, make_collator, predict_logits
 from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions
@@ -113,7 +111,7 @@ class RunPredictor:
             rows: numbers of the rows to predict, in the order wanted; by default all.
             progress: called with the rows done and all rows, over all models.
         """
-        ranks = PartialState(cpu=choose_device(self._precision).device.type == "cpu")
+        ranks = join_processes()
         total = np.zeros(())
         for number, fold in enumerate(self.folds):
             model, tokenizer, compute = self._load(fold)
@@ -139,7 +137,7 @@ class RunPredictor:
         self, table: pa.Table, progress: Progress = lambda done, total: None
     ) -> np.ndarray:
         """Return the probabilities of a table of id and texts, (N, 3) float64; cache nothing."""
-        ranks = PartialState(cpu=not torch.cuda.is_available())
+        ranks = join_processes()
         with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
             # All processes of this machine use the folder of the first one, which waits with its
             # removal until the last is done.

@@ -36,7 +36,7 @@ LEVELS["__init__"] = len(ROOMS)
 ALLOWED_ROOMS = {
     "torch": {"attention", "model", "plan", "predict", "training"},
     "transformers": {"attention", "model", "training"},
-    "accelerate": {"predict", "training"},
+    "accelerate": {"model", "predict", "training"},
     "peft": {"training"},
     # Importing kaggle logs in, prints and may exit. kagglesdk sends the same requests without that.
     "kaggle": set(),

@@ -1,5 +1,6 @@
 """Check that `make help` lists every target, and that targets run the right kit commands."""
 
+import importlib
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from kit.cli.main import main
 
@@ -34,6 +36,42 @@ def planned_command(*arguments: str) -> list[str]:
 def test_help_lists_every_target_in_order():
     listed = [line.split()[1] for line in make("help").stdout.splitlines()]
     assert [name for name in listed if name in TARGETS] == list(TARGETS)
+
+
+def test_the_gpu_benchmarks_all_run_on_one_gpu_although_a_target_is_missed(tmp_path: Path):
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    log = tmp_path / "log"
+    python.write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $1" >> {log}\nexit 1\n')
+    python.chmod(0o755)
+    installed = f"--assume-old={tmp_path}/installed"
+    (tmp_path / "installed").touch()
+    for visible in ("", "CUDA_VISIBLE_DEVICES=3,1"):
+        done = make("bench-gpu", f"VENV={tmp_path}", installed, *filter(None, [visible]))
+        assert done.returncode != 0
+        assert "a target is missed" in done.stdout
+    scripts = ["benchmarks/attention.py", "benchmarks/peers.py"]
+    expected = [f"{gpu} {script}" for gpu in (0, 3) for script in scripts]
+    assert log.read_text().splitlines() == expected
+
+
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16")])
+def test_a_gpu_that_emulates_bf16_is_measured_in_fp16(
+    capability: tuple[int, int], name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    attention, peers = (importlib.import_module(each) for each in ("attention", "peers"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}[name]
+    assert attention.precisions("cuda") == (torch.float32, half)
+    assert peers.choose_half("cuda") == name
+    assert attention.precisions("cpu") == (torch.float32, torch.bfloat16)
+    assert peers.choose_half("cpu") == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 
 # Rows of a position term at a time, by device. A block of R rows needs only T + R - 1 distances of
 # 2T - 1.
-BLOCK_ROWS = {"cpu": 128, "cuda": 512}
+BLOCK_ROWS = {"cpu": 128, "cuda": 128}
 
 # A table, or None where the attention has no such term.
 Table = Tensor | None

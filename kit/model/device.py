@@ -10,16 +10,24 @@ import json
 import re
 import sys
 from dataclasses import dataclass
-from typing import TypedDict
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from kit.errors import DeviceError
 from kit.launcher import local_rank
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 # Hidden size from which bf16 was faster than float32 in training and inference
 # (docs/performance.md).
 AMX_WIDTH = 128
+
+# How long a process of torchrun waits for another. Only the first one downloads, tokenises and
+# computes features, and on a slow line that takes longer than torch's default of 10 minutes.
+PATIENCE = timedelta(hours=2)
 
 # Options of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD = -1
@@ -88,6 +96,12 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
     number = local_rank()
     if number is None:
         number = torch.cuda.current_device()
+    gpus = torch.cuda.device_count()
+    if number >= gpus:
+        raise DeviceError(
+            f"process {number + 1} of this machine has no GPU of its own: torch sees {gpus}",
+            f"Start torchrun with --nproc_per_node={gpus}, or check CUDA_VISIBLE_DEVICES.",
+        )
     name = torch.cuda.get_device_name(number)
     major, minor = torch.cuda.get_device_capability(number)
     check_kernels(name, (major, minor), torch.cuda.get_arch_list())
@@ -100,6 +114,18 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
         precision = "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
     reason = f"{name}, capability {major}.{minor}: {precision}"
     return Compute(torch.device("cuda", number), precision, reason)
+
+
+def join_processes() -> "PartialState":
+    """Return this process's place among torchrun's, and connect them at the first call.
+
+    Everything else that asks for it (Trainer, too) gets the group that exists, with its timeout:
+    so the first call has to be this one.
+    """
+    from accelerate import PartialState
+
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return PartialState(cpu=not has_gpu, timeout=PATIENCE)
 
 
 def prepare_device(compute: Compute) -> None:

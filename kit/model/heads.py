@@ -150,6 +150,15 @@ class CrossHead(FusionHead):
         return sides[:, 0]
 
 
+def swap_classes(logits: Tensor) -> Tensor:
+    """Permute the classes of logits (B, 3) as swapping the answers does.
+
+    With a list for an index, a GPU would wait for its copy from the host in every pass.
+    """
+    columns = logits.unbind(1)
+    return torch.stack([columns[number] for number in SWAP], 1)
+
+
 class SymmetricHead(nn.Module):
     """z(a, b) + P z(b, a): swapping A and B permutes the logits exactly.
 
@@ -172,7 +181,7 @@ class SymmetricHead(nn.Module):
     def forward(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         straight = self.pair(sides, features)
         swapped = self.pair(sides.flip(1), swap_features(features))
-        return straight + swapped[:, list(SWAP)]
+        return straight + swap_classes(swapped)
 
 
 def build_head(

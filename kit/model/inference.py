@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Callable, Generator
 
@@ -15,14 +16,15 @@ from kit.attention.unpadded import supports_unpadded
 from kit.data.feature_cache import FeatureTable
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.model.collator import Collator, cut_token_batches
-from kit.model.device import Compute
+from kit.model.device import Compute, out_of_memory
+from kit.model.memory import free_after_failure, prediction_tokens
 from kit.model.pair_model import PairModel
-
-# Padded tokens of a forward pass, by device.
-BATCH_TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}
 
 # Rows whose pooled vectors are kept at a time: memory does not grow with the number of rows.
 WINDOW_ROWS = 16384
+
+# Hidden size from which a GPU has more work with a kernel than the processor with its launch.
+WIDE = 768
 
 # Rows that pass the head at a time.
 HEAD_ROWS = 2048
@@ -52,8 +54,7 @@ def make_collator(
         tokenizer.pad,
         segments=(model.encoder_config.get("type_vocab_size") or 0) > 1,
         labels=labels,
-        # Another pack costs more on a GPU, where kernels wait to be launched.
-        pack_overhead=1024 if device == "cuda" else 64,
+        pack_overhead=_pack_overhead(model, device),
         tabular=tabular.select(*names) if names and tabular else None,
         max_tokens=max_tokens,
         pad_multiple=pad_multiple,
@@ -61,6 +62,17 @@ def make_collator(
         one_length=model.reads_padding,
         unpadded=device == "cpu" and pad_multiple == 1 and supports_unpadded(model.encoder),
     )
+
+
+def _pack_overhead(model: PairModel, device: str) -> int:
+    """Return what another pack costs, in tokens of the encoder.
+
+    On a GPU every kernel of a pack is launched by the processor, which takes as long as the GPU
+    needs for some hundred tokens of a small encoder. A wider one keeps the GPU busy meanwhile.
+    """
+    if device != "cuda":
+        return 64
+    return 256 if model.encoder.config.hidden_size >= WIDE else 1024
 
 
 def predict_logits(
@@ -99,7 +111,35 @@ def _predict_share(
     both_orders: bool,
     progress: Callable[[int, int], None],
 ) -> np.ndarray:
-    """Return the logits of this process's rows."""
+    """Return the logits of this process's rows, in float32 where half precision was too narrow.
+
+    A single row whose states overflow in fp16 would otherwise end a healthy training, or spoil all
+    of a model's predictions.
+    """
+    logits = _compute_logits(model, collator, rows, compute, both_orders, progress)
+    axes = tuple(range(1, logits.ndim))
+    bad = np.flatnonzero(~np.isfinite(logits).all(axes))
+    if compute.precision == "fp32" or not len(bad):
+        return logits
+
+    # Of weights that are not finite nothing finite can be computed.
+    if all(parameter.isfinite().all() for parameter in model.parameters()):
+        wide = dataclasses.replace(compute, precision="fp32")
+        logits[bad] = _compute_logits(
+            model, collator, rows[bad], wide, both_orders, lambda done, total: None
+        )
+    return logits
+
+
+def _compute_logits(
+    model: PairModel,
+    collator: Collator,
+    rows: np.ndarray,
+    compute: Compute,
+    both_orders: bool,
+    progress: Callable[[int, int], None],
+) -> np.ndarray:
+    """Return the logits of rows, computed in the precision of `compute`."""
     logits = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
     predict = model.both_orders if both_orders else model.classify
     sides = 1 if model.reads_first_only and not both_orders else collator.encoded.sides
@@ -159,25 +199,34 @@ def _pooled_vectors(
 ) -> Tensor:
     """Return the pooled vectors of U sequences, given by number, on the device: (U, H)."""
     lengths = collator.lengths.ravel()[sequences]
-    tokens = BATCH_TOKENS[compute.device.type]
+    tokens = model.fitting_tokens
+    if not tokens:
+        tokens = prediction_tokens(model.encoder, compute, int(lengths.max(initial=1)))
     pending = cut_token_batches(lengths, tokens, collator.one_length)
     vectors = []
     done = 0
     while pending:
         batch = pending.pop(0)
         pack = collator.pack(sequences[batch])
+        fits = True
         try:
             with compute.autocast():
                 vectors.append(model.pool(_to_device(pack, compute)))
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not out_of_memory(error):
                 raise
-            # Cut what is left into batches of half the size, and go on.
-            tokens //= 2
+            fits = False
+        if not fits:
+            del pack
+            free_after_failure()
+
+            # Halve the pass that failed, which may be smaller than allowed. The model remembers
+            # the size for its next windows and evaluations.
+            tokens = min(tokens, len(batch) * int(lengths[batch[0]])) // 2
+            model.fitting_tokens = tokens
             left = np.concatenate([batch, *pending])
             cuts = cut_token_batches(lengths[left], tokens, collator.one_length)
             pending = [left[cut] for cut in cuts]
-            torch.cuda.empty_cache()
             continue
         done += len(batch)
         on_share(done / len(sequences))

@@ -28,13 +28,12 @@ from kit.errors import BackboneError, RunError
 from kit.model.backbones import local_backbone
 from kit.model.checks import check_vocabulary, check_weights, find_padding_reader
 from kit.model.encoder import build_encoder, load_tokenizer
-from kit.model.heads import build_head, swap_features
+from kit.model.heads import build_head, swap_classes, swap_features
 from kit.model.pooling import build_pooling
 from kit.model.reward import build_reward_head
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, read_text_file, write_json
 from kit.storage.contents import describe_impostor
-from kit.task import SWAP
 
 # Format of config.json; raised when an older kit could not read it any more.
 FORMAT = 3
@@ -56,6 +55,8 @@ class PairModel(nn.Module):
     Attributes:
         bf16_width: the encoder's hidden size, 0 where it is unknown whether it computes well in
             bf16 on a CPU.
+        fitting_tokens: the tokens of a prediction's pass that memory was found to have room for, 0
+            as long as it never ran out.
         feature_names: names of the F features of a side and the P of the pair, in order; None
             without features.
         reads_padding: whether the encoder must be given one length at a time (see
@@ -73,6 +74,7 @@ class PairModel(nn.Module):
         self.encoder_config = config
         self.spec = spec
         self.reads_padding = False
+        self.fitting_tokens = 0
         self.feature_names = feature_names if spec.features else None
 
         # Some families have another name for it in their files; transformers knows it by this one.
@@ -134,7 +136,7 @@ class PairModel(nn.Module):
 
         Classes of the swapped ones are permuted back.
         """
-        swapped = self.classify(sides.flip(1), swap_features(features))[:, list(SWAP)]
+        swapped = swap_classes(self.classify(sides.flip(1), swap_features(features)))
         return torch.stack([self.classify(sides, features), swapped], 1)
 
     def forward(

@@ -234,7 +234,7 @@ class TrainSpec:
         between=(0, 100),
     )
     evals_per_epoch: int = key(
-        4,
+        2,
         "validations, and checkpoints, per epoch; the best one by log loss is kept",
         source="Dodge et al. 2020",
         between=(1, 1000),

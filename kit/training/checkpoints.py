@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback
 
 from kit.errors import KitError, RunError
 from kit.recipe.spec import TrainSpec
-from kit.storage.atomic import disk_is_full
+from kit.storage.atomic import disk_is_full, write_json
 from kit.storage.contents import missing_bytes
 from kit.training import ema
 
@@ -22,6 +22,10 @@ CHECKPOINTS = "checkpoints"
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer_state.json"
+
+# Among the checkpoints: the tokens of a forward pass, so that a resumed training takes the same
+# passes, and draws the same dropout, however much memory is free then.
+PASSES = "passes.json"
 
 
 def require_no_checkpoints(fold: Path) -> None:
@@ -168,6 +172,20 @@ def _file_problem(path: Path) -> str:
 
 def _weight_files(spec: TrainSpec) -> list[str]:
     return [WEIGHTS, ema.FILE] if spec.ema else [WEIGHTS]
+
+
+def read_pass_tokens(checkpoints: Path) -> int | None:
+    """Return the most tokens of this training's passes, 0 for no limit; None if it never began."""
+    try:
+        return int(json.loads((checkpoints / PASSES).read_text(encoding="utf-8"))["tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_pass_tokens(checkpoints: Path, tokens: int) -> None:
+    """Write the most tokens of this training's passes."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(checkpoints / PASSES, {"tokens": tokens})
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -1,5 +1,6 @@
 """Train one fold of a run, from rows to a finished folder. Use `train_fold`."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -11,15 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 import kit
 from kit.data.dataset import Dataset
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.backbones import ResolvedBackbone
-from kit.model.device import out_of_memory
+from kit.model.device import join_processes, out_of_memory
 from kit.model.inference import logits_to_probabilities, predict_logits, softmax_logits
+from kit.model.memory import free_after_failure, training_tokens
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run
@@ -33,14 +35,20 @@ from kit.training.checkpoints import (
     explain_full_disk,
     last_checkpoint,
     place_checkpoints,
+    read_pass_tokens,
     remove_checkpoints,
     require_no_checkpoints,
+    write_pass_tokens,
 )
-from kit.training.guard import CollapseGuard, prior_log_loss
+from kit.training.guard import CollapseGuard, PassTooLargeError, prior_log_loss
 from kit.training.lora import merge_adapters
 from kit.training.optim import Schedule, make_optimizer
 from kit.training.setup import FoldSetup, prepare_fold
 from kit.training.trainer import PairTrainer, make_trainer
+
+# How often a training continues with smaller passes after memory ran out. Three halvings are an
+# eighth of the pass that was too large; beyond that the fault is another one.
+MEMORY_RETRIES = 3
 
 
 @dataclass(frozen=True)
@@ -101,14 +109,57 @@ def train_fold(
     if not options.resume:
         require_no_checkpoints(folder.path)
 
-    # From here on: rows, model, optimizer, trainer.
     started = time.monotonic()
+    retries = 0
+    while True:
+        try:
+            return _train_from_last_checkpoint(
+                recipe, backbone, dataset, folder, fold, options, attempts, started
+            )
+        except PassTooLargeError as error:
+            if retries == MEMORY_RETRIES or error.rows == 1:
+                raise _memory_error(recipe, error.tokens, error.tokens // error.rows) from error
+            failed_tokens = error.tokens
+
+        # The model and its optimizer are gone only now that the exception is.
+        free_after_failure()
+        tokens = failed_tokens // 2
+        options.log(
+            f"out of memory with {failed_tokens:,} tokens in a forward pass; continuing from the "
+            f"last checkpoint with up to {tokens:,} in one (the optimizer's steps stay the same)"
+        )
+        if join_processes().is_main_process:
+            write_pass_tokens(checkpoints, tokens)
+        join_processes().wait_for_everyone()
+        options = dataclasses.replace(options, resume=True)
+        retries += 1
+
+
+def _train_from_last_checkpoint(
+    recipe: Recipe,
+    backbone: ResolvedBackbone,
+    dataset: Dataset,
+    folder: FoldDir,
+    fold: int | str,
+    options: TrainingOptions,
+    attempts: Sequence[dict[str, Any]],
+    started: float,
+) -> dict[str, Any]:
+    """Train a fold to its end, and return its metrics.
+
+    Raises:
+        PassTooLargeError: memory ran out in a pass, in all processes together.
+    """
+    checkpoints = folder.path / CHECKPOINTS
     spec = recipe.train
     setup = prepare_fold(recipe, backbone, dataset, fold, options.log)
-    ranks = PartialState()
+    ranks = join_processes()
     with ranks.main_process_first():
         place_checkpoints(folder.path, options.scratch)
     args = training_arguments(spec, len(setup.train_rows), setup.compute, checkpoints)
+    rows = args.per_device_train_batch_size
+    sequences = setup.train_collator.lengths.shape[1]
+    setup.train_collator.max_tokens = _choose_pass_tokens(recipe, setup, rows, checkpoints)
     schedule = Schedule(make_optimizer(setup.model, spec), spec, args.max_steps)
     trainer = make_trainer(
         spec, setup, args, schedule, swap=recipe.predict.swap, on_progress=options.on_progress
@@ -139,8 +190,6 @@ def train_fold(
     if options.resume and last:
         options.log(f"resuming from step {checkpoint_step(last)}")
 
-    rows = args.per_device_train_batch_size
-    sequences = setup.train_collator.lengths.shape[1]
     with _explain_out_of_memory(recipe, rows, sequences), explain_full_disk(folder.path):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if spec.lora_rank:
@@ -169,6 +218,26 @@ def train_fold(
         _write_fold(folder, setup, logits, trainer.state.log_history, metrics)
     ranks.wait_for_everyone()
     return metrics
+
+
+def _choose_pass_tokens(recipe: Recipe, setup: FoldSetup, rows: int, checkpoints: Path) -> int:
+    """Return the most tokens of a pass, 0 for no limit, the same in all processes and resumes."""
+    ranks = join_processes()
+    tokens = None
+    if ranks.is_main_process:
+        tokens = read_pass_tokens(checkpoints)
+        if tokens is None:
+            lengths = setup.train_collator.lengths[setup.train_rows]
+            tokens = training_tokens(
+                setup.model.encoder,
+                recipe.train,
+                setup.compute,
+                rows,
+                lengths.shape[1],
+                int(lengths.max(initial=1)),
+            )
+            write_pass_tokens(checkpoints, tokens)
+    return broadcast_object_list([tokens])[0]
 
 
 def _validation_metrics(logits: np.ndarray, setup: FoldSetup) -> dict[str, Any]:
@@ -250,18 +319,24 @@ def _explain_out_of_memory(recipe: Recipe, rows: int, sequences: int) -> Generat
             raise
 
         row_tokens = sequences * recipe.encode.max_tokens
-        limit = recipe.train.micro_tokens or math.inf
-        tokens = max(row_tokens, min(limit, rows * row_tokens))
-        cures = []
-        if tokens > row_tokens:
-            cures.append(
-                f"--set train.micro_tokens={max(row_tokens, tokens // 2)} "
-                "(the same result in more, smaller passes)"
-            )
-        if not recipe.train.gradient_checkpointing:
-            cures.append("--set train.gradient_checkpointing=true")
-        cures.append("a smaller encode.max_tokens")
-        raise DeviceError(
-            f"out of memory with up to {tokens:,} tokens per forward pass",
-            f"Try {', then '.join(cures)}.",
-        ) from error
+        tokens = rows * row_tokens
+        if recipe.train.micro_tokens:
+            tokens = max(row_tokens, min(recipe.train.micro_tokens, tokens))
+        raise _memory_error(recipe, tokens, row_tokens) from error
+
+
+def _memory_error(recipe: Recipe, tokens: int, row_tokens: int) -> DeviceError:
+    """Return the error of a pass of so many tokens, with what to change in the recipe."""
+    cures = []
+    if tokens > row_tokens:
+        cures.append(
+            f"--set train.micro_tokens={max(row_tokens, tokens // 2)} "
+            "(the same result in more, smaller passes)"
+        )
+    if not recipe.train.gradient_checkpointing:
+        cures.append("--set train.gradient_checkpointing=true")
+    cures.append("a smaller encode.max_tokens")
+    return DeviceError(
+        f"out of memory with up to {tokens:,} tokens per forward pass",
+        f"Try {', then '.join(cures)}.",
+    )

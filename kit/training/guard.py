@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -13,6 +15,7 @@ from kit.errors import CollapseError
 from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.spec import TrainSpec
 from kit.training.callbacks import decide_together, register_state
+from kit.training.optim import Schedule
 
 
 class CollapseGuard(TrainerCallback):
@@ -97,8 +100,23 @@ class CollapseGuard(TrainerCallback):
             raise CollapseError(self.early_collapse, suggest_changes(self.spec))
 
 
+class PassTooLargeError(Exception):
+    """Memory ran out in a forward or backward pass of a training; all processes raise it together.
+
+    Attributes:
+        rows, tokens: of the pass, padding included; of the largest where several processes failed.
+    """
+
+    def __init__(self, rows: int, tokens: int):
+        super().__init__(f"out of memory in a pass of {rows} rows and {tokens:,} tokens")
+        self.rows = rows
+        self.tokens = tokens
+
+
 class GradientGuard(TrainerCallback, ExportableState):
     """Skip and count steps whose gradient is not finite; end a training that has only such steps.
+
+    The schedule stands still on a skipped step.
 
     In fp16 the loss scaler skips them itself and lowers its scale, from 65,536 on, until they pass.
     In bf16 and fp32 a single one would turn all weights into NaN for good. Under torchrun every
@@ -132,9 +150,13 @@ class GradientGuard(TrainerCallback, ExportableState):
         """Check the gradient, which is clipped by now."""
         model: torch.nn.Module = kwargs["model"]
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if math.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        is_finite = math.isfinite(torch.nn.utils.get_total_norm(gradients))
+        schedule: Schedule = kwargs["lr_scheduler"]
+        schedule.announce_step(taken=is_finite)
+        if is_finite:
             self.streak = 0
             return
+        self._raise_if_out_of_memory(getattr(model, "failed_pass", None))
 
         self.streak += 1
         self.skipped += 1
@@ -148,6 +170,17 @@ class GradientGuard(TrainerCallback, ExportableState):
         # the scaler still has to see the gradient.
         if not args.fp16:
             model.zero_grad(set_to_none=True)
+
+    @staticmethod
+    def _raise_if_out_of_memory(failed_pass: tuple[int, int] | None) -> None:
+        """Raise PassTooLargeError if the gradient is not finite because memory ran out somewhere.
+
+        A process whose pass does not fit sends NaN to the others, so that all of them come here.
+        """
+        if dist.is_initialized():
+            failures = [each for each in gather_object([failed_pass]) if each]
+            if failures:
+                raise PassTooLargeError(*max(failures, key=lambda failure: failure[1]))
 
 
 def prior_log_loss(targets: np.ndarray, labels: np.ndarray) -> float:

@@ -107,6 +107,11 @@ class Schedule(LRScheduler):
         self.scale = 1.0
         self.best = math.inf
         self.bad = 0
+
+        # `skipped` is the number of optimizer steps that were left out so far, and `standing` says
+        # that the current one is such a step.
+        self.skipped = 0
+        self.standing = False
         super().__init__(optim)
 
     @property
@@ -126,7 +131,8 @@ class Schedule(LRScheduler):
         if own_step < self.warmup:
             return (own_step + 1) / self.warmup
 
-        decay_steps = max(1, self.total - self.warmup_steps)
+        # Skipped steps are no progress, but the last step of the training still ends at 0.
+        decay_steps = max(1, self.total - self.skipped - self.warmup_steps)
         progress = max(0.0, min(1.0, (step - self.warmup_steps) / decay_steps))
         if self.kind == "linear":
             return 1 - progress
@@ -140,6 +146,20 @@ class Schedule(LRScheduler):
             base * self.curve(self.last_epoch, waits) * self.scale
             for base, waits in zip(self.base_lrs, self.waits, strict=True)
         ]
+
+    def announce_step(self, taken: bool) -> None:
+        """Say before an optimizer step whether it will be taken; on a skipped one nothing moves.
+
+        Whether Trainer calls `step` after a skipped step depends on the version of accelerate: with
+        fused optimizers it does not see that a step was skipped (its issue 4242).
+        """
+        self.standing = not taken
+        self.skipped += not taken
+
+    def step(self, epoch: int | None = None) -> None:
+        """Move on to the next step's rates, unless the optimizer step was skipped."""
+        if not self.standing:
+            super().step(epoch)
 
     def observe(self, loss: float) -> bool:
         """Take a validation loss, and reduce the rates on a plateau, from the next step on.

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from accelerate import PartialState
 from torch import nn
 
 from kit.data.dataset import Dataset
@@ -28,7 +27,7 @@ from kit.model import tiny
 from kit.model.backbones import Backbone, ResolvedBackbone, local_backbone
 from kit.model.checks import check_vocabulary, find_padding_reader
 from kit.model.collator import PAD_MULTIPLE, Collator
-from kit.model.device import Compute, choose_device, prepare_device
+from kit.model.device import Compute, choose_device, join_processes, prepare_device
 from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
@@ -83,7 +82,7 @@ def prepare_fold(
 
     # Refuse an unusable device before a model is downloaded for it.
     compute = choose_device(spec.precision)
-    ranks = PartialState(cpu=compute.device.type == "cpu")
+    ranks = join_processes()
     transformers.set_seed(spec.seed)
 
     # The first process downloads and fills the caches; the others find them full.

@@ -1,7 +1,6 @@
 """Train all folds of a run, within the time there is. Use `train_recipe`."""
 
 import dataclasses
-import gc
 import json
 import math
 import time
@@ -10,13 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError
 from kit.launcher import ignore_partial_launch
 from kit.model.backbones import ResolvedBackbone, resolve_backbone
+from kit.model.device import join_processes
+from kit.model.memory import free_after_failure
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run, make_origin, parse_folds
 from kit.storage.atomic import read_text_file, write_json
@@ -92,13 +90,13 @@ def train_recipe(
     backbone = resolve_backbone(recipe.backbone)
     check_trainable(recipe, backbone)
     _warn_about_ascii(backbone, dataset, say)
-    ranks = PartialState(cpu=not torch.cuda.is_available())
+    ranks = join_processes()
     rows_per_pass(recipe.train, ranks.num_processes)
 
     # A run that exists has passed the trial when it began.
     if not Run(runs / recipe.run_name).origin_path.exists():
         try_recipe(recipe, backbone, dataset, say)
-        _free_memory()
+        free_after_failure()
 
     with ranks.main_process_first():
         run = Run.create(runs, recipe, make_origin(dataset, backbone.digest))
@@ -119,7 +117,7 @@ def train_recipe(
         with hold_lock(run.path, folder.name) if ranks.is_main_process else nullcontext():
             _train_with_restarts(recipe, backbone, dataset, run, number, restarts, options)
         longest = max(longest, time.monotonic() - started)
-        _free_memory()
+        free_after_failure()
     return run.summarise(write=ranks.is_main_process)
 
 
@@ -170,7 +168,7 @@ def _train_with_restarts(
                 raise
             attempts = [*attempts, {**_rates(current), "why": error.problem}]
 
-        _free_memory()
+        free_after_failure()
         rates = _rates(attempt_recipe(recipe, len(attempts)))
         described = ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
@@ -192,7 +190,7 @@ def _discard_attempt(folder: FoldDir, attempts: list[dict[str, Any]]) -> None:
     The checkpoints are renamed before the record is written: a kill in between must not let the
     next attempt continue from them.
     """
-    ranks = PartialState()
+    ranks = join_processes()
     ranks.wait_for_everyone()
     if ranks.is_main_process:
         (folder.path / CHECKPOINTS).rename(folder.path / f"{DISCARDED}{len(attempts)}")
@@ -203,15 +201,9 @@ def _discard_attempt(folder: FoldDir, attempts: list[dict[str, Any]]) -> None:
 
 def _remove_discarded(folder: FoldDir) -> None:
     """Remove checkpoints of earlier attempts, also those that a killed process left behind."""
-    if PartialState().is_main_process:
+    if join_processes().is_main_process:
         for path in folder.path.glob(f"{DISCARDED}*"):
             remove_checkpoints(path)
-
-
-def _free_memory() -> None:
-    """Free the last model and optimizer: Trainer keeps them in a reference cycle."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def _warn_about_ascii(

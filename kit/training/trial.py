@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import PartialState
 from torch import nn
 from torch.nn import functional
 
@@ -20,7 +19,7 @@ from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.errors import BackboneError, KitError
 from kit.model.backbones import ResolvedBackbone
 from kit.model.checks import check_spelling, unusable_encoder
-from kit.model.device import choose_device, out_of_memory
+from kit.model.device import choose_device, join_processes, out_of_memory
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import Recipe
@@ -51,7 +50,7 @@ def try_recipe(
         DeviceError: the device cannot run this.
     """
     compute = choose_device(recipe.train.precision)
-    ranks = PartialState(cpu=compute.device.type == "cpu")
+    ranks = join_processes()
     transformers.set_seed(recipe.train.seed)
     with ranks.main_process_first():
         model, tokenizer = new_model(recipe, backbone, dataset)

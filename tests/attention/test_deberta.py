@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,38 @@ def test_the_backward_pass_needs_less_than_six_tenths_of_the_memory():
         kept.append(sum(seen.values()))
         assert result[0].shape == (2, length, 24)
     assert kept[0] < 0.6 * kept[1]
+
+
+def test_a_prediction_holds_the_states_of_one_layer_at_a_time():
+    """Transformers' own encoder holds those of all layers until it returns."""
+    most = []
+    for encoder in both(shrunk(num_hidden_layers=6)):
+        outputs: list[weakref.ref[Tensor]] = []
+        counts = []
+
+        def count(
+            _: nn.Module,
+            __: Any,
+            output: tuple[Tensor, Any],
+            outputs: list[weakref.ref[Tensor]] = outputs,
+            counts: list[int] = counts,
+        ) -> None:
+            outputs.append(weakref.ref(output[0]))
+            counts.append(sum(alive() is not None for alive in outputs))
+
+        for layer in encoder.encoder.layer:
+            layer.register_forward_hook(count)
+        with torch.inference_mode():
+            encoder(**batch([40, 33]))
+        most.append(max(counts))
+    assert most[0] <= 2
+    assert most[1] == 6
+
+
+def test_the_tables_of_all_usual_lengths_are_kept():
+    """A GPU waits for every table that is made, and a training meets hundreds of lengths."""
+    table_rows.cache_clear()
+    for _ in range(2):
+        for length in range(1, 769):
+            table_rows(length, 256, 512, 256, torch.device("cpu"))
+    assert table_rows.cache_info().misses == 768

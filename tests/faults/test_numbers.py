@@ -17,7 +17,7 @@ from sklearn import metrics as sklearn
 
 from kit.errors import DataError
 from kit.evaluation.metrics import EPS, log_loss
-from kit.model import inference
+from kit.model import memory
 from kit.predict import predict_split
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.load import load_recipe
@@ -56,7 +56,7 @@ def test_every_batch_size_predicts_the_same(
     trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
 ):
     expected = predict_split(trained, "test", data)
-    monkeypatch.setitem(inference.BATCH_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(memory.BATCH_TOKENS, "cpu", tokens)
     found = predict_split(trained, "test", data)
 
     assert found[ID].equals(expected[ID])

@@ -2,13 +2,24 @@
 
 import ctypes
 import sys
+from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
 
+import kit as kit_package
 from kit.errors import DeviceError
-from kit.model.device import AMX_WIDTH, Compute, check_kernels, choose_device, prepare_device
+from kit.model.device import (
+    AMX_WIDTH,
+    Compute,
+    check_kernels,
+    choose_device,
+    join_processes,
+    prepare_device,
+)
 
 KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -60,6 +71,7 @@ def pretend_gpus(
     # A T4 reports it, too, by emulation.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: number)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: KAGGLE)
@@ -121,6 +133,44 @@ def test_a_leftover_local_rank_chooses_no_gpu(monkeypatch: pytest.MonkeyPatch):
     pretend_gpus(monkeypatch, "a GPU", (8, 0))
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert choose_device().device == torch.device("cuda:0")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
+    pretend_gpus(monkeypatch, "Tesla T4", (7, 5), (7, 5))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DeviceError, match=r"process 3 .* torch sees 2") as caught:
+        choose_device()
+    assert "--nproc_per_node=2" in caught.value.hint
+
+
+def test_processes_wait_two_hours_for_one_another(monkeypatch: pytest.MonkeyPatch):
+    """The first one downloads and tokenises, which may take longer than torch's ten minutes."""
+    asked: list[timedelta] = []
+
+    def init(*_: object, timeout: timedelta, **__: object) -> None:
+        asked.append(timeout)
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    for name, value in zip(names, "0202", strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(torch.distributed, "init_process_group", init)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    PartialState._reset_state()
+    try:
+        join_processes()
+    finally:
+        PartialState._reset_state()
+    assert asked == [timedelta(hours=2)]
+
+
+def test_the_processes_are_joined_in_one_place_only():
+    """Whoever asks first decides the timeout, so nothing but `join_processes` may ask."""
+    kit = Path(kit_package.__file__).parent
+    files = [path for path in kit.rglob("*.py") if "PartialState(" in path.read_text()]
+    assert [path.name for path in files] == ["device.py"]
 
 
 def test_the_current_gpu_is_used_without_torchrun(monkeypatch: pytest.MonkeyPatch):

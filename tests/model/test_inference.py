@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from token_rows import PAD, swapped, token_rows
 
 from kit.data.tokenize import PairTokenizer, TokenizedRows
-from kit.model import inference
+from kit.model import inference, memory
 from kit.model.backbones import BACKBONES
 from kit.model.collator import cut_token_batches
 from kit.model.device import Compute
@@ -66,7 +66,7 @@ def test_predictions_are_in_the_order_of_the_rows(
 ):
     rows = np.array(order[:number])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "BATCH_TOKENS", {"cpu": tokens})
+        patch.setattr(memory, "BATCH_TOKENS", {"cpu": tokens})
         found = predict_logits(model, make_collator(model, ROWS, TOKENIZER), rows, CPU)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected[rows], rtol=1e-5, atol=1e-5)
@@ -152,7 +152,7 @@ def test_dropout_is_off_and_the_models_mode_is_restored(expected: np.ndarray):
 
 
 def test_progress_counts_to_the_number_of_rows(model: PairModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inference, "BATCH_TOKENS", {"cpu": 300})
+    monkeypatch.setattr(memory, "BATCH_TOKENS", {"cpu": 300})
     reports = []
     rows = np.arange(10)
     collator = make_collator(model, ROWS, TOKENIZER)
@@ -179,6 +179,47 @@ def test_half_precision_on_request_gives_nearly_the_same(model: PairModel, expec
     assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.1)
+
+
+def test_rows_that_overflow_in_half_precision_are_computed_again_in_float32(
+    model: PairModel, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    """Others keep what half precision gave; weights that are not finite are not tried again."""
+    pool, sizes = PairModel.pool, []
+
+    def overflowing(self: PairModel, pack: dict[str, torch.Tensor]) -> torch.Tensor:
+        vectors = pool(self, pack)
+        sizes.append(len(vectors))
+        if torch.is_autocast_enabled("cpu"):
+            # The longest sequences come first.
+            vectors[0] = float("inf")
+        return vectors
+
+    half = Compute(torch.device("cpu"), "bf16", "for this test")
+    collator, rows = make_collator(model, ROWS, TOKENIZER), np.arange(len(ROWS))
+    plain = predict_logits(model, collator, rows, half)
+    monkeypatch.setattr(PairModel, "pool", overflowing)
+    found = predict_logits(model, collator, rows, half)
+    longest = ROWS.lengths.max(1).argmax()
+    others = rows != longest
+    np.testing.assert_allclose(found[longest], expected[longest], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[others], plain[others])
+    assert sum(sizes) < 2 * len(ROWS) + 3
+
+    sizes.clear()
+    broken = pair()
+    broken.head.out.bias.data[0] = float("nan")
+    assert not np.isfinite(predict_logits(broken, collator, rows, half)).all(1).any()
+    assert sum(sizes) <= 2 * len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "device", "expected"),
+    [(384, "cuda", 1024), (768, "cuda", 256), (1024, "cuda", 256), (1024, "cpu", 64)],
+)
+def test_another_pack_costs_a_wide_encoder_less_on_a_gpu(hidden: int, device: str, expected: int):
+    encoder = SimpleNamespace(config=SimpleNamespace(hidden_size=hidden))
+    assert inference._pack_overhead(SimpleNamespace(encoder=encoder), device) == expected
 
 
 def test_in_half_precision_rotary_positions_keep_their_angles():

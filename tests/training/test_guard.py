@@ -24,7 +24,7 @@ from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
 from kit.training.callbacks import TrainingProgress
 from kit.training.guard import CollapseGuard, GradientGuard, suggest_changes
-from kit.training.optim import make_optimizer
+from kit.training.optim import Schedule, make_optimizer
 from kit.training.train import attempt_recipe, train_recipe
 
 # Log loss of the class shares.
@@ -146,14 +146,21 @@ def test_nearly_constant_predictions_cannot_gain_the_margin(seed: int, share: fl
 
 
 def check_gradient(
-    guard: GradientGuard, layer: nn.Module, gradient: float, fp16: bool = False
+    guard: GradientGuard,
+    layer: nn.Module,
+    gradient: float,
+    fp16: bool = False,
+    schedule: Schedule | None = None,
 ) -> None:
     """Show the guard a gradient before an optimizer step."""
     for parameter in layer.parameters():
         parameter.grad = torch.full_like(parameter, gradient)
     args = TrainingArguments(use_cpu=True)
     args.fp16 = fp16
-    guard.on_pre_optimizer_step(args, TrainerState(), TrainerControl(), model=layer)
+    schedule = schedule or Schedule(make_optimizer(layer, TrainSpec()), TrainSpec(), 100)
+    guard.on_pre_optimizer_step(
+        args, TrainerState(), TrainerControl(), model=layer, lr_scheduler=schedule
+    )
 
 
 def test_a_step_whose_gradient_is_not_finite_leaves_weights_and_moments_alone():
@@ -176,6 +183,30 @@ def test_a_step_whose_gradient_is_not_finite_leaves_weights_and_moments_alone():
 
     check_gradient(guard, layer, 0.5)
     assert (guard.skipped, guard.streak) == (2, 0)
+
+
+@pytest.mark.parametrize("accelerate_sees_it", [False, True])
+def test_the_schedule_stands_still_on_a_skipped_step_and_still_ends_at_zero(
+    accelerate_sees_it: bool,
+):
+    """Only an accelerate that sees the skipped step keeps Trainer from moving the schedule."""
+    layer, guard = nn.Linear(3, 2), GradientGuard(1e-3)
+    optim = make_optimizer(layer, TrainSpec(head_lr=1.0))
+    schedule = Schedule(optim, TrainSpec(warmup=0.2), 20)
+    rates = []
+    for number in range(20):
+        skipped = number in (0, 1, 7, 12)
+        check_gradient(guard, layer, float("inf") if skipped else 0.5, fp16=True, schedule=schedule)
+        rates.append(optim.param_groups[0]["lr"])
+        if not skipped:
+            optim.step()
+        if not (skipped and accelerate_sees_it):
+            schedule.step()
+    assert rates[:7] == [0.25, 0.25, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[7] == rates[8]
+    assert rates[12] == rates[13]
+    assert 0 < rates[19] < rates[18]
+    assert optim.param_groups[0]["lr"] == 0
 
 
 @pytest.mark.parametrize(("fp16", "limit"), [(False, 5), (True, 40)])
