@@ -15,6 +15,7 @@ from kit import doctor
 from kit.cli.main import main
 from kit.errors import DeviceError
 from kit.model import device
+from kit.storage.memory import Memory, read_memory
 
 ROOT = Path(__file__).parent.parent
 
@@ -178,11 +179,11 @@ class TestMemory:
             (root / "sys/fs/cgroup/memory.max").write_text(limit + "\n")
             (root / "sys/fs/cgroup/memory.current").write_text(used + "\n")
 
-        memory = doctor.read_memory(root)
+        memory = read_memory(root)
         assert (memory.total, memory.free) == expected
 
     def test_without_proc_posix_gives_the_total(self, tmp_path: Path):
-        memory = doctor.read_memory(tmp_path)
+        memory = read_memory(tmp_path)
         assert memory.total > 2**28
         assert memory.free is None
 
@@ -192,11 +193,11 @@ class TestMemory:
     def test_too_little_memory_is_broken(
         self, free: int, state: str, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(doctor, "read_memory", lambda: doctor.Memory(10**10, free))
+        monkeypatch.setattr(doctor, "read_memory", lambda: Memory(10**10, free))
         assert finding("memory")["state"] == state
 
     def test_unknown_memory_is_not_a_failure(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(doctor, "read_memory", lambda: doctor.Memory(None, None))
+        monkeypatch.setattr(doctor, "read_memory", lambda: Memory(None, None))
         assert finding("memory")["state"] == "note"
 
 

@@ -217,12 +217,13 @@ def _pooled_vectors(
                 raise
             fits = False
         if not fits:
+            failed_tokens = pack["input_ids"].numel()
             del pack
             free_after_failure()
 
             # Halve the pass that failed, which may be smaller than allowed. The model remembers
             # the size for its next windows and evaluations.
-            tokens = min(tokens, len(batch) * int(lengths[batch[0]])) // 2
+            tokens = min(tokens, failed_tokens) // 2
             model.fitting_tokens = tokens
             left = np.concatenate([batch, *pending])
             cuts = cut_token_batches(lengths[left], tokens, collator.one_length)

@@ -1,6 +1,7 @@
 """Configure transformers' Trainer with kit's sampler, loss and evaluation. Use `make_trainer`."""
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -113,6 +114,9 @@ class PairTrainer(Trainer):
         if handler is not None:
             for name, value in ddp_settings(model, self.compute.precision).items():
                 setattr(handler, name, value)
+
+            # torch 2.13 has another name for it, which accelerate and torch 2.10 do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return wrapped
 
     def _get_train_sampler(

@@ -27,16 +27,19 @@ STEPS = (*QUICK, "train.max_steps=6", "train.evals_per_epoch=4", "model.head_dro
 
 def limit_passes(patch: pytest.MonkeyPatch, max_tokens: int, from_pass: int = 0) -> list[int]:
     """Let training passes of more tokens run out of memory, and return the tokens of all passes."""
-    forward, seen = PairModel.forward, []
+    # Only training calls it; predictions pool pack by pack.
+    encode, seen = PairModel.encode, []
 
-    def limited(self: PairModel, packs: list[dict[str, torch.Tensor]], *rest: Any, **named: Any):
+    def limited(
+        self: PairModel, packs: list[dict[str, torch.Tensor]], order: torch.Tensor
+    ) -> torch.Tensor:
         tokens = sum(pack["input_ids"].numel() for pack in packs)
         seen.append(tokens)
         if tokens > max_tokens and len(seen) > from_pass:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return forward(self, packs, *rest, **named)
+        return encode(self, packs, order)
 
-    patch.setattr(PairModel, "forward", limited)
+    patch.setattr(PairModel, "encode", limited)
     return seen
 
 
@@ -198,16 +201,16 @@ from kit.recipe.load import load_recipe
 from kit.training.train import train_recipe
 
 backbone, data, runs, limit, steps = sys.argv[1:]
-forward, passes = PairModel.forward, []
+encode, passes = PairModel.encode, []
 
-def limited(self, packs, *rest, **named):
+def limited(self, packs, order):
     tokens = sum(pack["input_ids"].numel() for pack in packs)
     passes.append(tokens)
     if os.environ["RANK"] == "1" and tokens > int(limit) and len(passes) > 4:
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    return forward(self, packs, *rest, **named)
+    return encode(self, packs, order)
 
-PairModel.forward = limited
+PairModel.encode = limited
 said = []
 recipe = load_recipe("tiny-roberta", json.loads(steps), backbone=backbone)
 result = train_recipe(recipe, Path(data), Path(runs), say=said.append)
