@@ -26,21 +26,7 @@ from kit.recipe.load import load_recipe, shipped_recipes
 REAL = [name for name in shipped_recipes() if name != "default" and "tiny" not in name]
 
 # Recipes that need more than a T4 has, with the counted GiB.
-TOO_LARGE: dict[tuple[str, str], str] = {
-    ("deberta-large", "evaluation"): "15.7 GiB: the encoder keeps every layer's states",
-    ("reward-deberta", "evaluation"): "15.5 GiB: the encoder keeps every layer's states",
-}
-CASES = [
-    pytest.param(
-        name,
-        phase,
-        marks=[pytest.mark.xfail(strict=True, reason=TOO_LARGE[name, phase])]
-        if (name, phase) in TOO_LARGE
-        else [],
-    )
-    for name in REAL
-    for phase in ("training", "evaluation")
-]
+CASES = [(name, phase) for name in REAL for phase in ("training", "evaluation")]
 
 
 @lru_cache

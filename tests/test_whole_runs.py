@@ -58,7 +58,7 @@ READERS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "load": lambda run, data, out: kit.load(run),
     "oof": lambda run, data, out: Run.open(run).oof,
     "train": lambda run, data, out: train_recipe(Run.open(run).recipe, data, run.parent, "all"),
-    "ensemble": lambda run, data, out: kit.ensemble([run, run / "test.csv"]),
+    "ensemble": lambda run, data, out: kit.ensemble([run]),
     "fit": lambda run, data, out: kit.ensemble(fit=[run], truth=data / "train.parquet"),
     "calibrate": lambda run, data, out: kit.calibrate(run / "oof.csv", data / "train.parquet"),
     "report": lambda run, data, out: gather_inputs([run], data),

@@ -20,6 +20,7 @@ from kit.attention.families import find_family
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import WEIGHTS
+from kit.storage.atomic import read_text_file
 from kit.storage.contents import describe_impostor, read_tensor_table
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if files and files[0].suffix == ".json":
         # An index that cannot be read is one of the files that are looked at next.
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            index = json.loads(files[0].read_text(encoding="utf-8"))
+            index = json.loads(read_text_file(files[0]))
             files += [folder / str(shard) for shard in sorted({*index["weight_map"].values()})]
     return files
 

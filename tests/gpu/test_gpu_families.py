@@ -99,7 +99,7 @@ def make_model(family: str, case: dict[str, bool]) -> PairModel:
         head_hidden=8,
         head_dropout=0.0,
         features=case["features"],
-        reward=case["reward"] and FAMILIES.get(config["model_type"]) is not None,
+        reward=case["reward"] and FAMILIES[config["model_type"]].reward is not None,
     )
     model = PairModel(encoder, config, spec)
     if case["lora"]:

@@ -133,11 +133,6 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="fused AdamW hides a skipped step from accelerate: the schedule moves on",
-)
 def test_the_schedule_waits_while_steps_are_skipped(
     few_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -213,29 +208,16 @@ def test_prediction_goes_on_in_smaller_passes(monkeypatch: pytest.MonkeyPatch):
     assert left
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the budget is halved, not the pass that failed"
-)
 def test_the_pass_that_failed_is_halved(monkeypatch: pytest.MonkeyPatch):
     gpu, _ = predict_within(0.6, monkeypatch)
     assert gpu.first_failures == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the next prediction begins with the full budget again",
-)
 def test_what_fits_is_remembered(monkeypatch: pytest.MonkeyPatch):
     gpu, _ = predict_within(0.6, monkeypatch)
     assert gpu.failures == gpu.first_failures
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="empty_cache runs while the traceback holds the activations",
-)
 def test_memory_is_free_when_the_cache_is_emptied(monkeypatch: pytest.MonkeyPatch):
     _, left = predict_within(0.6, monkeypatch)
     assert max(left) < 0.1
@@ -246,19 +228,7 @@ def test_a_sequence_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatc
         predict_within(0.01, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tiny-electra",
-        "tiny-roberta",
-        pytest.param(
-            "tiny-deberta",
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="the encoder keeps every layer's states"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", ["tiny-electra", "tiny-roberta", "tiny-deberta"])
 def test_prediction_needs_no_more_memory_for_more_layers(name: str):
     activations = []
     for layers in (2, 6):
@@ -272,11 +242,6 @@ def test_prediction_needs_no_more_memory_for_more_layers(name: str):
     assert activations[1] == pytest.approx(activations[0], rel=0.02)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="an overflow in float16 is not computed again in float32",
-)
 def test_rows_that_overflow_in_half_precision_are_predicted_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -337,7 +302,6 @@ def training_memory(few_rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return 16 * result["parts"]["holdout"]["parameters"], gpu.peak
 
 
-@pytest.mark.xfail(strict=True, raises=DeviceError, reason="out of memory ends a training")
 def test_training_goes_on_in_smaller_passes(
     few_rows: Path, tmp_path: Path, training_memory: tuple[int, int]
 ):

@@ -221,9 +221,13 @@ def test_training_takes_a_mounted_backbone_without_a_network(
     mount(root, f"competitions/{COMPETITION}", raw)
     folder = root / "input/models/me/enc/transformers/small/1"
     build_encoder(BACKBONES["electra-small"].config, fast_attention=False).save_pretrained(folder)
-    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a"])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = [chr(code) for code in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    size = BACKBONES["electra-small"].config["vocab_size"]
+    words += [f"[unused{number}]" for number in range(size - len(words))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
     special |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)

@@ -137,7 +137,9 @@ def test_a_leftover_local_rank_chooses_no_gpu(monkeypatch: pytest.MonkeyPatch):
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
     pretend_gpus(monkeypatch, "Tesla T4", (7, 5), (7, 5))
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    launch = {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}
+    for name, value in {**launch, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(DeviceError, match=r"process 3 .* torch sees 2") as caught:
         choose_device()
     assert "--nproc_per_node=2" in caught.value.hint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from quick_recipe import QUICK
-from test_resume import weights
+from trained_weights import weights
 
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe

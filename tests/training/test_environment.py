@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from quick_recipe import QUICK
-from test_resume import weights
+from trained_weights import weights
 
 from kit.recipe.load import load_recipe
 from kit.training.train import train_recipe

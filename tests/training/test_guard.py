@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -329,11 +330,11 @@ def test_the_option_restart_takes_a_number_or_none(
 ):
     received: dict[str, Any] = {}
 
-    def record_options(*_: Any, **options: Any) -> dict[str, Any]:
+    def record_options(*_: Any, **options: Any) -> SimpleNamespace:
         received.update(options)
-        return {"run": "runs/x", "parts": {}}
+        return SimpleNamespace(path=Path("runs/x"), metrics={"run": "runs/x", "parts": {}})
 
-    monkeypatch.setattr("kit.training.train.train_recipe", record_options)
+    monkeypatch.setattr("kit.api.train", record_options)
     command = ["train", "--backbone", "tiny-electra", *arguments, "--resume", "--no-guard"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
