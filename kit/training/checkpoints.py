@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback
 
 from kit.errors import KitError, RunError
 from kit.recipe.spec import TrainSpec
-from kit.storage.atomic import disk_is_full, write_json
+from kit.storage.atomic import disk_is_full, read_text_file, write_json
 from kit.storage.contents import missing_bytes
 from kit.training import ema
 
@@ -142,7 +142,7 @@ def _checkpoint_problem(folder: Path, files: Sequence[str]) -> str:
 
 def _read_state(folder: Path) -> dict[str, Any]:
     """Return what Trainer wrote of itself; raise OSError or ValueError if it cannot be read."""
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    state = json.loads(read_text_file(folder / STATE))
     if not isinstance(state, dict):
         raise ValueError("not a JSON object")
     return state
@@ -177,7 +177,7 @@ def _weight_files(spec: TrainSpec) -> list[str]:
 def read_pass_tokens(checkpoints: Path) -> int | None:
     """Return the most tokens of this training's passes, 0 for no limit; None if it never began."""
     try:
-        return int(json.loads((checkpoints / PASSES).read_text(encoding="utf-8"))["tokens"])
+        return int(json.loads(read_text_file(checkpoints / PASSES))["tokens"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

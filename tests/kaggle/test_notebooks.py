@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from kit.kaggle.notebook import build_notebook
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
-from kit.task import COMPETITION, TEST_COLUMNS
+from kit.task import COMPETITION, TEST_COLUMNS, TRAIN_FILE
 
 RUNNER = """
 import json, sys
@@ -222,7 +223,10 @@ def test_training_takes_a_mounted_backbone_without_a_network(
     folder = root / "input/models/me/enc/transformers/small/1"
     build_encoder(BACKBONES["electra-small"].config, fast_attention=False).save_pretrained(folder)
     letters = [chr(code) for code in range(33, 127)]
+    text = (raw / TRAIN_FILE).read_text(encoding="utf-8")
+    common = sorted({word for word in re.findall("[A-Za-z]+", text) if len(word) > 1})[:25_000]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    words += common
     size = BACKBONES["electra-small"].config["vocab_size"]
     words += [f"[unused{number}]" for number in range(size - len(words))]
     vocabulary = {word: number for number, word in enumerate(words)}

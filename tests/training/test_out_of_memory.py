@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,8 @@ def test_a_training_does_not_try_forever(
     seen = limit_passes(monkeypatch, 0)
     with pytest.raises(DeviceError, match="out of memory with up to"):
         train_recipe(recipe, data, tmp_path)
-    assert len(seen) <= 4
+    # One pass is that of the trial before the run, the others are of the training.
+    assert len(seen) <= 5
 
 
 def test_a_resumed_training_takes_the_passes_it_began_with(tmp_path: Path):
@@ -185,7 +187,8 @@ def test_gradients_exchanged_in_half_precision_are_the_same_and_show_an_overflow
     script.write_text(TWO_PROCESSES)
     done = launch(script)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    # Two processes write to one stream, perhaps within a line.
+    lines = [json.loads(line) for line in re.findall(r"\[[^]]*\]", done.stdout)]
     assert len(lines) == 2
     for difference, finite in lines:
         assert difference < 1e-3
