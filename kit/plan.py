@@ -100,8 +100,8 @@ MOMENT_BYTES = 8
 GRADIENT_BYTES = 4
 BUCKET_BYTES = 4
 
-# Whether gradients are views of DDP's copies (`gradient_as_bucket_view`), and need no memory then.
-BUCKET_VIEWS = False
+# Bytes of a gradient on its way to the other GPU, which a T4's training sends in fp16.
+EXCHANGE_BYTES = 2
 
 # Copies of the layers' matrices that an adversarial perturbation holds: gradient, move, result.
 AWP_COPIES = 3
@@ -226,7 +226,9 @@ def estimate_memory(recipe: Recipe, gpus: int = 2, gpu: GPUModel = T4) -> Memory
 
         # Between the passes of one step all gradients are there, so a new one is added to it.
         accumulates = spec.batch_size > rows * gpus or spec.micro_tokens > 0
-        has_views = gpus > 1 and BUCKET_VIEWS
+
+        # With several GPUs gradients are views of DDP's copies, and need no memory of their own.
+        has_views = gpus > 1
         if accumulates or has_views:
             _discard_gradients(model)
         count.restart()
@@ -318,7 +320,7 @@ def estimate_hours(
     exchange = 0.0
     if gpus > 1:
         exposed = embedding + EXPOSED_SHARE * (trained - embedding)
-        exchange = GRADIENT_BYTES * exposed / gpu.link
+        exchange = EXCHANGE_BYTES * exposed / gpu.link
 
     train_rows = rows * (folds - 1) / folds
     seen = spec.epochs * train_rows
