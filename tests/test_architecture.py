@@ -18,7 +18,7 @@ ROOMS = (
     ("recipe", "attention"),
     ("predictions",),
     ("data", "sample", "evaluation"),
-    ("model", "run"),
+    ("model", "meta_gpu", "run"),
     ("predict", "training", "baselines", "ensembling"),
     ("plan",),
     ("reporting", "kaggle"),
@@ -34,7 +34,7 @@ LEVELS["__init__"] = len(ROOMS)
 
 # The rooms that may import a package.
 ALLOWED_ROOMS = {
-    "torch": {"attention", "model", "plan", "predict", "training"},
+    "torch": {"attention", "meta_gpu", "model", "plan", "predict", "training"},
     "transformers": {"attention", "model", "training"},
     "accelerate": {"model", "predict", "training"},
     "peft": {"training"},

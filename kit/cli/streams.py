@@ -52,7 +52,7 @@ class LastingFile(io.RawIOBase):
 def make_streams_lasting() -> None:
     """Replace standard output and error by streams that never raise.
 
-    Streams that somebody else has put in their place, such as a test or a notebook, stay.
+    A test or a notebook may have set its own streams; those stay.
     """
     # A closed descriptor would go to the next file that is opened, and a library that prints would
     # write into that file.

@@ -168,7 +168,7 @@ def read_run_models(
             valid = run.fold(HOLDOUT).predictions_path
         files = [file for file in (valid, run.test_path) if file.is_file()]
 
-        # Runs of one name, say from two machines, are told apart by their parent folders.
+        # Two runs of one name, as from two machines, are shown with their parent folders.
         name = run.name
         if counts[name] > 1:
             name = f"{run.path.resolve().parent.name}/{name}"

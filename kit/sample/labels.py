@@ -16,7 +16,7 @@ LENGTH = 2.2
 # Davidson's nu: two equal answers tie with probability nu / (2 + nu).
 TIES = 1.3
 
-# Written to sample.json, so that somebody who has only the files can check the labels.
+# Written to sample.json, so that the labels can be checked without this code.
 RULE = f"""\
 quality(x) = (good - bad) / (good + bad + neutral), counting the phrases of kit/sample/text.py in \
 all its turns;

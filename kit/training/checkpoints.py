@@ -41,7 +41,7 @@ def place_checkpoints(fold: Path, scratch: Path | None) -> Path:
     """Return the folder of a fold's checkpoints, and link it to `scratch` if that is given.
 
     The fold's folder then has a link, so that a later process finds the checkpoints whether or not
-    it is told of `scratch`. Checkpoints that are there already stay where they are.
+    it is given `scratch`. Existing checkpoints are not moved.
     """
     checkpoints = fold / CHECKPOINTS
     if checkpoints.is_symlink() and not checkpoints.exists():
