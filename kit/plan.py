@@ -23,15 +23,14 @@ from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.meta_gpu import LAUNCH_SECONDS, META, T4, Counter, GPUModel, autocast_to_float16, count_on
+from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import resolve_backbone
-from kit.model.encoder import build_encoder
+from kit.model.encoder import build_encoder, layer_index
 from kit.model.inference import make_collator
 from kit.model.memory import BATCH_TOKENS
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import Recipe
 from kit.training.arguments import rows_per_pass
-from kit.training.lora import add_adapters
-from kit.training.optim import layer_index
 from kit.training.sampler import LengthBuckets
 
 GIB = 2**30
@@ -308,7 +307,7 @@ def _meta_model(recipe: Recipe) -> PairModel:
             _enable_checkpointing(encoder)
         model = PairModel(encoder, config, spec)
         if recipe.train.lora_rank:
-            add_adapters(model.encoder, recipe.train)
+            add_adapters(model.encoder, AdapterSpec.of_recipe(recipe.train))
     return model
 
 

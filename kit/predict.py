@@ -20,7 +20,14 @@ from kit.data.preprocess import prepare_input
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
 from kit.launcher import ignore_partial_launch
-from kit.model.device import Compute, choose_device, join_processes, prepare_device
+from kit.model.device import (
+    AMX_WIDTH,
+    Compute,
+    base_dtype,
+    choose_device,
+    join_processes,
+    prepare_device,
+)
 from kit.model.inference import logits_to_probabilities, make_collator, predict_logits
 from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions
@@ -157,7 +164,9 @@ class RunPredictor:
             return self._loaded[fold.path]
 
         fold.check_files()
-        model, tokenizer = PairModel.from_pretrained(fold.path)
+        # The frozen base of a judge is loaded in the precision that will be computed in.
+        half = base_dtype(choose_device(self._precision, AMX_WIDTH))
+        model, tokenizer = PairModel.from_pretrained(fold.path, half)
         compute = choose_device(self._precision, model.bf16_width)
         prepare_device(compute)
         model.to(compute.device)

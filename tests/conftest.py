@@ -13,6 +13,7 @@ from quick_recipe import QUICK
 
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.preprocess import preprocess_files
+from kit.data.tokenize import PairTokenizer
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.sample.generate import write_sample
@@ -85,3 +86,30 @@ def fixed_backbone(processed: Dataset, tmp_path_factory: pytest.TempPathFactory)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((source / name).read_bytes())
     return folder
+
+
+@pytest.fixture(scope="session")
+def judge_base(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny decoder with fixed weights."""
+    import torch
+
+    from kit.model.backbones import BACKBONES
+    from kit.model.encoder import build_encoder
+    from kit.training.setup import tiny_folder
+
+    folder = tmp_path_factory.mktemp("decoders") / "tiny-base"
+    source = tiny_folder(BACKBONES["tiny-qwen"], processed)
+    torch.manual_seed(0)
+    build_encoder(BACKBONES["tiny-qwen"].config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder
+
+
+@pytest.fixture
+def tiny_judge(judge_base: Path) -> PairTokenizer:
+    """Return the tokenizer of the tiny decoder, with the plain frame."""
+    from kit.model.backbones import local_backbone
+    from kit.model.encoder import load_tokenizer
+
+    return load_tokenizer(local_backbone(judge_base), "plain")

@@ -14,8 +14,8 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 # A room is a folder or a file of kit. Each may import itself and the rooms of the lines above it.
 ROOMS = (
     ("task", "errors", "launcher"),
-    ("storage",),
-    ("recipe", "attention"),
+    ("storage", "attention"),
+    ("recipe",),
     ("predictions",),
     ("data", "sample", "evaluation"),
     ("model", "meta_gpu", "run"),
@@ -37,7 +37,7 @@ ALLOWED_ROOMS = {
     "torch": {"attention", "meta_gpu", "model", "plan", "predict", "training"},
     "transformers": {"attention", "model", "training"},
     "accelerate": {"model", "predict", "training"},
-    "peft": {"training"},
+    "peft": {"model"},
     # Importing kaggle logs in, prints and may exit. kagglesdk sends the same requests without that.
     "kaggle": set(),
     "kagglesdk": {"kaggle"},

@@ -1,4 +1,4 @@
-"""List what kit knows of each family of encoders, by transformers' `model_type`. Use `find_family`.
+"""List what kit knows of each family of models, by transformers' `model_type`. Use `find_family`.
 
 A family without an entry works too: it is tried whether it keeps to the attention mask (see
 `model.checks`), its positions are counted from 0, and it has neither a reward head nor a toy
@@ -6,8 +6,9 @@ tokenizer. The number of a parameter's layer is found in the same way for all
 (`training.optim.layer_of`).
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class RewardLayers:
 
 @dataclass(frozen=True)
 class Family:
-    """One family of encoders.
+    """One family of encoders or decoders.
 
     Attributes:
+        causal: its models are decoders, in which a token sees only those before it.
         masks_padding: padding is known not to change the states of the tokens next to it.
         positions_after_padding: positions are numbered from the padding id + 1 instead of 0.
         relative_positions: positions are relative, unless the configuration sets
@@ -40,6 +42,7 @@ class Family:
         toy_tokenizer: kind of tokenizer that its toy backbone is trained with.
     """
 
+    causal: bool = False
     masks_padding: bool = False
     positions_after_padding: bool = False
     relative_positions: bool = False
@@ -50,6 +53,9 @@ class Family:
 
 _DEBERTA_REWARD = RewardLayers("pooler.dense", "pooler_hidden_act", "classifier")
 _ROBERTA_REWARD = RewardLayers("classifier.dense", "tanh", "classifier.out_proj")
+
+_DECODER = Family(causal=True, masks_padding=True, forwards_lengths=True)
+_TOY_DECODER = dataclasses.replace(_DECODER, toy_tokenizer="byte-level")
 
 FAMILIES: dict[str, Family] = {
     "albert": Family(masks_padding=True),
@@ -71,11 +77,18 @@ FAMILIES: dict[str, Family] = {
         reward=RewardLayers("classifier.dense", "gelu", "classifier.out_proj"),
         toy_tokenizer="wordpiece",
     ),
+    "gemma2": _DECODER,
+    "gemma3_text": _DECODER,
     "ibert": Family(masks_padding=True, positions_after_padding=True),
+    "llama": _TOY_DECODER,
     "longformer": Family(masks_padding=True, positions_after_padding=True),
     "luke": Family(masks_padding=True, positions_after_padding=True),
+    "mistral": _DECODER,
     "modernbert": Family(masks_padding=True),
     "mpnet": Family(masks_padding=True, positions_after_padding=True),
+    "phi3": _DECODER,
+    "qwen2": _TOY_DECODER,
+    "qwen3": _DECODER,
     "roberta": Family(
         masks_padding=True,
         positions_after_padding=True,
@@ -98,3 +111,10 @@ FAMILIES: dict[str, Family] = {
 def find_family(model_type: str) -> Family:
     """Return what is known of a family; the defaults for one without an entry."""
     return FAMILIES.get(model_type, Family())
+
+
+def is_language_model(config: dict[str, Any]) -> bool:
+    """Return whether a configuration is of a decoder, of a known family or by its own word."""
+    names = config.get("architectures") or []
+    causal = any(name.endswith("ForCausalLM") for name in names)
+    return find_family(config["model_type"]).causal or causal

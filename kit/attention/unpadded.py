@@ -1,4 +1,4 @@
-"""Run a batch without padding on a CPU. Use `supports_unpadded` and `run_unpadded`.
+"""Run a batch without padding on a CPU. Use `supports_unpadded`, `run_unpadded`, `pad_states`.
 
 The sequences are end to end in one row, and only attention keeps them apart. All that works on a
 token alone (projections, feed-forward layers, norms, dropout, embeddings) then sees real tokens
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from kit.attention import sdpa
+from kit.attention import causal, sdpa
 from kit.attention.deberta import key_mask_encoder
 from kit.attention.families import find_family
 from kit.errors import BackboneError
@@ -28,15 +28,18 @@ def supports_unpadded(encoder: PreTrainedModel) -> bool:
     inner = key_mask_encoder(encoder)
     if inner is not None:
         return inner.conv is None and not config.output_attentions
+    family = find_family(config.model_type)
+    if family.causal:
+        return family.forwards_lengths and config._attn_implementation == causal.CAUSAL_NAME
     return (
-        find_family(config.model_type).forwards_lengths
+        family.forwards_lengths
         and config._attn_implementation == sdpa.ATTENTION_NAME
-        and not config.is_decoder
+        and not getattr(config, "is_decoder", False)
     )
 
 
-def run_unpadded(encoder: PreTrainedModel, pack: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the states of n sequences, padded (n, T, H), and which of them are real (n, T).
+def run_unpadded(encoder: PreTrainedModel, pack: dict[str, Tensor]) -> Tensor:
+    """Return the states of all N tokens of n sequences, one after another: (N, H).
 
     Args:
         pack: input_ids and the like (1, N), and `lengths` (n,).
@@ -49,7 +52,9 @@ def run_unpadded(encoder: PreTrainedModel, pack: dict[str, Tensor]) -> tuple[Ten
     inputs: dict[str, Any] = {name: value for name, value in pack.items() if name != "lengths"}
 
     # Some encoders have a buffer of zeros for this, shorter than a whole batch in one row.
-    inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
+    family = find_family(encoder.config.model_type)
+    if not family.causal:
+        inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
 
     tokens = torch.arange(inputs["input_ids"].shape[1])
     positions = (tokens - starts.repeat_interleave(lengths))[None]
@@ -59,9 +64,8 @@ def run_unpadded(encoder: PreTrainedModel, pack: dict[str, Tensor]) -> tuple[Ten
         with inner.unpadded(sequences):
             states = encoder(**inputs, position_ids=positions).last_hidden_state
     else:
-        config = encoder.config
-        if find_family(config.model_type).positions_after_padding:
-            positions = positions + config.pad_token_id + 1
+        if family.positions_after_padding:
+            positions = positions + encoder.config.pad_token_id + 1
         inputs |= {"attention_mask": None, "position_ids": positions}
         states = encoder(**inputs, sequences=sequences).last_hidden_state
     if not sequences.arrived:
@@ -71,9 +75,19 @@ def run_unpadded(encoder: PreTrainedModel, pack: dict[str, Tensor]) -> tuple[Ten
             "Set model.fast_attention=false, or install another version of transformers.",
         )
 
+    return states[0]
+
+
+def pad_states(states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return unpadded states (N, H) padded, (n, T, H), and which of them are real, (n, T).
+
+    Args:
+        lengths: of the sequences (n,).
+    """
+    starts = lengths.cumsum(0) - lengths
     columns = torch.arange(int(lengths.max()))
     real = columns < lengths[:, None]
     places = torch.where(real, starts[:, None] + columns, 0)
 
     # Of torch's gathers this one has the fastest gradient on a CPU.
-    return functional.embedding(places, states[0]), real
+    return functional.embedding(places, states), real

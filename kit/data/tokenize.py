@@ -7,14 +7,17 @@ import array
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from kit.data.truncation import LAYOUTS
+from kit.data.frame import Frame, judge_sequences
+from kit.data.truncation import LAYOUTS, TruncatedSequence, Turns
 from kit.errors import DataError
 from kit.recipe.spec import EncodeSpec, Shape
 from kit.storage.atomic import atomic_files, atomic_folder, save_array
@@ -32,12 +35,16 @@ DELETE_HINT = "Delete the folder (it is only a cache) and run the command again.
 
 @dataclass(frozen=True)
 class PairTokenizer:
-    """A fast transformers tokenizer and the ids of the tokens that frame a sequence."""
+    """A fast transformers tokenizer and the ids of the tokens that frame a sequence.
+
+    An encoder's has `cls` and `sep`; a decoder's, for the shape "judge", has a `frame` instead.
+    """
 
     pretrained: Any
-    cls: int
-    sep: int
+    cls: int | None
+    sep: int | None
     pad: int
+    frame: Frame | None = None
 
     @property
     def backend(self) -> Any:
@@ -53,7 +60,24 @@ class PairTokenizer:
     def digest(self) -> str:
         """Return a hash of everything that decides the tokens of a text."""
         content = f"{self.backend.to_str()}|{self.cls}|{self.sep}|{self.pad}"
+        if self.frame:
+            content += self.frame.digest
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def frame_tokens(self) -> list[int]:
+        """Return the tokens that are in every sequence of a judge; none for an encoder."""
+        frame = self.frame
+        return [token for part in frame.parts for token in part] if frame else []
+
+    def layout(
+        self, shape: Shape
+    ) -> Callable[[Turns, Sequence[Turns], EncodeSpec], Iterator[TruncatedSequence]]:
+        """Return what lays a row out as sequences of the shape: prompt, answers, keys."""
+        if shape != "judge":
+            return partial(LAYOUTS[shape], cls=self.cls, sep=self.sep)
+        assert self.frame is not None, "a judge's tokenizer is loaded with its frame"
+        return partial(judge_sequences, frame=self.frame)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files in Hugging Face layout."""
@@ -65,8 +89,8 @@ class PairTokenizer:
 class TokenizedRows:
     """The tokens of N rows with S sequences each, memory-mapped from disk.
 
-    The sequences of a row are its two sides, or under the shape "cross" the row in both orders of
-    its answers.
+    The sequences of a row are its two sides, or under the shapes "cross" and "judge" the row in
+    both orders of its answers.
 
     Attributes:
         tokens: int32, all sequences one after another, with framing.
@@ -160,7 +184,7 @@ def tokenize_rows(
     Only three numbers for each sequence are kept in memory, so any number of rows can be tokenised.
     """
     backend = tokenizer.backend
-    layout = LAYOUTS[shape]
+    layout = tokenizer.layout(shape)
     lengths = array.array("q")
     first_lengths = array.array("i")
     whole_lengths = array.array("i")
@@ -175,8 +199,7 @@ def tokenize_rows(
 
                 tokens = array.array("i")
                 for prompt, *answers in zip(prompts, *responses, strict=True):
-                    sequences = layout(prompt, answers, spec, tokenizer.cls, tokenizer.sep)
-                    for first, second, whole, lost in sequences:
+                    for first, second, whole, lost in layout(prompt, answers, spec):
                         tokens.extend(first)
                         tokens.extend(second)
                         lengths.append(len(first) + len(second))

@@ -1,6 +1,7 @@
-"""Lay out the tokens of a row as sequences within a token budget. Use `LAYOUTS`.
+"""Lay out the tokens of a row as an encoder's sequences within a token budget. Use `LAYOUTS`.
 
-One side is `[CLS] prompt [SEP] response [SEP]`; the turns of a conversation are joined by `[SEP]`
+A decoder's sequences are in `data.frame`, and share the budget by the same `split_budget`. One side
+is `[CLS] prompt [SEP] response [SEP]`; the turns of a conversation are joined by `[SEP]`
 too. What does not fit is cut: first the early turns, then the middle of a turn that is too long
 on its own. The last turns, and the beginnings and ends of turns, say most about an answer.
 """
@@ -16,6 +17,17 @@ Turns = Sequence[list[int]]
 # Tokens that are not text: CLS and two SEP; CLS, two SEP before each answer and one at the end.
 SIDE_FRAME = 3
 CROSS_FRAME = 6
+
+
+class Overhead(NamedTuple):
+    """Tokens that a text costs beyond its turns: for its first kept turn, and for each further."""
+
+    first: int
+    further: int
+
+
+# A single SEP joins two turns.
+JOINED = Overhead(first=0, further=1)
 
 
 class TruncatedSequence(NamedTuple):
@@ -39,9 +51,10 @@ def side_sequences(
     """Yield one sequence for each answer, with the prompt and the answer as its segments."""
     for answer in answers:
         room = spec.max_tokens - SIDE_FRAME
-        kept, (response,), lost = split_budget(prompt, [answer], room, spec, sep)
-        first = [cls, *kept, sep]
-        yield TruncatedSequence(first, [*response, sep], _side_length(prompt, answer), lost)
+        kept, (response,), lost = split_budget(prompt, [answer], room, spec)
+        first = [cls, *_join(kept, sep), sep]
+        second = [*_join(response, sep), sep]
+        yield TruncatedSequence(first, second, side_length(prompt, answer), lost)
 
 
 def order_sequences(
@@ -53,48 +66,62 @@ def order_sequences(
     them between texts, because a single SEP joins turns. The second answer alone is the second
     segment: the model has to see which answer a token belongs to.
     """
-    kept, (a, b), lost = split_budget(prompt, answers, spec.max_tokens - CROSS_FRAME, spec, sep)
+    room = spec.max_tokens - CROSS_FRAME
+    kept, kept_answers, lost = split_budget(prompt, answers, room, spec)
+    a, b = (_join(turns, sep) for turns in kept_answers)
 
     for answer, first, second in zip(answers, (a, b), (b, a), strict=True):
-        start = [cls, *kept, sep, sep, *first, sep, sep]
-        yield TruncatedSequence(start, [*second, sep], _side_length(prompt, answer), lost)
+        start = [cls, *_join(kept, sep), sep, sep, *first, sep, sep]
+        yield TruncatedSequence(start, [*second, sep], side_length(prompt, answer), lost)
 
 
-Layout = Callable[[Turns, Sequence[Turns], EncodeSpec, int, int], Iterator[TruncatedSequence]]
+Layout = Callable[..., Iterator[TruncatedSequence]]
 LAYOUTS: dict[str, Layout] = {"siamese": side_sequences, "cross": order_sequences}
 
 
 def split_budget(
-    prompt: Turns, answers: Sequence[Turns], room: int, spec: EncodeSpec, sep: int
-) -> tuple[list[int], list[list[int]], bool]:
-    """Return the tokens of prompt and answers that fit in `room`, and whether any were cut.
+    prompt: Turns,
+    answers: Sequence[Turns],
+    room: int,
+    spec: EncodeSpec,
+    overhead: Overhead = JOINED,
+) -> tuple[Turns, list[Turns], bool]:
+    """Return the turns of prompt and answers that fit in `room`, and whether any were cut.
 
     If not all fit, the prompt keeps what the answers leave free, and at least its share of the
     room. Two answers get half of the rest each, and one gets what the other leaves free.
+
+    Args:
+        overhead: what each of the texts costs beyond its turns.
     """
-    prompt_length = _length(prompt)
-    lengths = [_length(answer) for answer in answers]
+    prompt_length = _length(prompt, overhead)
+    lengths = [_length(answer, overhead) for answer in answers]
     if prompt_length + sum(lengths) <= room:
-        return _join(prompt, sep), [_join(answer, sep) for answer in answers], False
+        return prompt, list(answers), False
 
     beyond_prompt = max(room - prompt_length, room - int(room * spec.prompt_share))
     rest = min(sum(lengths), beyond_prompt)
     half = rest // len(lengths)
     shares = [min(length, max(half, rest - (sum(lengths) - length))) for length in lengths]
 
-    kept = _truncate(prompt, min(prompt_length, room - sum(shares)), spec, sep)
+    kept = _truncate(prompt, min(prompt_length, room - sum(shares)), spec, overhead)
     kept_answers = [
-        _truncate(answer, share, spec, sep) for answer, share in zip(answers, shares, strict=True)
+        _truncate(answer, share, spec, overhead)
+        for answer, share in zip(answers, shares, strict=True)
     ]
     return kept, kept_answers, True
 
 
-def _truncate(turns: Turns, room: int, spec: EncodeSpec, sep: int) -> list[int]:
+def side_length(prompt: Turns, answer: Turns) -> int:
+    """Return the tokens that prompt and answer would have as a side without a budget."""
+    return SIDE_FRAME + _length(prompt, JOINED) + _length(answer, JOINED)
+
+
+def _truncate(turns: Turns, room: int, spec: EncodeSpec, overhead: Overhead) -> Turns:
     """Return the last turns that fit in `room`; the first of them may lose its middle."""
     kept: list[list[int]] = []
     for turn in reversed(turns):
-        # One SEP joins the turn to what follows.
-        free = room - bool(kept)
+        free = room - (overhead.further if kept else overhead.first)
         if len(turn) > free:
             if free > 0:
                 head = round(free * spec.head_share)
@@ -103,15 +130,13 @@ def _truncate(turns: Turns, room: int, spec: EncodeSpec, sep: int) -> list[int]:
 
         kept.append(turn)
         room = free - len(turn)
-    return _join(kept[::-1], sep)
+    return kept[::-1]
 
 
-def _side_length(prompt: Turns, answer: Turns) -> int:
-    return SIDE_FRAME + _length(prompt) + _length(answer)
-
-
-def _length(turns: Turns) -> int:
-    return sum(map(len, turns)) + max(0, len(turns) - 1)
+def _length(turns: Turns, overhead: Overhead) -> int:
+    if not turns:
+        return 0
+    return sum(map(len, turns)) + overhead.first + overhead.further * (len(turns) - 1)
 
 
 def _join(turns: Turns, sep: int) -> list[int]:

@@ -1,4 +1,6 @@
-"""List the encoders kit knows, and find one by its name. Use `BACKBONES` and `resolve_backbone`.
+"""List the encoders and decoders kit knows, and find one by its name.
+
+Use `BACKBONES` and `resolve_backbone`.
 
 Sizes are read from the configuration files shipped beside this module, so that none is typed in
 twice. The module does not import torch: a push to Kaggle checks a backbone's name without it.
@@ -12,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kit.attention.families import Family, find_family
+from kit.attention.families import Family, find_family, is_language_model
 from kit.errors import BackboneError
 from kit.storage.atomic import file_sha256
 from kit.storage.contents import describe_impostor
@@ -119,6 +121,8 @@ _RECORDS = (
     Backbone("tiny-deberta", None, "mean", "none: random weights", "Apache-2.0", _FP16_DEBERTA),
     Backbone("tiny-roberta", None, "mean", "none: random weights", "Apache-2.0"),
     Backbone("tiny-electra", None, "mean", "none: random weights", "Apache-2.0"),
+    Backbone("tiny-llama", None, "last", "none: random weights", "Apache-2.0"),
+    Backbone("tiny-qwen", None, "last", "none: random weights", "Apache-2.0"),
 )
 BACKBONES: dict[str, Backbone] = {record.name: record for record in _RECORDS}
 
@@ -182,6 +186,11 @@ class ResolvedBackbone:
     def family(self) -> Family:
         """What is known of its family of architectures."""
         return find_family(self.config["model_type"])
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether it is a language model, which a judge reads with."""
+        return is_language_model(self.config)
 
     @property
     def max_positions(self) -> int | None:

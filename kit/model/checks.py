@@ -181,7 +181,12 @@ def check_vocabulary(tokenizer: PairTokenizer, vocab_size: int, name: str) -> No
         BackboneError: it has more tokens than the encoder has embeddings, or far fewer, or it
             cannot spell plain English.
     """
-    tokens = 1 + max(tokenizer.pretrained.get_vocab().values(), default=-1)
+    # Tokens of decoders for images, tools or the end of a message may have no embeddings, and occur
+    # in no row; those of the frame do.
+    vocabulary = tokenizer.pretrained.get_vocab()
+    if tokenizer.frame:
+        vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False)
+    tokens = 1 + max([*vocabulary.values(), *tokenizer.frame_tokens], default=-1)
     if tokens > vocab_size:
         raise BackboneError(
             f"{name}: its tokenizer has {tokens:,} tokens, its encoder embeddings for "

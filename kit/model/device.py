@@ -116,6 +116,14 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
     return Compute(torch.device("cuda", number), precision, reason)
 
 
+def base_dtype(compute: Compute) -> torch.dtype:
+    """Return the type of weights that are frozen: that of the products they are computed with.
+
+    Half as many bytes as in float32, and no casts. On a T4 that is fp16, since it emulates bf16.
+    """
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.precision, torch.float32)
+
+
 def join_processes() -> "PartialState":
     """Return this process's place among torchrun's, and connect them at the first call.
 

@@ -1,10 +1,11 @@
-"""Build and load encoders and their tokenizers. Use `load_encoder` and `load_tokenizer`.
+"""Build and load encoders, decoders and their tokenizers. Use `load_encoder`, `load_tokenizer`.
 
-What is loaded is complete and in float32, or it is an error.
+What is loaded is complete and of the type that was asked for, or it is an error.
 """
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from kit.data.frame import build_frame
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone
@@ -29,8 +31,10 @@ _HUB_PAUSE_S = 10.0
 _HUB_LONGEST_PAUSE_S = 330.0
 
 
-def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> "PreTrainedModel":
-    """Return the architecture of a configuration with random weights, in float32, without a pooler.
+def build_encoder(
+    config: dict[str, Any], fast_attention: bool = True, dtype: torch.dtype = torch.float32
+) -> "PreTrainedModel":
+    """Return the architecture of a configuration with random weights, without a pooler.
 
     Args:
         fast_attention: use kit's own attention and dropout where they are faster
@@ -40,8 +44,8 @@ def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> "PreTr
 
     values = dict(config)
     settings = AutoConfig.for_model(values.pop("model_type"), **values)
-    settings.dtype = torch.float32
-    encoder = AutoModel.from_config(settings, dtype=torch.float32)
+    settings.dtype = dtype
+    encoder = AutoModel.from_config(settings, dtype=dtype)
     return _finish_encoder(encoder, fast_attention)
 
 
@@ -52,6 +56,9 @@ def _finish_encoder(encoder: "PreTrainedModel", fast_attention: bool) -> "PreTra
     if getattr(encoder, "pooler", None) is not None:
         # torch's stubs forbid None, which removes a submodule.
         encoder.pooler = None  # ty: ignore[invalid-assignment]
+
+    # A decoder would keep the keys and values of all its tokens, to write on.
+    encoder.config.use_cache = False
     return patch_encoder(encoder) if fast_attention else encoder
 
 
@@ -66,17 +73,20 @@ def count_parameters(config: dict[str, Any]) -> dict[str, int]:
     embedding = sum(
         parameter.numel()
         for name, parameter in encoder.named_parameters()
-        if name.startswith("embeddings.")
+        if name.startswith(("embeddings.", "embed_tokens."))
     )
     return {"backbone": total - embedding, "embedding": embedding, "total": total}
 
 
-def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "PreTrainedModel":
-    """Return the pretrained encoder in float32, without a pooler; otherwise as `build_encoder`.
+def load_encoder(
+    backbone: ResolvedBackbone, fast_attention: bool = True, dtype: torch.dtype = torch.float32
+) -> "PreTrainedModel":
+    """Return the pretrained encoder without a pooler; otherwise as `build_encoder`.
 
     transformers 5 would keep a checkpoint's half precision, in which training goes to NaN or rounds
-    its updates away, so float32 is asked for and checked. A checkpoint that lacks encoder weights
-    is an error, since transformers would go on with random layers in their place.
+    its updates away, so the type is asked for and checked: weights that are trained are float32. A
+    checkpoint that lacks encoder weights is an error, since transformers would go on with random
+    layers in their place.
 
     Raises:
         BackboneError: not found, not downloaded while offline, not loadable, or incomplete.
@@ -96,7 +106,7 @@ def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "Pr
             encoder, report = retry_busy_hub(
                 lambda: AutoModel.from_pretrained(
                     source,
-                    dtype=torch.float32,
+                    dtype=dtype,
                     trust_remote_code=False,
                     output_loading_info=True,
                     # Weights of another shape are reported below, by an error that names the
@@ -118,10 +128,10 @@ def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "Pr
             "The folder's config.json and weights do not belong together; download it again.",
         )
     encoder = _finish_encoder(encoder, fast_attention)
-    dtypes = {parameter.dtype for parameter in encoder.parameters()} - {torch.float32}
+    dtypes = {parameter.dtype for parameter in encoder.parameters()} - {dtype}
     if dtypes:
         raise BackboneError(
-            f"{source}: weights were loaded as {dtypes}, not float32",
+            f"{source}: weights were loaded as {dtypes}, not {dtype}",
             "This is a bug in kit; please report it.",
         )
     check_weights(encoder, str(source))
@@ -153,8 +163,18 @@ def _check_names(encoder: "PreTrainedModel", backbone: ResolvedBackbone) -> None
         )
 
 
-def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:
+def layer_index(name: str) -> int | None:
+    """Return the number of the transformer layer that a parameter is in; None outside of them."""
+    found = re.search(r"\.layers?\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def load_tokenizer(backbone: ResolvedBackbone, frame: str | None = None) -> PairTokenizer:
     """Return the tokenizer of a backbone, from its folder or from the hub.
+
+    Args:
+        frame: kind of frame around the rows of a decoder judge (see `data.frame`); None for an
+            encoder, which frames them by its own tokens.
 
     Raises:
         BackboneError: not found, not a fast tokenizer, or without the ids that frame a sequence.
@@ -170,10 +190,21 @@ def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:
         # As above; the tokenizers library adds exceptions of its own.
         except Exception as error:
             raise backbone.loading_error(error) from error
+    is_fast = getattr(tokenizer, "is_fast", False)
+    if frame and not is_fast:
+        raise BackboneError(f"{source}: kit needs a fast tokenizer", FOLDER_HINT)
+    if frame:
+        # Padding is never read, so any token will do. Some decoders have none for it, or one
+        # beyond their embeddings.
+        return PairTokenizer(tokenizer, None, None, 0, build_frame(frame, tokenizer))
+
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
-    if not getattr(tokenizer, "is_fast", False) or None in special:
+    if not is_fast or None in special:
+        hint = FOLDER_HINT
+        if backbone.family.causal:
+            hint = "It is a decoder: add --set model.shape=judge."
         raise BackboneError(
-            f"{source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", FOLDER_HINT
+            f"{source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", hint
         )
     return PairTokenizer(tokenizer, *special)
 

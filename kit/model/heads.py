@@ -121,6 +121,18 @@ class FusionHead(nn.Module):
             nn.init.zeros_(self.short.weight)
             nn.init.zeros_(self.short.bias)
 
+    @torch.no_grad()
+    def start_from_prior(self, prior: np.ndarray) -> None:
+        """Make every row's first logits those of the class probabilities `prior` (3,).
+
+        A decoder's last state is large, and what random weights make of it is far off the prior:
+        the first hundred steps would only undo it.
+        """
+        nn.init.zeros_(self.out.weight)
+
+        # A class that no training row has is rare, not impossible.
+        self.out.bias.copy_(torch.from_numpy(np.log(prior.clip(1e-3))))
+
     def forward(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         fused = self.norm(self._fuse(sides))
         if features is None:
@@ -139,7 +151,7 @@ class FusionHead(nn.Module):
 
 
 class CrossHead(FusionHead):
-    """The same classifier for the shape "cross", where one vector is of the whole row.
+    """The same classifier for the shapes "cross" and "judge", where a vector is of the whole row.
 
     Sides (B, 2, H) are of both orders of the answers; the second is left out.
     """
@@ -178,6 +190,11 @@ class SymmetricHead(nn.Module):
         """The standardiser of the features."""
         return self.pair.features
 
+    def start_from_prior(self, prior: np.ndarray) -> None:
+        """Make every row's first logits those of `prior` (3,), the same for A and for B."""
+        # Both orders add their logits.
+        self.pair.start_from_prior(np.sqrt((prior + prior[list(SWAP)]) / 2))
+
     def forward(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         straight = self.pair(sides, features)
         swapped = self.pair(sides.flip(1), swap_features(features))
@@ -193,6 +210,6 @@ def build_head(
     shape: Shape = "siamese",
 ) -> FusionHead | SymmetricHead:
     """Return the head "fusion" or "symmetric" with random weights, for `FusionHead`'s arguments."""
-    pair_class = {"siamese": FusionHead, "cross": CrossHead}[shape]
+    pair_class = FusionHead if shape == "siamese" else CrossHead
     pair = pair_class(hidden, width, dropout, feature_names)
     return {"fusion": pair, "symmetric": SymmetricHead(pair)}[kind]

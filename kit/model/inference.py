@@ -180,6 +180,10 @@ def _bf16_encoder(model: PairModel, compute: Compute) -> Generator[None]:
     if compute.device.type != "cpu" or compute.precision != "bf16":
         yield
         return
+    if model.base:
+        with _bf16_adapters(model):
+            yield
+        return
     encoder = model.encoder
     model.encoder = copy.deepcopy(encoder)
     for parameter in model.encoder.parameters():
@@ -188,6 +192,20 @@ def _bf16_encoder(model: PairModel, compute: Compute) -> Generator[None]:
         yield
     finally:
         model.encoder = encoder
+
+
+@contextlib.contextmanager
+def _bf16_adapters(model: PairModel) -> Generator[None]:
+    """Let adapters be bf16, as the weights below them are; those are large, and not copied."""
+    adapters = [p for p in model.encoder.parameters() if p.dtype == torch.float32]
+    originals = [adapter.data for adapter in adapters]
+    for adapter in adapters:
+        adapter.data = adapter.data.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for adapter, original in zip(adapters, originals, strict=True):
+            adapter.data = original
 
 
 def _pooled_vectors(

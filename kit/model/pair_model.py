@@ -1,8 +1,10 @@
 """Classify a row with one encoder over both of its sequences. Use `PairModel`.
 
-The sequences are (prompt, A) and (prompt, B), or under the shape "cross" (prompt, A, B) and
-(prompt, B, A). Swapping the answers swaps the sequences either way, so everything after the encoder
-is the same for both shapes.
+The sequences are (prompt, A) and (prompt, B), or under the shapes "cross" and "judge" (prompt, A,
+B) and (prompt, B, A). Swapping the answers swaps the sequences either way, so everything after the
+encoder is the same for all shapes.
+
+A judge's adapters are saved without the weights below them, which `model.base` finds again.
 """
 
 import dataclasses
@@ -19,15 +21,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from kit.attention.causal import CAUSAL_NAME
 from kit.attention.patch import is_patched
-from kit.attention.unpadded import run_unpadded
+from kit.attention.unpadded import pad_states, run_unpadded
 from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
+from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import local_backbone
+from kit.model.base import BaseReference, find_base
 from kit.model.checks import check_vocabulary, check_weights, find_padding_reader
-from kit.model.encoder import build_encoder, load_tokenizer
+from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
 from kit.model.heads import build_head, swap_classes, swap_features
 from kit.model.pooling import build_pooling
 from kit.model.reward import build_reward_head
@@ -61,7 +66,13 @@ class PairModel(nn.Module):
             without features.
         reads_padding: whether the encoder must be given one length at a time (see
             `checks.reads_padding`).
+        base: reference to the weights below adapters that are saved alone; None where all weights
+            are the model's own.
+        adapters: what the adapters above `base` were built from.
     """
+
+    base: BaseReference | None = None
+    adapters: AdapterSpec | None = None
 
     def __init__(
         self,
@@ -98,7 +109,7 @@ class PairModel(nn.Module):
     @property
     def reads_first_only(self) -> bool:
         """Whether logits depend on the first sequence alone; the second is for `both_orders`."""
-        return self.spec.shape == "cross" and not self.symmetric
+        return self.spec.shape != "siamese" and not self.symmetric
 
     def encode(self, packs: list[dict[str, Tensor]], order: Tensor) -> Tensor:
         """Return pooled vectors by row: packs of B·S sequences, order (B, S) -> (B, S, H)."""
@@ -106,14 +117,33 @@ class PairModel(nn.Module):
 
     def pool(self, pack: dict[str, Tensor]) -> Tensor:
         """Return a pack's pooled vectors, float32, the reward last: (n, T) or (1, N) -> (n, H)."""
+        reads_last = self.spec.pooling == "last"
         if "lengths" in pack:
-            states, real = run_unpadded(self.encoder, pack)
+            states = run_unpadded(self.encoder, pack)  # (N, H)
+            if reads_last:
+                return states[pack["lengths"].cumsum(0) - 1].float()
+            states, real = pad_states(states, pack["lengths"])
         else:
-            states = self.encoder(**pack).last_hidden_state  # (n, T, H)
+            inputs = pack
+            if self.encoder.config._attn_implementation == CAUSAL_NAME:
+                inputs = {"input_ids": pack["input_ids"]}
+            states = self.encoder(**inputs).last_hidden_state  # (n, T, H)
             real = pack["attention_mask"]  # (n, T)
         with torch.autocast(states.device.type, enabled=False):
             vectors = self.pooling(states, real)
             return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
+
+    def start_from_prior(self, prior: np.ndarray) -> None:
+        """Let a judge begin with the class probabilities (3,) of the training rows."""
+        if self.spec.shape == "judge":
+            self.head.start_from_prior(prior)
+
+    def keep_adapters_only(self, base: BaseReference, adapters: AdapterSpec) -> None:
+        """Leave the frozen weights out of `state_dict`, and do not expect them in one."""
+        self.base = base
+        self.adapters = adapters
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_post_hook(_expect_no_frozen)
 
     def fit_features(self, tabular: FeatureTable, rows: np.ndarray) -> None:
         """Standardise features, if there are any, by these rows, which must be training rows."""
@@ -170,18 +200,30 @@ class PairModel(nn.Module):
         if self.feature_names:
             sides, pair = self.feature_names
             config["features"] = {"sides": sides, "pair": pair}
+        if tokenizer.frame:
+            config["frame"] = dataclasses.asdict(tokenizer.frame)
+        if self.base and self.adapters:
+            config["base"] = dataclasses.asdict(self.base)
+            config["adapters"] = dataclasses.asdict(self.adapters)
         write_json(folder / "config.json", config)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> tuple["PairModel", PairTokenizer]:
+    def from_pretrained(
+        cls, folder: str | Path, half: torch.dtype = torch.float32
+    ) -> tuple["PairModel", PairTokenizer]:
         """Return the model and its tokenizer from `save_pretrained`'s files, without a network.
 
-        The model is in evaluation mode and float32.
+        The model is in evaluation mode and float32. Only for adapters without their base the hub
+        may be asked.
+
+        Args:
+            half: the type of the frozen weights below adapters.
 
         Raises:
             RunError: a file is missing or damaged, was written by a newer kit, or by an older one
                 that computed the model's features in another way, or the weights are of another
                 model.
+            BackboneError: the base of the adapters is not here, or is another one.
         """
         folder = Path(folder)
         impostor = describe_impostor(folder / "model.safetensors").partition(":")[0]
@@ -203,8 +245,17 @@ class PairModel(nn.Module):
             feature_names = ((), ())
             if spec.features:
                 feature_names = (config["features"]["sides"], config["features"]["pair"])
-            encoder = build_encoder(config["encoder"], spec.fast_attention)
+            base = adapters = None
+            if "base" in config:
+                base = BaseReference(**config["base"])
+                adapters = AdapterSpec(**config["adapters"])
+                encoder = load_encoder(find_base(base), spec.fast_attention, half)
+                add_adapters(encoder, adapters)
+            else:
+                encoder = build_encoder(config["encoder"], spec.fast_attention)
             model = cls(encoder, config["encoder"], spec, feature_names)
+            if base and adapters:
+                model.keep_adapters_only(base, adapters)
             weights = load_file(folder / "model.safetensors")
         except (
             OSError,
@@ -225,10 +276,35 @@ class PairModel(nn.Module):
             ) from error
 
         try:
-            tokenizer = load_tokenizer(local_backbone(folder))
+            frame = config.get("frame", {}).get("kind")
+            tokenizer = load_tokenizer(local_backbone(folder), frame)
+            if tokenizer.frame and dataclasses.asdict(tokenizer.frame) != config["frame"]:
+                raise RunError(
+                    f"{folder}: its frame around prompt and answers is not the one that this kit "
+                    "builds",
+                    "Predict with the kit that trained it, or train it again.",
+                )
             check_vocabulary(tokenizer, config["encoder"]["vocab_size"], str(folder))
-            check_weights(model, str(folder))
+            if not base:
+                check_weights(model, str(folder))
             find_padding_reader(model, tokenizer)
             return model.eval(), tokenizer
         except BackboneError as error:
             raise RunError(f"{folder}: cannot be used: {error.problem}", _RETRAIN) from error
+
+
+def _drop_frozen(model: PairModel, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """Remove the frozen weights from a state dict that was just made."""
+    for name in _frozen_names(model):
+        state.pop(prefix + name, None)
+
+
+def _expect_no_frozen(model: PairModel, keys: Any) -> None:
+    """Take the frozen weights off the list of those that a loaded state dict lacked."""
+    frozen = _frozen_names(model)
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]
+
+
+def _frozen_names(model: PairModel) -> set[str]:
+    named = model.encoder.named_parameters()
+    return {f"encoder.{name}" for name, parameter in named if not parameter.requires_grad}

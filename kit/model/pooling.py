@@ -23,6 +23,18 @@ class ClsPooling(nn.Module):
         return states[:, 0].float()
 
 
+class LastPooling(nn.Module):
+    """The state of the last real token: states (N, T, H), mask (N, T) -> (N, H).
+
+    Sequences are padded on the right, so the token is found by their length, and neither by a
+    padding id, which some models use for their last token, too, nor by a side.
+    """
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        ends = mask.long().sum(1) - 1
+        return states[torch.arange(len(states), device=states.device), ends].float()
+
+
 class AttentionPooling(nn.Module):
     """A learned softmax-weighted mean of real tokens (Yang et al. 2016, one query vector).
 
@@ -50,7 +62,7 @@ def _masked_states(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def build_pooling(kind: str, hidden: int) -> nn.Module:
-    """Return the pooling "mean", "cls" or "attention" for states of size `hidden`."""
+    """Return the pooling "mean", "cls", "attention" or "last" for states of size `hidden`."""
     if kind == "attention":
         return AttentionPooling(hidden)
-    return {"mean": MeanPooling, "cls": ClsPooling}[kind]()
+    return {"mean": MeanPooling, "cls": ClsPooling, "last": LastPooling}[kind]()

@@ -20,6 +20,8 @@ class RecipeKey:
         between: the lowest and the highest value of a number.
         doc: what it means, in one sentence.
         source: where the default or the method comes from.
+        added: the key came when there were runs already: while it has its default, a recipe's hash
+            leaves it out, so that those runs keep their names.
     """
 
     name: str
@@ -28,6 +30,7 @@ class RecipeKey:
     between: tuple[float, float] | None
     doc: str
     source: str
+    added: bool
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -52,10 +55,16 @@ class RecipeKey:
 
 
 def key(
-    default: Any, doc: str, *, source: str = "kit", between: tuple[float, float] | None = None
+    default: Any,
+    doc: str,
+    *,
+    source: str = "kit",
+    between: tuple[float, float] | None = None,
+    added: bool = False,
 ) -> Any:
     """Declare a recipe key as a field of a frozen dataclass; `RecipeKey` explains the arguments."""
-    return field(default=default, metadata={"doc": doc, "source": source, "between": between})
+    metadata = {"doc": doc, "source": source, "between": between, "added": added}
+    return field(default=default, metadata=metadata)
 
 
 def list_keys(recipe: type) -> list[RecipeKey]:

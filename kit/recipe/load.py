@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from kit.attention.families import is_language_model
 from kit.errors import RecipeError
 from kit.recipe.spec import KEYS, Recipe
 from kit.storage.atomic import read_text_file
@@ -51,7 +52,8 @@ def load_recipe(
     if backbone and backbone != values.get("backbone"):
         values["backbone"] = backbone
         suffix = Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
-        values["name"] = suffix if path.stem == "default" else f"{values['name']}-{suffix}"
+        general = path.stem in ("default", "judge")
+        values["name"] = suffix if general else f"{values['name']}-{suffix}"
 
     # The overrides are also kept by themselves, to refuse some that would have no effect.
     changes: dict[str, Any] = {}
@@ -82,8 +84,18 @@ def choose_recipe(
             "no backbone and no recipe given",
             "Add --backbone NAME (`kit backbones`) or --recipe NAME.",
         )
-    own = backbone if backbone in shipped_recipes() else "default"
+    own = backbone if backbone in shipped_recipes() else _general_recipe(backbone)
     return load_recipe(recipe or own, overrides, backbone)
+
+
+def _general_recipe(backbone: str | None) -> str:
+    """Return the recipe for a backbone folder: "judge" for a language model, else "default"."""
+    try:
+        config = json.loads(read_text_file(Path(backbone or "") / "config.json"))
+        return "judge" if is_language_model(config) else "default"
+    # Whether the folder can be used is found out when it is read for the training.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "default"
 
 
 def _read_toml(path: Path, requested: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import tomli_w
 
 from kit.recipe.keys import key, list_keys
 
-Shape = Literal["siamese", "cross"]
+Shape = Literal["siamese", "cross", "judge"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class EncodeSpec:
 
     max_tokens: int = key(
         512,
-        "token budget of one sequence: of a side, or of the whole row under the shape `cross`; "
-        "special tokens included",
+        "token budget of one sequence: of a side, or of the whole row under the shapes `cross` and "
+        "`judge`; special tokens and frame included",
         source="`kit backbones` shows what the pretraining saw: a hard limit, except for DeBERTa "
         "with its relative positions",
         between=(8, 8192),
@@ -43,6 +43,13 @@ class EncodeSpec:
         source="Sun et al. 2019, How to Fine-Tune BERT",
         between=(0, 1),
     )
+    frame: Literal["plain", "chat"] = key(
+        "plain",
+        "under the shape `judge`, the text around prompt and answers: headings and a closing "
+        "question, or these inside the model's own chat template",
+        source="both are used by winners of this competition",
+        added=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,14 @@ class ModelSpec:
     shape: Shape = key(
         "siamese",
         "`siamese` reads (prompt, answer) once for each answer; `cross` reads the prompt and both "
-        "answers in one sequence, in both orders",
-        source="Reimers & Gurevych 2019; Humeau et al. 2020",
+        "answers in one sequence, in both orders; `judge` does so with a decoder, whose last token "
+        "gives the verdict",
+        source="Reimers & Gurevych 2019; Humeau et al. 2020; all winners of 2024 for `judge`",
     )
-    pooling: Literal["auto", "mean", "cls", "attention"] = key(
+    pooling: Literal["auto", "mean", "cls", "attention", "last"] = key(
         "auto",
         "how the states of a sequence become one vector; `auto` is the registry's choice for the "
-        "backbone, and `cls` under `cross`",
+        "backbone, `cls` under `cross` and `last` under `judge`",
         source="Yang et al. 2016 for `attention`",
     )
     head: Literal["symmetric", "fusion"] = key(
@@ -320,6 +328,10 @@ class Recipe:
         """Eight hex digits of a hash of everything except the name and the purpose."""
         content = dataclasses.asdict(self)
         del content["name"], content["purpose"]
+        for recipe_key in KEYS.values():
+            section, _, name = recipe_key.name.partition(".")
+            if recipe_key.added and content[section][name] == recipe_key.default:
+                del content[section][name]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

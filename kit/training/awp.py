@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kit.training.optim import layer_index
+from kit.model.encoder import layer_index
 
 
 class WeightPerturbation:

@@ -18,6 +18,7 @@ import kit
 from kit.data.dataset import Dataset
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
+from kit.model.adapters import merge_adapters
 from kit.model.backbones import ResolvedBackbone
 from kit.model.device import join_processes, out_of_memory
 from kit.model.inference import logits_to_probabilities, predict_logits, softmax_logits
@@ -41,7 +42,6 @@ from kit.training.checkpoints import (
     write_pass_tokens,
 )
 from kit.training.guard import CollapseGuard, PassTooLargeError, prior_log_loss
-from kit.training.lora import merge_adapters
 from kit.training.optim import Schedule, make_optimizer
 from kit.training.setup import FoldSetup, prepare_fold
 from kit.training.trainer import PairTrainer, make_trainer
@@ -192,7 +192,7 @@ def _train_from_last_checkpoint(
 
     with _explain_out_of_memory(recipe, rows, sequences), explain_full_disk(folder.path):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if spec.lora_rank:
+        if spec.lora_rank and not setup.model.base:
             merge_adapters(setup.model.encoder)
         logits = predict_logits(
             setup.model,

@@ -12,10 +12,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from kit.errors import CollapseError
-from kit.evaluation.metrics import class_prior, log_loss
+from kit.evaluation.metrics import log_loss
 from kit.recipe.spec import TrainSpec
 from kit.training.callbacks import decide_together, register_state
 from kit.training.optim import Schedule
+from kit.training.setup import target_prior
 
 
 class CollapseGuard(TrainerCallback):
@@ -191,11 +192,7 @@ def prior_log_loss(targets: np.ndarray, labels: np.ndarray) -> float:
             `Dataset.targets`.
         labels: of the validation rows (M,).
     """
-    if targets.ndim == 1:
-        prior = class_prior(targets)
-    else:
-        prior = targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
-    return log_loss(np.tile(prior, (len(labels), 1)), labels)
+    return log_loss(np.tile(target_prior(targets), (len(labels), 1)), labels)
 
 
 def divergence_error(reason: str, lr: float) -> CollapseError:

@@ -4,13 +4,13 @@ Use `make_optimizer` for parameter groups and AdamW, and `Schedule` for warm-up,
 """
 
 import math
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from kit.model.encoder import layer_index
 from kit.recipe.spec import TrainSpec
 
 
@@ -53,12 +53,6 @@ def parameter_groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
             group["waits"] = True
         groups.setdefault((lr, weight_decay, waits), group)["params"].append(parameter)
     return list(groups.values())
-
-
-def layer_index(name: str) -> int | None:
-    """Return the number of the transformer layer that a parameter is in; None outside of them."""
-    found = re.search(r"\.layers?\.(\d+)\.", name)
-    return int(found[1]) if found else None
 
 
 def _distance_from_top(name: str, depth: int) -> int:

@@ -21,22 +21,30 @@ from torch import nn
 
 from kit.data.dataset import Dataset
 from kit.data.feature_cache import features_cached
+from kit.data.frame import require_room
 from kit.data.tokenize import PairTokenizer, tokenize_cached
 from kit.errors import RecipeError
+from kit.evaluation.metrics import class_prior
 from kit.model import tiny
+from kit.model.adapters import AdapterSpec, add_adapters, require_peft
 from kit.model.backbones import Backbone, ResolvedBackbone, local_backbone
+from kit.model.base import fetch_backbone, refer_to_base
 from kit.model.checks import check_vocabulary, find_padding_reader
 from kit.model.collator import PAD_MULTIPLE, Collator
-from kit.model.device import Compute, choose_device, join_processes, prepare_device
-from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
+from kit.model.device import (
+    Compute,
+    base_dtype,
+    choose_device,
+    join_processes,
+    prepare_device,
+)
+from kit.model.encoder import build_encoder, layer_index, load_encoder, load_tokenizer
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.model.reward import load_reward_head
 from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import ID, LABEL, TEXTS
-from kit.training.lora import add_adapters, require_peft
-from kit.training.optim import layer_index
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,7 @@ def prepare_fold(
     targets = dataset.targets()
     if features is not None:
         model.fit_features(features, train_rows)
+    model.start_from_prior(target_prior(targets[train_rows]))
 
     # The collators pad as the model's device wants it, so the model is moved first.
     prepare_device(compute)
@@ -149,6 +158,17 @@ def prepare_fold(
     )
 
 
+def target_prior(targets: np.ndarray) -> np.ndarray:
+    """Return the mean class probabilities (3,) of training targets.
+
+    Args:
+        targets: labels (N,), or probabilities times weights (N, 3); see `Dataset.targets`.
+    """
+    if targets.ndim == 1:
+        return class_prior(targets)
+    return targets.sum(0, dtype=np.float64) / targets.sum(dtype=np.float64)
+
+
 def _name_compile_cache() -> None:
     """Name torch's folder for compiled code where it cannot: it asks for the user's name.
 
@@ -173,16 +193,26 @@ def new_model(
         RecipeError: the recipe does not fit the encoder's layers.
     """
     config = backbone.config
+    frame = recipe.encode.frame if recipe.model.shape == "judge" else None
+    folder = None
     if backbone.source is None:
         # A toy backbone has no files: its tokenizer is trained on these rows, and its weights are
         # random.
         assert backbone.record is not None, "only the registry's backbones have no files"
-        tokenizer = load_tokenizer(local_backbone(tiny_folder(backbone.record, dataset)))
+        tokenizer = load_tokenizer(local_backbone(tiny_folder(backbone.record, dataset)), frame)
         encoder = build_encoder(config, recipe.model.fast_attention)
     else:
-        encoder = load_encoder(backbone, recipe.model.fast_attention)
-        tokenizer = load_tokenizer(backbone)
+        dtype = torch.float32
+        if keeps_adapters_only(recipe):
+            # Weights that are not trained need no more digits than they are computed with.
+            dtype = base_dtype(choose_device(recipe.train.precision, config["hidden_size"]))
+            backbone = fetch_backbone(backbone)
+            folder = backbone.source
+        encoder = load_encoder(backbone, recipe.model.fast_attention, dtype)
+        tokenizer = load_tokenizer(backbone, frame)
 
+    if tokenizer.frame:
+        require_room(tokenizer.frame, recipe.encode)
     check_vocabulary(tokenizer, config["vocab_size"], recipe.backbone)
     reinitialise_layers(encoder, recipe.train.reinit_layers)
     if recipe.train.gradient_checkpointing:
@@ -197,8 +227,16 @@ def new_model(
     if recipe.model.reward:
         model.reward = load_reward_head(backbone)
     if recipe.train.lora_rank:
-        add_adapters(model.encoder, recipe.train)
+        adapters = AdapterSpec.of_recipe(recipe.train)
+        add_adapters(model.encoder, adapters)
+        if isinstance(folder, Path):
+            model.keep_adapters_only(refer_to_base(backbone, folder), adapters)
     return model, tokenizer
+
+
+def keeps_adapters_only(recipe: Recipe) -> bool:
+    """Whether a run of the recipe keeps adapters, and only a reference to the weights below."""
+    return recipe.model.shape == "judge" and recipe.train.lora_rank > 0
 
 
 def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
@@ -217,6 +255,7 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
             "Both are shares of the steps, one after the other: their sum should be well below 1.",
         )
 
+    _check_shape(recipe, backbone)
     limit = backbone.max_positions
     if limit and recipe.encode.max_tokens > limit:
         raise RecipeError(
@@ -226,7 +265,7 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
             "such as deberta.",
         )
 
-    require_peft(spec)
+    require_peft(spec.lora_rank)
     needs_layers = [key for key in ("awp", "lora_rank", "reinit_layers") if getattr(spec, key)]
     if needs_layers:
         with torch.device("meta"):
@@ -237,6 +276,24 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
                 f"{recipe.backbone} is named as part of one",
                 f"Set train.{needs_layers[0]}=0: {type(encoder).__name__} is trained as a whole.",
             )
+
+
+def _check_shape(recipe: Recipe, backbone: ResolvedBackbone) -> None:
+    """Raise RecipeError if the shape is for decoders and this is an encoder, or the other way."""
+    if backbone.is_decoder == (recipe.model.shape == "judge"):
+        return
+    kind = backbone.config["model_type"]
+    if backbone.is_decoder:
+        raise RecipeError(
+            f"{recipe.backbone} is a decoder ({kind}), and model.shape = {recipe.model.shape} "
+            "reads with an encoder",
+            "Use --recipe judge, or add --set model.shape=judge.",
+        )
+    raise RecipeError(
+        f"model.shape = judge reads with a decoder, and {recipe.backbone} is none that kit knows "
+        f"({kind})",
+        "Choose a decoder (`kit backbones`), or add --set model.shape=cross.",
+    )
 
 
 def reinitialise_layers(encoder: nn.Module, layers: int) -> None:
@@ -311,8 +368,10 @@ def _resolve_pooling(spec: ModelSpec, backbone: ResolvedBackbone) -> ModelSpec:
     """Return the spec with pooling "auto" resolved.
 
     Under "cross" a mean over the whole sequence would blur which answer said what, so it is "cls".
+    Of a decoder the last token alone has seen all others.
     """
     if spec.pooling != "auto":
         return spec
-    pooling = "cls" if spec.shape == "cross" else backbone.default_pooling
+    by_shape = {"cross": "cls", "judge": "last"}
+    pooling = by_shape.get(spec.shape, backbone.default_pooling)
     return dataclasses.replace(spec, pooling=pooling)

@@ -134,7 +134,8 @@ def _longest_row(model: PairModel, tokenizer: PairTokenizer, recipe: Recipe) -> 
     """Return a batch of one row with sequences of the full length, the highest token id in them."""
     length = recipe.encode.max_tokens
     vocabulary = tokenizer.pretrained.get_vocab().values()
-    ids = np.array(sorted({*vocabulary} - {tokenizer.pad}), np.int32)
+    known = {token for token in vocabulary if token < model.encoder_config["vocab_size"]}
+    ids = np.array(sorted(known - {tokenizer.pad}), np.int32)
     side = ids[np.linspace(0, len(ids) - 1, length).astype(np.int64)]
     encoded = TokenizedRows(
         tokens=np.concatenate([side, side]),

@@ -20,13 +20,13 @@ from kit.attention import deberta
 from kit.attention.families import FAMILIES
 from kit.data.tokenize import PairTokenizer
 from kit.model import inference, pooling
+from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import BACKBONES
 from kit.model.device import Compute, choose_device
 from kit.model.encoder import build_encoder
 from kit.model.inference import make_collator, predict_logits
 from kit.model.pair_model import PairModel
-from kit.recipe.spec import ModelSpec, TrainSpec
-from kit.training.lora import add_adapters
+from kit.recipe.spec import ModelSpec
 from kit.training.setup import _enable_checkpointing
 
 TOKENIZER = PairTokenizer(SimpleNamespace(), 1, 2, PAD)
@@ -103,7 +103,7 @@ def make_model(family: str, case: dict[str, bool]) -> PairModel:
     )
     model = PairModel(encoder, config, spec)
     if case["lora"]:
-        add_adapters(model.encoder, TrainSpec(lora_rank=2))
+        add_adapters(model.encoder, AdapterSpec(2, 32.0, 0.0))
     return model
 
 

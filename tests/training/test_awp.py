@@ -8,12 +8,11 @@ import torch
 from torch.nn import functional
 
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build_encoder
+from kit.model.encoder import build_encoder, layer_index
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
 from kit.training.awp import WeightPerturbation
 from kit.training.loss import summed_cross_entropy
-from kit.training.optim import layer_index
 
 LABELS = torch.tensor([0, 1, 2, 1])
 SMOOTHED = partial(summed_cross_entropy, smoothing=0.1)

@@ -14,10 +14,10 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kit.model.backbones import BACKBONES
-from kit.model.encoder import build_encoder
+from kit.model.encoder import build_encoder, layer_index
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec, TrainSpec
-from kit.training.optim import Schedule, layer_index, make_optimizer, parameter_groups
+from kit.training.optim import Schedule, make_optimizer, parameter_groups
 
 LAYERS = 4
 

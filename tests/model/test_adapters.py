@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from kit.data.dataset import Dataset
 from kit.errors import RecipeError
+from kit.model.adapters import AdapterSpec, add_adapters, merge_adapters, require_peft
 from kit.model.backbones import BACKBONES, resolve_backbone
 from kit.model.encoder import build_encoder
 from kit.predict import predict_split
@@ -25,7 +26,6 @@ from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
 from kit.run import Run
 from kit.task import HOLDOUT
-from kit.training.lora import add_adapters, merge_adapters, require_peft
 from kit.training.optim import parameter_groups
 from kit.training.setup import new_model
 from kit.training.train import train_recipe
@@ -94,7 +94,7 @@ def test_an_old_torchao_does_not_stop_a_training() -> None:
 
     encoder = small_encoder("roberta")
     before = compute_states(encoder)
-    add_adapters(encoder, SPEC)
+    add_adapters(encoder, AdapterSpec.of_recipe(SPEC))
     merge_adapters(encoder)
     torch.testing.assert_close(compute_states(encoder), before)
 
@@ -109,7 +109,7 @@ def randomise_adapters(encoder: nn.Module) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_adapters_are_on_all_attention_and_feed_forward_layers_of_every_backbone(name: str):
     encoder = small_encoder(name)
-    add_adapters(encoder, SPEC)
+    add_adapters(encoder, AdapterSpec.of_recipe(SPEC))
     adapted = [
         module_name
         for module_name, module in encoder.named_modules()
@@ -129,7 +129,7 @@ def test_adding_and_merging_adapters_does_not_change_the_outputs(name: str):
     encoder = small_encoder(name)
     names = set(encoder.state_dict())
     plain = compute_states(encoder)
-    add_adapters(encoder, SPEC)
+    add_adapters(encoder, AdapterSpec.of_recipe(SPEC))
     torch.testing.assert_close(compute_states(encoder), plain)
 
     randomise_adapters(encoder)
@@ -243,7 +243,7 @@ def test_adapters_combine_with_averaging_perturbation_and_r_drop(data: Path, tmp
 
 def test_a_missing_peft_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    require_peft(TrainSpec())
+    require_peft(0)
     with pytest.raises(RecipeError, match="needs peft") as caught:
-        require_peft(SPEC)
+        require_peft(SPEC.lora_rank)
     assert "peft>=0.18" in caught.value.hint

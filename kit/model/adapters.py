@@ -1,36 +1,56 @@
 """Train low-rank adapters (Hu et al. 2022) in place of an encoder's own weights.
 
-Use `add_adapters` before training and `merge_adapters` after it. The adapters are peft's. The
-encoder's own weights need no gradient and no moments meanwhile. Merged, a run directory holds
-ordinary weights, and prediction needs no peft.
+Use `add_adapters` before training, and `merge_adapters` for ordinary weights after it. The adapters
+are peft's. The encoder's own weights need no gradient and no moments meanwhile, and may be of half
+precision.
 """
 
 import contextlib
 from collections.abc import Generator
+from dataclasses import dataclass
 
 from torch import nn
 
 from kit.errors import RecipeError
+from kit.model.encoder import layer_index
 from kit.recipe.spec import TrainSpec
-from kit.training.optim import layer_index
 
 
-def require_peft(spec: TrainSpec) -> None:
-    """Raise RecipeError if the recipe asks for adapters and peft is not installed."""
-    if not spec.lora_rank:
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What adapters are built from; the keys `train.lora_*` of a recipe."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+    @classmethod
+    def of_recipe(cls, spec: TrainSpec) -> "AdapterSpec":
+        """Return the adapters that a recipe asks for; its rank is not 0."""
+        return cls(spec.lora_rank, spec.lora_alpha, spec.lora_dropout)
+
+
+def require_peft(rank: int) -> None:
+    """Raise RecipeError if there are adapters of this rank, not 0, and peft is not installed."""
+    if not rank:
         return
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise RecipeError(
-            f"train.lora_rank = {spec.lora_rank} needs peft, which cannot be imported: {error}",
+            f"train.lora_rank = {rank} needs peft, which cannot be imported: {error}",
             "Run `pip install 'peft>=0.18'`, or set train.lora_rank=0.",
         ) from error
 
 
-def add_adapters(encoder: nn.Module, spec: TrainSpec) -> None:
-    """Freeze the encoder, and add an adapter to each linear layer of its transformer layers."""
+def add_adapters(encoder: nn.Module, spec: AdapterSpec) -> None:
+    """Freeze the encoder, and add an adapter to each linear layer of its transformer layers.
+
+    Adapters are float32 whatever the encoder is: fp16 ones would lose their updates to rounding,
+    and the loss scaler refuses their gradients.
+    """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
 
     linear_layers = [
         name
@@ -38,14 +58,15 @@ def add_adapters(encoder: nn.Module, spec: TrainSpec) -> None:
         if isinstance(module, nn.Linear) and layer_index(f"encoder.{name}.") is not None
     ]
     config = LoraConfig(
-        r=spec.lora_rank,
+        r=spec.rank,
         # peft declares an int, and divides it by the rank.
-        lora_alpha=spec.lora_alpha,  # ty: ignore[invalid-argument-type]
-        lora_dropout=spec.lora_dropout,
+        lora_alpha=spec.alpha,  # ty: ignore[invalid-argument-type]
+        lora_dropout=spec.dropout,
         target_modules=linear_layers,
     )
     with _without_torchao():
         inject_adapter_in_model(config, encoder)
+    cast_adapter_dtype(encoder, "default")
 
 
 @contextlib.contextmanager

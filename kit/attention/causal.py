@@ -1,0 +1,94 @@
+"""Compute a decoder's attention without masks, each sequence by itself. Use `causal_attention`.
+
+Sequences are padded on the right, where a causal query does not look, or stand end to end; either
+way no mask is needed, and torch's fused kernels run. transformers would build a mask of every query
+and key of a batch, which takes the memory of the scores that the kernels avoid, and sends them to
+a slower one. It knows this attention as "kit-causal".
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from kit.attention.sdpa import SequenceLengths
+
+CAUSAL_NAME = "kit-causal"
+
+
+def causal_attention(
+    module: nn.Module,  # noqa: ARG001
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sequences: SequenceLengths | None = None,
+    **kwargs: Any,  # noqa: ARG001
+) -> tuple[Tensor, None]:
+    """Return mixed values (B, T, H, D) for queries (B, H, T, D), keys and values (B, H / g, T, D).
+
+    The interface is transformers', which expects the attention weights as a second value: None,
+    since they are not kept.
+
+    Args:
+        sliding_window: a query sees itself and the window - 1 keys before it.
+        sequences: lengths of the sequences that stand end to end in one row.
+
+    Raises:
+        ValueError: there is a mask, or scores are to be capped, which no fused kernel can do.
+    """
+    if attention_mask is not None or softcap is not None:
+        raise ValueError("kit's causal attention takes no mask and no soft cap")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    # Each key serves several queries. Repeated, it suits the memory-efficient kernel of a T4, too;
+    # for grouped queries that GPU has none.
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key = key.repeat_interleave(groups, 1)
+        value = value.repeat_interleave(groups, 1)
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+
+    if sequences is None:
+        mixed = _attend(query, key, value, dropout, scale, sliding_window)
+    else:
+        sequences.arrived = True
+        parts = zip(*(x.split(sequences, 2) for x in (query, key, value)), strict=True)
+        mixed = torch.cat([_attend(*part, dropout, scale, sliding_window) for part in parts], 2)
+    return mixed.transpose(1, 2), None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float, window: int | None
+) -> Tensor:
+    """Attend within sequences of one length, or padded on the right: (B, H, T, D)."""
+    length = query.shape[2]
+    band = None
+    if window is not None and window < length:
+        band = torch.ones(length, length, dtype=torch.bool, device=query.device)
+        band = band.tril().triu(1 - window)
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=band,
+        dropout_p=dropout,
+        is_causal=band is None,
+        scale=scale,
+    )
+
+
+def no_mask(*args: Any, **kwargs: Any) -> None:
+    """Return no mask, whatever transformers asks for."""
+
+
+AttentionInterface.register(CAUSAL_NAME, causal_attention)
+AttentionMaskInterface.register(CAUSAL_NAME, no_mask)

@@ -1,0 +1,181 @@
+"""Frame a row as the sequences of a decoder judge. Use `build_frame` and `judge_sequences`.
+
+A decoder reads prompt and both answers in one sequence, round by round, each text under a heading,
+and closes with a question, so that its last token asks for the verdict. The texts of the frame are
+tokenised once, by themselves, and so are those of the rows: what is cut from a row never changes
+the tokens around it, and the question is never cut.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kit.data.truncation import Overhead, TruncatedSequence, Turns, side_length, split_budget
+from kit.errors import BackboneError, RecipeError
+from kit.recipe.spec import EncodeSpec
+
+INTRODUCTION = "# Two responses to one conversation: A and B"
+INSTRUCTION = (
+    "Two assistants, A and B, have answered in the conversation below. Judge whose responses "
+    "people prefer, or whether it is a tie."
+)
+HEADINGS = ("\n\n## Prompt\n", "\n\n## Response A\n", "\n\n## Response B\n")
+QUESTION = "\n\n## Verdict: do people prefer A, B, or is it a tie?\n"
+
+# Stands in a chat template for the message, which the rows' texts are part of.
+_MESSAGE = "KIT-MESSAGE"
+
+# A budget in which prompt and answers have fewer tokens than this each is taken for a mistake.
+_LEAST_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The tokens around the texts of a row.
+
+    Attributes:
+        kind: "plain" or "chat", as in the recipe.
+        start: tokens before everything, the model's own first token included.
+        prompt, response_a, response_b: tokens before each text.
+        end: tokens after everything.
+    """
+
+    kind: str
+    start: list[int]
+    prompt: list[int]
+    response_a: list[int]
+    response_b: list[int]
+    end: list[int]
+
+    @property
+    def digest(self) -> str:
+        """A hash of all its tokens."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()
+
+    @property
+    def parts(self) -> tuple[list[int], ...]:
+        """Its pieces, in the order of a sequence."""
+        return self.start, self.prompt, self.response_a, self.response_b, self.end
+
+    @property
+    def heading(self) -> int:
+        """The tokens that a text's heading costs at most; the same for A and B."""
+        return max(map(len, (self.prompt, self.response_a, self.response_b)))
+
+    @property
+    def size(self) -> int:
+        """The tokens of a frame around one round."""
+        return len(self.start) + 3 * self.heading + len(self.end)
+
+
+def build_frame(kind: str, tokenizer: Any) -> Frame:
+    """Return the frame "plain" or "chat" in the tokens of a fast transformers tokenizer.
+
+    Raises:
+        BackboneError: the tokenizer has no chat template, or one that changes the message.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+
+    def encode(text: str) -> list[int]:
+        return backend.encode(text, add_special_tokens=False).ids
+
+    # In the frame special tokens are structure, whatever they are in the rows' texts.
+    backend.encode_special_tokens = False
+    prompt, response_a, response_b = map(encode, HEADINGS)
+    if kind == "plain":
+        start = [*_first_tokens(backend), *encode(INTRODUCTION)]
+        return Frame(kind, start, prompt, response_a, response_b, encode(QUESTION))
+
+    head, tail = _split_chat_template(tokenizer)
+    start = encode(head + INSTRUCTION)
+    return Frame(kind, start, prompt, response_a, response_b, encode(QUESTION + tail))
+
+
+def _first_tokens(backend: Any) -> list[int]:
+    """Return the special tokens that the tokenizer puts before a text, such as BOS."""
+    ids = backend.encode("a").ids
+    plain = backend.encode("a", add_special_tokens=False).ids
+    places = [place for place in range(len(ids)) if ids[place : place + len(plain)] == plain]
+    return ids[: places[0]] if places else []
+
+
+def _split_chat_template(tokenizer: Any) -> tuple[str, str]:
+    """Return what the model's chat template puts before and after a user's message.
+
+    Raises:
+        BackboneError: there is no template, or the message is not in what it makes.
+    """
+    messages = [{"role": "user", "content": _MESSAGE}]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            # Qwen 3 would begin to think aloud; other templates do not look at it.
+            enable_thinking=False,
+        )
+        head, message, tail = text.partition(_MESSAGE)
+    # Templates are programs of the model's author, run by jinja2.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise BackboneError(
+            f'encode.frame = "chat": the tokenizer\'s chat template cannot be used: {reason}',
+            "Set encode.frame=plain.",
+        ) from error
+    if not message:
+        raise BackboneError(
+            'encode.frame = "chat": the chat template drops the message', "Set encode.frame=plain."
+        )
+    return head, tail
+
+
+def require_room(frame: Frame, spec: EncodeSpec) -> None:
+    """Raise RecipeError if the frame leaves no room for prompt and answers in the token budget."""
+    least = frame.size + 3 * _LEAST_TOKENS
+    if spec.max_tokens < least:
+        raise RecipeError(
+            f"encode.max_tokens = {spec.max_tokens}, but the {frame.kind} frame alone takes "
+            f"{frame.size}",
+            f"Set encode.max_tokens to {least} at least; 1024 is usual.",
+        )
+
+
+def judge_sequences(
+    prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, frame: Frame
+) -> Iterator[TruncatedSequence]:
+    """Yield the whole row as one framed sequence, once in each order of the answers.
+
+    The early rounds go first; what is kept of each text is the same in both orders.
+    """
+    room = spec.max_tokens - len(frame.start) - len(frame.end)
+    overhead = Overhead(first=frame.heading, further=frame.heading)
+    kept, (a, b), lost = split_budget(prompt, answers, room, spec, overhead)
+
+    # Round numbers count from the first round of the conversation, kept or not.
+    rounds = [len(turns) for turns in (prompt, *answers)]
+    for answer, first, second, first_rounds, second_rounds in (
+        (answers[0], a, b, rounds[1], rounds[2]),
+        (answers[1], b, a, rounds[2], rounds[1]),
+    ):
+        texts = (
+            (frame.prompt, kept, rounds[0]),
+            (frame.response_a, first, first_rounds),
+            (frame.response_b, second, second_rounds),
+        )
+        pieces = [
+            (count - len(turns) + place, position, heading + turn)
+            for position, (heading, turns, count) in enumerate(texts)
+            for place, turn in enumerate(turns)
+        ]
+        pieces.sort(key=lambda piece: piece[:2])
+
+        tokens = [*frame.start]
+        for _, _, piece in pieces:
+            tokens += piece
+        tokens += frame.end
+        yield TruncatedSequence(tokens, [], side_length(prompt, answer), lost)

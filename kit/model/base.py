@@ -1,0 +1,140 @@
+"""Refer to the pretrained weights that adapters belong to. Use `refer_to_base`, `find_base`.
+
+A run of adapters holds tens of megabytes; the gigabytes below them stay where they are, and are
+found again by their name and proved by their hash.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kit.errors import BackboneError
+from kit.model.backbones import BACKBONES, WEIGHTS, ResolvedBackbone
+from kit.storage.atomic import file_sha256, read_text_file
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseReference:
+    """The pretrained weights below adapters.
+
+    Attributes:
+        name: registry name, or the name of the folder.
+        source: hub id, or the folder at the time of the training.
+        revision: commit on the hub, None for a folder.
+        digest: a hash of the weights.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    digest: str
+
+
+def fetch_backbone(backbone: ResolvedBackbone) -> ResolvedBackbone:
+    """Return the backbone as a folder on this machine, downloaded from the hub if need be.
+
+    Raises:
+        BackboneError: the hub does not have it, does not answer, or wants a licence accepted.
+    """
+    if isinstance(backbone.source, Path):
+        return backbone
+    from huggingface_hub import snapshot_download
+
+    from kit.model.encoder import retry_busy_hub
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        folder = retry_busy_hub(
+            lambda: snapshot_download(str(backbone.location), allow_patterns=patterns)
+        )
+    # huggingface_hub and its HTTP library raise exceptions of many unrelated classes.
+    except Exception as error:
+        raise backbone.loading_error(error) from error
+    return ResolvedBackbone(backbone.name, Path(folder), backbone.record)
+
+
+def refer_to_base(backbone: ResolvedBackbone, folder: Path) -> BaseReference:
+    """Return the reference to a backbone whose files are in `folder`."""
+    source = backbone.source
+    if isinstance(source, Path) and backbone.record is None:
+        return BaseReference(folder.resolve().name, str(source), None, digest_weights(folder))
+
+    # The hub's cache names a snapshot's folder after its commit.
+    revision = folder.name if folder.parent.name == "snapshots" else None
+    hub_id = backbone.record.hub_id if backbone.record else None
+    return BaseReference(backbone.name, hub_id or str(source), revision, digest_weights(folder))
+
+
+def find_base(reference: BaseReference) -> ResolvedBackbone:
+    """Return the folder with the weights of the reference.
+
+    It is looked for in models/<name>, then where it was at the training, then on the hub.
+
+    Raises:
+        BackboneError: it is not there, or what is there has other weights.
+    """
+    other = []
+    for folder in _candidates(reference):
+        if not (folder / "config.json").is_file():
+            continue
+        if digest_weights(folder) == reference.digest:
+            return ResolvedBackbone(reference.name, folder, BACKBONES.get(reference.name))
+        other.append(folder)
+    if other:
+        raise BackboneError(
+            f"{other[0]}: its weights are not those that the adapters were trained on",
+            f"Put the base {reference.source} into models/{reference.name}"
+            + (f" (revision {reference.revision})." if reference.revision else "."),
+        )
+    raise BackboneError(
+        f"the base {reference.name} of these adapters is not on this machine",
+        f"Copy its folder to models/{reference.name} (it was {reference.source}).",
+    )
+
+
+def _candidates(reference: BaseReference) -> Iterator[Path]:
+    """Yield the folders that may hold the weights, the nearest first."""
+    yield Path("models") / reference.name
+    if reference.revision is None:
+        yield Path(reference.source)
+        return
+    from huggingface_hub import snapshot_download
+
+    from kit.model.encoder import retry_busy_hub
+
+    patterns = ["*.json", "*.safetensors"]
+    try:
+        yield Path(
+            retry_busy_hub(
+                lambda: snapshot_download(
+                    reference.source, revision=reference.revision, allow_patterns=patterns
+                )
+            )
+        )
+    # As in `fetch_backbone`.
+    except Exception as error:
+        backbone = ResolvedBackbone(reference.name, reference.source)
+        raise backbone.loading_error(error) from error
+
+
+def digest_weights(folder: Path) -> str:
+    """Return a hash of the weights in a folder; its tokenizer is kept with the run.
+
+    Raises:
+        BackboneError: there are none.
+    """
+    names = [name for name in WEIGHTS if (folder / name).is_file()]
+    if not names:
+        raise BackboneError(
+            f"{folder}: no weights in it (looked for {', '.join(WEIGHTS)})",
+            "Download the folder again.",
+        )
+    files = [folder / names[0]]
+    if files[0].suffix == ".json":
+        index: Any = json.loads(read_text_file(files[0]))
+        files = [folder / shard for shard in sorted({*index["weight_map"].values()})]
+    content = "\n".join(file_sha256(path) for path in files)
+    return hashlib.sha256(content.encode()).hexdigest()

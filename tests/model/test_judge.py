@@ -1,0 +1,192 @@
+"""Check decoder judges: where they begin, what their runs hold, and that predictions repeat."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from interruption import interrupt_at
+from quick_recipe import QUICK
+from safetensors.torch import load_file
+
+from kit.data.dataset import Dataset
+from kit.data.tokenize import tokenize_cached
+from kit.errors import BackboneError, RecipeError, RunError
+from kit.model.adapters import AdapterSpec, add_adapters
+from kit.model.backbones import local_backbone, resolve_backbone
+from kit.model.base import digest_weights
+from kit.model.encoder import load_encoder
+from kit.model.inference import make_collator
+from kit.model.pair_model import PairModel
+from kit.predict import predict_split
+from kit.recipe.load import choose_recipe, load_recipe
+from kit.run import Run
+from kit.task import HOLDOUT
+from kit.training.setup import new_model, target_prior
+from kit.training.train import train_recipe
+
+JUDGE = (
+    *QUICK,
+    "encode.max_tokens=128",
+    "train.max_steps=6",
+    "train.lora_rank=4",
+    "train.lr=0.01",
+    "train.batch_size=8",
+)
+
+
+def train_run(base: Path, data: Path, runs: Path, *more: str, resume: bool = False) -> Run:
+    recipe = choose_recipe(str(base), None, (*JUDGE, *more))
+    return Run.open(train_recipe(recipe, data, runs, resume=resume)["run"])
+
+
+@pytest.fixture(scope="module")
+def run(judge_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train the holdout of a judge with adapters."""
+    return train_run(judge_base, data, tmp_path_factory.mktemp("runs"))
+
+
+def test_a_decoder_folder_is_trained_as_a_judge(judge_base: Path):
+    recipe = choose_recipe(str(judge_base), None)
+    assert (recipe.name, recipe.model.shape, recipe.train.lora_rank) == ("tiny-base", "judge", 32)
+
+
+@pytest.mark.parametrize("head", ["symmetric", "fusion"])
+def test_step_0_has_the_loss_of_the_prior(head: str, judge_base: Path, processed: Dataset):
+    recipe = choose_recipe(str(judge_base), None, (*JUDGE, f"model.head={head}"))
+    model, tokenizer = new_model(recipe, local_backbone(judge_base), processed)
+    prior = target_prior(processed.targets())
+    if head == "symmetric":
+        prior = np.array([(prior[0] + prior[1]) / 2] * 2 + [prior[2]])
+    model.start_from_prior(target_prior(processed.targets()))
+    recipe = load_recipe("tiny-qwen", ["model.features=false"])
+    table = processed.train()
+    tokens = tokenize_cached(
+        table, processed.digest("train"), tokenizer, recipe.encode, processed.cache, "judge"
+    )
+    features = {
+        "sides": torch.randn(2, 2, len(model.feature_names[0])),
+        "pair": torch.randn(2, len(model.feature_names[1])),
+    }
+    batch = make_collator(model, tokens, tokenizer)(np.arange(2)) | {"features": features}
+    logits = model.eval()(**batch)
+    found = logits.softmax(-1).detach().numpy()
+    np.testing.assert_allclose(found, np.tile(prior, (2, 1)), atol=1e-6)
+
+
+def test_a_run_holds_adapters_and_head_alone(run: Run, judge_base: Path):
+    folder = run.fold(HOLDOUT).path
+    weights = load_file(folder / "model.safetensors")
+    assert all("lora_" in name or not name.startswith("encoder.") for name in weights)
+    assert any(name.startswith("encoder.") and weight.any() for name, weight in weights.items())
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["base"]["digest"] == digest_weights(judge_base)
+    assert config["frame"]["kind"] == "plain"
+    assert list(folder.glob("checkpoint*")) == []
+
+
+def test_the_predictions_are_those_of_the_training(run: Run, data: Path):
+    again = predict_split(run.path, "valid", data)
+    pd.testing.assert_frame_equal(again, run.fold(HOLDOUT).predictions, rtol=0, atol=1e-9)
+
+
+def test_the_size_of_a_batch_does_not_change_predictions(run: Run, processed: Dataset):
+    model, tokenizer = PairModel.from_pretrained(run.fold(HOLDOUT).path)
+    tokens = tokenize_cached(
+        processed.train(),
+        processed.digest("train"),
+        tokenizer,
+        run.recipe.encode,
+        processed.cache,
+        "judge",
+    )
+    model.feature_names = None
+    model.head.pair.features = None
+    vectors = []
+    for size in (1, 7):
+        collator = make_collator(model, tokens, tokenizer)
+        with torch.inference_mode():
+            packs = [collator.pack(np.arange(start, start + size)) for start in range(0, 7, size)]
+            vectors.append(torch.cat([model.pool(pack) for pack in packs]))
+    torch.testing.assert_close(vectors[0], vectors[1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_interrupted_training_resumes_to_the_same_adapters(
+    run: Run, judge_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(judge_base, data, tmp_path)
+    resumed = train_run(judge_base, data, tmp_path, resume=True)
+
+    expected = load_file(run.fold(HOLDOUT).path / "model.safetensors")
+    found = load_file(resumed.fold(HOLDOUT).path / "model.safetensors")
+    assert set(found) == set(expected)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_adapters_of_another_base_are_refused(
+    run: Run, judge_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    fold = tmp_path / "fold"
+    shutil.copytree(run.fold(HOLDOUT).path, fold)
+    config = json.loads((fold / "config.json").read_text())
+    moved = config | {"base": config["base"] | {"source": str(tmp_path / "gone")}}
+    (fold / "config.json").write_text(json.dumps(moved))
+    with pytest.raises(BackboneError, match="the base tiny-base of these adapters is not on this"):
+        PairModel.from_pretrained(fold)
+
+    # A copy in models/ is found wherever the base was at the training.
+    shutil.copytree(judge_base, tmp_path / "models" / "tiny-base")
+    PairModel.from_pretrained(fold)
+
+    other = load_encoder(local_backbone(judge_base))
+    other.get_parameter("norm.weight").data.add_(1)
+    other.save_pretrained(tmp_path / "models" / "tiny-base")
+    with pytest.raises(BackboneError, match="not those that the adapters were trained on"):
+        PairModel.from_pretrained(fold)
+
+
+def test_a_run_refuses_another_frame(run: Run, tmp_path: Path):
+    fold = tmp_path / "fold"
+    shutil.copytree(run.fold(HOLDOUT).path, fold)
+    config = json.loads((fold / "config.json").read_text())
+    config["frame"]["end"] = [5]
+    (fold / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match="its frame around prompt and answers"):
+        PairModel.from_pretrained(fold)
+
+
+def test_the_loss_scaler_meets_no_half_precision_gradient(judge_base: Path):
+    encoder = load_encoder(local_backbone(judge_base), dtype=torch.float16)
+    add_adapters(encoder, AdapterSpec(rank=4, alpha=8.0, dropout=0.0))
+    kinds = {parameter.requires_grad: parameter.dtype for parameter in encoder.parameters()}
+    assert kinds == {True: torch.float32, False: torch.float16}
+
+
+def test_whole_weights_are_trained_without_adapters(judge_base: Path, data: Path, tmp_path: Path):
+    run = train_run(judge_base, data, tmp_path, "train.lora_rank=0", "train.max_steps=2")
+    weights = load_file(run.fold(HOLDOUT).path / "model.safetensors")
+    assert "encoder.embed_tokens.weight" in weights
+    assert len(predict_split(run.path, "test", data))
+
+
+def test_shapes_and_backbones_that_do_not_fit_are_refused(judge_base: Path, data: Path):
+    siamese = choose_recipe(str(judge_base), "default", QUICK)
+    with pytest.raises(RecipeError, match="is a decoder"):
+        train_recipe(siamese, data, data / "runs")
+    encoder = load_recipe("tiny-electra", ("model.shape=judge",))
+    with pytest.raises(RecipeError, match="reads with a decoder"):
+        train_recipe(encoder, data, data / "runs")
+    narrow = choose_recipe(str(judge_base), None, ("encode.max_tokens=32",))
+    with pytest.raises(RecipeError, match="the plain frame alone takes"):
+        train_recipe(narrow, data, data / "runs")
+    assert not (data / "runs").exists()
+    assert resolve_backbone("tiny-qwen").is_decoder
