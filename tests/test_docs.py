@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import kit
 from kit.cli.main import main
-from kit.recipe.load import load_recipe, shipped_recipes
+from kit.recipe.load import GENERAL, load_recipe, shipped_recipes
 
 ROOT = snippets.ROOT
 
@@ -210,7 +210,7 @@ def current_run_name(name: str) -> str:
     recipes = [
         recipe
         for recipe in shipped_recipes()
-        if recipe != "default" and (stem == recipe or stem.endswith(f"-{recipe}"))
+        if recipe not in GENERAL and (stem == recipe or stem.endswith(f"-{recipe}"))
     ]
     return f"{stem}-{load_recipe(max(recipes, key=len)).hash}" if recipes else name
 

@@ -21,9 +21,9 @@ from kit.plan import (
     model_lengths,
     sessions_needed,
 )
-from kit.recipe.load import load_recipe, shipped_recipes
+from kit.recipe.load import GENERAL, load_recipe, shipped_recipes
 
-REAL = [name for name in shipped_recipes() if name != "default" and "tiny" not in name]
+REAL = [name for name in shipped_recipes() if name not in GENERAL and "tiny" not in name]
 
 # Recipes that need more than a T4 has, with the counted GiB.
 CASES = [(name, phase) for name in REAL for phase in ("training", "evaluation")]

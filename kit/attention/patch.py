@@ -55,7 +55,8 @@ def is_causal_decoder(encoder: PreTrainedModel) -> bool:
 def _remove_soft_caps(encoder: PreTrainedModel) -> None:
     for module in encoder.modules():
         if getattr(module, "attn_logit_softcapping", None) is not None:
-            module.attn_logit_softcapping = None
+            # As in `model.encoder`: torch's stubs forbid None for an attribute of a module.
+            module.attn_logit_softcapping = None  # ty: ignore[invalid-assignment]
 
 
 def is_patched(encoder: PreTrainedModel) -> bool:

@@ -200,11 +200,8 @@ def load_tokenizer(backbone: ResolvedBackbone, frame: str | None = None) -> Pair
 
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     if not is_fast or None in special:
-        hint = FOLDER_HINT
-        if backbone.family.causal:
-            hint = "It is a decoder: add --set model.shape=judge."
         raise BackboneError(
-            f"{source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", hint
+            f"{source}: kit needs a fast tokenizer with CLS, SEP and PAD tokens", FOLDER_HINT
         )
     return PairTokenizer(tokenizer, *special)
 

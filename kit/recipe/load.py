@@ -19,6 +19,9 @@ from kit.storage.atomic import read_text_file
 
 SHIPPED = Path(__file__).parent / "shipped"
 
+# Recipes without a backbone of their own, for folders of encoders and of decoders.
+GENERAL = ("default", "judge")
+
 TYPE_NAMES: dict[type, str] = {
     int: "a whole number",
     float: "a number",
@@ -52,8 +55,7 @@ def load_recipe(
     if backbone and backbone != values.get("backbone"):
         values["backbone"] = backbone
         suffix = Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
-        general = path.stem in ("default", "judge")
-        values["name"] = suffix if general else f"{values['name']}-{suffix}"
+        values["name"] = suffix if path.stem in GENERAL else f"{values['name']}-{suffix}"
 
     # The overrides are also kept by themselves, to refuse some that would have no effect.
     changes: dict[str, Any] = {}

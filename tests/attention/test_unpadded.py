@@ -72,7 +72,8 @@ def results(model: nn.Module, pack: dict[str, Tensor]) -> tuple[Tensor, dict[str
     """States of real tokens, and gradients."""
     model.zero_grad()
     if "lengths" in pack:
-        states, real = unpadded.run_unpadded(model, pack)
+        states = unpadded.run_unpadded(model, pack)
+        states, real = unpadded.pad_states(states, pack["lengths"])
     else:
         states, real = model(**pack).last_hidden_state, pack["attention_mask"].bool()
     states = states[real].float()
@@ -136,7 +137,8 @@ def test_under_dropout_no_token_sees_another_sequence(family: str, kind: torch.d
     embedded: list[Tensor] = []
     model.get_input_embeddings().register_forward_hook(lambda *args: embedded.append(args[2]))
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
-        states, real = unpadded.run_unpadded(model, pack)
+        states = unpadded.run_unpadded(model, pack)
+        states, real = unpadded.pad_states(states, pack["lengths"])
     for sequence, own in enumerate((slice(0, 9), slice(9, 23), slice(23, 32))):
         found = states[sequence][real[sequence]].float()
         slope = torch.autograd.grad(

@@ -41,6 +41,7 @@ SMALL = {
 
 # Linear layers in one transformer layer, by family.
 LINEAR_LAYERS = {"deberta-v2": 6, "roberta": 6, "xlm-roberta": 6, "electra": 6, "modernbert": 4}
+LINEAR_LAYERS |= {"llama": 7, "qwen2": 7}
 
 
 def small_encoder(name: str) -> nn.Module:

@@ -52,7 +52,7 @@ def test_every_backbone_builds_and_its_parameters_add_up(name: str):
 
 @pytest.mark.parametrize("record", BACKBONES.values(), ids=BACKBONES)
 def test_every_record_is_complete(record: Backbone):
-    assert record.pooling in ("mean", "cls", "attention")
+    assert record.pooling in ("mean", "cls", "last")
     assert record.licence in ("MIT", "Apache-2.0")
     assert record.pretraining
     assert record.precision

@@ -19,7 +19,7 @@ from kit.model.encoder import build_encoder
 from kit.model.inference import make_collator, predict_logits
 from kit.model.memory import prediction_tokens, token_bytes, training_tokens
 from kit.model.pair_model import PairModel
-from kit.recipe.load import load_recipe, shipped_recipes
+from kit.recipe.load import GENERAL, load_recipe, shipped_recipes
 from kit.recipe.spec import ModelSpec, TrainSpec
 
 CPU = Compute(torch.device("cpu"), "fp32", "for this test")
@@ -107,7 +107,7 @@ def test_small_encoders_take_a_batch_at_once(monkeypatch: pytest.MonkeyPatch):
     assert training_tokens(encoder, asked, CPU, rows=32, sides=2, length=160) == 500
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name != "default"])
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name not in GENERAL])
 def test_recipes_keep_their_passes_on_a_t4(name: str, monkeypatch: pytest.MonkeyPatch):
     """None loses more than a quarter of its pass to an estimate that is too careful."""
     recipe = load_recipe(name)

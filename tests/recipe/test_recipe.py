@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES, max_positions
 from kit.recipe.keys import RecipeKey
-from kit.recipe.load import choose_recipe, load_recipe, shipped_recipes
+from kit.recipe.load import GENERAL, choose_recipe, load_recipe, shipped_recipes
 from kit.recipe.spec import KEYS, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
 from kit.storage.atomic import write_text
 
@@ -59,9 +59,9 @@ def with_another_value(recipe: Recipe, key: str) -> Recipe:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_loads_and_fits_its_backbone(name: str):
-    recipe = load_recipe(name, backbone="roberta" if name == "default" else None)
+    recipe = load_recipe(name, backbone="tiny-qwen" if name in GENERAL else None)
     assert recipe.purpose
-    assert shipped_recipes()[name].stem in (recipe.name, "default")
+    assert shipped_recipes()[name].stem in (recipe.name, *GENERAL)
     limit = max_positions(BACKBONES[recipe.backbone].config)
     assert limit is None or recipe.encode.max_tokens <= limit
     assert recipe.train.batch_size % (recipe.train.micro_batch_size or 1) == 0
@@ -92,7 +92,7 @@ def test_the_reference_recipes_follow_the_reference_study(backbone: str):
     "name", sorted(name for name in shipped_recipes() if not name.endswith("-reference"))
 )
 def test_other_recipes_use_features_and_both_orders(name: str):
-    recipe = load_recipe(name, backbone=None if name != "default" else "tiny-electra")
+    recipe = load_recipe(name, backbone="tiny-electra" if name in GENERAL else None)
     assert recipe.model.features
     assert recipe.train.swap_augmentation
 

@@ -16,7 +16,7 @@ from kit.recipe.spec import Recipe
 from kit.training.optim import Schedule, make_optimizer
 
 ALL = {
-    name: load_recipe(name, backbone="roberta" if name == "default" else None)
+    name: load_recipe(name, backbone={"default": "roberta", "judge": "tiny-qwen"}.get(name))
     for name in shipped_recipes()
 }
 PRETRAINED = {
