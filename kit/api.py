@@ -73,6 +73,7 @@ def train(
     data: Dataset | PathLike = "data/processed",
     runs: PathLike = "runs",
     fold: str | int = HOLDOUT,
+    teachers: Sequence[Run | PathLike] = (),
     resume: bool = False,
     guard: bool = True,
     restarts: int = 0,
@@ -93,6 +94,7 @@ def train(
         runs: the folder to put the run in. A run that is already finished there is returned as it
             is.
         fold: "holdout", a fold's number, or "all".
+        teachers: runs, or files of out-of-fold predictions, to learn from beside the labels.
         resume: continue an interrupted training.
         guard: stop a training that learns nothing.
         restarts: how often to try again, at half the learning rates, if a training collapses.
@@ -136,6 +138,7 @@ def train(
         folder,
         Path(runs),
         str(fold),
+        teachers=[item.path if isinstance(item, Run) else Path(item) for item in teachers],
         resume=resume,
         guard=guard,
         restarts=restarts,

@@ -258,6 +258,30 @@ class Run:
         return self.path / "oof.csv"
 
     @property
+    def teacher_path(self) -> Path:
+        """The predictions that the run learned from beside the labels, if it has a teacher."""
+        return self.path / "teacher.csv"
+
+    @property
+    def teacher(self) -> pd.DataFrame:
+        """The prediction frame that the run learns from beside the labels.
+
+        Raises:
+            RunError: the file is missing.
+        """
+        if not self.teacher_path.is_file():
+            raise RunError(
+                f"{self.path}: its recipe has a teacher, and {self.teacher_path.name} is missing",
+                "Add --teacher with the runs or files that it was begun with.",
+            )
+        return read_predictions(self.teacher_path)
+
+    def keep_teacher(self, predictions: pd.DataFrame) -> None:
+        """Write the predictions to learn from, unless they are there."""
+        if not self.teacher_path.is_file():
+            write_predictions(predictions, self.teacher_path)
+
+    @property
     def test_path(self) -> Path:
         """The predictions of the test rows, which `kit predict` writes."""
         return self.path / TEST_FILE

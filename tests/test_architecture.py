@@ -19,7 +19,7 @@ ROOMS = (
     ("predictions",),
     ("data", "sample", "evaluation"),
     ("model", "meta_gpu", "run"),
-    ("predict", "training", "baselines", "ensembling"),
+    ("predict", "export", "training", "baselines", "ensembling"),
     ("plan",),
     ("reporting", "kaggle"),
     ("api", "predictor"),
@@ -34,7 +34,7 @@ LEVELS["__init__"] = len(ROOMS)
 
 # The rooms that may import a package.
 ALLOWED_ROOMS = {
-    "torch": {"attention", "meta_gpu", "model", "plan", "predict", "training"},
+    "torch": {"attention", "meta_gpu", "model", "plan", "predict", "training", "export"},
     "transformers": {"attention", "model", "training"},
     "accelerate": {"model", "predict", "training"},
     "peft": {"model"},

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kit import __version__
-from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, train
+from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, train, use
 from kit.cli.streams import make_streams_lasting, output_error, reader_is_gone
 from kit.errors import KitError
 
@@ -87,6 +87,7 @@ COMMANDS = (
     *train.COMMANDS,
     *ensemble.COMMANDS,
     *evaluate.COMMANDS,
+    *use.COMMANDS,
     kernels.kernels_group,
     kaggle.submit_command,
     kaggle.submissions_command,

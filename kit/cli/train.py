@@ -119,6 +119,14 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
 )
 @options.fold
 @options.overrides
+@click.option(
+    "--teacher",
+    "teachers",
+    type=options.FILE,
+    multiple=True,
+    metavar="RUN",
+    help="Also learn from the out-of-fold predictions of this run or file; several are averaged.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted training.")
 @options.restart
 @click.option(
@@ -152,6 +160,7 @@ def train_command(
     recipe: str | None,
     fold: str,
     overrides: tuple[str, ...],
+    teachers: tuple[Path, ...],
     resume: bool,
     restart: int,
     guard: bool,
@@ -180,6 +189,7 @@ def train_command(
             data=data,
             runs=runs,
             fold=fold,
+            teachers=teachers,
             resume=resume,
             guard=guard,
             restarts=restart,

@@ -4,6 +4,7 @@ A run of adapters holds tens of megabytes; the gigabytes below them stay where t
 found again by their name and proved by their hash.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,12 +25,14 @@ class BaseReference:
         name: registry name, or the name of the folder.
         source: hub id, or the folder at the time of the training.
         revision: commit on the hub, None for a folder.
+        size: bytes of the weights.
         digest: a hash of the weights.
     """
 
     name: str
     source: str
     revision: str | None
+    size: int
     digest: str
 
 
@@ -58,14 +61,36 @@ def fetch_backbone(backbone: ResolvedBackbone) -> ResolvedBackbone:
 
 def refer_to_base(backbone: ResolvedBackbone, folder: Path) -> BaseReference:
     """Return the reference to a backbone whose files are in `folder`."""
-    source = backbone.source
-    if isinstance(source, Path) and backbone.record is None:
-        return BaseReference(folder.resolve().name, str(source), None, digest_weights(folder))
-
     # The hub's cache names a snapshot's folder after its commit.
     revision = folder.name if folder.parent.name == "snapshots" else None
-    hub_id = backbone.record.hub_id if backbone.record else None
-    return BaseReference(backbone.name, hub_id or str(source), revision, digest_weights(folder))
+    name = backbone.name
+    source = str(backbone.source)
+    if backbone.record and backbone.record.hub_id:
+        source = backbone.record.hub_id
+    elif isinstance(backbone.source, Path):
+        name = folder.resolve().name
+    return BaseReference(name, source, revision, weights_size(folder), digest_weights(folder))
+
+
+def run_bases(run: Path) -> list[BaseReference]:
+    """Return the references of a run directory's folds, each once; none for whole weights."""
+    bases = {}
+    for config in sorted(run.glob("*/config.json")):
+        # A damaged file is named by the prediction, which reads all of it.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            reference = BaseReference(**json.loads(read_text_file(config))["base"])
+            bases[reference.digest] = reference
+    return list(bases.values())
+
+
+def holds_base(folder: Path, reference: BaseReference) -> bool:
+    """Whether a folder has the weights of a reference; one of another size is not read."""
+    try:
+        return weights_size(folder) == reference.size and (
+            digest_weights(folder) == reference.digest
+        )
+    except (BackboneError, OSError):
+        return False
 
 
 def find_base(reference: BaseReference) -> ResolvedBackbone:
@@ -80,7 +105,7 @@ def find_base(reference: BaseReference) -> ResolvedBackbone:
     for folder in _candidates(reference):
         if not (folder / "config.json").is_file():
             continue
-        if digest_weights(folder) == reference.digest:
+        if holds_base(folder, reference):
             return ResolvedBackbone(reference.name, folder, BACKBONES.get(reference.name))
         other.append(folder)
     if other:
@@ -126,6 +151,20 @@ def digest_weights(folder: Path) -> str:
     Raises:
         BackboneError: there are none.
     """
+    content = "\n".join(file_sha256(path) for path in _weight_files(folder))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def weights_size(folder: Path) -> int:
+    """Return the bytes of the weights in a folder.
+
+    Raises:
+        BackboneError: there are none.
+    """
+    return sum(path.stat().st_size for path in _weight_files(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
     names = [name for name in WEIGHTS if (folder / name).is_file()]
     if not names:
         raise BackboneError(
@@ -136,5 +175,4 @@ def digest_weights(folder: Path) -> str:
     if files[0].suffix == ".json":
         index: Any = json.loads(read_text_file(files[0]))
         files = [folder / shard for shard in sorted({*index["weight_map"].values()})]
-    content = "\n".join(file_sha256(path) for path in files)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return files

@@ -226,7 +226,7 @@ def _check_type(value: Any, kind: type, source: str, name: str, example: str) ->
 def _check_combinations(recipe: Recipe, changes: dict[str, Any], source: str) -> None:
     """Refuse keys that are valid but cannot be combined, before a run is created or pushed."""
     train = recipe.train
-    if recipe.model.reward and recipe.model.shape == "cross":
+    if recipe.model.reward and recipe.model.shape != "siamese":
         raise RecipeError(
             f"{source}: model.reward = true, but a reward model reads one answer at a time",
             "Add --set model.shape=siamese, or --set model.reward=false.",

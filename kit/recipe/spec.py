@@ -241,6 +241,27 @@ class TrainSpec:
         source="Liang et al. 2021",
         between=(0, 100),
     )
+    teacher: str = key(
+        "",
+        "hash of the out-of-fold predictions that are learned from beside the labels; "
+        "`kit train --teacher` sets it",
+        source="Hinton et al. 2015",
+        added=True,
+    )
+    teacher_weight: float = key(
+        0.7,
+        "with a teacher, the weight of the divergence from it; the labels have the rest",
+        source="0.7 to 0.9 in the systems that won on such data",
+        between=(0, 1),
+        added=True,
+    )
+    teacher_temperature: float = key(
+        1.0,
+        "with a teacher, both distributions are softened by this before they are compared",
+        source="1 for averaged probabilities; Hinton et al. 2015",
+        between=(0.1, 100),
+        added=True,
+    )
     evals_per_epoch: int = key(
         2,
         "validations, and checkpoints, per epoch; the best one by log loss is kept",

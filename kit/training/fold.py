@@ -152,7 +152,8 @@ def _train_from_last_checkpoint(
     """
     checkpoints = folder.path / CHECKPOINTS
     spec = recipe.train
-    setup = prepare_fold(recipe, backbone, dataset, fold, options.log)
+    teacher = Run(folder.path.parent).teacher if spec.teacher else None
+    setup = prepare_fold(recipe, backbone, dataset, fold, options.log, teacher)
     ranks = join_processes()
     with ranks.main_process_first():
         place_checkpoints(folder.path, options.scratch)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 import transformers
@@ -45,6 +46,7 @@ from kit.model.reward import load_reward_head
 from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import ID, LABEL, TEXTS
+from kit.training.teacher import teacher_targets
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,12 @@ def prepare_fold(
     dataset: Dataset,
     fold: int | str,
     log: Callable[[str], None],
+    teacher: pd.DataFrame | None = None,
 ) -> FoldSetup:
     """Prepare one fold, with random weights by the seed. All processes of torchrun call this.
+
+    Args:
+        teacher: predictions to learn from beside the labels (see `training.teacher`).
 
     Raises:
         RecipeError, BackboneError: see `new_model`.
@@ -126,11 +132,14 @@ def prepare_fold(
     prepare_device(compute)
     model.to(compute.device)
     pad_multiple = PAD_MULTIPLE if spec.compile else 1
+    learned = targets
+    if teacher is not None:
+        learned = teacher_targets(targets, rows[ID].to_numpy(), teacher)
     train_collator = make_collator(
         model,
         tokens,
         tokenizer,
-        targets,
+        learned,
         features,
         max_tokens=spec.micro_tokens,
         pad_multiple=pad_multiple,

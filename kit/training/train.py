@@ -4,13 +4,13 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from kit.data.dataset import Dataset, open_dataset
-from kit.errors import CollapseError
+from kit.errors import CollapseError, RecipeError
 from kit.launcher import ignore_partial_launch
 from kit.model.backbones import ResolvedBackbone, resolve_backbone
 from kit.model.device import join_processes
@@ -25,6 +25,7 @@ from kit.training.callbacks import TrainingProgress, decide_together, require_tr
 from kit.training.checkpoints import CHECKPOINTS, remove_checkpoints
 from kit.training.fold import TrainingOptions, train_fold
 from kit.training.setup import check_trainable
+from kit.training.teacher import read_teachers, with_teacher
 from kit.training.trial import try_recipe
 
 # Checkpoints of a collapsed attempt are renamed to this before they are deleted.
@@ -42,6 +43,7 @@ def train_recipe(
     runs: Path,
     fold: str = HOLDOUT,
     *,
+    teachers: Sequence[Path] = (),
     resume: bool = False,
     guard: bool = True,
     restarts: int = 0,
@@ -58,6 +60,8 @@ def train_recipe(
 
     Args:
         fold: "holdout", a fold's number, or "all".
+        teachers: runs or files whose out-of-fold predictions are learned from beside the labels.
+            A run keeps their mean, so that it is continued without them.
         restarts: how often a training that collapses is tried again, from fresh weights, at half
             the rates and with another seed.
         max_hours: after this time the current fold ends with its best checkpoint; a fold that would
@@ -87,6 +91,14 @@ def train_recipe(
     # Everything that can be refused is refused before a run directory exists.
     dataset = open_dataset(data)
     folds = parse_folds(fold, dataset.folds)
+    predictions = read_teachers(teachers, dataset) if teachers else None
+    if predictions is not None:
+        recipe = with_teacher(recipe, predictions)
+    elif recipe.train.teacher and not Run(runs / recipe.run_name).teacher_path.is_file():
+        raise RecipeError(
+            f"the recipe learns from a teacher ({recipe.train.teacher}), and none is named",
+            "Add --teacher with the runs or files, or --set train.teacher=''.",
+        )
     backbone = resolve_backbone(recipe.backbone)
     check_trainable(recipe, backbone)
     _warn_about_ascii(backbone, dataset, say)
@@ -100,6 +112,8 @@ def train_recipe(
 
     with ranks.main_process_first():
         run = Run.create(runs, recipe, make_origin(dataset, backbone.digest))
+        if predictions is not None:
+            run.keep_teacher(predictions)
 
     longest = 0.0
     for position, number in enumerate(folds):

@@ -28,6 +28,7 @@ from kit.model.inference import logits_to_probabilities, predict_logits
 from kit.model.memory import free_after_failure
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
+from kit.task import CLASSES
 from kit.training.arguments import steps_per_epoch
 from kit.training.awp import WeightPerturbation
 from kit.training.callbacks import PaddingCallback, ScheduleCallback, TrainingProgress
@@ -37,6 +38,7 @@ from kit.training.loss import forward_twice, r_drop_loss, summed_cross_entropy
 from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
 from kit.training.setup import FoldSetup
+from kit.training.teacher import distillation_loss
 
 Kind = TypeVar("Kind", bound=TrainerCallback)
 
@@ -89,6 +91,8 @@ class PairTrainer(Trainer):
         loss = partial(summed_cross_entropy, smoothing=spec.label_smoothing)
         if spec.r_drop:
             loss = r_drop_loss(loss, spec.r_drop)
+        if spec.teacher:
+            loss = distillation_loss(loss, spec.teacher_weight, spec.teacher_temperature)
         super().__init__(
             model=model, data_collator=train_collator, compute_loss_func=loss, **kwargs
         )
@@ -130,7 +134,9 @@ class PairTrainer(Trainer):
         """Return the number of rows in the optimizer step, or the sum of their weights."""
         if not batch_samples or batch_samples[0]["labels"].ndim == 1:
             return super()._get_num_items_in_batch(batch_samples, device)
-        weights = sum(batch["labels"].sum() for batch in batch_samples).to(device)
+        # With a teacher the first three of six columns are the row's own targets.
+        weights = sum(batch["labels"][:, : len(CLASSES)].sum() for batch in batch_samples)
+        weights = weights.to(device)
         return self.accelerator.gather(weights).sum()
 
     def compute_loss(

@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from interruption import interrupt_at
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 
+from kit.cli.main import main
 from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
 from kit.errors import BackboneError, RecipeError, RunError
+from kit.export import HEAD_FILE, export_run
 from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import local_backbone, resolve_backbone
 from kit.model.base import digest_weights
@@ -190,3 +193,30 @@ def test_shapes_and_backbones_that_do_not_fit_are_refused(judge_base: Path, data
         train_recipe(narrow, data, data / "runs")
     assert not (data / "runs").exists()
     assert resolve_backbone("tiny-qwen").is_decoder
+
+
+def test_an_export_has_whole_weights_and_the_same_states(run: Run, tmp_path: Path):
+    (folder,) = export_run(run.path, tmp_path / "out", "fp32")
+    model, _ = PairModel.from_pretrained(run.fold(HOLDOUT).path)
+    exported = load_encoder(local_backbone(folder))
+    ids = torch.arange(10, 40)[None]
+    with torch.inference_mode():
+        states = model.encoder(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(
+            exported(input_ids=ids).last_hidden_state, states, rtol=1e-4, atol=1e-5
+        )
+    head = load_file(folder / HEAD_FILE)
+    assert torch.equal(head["head.pair.out.weight"], model.head.pair.out.weight)
+    with pytest.raises(RunError, match="exists already"):
+        export_run(run.path, tmp_path / "out")
+
+
+def test_two_answers_are_compared_in_one_line(run: Run):
+    answers = ("--prompt", "2+2?", "--a", "4", "--b", "five")
+    result = CliRunner().invoke(main, ["compare", str(run.path), *answers, "--json"])
+    assert result.exit_code == 0, result.output
+    assert sum(json.loads(result.output).values()) == pytest.approx(1)
+    swapped = ("--prompt", "2+2?", "--a", "five", "--b", "4")
+    other = CliRunner().invoke(main, ["compare", str(run.path), *swapped, "--json"])
+    first, second = (list(json.loads(one.output).values()) for one in (result, other))
+    assert first == pytest.approx([second[1], second[0], second[2]], abs=1e-6)

@@ -56,9 +56,11 @@ def run_inference(session: NotebookSession) -> None:
     done: list[tuple[Member, pd.DataFrame]] = []
     with tempfile.TemporaryDirectory(prefix="kit-infer-", ignore_cleanup_errors=True) as scratch:
         rows = _usable_rows(session, test, Path(scratch) / TEST_FILE)
+        _link_bases(session, members, Path(scratch))
         for number, member in enumerate(members):
             file = Path(scratch) / f"{number}.csv"
-            if not _predict(session, member, rows.file, file, processes, len(members) - number):
+            models_left = len(members) - number
+            if not _predict(session, member, rows.file, file, processes, models_left):
                 log_warning(f"{member.name} FAILED and is left out of the submission")
                 continue
 
@@ -182,6 +184,18 @@ def _require_named_runs(
     return [folder for folder in folders if folder.name in names] or folders
 
 
+def _link_bases(session: NotebookSession, members: Sequence[Member], scratch: Path) -> None:
+    """Let runs of adapters find the weights below them; report those whose weights are missing."""
+    missing = session.link_bases([member.run for member in members], scratch)
+    if missing:
+        names = ", ".join(sorted({member.name for member in members if member.run in missing}))
+        _report_missing(
+            session,
+            f"{names}: the weights below its adapters are not mounted. Push again with a --model"
+            " or dataset that has them in Hugging Face layout.",
+        )
+
+
 def _report_missing(session: NotebookSession, problem: str) -> None:
     """Raise in the visible run, where the author sees it; warn in Kaggle's scoring run."""
     if not session.is_scoring:
@@ -218,7 +232,7 @@ def _predict(
         # `kit predict` does not overwrite what a failed attempt left.
         file.unlink(missing_ok=True)
         command = ["predict", member.run, "--input", test, "-o", file]
-        code = session.run_kit(command, count, budget, environment)
+        code = session.run_kit(command, count, budget, environment, file.parent)
         if code == 0 and file.exists():
             return True
     return False

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import kit
-from kit.model.backbones import BACKBONES, has_backbone
+from kit.model.backbones import BACKBONES, WEIGHTS, has_backbone
+from kit.model.base import BaseReference, holds_base, run_bases
 from kit.storage import atomic
 
 OUTPUT_LIST = "kit_outputs.json"
@@ -183,6 +184,33 @@ class NotebookSession:
                 f" {self.input_folder}: {found}. Push again with a --model that has"
                 f" {BACKBONES[name].hub_id} in Hugging Face layout."
             )
+        return None
+
+    def link_bases(self, runs: Sequence[Path], folder: Path) -> list[Path]:
+        """Let `kit predict`, run in `folder`, find the mounted weights below runs of adapters.
+
+        Returns:
+            The runs whose weights are not mounted, which cannot predict.
+        """
+        missing = []
+        for run in runs:
+            for reference in run_bases(run):
+                link = folder / "models" / reference.name
+                base = self._base_folder(reference)
+                if base is None:
+                    missing.append(run)
+                elif not link.exists():
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(base.absolute(), target_is_directory=True)
+                    log_line(f"the weights below the adapters of {run.name} are those in {base}")
+        return missing
+
+    def _base_folder(self, reference: BaseReference) -> Path | None:
+        """Return the mounted folder with exactly the weights of the reference."""
+        for config in _find_files("config.json", self.input_folder):
+            folder = config.parent
+            if any((folder / name).is_file() for name in WEIGHTS) and holds_base(folder, reference):
+                return folder
         return None
 
     def gpu_count(self) -> int:
