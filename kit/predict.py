@@ -4,10 +4,13 @@ A `RunPredictor` keeps its models loaded, for many calls; the functions load one
 other.
 """
 
+import math
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +31,12 @@ from kit.model.device import (
     join_processes,
     prepare_device,
 )
-from kit.model.inference import logits_to_probabilities, make_collator, predict_logits
+from kit.model.inference import (
+    OrderBudget,
+    logits_to_probabilities,
+    make_collator,
+    predict_logits,
+)
 from kit.model.pair_model import PairModel
 from kit.predictions import make_predictions
 from kit.recipe.spec import Recipe
@@ -109,6 +117,8 @@ class RunPredictor:
         source: PredictionRows,
         rows: np.ndarray | None = None,
         progress: Progress = lambda done, total: None,
+        deadline: float = math.inf,
+        log: Callable[[str], None] = lambda _: None,
     ) -> np.ndarray:
         """Return the mean of the models' probabilities, (N, 3) float64.
 
@@ -117,6 +127,9 @@ class RunPredictor:
         Args:
             rows: numbers of the rows to predict, in the order wanted; by default all.
             progress: called with the rows done and all rows, over all models.
+            deadline: time, as of `time.monotonic`, until which rows are read in the second order of
+                their answers, the least decided first; for models that read a whole row at once.
+            log: called with how far that came.
         """
         ranks = join_processes()
         total = np.zeros(())
@@ -133,24 +146,44 @@ class RunPredictor:
             def report(done: int, count: int, before: int = number) -> None:
                 progress(before * count + done, len(self.folds) * count)
 
+            # Each model gets an equal part of the time that is left.
+            budget = None
+            if math.isfinite(deadline):
+                now = time.monotonic()
+                budget = OrderBudget(now + (deadline - now) / (len(self.folds) - number))
             collator = make_collator(model, tokens, tokenizer, tabular=features)
             logits = predict_logits(
-                model, collator, rows, compute, both_orders=self.swap, progress=report
+                model,
+                collator,
+                rows,
+                compute,
+                both_orders=self.swap,
+                progress=report,
+                budget=budget,
             )
+            if budget and budget.both < budget.rows:
+                log(
+                    f"{fold.path}: time for both orders of the answers in {budget.both:,} of "
+                    f"{budget.rows:,} rows, the least decided ones"
+                )
             total = total + logits_to_probabilities(logits)
         return total / len(self.folds)
 
     def predict_table(
-        self, table: pa.Table, progress: Progress = lambda done, total: None
+        self, table: pa.Table, progress: Progress = lambda done, total: None, **options: Any
     ) -> np.ndarray:
-        """Return the probabilities of a table of id and texts, (N, 3) float64; cache nothing."""
+        """Return the probabilities of a table of id and texts, (N, 3) float64; cache nothing.
+
+        Args:
+            options: `deadline` and `log` of `predict`.
+        """
         ranks = join_processes()
         with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
             # All processes of this machine use the folder of the first one, which waits with its
             # removal until the last is done.
             shared = broadcast_object_list([scratch])[0]
             source = PredictionRows(table, "input", Path(shared))
-            probabilities = self.predict(source, progress=progress)
+            probabilities = self.predict(source, progress=progress, **options)
             ranks.wait_for_everyone()
         return probabilities
 
@@ -184,10 +217,12 @@ def predict_split(
     *,
     swap: bool | None = None,
     progress: Progress = lambda done, total: None,
+    **options: Any,
 ) -> pd.DataFrame:
     """Return a run's prediction frame of processed rows.
 
     Args:
+        options: `deadline` and `log` of `RunPredictor.predict`.
         split: "test" for the test rows, averaged over the run's models; "valid" for the holdout's
             rows; "oof" for all training rows, each by the model that did not see it, which needs
             all folds.
@@ -200,7 +235,8 @@ def predict_split(
     trained.check_data(dataset.digest("train"))
     if split == "test":
         source = PredictionRows.of_split(dataset, "test")
-        probabilities = RunPredictor(trained, swap=swap).predict(source, progress=progress)
+        predictor = RunPredictor(trained, swap=swap)
+        probabilities = predictor.predict(source, progress=progress, **options)
         return make_predictions(source.table[ID].to_numpy(), probabilities)
 
     numbers: list[int | str] = [HOLDOUT] if split == "valid" else list(range(dataset.folds))
@@ -216,7 +252,9 @@ def predict_split(
     source = PredictionRows.of_split(dataset, "train")
     rows = [dataset.fold_rows(number)[1] for number in numbers]
     probabilities = [
-        RunPredictor(trained, [trained.fold(number)], swap=swap).predict(source, valid, progress)
+        RunPredictor(trained, [trained.fold(number)], swap=swap).predict(
+            source, valid, progress, **options
+        )
         for number, valid in zip(numbers, rows, strict=True)
     ]
 
@@ -233,13 +271,17 @@ def predict_input(
     *,
     swap: bool | None = None,
     progress: Progress = lambda done, total: None,
+    **options: Any,
 ) -> pd.DataFrame:
     """Return a run's prediction frame of a CSV file with test.csv's columns.
 
     The rows are cleaned as the run's training rows were.
+
+    Args:
+        options: `deadline` and `log` of `RunPredictor.predict`.
     """
     trained = Run.open(run)
     predictor = RunPredictor(trained, swap=swap)
     table = prepare_input(file, trained.option("text", str))
-    probabilities = predictor.predict_table(table, progress)
+    probabilities = predictor.predict_table(table, progress, **options)
     return make_predictions(table[ID].to_numpy(), probabilities)

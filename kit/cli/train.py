@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,12 @@ def train_command(
     default=None,
     help="Average over both orders of the answers.  [default: the recipe's]",
 )
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(0, min_open=True),
+    help="Within this time, read rows in the second order of their answers, too: the least decided"
+    " first. For judges and cross-encoders.  [default: all rows]",
+)
 @options.data
 @click.option(
     "-o", "--out", type=options.FILE, help="The file to write.  [default: RUN/<split>.csv]"
@@ -231,6 +238,7 @@ def predict_command(
     split: str | None,
     input_file: Path | None,
     swap: bool | None,
+    max_hours: float | None,
     data: Path,
     out: Path | None,
     force: bool,
@@ -257,11 +265,16 @@ def predict_command(
     from kit.predict import predict_input, predict_split
     from kit.predictions import write_predictions
 
+    time_limit: dict[str, Any] = {"log": output.print_note}
+    if max_hours:
+        time_limit["deadline"] = time.monotonic() + 3600 * max_hours
     with output.count_progress(f"predict {run.name}") as progress:
         if input_file:
-            predictions = predict_input(run, input_file, swap=swap, progress=progress)
+            predictions = predict_input(run, input_file, swap=swap, progress=progress, **time_limit)
         else:
-            predictions = predict_split(run, split or "test", data, swap=swap, progress=progress)
+            predictions = predict_split(
+                run, split or "test", data, swap=swap, progress=progress, **time_limit
+            )
     if output.LEADER:
         write_predictions(predictions, out)
     if as_json:

@@ -1,7 +1,8 @@
-"""Frame a row as the sequences of a decoder judge. Use `build_frame` and `judge_sequences`.
+"""Frame a row as the sequences of a decoder. Use `build_frame` and `FRAMED_LAYOUTS`.
 
-A decoder reads prompt and both answers in one sequence, round by round, each text under a heading,
-and closes with a question, so that its last token asks for the verdict. The texts of the frame are
+A judge reads prompt and both answers in one sequence, round by round, each text under a heading,
+and closes with a question, so that its last token asks for the verdict. Under the shape "siamese" a
+sequence has one answer, and the question is how good it is. The texts of the frame are
 tokenised once, by themselves, and so are those of the rows: what is cut from a row never changes
 the tokens around it, and the question is never cut.
 """
@@ -9,13 +10,13 @@ the tokens around it, and the question is never cut.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kit.data.truncation import Overhead, TruncatedSequence, Turns, side_length, split_budget
 from kit.errors import BackboneError, RecipeError
-from kit.recipe.spec import EncodeSpec
+from kit.recipe.spec import EncodeSpec, Shape
 
 INTRODUCTION = "# Two responses to one conversation: A and B"
 INSTRUCTION = (
@@ -24,6 +25,12 @@ INSTRUCTION = (
 )
 HEADINGS = ("\n\n## Prompt\n", "\n\n## Response A\n", "\n\n## Response B\n")
 QUESTION = "\n\n## Verdict: do people prefer A, B, or is it a tie?\n"
+SIDE_INTRODUCTION = "# A response to a conversation"
+SIDE_INSTRUCTION = (
+    "An assistant has answered in the conversation below. Judge how much people like its responses."
+)
+SIDE_HEADING = "\n\n## Response\n"
+SIDE_QUESTION = "\n\n## Verdict: how much do people like the response?\n"
 
 # Stands in a chat template for the message, which the rows' texts are part of.
 _MESSAGE = "KIT-MESSAGE"
@@ -39,7 +46,8 @@ class Frame:
     Attributes:
         kind: "plain" or "chat", as in the recipe.
         start: tokens before everything, the model's own first token included.
-        prompt, response_a, response_b: tokens before each text.
+        prompt, response_a, response_b: tokens before each text; of a side both answers have the
+            same.
         end: tokens after everything.
     """
 
@@ -71,7 +79,7 @@ class Frame:
         return len(self.start) + 3 * self.heading + len(self.end)
 
 
-def build_frame(kind: str, tokenizer: Any) -> Frame:
+def build_frame(kind: str, tokenizer: Any, shape: Shape = "judge") -> Frame:
     """Return the frame "plain" or "chat" in the tokens of a fast transformers tokenizer.
 
     Raises:
@@ -84,16 +92,21 @@ def build_frame(kind: str, tokenizer: Any) -> Frame:
     def encode(text: str) -> list[int]:
         return backend.encode(text, add_special_tokens=False).ids
 
+    introduction, instruction, headings, question = INTRODUCTION, INSTRUCTION, HEADINGS, QUESTION
+    if shape == "siamese":
+        introduction, instruction, question = SIDE_INTRODUCTION, SIDE_INSTRUCTION, SIDE_QUESTION
+        headings = (HEADINGS[0], SIDE_HEADING, SIDE_HEADING)
+
     # In the frame special tokens are structure, whatever they are in the rows' texts.
     backend.encode_special_tokens = False
-    prompt, response_a, response_b = map(encode, HEADINGS)
+    prompt, response_a, response_b = map(encode, headings)
     if kind == "plain":
-        start = [*_first_tokens(backend), *encode(INTRODUCTION)]
-        return Frame(kind, start, prompt, response_a, response_b, encode(QUESTION))
+        start = [*_first_tokens(backend), *encode(introduction)]
+        return Frame(kind, start, prompt, response_a, response_b, encode(question))
 
     head, tail = _split_chat_template(tokenizer)
-    start = encode(head + INSTRUCTION)
-    return Frame(kind, start, prompt, response_a, response_b, encode(QUESTION + tail))
+    start = encode(head + instruction)
+    return Frame(kind, start, prompt, response_a, response_b, encode(question + tail))
 
 
 def _first_tokens(backend: Any) -> list[int]:
@@ -152,30 +165,58 @@ def judge_sequences(
 
     The early rounds go first; what is kept of each text is the same in both orders.
     """
+    kept, kept_answers, lost = _split_framed(prompt, answers, spec, frame)
+    for order in ((0, 1), (1, 0)):
+        texts = [(frame.prompt, kept, len(prompt))]
+        for heading, answer in zip((frame.response_a, frame.response_b), order, strict=True):
+            texts.append((heading, kept_answers[answer], len(answers[answer])))
+        whole = side_length(prompt, answers[order[0]])
+        yield TruncatedSequence(_by_rounds(texts, frame), [], whole, lost)
+
+
+def framed_sides(
+    prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, frame: Frame
+) -> Iterator[TruncatedSequence]:
+    """Yield one framed sequence for each answer, with the prompt and that answer."""
+    for answer in answers:
+        kept, (kept_answer,), lost = _split_framed(prompt, [answer], spec, frame)
+        texts = [
+            (frame.prompt, kept, len(prompt)),
+            (frame.response_a, kept_answer, len(answer)),
+        ]
+        yield TruncatedSequence(_by_rounds(texts, frame), [], side_length(prompt, answer), lost)
+
+
+FRAMED_LAYOUTS: dict[str, Callable[..., Iterator[TruncatedSequence]]] = {
+    "judge": judge_sequences,
+    "siamese": framed_sides,
+}
+
+
+def _split_framed(
+    prompt: Turns, answers: Sequence[Turns], spec: EncodeSpec, frame: Frame
+) -> tuple[Turns, list[Turns], bool]:
+    """Return the turns that fit between start and end, each with its heading."""
     room = spec.max_tokens - len(frame.start) - len(frame.end)
     overhead = Overhead(first=frame.heading, further=frame.heading)
-    kept, (a, b), lost = split_budget(prompt, answers, room, spec, overhead)
+    return split_budget(prompt, answers, room, spec, overhead)
 
-    # Round numbers count from the first round of the conversation, kept or not.
-    rounds = [len(turns) for turns in (prompt, *answers)]
-    for answer, first, second, first_rounds, second_rounds in (
-        (answers[0], a, b, rounds[1], rounds[2]),
-        (answers[1], b, a, rounds[2], rounds[1]),
-    ):
-        texts = (
-            (frame.prompt, kept, rounds[0]),
-            (frame.response_a, first, first_rounds),
-            (frame.response_b, second, second_rounds),
-        )
-        pieces = [
-            (count - len(turns) + place, position, heading + turn)
-            for position, (heading, turns, count) in enumerate(texts)
-            for place, turn in enumerate(turns)
-        ]
-        pieces.sort(key=lambda piece: piece[:2])
 
-        tokens = [*frame.start]
-        for _, _, piece in pieces:
-            tokens += piece
-        tokens += frame.end
-        yield TruncatedSequence(tokens, [], side_length(prompt, answer), lost)
+def _by_rounds(texts: Sequence[tuple[list[int], Turns, int]], frame: Frame) -> list[int]:
+    """Return the tokens of a sequence: the kept turns of all texts, round by round.
+
+    Args:
+        texts: of each its heading, its kept turns, and the number of its turns before the cut.
+            Rounds are counted from the first one of the conversation, kept or not.
+    """
+    pieces = [
+        (count - len(turns) + place, position, heading + turn)
+        for position, (heading, turns, count) in enumerate(texts)
+        for place, turn in enumerate(turns)
+    ]
+    pieces.sort(key=lambda piece: piece[:2])
+
+    tokens = [*frame.start]
+    for _, _, piece in pieces:
+        tokens += piece
+    return tokens + frame.end

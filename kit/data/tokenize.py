@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kit.data.frame import Frame, judge_sequences
+from kit.data.frame import FRAMED_LAYOUTS, Frame
 from kit.data.truncation import LAYOUTS, TruncatedSequence, Turns
 from kit.errors import DataError
 from kit.recipe.spec import EncodeSpec, Shape
@@ -37,7 +37,7 @@ DELETE_HINT = "Delete the folder (it is only a cache) and run the command again.
 class PairTokenizer:
     """A fast transformers tokenizer and the ids of the tokens that frame a sequence.
 
-    An encoder's has `cls` and `sep`; a decoder's, for the shape "judge", has a `frame` instead.
+    An encoder's has `cls` and `sep`; a decoder's has a `frame` instead.
     """
 
     pretrained: Any
@@ -74,10 +74,9 @@ class PairTokenizer:
         self, shape: Shape
     ) -> Callable[[Turns, Sequence[Turns], EncodeSpec], Iterator[TruncatedSequence]]:
         """Return what lays a row out as sequences of the shape: prompt, answers, keys."""
-        if shape != "judge":
-            return partial(LAYOUTS[shape], cls=self.cls, sep=self.sep)
-        assert self.frame is not None, "a judge's tokenizer is loaded with its frame"
-        return partial(judge_sequences, frame=self.frame)
+        if self.frame:
+            return partial(FRAMED_LAYOUTS[shape], frame=self.frame)
+        return partial(LAYOUTS[shape], cls=self.cls, sep=self.sep)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files in Hugging Face layout."""

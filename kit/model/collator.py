@@ -32,7 +32,8 @@ class Collator:
       - `labels`, where they are known: classes (B,), or probabilities (B, 3).
 
     An `unpadded` batch has one pack with all tokens in one row (1, N), and the sequences' `lengths`
-    (n,).
+    (n,). With `vectors` a batch has no packs and no order, but what a frozen encoder has made of
+    them, `vectors` (B, S, H).
 
     Args:
         encoded: tokens of all rows.
@@ -46,6 +47,7 @@ class Collator:
         one_length: never put sequences of different lengths into one pack, for an encoder that
             reads its padding.
         unpadded: for an encoder that `attention.unpadded` supports, on a CPU.
+        vectors: pooled vectors of all rows (N, S, H), of an encoder that is not trained.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Collator:
         first_only: bool = False,
         one_length: bool = False,
         unpadded: bool = False,
+        vectors: np.ndarray | None = None,
     ):
         self.encoded = encoded
         self.pad_id = pad_id
@@ -73,10 +76,13 @@ class Collator:
         self.pad_multiple = pad_multiple
         self.one_length = one_length
         self.unpadded = unpadded
+        self.vectors = vectors
         self.lengths = encoded.lengths[:, :1] if first_only else encoded.lengths  # (N, S)
 
     def __call__(self, rows: list[int] | np.ndarray) -> dict[str, Any]:
         rows = np.asarray(rows, np.int64)
+        if self.vectors is not None:
+            return self._vector_batch(rows)
         parts = self._split_rows(rows) if self.max_tokens else [rows]
         if len(parts) == 1:
             return self._batch(rows)
@@ -108,6 +114,15 @@ class Collator:
         order[by_length] = np.arange(len(by_length))
 
         batch = {"packs": packs, "order": torch.from_numpy(order.reshape(len(rows), -1))}
+        features = self.features(rows)
+        if features is not None:
+            batch["features"] = features
+        return batch | self._labels(rows)
+
+    def _vector_batch(self, rows: np.ndarray) -> dict[str, Any]:
+        """Return a batch of pooled vectors that were computed before."""
+        assert self.vectors is not None
+        batch: dict[str, Any] = {"vectors": torch.from_numpy(self.vectors[rows])}
         features = self.features(rows)
         if features is not None:
             batch["features"] = features

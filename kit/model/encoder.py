@@ -18,6 +18,7 @@ from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone
 from kit.model.checks import check_backbone_files, check_config, check_weights
+from kit.recipe.spec import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -169,12 +170,15 @@ def layer_index(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def load_tokenizer(backbone: ResolvedBackbone, frame: str | None = None) -> PairTokenizer:
+def load_tokenizer(
+    backbone: ResolvedBackbone, frame: str | None = None, shape: Shape = "judge"
+) -> PairTokenizer:
     """Return the tokenizer of a backbone, from its folder or from the hub.
 
     Args:
-        frame: kind of frame around the rows of a decoder judge (see `data.frame`); None for an
-            encoder, which frames them by its own tokens.
+        frame: kind of frame around the rows of a decoder (see `data.frame`); None for an encoder,
+            which frames them by its own tokens.
+        shape: of the sequences that are framed.
 
     Raises:
         BackboneError: not found, not a fast tokenizer, or without the ids that frame a sequence.
@@ -196,7 +200,7 @@ def load_tokenizer(backbone: ResolvedBackbone, frame: str | None = None) -> Pair
     if frame:
         # Padding is never read, so any token will do. Some decoders have none for it, or one
         # beyond their embeddings.
-        return PairTokenizer(tokenizer, None, None, 0, build_frame(frame, tokenizer))
+        return PairTokenizer(tokenizer, None, None, 0, build_frame(frame, tokenizer, shape))
 
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     if not is_fast or None in special:

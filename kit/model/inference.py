@@ -4,7 +4,8 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import scipy.special
@@ -29,6 +30,9 @@ WIDE = 768
 # Rows that pass the head at a time.
 HEAD_ROWS = 2048
 
+# Rows that are read in their second order before the clock is looked at again.
+ORDER_ROWS = 256
+
 
 def make_collator(
     model: PairModel,
@@ -39,6 +43,7 @@ def make_collator(
     max_tokens: int = 0,
     pad_multiple: int = 1,
     first_only: bool = False,
+    vectors: np.ndarray | None = None,
 ) -> Collator:
     """Return the collator for this model's inputs on the device it is on.
 
@@ -46,6 +51,7 @@ def make_collator(
         tabular: features of the rows, for a model that reads some; it takes its own from them.
         max_tokens, pad_multiple: as of `Collator`.
         first_only: leave out the second sequences where the model has `reads_first_only`.
+        vectors: pooled vectors of all rows, of an encoder that is not trained.
     """
     device = next(model.parameters()).device.type
     names = model.feature_names
@@ -61,6 +67,7 @@ def make_collator(
         first_only=first_only,
         one_length=model.reads_padding,
         unpadded=device == "cpu" and pad_multiple == 1 and supports_unpadded(model.encoder),
+        vectors=vectors,
     )
 
 
@@ -83,17 +90,30 @@ def predict_logits(
     *,
     both_orders: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    budget: "OrderBudget | None" = None,
 ) -> np.ndarray:
     """Return logits of `rows` in their order, float32: (N, 3), or with `both_orders` (N, 2, 3).
 
     Under torchrun every process computes every world-th row and gets the logits of all; `progress`
     then counts the rows of the process itself.
+
+    Args:
+        budget: the time for second orders of the answers, of a model that reads a whole row at
+            once; None for as long as it takes.
     """
+
+    def predict_share(own_rows: np.ndarray) -> np.ndarray:
+        if budget and model.spec.shape != "siamese":
+            return _predict_in_time(
+                model, collator, own_rows, compute, both_orders, progress, budget
+            )
+        return _predict_share(model, collator, own_rows, compute, both_orders, progress)
+
     if not dist.is_initialized():
-        return _predict_share(model, collator, rows, compute, both_orders, progress)
+        return predict_share(rows)
 
     rank, world = dist.get_rank(), dist.get_world_size()
-    share = _predict_share(model, collator, rows[rank::world], compute, both_orders, progress)
+    share = predict_share(rows[rank::world])
     shares: list[np.ndarray] = [share] * world
     dist.all_gather_object(shares, share)
 
@@ -131,6 +151,69 @@ def _predict_share(
     return logits
 
 
+@dataclasses.dataclass
+class OrderBudget:
+    """The time for reading rows in the second order of their answers.
+
+    Attributes:
+        deadline: as of `time.monotonic`; after it no more second orders are begun.
+        rows: how many rows there were.
+        both: how many of them were read in both orders.
+    """
+
+    deadline: float
+    rows: int = 0
+    both: int = 0
+
+
+def _predict_in_time(
+    model: PairModel,
+    collator: Collator,
+    rows: np.ndarray,
+    compute: Compute,
+    both_orders: bool,
+    progress: Callable[[int, int], None],
+    budget: OrderBudget,
+) -> np.ndarray:
+    """Return logits of rows, all read in one order, and in the other as far as time allows.
+
+    The rows that are least decided come first: there the second order changes most.
+    """
+    logits = np.empty((len(rows), 2, 3) if both_orders else (len(rows), 3), np.float32)
+    predict = model.both_orders if both_orders else model.classify
+    features = collator.features(rows)
+    features = features and _to_device(features, compute)
+
+    def features_of(chosen: np.ndarray) -> dict[str, Tensor] | None:
+        return features and {name: values[chosen] for name, values in features.items()}
+
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), _bf16_encoder(model, compute):
+        first = torch.zeros(0)
+        for chosen, vectors in _iterate_vectors(model, collator, rows, compute, 1, progress):
+            if len(first) != len(rows):
+                first = vectors.new_empty(len(rows), vectors.shape[-1])
+            first[torch.from_numpy(chosen).to(first.device)] = vectors[:, 0]
+            found = model.first_order(vectors[:, 0], features_of(chosen)).float().cpu().numpy()
+            logits[chosen] = found[:, None] if both_orders else found
+
+        one_order = logits[:, 0] if both_orders else logits
+        by_doubt = np.argsort(softmax_logits(one_order).max(1), kind="stable")
+        budget.rows += len(rows)
+        for start in range(0, len(rows), ORDER_ROWS):
+            if time.monotonic() >= budget.deadline:
+                break
+            chosen = by_doubt[start : start + ORDER_ROWS]
+            seconds = rows[chosen] * collator.encoded.sides + 1
+            vectors = _pooled_vectors(model, collator, seconds, compute, lambda share: None)
+            both = torch.stack([first[torch.from_numpy(chosen).to(first.device)], vectors], 1)
+            logits[chosen] = predict(both, features_of(chosen)).float().cpu().numpy()
+            budget.both += len(chosen)
+    model.train(training)
+    return logits
+
+
 def _compute_logits(
     model: PairModel,
     collator: Collator,
@@ -144,29 +227,63 @@ def _compute_logits(
     predict = model.both_orders if both_orders else model.classify
     sides = 1 if model.reads_first_only and not both_orders else collator.encoded.sides
 
-    # The longest rows come first: if memory runs out, it does at once.
-    by_length = np.argsort(-collator.lengths[rows, :sides].max(1), kind="stable")
     training = model.training
     model.eval()
     with torch.inference_mode(), _bf16_encoder(model, compute):
-        for start in range(0, len(rows), WINDOW_ROWS):
-            window = by_length[start : start + WINDOW_ROWS]
-            sequences, inverse = distinct_sequences(collator.encoded, rows[window], sides)
-
-            def report(share: float, before: int = start, size: int = len(window)) -> None:
-                progress(before + int(share * size), len(rows))
-
-            vectors = _pooled_vectors(model, collator, sequences, compute, report)
-            places = torch.from_numpy(inverse).to(vectors.device)  # (rows of the window, S)
-            for batch in range(0, len(window), HEAD_ROWS):
-                chosen = window[batch : batch + HEAD_ROWS]
-                features = collator.features(rows[chosen])
+        for chosen, vectors in _iterate_vectors(model, collator, rows, compute, sides, progress):
+            for start in range(0, len(chosen), HEAD_ROWS):
+                batch = chosen[start : start + HEAD_ROWS]
+                features = collator.features(rows[batch])
                 if features is not None:
                     features = _to_device(features, compute)
-                found = predict(vectors[places[batch : batch + HEAD_ROWS]], features)
-                logits[chosen] = found.float().cpu().numpy()
+                found = predict(vectors[start : start + HEAD_ROWS], features)
+                logits[batch] = found.float().cpu().numpy()
     model.train(training)
     return logits
+
+
+def pooled_vectors(
+    model: PairModel, collator: Collator, rows: np.ndarray, compute: Compute
+) -> np.ndarray:
+    """Return the pooled vectors of rows, (N, S, H) float32, in their order."""
+    sides = collator.encoded.sides
+    training = model.training
+    model.eval()
+    found = np.zeros((0, sides, 1), np.float32)
+    with torch.inference_mode(), _bf16_encoder(model, compute):
+        for chosen, vectors in _iterate_vectors(model, collator, rows, compute, sides):
+            if len(found) != len(rows):
+                found = np.empty((len(rows), *vectors.shape[1:]), np.float32)
+            found[chosen] = vectors.float().cpu().numpy()
+    model.train(training)
+    return found
+
+
+def _iterate_vectors(
+    model: PairModel,
+    collator: Collator,
+    rows: np.ndarray,
+    compute: Compute,
+    sides: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield places in `rows`, and the vectors (n, sides, H) of these rows on the device."""
+    # The longest rows come first: if memory runs out, it does at once.
+    by_length = np.argsort(-collator.lengths[rows, :sides].max(1), kind="stable")
+    for start in range(0, len(rows), WINDOW_ROWS):
+        window = by_length[start : start + WINDOW_ROWS]
+        if collator.vectors is not None:
+            known = torch.from_numpy(collator.vectors[rows[window], :sides])
+            yield window, known.to(compute.device)
+            progress(start + len(window), len(rows))
+            continue
+        sequences, inverse = distinct_sequences(collator.encoded, rows[window], sides)
+
+        def report(share: float, before: int = start, size: int = len(window)) -> None:
+            progress(before + int(share * size), len(rows))
+
+        vectors = _pooled_vectors(model, collator, sequences, compute, report)
+        yield window, vectors[torch.from_numpy(inverse).to(vectors.device)]
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from kit.model.backbones import local_backbone
 from kit.model.base import BaseReference, find_base
 from kit.model.checks import check_vocabulary, check_weights, find_padding_reader
 from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
-from kit.model.heads import build_head, swap_classes, swap_features
+from kit.model.heads import SymmetricHead, build_head, swap_classes, swap_features
 from kit.model.pooling import build_pooling
 from kit.model.reward import build_reward_head
 from kit.recipe.spec import ModelSpec
@@ -66,9 +66,9 @@ class PairModel(nn.Module):
             without features.
         reads_padding: whether the encoder must be given one length at a time (see
             `checks.reads_padding`).
-        base: reference to the weights below adapters that are saved alone; None where all weights
-            are the model's own.
-        adapters: what the adapters above `base` were built from.
+        base: reference to frozen weights that are not saved; None where all weights are the
+            model's own.
+        adapters: what the adapters above `base` were built from, if there are any.
     """
 
     base: BaseReference | None = None
@@ -138,7 +138,7 @@ class PairModel(nn.Module):
         if self.spec.shape == "judge":
             self.head.start_from_prior(prior)
 
-    def keep_adapters_only(self, base: BaseReference, adapters: AdapterSpec) -> None:
+    def leave_out_base(self, base: BaseReference, adapters: AdapterSpec | None = None) -> None:
         """Leave the frozen weights out of `state_dict`, and do not expect them in one."""
         self.base = base
         self.adapters = adapters
@@ -161,6 +161,17 @@ class PairModel(nn.Module):
                 return logits
             return logits + self.reward.preference_logits(sides[..., -1])
 
+    def first_order(self, vectors: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
+        """Return the logits of rows of which only the first order was read: (B, H) -> (B, 3).
+
+        A symmetric head adds the logits of both orders; the first one stands for the other, too.
+        """
+        sides = torch.stack([vectors, vectors], 1)
+        if not isinstance(self.head, SymmetricHead):
+            return self.classify(sides, features)
+        with torch.autocast(sides.device.type, enabled=False):
+            return 2 * self.head.pair(sides.float(), features)
+
     def both_orders(self, sides: Tensor, features: dict[str, Tensor] | None = None) -> Tensor:
         """Return logits as given and with A and B swapped: (B, S, H) -> (B, 2, 3).
 
@@ -171,16 +182,24 @@ class PairModel(nn.Module):
 
     def forward(
         self,
-        packs: list[dict[str, Tensor]],
-        order: Tensor,
+        packs: list[dict[str, Tensor]] | None = None,
+        order: Tensor | None = None,
         features: dict[str, Tensor] | None = None,
         augment: bool = False,
+        vectors: Tensor | None = None,
     ) -> Tensor:
         """Return logits (B, 3), or with `augment` those of `both_orders` (B, 2, 3).
 
         Both go through this method because it is the one that distributed training wraps.
+
+        Args:
+            vectors: pooled vectors (B, S, H) of a frozen encoder, in place of packs and order.
         """
-        sides = self.encode(packs, order)
+        sides = vectors
+        if sides is None:
+            assert packs is not None, "a batch has packs or vectors"
+            assert order is not None, "packs come with their order"
+            sides = self.encode(packs, order)
         return self.both_orders(sides, features) if augment else self.classify(sides, features)
 
     def save_pretrained(self, folder: str | Path, tokenizer: PairTokenizer) -> None:
@@ -202,8 +221,9 @@ class PairModel(nn.Module):
             config["features"] = {"sides": sides, "pair": pair}
         if tokenizer.frame:
             config["frame"] = dataclasses.asdict(tokenizer.frame)
-        if self.base and self.adapters:
+        if self.base:
             config["base"] = dataclasses.asdict(self.base)
+        if self.adapters:
             config["adapters"] = dataclasses.asdict(self.adapters)
         write_json(folder / "config.json", config)
 
@@ -213,11 +233,11 @@ class PairModel(nn.Module):
     ) -> tuple["PairModel", PairTokenizer]:
         """Return the model and its tokenizer from `save_pretrained`'s files, without a network.
 
-        The model is in evaluation mode and float32. Only for adapters without their base the hub
-        may be asked.
+        The model is in evaluation mode and float32. Only for a base that is not here the hub may
+        be asked.
 
         Args:
-            half: the type of the frozen weights below adapters.
+            half: the type of frozen weights that are not saved with the model.
 
         Raises:
             RunError: a file is missing or damaged, was written by a newer kit, or by an older one
@@ -248,14 +268,16 @@ class PairModel(nn.Module):
             base = adapters = None
             if "base" in config:
                 base = BaseReference(**config["base"])
-                adapters = AdapterSpec(**config["adapters"])
                 encoder = load_encoder(find_base(base), spec.fast_attention, half)
-                add_adapters(encoder, adapters)
+                encoder.requires_grad_(False)
+                if "adapters" in config:
+                    adapters = AdapterSpec(**config["adapters"])
+                    add_adapters(encoder, adapters)
             else:
                 encoder = build_encoder(config["encoder"], spec.fast_attention)
             model = cls(encoder, config["encoder"], spec, feature_names)
-            if base and adapters:
-                model.keep_adapters_only(base, adapters)
+            if base:
+                model.leave_out_base(base, adapters)
             weights = load_file(folder / "model.safetensors")
         except (
             OSError,
@@ -277,7 +299,7 @@ class PairModel(nn.Module):
 
         try:
             frame = config.get("frame", {}).get("kind")
-            tokenizer = load_tokenizer(local_backbone(folder), frame)
+            tokenizer = load_tokenizer(local_backbone(folder), frame, spec.shape)
             if tokenizer.frame and dataclasses.asdict(tokenizer.frame) != config["frame"]:
                 raise RunError(
                     f"{folder}: its frame around prompt and answers is not the one that this kit "

@@ -238,6 +238,8 @@ def _check_combinations(recipe: Recipe, changes: dict[str, Any], source: str) ->
             "Set one of them to 0.",
         )
 
+    _check_frozen(recipe, source)
+
     # A recipe file may contain the key, for use with --set model.head=fusion. As an override it
     # would have no effect.
     if recipe.model.head == "symmetric" and "swap_augmentation" in changes.get("train", {}):
@@ -245,4 +247,28 @@ def _check_combinations(recipe: Recipe, changes: dict[str, Any], source: str) ->
             "--set train.swap_augmentation has no effect with the symmetric head, to which both "
             "orders are the same",
             "Leave it out, or add --set model.head=fusion.",
+        )
+
+
+def _check_frozen(recipe: Recipe, source: str) -> None:
+    """Refuse keys that change an encoder which is to stay as it is."""
+    train = recipe.train
+    if not train.frozen:
+        return
+    changing = [
+        name
+        for name in ("lora_rank", "reinit_layers", "ema", "awp", "r_drop", "compile")
+        if getattr(train, name)
+    ]
+    if changing:
+        raise RecipeError(
+            f"{source}: train.{changing[0]} with train.frozen = true, under which only pooling and "
+            "head learn",
+            f"Set train.{changing[0]}=0, or train.frozen=false.",
+        )
+    if recipe.model.pooling == "attention":
+        raise RecipeError(
+            f"{source}: model.pooling = attention learns from every token's state, and "
+            "train.frozen = true keeps one vector a sequence",
+            "Set model.pooling=mean, cls or last.",
         )

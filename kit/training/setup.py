@@ -23,7 +23,7 @@ from torch import nn
 from kit.data.dataset import Dataset
 from kit.data.feature_cache import features_cached
 from kit.data.frame import require_room
-from kit.data.tokenize import PairTokenizer, tokenize_cached
+from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RecipeError
 from kit.evaluation.metrics import class_prior
 from kit.model import tiny
@@ -43,6 +43,7 @@ from kit.model.encoder import build_encoder, layer_index, load_encoder, load_tok
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.model.reward import load_reward_head
+from kit.model.states import vectors_cached
 from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import ID, LABEL, TEXTS
@@ -135,6 +136,9 @@ def prepare_fold(
     learned = targets
     if teacher is not None:
         learned = teacher_targets(targets, rows[ID].to_numpy(), teacher)
+    vectors = None
+    if spec.frozen:
+        vectors = _frozen_vectors(recipe, backbone, dataset, model, tokens, tokenizer, compute)
     train_collator = make_collator(
         model,
         tokens,
@@ -144,9 +148,16 @@ def prepare_fold(
         max_tokens=spec.micro_tokens,
         pad_multiple=pad_multiple,
         first_only=model.reads_first_only and not spec.swap_augmentation,
+        vectors=vectors,
     )
     eval_collator = make_collator(
-        model, tokens, tokenizer, labels, tabular=features, pad_multiple=pad_multiple
+        model,
+        tokens,
+        tokenizer,
+        labels,
+        tabular=features,
+        pad_multiple=pad_multiple,
+        vectors=vectors,
     )
     if spec.compile:
         _name_compile_cache()
@@ -165,6 +176,29 @@ def prepare_fold(
         targets=targets,
         truncated=truncated,
     )
+
+
+def _frozen_vectors(
+    recipe: Recipe,
+    backbone: ResolvedBackbone,
+    dataset: Dataset,
+    model: PairModel,
+    tokens: TokenizedRows,
+    tokenizer: PairTokenizer,
+    compute: Compute,
+) -> np.ndarray:
+    """Return what the frozen encoder makes of all rows (N, S, H), from the cache if it has it."""
+    # A toy's random weights follow the seed.
+    weights = model.base.digest if model.base else [backbone.name, recipe.train.seed]
+    identity = [
+        dataset.digest("train"),
+        tokenizer.digest,
+        dataclasses.asdict(recipe.encode),
+        dataclasses.asdict(model.spec),
+        weights,
+    ]
+    collator = make_collator(model, tokens, tokenizer)
+    return vectors_cached(model, collator, compute, identity, dataset.cache)
 
 
 def target_prior(targets: np.ndarray) -> np.ndarray:
@@ -202,23 +236,25 @@ def new_model(
         RecipeError: the recipe does not fit the encoder's layers.
     """
     config = backbone.config
-    frame = recipe.encode.frame if recipe.model.shape == "judge" else None
+    frame = recipe.encode.frame if backbone.is_decoder else None
+    shape = recipe.model.shape
     folder = None
     if backbone.source is None:
         # A toy backbone has no files: its tokenizer is trained on these rows, and its weights are
         # random.
         assert backbone.record is not None, "only the registry's backbones have no files"
-        tokenizer = load_tokenizer(local_backbone(tiny_folder(backbone.record, dataset)), frame)
+        toy = local_backbone(tiny_folder(backbone.record, dataset))
+        tokenizer = load_tokenizer(toy, frame, shape)
         encoder = build_encoder(config, recipe.model.fast_attention)
     else:
         dtype = torch.float32
-        if keeps_adapters_only(recipe):
+        if leaves_out_base(recipe, backbone):
             # Weights that are not trained need no more digits than they are computed with.
             dtype = base_dtype(choose_device(recipe.train.precision, config["hidden_size"]))
             backbone = fetch_backbone(backbone)
             folder = backbone.source
         encoder = load_encoder(backbone, recipe.model.fast_attention, dtype)
-        tokenizer = load_tokenizer(backbone, frame)
+        tokenizer = load_tokenizer(backbone, frame, shape)
 
     if tokenizer.frame:
         require_room(tokenizer.frame, recipe.encode)
@@ -235,17 +271,20 @@ def new_model(
         )
     if recipe.model.reward:
         model.reward = load_reward_head(backbone)
-    if recipe.train.lora_rank:
+    adapters = None
+    if recipe.train.frozen:
+        model.encoder.requires_grad_(False)
+    elif recipe.train.lora_rank:
         adapters = AdapterSpec.of_recipe(recipe.train)
         add_adapters(model.encoder, adapters)
-        if isinstance(folder, Path):
-            model.keep_adapters_only(refer_to_base(backbone, folder), adapters)
+    if isinstance(folder, Path):
+        model.leave_out_base(refer_to_base(backbone, folder), adapters)
     return model, tokenizer
 
 
-def keeps_adapters_only(recipe: Recipe) -> bool:
-    """Whether a run of the recipe keeps adapters, and only a reference to the weights below."""
-    return recipe.model.shape == "judge" and recipe.train.lora_rank > 0
+def leaves_out_base(recipe: Recipe, backbone: ResolvedBackbone) -> bool:
+    """Whether a run of the recipe keeps only a reference to the backbone's own weights."""
+    return recipe.train.frozen or (recipe.train.lora_rank > 0 and backbone.is_decoder)
 
 
 def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
@@ -289,15 +328,15 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
 
 def _check_shape(recipe: Recipe, backbone: ResolvedBackbone) -> None:
     """Raise RecipeError if the shape is for decoders and this is an encoder, or the other way."""
-    if backbone.is_decoder == (recipe.model.shape == "judge"):
-        return
     kind = backbone.config["model_type"]
-    if backbone.is_decoder:
+    if backbone.is_decoder and recipe.model.shape == "cross":
         raise RecipeError(
-            f"{recipe.backbone} is a decoder ({kind}), and model.shape = {recipe.model.shape} "
-            "reads with an encoder",
-            "Use --recipe judge, or add --set model.shape=judge.",
+            f"{recipe.backbone} is a decoder ({kind}), and model.shape = cross reads with an "
+            "encoder",
+            "Add --set model.shape=judge.",
         )
+    if backbone.is_decoder or recipe.model.shape != "judge":
+        return
     raise RecipeError(
         f"model.shape = judge reads with a decoder, and {recipe.backbone} is none that kit knows "
         f"({kind})",
@@ -382,5 +421,5 @@ def _resolve_pooling(spec: ModelSpec, backbone: ResolvedBackbone) -> ModelSpec:
     if spec.pooling != "auto":
         return spec
     by_shape = {"cross": "cls", "judge": "last"}
-    pooling = by_shape.get(spec.shape, backbone.default_pooling)
+    pooling = by_shape.get(spec.shape, "last" if backbone.is_decoder else backbone.default_pooling)
     return dataclasses.replace(spec, pooling=pooling)

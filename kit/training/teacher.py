@@ -68,8 +68,8 @@ def with_teacher(recipe: Recipe, predictions: pd.DataFrame) -> Recipe:
 
 def teacher_digest(predictions: pd.DataFrame) -> str:
     """Return eight hex digits of a hash of prediction values and ids."""
-    content = pd.util.hash_pandas_object(predictions.round(9), index=False).to_numpy()
-    return hashlib.sha256(content.tobytes()).hexdigest()[:8]
+    content = predictions.round(9).to_csv(index=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def teacher_targets(targets: np.ndarray, ids: np.ndarray, predictions: pd.DataFrame) -> np.ndarray:

@@ -195,9 +195,11 @@ class PairTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         """Run forward and backward once; from `awp_start` on, at perturbed weights."""
-        tokens = sum(pack["input_ids"].numel() for pack in inputs["packs"])
-        self.current_pass = (len(inputs["order"]), tokens)
-        self._callback(PaddingCallback).add(inputs["packs"])
+        # A frozen encoder's vectors are no tokens.
+        packs = inputs.get("packs", [])
+        tokens = sum(pack["input_ids"].numel() for pack in packs)
+        self.current_pass = (len(inputs["labels"]), tokens)
+        self._callback(PaddingCallback).add(packs)
         if (
             not self.perturbation
             or self.state.global_step < self.spec.awp_start * self.state.max_steps

@@ -86,7 +86,8 @@ def try_recipe(
             f"{compute.precision}",
             "Set train.precision=fp32, or choose another backbone.",
         )
-    check_gradients(model, backbone.name, ranks.num_processes)
+    if not recipe.train.frozen:
+        check_gradients(model, backbone.name, ranks.num_processes)
 
 
 def check_savable(model: nn.Module, name: str) -> None:

@@ -1,7 +1,10 @@
 """Check decoder judges: where they begin, what their runs hold, and that predictions repeat."""
 
+import itertools
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ from kit.model.pair_model import PairModel
 from kit.predict import predict_split
 from kit.recipe.load import choose_recipe, load_recipe
 from kit.run import Run
-from kit.task import HOLDOUT
+from kit.task import CLASSES, HOLDOUT
 from kit.training.setup import new_model, target_prior
 from kit.training.train import train_recipe
 
@@ -182,9 +185,9 @@ def test_whole_weights_are_trained_without_adapters(judge_base: Path, data: Path
 
 
 def test_shapes_and_backbones_that_do_not_fit_are_refused(judge_base: Path, data: Path):
-    siamese = choose_recipe(str(judge_base), "default", QUICK)
+    cross = choose_recipe(str(judge_base), "default", (*QUICK, "model.shape=cross"))
     with pytest.raises(RecipeError, match="is a decoder"):
-        train_recipe(siamese, data, data / "runs")
+        train_recipe(cross, data, data / "runs")
     encoder = load_recipe("tiny-electra", ("model.shape=judge",))
     with pytest.raises(RecipeError, match="reads with a decoder"):
         train_recipe(encoder, data, data / "runs")
@@ -220,3 +223,58 @@ def test_two_answers_are_compared_in_one_line(run: Run):
     other = CliRunner().invoke(main, ["compare", str(run.path), *swapped, "--json"])
     first, second = (list(json.loads(one.output).values()) for one in (result, other))
     assert first == pytest.approx([second[1], second[0], second[2]], abs=1e-6)
+
+
+FROZEN = ("train.lora_rank=0", "train.frozen=true", "train.lr=0")
+
+
+@pytest.mark.parametrize("shape", ["judge", "siamese"])
+def test_a_frozen_base_is_read_once_and_only_the_head_is_kept(
+    shape: str, judge_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = train_run(judge_base, data, tmp_path, *FROZEN, f"model.shape={shape}")
+    weights = load_file(first.fold(HOLDOUT).path / "model.safetensors")
+    assert all(name.startswith("head.") for name in weights)
+    again = predict_split(first.path, "valid", data)
+    pd.testing.assert_frame_equal(again, first.fold(HOLDOUT).predictions, rtol=0, atol=1e-5)
+
+    # Another training of the head takes the vectors from the disk; only its trial runs the base.
+    def refuse(*_: object) -> None:
+        raise AssertionError("the base was run again")
+
+    monkeypatch.setattr("kit.model.states._compute_vectors", refuse)
+    second = train_run(judge_base, data, tmp_path, *FROZEN, f"model.shape={shape}", "train.seed=3")
+    assert second.fold(HOLDOUT).metrics["steps"] == 6
+
+
+def test_an_encoder_can_be_frozen_too(fixed_backbone: Path, data: Path, tmp_path: Path):
+    recipe = choose_recipe(str(fixed_backbone), None, (*QUICK, "train.frozen=true"))
+    run = Run.open(train_recipe(recipe, data, tmp_path)["run"])
+    assert run.fold(HOLDOUT).path.joinpath("model.safetensors").stat().st_size < 2_000_000
+    again = predict_split(run.path, "valid", data)
+    pd.testing.assert_frame_equal(again, run.fold(HOLDOUT).predictions, rtol=0, atol=1e-5)
+
+
+def test_keys_that_change_a_frozen_base_are_refused(judge_base: Path):
+    with pytest.raises(RecipeError, match=r"lora_rank with train\.frozen"):
+        choose_recipe(str(judge_base), None, ("train.frozen=true",))
+
+
+@pytest.mark.parametrize("head", ["symmetric", "fusion"])
+def test_the_second_order_goes_to_the_least_decided_rows_until_time_is_over(
+    head: str, judge_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = train_run(judge_base, data, tmp_path, f"model.head={head}", "train.max_steps=4")
+    whole = predict_split(run.path, "valid", data)
+    messages: list[str] = []
+    in_time = predict_split(run.path, "valid", data, deadline=time.monotonic() + 3600)
+    pd.testing.assert_frame_equal(in_time, whole, rtol=0, atol=1e-6)
+
+    # Each look at the clock is a step of a second: after one group of rows time is over.
+    clock = itertools.count(0.0, 1.0)
+    monkeypatch.setattr("kit.model.inference.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("kit.model.inference.ORDER_ROWS", 5)
+    partial = predict_split(run.path, "valid", data, deadline=1.5, log=messages.append)
+    assert re.search(rf"in 5 of {len(whole)} rows, the least decided", messages[0])
+    changed = ~np.isclose(partial[list(CLASSES)], whole[list(CLASSES)], atol=1e-7).all(1)
+    assert 0 < changed.sum() <= len(whole) - 5

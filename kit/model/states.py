@@ -1,0 +1,80 @@
+"""Compute a frozen encoder's pooled vectors once, and keep them on disk. Use `vectors_cached`.
+
+The vectors of 57,477 rows take some hundred megabytes, and the hours in which the encoder reads
+them are spent once, whatever is then trained on them.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from kit.errors import DataError
+from kit.model.collator import Collator
+from kit.model.device import Compute, join_processes
+from kit.model.inference import pooled_vectors
+from kit.model.pair_model import PairModel
+from kit.storage.atomic import atomic_folder, save_array
+
+# Part of the cache key: raise it when the same tokens would give other vectors.
+FORMAT = 1
+
+_FILE = "vectors.npy"
+
+
+def vectors_cached(
+    model: PairModel, collator: Collator, compute: Compute, identity: Any, cache: Path
+) -> np.ndarray:
+    """Return the pooled vectors of all rows, (N, S, H) float32, mapped from disk.
+
+    All processes of torchrun call this; each computes a share of the rows.
+
+    Args:
+        identity: what decides the vectors: hashes of tokens and weights, pooling. It is made into
+            the name of a folder in `cache`, and must be the same for equal vectors only.
+
+    Raises:
+        DataError: the cached vectors are damaged.
+    """
+    text = json.dumps([FORMAT, identity, compute.precision], sort_keys=True)
+    folder = cache / f"vectors-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    ranks = join_processes()
+    if not (folder / _FILE).exists():
+        _compute_vectors(model, collator, compute, folder)
+    ranks.wait_for_everyone()
+
+    rows = len(collator.encoded)
+    try:
+        vectors = np.load(folder / _FILE, mmap_mode="r")
+        complete = vectors.ndim == 3 and len(vectors) == rows
+    except (OSError, ValueError, EOFError):
+        complete = False
+    if not complete:
+        raise DataError(
+            f"{folder}: the cached vectors are incomplete",
+            "Delete the folder (it is only a cache) and run the command again.",
+        )
+    return vectors
+
+
+def _compute_vectors(model: PairModel, collator: Collator, compute: Compute, folder: Path) -> None:
+    """Write the vectors of all rows to `folder`, by the first process."""
+    ranks = join_processes()
+    rows = np.arange(len(collator.encoded))
+    share = pooled_vectors(
+        model, collator, rows[ranks.process_index :: ranks.num_processes], compute
+    )
+    shares = [share] * ranks.num_processes
+    if dist.is_initialized():
+        dist.all_gather_object(shares, share)
+    if not ranks.is_main_process:
+        return
+
+    vectors = np.empty((len(rows), *share.shape[1:]), np.float32)
+    for number, part in enumerate(shares):
+        vectors[number :: len(shares)] = part
+    with atomic_folder(folder) as temporary:
+        save_array(temporary / _FILE, vectors)
