@@ -232,6 +232,9 @@ def _predict(
         # `kit predict` does not overwrite what a failed attempt left.
         file.unlink(missing_ok=True)
         command = ["predict", member.run, "--input", test, "-o", file]
+
+        # A model that reads both answers at once leaves out second orders rather than be late.
+        command += ["--max-hours", f"{max(available / models_left, 1) / 3600:.4f}"]
         code = session.run_kit(command, count, budget, environment, file.parent)
         if code == 0 and file.exists():
             return True
