@@ -14,7 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kit.data.truncation import Overhead, TruncatedSequence, Turns, side_length, split_budget
+from kit.data.truncation import (
+    Overhead,
+    TruncatedSequence,
+    Turns,
+    count_kept,
+    side_length,
+    split_budget,
+)
 from kit.errors import BackboneError, RecipeError
 from kit.recipe.spec import EncodeSpec, Shape
 
@@ -170,8 +177,10 @@ def judge_sequences(
         texts = [(frame.prompt, kept, len(prompt))]
         for heading, answer in zip((frame.response_a, frame.response_b), order, strict=True):
             texts.append((heading, kept_answers[answer], len(answers[answer])))
-        whole = side_length(prompt, answers[order[0]])
-        yield TruncatedSequence(_by_rounds(texts, frame), [], whole, lost)
+        own = order[0]
+        whole = side_length(prompt, answers[own])
+        retention = count_kept(prompt, kept, answers[own], kept_answers[own])
+        yield TruncatedSequence(_by_rounds(texts, frame), [], whole, lost, retention)
 
 
 def framed_sides(
@@ -184,7 +193,9 @@ def framed_sides(
             (frame.prompt, kept, len(prompt)),
             (frame.response_a, kept_answer, len(answer)),
         ]
-        yield TruncatedSequence(_by_rounds(texts, frame), [], side_length(prompt, answer), lost)
+        whole = side_length(prompt, answer)
+        retention = count_kept(prompt, kept, answer, kept_answer)
+        yield TruncatedSequence(_by_rounds(texts, frame), [], whole, lost, retention)
 
 
 FRAMED_LAYOUTS: dict[str, Callable[..., Iterator[TruncatedSequence]]] = {

@@ -17,18 +17,21 @@ import numpy as np
 import pyarrow as pa
 
 from kit.data.frame import FRAMED_LAYOUTS, Frame
-from kit.data.truncation import LAYOUTS, TruncatedSequence, Turns
-from kit.errors import DataError
+from kit.data.truncation import LAYOUTS, Retention, TruncatedSequence, Turns
+from kit.errors import DataError, RecipeError
 from kit.recipe.spec import EncodeSpec, Shape
 from kit.storage.atomic import atomic_files, atomic_folder, save_array
 from kit.storage.lock import make_once
 from kit.task import PROMPT, RESPONSES
 
 # Part of the cache key: raise it when the same rows would become other tokens.
-FORMAT = 2
+FORMAT = 3
 
 # Rows tokenised at a time. It bounds the memory for any number of rows.
 CHUNK = 1024
+
+# The share of answers that may be cut to nothing: odd rows, and not a budget that is too small.
+MAX_EMPTIED = 0.01
 
 DELETE_HINT = "Delete the folder (it is only a cache) and run the command again."
 
@@ -98,6 +101,7 @@ class TokenizedRows:
         whole_lengths: int32 (N·S), tokens that the row's sides would have without a budget.
         sides: S.
         cut: number of sequences that lost tokens to the budget.
+        retention: tokens of all prompts and answers, and how many are kept.
     """
 
     tokens: np.ndarray
@@ -106,6 +110,7 @@ class TokenizedRows:
     whole_lengths: np.ndarray
     sides: int
     cut: int
+    retention: Retention | None = None
 
     def __len__(self) -> int:
         return (len(self.starts) - 1) // self.sides
@@ -129,8 +134,15 @@ class TokenizedRows:
                 for name in ("starts", "first_lengths", "whole_lengths")
             )
             tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
-            rows = cls(tokens, starts, first_lengths, whole_lengths, meta["sides"], meta["cut"])
-
+            rows = cls(
+                tokens,
+                starts,
+                first_lengths,
+                whole_lengths,
+                meta["sides"],
+                meta["cut"],
+                Retention(*meta["retention"]),
+            )
             complete = (
                 (len(tokens), len(rows)) == (starts[-1], meta["rows"])
                 and len(first_lengths) == len(starts) - 1
@@ -181,6 +193,9 @@ def tokenize_rows(
     """Write the tokens of every row to `folder`, all or nothing; see `TokenizedRows.open`.
 
     Only three numbers for each sequence are kept in memory, so any number of rows can be tokenised.
+
+    Raises:
+        RecipeError: the token budget leaves nothing of many answers.
     """
     backend = tokenizer.backend
     layout = tokenizer.layout(shape)
@@ -188,6 +203,8 @@ def tokenize_rows(
     first_lengths = array.array("i")
     whole_lengths = array.array("i")
     cut = 0
+    emptied = 0
+    retention = np.zeros(len(Retention._fields), np.int64)
 
     with atomic_folder(folder) as temporary:
         with (temporary / "tokens.int32").open("wb") as file:
@@ -197,18 +214,30 @@ def tokenize_rows(
                 responses = [_encode_turns(chunk[name], backend) for name in RESPONSES]
 
                 tokens = array.array("i")
+                kept_counts: list[Retention] = []
                 for prompt, *answers in zip(prompts, *responses, strict=True):
-                    for first, second, whole, lost in layout(prompt, answers, spec):
+                    for first, second, whole, lost, kept in layout(prompt, answers, spec):
                         tokens.extend(first)
                         tokens.extend(second)
                         lengths.append(len(first) + len(second))
                         first_lengths.append(len(first))
                         whole_lengths.append(whole)
                         cut += lost
+                        kept_counts.append(kept)
+
+                counts = np.array(kept_counts, np.int64).reshape(-1, len(Retention._fields))
+                retention += counts.sum(0)
+                emptied += int(((counts[:, 2] > 0) & (counts[:, 3] == 0)).sum())
 
                 # numpy's tofile would not report a disk that is full at its very end.
                 file.write(tokens)
 
+        if emptied > MAX_EMPTIED * len(lengths):
+            raise RecipeError(
+                f"encode.max_tokens = {spec.max_tokens} with encode.prompt_share = "
+                f"{spec.prompt_share:g} leaves nothing of {emptied:,} answers",
+                "Raise encode.max_tokens, or lower encode.prompt_share.",
+            )
         starts = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, np.int64))])
         save_array(temporary / "starts.npy", starts)
         save_array(temporary / "first_lengths.npy", np.frombuffer(first_lengths, np.int32))
@@ -219,6 +248,7 @@ def tokenize_rows(
             "rows": table.num_rows,
             "sides": len(RESPONSES),
             "cut": cut,
+            "retention": retention.tolist(),
             "tokens": int(starts[-1]),
         }
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")

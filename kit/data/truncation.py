@@ -30,6 +30,15 @@ class Overhead(NamedTuple):
 JOINED = Overhead(first=0, further=1)
 
 
+class Retention(NamedTuple):
+    """How many tokens of the texts of a sequence, or of many, there are and are kept."""
+
+    prompt: int
+    prompt_kept: int
+    answer: int
+    answer_kept: int
+
+
 class TruncatedSequence(NamedTuple):
     """One sequence as its two segments.
 
@@ -37,12 +46,14 @@ class TruncatedSequence(NamedTuple):
         whole: tokens that prompt and answer would have as a side without a budget. For a cross
             sequence, those of its first answer.
         lost: whether tokens were cut.
+        retention: of the prompt and of that answer.
     """
 
     first: list[int]
     second: list[int]
     whole: int
     lost: bool
+    retention: Retention
 
 
 def side_sequences(
@@ -54,7 +65,8 @@ def side_sequences(
         kept, (response,), lost = split_budget(prompt, [answer], room, spec)
         first = [cls, *_join(kept, sep), sep]
         second = [*_join(response, sep), sep]
-        yield TruncatedSequence(first, second, side_length(prompt, answer), lost)
+        retention = count_kept(prompt, kept, answer, response)
+        yield TruncatedSequence(first, second, side_length(prompt, answer), lost, retention)
 
 
 def order_sequences(
@@ -68,11 +80,14 @@ def order_sequences(
     """
     room = spec.max_tokens - CROSS_FRAME
     kept, kept_answers, lost = split_budget(prompt, answers, room, spec)
-    a, b = (_join(turns, sep) for turns in kept_answers)
+    joined = [_join(turns, sep) for turns in kept_answers]
 
-    for answer, first, second in zip(answers, (a, b), (b, a), strict=True):
-        start = [cls, *_join(kept, sep), sep, sep, *first, sep, sep]
-        yield TruncatedSequence(start, [*second, sep], side_length(prompt, answer), lost)
+    for number, answer in enumerate(answers):
+        start = [cls, *_join(kept, sep), sep, sep, *joined[number], sep, sep]
+        retention = count_kept(prompt, kept, answer, kept_answers[number])
+        whole = side_length(prompt, answer)
+        second = [*joined[1 - number], sep]
+        yield TruncatedSequence(start, second, whole, lost, retention)
 
 
 Layout = Callable[..., Iterator[TruncatedSequence]]
@@ -110,6 +125,11 @@ def split_budget(
         for answer, share in zip(answers, shares, strict=True)
     ]
     return kept, kept_answers, True
+
+
+def count_kept(prompt: Turns, kept: Turns, answer: Turns, kept_answer: Turns) -> Retention:
+    """Return what is kept of a prompt and an answer."""
+    return Retention(*(sum(map(len, turns)) for turns in (prompt, kept, answer, kept_answer)))
 
 
 def side_length(prompt: Turns, answer: Turns) -> int:

@@ -118,7 +118,7 @@ def prepare_fold(
     truncated = tokens.cut / (len(tokens) * tokens.sides)
     log(
         f"{len(tokens):,} rows encoded; {truncated:.0%} of sequences cut to "
-        f"{recipe.encode.max_tokens} tokens"
+        f"{recipe.encode.max_tokens} tokens{_describe_retention(tokens)}"
     )
 
     train_rows, valid_rows = dataset.fold_rows(fold)
@@ -199,6 +199,16 @@ def _frozen_vectors(
     ]
     collator = make_collator(model, tokens, tokenizer)
     return vectors_cached(model, collator, compute, identity, dataset.cache)
+
+
+def _describe_retention(tokens: TokenizedRows) -> str:
+    """Return in words how much of prompts and answers the token budget keeps."""
+    counts = tokens.retention
+    if counts is None or not tokens.cut:
+        return ""
+    prompt = counts.prompt_kept / max(1, counts.prompt)
+    answer = counts.answer_kept / max(1, counts.answer)
+    return f", which keep {prompt:.0%} of the prompts and {answer:.0%} of the answers"
 
 
 def target_prior(targets: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from kit.data import tokenize as module
 from kit.data.dataset import Dataset
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached, tokenize_rows
-from kit.errors import DataError
+from kit.errors import DataError, RecipeError
 from kit.model.backbones import BACKBONES
 from kit.model.tiny import SPECIAL, train_tokenizer
 from kit.recipe.spec import EncodeSpec
@@ -44,7 +44,7 @@ ROWS = st.lists(st.tuples(TURNS, TURNS, TURNS), min_size=1, max_size=6)
 SPECS = st.builds(
     EncodeSpec,
     max_tokens=st.integers(8, 90),
-    prompt_share=st.floats(0, 1),
+    prompt_share=st.floats(0, 0.6),
     head_share=st.floats(0, 1),
 )
 
@@ -177,7 +177,6 @@ def test_the_last_turns_are_kept_and_the_head_and_tail_of_a_long_one(
         # The prompt gets more than its share, since the response leaves it free.
         (EncodeSpec(11, 0.25, 0.5), "abe", "vwxyz"),
         (EncodeSpec(11, 0.0, 0.5), "abe", "vwxyz"),
-        (EncodeSpec(8, 1.0, 0.5), "abcde", ""),
         (EncodeSpec(8, 0.0, 1.0), "", "vwxyz"),
         (EncodeSpec(9, 0.5, 1.0), "abc", "vwx"),
         (EncodeSpec(9, 0.5, 0.0), "cde", "xyz"),
@@ -188,6 +187,16 @@ def test_the_budget_is_shared_as_the_recipe_says(
 ):
     tokens = encoded(table([(["abcde"], ["vwxyz"], ["vwxyz"])]), spec, scratch)
     assert segments(tokens)[0] == (prompt, response)
+
+
+def test_a_budget_that_leaves_nothing_of_answers_is_refused(scratch: Path):
+    with pytest.raises(RecipeError, match="leaves nothing of 2 answers"):
+        encoded(table([(["abcde"], ["vwxyz"], ["vwxyz"])]), EncodeSpec(8, 1.0), scratch)
+
+
+def test_what_is_kept_of_prompts_and_answers_is_counted(scratch: Path):
+    rows = table([(["abcde"], ["vwxyz"], ["vw"])])
+    assert encoded(rows, EncodeSpec(9, 0.5), scratch).retention == (10, 7, 7, 5)
 
 
 def test_early_turns_are_cut_first(scratch: Path):
