@@ -71,6 +71,7 @@ def training_arguments(
     per_epoch = steps_per_epoch(spec, rows)
     steps = spec.max_steps or math.ceil(per_epoch * spec.epochs)
     eval_steps = max(1, min(per_epoch, steps) // spec.evals_per_epoch)
+    on_gpu = compute.device.type == "cuda"
 
     args = TrainingArguments(
         output_dir=str(checkpoints),
@@ -101,7 +102,9 @@ def training_arguments(
         # The collator takes about a millisecond a batch, in which a GPU has nothing to do: Trainer
         # fetches at the start of a step. A worker process would cost more than it saves.
         dataloader_num_workers=0,
-        dataloader_pin_memory=compute.device.type == "cuda",
+        dataloader_pin_memory=on_gpu,
+        # Batches are copied from pinned memory while the host goes on.
+        accelerator_config={"non_blocking": on_gpu},
         ddp_find_unused_parameters=False,
     )
 
