@@ -108,6 +108,11 @@ def training_arguments(
         ddp_find_unused_parameters=False,
     )
 
+    # accelerate numbers the CPU where there are several processes, and torch refuses "cpu:0" as the
+    # place to load a checkpoint to. Trainer of transformers 5.16 and older does not know that.
+    if args.device.type == "cpu":
+        args.__dict__["_setup_devices"] = torch.device("cpu")
+
     # Several GPUs are used through torchrun. Trainer's DataParallel would tear the packs of a batch
     # apart.
     args._n_gpu = min(1, args.n_gpu)
