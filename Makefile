@@ -1,6 +1,7 @@
 # The whole path from the competition's files to a submission; `make help` lists the targets.
 # Variables are passed on the command line: make train BACKBONE=roberta FOLD=all
 # CHECK=setup lets `make test` begin without the lint, which is meant for the pinned versions of its tools.
+# ALSO names packages that are installed beside kit's own.
 
 PYTHON   ?= python3
 VENV     := .venv
@@ -16,11 +17,13 @@ FILE     ?= submissions/submission.csv
 TRUTH    ?= $(wildcard $(RAW)/truth.csv)
 ARGS     ?=
 CHECK    ?= check
+ALSO     ?=
+IMAGES   ?= 3.12 3.13
 WORKERS  ?= 2
 SOAK_MINUTES ?= 60  # of `make soak`
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check download preprocess train predict ensemble validate score report kernel \
+.PHONY: help setup demo test test-kaggle soak check download preprocess train predict ensemble validate score report kernel \
         kernel-status submit bench bench-gpu lock clean
 
 help: ## list the targets
@@ -31,7 +34,7 @@ setup: $(VENV)/installed ## make .venv and install kit in it, pinned by constrai
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kit needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[test]'
+	$(VENV)/bin/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[test]' $(ALSO)
 	@touch $@
 
 demo: setup ## run the whole pipeline on the embedded sample
@@ -39,6 +42,17 @@ demo: setup ## run the whole pipeline on the embedded sample
 
 test: $(CHECK) ## lint, then run every test, offline
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# An old torchao beside peft is part of Kaggle's images: it has broken adapters.
+test-kaggle: ## every test on the packages of Kaggle's images [IMAGES=3.13]
+	@tested=0; failed=0; for image in $(IMAGES); do \
+		echo "# python$$image"; \
+		if ! python$$image -c '' 2>/dev/null; then echo "skipped: there is no python$$image here"; continue; fi; \
+		tested=1; $(MAKE) --no-print-directory test CHECK=setup ALSO=torchao PYTHON=python$$image \
+			VENV=.venv-kaggle-$$image CONSTRAINTS=constraints-kaggle-$$image.txt || failed=1; \
+	done; \
+	[ $$tested = 1 ] || { echo "nothing was tested: install Python 3.12 or 3.13, for example with pyenv"; exit 1; }; \
+	[ $$failed = 0 ] || { echo "a test has failed on one of Kaggle's images: see above"; exit 1; }
 
 soak: setup ## kill, starve and feed rubbish to every command for SOAK_MINUTES
 	OMP_NUM_THREADS=1 SOAK_MINUTES=$(strip $(SOAK_MINUTES)) $(VENV)/bin/python -m pytest tests/faults $(ARGS)
@@ -104,4 +118,4 @@ lock: setup ## requirements.lock: the pinned set with hashes, for this machine
 	$(VENV)/bin/python supply/lock.py build/lock.json requirements.lock
 
 clean: ## remove what make and the demo made; data, runs and submissions stay
-	rm -rf $(VENV) .venv-bench demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .venv-kaggle-* demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from kit.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 TARGETS = (
-    *("setup", "demo", "test", "soak", "check", "download", "preprocess", "train", "predict"),
-    *("ensemble", "validate", "score", "report", "kernel", "kernel-status", "submit"),
+    *("setup", "demo", "test", "test-kaggle", "soak", "check", "download", "preprocess", "train"),
+    *("predict", "ensemble", "validate", "score", "report", "kernel", "kernel-status", "submit"),
     *("bench", "bench-gpu", "lock", "clean"),
 )
 
@@ -53,6 +54,35 @@ def test_the_gpu_benchmarks_all_run_on_one_gpu_although_a_target_is_missed(tmp_p
     scripts = ["benchmarks/attention.py", "benchmarks/peers.py"]
     expected = [f"{gpu} {script}" for gpu in (0, 3) for script in scripts]
     assert log.read_text().splitlines() == expected
+
+
+def test_images_of_kaggle_whose_python_is_missing_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    python = tmp_path / "python3.12"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    # In a copy, since the environments may exist in this folder.
+    for name in ("Makefile", "pyproject.toml", "constraints-kaggle-3.12.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = make("-C", str(tmp_path), "-n", "test-kaggle", "IMAGES=2.9 3.12", "WORKERS=1")
+    assert done.returncode == 0, done.stderr
+    assert "skipped: there is no python2.9 here" in done.stdout
+    environment = ".venv-kaggle-3.12/bin/python -m"
+    assert f"{environment} pip install --quiet -c constraints-kaggle-3.12.txt" in done.stdout
+    assert f"{environment} pytest -n 1" in done.stdout
+
+    done = make("-C", str(tmp_path), "test-kaggle", "IMAGES=2.9")
+    assert done.returncode != 0
+    assert "nothing was tested" in done.stdout
+
+
+def test_the_makefile_has_the_constraints_of_each_image():
+    listed = re.search(r"^IMAGES +\?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed is not None
+    found = {path.stem for path in ROOT.glob("constraints-kaggle-*.txt")}
+    assert found == {f"constraints-kaggle-{image}" for image in listed[1].split()}
 
 
 @pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16")])

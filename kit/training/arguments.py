@@ -71,6 +71,7 @@ def training_arguments(
     per_epoch = steps_per_epoch(spec, rows)
     steps = spec.max_steps or math.ceil(per_epoch * spec.epochs)
     eval_steps = max(1, min(per_epoch, steps) // spec.evals_per_epoch)
+    on_gpu = compute.device.type == "cuda"
 
     args = TrainingArguments(
         output_dir=str(checkpoints),
@@ -101,9 +102,16 @@ def training_arguments(
         # The collator takes about a millisecond a batch, in which a GPU has nothing to do: Trainer
         # fetches at the start of a step. A worker process would cost more than it saves.
         dataloader_num_workers=0,
-        dataloader_pin_memory=compute.device.type == "cuda",
+        dataloader_pin_memory=on_gpu,
+        # Batches are copied from pinned memory while the host goes on.
+        accelerator_config={"non_blocking": on_gpu},
         ddp_find_unused_parameters=False,
     )
+
+    # accelerate numbers the CPU where there are several processes, and torch refuses "cpu:0" as the
+    # place to load a checkpoint to. Trainer of transformers 5.16 and older does not know that.
+    if args.device.type == "cpu":
+        args.__dict__["_setup_devices"] = torch.device("cpu")
 
     # Several GPUs are used through torchrun. Trainer's DataParallel would tear the packs of a batch
     # apart.

@@ -536,7 +536,9 @@ def _attend(
             scores = scores.masked_fill(~mask, -torch.inf)
         elif mask is not None:
             scores = scores + mask.float()
+        # A row that sees nothing gives 0, and passes no gradient on.
         sees_nothing = (scores == -torch.inf).all(-1, keepdim=True)
+        scores = scores.masked_fill(sees_nothing, 0.0)
         weights = scores.softmax(-1).masked_fill(sees_nothing, 0.0)
         if dropout:
             weights = nn.functional.dropout(weights, dropout, True)

@@ -41,10 +41,9 @@ SHORT = (*QUICK, "train.batch_size=8", "train.max_steps=4", "train.evals_per_epo
 TOKENIZER = PairTokenizer(SimpleNamespace(), 1, 2, PAD)
 NO_LIMIT = 10**15
 
-# Waits of the host in an optimizer step of one pass that is logged: six copies of a batch that
-# accelerate makes without `non_blocking`, one index of the swapped classes, one check of the
-# gradient, and two for the log. To be lowered with them, and raised for a good reason only.
-STEP_WAITS = 10
+# Waits of the host in an optimizer step of one pass that is logged: one check of the gradient, and
+# two for the log. To be lowered with them, and raised for a good reason only.
+STEP_WAITS = 3
 
 
 @pytest.fixture(autouse=True)
