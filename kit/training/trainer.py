@@ -237,9 +237,9 @@ class PairTrainer(Trainer):
         if waited < self.spec.patience or state.best_metric is None:
             return ""
         return (
-            f"stopped early at step {state.global_step} of {state.max_steps}: the validation loss "
-            f"has not fallen below {state.best_metric:.4f}, of step {state.best_global_step}, in "
-            f"{waited} evaluations (train.patience)"
+            f"stopped early at step {state.global_step} of {state.max_steps}: the best validation "
+            f"loss is still {state.best_metric:.4f}, of step {state.best_global_step}, after "
+            f"{waited} more evaluation{'s' * (waited != 1)} (train.patience)"
         )
 
     def report_evaluation(self, done: int, total: int) -> None:
