@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LINE_SECONDS = 60
 
 # Characters of a display's bar that it never falls below.
-_LEAST_BAR = 10
+_LEAST_BAR = 6
 
 # The console of the display that is shown, which has to print all messages meanwhile.
 _console: "Console | None" = None
@@ -237,6 +237,7 @@ def _live_display(work: Work) -> Generator[None]:
         redirect_stdout=sys.stdout.isatty(),
     )
     with live:
+        live.refresh()
         _console = console
         try:
             yield

@@ -248,10 +248,10 @@ def predict_command(
     if output.LEADER:
         refuse_overwrite(out, force)
 
-    from kit.predict import predict_input, predict_split
-    from kit.predictions import write_predictions
-
     with count_progress(f"predict {run.name}") as progress:
+        from kit.predict import predict_input, predict_split
+        from kit.predictions import write_predictions
+
         if input_file:
             predictions = predict_input(run, input_file, swap=swap, progress=progress)
         else:
