@@ -99,7 +99,7 @@ def train(
         report_to: where its curves go, too: "tensorboard", "wandb", "mlflow" or several of them.
         max_hours: stop in time to end within so many hours.
         scratch: a folder, as on a larger disk, for the checkpoints of unfinished folds.
-        on_progress: called with a `TrainingProgress` every few steps.
+        on_progress: called with a `TrainingProgress` whenever losses are logged, and once a second.
         log: called with each message.
 
     Returns:

@@ -24,7 +24,7 @@ BATCH_TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}
 
 # The most that a training's activations may take on a CPU, where larger passes are not faster.
 # Training of a small encoder then stays under 4 GB in all.
-CPU_ACTIVATIONS = 3 << 29
+CPU_ACTIVATIONS = 5 << 28
 
 # Bytes of a trained weight's gradient and of AdamW's two moments, all float32.
 TRAINED_BYTES = 12
