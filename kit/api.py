@@ -77,7 +77,7 @@ def train(
     resume: bool = False,
     guard: bool = True,
     restarts: int = 0,
-    report_to: str | None = None,
+    report_to: str | Sequence[str] | None = None,
     scratch: str | Path | None = None,
     max_hours: float = math.inf,
     on_progress: Callable[[TrainingProgress], None] = lambda _: None,
@@ -98,10 +98,10 @@ def train(
         resume: continue an interrupted training.
         guard: stop a training that learns nothing.
         restarts: how often to try again, at half the learning rates, if a training collapses.
-        report_to: "tensorboard" for its curves.
+        report_to: where its curves go, too: "tensorboard", "wandb", "mlflow" or several of them.
         max_hours: stop in time to end within so many hours.
         scratch: a folder, as on a larger disk, for the checkpoints of unfinished folds.
-        on_progress: called with a `TrainingProgress` every few steps.
+        on_progress: called with a `TrainingProgress` whenever losses are logged, and once a second.
         log: called with each message.
 
     Returns:

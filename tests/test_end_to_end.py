@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import kit
-from kit.cli import output
+from kit.cli.progress import training_progress
 from kit.demo import BACKBONES, run_demo
 from kit.reporting.report import Report
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 def demo_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     """Run the demo on fewer rows than `make demo` uses."""
     out = tmp_path_factory.mktemp("demo")
-    return run_demo(out, 2400, log=lambda _: None, training=output.training_progress), out
+    return run_demo(out, 2400, log=lambda _: None, training=training_progress), out
 
 
 def test_each_toy_backbone_closes_half_of_the_gap_to_the_bayes_floor(
@@ -61,7 +61,7 @@ def test_a_second_demo_trains_nothing_again(demo_report: tuple[Report, Path]):
     report, out = demo_report
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/holdout/*")}
 
-    again = run_demo(out, 2400, log=lambda _: None, training=output.training_progress)
+    again = run_demo(out, 2400, log=lambda _: None, training=training_progress)
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/holdout/*")} == before
     assert again.as_dict() == report.as_dict()
 

@@ -32,6 +32,7 @@ def run_baseline(
     runs: Path,
     fold: str = HOLDOUT,
     say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Fit a baseline to everything except `fold` and write its predictions as a run.
 
@@ -49,6 +50,7 @@ def run_baseline(
         runs: the folder of all runs.
         fold: "holdout", a number, or "all" of them.
         say: called with a line for each fold.
+        progress: called with what is done next, the steps done and all steps.
 
     Returns:
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
@@ -64,13 +66,18 @@ def run_baseline(
     folds = parse_folds(fold, processed.folds)
     run = Run.create_baseline(runs, name, make_origin(processed))
     with hold_lock(run.path):
-        _fit_missing_folds(name, processed, run, folds, say)
+        _fit_missing_folds(name, processed, run, folds, say, progress)
         _write_test_predictions(name, run, processed)
         return run.summarise()
 
 
 def _fit_missing_folds(
-    name: str, processed: Dataset, run: Run, folds: list[int | str], say: Callable[[str], None]
+    name: str,
+    processed: Dataset,
+    run: Run,
+    folds: list[int | str],
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
 ) -> None:
     missing = []
     for fold in folds:
@@ -83,14 +90,19 @@ def _fit_missing_folds(
     if not missing:
         return
 
+    # The training and the test rows are read, and each fold is fitted.
+    stages = 2 + len(missing)
     started = time.monotonic()
+    progress("reading training rows", 0, stages)
     train = baseline_rows(processed.train(), name in NEEDS_NGRAMS)
+    progress("reading test rows", 1, stages)
     test = baseline_rows(processed.test(), name in NEEDS_NGRAMS)
     seconds = time.monotonic() - started
     say(f"{len(train):,} training and {len(test):,} test rows read in {seconds:.0f} s")
 
     # The time of the first fold includes reading the rows.
-    for fold in missing:
+    for done, fold in enumerate(missing, start=2):
+        progress(f"fitting {run.fold(fold).name}", done, stages)
         metrics = _fit_fold(name, processed, run, fold, train, test, started)
         started = time.monotonic()
         say(

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from kit.cli import options, output
+from kit.cli.progress import stage_progress
 
 
 @click.command()
@@ -88,7 +89,8 @@ def preprocess_command(raw: Path, out: Path, as_json: bool, **choices: Any) -> N
     import kit
 
     # The names of the options are the parameters of `kit.preprocess`.
-    dataset = kit.preprocess(raw, out, **choices)
+    with stage_progress(f"preprocess {raw}") as progress:
+        dataset = kit.preprocess(raw, out, progress=progress, **choices)
     manifest = {**dataset.manifest, "reused": dataset.reused}
     if as_json:
         return output.print_json(manifest)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kit.cli import options, output
+from kit.cli.progress import training_progress
 
 
 @click.command()
@@ -157,7 +158,7 @@ def demo_command(out: Path, rows: int, as_json: bool) -> None:
     """
     from kit.demo import run_demo
 
-    report = run_demo(out, rows, log=output.print_note, training=output.training_progress)
+    report = run_demo(out, rows, log=output.print_note, training=training_progress)
     if as_json:
         return output.print_json(report.as_dict())
     output.print_report(report)

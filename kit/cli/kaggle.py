@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kit.cli import options, output
+from kit.cli.progress import byte_progress
 from kit.kaggle.ledger import LEDGER
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def download_command(out: Path, competition: str, force: bool, as_json: bool) ->
     """
     from kit.kaggle.download import download_competition
 
-    with connect() as client, output.byte_progress(f"download {competition}") as progress:
+    with connect() as client, byte_progress(f"download {competition}") as progress:
         result = download_competition(
             client,
             out,

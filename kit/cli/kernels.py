@@ -8,6 +8,7 @@ import click
 
 from kit.cli import options, output, push
 from kit.cli.kaggle import connect
+from kit.cli.progress import byte_progress
 from kit.cli.streams import reader_is_gone
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def output_command(
     from kit.kaggle.collect import collect_folds
     from kit.kaggle.outputs import download_output
 
-    with connect() as client, output.byte_progress(f"download {name}") as progress:
+    with connect() as client, byte_progress(f"download {name}") as progress:
         ref = _parse_ref(client, name)
         if runs:
             folds = collect_folds(client, ref, runs, say=output.print_note)

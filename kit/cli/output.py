@@ -1,4 +1,4 @@
-"""Print what a person sees: tables, progress, notes and JSON. Nothing else in kit imports rich.
+"""Print what a person sees: tables, notes and JSON. Only this and `kit.cli.progress` import rich.
 
 Results go to standard output, everything else to standard error. Under torchrun only the first
 process prints.
@@ -6,12 +6,12 @@ process prints.
 
 import json
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kit.cli.progress import print_above_display
 from kit.launcher import is_leader
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from kit.evaluation.metrics import Score
     from kit.evaluation.validate import ValidationReport
     from kit.reporting.report import Report
-    from kit.training.callbacks import TrainingProgress
 
 LEADER = is_leader()
 
@@ -82,83 +81,7 @@ def escape_control(text: str, keep: str = "\n") -> str:
 def print_note(text: str) -> None:
     """Print a message to standard error, so that results can be redirected without it."""
     if LEADER:
-        click.echo(escape_control(text), err=True)
-
-
-@contextmanager
-def training_progress(label: str) -> "Generator[Callable[[TrainingProgress], None]]":
-    """Yield a listener that shows a bar with the time left, and a line for each evaluation."""
-    with _progress_bar(label) as advance:
-
-        def show(progress: "TrainingProgress") -> None:
-            if progress.log_loss is not None:
-                print_note(
-                    f"{label}  step {progress.step}/{progress.steps}  epoch {progress.epoch:.2f}  "
-                    f"training loss {format_cell(progress.loss)}  "
-                    f"validation log loss {progress.log_loss:.4f}  "
-                    f"accuracy {format_accuracy(progress.accuracy)}  "
-                    f"{progress.seconds_left / 60:.1f} min left"
-                    + ("  best so far" if progress.best else "")
-                )
-            text = None if progress.loss is None else f"loss {progress.loss:.4f}"
-            advance(progress.step, progress.steps, text)
-
-        yield show
-
-
-def format_accuracy(accuracy: float | None) -> str:
-    """Return an accuracy to three places, nothing for None."""
-    return "" if accuracy is None else f"{accuracy:.3f}"
-
-
-@contextmanager
-def count_progress(label: str) -> Generator[Callable[[int, int], None]]:
-    """Yield a callback of (done, total) that shows a bar."""
-    with _progress_bar(label) as advance:
-        yield lambda done, total: advance(done, total, None)
-
-
-@contextmanager
-def byte_progress(label: str) -> Generator[Callable[[int, int], None]]:
-    """Yield a callback of (bytes done, all bytes) that shows a bar."""
-    with _progress_bar(label, in_bytes=True) as advance:
-        yield lambda done, total: advance(done, total, None)
-
-
-@contextmanager
-def _progress_bar(
-    label: str, in_bytes: bool = False
-) -> Generator[Callable[[int, int, str | None], None]]:
-    """Yield a function of (done, total, text) that moves a bar; on no terminal it does nothing."""
-    if not (LEADER and sys.stderr.isatty()):
-        yield lambda done, total, text: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn() if in_bytes else MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=None, text="")
-
-        def advance(done: int, total: int, text: str | None) -> None:
-            progress.update(task, completed=done, total=total)
-            if text:
-                progress.update(task, text=text)
-
-        yield advance
+        print_above_display(escape_control(text))
 
 
 def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:

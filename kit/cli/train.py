@@ -10,6 +10,7 @@ import click
 
 from kit.baselines import BASELINES
 from kit.cli import options, output
+from kit.cli.progress import count_progress, stage_progress, training_progress
 from kit.launcher import ignore_partial_launch
 
 
@@ -107,7 +108,8 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     """
     from kit.baselines.run import run_baseline
 
-    result = run_baseline(name, data, runs, fold, say=output.print_note)
+    with stage_progress(f"baseline {name}") as progress:
+        result = run_baseline(name, data, runs, fold, say=output.print_note, progress=progress)
     if as_json:
         return output.print_json(result)
     output.print_run(result)
@@ -136,9 +138,11 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     help="Stop a training that learns nothing.  [default: guard]",
 )
 @click.option(
+    "--log",
     "--report-to",
-    type=click.Choice(["tensorboard"]),
-    help="Also write its curves to RUN/<fold>/tensorboard.",
+    "report_to",
+    metavar="NAMES",
+    help="Send its curves to tensorboard, wandb or mlflow, too; several with commas.",
 )
 @click.option(
     "--max-hours",
@@ -184,7 +188,7 @@ def train_command(
 
     import kit
 
-    with output.training_progress(chosen.run_name) as on_progress:
+    with training_progress(chosen.run_name) as on_progress:
         run = kit.train(
             recipe=chosen,
             data=data,
@@ -262,13 +266,13 @@ def predict_command(
     if output.LEADER:
         refuse_overwrite(out, force)
 
-    from kit.predict import predict_input, predict_split
-    from kit.predictions import write_predictions
-
     time_limit: dict[str, Any] = {"log": output.print_note}
     if max_hours:
         time_limit["deadline"] = time.monotonic() + 3600 * max_hours
-    with output.count_progress(f"predict {run.name}") as progress:
+    with count_progress(f"predict {run.name}") as progress:
+        from kit.predict import predict_input, predict_split
+        from kit.predictions import write_predictions
+
         if input_file:
             predictions = predict_input(run, input_file, swap=swap, progress=progress, **time_limit)
         else:

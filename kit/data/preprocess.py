@@ -4,7 +4,7 @@ The same inputs and options give the same bytes; a folder that has them already 
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def preprocess_files(
     *,
     extra: Sequence[str | Path] = (),
     soft_labels: Sequence[str | Path] = (),
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **options: Any,
 ) -> dict:
     """Read the raw folder and write `train.parquet`, `test.parquet` and, last, `manifest.json`.
@@ -88,6 +89,7 @@ def preprocess_files(
             (`kit.data.labels`); extra rows with soft labels need no label.
         soft_labels: prediction files whose rows are used as soft labels, by id
             (`kit.data.soft_labels`).
+        progress: called with what is done next, the steps done and all steps.
         **options: the fields of `PreprocessOptions`.
 
     Returns:
@@ -131,7 +133,9 @@ def preprocess_files(
         if existing and _is_current(existing, description) and not find_changed_file(out, existing):
             return {**existing, "reused": True}
 
-        return _preprocess(out, inputs, extra_files, prediction_files, checked, description)
+        return _preprocess(
+            out, inputs, extra_files, prediction_files, checked, description, progress
+        )
 
 
 def _is_current(manifest: dict, description: dict) -> bool:
@@ -145,20 +149,29 @@ def _preprocess(
     prediction_files: list[Path],
     options: PreprocessOptions,
     description: dict,
+    progress: Callable[[str, int, int], None],
 ) -> dict:
+    # Each file is read; then the rows are merged, written and checked.
+    stages = len(extra_files) + 5
+
     # Read everything before the folder of an earlier run is touched.
+    progress("reading train.csv", 0, stages)
     train = read_rows(inputs["train"], labelled=True)
+    progress("reading test.csv", 1, stages)
     test = read_rows(inputs["test"], labelled=False)
-    extras = [
-        read_rows(
+    extras = []
+    for done, path in enumerate(extra_files, start=2):
+        progress(f"reading {path.name}", done, stages)
+        rows = read_rows(
             path,
             labelled=True,
             unique_ids=False,
             label_required=False,
             unlabelled=bool(prediction_files),
         )
-        for path in extra_files
-    ]
+        extras.append(rows)
+
+    progress("merging and splitting", stages - 3, stages)
     targets = None
     if prediction_files:
         targets = join_soft_labels(train, extras, extra_files, prediction_files)
@@ -170,6 +183,7 @@ def _preprocess(
     manifest = description | _summarise(merged, valid, fold, options, [train, test, *extras])
 
     # Without a manifest, a folder counts as unfinished.
+    progress("writing", stages - 2, stages)
     (out / MANIFEST).unlink(missing_ok=True)
     schema = _write_train(out / TRAIN_TABLE, merged, valid, fold, options.text)
 
@@ -184,6 +198,7 @@ def _preprocess(
         with atomic_file(out / BAYES_FILE) as temporary:
             shutil.copyfile(inputs["floor"], temporary)
 
+    progress("checking", stages - 1, stages)
     manifest["outputs"] = {name: file_sha256(out / name) for name in outputs}
     verify_dataset(out, manifest, train.ids, test.ids, schema)
     manifest["sha256"] = manifest_digest(manifest)

@@ -17,14 +17,14 @@ from transformers import PreTrainedModel
 from kit.attention.deberta import key_mask_encoder
 from kit.model.device import Compute
 from kit.recipe.spec import TrainSpec
-from kit.storage.memory import read_memory
+from kit.storage.memory import peak_memory, read_memory
 
 # Padded tokens of a prediction's pass, by device: more would not be faster.
 BATCH_TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}
 
 # The most that a training's activations may take on a CPU, where larger passes are not faster.
 # Training of a small encoder then stays under 4 GB in all.
-CPU_ACTIVATIONS = 3 << 29
+CPU_ACTIVATIONS = 5 << 28
 
 # Bytes of a trained weight's gradient and of AdamW's two moments, all float32.
 TRAINED_BYTES = 12
@@ -122,6 +122,11 @@ def free_memory(device: torch.device) -> int | None:
         return None
     free = read_memory().free
     return None if free is None else free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def taken_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has taken: on its GPU, or else of main memory."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory()
 
 
 def free_after_failure() -> None:

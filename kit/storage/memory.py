@@ -1,6 +1,8 @@
-"""Read how much main memory there is. Use `read_memory`."""
+"""Read how much main memory there is, and how much was taken. Use `read_memory`, `peak_memory`."""
 
 import os
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,3 +47,9 @@ def read_memory(root: Path = Path("/")) -> Memory:
         total=min(total or limit, limit),
         free=limit - used if free is None else min(free, limit - used),
     )
+
+
+def peak_memory() -> int:
+    """Return the most main memory that this process has taken so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

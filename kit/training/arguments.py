@@ -70,7 +70,7 @@ def training_arguments(
     """
     per_epoch = steps_per_epoch(spec, rows)
     steps = spec.max_steps or math.ceil(per_epoch * spec.epochs)
-    eval_steps = max(1, min(per_epoch, steps) // spec.evals_per_epoch)
+    eval_steps = max(1, per_epoch // spec.evals_per_epoch)
     on_gpu = compute.device.type == "cuda"
 
     args = TrainingArguments(
@@ -80,6 +80,9 @@ def training_arguments(
         fp16=compute.precision == "fp16",
         num_train_epochs=spec.epochs,
         max_steps=steps,
+        # The optimizer has the recipe's rates by layer; loggers show this one.
+        learning_rate=spec.lr,
+        weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         eval_strategy="steps",
         eval_steps=eval_steps,
@@ -92,7 +95,7 @@ def training_arguments(
         # Without this a resumed training would forget how long early stopping has waited.
         restore_callback_states_from_checkpoint=True,
         logging_strategy="steps",
-        logging_steps=max(1, min(50, eval_steps // 4)),
+        logging_steps=max(1, min(50, eval_steps // 4, steps // 4)),
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=[],

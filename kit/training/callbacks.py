@@ -1,23 +1,22 @@
 """Adjust rates, report progress, count padding and keep to a time limit during training.
 
-Use `ScheduleCallback`, `PaddingCallback`, `TimeBudget` and `tensorboard_callback`; progress arrives
-as `TrainingProgress`.
+Use `ScheduleCallback`, `PaddingCallback` and `TimeBudget`; progress arrives as `TrainingProgress`.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from kit.errors import RunError
+from kit.model.memory import taken_memory
 from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
 
@@ -27,23 +26,47 @@ class TrainingProgress:
     """The state of a training: its loss every few steps, validation figures after an evaluation.
 
     Attributes:
-        seconds_left: at the pace since this process began, evaluations included in proportion.
+        seconds_left: of this fold, at the pace since this process began, evaluations included in
+            proportion.
+        rows_per_second: without evaluations.
+        memory: the most bytes taken so far, on a GPU or of main memory.
+        loss, lr: as last logged.
+        log_loss, accuracy: of an evaluation that has just ended, else None.
         best: whether this evaluation is the best so far.
+        best_loss: the best validation loss so far.
+        evaluated: the share of rows that an evaluation has predicted, None outside of one.
+        fold: the fold's folder, such as "fold1".
+        part, parts: its number among the folds that this call trains, from 1, and how many these
+            are.
+        seconds_left_in_all: until the last of them ends.
     """
 
     step: int
     steps: int
     epoch: float
     seconds_left: float
+    rows_per_second: float = 0.0
+    memory: int = 0
     loss: float | None = None
     lr: float | None = None
     log_loss: float | None = None
     accuracy: float | None = None
     best: bool = False
+    best_loss: float | None = None
+    evaluated: float | None = None
+    fold: str = ""
+    part: int = 1
+    parts: int = 1
+    seconds_left_in_all: float | None = None
 
 
 class ScheduleCallback(TrainerCallback):
-    """Lower the rates on a plateau, keep track of the best checkpoint, and report progress."""
+    """Lower the rates on a plateau, keep track of the best checkpoint, and report progress.
+
+    Progress is reported whenever losses are logged, and in between once a second.
+    """
+
+    REPORT_SECONDS = 1.0
 
     def __init__(
         self,
@@ -58,15 +81,24 @@ class ScheduleCallback(TrainerCallback):
         self.on_progress = on_progress
         self.best_loss = math.inf
         self.train_loss: float | None = None
+        self.lr: float | None = None
         self.start_time = 0.0
         self.start_step = 0
+        self.training_since = 0.0
+        self.training_seconds = 0.0
+        self.report_time = 0.0
+        self.device = torch.device("cpu")
+        self.step_rows = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Take the best loss from a resumed state, and correct its path if the run was moved."""
-        self.start_time = time.monotonic()
+        self.start_time = self.training_since = time.monotonic()
         self.start_step = state.global_step
+        self.device = args.device
+        passes = args.gradient_accumulation_steps * args.world_size
+        self.step_rows = args.per_device_train_batch_size * passes
         if state.best_metric is not None:
             self.best_loss = state.best_metric
         if state.best_global_step:
@@ -90,6 +122,10 @@ class ScheduleCallback(TrainerCallback):
         # A checkpoint then contains every log entry up to its step, so a resumed history is
         # complete.
         control.should_log |= control.should_evaluate
+        now = time.monotonic()
+        self.training_seconds += now - self.training_since
+        self.training_since = now
+        self._report_at_times(state)
 
     def on_log(
         self,
@@ -102,7 +138,8 @@ class ScheduleCallback(TrainerCallback):
         logs = kwargs["logs"]
         if "loss" in logs:
             self.train_loss = logs["loss"]
-            self._report(state, lr=logs.get("learning_rate"))
+            self.lr = logs.get("learning_rate")
+            self._report(state)
 
     def on_evaluate(
         self,
@@ -117,20 +154,35 @@ class ScheduleCallback(TrainerCallback):
         self.schedule.observe(loss)
         is_best = loss < self.best_loss
         self.best_loss = min(loss, self.best_loss)
+        self.training_since = time.monotonic()
         self._report(state, log_loss=loss, accuracy=metrics["eval_accuracy"], best=is_best)
 
+    def report_evaluation(self, state: TrainerState, share: float) -> None:
+        """Report how much of an evaluation is done."""
+        self._report_at_times(state, evaluated=share)
+
+    def _report_at_times(self, state: TrainerState, **figures: Any) -> None:
+        """Report what changes with every step, but not so often that it takes time."""
+        if time.monotonic() - self.report_time >= self.REPORT_SECONDS:
+            self._report(state, **figures)
+
     def _report(self, state: TrainerState, **figures: Any) -> None:
+        self.report_time = time.monotonic()
         if not state.is_world_process_zero:
             return
         steps_done = max(1, state.global_step - self.start_step)
-        seconds_per_step = (time.monotonic() - self.start_time) / steps_done
+        seconds = self.report_time - self.start_time
         self.on_progress(
             TrainingProgress(
                 step=state.global_step,
                 steps=state.max_steps,
                 epoch=state.epoch or 0.0,
-                seconds_left=seconds_per_step * (state.max_steps - state.global_step),
+                seconds_left=seconds / steps_done * (state.max_steps - state.global_step),
+                rows_per_second=self.step_rows * steps_done / max(1e-9, self.training_seconds),
+                memory=taken_memory(self.device),
                 loss=self.train_loss,
+                lr=self.lr,
+                best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
                 **figures,
             )
         )
@@ -256,26 +308,3 @@ def register_state(callback: ExportableState, state: TrainerState) -> None:
 def decide_together(mine: bool) -> bool:
     """Return the first process's decision in all processes: one alone cannot stop."""
     return bool(broadcast_object_list([mine])[0])
-
-
-def require_tracker(report_to: str | None) -> None:
-    """Raise RunError if the tracker's package is not installed; before anything is computed."""
-    if report_to and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
-        raise RunError(
-            f"--report-to {report_to}: the package tensorboard is not installed",
-            "Install it with `pip install tensorboard` (kit's extra [tensorboard]), or omit "
-            "--report-to.",
-        )
-
-
-def tensorboard_callback(folder: Path) -> TrainerCallback:
-    """Return Trainer's own TensorBoard callback, writing to `folder`.
-
-    Trainer's default folder is deleted together with the checkpoints. The file is opened when
-    training begins, by the first process only.
-    """
-    from transformers.integrations import TensorBoardCallback
-
-    callback = TensorBoardCallback()
-    callback.logging_dir = str(folder)
-    return callback

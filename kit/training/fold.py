@@ -28,7 +28,7 @@ from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run
 from kit.storage.atomic import write_json
 from kit.training.arguments import steps_per_epoch, training_arguments
-from kit.training.callbacks import TimeBudget, TrainingProgress, tensorboard_callback
+from kit.training.callbacks import TimeBudget, TrainingProgress
 from kit.training.checkpoints import (
     CHECKPOINTS,
     checkpoint_files,
@@ -42,6 +42,7 @@ from kit.training.checkpoints import (
     write_pass_tokens,
 )
 from kit.training.guard import CollapseGuard, PassTooLargeError, prior_log_loss
+from kit.training.loggers import open_loggers
 from kit.training.optim import Schedule, make_optimizer
 from kit.training.setup import FoldSetup, prepare_fold
 from kit.training.trainer import PairTrainer, make_trainer
@@ -58,7 +59,7 @@ class TrainingOptions:
     Attributes:
         resume: continue an interrupted training from its last checkpoint.
         guard: end a training that learns nothing.
-        report_to: "tensorboard" for curves in the fold's folder of that name.
+        report_to: loggers, each a name of `loggers.LOGGERS`.
         scratch: a folder, as on a larger disk, for the checkpoints until a fold is finished.
         deadline: time, as of `time.monotonic`, at which training ends with its best checkpoint.
         on_progress: called with the losses as training goes on.
@@ -67,7 +68,7 @@ class TrainingOptions:
 
     resume: bool = False
     guard: bool = True
-    report_to: str | None = None
+    report_to: Sequence[str] = ()
     scratch: Path | None = None
     deadline: float = math.inf
     on_progress: Callable[[TrainingProgress], None] = lambda _: None
@@ -174,9 +175,6 @@ def _train_from_last_checkpoint(
             prior_loss, schedule.warmup_steps, spec, options.log, lambda: budget.out_of_time
         )
         trainer.add_callback(guard)
-    if options.report_to:
-        logs = folder.path / "tensorboard" / f"attempt{len(attempts) + 1}"
-        trainer.add_callback(tensorboard_callback(logs))
 
     # Continuing from the very last step in the middle of an epoch, Trainer would take one more
     # step.
@@ -191,8 +189,16 @@ def _train_from_last_checkpoint(
     if options.resume and last:
         options.log(f"resuming from step {checkpoint_step(last)}")
 
-    with _explain_out_of_memory(recipe, rows, sequences), explain_full_disk(folder.path):
+    with (
+        open_loggers(options.report_to, recipe, folder.path, len(attempts) + 1) as loggers,
+        _explain_out_of_memory(recipe, rows, sequences),
+        explain_full_disk(folder.path),
+    ):
+        for logger in loggers:
+            trainer.add_callback(logger)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if trainer.early_stop:
+            options.log(trainer.early_stop)
         if spec.lora_rank and not setup.model.base:
             merge_adapters(setup.model.encoder)
         logits = predict_logits(
@@ -201,6 +207,7 @@ def _train_from_last_checkpoint(
             setup.valid_rows,
             setup.compute,
             both_orders=recipe.predict.swap,
+            progress=trainer.report_evaluation,
         )
 
     metrics = {

@@ -21,9 +21,10 @@ from kit.storage.atomic import read_text_file, write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
 from kit.training.arguments import recipe_settings_only, rows_per_pass
-from kit.training.callbacks import TrainingProgress, decide_together, require_tracker
+from kit.training.callbacks import TrainingProgress, decide_together
 from kit.training.checkpoints import CHECKPOINTS, remove_checkpoints
 from kit.training.fold import TrainingOptions, train_fold
+from kit.training.loggers import choose_loggers
 from kit.training.setup import check_trainable
 from kit.training.teacher import read_teachers, with_teacher
 from kit.training.trial import try_recipe
@@ -47,7 +48,7 @@ def train_recipe(
     resume: bool = False,
     guard: bool = True,
     restarts: int = 0,
-    report_to: str | None = None,
+    report_to: str | Sequence[str] | None = None,
     scratch: Path | None = None,
     max_hours: float = math.inf,
     listen: Callable[[TrainingProgress], None] = lambda _: None,
@@ -66,7 +67,8 @@ def train_recipe(
             the rates and with another seed.
         max_hours: after this time the current fold ends with its best checkpoint; a fold that would
             not finish in the time left is not started.
-        resume, guard, report_to, scratch: see `TrainingOptions`.
+        report_to: loggers, such as "tensorboard,wandb" (see `choose_loggers`).
+        resume, guard, scratch: see `TrainingOptions`.
 
     Returns:
         `run` (its folder), `parts` (metrics by fold), and with every fold finished `oof`.
@@ -77,11 +79,11 @@ def train_recipe(
     """
     if note := ignore_partial_launch():
         say(note)
-    require_tracker(report_to)
+    loggers = choose_loggers(report_to)
     options = TrainingOptions(
         resume=resume,
         guard=guard,
-        report_to=report_to,
+        report_to=loggers,
         scratch=scratch,
         deadline=time.monotonic() + max_hours * 3600,
         on_progress=listen,
@@ -128,11 +130,35 @@ def train_recipe(
 
         started = time.monotonic()
         folder = run.fold(number)
+        later = [other for other in folds[position + 1 :] if not run.fold(other).is_finished]
+        place = {"fold": folder.name, "part": position + 1, "parts": len(folds)}
+        watched = _tell_of_fold(options, place, len(later), longest)
         with hold_lock(run.path, folder.name) if ranks.is_main_process else nullcontext():
-            _train_with_restarts(recipe, backbone, dataset, run, number, restarts, options)
+            _train_with_restarts(recipe, backbone, dataset, run, number, restarts, watched)
         longest = max(longest, time.monotonic() - started)
         free_after_failure()
     return run.summarise(write=ranks.is_main_process)
+
+
+def _tell_of_fold(
+    options: TrainingOptions, place: dict[str, Any], later: int, longest: float
+) -> TrainingOptions:
+    """Return options whose listener also learns which fold this is, and when the last one ends.
+
+    Args:
+        place: `fold`, `part` and `parts` of `TrainingProgress`.
+        later: the number of folds to train after this one.
+        longest: the seconds that the longest fold before this one took.
+    """
+    started = time.monotonic()
+
+    def report(progress: TrainingProgress) -> None:
+        now = time.monotonic()
+        each = max(longest, now - started + progress.seconds_left)
+        left = min(progress.seconds_left + later * each, max(0.0, options.deadline - now))
+        options.on_progress(dataclasses.replace(progress, **place, seconds_left_in_all=left))
+
+    return dataclasses.replace(options, on_progress=report)
 
 
 def attempt_recipe(recipe: Recipe, attempt: int) -> Recipe:

@@ -235,6 +235,25 @@ class PairTrainer(Trainer):
         """The share of padding among the tokens that were trained on."""
         return self._callback(PaddingCallback).waste
 
+    @property
+    def early_stop(self) -> str:
+        """Why the training ended before its last step, if the validation loss was the reason."""
+        state = self.state
+        if not self.spec.patience or state.global_step >= state.max_steps:
+            return ""
+        waited = self._callback(EarlyStoppingCallback).early_stopping_patience_counter
+        if waited < self.spec.patience or state.best_metric is None:
+            return ""
+        return (
+            f"stopped early at step {state.global_step} of {state.max_steps}: the best validation "
+            f"loss is still {state.best_metric:.4f}, of step {state.best_global_step}, after "
+            f"{waited} more evaluation{'s' * (waited != 1)} (train.patience)"
+        )
+
+    def report_evaluation(self, done: int, total: int) -> None:
+        """Report that `done` of `total` validation rows are predicted."""
+        self._callback(ScheduleCallback).report_evaluation(self.state, done / total)
+
     def _callback(self, kind: type[Kind]) -> Kind:
         """Return the callback of a class. A resume replaces it, so no attribute refers to one."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, kind))
@@ -250,6 +269,7 @@ class PairTrainer(Trainer):
                 self.valid_rows,
                 self.compute,
                 both_orders=self.both_orders,
+                progress=self.report_evaluation,
             )
         if not np.isfinite(logits).all():
             raise divergence_error(

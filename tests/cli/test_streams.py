@@ -1,10 +1,8 @@
 """Check that no command loses its work, or ends in a traceback, because of its printing."""
 
-import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,13 +104,3 @@ def test_a_table_shows_data_as_it_is(text: str, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     for part in ("title", "column", "cell"):
         assert f"{part} {text}" in printed
-
-
-@pytest.mark.parametrize("make", [output.count_progress, output.training_progress])
-def test_a_progress_bar_shows_its_label_as_it_is(make: Callable, monkeypatch: pytest.MonkeyPatch):
-    screen = io.StringIO()
-    screen.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", screen)
-    with make("predict :+1: [bold]"):
-        pass
-    assert "predict :+1: [bold]" in screen.getvalue()

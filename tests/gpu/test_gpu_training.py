@@ -37,7 +37,7 @@ from kit.training.callbacks import ScheduleCallback
 from kit.training.setup import _enable_checkpointing
 from kit.training.train import train_recipe
 
-SHORT = (*QUICK, "train.batch_size=8", "train.max_steps=4", "train.evals_per_epoch=2")
+SHORT = (*QUICK, "train.batch_size=8", "train.max_steps=4", "train.evals_per_epoch=12")
 TOKENIZER = PairTokenizer(SimpleNamespace(), 1, 2, PAD)
 NO_LIMIT = 10**15
 

@@ -17,7 +17,7 @@ from kit.training.train import train_recipe
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     """Return a recipe of six steps with a checkpoint at every second one."""
-    short = ("train.max_steps=6", "train.evals_per_epoch=3", "train.ema=0.8")
+    short = ("train.max_steps=6", "train.evals_per_epoch=6", "train.ema=0.8")
     return load_recipe("tiny-electra", (*QUICK, *short))
 
 

@@ -31,7 +31,7 @@ from kit.training.train import attempt_recipe, train_recipe
 # Log loss of the class shares.
 PRIOR_LOSS = 1.0972
 
-SHORT = (*QUICK, "train.max_steps=8", "train.evals_per_epoch=2")
+SHORT = (*QUICK, "train.max_steps=8", "train.evals_per_epoch=3")
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from kit.training.sampler import LengthBuckets
 from kit.training.train import train_recipe
 from kit.training.trainer import ddp_settings
 
-STEPS = (*QUICK, "train.max_steps=6", "train.evals_per_epoch=4", "model.head_dropout=0.0")
+STEPS = (*QUICK, "train.max_steps=6", "train.evals_per_epoch=12", "model.head_dropout=0.0")
 
 
 def limit_passes(patch: pytest.MonkeyPatch, max_tokens: int, from_pass: int = 0) -> list[int]:

@@ -25,7 +25,7 @@ from kit.training.callbacks import TrainingProgress
 from kit.training.checkpoints import last_checkpoint
 from kit.training.train import train_recipe
 
-SHORT = (*QUICK, "train.max_steps=6", "train.evals_per_epoch=3")
+SHORT = (*QUICK, "train.max_steps=6", "train.evals_per_epoch=6")
 
 # Between them, the schedules cover all extras that have a state of their own.
 EXTRAS = {

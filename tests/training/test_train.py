@@ -20,6 +20,7 @@ from kit.errors import BackboneError, DeviceError, RecipeError, RunError
 from kit.evaluation.metrics import log_loss
 from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
 from kit.model.backbones import BACKBONES, resolve_backbone
+from kit.model.device import choose_device
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
 from kit.predict import predict_split
@@ -29,10 +30,12 @@ from kit.recipe.spec import EncodeSpec, Recipe, TrainSpec
 from kit.run import FoldDir, Run
 from kit.task import CLASSES, HOLDOUT, ID, LABEL
 from kit.training import fold, setup, trainer
+from kit.training.arguments import training_arguments
 from kit.training.callbacks import TrainingProgress
+from kit.training.fold import TrainingOptions
 from kit.training.optim import parameter_groups
 from kit.training.setup import new_model
-from kit.training.train import train_recipe
+from kit.training.train import _tell_of_fold, train_recipe
 
 
 @pytest.fixture
@@ -215,8 +218,13 @@ def test_early_stopping_and_the_plateau_act(data: Path, tmp_path: Path):
     )
     events: list[TrainingProgress] = []
     recipe = load_recipe("tiny-electra", overrides)
-    metrics = train_holdout(recipe, data, tmp_path, listen=events.append)
+    said: list[str] = []
+    metrics = train_holdout(recipe, data, tmp_path, listen=events.append, say=said.append)
     assert metrics["steps"] < 12 * 50
+    (line,) = (line for line in said if line.startswith("stopped early"))
+    assert f"at step {metrics['steps']} of 600: " in line
+    assert f"{metrics['log_loss']:.4f}, of step {metrics['best_step']}, after 2 more" in line
+
     assert [event.best for event in events if event.log_loss is not None][-2:] == [False, False]
 
     rates = [event.lr for event in events if event.lr is not None]
@@ -282,6 +290,11 @@ def test_progress_reaches_the_last_step(data: Path, tmp_path: Path):
     recipe = load_recipe("tiny-electra", (*QUICK, "train.max_steps=5"))
     train_recipe(recipe, data, tmp_path, listen=events.append)
     assert events[-1].step == events[-1].steps == 5
+    assert {(event.fold, event.part, event.parts) for event in events} == {("holdout", 1, 1)}
+    assert all(event.memory > 1e7 and event.rows_per_second > 0 for event in events)
+    losses = [event.log_loss for event in events if event.log_loss is not None]
+    assert events[-1].best_loss == min(losses)
+    assert events[-1].seconds_left_in_all == 0
     assert all(math.isfinite(event.loss) for event in events if event.loss is not None)
     assert all(math.isfinite(event.log_loss) for event in events if event.log_loss is not None)
 
@@ -462,3 +475,39 @@ def test_advice_on_memory_leaves_out_what_cannot_help(rows: int, problem: str, h
         raise torch.OutOfMemoryError
     assert hint in caught.value.hint
     assert "checkpointing" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("train.evals_per_epoch=4",), 3),
+        (("train.evals_per_epoch=4", "train.max_steps=8"), 3),
+        (("train.evals_per_epoch=1", "train.max_steps=8"), 12),
+        (("train.evals_per_epoch=100",), 1),
+    ],
+)
+def test_evaluations_are_counted_per_epoch_however_few_steps_there_are(
+    overrides: tuple[str, ...], expected: int, tmp_path: Path
+):
+    """192 rows in batches of 16 are 12 steps an epoch; the last step is always evaluated."""
+    spec = load_recipe("tiny-electra", (*QUICK, *overrides)).train
+    compute = choose_device("fp32")
+    assert training_arguments(spec, 192, compute, tmp_path).eval_steps == expected
+
+
+def test_the_time_left_counts_the_folds_to_come(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("kit.training.train.time.monotonic", lambda: now[0])
+    events: list[TrainingProgress] = []
+    options = TrainingOptions(on_progress=events.append)
+    place = {"fold": "fold1", "part": 2, "parts": 4}
+    report = TrainingProgress(step=1, steps=4, epoch=0.1, seconds_left=30)
+
+    # This fold takes 10 + 30 seconds, and so do two more; one before it has taken 50.
+    for longest, deadline, expected in ((0, math.inf, 110), (50, math.inf, 130), (0, 60, 50)):
+        now[0] = 0.0
+        watched = _tell_of_fold(dataclasses.replace(options, deadline=deadline), place, 2, longest)
+        now[0] = 10.0
+        watched.on_progress(report)
+        assert events[-1].seconds_left_in_all == expected
+        assert (events[-1].fold, events[-1].part, events[-1].parts) == ("fold1", 2, 4)
