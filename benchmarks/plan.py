@@ -21,6 +21,7 @@ from kit.plan import (
     estimate_memory,
     sessions_needed,
 )
+
 from kit.recipe.load import load_recipe, shipped_recipes
 
 COLUMNS = (

@@ -15,6 +15,7 @@ import transformers
 from accelerate.utils import broadcast_object_list
 
 import kit
+from kit.costs.steps import steps_per_epoch
 from kit.data.dataset import Dataset
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
@@ -26,7 +27,7 @@ from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run
 from kit.storage.atomic import write_json
-from kit.training.arguments import steps_per_epoch, training_arguments
+from kit.training.arguments import training_arguments
 from kit.training.callbacks import TimeBudget, TrainingProgress, tensorboard_callback
 from kit.training.checkpoints import (
     CHECKPOINTS,

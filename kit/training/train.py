@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from kit.costs.steps import rows_per_pass
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError
 from kit.launcher import ignore_partial_launch
@@ -20,7 +21,7 @@ from kit.run import FoldDir, Run, make_origin, parse_folds
 from kit.storage.atomic import read_text_file, write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
-from kit.training.arguments import recipe_settings_only, rows_per_pass
+from kit.training.arguments import recipe_settings_only
 from kit.training.callbacks import TrainingProgress, decide_together, require_tracker
 from kit.training.checkpoints import CHECKPOINTS, remove_checkpoints
 from kit.training.fold import TrainingOptions, train_fold

@@ -1,0 +1,75 @@
+"""Count the tokens of real rows, before anything is trained. Use `count_lengths`."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute
+
+from kit.costs.lengths import RowLengths, sequence_lengths
+from kit.data.dataset import Dataset
+from kit.data.tokenize import TokenizedRows, tokenize_rows
+from kit.errors import BackboneError
+from kit.model.backbones import ResolvedBackbone, local_backbone
+from kit.model.encoder import load_tokenizer
+from kit.recipe.spec import Recipe
+from kit.task import PROMPT, RESPONSES, TEXTS
+from kit.training.setup import tiny_folder
+
+# Rows that are tokenised, spread over all: their mean length is within about one per cent.
+SAMPLED_ROWS = 4096
+
+
+def count_lengths(
+    recipe: Recipe, backbone: ResolvedBackbone, dataset: Dataset, fold: int | str
+) -> RowLengths:
+    """Return the lengths of a fold's training rows after truncation, by the recipe's tokenizer.
+
+    Where the tokenizer cannot be loaded, they are estimated from the rows' characters.
+
+    Raises:
+        DataError: there is no such fold.
+    """
+    train, valid = dataset.fold_rows(fold)
+    chosen = train
+    if len(train) > SAMPLED_ROWS:
+        chosen = train[np.linspace(0, len(train) - 1, SAMPLED_ROWS).astype(np.int64)]
+    table = dataset.train(TEXTS).take(pa.array(chosen))
+
+    counted = "all" if len(chosen) == len(train) else f"{len(chosen):,}"
+    try:
+        tokens = _tokenize(recipe, backbone, dataset, table)
+        source = f"counted on {counted} training rows"
+    except BackboneError:
+        characters = [_count_characters(table[name]) for name in (PROMPT, *RESPONSES)]
+        tokens = sequence_lengths(characters[0], characters[1:], recipe)
+        source = f"estimated from the characters of {counted} training rows, without the tokenizer"
+    return RowLengths(tokens, len(train), len(valid), source)
+
+
+def _tokenize(
+    recipe: Recipe, backbone: ResolvedBackbone, dataset: Dataset, table: pa.Table
+) -> np.ndarray:
+    """Return the lengths of the table's sequences (N, S); nothing is kept.
+
+    Raises:
+        BackboneError: the tokenizer cannot be loaded.
+    """
+    if backbone.source is None:
+        assert backbone.record is not None, "only the registry's backbones have no files"
+        backbone = local_backbone(tiny_folder(backbone.record, dataset))
+    tokenizer = load_tokenizer(backbone)
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        folder = Path(scratch) / "tokens"
+        tokenize_rows(table, tokenizer, recipe.encode, folder, recipe.model.shape)
+        return TokenizedRows.open(folder).lengths
+
+
+def _count_characters(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the characters of each row of a list<string> column, all turns together: (N,)."""
+    lists = column.combine_chunks()
+    turns = compute.utf8_length(lists.flatten()).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(compute.list_value_length(lists).to_numpy(zero_copy_only=False))
+    sums = np.concatenate([[0], np.cumsum(turns)])[np.concatenate([[0], ends]).astype(np.int64)]
+    return np.diff(sums).astype(np.float64)
