@@ -141,6 +141,8 @@ def plan(
     fold: str | int = "all",
     gpu: str = "t4",
     max_hours: float | None = None,
+    steps: bool = False,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Say what a training takes, without training.
 
@@ -152,6 +154,9 @@ def plan(
         gpu: "t4" (Kaggle's two), "a100", "a100x4", …; "cpu"; or "here" for what this machine trains
             on, whose speed is then measured for a moment.
         max_hours: of a session; by default Kaggle's nine hours on "t4", else none.
+        steps: also load the model and take two real steps here on the longest rows of `data`;
+            nothing is left behind.
+        log: called with each message of these steps.
 
     Returns:
         The plan: `train_rows`, `steps`, `fold_hours`, `memory_gib`, `fits` and more; `as_dict()`
@@ -170,7 +175,7 @@ def plan(
     folder = _data_folder(data) if data is not None else Path("data/processed")
     if data is None and not (folder / MANIFEST).is_file():
         folder = None
-    return make_plan(chosen, folder, str(fold), gpu, max_hours)
+    return make_plan(chosen, folder, str(fold), gpu, max_hours, steps, log)
 
 
 def _chosen_recipe(

@@ -109,6 +109,25 @@ def print_plan(plan: "Plan") -> None:
     output.print_table(f"{plan.run} on {plan.device}", ["", "figure", "how known"], rows)
 
 
+def print_dry_run(plan: "Plan", runs: Path, as_json: bool) -> None:
+    """Print what a training here takes, what its two steps took, and what it would write."""
+    writes = [str(runs / plan.run / part) for part in plan.parts]
+    if as_json:
+        return output.print_json({**plan.as_dict(), "writes": writes})
+    print_plan(plan)
+
+    tried = plan.tried
+    if tried:
+        rate = tried.tokens_per_second / (plan.sequences * plan.mean_tokens)
+        hours = plan.steps * plan.batch_size / rate / 3600
+        output.print_note(
+            f"Two steps on the longest rows: {tried.seconds[0]:.1f} and {tried.seconds[1]:.1f} s, "
+            f"at most {tried.peak_gib:.1f} GiB in use ({tried.device}). By the second, about "
+            f"{rate:.1f} rows/s and {format_hours(hours)} a fold, without evaluations"
+        )
+    output.print_note(f"Nothing is written. A training would write {', '.join(writes)}")
+
+
 def format_hours(hours: float) -> str:
     """Return a duration: in hours, below one hour in minutes."""
     if hours < 1 / 60:

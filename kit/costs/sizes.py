@@ -86,9 +86,10 @@ def model_sizes(config: Mapping[str, Any], name: str = "the backbone") -> ModelS
     if embedded != hidden:
         embedding += embedded * hidden
     if not rotary and config.get("position_biased_input", True):
-        embedding += config.get("max_position_embeddings", 0) * embedded
+        embedding += (config.get("max_position_embeddings") or 0) * embedded
     if disentangled:
-        embedding += 2 * (config.get("position_buckets") or _DISTANCES) * hidden
+        buckets = config.get("position_buckets") or 0
+        embedding += 2 * (buckets if buckets > 0 else _DISTANCES) * hidden
 
     # ALBERT runs one layer's weights again and again.
     stored = config.get("num_hidden_groups") or layers

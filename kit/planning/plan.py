@@ -1,6 +1,7 @@
 """Say before a training what it takes: rows, steps, hours, memory and disk. Use `make_plan`."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,22 @@ from kit.costs.estimate import (
     sequences_per_row,
     trained_parameters,
 )
-from kit.costs.lengths import HIDDEN_ROWS, RowLengths, competition_lengths
+from kit.costs.lengths import HIDDEN_ROWS, competition_lengths
 from kit.costs.sessions import KAGGLE_HOURS, sessions_needed
 from kit.costs.sizes import ModelSizes, model_sizes
 from kit.costs.steps import rows_per_pass, training_steps
-from kit.data.dataset import Dataset, open_dataset
+from kit.data.dataset import open_dataset
 from kit.data.options import PreprocessOptions
 from kit.errors import RecipeError
-from kit.model.backbones import ResolvedBackbone, resolve_backbone
-from kit.model.device import Compute, choose_device
+from kit.model.backbones import resolve_backbone
+from kit.model.device import Compute, choose_device, join_processes
 from kit.model.memory import CPU_ACTIVATIONS
 from kit.model.probe import measure_device
 from kit.planning.counted import GIB, count_memory
 from kit.planning.rows import count_lengths
 from kit.recipe.spec import Recipe
-from kit.run import parse_folds
+from kit.run import Run, parse_folds
+from kit.training.dry_run import TriedSteps, try_steps
 from kit.training.setup import check_trainable
 
 # The share of a GPU's memory that a training may need; what is left is for fragmentation.
@@ -49,13 +51,14 @@ class Plan:
     Attributes:
         run: the name of its run directory.
         device: in words, such as "2 x T4".
-        folds: how many will be trained.
+        parts: folders of the folds, or of the holdout, that will be trained.
         train_rows, valid_rows: of one fold.
         rows_from: "counted", or whose number of rows it is.
         sequences: of a row, that the encoder reads.
         mean_tokens: of a sequence, after truncation to `max_tokens`.
         tokens_from: where the lengths come from, in words.
         steps: of one fold.
+        batch_size: rows of a step.
         parameters, trained: of the encoder, and of them those with a gradient (or its adapters').
         operations_per_row, operations: floating-point operations, of a fold's training row and of
             its whole training.
@@ -70,12 +73,13 @@ class Plan:
         one_order_hours, both_orders_hours: of a prediction.
         max_hours: of a session; None where there is no limit.
         sessions: how many are needed, 0 if nothing fits; None without a limit.
+        tried: what two real steps took, None where none were taken.
     """
 
     run: str
     backbone: str
     device: str
-    folds: int
+    parts: list[str]
     train_rows: int
     valid_rows: int
     rows_from: str
@@ -84,6 +88,7 @@ class Plan:
     max_tokens: int
     tokens_from: str
     steps: int
+    batch_size: int
     parameters: int
     trained: int
     operations_per_row: float
@@ -100,6 +105,12 @@ class Plan:
     both_orders_hours: float
     max_hours: float | None
     sessions: int | None
+    tried: TriedSteps | None = None
+
+    @property
+    def folds(self) -> int:
+        """How many folds will be trained."""
+        return len(self.parts)
 
     @property
     def hours(self) -> float:
@@ -136,6 +147,7 @@ class Plan:
         """Return all figures for JSON."""
         return {
             **dataclasses.asdict(self),
+            "folds": self.folds,
             "hours": self.hours,
             "fits": self.fits,
             "verdict": self.verdict,
@@ -148,6 +160,8 @@ def make_plan(
     fold: str = "all",
     gpu: str = "t4",
     max_hours: float | None = None,
+    steps: bool = False,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Plan a training, on processed rows or on rows like the competition's.
 
@@ -155,6 +169,8 @@ def make_plan(
         data: the processed rows; None for the competition's number and modelled lengths.
         gpu: a kind of GPU (see `find_device`), "cpu" or "here": what this machine trains on.
         max_hours: of a session; by default Kaggle's nine hours on its own T4, else none.
+        steps: also load the model and take two real steps on `data`; see `training.dry_run`.
+        log: called with each message of these steps.
 
     Raises:
         KitError: the recipe, data or backbone cannot be used, or there is no such device.
@@ -164,13 +180,21 @@ def make_plan(
     sizes = model_sizes(backbone.config, recipe.backbone)
     if gpu in ("cpu", "here"):
         compute = _compute_here(recipe, sizes, gpu)
-        device, devices = measure_device(compute), 1
+        device, devices = measure_device(compute), join_processes().num_processes
     else:
         compute = None
         device, devices = find_device(gpu)
     rows_per_pass(recipe.train, devices)
 
-    lengths, folds = _row_lengths(recipe, backbone, data, fold)
+    dataset = None if data is None else open_dataset(data)
+    chosen = parse_folds(fold, dataset.folds if dataset else PreprocessOptions.folds)
+    if dataset:
+        lengths = count_lengths(recipe, backbone, dataset, chosen[0])
+    else:
+        lengths = competition_lengths(recipe)
+    tried = None
+    if steps and dataset:
+        tried = try_steps(recipe, backbone, dataset, chosen[0], log)
     training = estimate_training(recipe, sizes, lengths, device, devices)
     disk = training_disk(sizes, recipe.train, lengths.valid_rows)
     one_order, both_orders = (
@@ -183,7 +207,7 @@ def make_plan(
         max_hours = KAGGLE_HOURS
     sessions = None
     if max_hours is not None:
-        sessions = sessions_needed(training.hours, folds, max_hours, disk.output)
+        sessions = sessions_needed(training.hours, len(chosen), max_hours, disk.output)
 
     if compute is not None and compute.device.type != "cuda":
         memory, source = _estimate_cpu_memory(recipe, sizes), "estimated"
@@ -193,7 +217,7 @@ def make_plan(
         run=recipe.run_name,
         backbone=recipe.backbone,
         device=f"{devices} x {device.name}" if devices > 1 else device.name,
-        folds=folds,
+        parts=[Run(Path()).fold(number).name for number in chosen],
         train_rows=lengths.train_rows,
         valid_rows=lengths.valid_rows,
         rows_from="the competition's" if data is None else "counted",
@@ -202,6 +226,7 @@ def make_plan(
         max_tokens=recipe.encode.max_tokens,
         tokens_from=lengths.source,
         steps=training_steps(recipe.train, lengths.train_rows).total,
+        batch_size=recipe.train.batch_size,
         parameters=sizes.parameters,
         trained=trained_parameters(sizes, recipe.train),
         operations_per_row=training.operations_per_row,
@@ -211,26 +236,15 @@ def make_plan(
         memory_gib=memory,
         memory_limit_gib=MEMORY_SHARE * device.memory,
         memory_from=source,
-        output_gb=folds * disk.output / 1e9,
+        output_gb=len(chosen) * disk.output / 1e9,
         checkpoints_gb=disk.checkpoints / 1e9,
         predicted_rows=HIDDEN_ROWS,
         one_order_hours=one_order,
         both_orders_hours=both_orders,
         max_hours=max_hours,
         sessions=sessions,
+        tried=tried,
     )
-
-
-def _row_lengths(
-    recipe: Recipe, backbone: ResolvedBackbone, data: Path | None, fold: str
-) -> tuple[RowLengths, int]:
-    """Return the lengths of one fold's rows, and how many folds `fold` stands for."""
-    if data is None:
-        folds = PreprocessOptions.folds
-        return competition_lengths(recipe, folds), len(parse_folds(fold, folds))
-    dataset: Dataset = open_dataset(data)
-    chosen = parse_folds(fold, dataset.folds)
-    return count_lengths(recipe, backbone, dataset, chosen[0]), len(chosen)
 
 
 def _compute_here(recipe: Recipe, sizes: ModelSizes, gpu: str) -> Compute:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyarrow import compute
 
 from kit.costs.lengths import RowLengths, sequence_lengths
-from kit.data.dataset import Dataset
+from kit.data.dataset import Dataset, SampledDataset, sample_dataset
 from kit.data.tokenize import TokenizedRows, tokenize_rows
 from kit.errors import BackboneError
 from kit.model.backbones import ResolvedBackbone, local_backbone
@@ -35,35 +35,36 @@ def count_lengths(
     chosen = train
     if len(train) > SAMPLED_ROWS:
         chosen = train[np.linspace(0, len(train) - 1, SAMPLED_ROWS).astype(np.int64)]
-    table = dataset.train(TEXTS).take(pa.array(chosen))
 
     counted = "all" if len(chosen) == len(train) else f"{len(chosen):,}"
-    try:
-        tokens = _tokenize(recipe, backbone, dataset, table)
-        source = f"counted on {counted} training rows"
-    except BackboneError:
-        characters = [_count_characters(table[name]) for name in (PROMPT, *RESPONSES)]
-        tokens = sequence_lengths(characters[0], characters[1:], recipe)
-        source = f"estimated from the characters of {counted} training rows, without the tokenizer"
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        sample = sample_dataset(dataset, chosen, Path(scratch))
+        try:
+            tokens = _tokenize(recipe, backbone, sample)
+            source = f"counted on {counted} rows"
+        except BackboneError:
+            table = sample.train(list(TEXTS))
+            characters = [_count_characters(table[name]) for name in (PROMPT, *RESPONSES)]
+            tokens = sequence_lengths(characters[0], characters[1:], recipe)
+            source = f"estimated from the characters of {counted} rows: no tokenizer here"
     return RowLengths(tokens, len(train), len(valid), source)
 
 
-def _tokenize(
-    recipe: Recipe, backbone: ResolvedBackbone, dataset: Dataset, table: pa.Table
-) -> np.ndarray:
-    """Return the lengths of the table's sequences (N, S); nothing is kept.
+def _tokenize(recipe: Recipe, backbone: ResolvedBackbone, sample: SampledDataset) -> np.ndarray:
+    """Return the lengths of the rows' sequences (N, S).
 
     Raises:
         BackboneError: the tokenizer cannot be loaded.
     """
     if backbone.source is None:
         assert backbone.record is not None, "only the registry's backbones have no files"
-        backbone = local_backbone(tiny_folder(backbone.record, dataset))
+        backbone = local_backbone(tiny_folder(backbone.record, sample))
+    folder = sample.scratch / "tokens"
     tokenizer = load_tokenizer(backbone)
-    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-        folder = Path(scratch) / "tokens"
-        tokenize_rows(table, tokenizer, recipe.encode, folder, recipe.model.shape)
-        return TokenizedRows.open(folder).lengths
+    tokenize_rows(sample.train(), tokenizer, recipe.encode, folder, recipe.model.shape)
+
+    # The files are mapped, and gone when the folder is.
+    return TokenizedRows.open(folder).lengths.copy()
 
 
 def _count_characters(column: pa.ChunkedArray) -> np.ndarray:

@@ -44,6 +44,7 @@ from kit.training.checkpoints import (
 from kit.training.guard import CollapseGuard, PassTooLargeError, prior_log_loss
 from kit.training.lora import merge_adapters
 from kit.training.optim import Schedule, make_optimizer
+from kit.training.pace import PaceCallback, announce_training
 from kit.training.setup import FoldSetup, prepare_fold
 from kit.training.trainer import PairTrainer, make_trainer
 
@@ -64,6 +65,7 @@ class TrainingOptions:
         deadline: time, as of `time.monotonic`, at which training ends with its best checkpoint.
         on_progress: called with the losses as training goes on.
         log: called with each message for the user.
+        folds: how many are still to be trained, this one included.
     """
 
     resume: bool = False
@@ -73,6 +75,7 @@ class TrainingOptions:
     deadline: float = math.inf
     on_progress: Callable[[TrainingProgress], None] = lambda _: None
     log: Callable[[str], None] = lambda _: None
+    folds: int = 1
 
 
 def train_fold(
@@ -154,6 +157,7 @@ def _train_from_last_checkpoint(
     checkpoints = folder.path / CHECKPOINTS
     spec = recipe.train
     setup = prepare_fold(recipe, backbone, dataset, fold, options.log)
+    announce_training(recipe, setup, options.folds, options.log)
     ranks = join_processes()
     with ranks.main_process_first():
         place_checkpoints(folder.path, options.scratch)
@@ -168,6 +172,8 @@ def _train_from_last_checkpoint(
 
     budget = TimeBudget(options.deadline, options.log)
     trainer.add_callback(budget)
+    pace = PaceCallback(spec, trainer.sampler, len(setup.valid_rows), options.folds, options.log)
+    trainer.add_callback(pace)
     if options.guard:
         prior_loss = prior_log_loss(setup.targets[setup.train_rows], setup.labels[setup.valid_rows])
         guard = CollapseGuard(

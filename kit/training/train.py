@@ -115,6 +115,8 @@ def train_recipe(
 
         started = time.monotonic()
         folder = run.fold(number)
+        unfinished = sum(not run.fold(later).is_finished for later in folds[position:])
+        options = dataclasses.replace(options, folds=max(1, unfinished))
         with hold_lock(run.path, folder.name) if ranks.is_main_process else nullcontext():
             _train_with_restarts(recipe, backbone, dataset, run, number, restarts, options)
         longest = max(longest, time.monotonic() - started)
