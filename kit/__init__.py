@@ -25,6 +25,7 @@ _EXPORTS = {
     "calibrate": "kit.api",
     "ensemble": "kit.api",
     "load": "kit.predictor",
+    "plan": "kit.api",
     "preprocess": "kit.api",
     "report": "kit.api",
     "score": "kit.api",
@@ -38,6 +39,7 @@ __all__ = [
     "calibrate",
     "ensemble",
     "load",
+    "plan",
     "preprocess",
     "report",
     "score",
@@ -46,7 +48,7 @@ __all__ = [
 
 # Type checkers and editors do not see what `__getattr__` imports.
 if TYPE_CHECKING:
-    from kit.api import Ensemble, calibrate, ensemble, preprocess, report, score, train
+    from kit.api import Ensemble, calibrate, ensemble, plan, preprocess, report, score, train
     from kit.data.dataset import Dataset
     from kit.predictor import Predictor, load
     from kit.run import Run

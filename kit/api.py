@@ -1,4 +1,4 @@
-"""Use kit from Python: preprocess, train, calibrate, ensemble, score, report.
+"""Use kit from Python: preprocess, plan, train, calibrate, ensemble, score, report.
 
 Use these functions as `kit.train` and so on; the commands of the same names call them. (`kit.load`
 is in `kit.predictor`.) A file may be given by its path, or its content as a DataFrame. A mistake of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kit.ensembling.fit_calibration import CalibrationFit, CalibrationMethod
     from kit.ensembling.pool import PoolMethod
     from kit.evaluation.metrics import Score
+    from kit.planning.plan import Plan
     from kit.recipe.spec import Recipe
     from kit.reporting.report import Report
     from kit.run import Run
@@ -113,29 +114,12 @@ def train(
     Example:
         run = kit.train("deberta", overrides={"train.lr": 2e-5}, fold="all", log=print)
     """
-    from kit.data.dataset import Dataset
-    from kit.recipe.load import choose_recipe
-    from kit.recipe.spec import Recipe
     from kit.run import Run
     from kit.training.train import train_recipe
 
-    # Numbers, texts and booleans look the same in JSON and in the TOML that overrides are read as.
-    if isinstance(overrides, Mapping):
-        changes = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
-    else:
-        changes = list(overrides)
-    if not isinstance(recipe, Recipe):
-        recipe = choose_recipe(backbone, str(recipe) if recipe else None, changes)
-    elif backbone or changes:
-        raise KitError(
-            "a Recipe is used as it is, without backbone= or overrides=",
-            "Make it with kit.recipe.load.load_recipe(name, overrides, backbone).",
-        )
-
-    folder = data.folder if isinstance(data, Dataset) else Path(data)
     summary = train_recipe(
-        recipe,
-        folder,
+        _chosen_recipe(backbone, recipe, overrides),
+        _data_folder(data),
         Path(runs),
         str(fold),
         teachers=[item.path if isinstance(item, Run) else Path(item) for item in teachers],
@@ -149,6 +133,86 @@ def train(
         say=log,
     )
     return Run(Path(summary["run"]))
+
+
+def plan(
+    backbone: str | None = None,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    data: Dataset | PathLike | None = None,
+    fold: str | int = "all",
+    gpu: str = "t4",
+    max_hours: float | None = None,
+    steps: bool = False,
+    log: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Say what a training takes, without training.
+
+    Args:
+        backbone, recipe, overrides: as of `train`.
+        data: the processed rows; by default data/processed if it is there, else as many rows as the
+            competition has, of modelled lengths.
+        fold: "holdout", a fold's number, or "all".
+        gpu: "t4" (Kaggle's two), "a100", "a100x4", …; "cpu"; or "here" for what this machine trains
+            on, whose speed is then measured for a moment.
+        max_hours: of a session; by default Kaggle's nine hours on "t4", else none.
+        steps: also load the model and take two real steps here on the longest rows of `data`;
+            nothing is left behind.
+        log: called with each message of these steps.
+
+    Returns:
+        The plan: `train_rows`, `steps`, `fold_hours`, `memory_gib`, `fits` and more; `as_dict()`
+        has all figures.
+
+    Raises:
+        KitError: the recipe, data or backbone cannot be used, or there is no such device.
+
+    Example:
+        kit.plan("deberta-large", max_hours=9).verdict
+    """
+    from kit.data.dataset import MANIFEST
+    from kit.planning.plan import make_plan
+
+    chosen = _chosen_recipe(backbone, recipe, overrides)
+    folder = _data_folder(data) if data is not None else Path("data/processed")
+    if data is None and not (folder / MANIFEST).is_file():
+        folder = None
+    return make_plan(chosen, folder, str(fold), gpu, max_hours, steps, log)
+
+
+def _chosen_recipe(
+    backbone: str | None,
+    recipe: str | Path | Recipe | None,
+    overrides: Mapping[str, Any] | Iterable[str],
+) -> Recipe:
+    """Return the recipe that a caller names, changes or gives.
+
+    Raises:
+        KitError: a `Recipe` is given with something that would change it, or nothing is given.
+    """
+    from kit.recipe.load import choose_recipe
+    from kit.recipe.spec import Recipe
+
+    # Numbers, texts and booleans look the same in JSON and in the TOML that overrides are read as.
+    if isinstance(overrides, Mapping):
+        changes = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    else:
+        changes = list(overrides)
+    if not isinstance(recipe, Recipe):
+        return choose_recipe(backbone, str(recipe) if recipe else None, changes)
+    if backbone or changes:
+        raise KitError(
+            "a Recipe is used as it is, without backbone= or overrides=",
+            "Make it with kit.recipe.load.load_recipe(name, overrides, backbone).",
+        )
+    return recipe
+
+
+def _data_folder(data: Dataset | PathLike) -> Path:
+    from kit.data.dataset import Dataset
+
+    return data.folder if isinstance(data, Dataset) else Path(data)
 
 
 @dataclass(frozen=True)

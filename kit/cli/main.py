@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kit import __version__
-from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, train, use
+from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, plan, train, use
 from kit.cli.streams import make_streams_lasting, output_error, reader_is_gone
 from kit.errors import KitError
 
@@ -84,6 +84,7 @@ COMMANDS = (
     data.sample_command,
     kaggle.download_command,
     data.preprocess_command,
+    plan.plan_command,
     *train.COMMANDS,
     *ensemble.COMMANDS,
     *evaluate.COMMANDS,

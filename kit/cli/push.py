@@ -169,11 +169,13 @@ def push_train(
         "docker_image": docker_image,
     }
     folds = preprocess["folds"]
-    sessions = {
-        recipe.run_name: plan_sessions(recipe, fold, folds, max_hours, job_options["gpu"])
-        for recipe in chosen
-    }
-    split = len(sessions[chosen[0].run_name]) > 1
+
+    # A mistake in the job is reported before its hours are.
+    jobs = train_jobs(chosen, **job_options)
+    plans = [plan_sessions(recipe, fold, folds, max_hours, job_options["gpu"]) for recipe in chosen]
+    for plan in plans:
+        output.print_note(plan.summary)
+    split = len(plans[0].folds) > 1
     if not fan_out and not split:
         job = train_job(chosen[0], title=title, **job_options)
         return _push_or_write(job, dry_run, follow, out, as_json)
@@ -183,12 +185,6 @@ def push_train(
             f"All {folds} folds do not fit into --max-hours {max_hours:g}, so each gets a kernel of"
             " its own, and --title cannot name them. Leave it out, or choose one --fold."
         )
-    if not fan_out:
-        output.print_note(
-            f"all {folds} folds of {chosen[0].name} do not fit into {max_hours:g} h: one kernel for"
-            " each, two at once"
-        )
-    jobs = train_jobs(chosen, **job_options)
     if dry_run:
         _write_folders(jobs, out, as_json)
     else:

@@ -10,6 +10,7 @@ import click
 
 from kit.baselines import BASELINES
 from kit.cli import options, output
+from kit.cli.plan import print_dry_run
 from kit.cli.progress import count_progress, stage_progress, training_progress
 from kit.launcher import ignore_partial_launch
 
@@ -157,6 +158,10 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     show_envvar=True,
     help="Keep the checkpoints of an unfinished fold here, as on a larger disk.",
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Say what it takes, take two steps, and leave nothing behind."
+)
+@click.option("--no-steps", is_flag=True, help="With --dry-run: load no model, take no steps.")
 @options.data
 @options.runs
 @options.as_json
@@ -172,6 +177,8 @@ def train_command(
     report_to: str | None,
     max_hours: float,
     scratch: Path | None,
+    dry_run: bool,
+    no_steps: bool,
     data: Path,
     runs: Path,
     as_json: bool,
@@ -180,13 +187,28 @@ def train_command(
 
     \b
     Example:  kit train --backbone deberta --set train.lr=2e-5 --fold all
+              kit train --backbone deberta --dry-run
     """
+    if no_steps and not dry_run:
+        raise click.UsageError("--no-steps needs --dry-run.")
     from kit.recipe.load import choose_recipe
 
     # A wrong recipe key is reported at once, before torch is imported.
     chosen = choose_recipe(backbone, recipe, overrides)
 
     import kit
+
+    if dry_run:
+        plan = kit.plan(
+            recipe=chosen,
+            data=data,
+            fold=fold,
+            gpu="here",
+            max_hours=None if math.isinf(max_hours) else max_hours,
+            steps=not no_steps,
+            log=output.print_note,
+        )
+        return print_dry_run(plan, runs, as_json)
 
     with training_progress(chosen.run_name) as on_progress:
         run = kit.train(

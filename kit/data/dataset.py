@@ -160,6 +160,34 @@ class Dataset:
         return table
 
 
+@dataclass(frozen=True)
+class SampledDataset(Dataset):
+    """Some of the training rows of a dataset, with caches in a folder of their own.
+
+    Attributes:
+        rows: their numbers; those of `fold_rows` count within them.
+        scratch: the folder for caches.
+    """
+
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), compare=False)
+    scratch: Path = Path()
+
+    @property
+    def cache(self) -> Path:
+        """Return the folder for caches."""
+        return self.scratch
+
+    def _read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        return super()._read_table(name, columns).take(pa.array(self.rows))
+
+
+def sample_dataset(dataset: Dataset, rows: np.ndarray, scratch: Path) -> SampledDataset:
+    """Return a dataset of some training rows, which caches nothing beside the others."""
+    return SampledDataset(
+        dataset.folder, dataset.manifest, dataset.stamps, rows=rows, scratch=scratch
+    )
+
+
 def open_dataset(folder: str | Path) -> Dataset:
     """Open a folder that `kit preprocess` wrote.
 

@@ -1,101 +1,105 @@
-"""Estimate the hours of a training on Kaggle, and split it over sessions. Use `plan_sessions`."""
+"""Split a training over Kaggle's sessions by its estimated hours. Use `plan_sessions`."""
 
 import math
-from bisect import bisect_left
+from dataclasses import dataclass, replace
 
-from kit.errors import KitError
+from kit.costs.devices import T4
+from kit.costs.disk import training_disk
+from kit.costs.estimate import estimate_training
+from kit.costs.lengths import RowLengths, competition_lengths
+from kit.costs.sessions import KAGGLE_OUTPUT_BYTES, OVERHEAD_HOURS, sessions_needed
+from kit.costs.sizes import ModelSizes, model_sizes
+from kit.errors import BackboneError, KitError
 from kit.kaggle.job import SESSION_HOURS
+from kit.model.backbones import resolve_backbone
 from kit.recipe.spec import Recipe
 
-# Hours of one epoch over four fifths of the rows on the two T4, with its validations, and the token
-# limit of a sequence that they are for. They are estimated by a roofline, not measured.
-_EPOCH_HOURS = {
-    "electra-small": (0.04, 512),
-    "electra-base": (0.25, 512),
-    "roberta": (0.25, 512),
-    "xlm-roberta": (0.35, 512),
-    "deberta": (0.2, 768),
-    "deberta-base": (0.5, 768),
-    "mdeberta": (0.55, 768),
-    "modernbert-base": (0.6, 1024),
-    "electra": (1.25, 512),
-    "roberta-large": (1.25, 512),
-    "modernbert-large": (1.85, 1024),
-    "reward-deberta": (1.9, 512),
-    "deberta-large": (2.2, 768),
-}
-_TRAIN_ROWS = 57_477
-
-# The mean length of a sequence, in tokens, by the limit that cuts it.
-_MEAN_TOKENS = ((0, 0), (256, 221), (512, 329), (768, 379), (1024, 404), (8192, 450))
-
-# Prompt and both answers in one sequence, in both orders; adapters beside frozen weights.
-_CROSS_FACTOR = 2.0
-_ADAPTER_FACTOR = 1.3
-
-# Start, preprocessing and the end of a session.
-_OVERHEAD_HOURS = 0.25
+# A T4 session has two of them.
+SESSION_GPUS = 2
 
 
-def estimate_fold_hours(recipe: Recipe, folds: int = 5) -> float:
-    """Return the hours of one of `folds` folds on Kaggle's two T4; 0 if nothing is known."""
-    if recipe.backbone not in _EPOCH_HOURS:
-        return 0.0
-    hours, tokens = _EPOCH_HOURS[recipe.backbone]
+@dataclass(frozen=True)
+class SessionPlan:
+    """How a training is spread over sessions.
 
-    spec = recipe.train
-    rows = _TRAIN_ROWS * (folds - 1) / folds
-    epochs = spec.max_steps * spec.batch_size / rows if spec.max_steps else spec.epochs
-    hours *= epochs * rows / (_TRAIN_ROWS * 4 / 5)
-    hours *= _mean_tokens(recipe.encode.max_tokens) / _mean_tokens(tokens)
-    if recipe.model.shape == "cross":
-        hours *= _CROSS_FACTOR
-    if spec.lora_rank:
-        hours *= _ADAPTER_FACTOR
-    return hours
+    Attributes:
+        folds: the value of `--fold` of each session.
+        fold_hours: estimated hours of one fold; 0 where there is no estimate.
+        summary: the plan in words.
+    """
+
+    folds: list[str]
+    fold_hours: float
+    summary: str
 
 
 def plan_sessions(
     recipe: Recipe, fold: str, folds: int, max_hours: float, gpu: str = "t4"
-) -> list[str]:
-    """Return the value of `--fold` of each session that a training needs.
+) -> SessionPlan:
+    """Decide how many sessions a training needs, on rows like the competition's.
 
-    Where all folds do not fit into one session of `max_hours`, each gets a session of its own.
+    Where all folds do not fit into one session of `max_hours`, or into its output, each gets a
+    session of its own.
 
     Raises:
         KitError: not even one fold fits; the hint says what does.
     """
-    hours = 0.0 if gpu == "none" else estimate_fold_hours(recipe, folds)
-    if not hours:
-        return [fold]
-    available = max_hours - _OVERHEAD_HOURS
-    if hours > available:
+    if gpu != "t4":
+        return SessionPlan([fold], 0.0, f"{recipe.name}: no estimate of hours on Kaggle's CPU")
+
+    try:
+        sizes = model_sizes(resolve_backbone(recipe.backbone).config, recipe.backbone)
+    except BackboneError as error:
+        return SessionPlan([fold], 0.0, f"{recipe.name}: no estimate of its hours: {error.problem}")
+    lengths = competition_lengths(recipe, folds)
+    hours = estimate_training(recipe, sizes, lengths, T4, SESSION_GPUS).hours
+    if hours + OVERHEAD_HOURS > max_hours:
         raise KitError(
             f"one fold of {recipe.name} takes about {hours:.1f} h on two T4, more than a session of"
             f" --max-hours {max_hours:g} has",
-            _what_would_fit(recipe, hours, max_hours),
+            _what_would_fit(recipe, sizes, lengths, hours, max_hours),
         )
-    if fold != "all" or folds * hours <= available:
-        return [fold]
-    return [str(number) for number in range(folds)]
+    output = training_disk(sizes, recipe.train, lengths.valid_rows).output
+    if output > KAGGLE_OUTPUT_BYTES:
+        raise KitError(
+            f"a model of {recipe.name} takes {output / 1e9:.0f} GB, and Kaggle keeps"
+            f" {KAGGLE_OUTPUT_BYTES / 1e9:g} GB of a session's output",
+            "Choose a smaller backbone.",
+        )
+
+    count = folds if fold == "all" else 1
+    summary = f"{recipe.name}: about {hours:.1f} h a fold on two T4 (estimated)"
+    if count > 1:
+        summary += f", {count * hours:.1f} h in all"
+    if sessions_needed(hours, count, max_hours, output) == 1:
+        return SessionPlan([fold], hours, summary)
+
+    reason = f"{max_hours:g} h"
+    if count * hours + OVERHEAD_HOURS <= max_hours:
+        reason = f"the {KAGGLE_OUTPUT_BYTES / 1e9:g} GB of one session's output"
+    summary += f"; all {folds} folds do not fit into {reason}: one kernel for each, two at once"
+    return SessionPlan([str(number) for number in range(folds)], hours, summary)
 
 
-def _what_would_fit(recipe: Recipe, hours: float, max_hours: float) -> str:
-    """Return a hint: more hours where Kaggle gives them, or fewer epochs."""
-    needed = math.ceil((hours + _OVERHEAD_HOURS) * 2) / 2
+def _what_would_fit(
+    recipe: Recipe, sizes: ModelSizes, lengths: RowLengths, hours: float, max_hours: float
+) -> str:
+    """Return a hint: more hours where Kaggle gives them, or a shorter training."""
+    needed = math.ceil((hours + OVERHEAD_HOURS) * 2) / 2
     if needed <= SESSION_HOURS:
         return f"Use --max-hours {needed:g}."
-    available = max(0.0, max_hours - _OVERHEAD_HOURS)
-    if recipe.train.max_steps:
-        steps = math.floor(recipe.train.max_steps * available / hours)
-        return f"Use --set train.max_steps={steps}, or a smaller backbone."
-    epochs = math.floor(recipe.train.epochs * available / hours * 10) / 10
-    return f"Use --set train.epochs={epochs:g}, or a smaller backbone."
 
-
-def _mean_tokens(limit: int) -> float:
-    """Interpolate the mean length of a sequence that is cut at `limit` tokens."""
-    limits = [known for known, _ in _MEAN_TOKENS]
-    place = min(max(1, bisect_left(limits, limit)), len(limits) - 1)
-    (below, low), (above, high) = _MEAN_TOKENS[place - 1 : place + 1]
-    return low + (high - low) * min(1.0, (limit - below) / (above - below))
+    # Evaluations do not become fewer in proportion, so a share that should fit may not.
+    spec = recipe.train
+    for percent in range(95, 0, -5):
+        if spec.max_steps:
+            key, value = "max_steps", spec.max_steps * percent // 100
+        else:
+            key, value = "epochs", math.floor(spec.epochs * percent / 10) / 10
+        if not value:
+            break
+        shorter = replace(recipe, train=replace(spec, **{key: value}))
+        estimate = estimate_training(shorter, sizes, lengths, T4, SESSION_GPUS)
+        if estimate.hours + OVERHEAD_HOURS <= max_hours:
+            return f"Use --set train.{key}={value:g}, or a smaller backbone."
+    return "Use a smaller backbone, or fewer tokens: --set encode.max_tokens=…"

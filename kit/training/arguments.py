@@ -1,6 +1,5 @@
 """Translate a recipe into transformers' TrainingArguments: rows a pass, steps, evaluations."""
 
-import math
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from kit.errors import RecipeError
+from kit.costs.steps import rows_per_pass, training_steps
 from kit.model.device import Compute
 from kit.recipe.spec import TrainSpec
 
@@ -38,28 +37,6 @@ def recipe_settings_only() -> Generator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def rows_per_pass(spec: TrainSpec, processes: int) -> int:
-    """Return the rows of one process's forward pass: `micro_batch_size`, or its share of the batch.
-
-    Raises:
-        RecipeError: `batch_size`, which counts all processes, is not a multiple of what they take
-            together.
-    """
-    rows = spec.micro_batch_size or max(1, spec.batch_size // processes)
-    if spec.batch_size % (rows * processes):
-        raise RecipeError(
-            f"train.batch_size = {spec.batch_size} is not a multiple of {rows} rows x {processes} "
-            "processes",
-            "Set train.batch_size or train.micro_batch_size so that it is.",
-        )
-    return rows
-
-
-def steps_per_epoch(spec: TrainSpec, rows: int) -> int:
-    """Return the optimizer steps that see each of `rows` training rows once."""
-    return math.ceil(rows / spec.batch_size)
-
-
 def training_arguments(
     spec: TrainSpec, rows: int, compute: Compute, checkpoints: Path
 ) -> TrainingArguments:
@@ -68,9 +45,8 @@ def training_arguments(
     Raises:
         RecipeError: `batch_size` does not fit the processes (see `rows_per_pass`).
     """
-    per_epoch = steps_per_epoch(spec, rows)
-    steps = spec.max_steps or math.ceil(per_epoch * spec.epochs)
-    eval_steps = max(1, per_epoch // spec.evals_per_epoch)
+    steps = training_steps(spec, rows)
+    eval_steps = steps.between_evaluations
     on_gpu = compute.device.type == "cuda"
 
     args = TrainingArguments(
@@ -79,7 +55,7 @@ def training_arguments(
         bf16=compute.precision == "bf16",
         fp16=compute.precision == "fp16",
         num_train_epochs=spec.epochs,
-        max_steps=steps,
+        max_steps=steps.total,
         # The optimizer has the recipe's rates by layer; loggers show this one.
         learning_rate=spec.lr,
         weight_decay=spec.weight_decay,
@@ -95,7 +71,7 @@ def training_arguments(
         # Without this a resumed training would forget how long early stopping has waited.
         restore_callback_states_from_checkpoint=True,
         logging_strategy="steps",
-        logging_steps=max(1, min(50, eval_steps // 4, steps // 4)),
+        logging_steps=max(1, min(50, eval_steps // 4, steps.total // 4)),
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=[],

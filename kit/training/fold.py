@@ -15,6 +15,7 @@ import transformers
 from accelerate.utils import broadcast_object_list
 
 import kit
+from kit.costs.steps import steps_per_epoch
 from kit.data.dataset import Dataset
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
@@ -27,7 +28,7 @@ from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run
 from kit.storage.atomic import write_json
-from kit.training.arguments import steps_per_epoch, training_arguments
+from kit.training.arguments import training_arguments
 from kit.training.callbacks import TimeBudget, TrainingProgress
 from kit.training.checkpoints import (
     CHECKPOINTS,
@@ -44,6 +45,7 @@ from kit.training.checkpoints import (
 from kit.training.guard import CollapseGuard, PassTooLargeError, prior_log_loss
 from kit.training.loggers import open_loggers
 from kit.training.optim import Schedule, make_optimizer
+from kit.training.pace import PaceCallback, announce_training
 from kit.training.setup import FoldSetup, prepare_fold
 from kit.training.trainer import PairTrainer, make_trainer
 
@@ -64,6 +66,7 @@ class TrainingOptions:
         deadline: time, as of `time.monotonic`, at which training ends with its best checkpoint.
         on_progress: called with the losses as training goes on.
         log: called with each message for the user.
+        folds: how many are still to be trained, this one included.
     """
 
     resume: bool = False
@@ -73,6 +76,7 @@ class TrainingOptions:
     deadline: float = math.inf
     on_progress: Callable[[TrainingProgress], None] = lambda _: None
     log: Callable[[str], None] = lambda _: None
+    folds: int = 1
 
 
 def train_fold(
@@ -155,6 +159,7 @@ def _train_from_last_checkpoint(
     spec = recipe.train
     teacher = Run(folder.path.parent).teacher if spec.teacher else None
     setup = prepare_fold(recipe, backbone, dataset, fold, options.log, teacher)
+    announce_training(recipe, setup, options.folds, options.log)
     ranks = join_processes()
     with ranks.main_process_first():
         place_checkpoints(folder.path, options.scratch)
@@ -169,6 +174,8 @@ def _train_from_last_checkpoint(
 
     budget = TimeBudget(options.deadline, options.log)
     trainer.add_callback(budget)
+    pace = PaceCallback(spec, trainer.sampler, len(setup.valid_rows), options.folds, options.log)
+    trainer.add_callback(pace)
     if options.guard:
         prior_loss = prior_log_loss(setup.targets[setup.train_rows], setup.labels[setup.valid_rows])
         guard = CollapseGuard(

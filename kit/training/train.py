@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from kit.costs.steps import rows_per_pass
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError, RecipeError
 from kit.launcher import ignore_partial_launch
@@ -20,7 +21,7 @@ from kit.run import FoldDir, Run, make_origin, parse_folds
 from kit.storage.atomic import read_text_file, write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
-from kit.training.arguments import recipe_settings_only, rows_per_pass
+from kit.training.arguments import recipe_settings_only
 from kit.training.callbacks import TrainingProgress, decide_together
 from kit.training.checkpoints import CHECKPOINTS, remove_checkpoints
 from kit.training.fold import TrainingOptions, train_fold
@@ -143,7 +144,7 @@ def train_recipe(
 def _tell_of_fold(
     options: TrainingOptions, place: dict[str, Any], later: int, longest: float
 ) -> TrainingOptions:
-    """Return options whose listener also learns which fold this is, and when the last one ends.
+    """Return the options of one fold: its listener learns which it is, and when the last ends.
 
     Args:
         place: `fold`, `part` and `parts` of `TrainingProgress`.
@@ -158,7 +159,7 @@ def _tell_of_fold(
         left = min(progress.seconds_left + later * each, max(0.0, options.deadline - now))
         options.on_progress(dataclasses.replace(progress, **place, seconds_left_in_all=left))
 
-    return dataclasses.replace(options, on_progress=report)
+    return dataclasses.replace(options, on_progress=report, folds=1 + later)
 
 
 def attempt_recipe(recipe: Recipe, attempt: int) -> Recipe:

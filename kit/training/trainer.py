@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from kit.costs.steps import steps_per_epoch
 from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.collator import Collator
 from kit.model.device import Compute, out_of_memory
@@ -29,7 +30,6 @@ from kit.model.memory import free_after_failure
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
 from kit.task import CLASSES
-from kit.training.arguments import steps_per_epoch
 from kit.training.awp import WeightPerturbation
 from kit.training.callbacks import PaddingCallback, ScheduleCallback, TrainingProgress
 from kit.training.ema import EMACallback

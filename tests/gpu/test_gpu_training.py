@@ -28,7 +28,7 @@ from kit.model.device import Compute, choose_device
 from kit.model.encoder import build_encoder
 from kit.model.inference import make_collator, predict_logits
 from kit.model.pair_model import PairModel
-from kit.plan import GIB, MOMENT_BYTES, estimate_memory
+from kit.planning.counted import GIB, MOMENT_BYTES, count_memory
 from kit.predict import predict_split
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec, Recipe
@@ -267,7 +267,7 @@ def test_the_memory_plan_counts_what_a_training_allocates(name: str, checkpointi
     overrides = ("encode.max_tokens=8", f"train.gradient_checkpointing={checkpointing}")
     recipe = load_recipe(name, overrides)
     size = recipe.train.batch_size
-    plan = estimate_memory(recipe, gpus=1)
+    plan = count_memory(recipe, gpus=1)
     counted = plan.training * GIB - MOMENT_BYTES * plan.trained
 
     config = BACKBONES[name].config

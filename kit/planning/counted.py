@@ -1,14 +1,14 @@
-"""Estimate a training's memory and time on GPUs. Use `estimate_memory` and `estimate_hours`.
+"""Count a training's memory and time without a GPU. Use `count_memory` and `count_time`.
 
 A pass of the recipe's full-size model runs on torch's meta device, where tensors have shapes but no
-numbers (see `kit.meta_gpu`). No weights are needed, and no GPU: a count takes seconds.
+numbers (see `planning.meta_gpu`). No weights are needed. A count takes seconds to a minute;
+`costs.estimate` has the same time by formulas, at once.
 
-Bytes and floating-point operations are counted. Hours are estimates: they rest on assumed rates of
-a T4, and no GPU has confirmed them.
+Bytes and floating-point operations are counted. Seconds rest on assumed rates of a T4, and no GPU
+has confirmed them.
 """
 
 import contextlib
-import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
+from kit.costs.devices import T4, DeviceModel
+from kit.costs.steps import rows_per_pass
 from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer, TokenizedRows
-from kit.meta_gpu import LAUNCH_SECONDS, META, T4, Counter, GPUModel, autocast_to_float16, count_on
 from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import resolve_backbone
 from kit.model.encoder import build_encoder, layer_index
 from kit.model.inference import make_collator
 from kit.model.memory import BATCH_TOKENS
 from kit.model.pair_model import PairModel
+from kit.planning.meta_gpu import META, Counter, autocast_to_float16, count_on
 from kit.recipe.spec import Recipe
-from kit.training.arguments import rows_per_pass
 from kit.training.sampler import LengthBuckets
 
 GIB = 2**30
-
 
 # GiB that no tensor accounts for: CUDA's context 0.3, NCCL 0.2, and cuBLAS' workspace.
 CONTEXT_GIB = 0.6
@@ -47,36 +47,15 @@ MOMENT_BYTES = 8
 GRADIENT_BYTES = 4
 BUCKET_BYTES = 4
 
-# Bytes of a gradient on its way to the other GPU, which a T4's training sends in fp16.
-EXCHANGE_BYTES = 2
-
 # Copies of the layers' matrices that an adversarial perturbation holds: gradient, move, result.
 AWP_COPIES = 3
-
-# The share of a T4's peak that trainings of encoders reach, from public notebooks.
-PEAK_SHARES = (0.25, 0.30)
-
-# The share of gradient bytes, other than the embeddings', that is not hidden behind the backward
-# pass. The embeddings' gradient is ready last, so all of it is exposed.
-EXPOSED_SHARE = 0.3
-
-# The competition's training rows and kit's default folds; hours that Kaggle gives a session.
-COMPETITION_ROWS = 57_477
-FOLDS = 5
-SESSION_HOURS = 9.0
-
-# Modelled lengths in characters: median and spread (of the logarithm) of prompts, median of
-# answers, spread that both answers share and of each alone. A token has four characters.
-PROMPT_MEDIAN, PROMPT_SPREAD = 95, 1.65
-ANSWER_MEDIAN, SHARED_SPREAD, ANSWER_SPREAD = 1000, 0.6, 0.55
-CHARACTERS_PER_TOKEN = 4
 
 # Batches whose time is counted, from short to long.
 SAMPLED_BATCHES = 4
 
 
 @dataclass(frozen=True)
-class MemoryEstimate:
+class CountedMemory:
     """Counted memory of a training on one GPU of several, in GiB, without CUDA's context.
 
     Attributes:
@@ -98,33 +77,21 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True)
-class TimeEstimate:
-    """Estimated time of one fold's training.
+class CountedTime:
+    """Counted operations of a training row, and its time by each kernel's.
 
     Attributes:
-        mean_tokens: of a sequence, after the token limit.
-        operations_per_row: floating-point operations of a training row, recomputation and padding
-            included.
+        operations_per_row: floating-point operations, recomputation and padding included.
         seconds_per_row: of one GPU.
-        training_hours: without evaluations.
-        evaluation_hours: of all evaluations.
-        flat_hours: lower and upper bound by the operations alone, at `PEAK_SHARES` of the peak.
+        evaluation_seconds: of one GPU, for a row of an evaluation.
     """
 
-    mean_tokens: float
     operations_per_row: float
     seconds_per_row: float
-    training_hours: float
-    evaluation_hours: float
-    flat_hours: tuple[float, float]
-
-    @property
-    def hours(self) -> float:
-        """Hours of a fold, evaluations included."""
-        return self.training_hours + self.evaluation_hours
+    evaluation_seconds: float
 
 
-def estimate_memory(recipe: Recipe, gpus: int = 2, gpu: GPUModel = T4) -> MemoryEstimate:
+def count_memory(recipe: Recipe, gpus: int = 2, gpu: DeviceModel = T4) -> CountedMemory:
     """Count the memory of a recipe's training on each of `gpus` GPUs.
 
     Args:
@@ -167,7 +134,7 @@ def estimate_memory(recipe: Recipe, gpus: int = 2, gpu: GPUModel = T4) -> Memory
     during_step = GRADIENT_BYTES * trained if accumulates and not has_views else 0
     if spec.awp:
         during_step += AWP_COPIES * 4 * _matrix_parameters(model)
-    return MemoryEstimate(
+    return CountedMemory(
         parameters=parameters,
         trained=trained,
         training=(kept + during_step + pass_bytes) / GIB,
@@ -175,46 +142,27 @@ def estimate_memory(recipe: Recipe, gpus: int = 2, gpu: GPUModel = T4) -> Memory
     )
 
 
-def estimate_hours(
-    recipe: Recipe,
-    lengths: np.ndarray | None = None,
-    *,
-    rows: int = COMPETITION_ROWS,
-    folds: int = FOLDS,
-    gpus: int = 2,
-    gpu: GPUModel = T4,
-) -> TimeEstimate:
-    """Estimate the time of one fold.
+def count_time(
+    recipe: Recipe, lengths: np.ndarray, gpus: int = 2, gpu: DeviceModel = T4
+) -> CountedTime:
+    """Count the operations of a few batches, and add up the time of their kernels.
 
     Args:
-        lengths: tokens of the rows' sequences (N, 2), of a sample of the rows; by default modelled.
-        rows: of all folds together.
+        lengths: tokens of the rows' sequences (N, 2), of a sample of the rows.
 
     Raises:
-        BackboneError, RecipeError: see `estimate_memory`.
+        BackboneError, RecipeError: see `count_memory`.
     """
     spec = recipe.train
-    if lengths is None:
-        lengths = model_lengths(8192, recipe)
-    micro_rows = rows_per_pass(spec, gpus)
-    batches = _sample_batches(lengths, spec.batch_size, micro_rows)
-
-    seconds = forward_seconds = operations = forward_operations = 0.0
+    batches = _sample_batches(lengths, spec.batch_size, rows_per_pass(spec, gpus))
+    seconds = forward_seconds = operations = 0.0
     launches = tokens = 0
     with count_on(gpu) as count:
         model = _meta_model(recipe)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        embedding = sum(
-            p.numel()
-            for name, p in model.encoder.named_parameters()
-            if p.requires_grad and "embeddings" in name
-        )
         for batch in batches:
             model.zero_grad()
             count.restart()
-            forward = _training_pass(recipe, model, batch, count)
-            forward_seconds += forward[0]
-            forward_operations += forward[1]
+            forward_seconds += _training_pass(recipe, model, batch, count)
             seconds += count.seconds
             operations += count.operations
             launches += count.launches
@@ -225,61 +173,15 @@ def estimate_hours(
     scale = float(lengths.sum(1).mean()) / (tokens / sampled)
     factor = 1 + bool(spec.awp)
     on_gpu = factor * scale * seconds / sampled
-    on_host = factor * launches * LAUNCH_SECONDS / sampled
-    seconds_per_row = max(on_gpu, on_host)
-    operations_per_row = factor * scale * operations / sampled
+    on_host = factor * launches * gpu.launch_seconds / sampled
 
     # An evaluation runs the forward pass once, R-Drop twice.
     passes = sampled * (2 if spec.r_drop else 1)
-    evaluation_seconds = scale * forward_seconds / passes
-    evaluation_operations = scale * forward_operations / passes
-
-    # AdamW, clipping and unscaling read or write ten numbers of four bytes for a parameter.
-    update = 40 * trained / gpu.bandwidth
-    exchange = 0.0
-    if gpus > 1:
-        exposed = embedding + EXPOSED_SHARE * (trained - embedding)
-        exchange = EXCHANGE_BYTES * exposed / gpu.link
-
-    train_rows = rows * (folds - 1) / folds
-    seen = spec.epochs * train_rows
-    step_seconds = (update + exchange) / spec.batch_size
-    training_hours = seen * (seconds_per_row / gpus + step_seconds) / 3600
-    evaluations = spec.epochs * spec.evals_per_epoch
-    evaluated = evaluations * rows / folds
-    evaluation_hours = evaluated * evaluation_seconds / gpus / 3600
-    all_operations = seen * operations_per_row + evaluated * evaluation_operations
-    low, high = (
-        all_operations / (gpus * share * gpu.peak) / 3600 for share in reversed(PEAK_SHARES)
+    return CountedTime(
+        operations_per_row=factor * scale * operations / sampled,
+        seconds_per_row=max(on_gpu, on_host),
+        evaluation_seconds=scale * forward_seconds / passes,
     )
-    return TimeEstimate(
-        mean_tokens=float(lengths.mean()),
-        operations_per_row=operations_per_row,
-        seconds_per_row=seconds_per_row,
-        training_hours=training_hours,
-        evaluation_hours=evaluation_hours,
-        flat_hours=(low, high),
-    )
-
-
-def model_lengths(rows: int, recipe: Recipe, seed: int = 0) -> np.ndarray:
-    """Return lengths in tokens of rows like the competition's (N, 2), cut to the recipe's limit."""
-    rng = np.random.default_rng(seed)
-    prompt = np.exp(rng.normal(np.log(PROMPT_MEDIAN), PROMPT_SPREAD, rows))
-    shared = rng.normal(0, SHARED_SPREAD, rows)
-    answers = [
-        np.exp(np.log(ANSWER_MEDIAN) + shared + rng.normal(0, ANSWER_SPREAD, rows))
-        for _ in range(2)
-    ]
-
-    # Each sequence has CLS and one SEP after each of its segments.
-    if recipe.model.shape == "cross":
-        whole = (prompt + answers[0] + answers[1]) / CHARACTERS_PER_TOKEN + 4
-        lengths = np.stack([whole, whole], 1)
-    else:
-        sides = [(prompt + answer) / CHARACTERS_PER_TOKEN + 3 for answer in answers]
-        lengths = np.stack(sides, 1)
-    return np.minimum(recipe.encode.max_tokens, lengths).astype(int)
 
 
 def _sample_batches(lengths: np.ndarray, batch_size: int, micro_rows: int) -> list[np.ndarray]:
@@ -348,14 +250,8 @@ def _discard_gradients(model: nn.Module) -> None:
             parameter.register_post_accumulate_grad_hook(discard)
 
 
-def _training_pass(
-    recipe: Recipe, model: PairModel, lengths: np.ndarray, count: Counter
-) -> tuple[float, float]:
-    """Run forward and backward over rows of these lengths.
-
-    Returns:
-        Seconds and operations of the forward pass.
-    """
+def _training_pass(recipe: Recipe, model: PairModel, lengths: np.ndarray, count: Counter) -> float:
+    """Run forward and backward over rows of these lengths; return the forward pass's seconds."""
     spec = recipe.train
     encoded = _rows_of(lengths)
     tabular = None
@@ -378,22 +274,21 @@ def _training_pass(
     batch = collator(np.arange(len(lengths)))
     augment = spec.swap_augmentation and not model.symmetric
     model.train()
-    seconds = operations = 0.0
+    seconds = 0.0
     for part in batch.get("parts", [batch]):
         inputs = _on_meta(part)
         labels = inputs.pop("labels")
-        before = count.seconds, count.operations
+        before = count.seconds
         with autocast_to_float16():
             passes = [model(**inputs, augment=augment) for _ in range(2 if spec.r_drop else 1)]
-        seconds += count.seconds - before[0]
-        operations += count.operations - before[1]
+        seconds += count.seconds - before
         losses = [
             functional.cross_entropy(x.reshape(-1, 3).float(), _like(x, labels)) for x in passes
         ]
         total = sum(losses[1:], losses[0])
         del passes, losses
         _run_backward(total)
-    return seconds, operations
+    return seconds
 
 
 def _run_backward(loss: Tensor) -> None:
@@ -441,9 +336,3 @@ def _rows_of(lengths: np.ndarray) -> TokenizedRows:
 
 def _on_meta(values: Any) -> Any:
     return tree_map(lambda x: x.to(META) if isinstance(x, Tensor) else x, values)
-
-
-def sessions_needed(hours_per_fold: float, folds: int = FOLDS) -> int:
-    """Return the Kaggle sessions for this many folds, 0 if not even one fold fits."""
-    at_once = math.floor(SESSION_HOURS / hours_per_fold)
-    return math.ceil(folds / at_once) if at_once else 0

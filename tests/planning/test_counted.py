@@ -1,25 +1,26 @@
-"""Check that the shipped recipes fit two T4, by the estimates of `kit.plan`."""
+"""Check that the shipped recipes fit two T4, by counts on the meta device."""
 
 import dataclasses
 from functools import lru_cache
 
-import numpy as np
 import pytest
 import torch
 
 from kit.attention import deberta
+from kit.costs.devices import T4
+from kit.costs.estimate import estimate_training
+from kit.costs.lengths import competition_lengths
+from kit.costs.sizes import model_sizes
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import count_parameters
-from kit.plan import (
+from kit.planning.counted import (
     CONTEXT_GIB,
     GIB,
     MEMORY_LIMIT_GIB,
-    MemoryEstimate,
-    estimate_hours,
-    estimate_memory,
-    model_lengths,
-    sessions_needed,
+    CountedMemory,
+    count_memory,
+    count_time,
 )
 from kit.recipe.load import GENERAL, load_recipe, shipped_recipes
 
@@ -30,8 +31,8 @@ CASES = [(name, phase) for name in REAL for phase in ("training", "evaluation")]
 
 
 @lru_cache
-def memory_of(name: str, *overrides: str) -> MemoryEstimate:
-    return estimate_memory(load_recipe(name, overrides))
+def memory_of(name: str, *overrides: str) -> CountedMemory:
+    return count_memory(load_recipe(name, overrides))
 
 
 @pytest.mark.parametrize(("name", "phase"), CASES)
@@ -54,7 +55,7 @@ def test_memory_follows_the_recipe():
 
 
 def test_weights_moments_and_gradients_are_in_the_count():
-    alone = estimate_memory(load_recipe("tiny-electra", ["train.batch_size=1"]), gpus=1)
+    alone = count_memory(load_recipe("tiny-electra", ["train.batch_size=1"]), gpus=1)
     fixed = alone.parameters * (4 + 8) / GIB
     assert alone.training > fixed + 4 * alone.parameters / GIB * 0.99
     encoder = count_parameters(BACKBONES["tiny-electra"].config)["total"]
@@ -71,49 +72,33 @@ def test_activations_grow_with_rows_and_tokens():
     assert long.training > many.training
 
 
-def test_operations_are_those_of_the_layers():
+def test_operations_and_time_are_those_of_the_formulas():
     recipe = load_recipe("electra-small")
-    estimate = estimate_hours(recipe)
-    layers = count_parameters(BACKBONES["electra-small"].config)["backbone"]
-
-    # Six for each weight and token (Kaplan et al. 2020), and attention's besides.
-    expected = 6 * layers * 2 * estimate.mean_tokens
-    assert expected < estimate.operations_per_row < 2.2 * expected
-    assert 0 < estimate.evaluation_hours < estimate.training_hours
-    assert estimate.flat_hours[0] < estimate.flat_hours[1] < 1
-    assert estimate.hours < 1
-
-
-def test_lengths_are_modelled_and_cut():
-    recipe = load_recipe("deberta")
-    lengths = model_lengths(2000, recipe)
-    assert lengths.shape == (2000, 2)
-    assert lengths.max() == recipe.encode.max_tokens
-    assert 300 < lengths.mean() < 450
-    np.testing.assert_array_equal(lengths, model_lengths(2000, recipe))
+    lengths = competition_lengths(recipe)
+    counted = count_time(recipe, lengths.tokens)
+    estimate = estimate_training(
+        recipe, model_sizes(BACKBONES["electra-small"].config), lengths, T4, 2
+    )
+    assert estimate.operations_per_row == pytest.approx(counted.operations_per_row, rel=0.1)
+    assert estimate.seconds_per_row == pytest.approx(counted.seconds_per_row, rel=0.1)
+    evaluated = 3 * 2 * lengths.valid_rows * counted.evaluation_seconds / 2 / 3600
+    assert estimate.evaluation_hours == pytest.approx(evaluated, rel=0.3)
 
 
-def test_sessions_hold_whole_folds():
-    assert sessions_needed(1.0) == 1
-    assert sessions_needed(2.5) == 2
-    assert sessions_needed(5.0) == 5
-    assert sessions_needed(9.5) == 0
-
-
-def test_an_estimate_leaves_nothing_behind():
+def test_a_count_leaves_nothing_behind():
     deberta.table_rows.cache_clear()
     recipe = load_recipe("tiny-deberta", ["train.gradient_checkpointing=true"])
-    one = estimate_memory(recipe)
+    one = count_memory(recipe)
     assert not torch.is_autocast_enabled("cuda")
     assert type(torch.ones(2).device) is torch.device
     assert torch.ones(2).device.type == "cpu"
     rows = deberta.table_rows(160, 64, 512, 64, torch.device("cpu"))[2]
     assert rows.device.type == "cpu"
     assert rows.sum() > 0
-    assert dataclasses.asdict(estimate_memory(recipe)) == dataclasses.asdict(one)
+    assert dataclasses.asdict(count_memory(recipe)) == dataclasses.asdict(one)
 
 
 def test_a_recipe_of_another_batch_is_refused_as_in_training():
     recipe = load_recipe("tiny-electra", ["train.micro_batch_size=5"])
     with pytest.raises(RecipeError, match="not a multiple"):
-        estimate_memory(recipe)
+        count_memory(recipe)

@@ -8,7 +8,6 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -20,54 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kit.attention import deberta
+from kit.costs.devices import DeviceModel
 
-
-@dataclass(frozen=True)
-class GPUModel:
-    """What a kind of GPU sustains; rates are per second.
-
-    Attributes:
-        memory: GiB that CUDA reports.
-        matmul: operations of a float16 matrix product.
-        batched_matmul: the same for batches of small products.
-        matmul_float32: operations of a float32 product.
-        attention_forward, attention_backward: operations of the fused attention kernels.
-        bandwidth: bytes to and from memory.
-        link: bytes of an all-reduce between two of them.
-        peak: operations that the data sheet promises in float16.
-    """
-
-    name: str
-    memory: float
-    matmul: float
-    batched_matmul: float
-    matmul_float32: float
-    attention_forward: float
-    attention_backward: float
-    bandwidth: float
-    link: float
-    peak: float
-
-
-# Memory as reported on Kaggle, peak as on the data sheet (65 TFLOPS, 320 GB/s, 8.1 TFLOPS in
-# float32). The sustained rates are guesses: 70 W limit a T4's clock, so a third of the peak is what
-# public measurements of large float16 products reach. Its cards exchange data through the host.
-T4 = GPUModel(
-    name="T4",
-    memory=14.74,
-    matmul=22e12,
-    batched_matmul=15e12,
-    matmul_float32=4.5e12,
-    attention_forward=12e12,
-    attention_backward=9e12,
-    bandwidth=240e9,
-    link=5e9,
-    peak=65e12,
-)
-
-# Seconds of the shortest kernel, and of the host to launch one from Python.
+# Seconds of the shortest kernel.
 KERNEL_SECONDS = 4e-6
-LAUNCH_SECONDS = 15e-6
 
 _CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
@@ -97,7 +52,7 @@ _VIEWS = {
 class Counter(TorchDispatchMode):
     """Add up the bytes of live tensors, and each operator's operations and time."""
 
-    def __init__(self, gpu: GPUModel):
+    def __init__(self, gpu: DeviceModel):
         super().__init__()
         self.gpu = gpu
         self.allocated = 0
@@ -188,7 +143,7 @@ def _meta_device(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def count_on(gpu: GPUModel) -> Generator[Counter]:
+def count_on(gpu: DeviceModel) -> Generator[Counter]:
     """Within this context the meta device is a GPU whose memory and time are counted."""
     table_rows = deberta.table_rows
 

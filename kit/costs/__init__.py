@@ -1,0 +1,1 @@
+"""What a training or a prediction costs, by formulas: steps, operations, hours, disk. No torch."""

@@ -1,0 +1,42 @@
+"""Calculate what a training writes. Use `training_disk`."""
+
+from dataclasses import dataclass
+
+from kit.costs.estimate import trained_parameters
+from kit.costs.sizes import ModelSizes
+from kit.recipe.spec import TrainSpec
+
+# A weight is saved in float32; its optimizer keeps two moments of it.
+WEIGHT_BYTES = 4
+MOMENT_BYTES = 8
+
+# A row of a prediction file, in bytes: an id and three probabilities.
+PREDICTION_BYTES = 80
+
+# The best checkpoint and the last are kept, while the next is being written.
+CHECKPOINTS_AT_ONCE = 3
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """Bytes of one fold.
+
+    Attributes:
+        output: of its model and its predictions, which stay.
+        checkpoints: of those that are there at the same time until it is finished.
+    """
+
+    output: int
+    checkpoints: int
+
+
+def training_disk(sizes: ModelSizes, spec: TrainSpec, valid_rows: int) -> DiskUse:
+    """Return what one fold takes; adapters are merged, so the model is saved whole."""
+    weights = WEIGHT_BYTES * sizes.parameters
+    trained = trained_parameters(sizes, spec)
+    averaged = WEIGHT_BYTES * trained if spec.ema else 0
+    checkpoint = weights + MOMENT_BYTES * trained + averaged
+    return DiskUse(
+        output=weights + PREDICTION_BYTES * valid_rows,
+        checkpoints=CHECKPOINTS_AT_ONCE * checkpoint,
+    )
