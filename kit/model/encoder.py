@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
@@ -48,10 +49,10 @@ def build_encoder(config: dict[str, Any], fast_attention: bool = True) -> "PreTr
 def _finish_encoder(encoder: "PreTrainedModel", fast_attention: bool) -> "PreTrainedModel":
     from kit.attention.patch import patch_encoder
 
-    # kit pools by itself, and a layer without gradients would break distributed training.
+    # kit pools by itself, and a layer without gradients would break distributed training. Some
+    # families, such as LayoutLM, call their pooler without asking whether there is one.
     if getattr(encoder, "pooler", None) is not None:
-        # torch's stubs forbid None, which removes a submodule.
-        encoder.pooler = None  # ty: ignore[invalid-assignment]
+        encoder.pooler = nn.Identity()
     return patch_encoder(encoder) if fast_attention else encoder
 
 
@@ -91,11 +92,11 @@ def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "Pr
     if isinstance(source, Path):
         check_backbone_files(source)
     check_config(backbone.config, str(source))
-    with quiet_transformers():
+    with quiet_transformers(), backbone.readable_location() as location:
         try:
             encoder, report = retry_busy_hub(
                 lambda: AutoModel.from_pretrained(
-                    source,
+                    location,
                     dtype=torch.float32,
                     trust_remote_code=False,
                     output_loading_info=True,
@@ -162,10 +163,10 @@ def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:
     from transformers import AutoTokenizer
 
     source = backbone.location
-    with quiet_transformers():
+    with quiet_transformers(), backbone.readable_location() as location:
         try:
             tokenizer: Any = retry_busy_hub(
-                lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                lambda: AutoTokenizer.from_pretrained(location, trust_remote_code=False)
             )
         # As above; the tokenizers library adds exceptions of its own.
         except Exception as error:
