@@ -4,6 +4,7 @@ Use `read_members`. A member is called by the run that its file lies in, so a sa
 members' test predictions by name and the order of files on a command line is free.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from kit.task import HOLDOUT
 
 def run_of_file(path: str | Path) -> Path | None:
     """Return the run directory that a file lies in (RUN/test.csv, RUN/fold0/valid.csv), or None."""
-    folder = Path(path).resolve().parent
+    # Unlike Path.resolve, this raises nothing where a link leads to itself.
+    folder = Path(os.path.realpath(path)).parent
     if folder.name == HOLDOUT or re.fullmatch(r"fold\d+", folder.name):
         folder = folder.parent
     return folder if Run(folder).origin_path.is_file() else None

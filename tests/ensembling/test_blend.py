@@ -392,7 +392,7 @@ def test_members_are_named_by_their_run_or_their_file(tmp_path):
     write_json(run / "origin.json", {"data": "x"})
     files = [
         write_member(run / "oof.csv"),
-        write_member(run / "fold0" / "valid.csv"),
+        write_member(run / "fold0" / "valid.csv", seed=2),
         write_member(tmp_path / "roberta.v2.csv", seed=1),
     ]
     expected = ["deberta-1a2b3c4d", "deberta-1a2b3c4d", "roberta.v2"]
