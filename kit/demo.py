@@ -102,7 +102,13 @@ def _make_sample(raw: Path, rows: int) -> None:
         write_sample(raw, rows=rows)
         return
 
-    existing = json.loads(read_text_file(summary))["train"]["rows"]
+    try:
+        existing = json.loads(read_text_file(summary))["train"]["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise KitError(
+            f"{summary} is damaged, so nobody knows whose files are next to it",
+            f"Delete {raw}, or add --out with another folder.",
+        ) from error
     if existing != rows:
         raise KitError(
             f"{raw} holds a sample of {existing} rows, not {rows}", "Add --out with another folder."

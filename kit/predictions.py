@@ -14,6 +14,7 @@ from packaging.version import Version
 
 from kit.errors import DataError
 from kit.storage.atomic import atomic_file
+from kit.storage.contents import refuse_other_format
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 # The largest float has 309 digits; whole numbers beyond it overflow in pandas.
@@ -183,6 +184,7 @@ def read_csv(path: str | Path, remove_nul: bool = False) -> pd.DataFrame:
         )
     if path.is_dir():
         raise DataError(f"{path} is a directory, not a CSV file", "Name a file in it.")
+    refuse_other_format(path)
 
     try:
         # pandas gets the text, not the file: Ctrl-C while it reads a file is reported as a

@@ -63,6 +63,7 @@ LOG_FILES = (HISTORY_FILE, ATTEMPTS_FILE, METRICS_FILE)
 _WEIGHTS_SUFFIX = ".safetensors"
 
 _RESTORE = "Copy the run directory again, or train it again."
+_RESTART = "Delete the folder that it is in, and train that fold again."
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,20 @@ class FoldDir:
     def attempts_path(self) -> Path:
         """A record of earlier attempts that collapsed, while the training is unfinished."""
         return self.path / ATTEMPTS_FILE
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """The attempts that collapsed so far, each with its rates and why it ended.
+
+        Raises:
+            RunError: the record is damaged, so nobody knows which attempt the checkpoints are of.
+        """
+        if not self.attempts_path.exists():
+            return []
+        attempts = _parse_json(self.attempts_path, _RESTART)
+        if not isinstance(attempts, list) or not all(isinstance(one, dict) for one in attempts):
+            raise RunError(f"{self.attempts_path}: not a list of attempts", _RESTART)
+        return attempts
 
     @property
     def metrics_path(self) -> Path:
@@ -576,15 +591,20 @@ def _digest_of_toml(text: str) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that kit wrote; NaN and Infinity, which kit never writes, are refused."""
+    """Read a JSON object that kit wrote."""
+    content = _parse_json(path, _RESTORE)
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: not a JSON object", _RESTORE)
+    return content
+
+
+def _parse_json(path: Path, hint: str) -> Any:
+    """Read JSON that kit wrote; NaN and Infinity, which kit never writes, are refused."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a number")
 
     try:
-        content = json.loads(read_text_file(path), parse_constant=refuse)
+        return json.loads(read_text_file(path), parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read: {error}", _RESTORE) from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path}: not a JSON object", _RESTORE)
-    return content
+        raise RunError(f"{path}: cannot be read: {error}", hint) from error

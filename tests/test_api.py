@@ -369,8 +369,21 @@ class TestEnsemble:
         truth = data / "train.parquet"
         with pytest.raises(DataError, match="are the same file"):
             kit.ensemble(fit=[*made, folder], truth=truth)
-        with pytest.raises(DataError, match="are the same folder"):
-            kit.load([made[0], folder])
+        for twice in (folder, made[0], made[0].path):
+            with pytest.raises(DataError, match="are the same folder"):
+                kit.load([made[0], twice])
+
+    def test_a_member_that_is_copied_counts_once(
+        self, made: list[kit.Run], data: Path, tmp_path: Path
+    ):
+        copy = Path(shutil.copytree(made[0].path, tmp_path / "backup"))
+        for twice in (copy, copy / "test.csv"):
+            with pytest.raises(DataError, match="have the same content"):
+                kit.ensemble([*made, twice])
+        with pytest.raises(DataError, match="have the same content"):
+            kit.ensemble(fit=[*made, copy], truth=data / "train.parquet")
+        with pytest.raises(DataError, match="have the same content"):
+            kit.load([made[0], copy])
 
     def test_a_fit_to_runs_is_the_commands_fit(
         self, made: list[kit.Run], data: Path, tmp_path: Path

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 import kit
 from kit.cli.progress import training_progress
 from kit.demo import BACKBONES, run_demo
+from kit.errors import KitError
 from kit.reporting.report import Report
 
 ROOT = Path(__file__).parent.parent
@@ -126,3 +127,10 @@ def test_the_wheel_has_the_metadata_of_pyproject(wheel: Path):
     extras = re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)
     assert set(extras) == set(project["optional-dependencies"])
     assert "kit = kit.cli.main:main" in texts["entry_points.txt"]
+
+
+def test_a_damaged_summary_of_the_sample_is_one_message(tmp_path: Path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/sample.json").write_text("{")
+    with pytest.raises(KitError, match=r"sample\.json is damaged"):
+        run_demo(tmp_path, 200, log=print, training=output.training_progress)

@@ -108,16 +108,14 @@ def preprocess_options(command: Callable[..., object]) -> Callable[..., object]:
 
 
 def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
-    """Raise KitError if a file to write is a directory, or exists and --force was not given.
+    """Raise KitError if a file cannot be written, or exists and --force was not given.
 
     Call it before anything is computed or written. A path may be None: no such file is asked for.
     """
-    from kit.errors import KitError
-    from kit.storage.atomic import refuse_overwrite
+    from kit.storage.atomic import refuse_overwrite, require_writable
 
     for path in filter(None, paths):
-        if path.is_dir():
-            raise KitError(f"{path} is a directory, not a file", "Choose another name.")
+        require_writable(path)
         refuse_overwrite(path, force)
 
 

@@ -280,13 +280,11 @@ def predict_command(
     if input_file and not out:
         raise click.UsageError("--input needs -o FILE.")
 
-    from kit.storage.atomic import refuse_overwrite
-
     if note := ignore_partial_launch():
         output.print_note(note)
     out = out or run / f"{split or 'test'}.csv"
     if output.LEADER:
-        refuse_overwrite(out, force)
+        options.refuse_overwrites((out,), force)
 
     time_limit: dict[str, Any] = {"log": output.print_note}
     if max_hours:

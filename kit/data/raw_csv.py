@@ -29,16 +29,8 @@ from kit.data.csv_errors import (
     shorten_cell,
 )
 from kit.errors import DataError
+from kit.storage.contents import refuse_other_format
 from kit.task import ID
-
-# The first bytes of files that people take for CSV.
-OTHER_FORMATS = {
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip file",
-    b"PAR1": "a Parquet file",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-}
 
 # In place of an id that is no number, for rows whose ids are made anew.
 NO_NUMBER = -(2**63)
@@ -119,6 +111,7 @@ def count_byte_repairs(path: str | Path) -> dict[str, int]:
         DataError: the file is missing, empty, or of another format.
     """
     path = require_file(path)
+    refuse_other_format(path)
     repairs = {"nul_bytes": 0, "byte_order_mark": 0, "crlf_line_ends": 0}
     empty = True
     before = b""
@@ -126,7 +119,6 @@ def count_byte_repairs(path: str | Path) -> dict[str, int]:
     with path.open("rb") as file:
         while piece := file.read(PIECE):
             if not before:
-                _check_format(path, piece)
                 repairs["byte_order_mark"] = int(piece.startswith(BYTE_ORDER_MARK))
 
             repairs["nul_bytes"] += piece.count(b"\0")
@@ -141,15 +133,6 @@ def count_byte_repairs(path: str | Path) -> dict[str, int]:
             f"{path}: the file is empty", "Fetch it again (`kit download`), or remove it."
         )
     return repairs
-
-
-def _check_format(path: Path, start: bytes) -> None:
-    for magic, name in OTHER_FORMATS.items():
-        if start.startswith(magic):
-            raise DataError(
-                f"{path}: this is {name}, not CSV text in UTF-8",
-                "Unpack it, or save it as CSV in UTF-8.",
-            )
 
 
 def open_raw_csv(

@@ -4,6 +4,7 @@ Use `read_members`. A member is called by the run that its file lies in, so a sa
 members' test predictions by name and the order of files on a command line is free.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +14,15 @@ import pandas as pd
 
 from kit.errors import DataError, RunError
 from kit.predictions import read_predictions
-from kit.run import Run
+from kit.run import METRICS_FILE, Run
+from kit.storage.atomic import file_sha256
 from kit.task import HOLDOUT
 
 
 def run_of_file(path: str | Path) -> Path | None:
     """Return the run directory that a file lies in (RUN/test.csv, RUN/fold0/valid.csv), or None."""
-    folder = Path(path).resolve().parent
+    # Unlike Path.resolve, this raises nothing where a link leads to itself.
+    folder = Path(os.path.realpath(path)).parent
     if folder.name == HOLDOUT or re.fullmatch(r"fold\d+", folder.name):
         folder = folder.parent
     return folder if Run(folder).origin_path.is_file() else None
@@ -48,25 +51,45 @@ def unknown_run_warnings(files: Sequence[str | Path]) -> list[str]:
     ]
 
 
-def refuse_repeated_paths(paths: Sequence[str | Path]) -> None:
-    """Raise DataError if two paths lead to one file or folder, by a link or in another spelling.
+def refuse_repeated_paths(paths: Sequence[str | Path], copies: bool = True) -> None:
+    """Raise DataError if two paths lead to one file or run, by a link or in another spelling.
 
     A member that is there twice would count twice.
+
+    Args:
+        copies: refuse copies too: files of the same content, and runs of the same training.
     """
-    seen: dict[tuple[int, int], str | Path] = {}
-    for path in paths:
+    seen: dict[object, str | Path] = {}
+    for path in map(Path, paths):
         # What is missing is reported by the functions that read it.
         try:
-            stat = Path(path).stat()
+            stat = path.stat()
+            identities: list[object] = [(stat.st_dev, stat.st_ino)]
+            if copies:
+                identities.append(_content(path))
         except OSError:
             continue
-        first = seen.setdefault((stat.st_dev, stat.st_ino), path)
-        if first is not path:
-            kind = "folder" if Path(path).is_dir() else "file"
-            raise DataError(
-                f"{first} and {path} are the same {kind}",
-                "Name each member once; --weights sets how much it counts.",
-            )
+
+        first = next((seen[identity] for identity in identities if identity in seen), None)
+        if first is not None:
+            kind = "folder" if path.is_dir() else "file"
+            same = identities[0] in seen
+            problem = f"are the same {kind}" if same else "have the same content"
+            hint = "Name each member once; --weights sets how much it counts."
+            raise DataError(f"{first} and {path} {problem}", hint if copies else "Name it once.")
+        seen |= dict.fromkeys(identities, path)
+
+
+def _content(path: Path) -> tuple[str, ...]:
+    """Return hashes that only copies share: of a file, or of what the folds of a run tell.
+
+    A fold's metrics have the hashes of its model and the time that its training took.
+    """
+    if not path.is_dir():
+        return (file_sha256(path),)
+    metrics = sorted(path.glob(f"*/{METRICS_FILE}"))
+    # A folder that holds nothing finished is no copy of another.
+    return tuple(map(file_sha256, metrics)) or (str(path.resolve()),)
 
 
 def read_members(files: Sequence[str | Path]) -> tuple[list[str], list[pd.DataFrame]]:

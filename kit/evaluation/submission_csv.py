@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kit.storage.contents import describe_impostor
 from kit.task import ID
 
 LISTED = 10  # row numbers and ids named for one problem
@@ -91,6 +92,10 @@ def _read_table(
         return nothing
     if not text.strip():
         problems.append(SubmissionProblem("empty", "the file is empty"))
+        return nothing
+    impostor = describe_impostor(path)
+    if impostor:
+        problems.append(SubmissionProblem("unreadable", f"the file {impostor}"))
         return nothing
 
     separator = _find_separator(text, problems)

@@ -14,6 +14,7 @@ from kit.errors import DataError
 from kit.evaluation.validate import is_gradable
 from kit.predictions import parse_whole_numbers
 from kit.storage.atomic import read_text_file
+from kit.storage.contents import refuse_other_format
 from kit.task import CLASSES, EXTRA, FLAGS, GROUP, ID, LABEL, PREDICTION_COLUMNS
 
 IDS_SHOWN = 5  # in one error message
@@ -87,6 +88,7 @@ def _check_rows(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Return id and label, indexed by the row number of a spreadsheet, which counts blank lines."""
+    refuse_other_format(path)
     try:
         text = read_text_file(path, newline="").replace("\0", "")
         header = pd.read_csv(io.StringIO(text), nrows=0).columns
@@ -134,6 +136,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     import pyarrow
     import pyarrow.parquet
 
+    refuse_other_format(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names

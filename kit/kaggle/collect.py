@@ -66,6 +66,7 @@ def _merge_run(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     downloaded = Run.open(run)
     downloaded.check_files()
     home = runs / run.name
+    fold_origins(home)  # a damaged record is an error before anything is moved
 
     # Kernels of several folds share one run directory and may be collected at the same time. The
     # lock "metrics" guards the files that belong to all folds, and is held for a moment only.
@@ -109,6 +110,18 @@ def _move_fold(fold: FoldDir, home: FoldDir) -> bool:
 
 
 def fold_origins(run: str | Path) -> dict[str, str]:
-    """Return the kernel, as owner/slug/version, that each collected fold of a run came from."""
+    """Return the kernel, as owner/slug/version, that each collected fold of a run came from.
+
+    Raises:
+        RunError: the record is damaged.
+    """
     path = Path(run) / ORIGINS
-    return json.loads(read_text_file(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return {str(fold): str(ref) for fold, ref in json.loads(read_text_file(path)).items()}
+    except (ValueError, AttributeError) as error:
+        raise RunError(
+            f"{path}: cannot be read: {error}",
+            "Delete it, and name the kernels in place of this folder where you push.",
+        ) from error

@@ -173,18 +173,22 @@ def _earlier_output(out: Path) -> set[str]:
 def _compare_hashes(folder: Path, ref: KernelRef, wanted: set[str], listed: set[str]) -> bool:
     """Compare the files with the list that kit's notebooks write; return whether there is one.
 
+    A file of that name in another form is another notebook's.
+
     Raises:
         UnreachableError: a file is missing or differs; the partial download is then removed.
     """
-    if not (folder / OUTPUT_LIST).is_file():
+    try:
+        written = json.loads(read_text_file(folder / OUTPUT_LIST))["files"]
+        hashes = {name: entry["sha256"] for name, entry in written.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
-    written = json.loads(read_text_file(folder / OUTPUT_LIST))["files"]
-    missing = sorted(set(written) - listed)
+    missing = sorted(set(hashes) - listed)
     changed = [
         name
-        for name in sorted(wanted & set(written))
-        if atomic.file_sha256(folder / name) != written[name]["sha256"]
+        for name in sorted(wanted & set(hashes))
+        if atomic.file_sha256(folder / name) != hashes[name]
     ]
     if missing or changed:
         shutil.rmtree(folder)

@@ -6,8 +6,12 @@ Sizes are read from the configuration files shipped beside this module, so that 
 twice. The module does not import torch: a push to Kaggle checks a backbone's name without it.
 """
 
+import codecs
+import contextlib
 import hashlib
 import json
+import tempfile
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -16,7 +20,7 @@ from typing import Any
 
 from kit.attention.families import Family, find_family, is_language_model
 from kit.errors import BackboneError
-from kit.storage.atomic import file_sha256
+from kit.storage.atomic import file_sha256, read_text_file
 from kit.storage.contents import describe_impostor
 
 WEIGHTS = (
@@ -156,7 +160,8 @@ class ResolvedBackbone:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.location, trust_remote_code=False).to_dict()
+            with self.readable_location() as location:
+                config = AutoConfig.from_pretrained(location, trust_remote_code=False).to_dict()
         # transformers and huggingface_hub raise exceptions of many unrelated classes.
         except Exception as error:
             cause = f"cannot be used: {_first_line(error)}"
@@ -181,6 +186,28 @@ class ResolvedBackbone:
                 "Choose another backbone.",
             )
         return self.source
+
+    @contextlib.contextmanager
+    def readable_location(self) -> Generator[Path | str]:
+        """Yield the folder or hub id to load from, without byte order marks.
+
+        Editors put them before JSON and vocabularies, and transformers does not read over them.
+        The folder stays as it is: a temporary one links to its files.
+        """
+        source = self.location
+        marked = _marked_files(source) if isinstance(source, Path) else []
+        if not marked:
+            yield source
+            return
+
+        with tempfile.TemporaryDirectory(prefix="kit-") as name:
+            for path in Path(source).iterdir():
+                copy = Path(name) / path.name
+                if path in marked:
+                    copy.write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+                else:
+                    copy.symlink_to(path.resolve())
+            yield Path(name)
 
     @property
     def family(self) -> Family:
@@ -268,7 +295,7 @@ def has_backbone(folder: Path, backbone: Backbone) -> bool:
     ):
         return False
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text_file(folder / "config.json"))
     except (OSError, ValueError):
         return False
     if not isinstance(config, dict):
@@ -297,6 +324,19 @@ def max_positions(config: dict[str, Any]) -> int | None:
     if positions and family.positions_after_padding:
         return positions - config.get("pad_token_id", 1) - 1
     return positions
+
+
+def _marked_files(folder: Path) -> list[Path]:
+    """Return the text files of a folder that begin with a byte order mark."""
+    marked = []
+    for path in folder.glob("*"):
+        # A file that cannot be read is reported by whoever needs it.
+        with contextlib.suppress(OSError):
+            if path.suffix in (".json", ".txt"):
+                with path.open("rb") as file:
+                    if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                        marked.append(path)
+    return marked
 
 
 def _first_line(error: Exception) -> str:

@@ -247,13 +247,18 @@ def unknown_share(tokenizer: PairTokenizer, texts: Sequence[str]) -> float:
 
 
 def find_padding_reader(model: "PairModel", tokenizer: PairTokenizer) -> None:
-    """Set the model's `reads_padding`; families that are known to keep to the mask are not tried.
+    """Set the model's `reads_padding`, unless an earlier trial has.
+
+    Families that are known to keep to the mask are not tried.
 
     Raises:
         BackboneError: see `reads_padding`.
     """
     family = find_family(model.encoder_config["model_type"])
-    model.reads_padding = not family.masks_padding and reads_padding(model, tokenizer)
+    if family.masks_padding:
+        model.reads_padding = False
+    elif model.reads_padding is None:
+        model.reads_padding = reads_padding(model, tokenizer)
 
 
 def reads_padding(model: "PairModel", tokenizer: PairTokenizer) -> bool:

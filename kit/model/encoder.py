@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 
 from kit.data.frame import build_frame
 from kit.data.tokenize import PairTokenizer
@@ -53,10 +54,10 @@ def build_encoder(
 def _finish_encoder(encoder: "PreTrainedModel", fast_attention: bool) -> "PreTrainedModel":
     from kit.attention.patch import patch_encoder
 
-    # kit pools by itself, and a layer without gradients would break distributed training.
+    # kit pools by itself, and a layer without gradients would break distributed training. Some
+    # families, such as LayoutLM, call their pooler without asking whether there is one.
     if getattr(encoder, "pooler", None) is not None:
-        # torch's stubs forbid None, which removes a submodule.
-        encoder.pooler = None  # ty: ignore[invalid-assignment]
+        encoder.pooler = nn.Identity()
 
     # A decoder would keep the keys and values of all its tokens, to write on.
     encoder.config.use_cache = False
@@ -102,11 +103,11 @@ def load_encoder(
     if isinstance(source, Path):
         check_backbone_files(source)
     check_config(backbone.config, str(source))
-    with quiet_transformers():
+    with quiet_transformers(), backbone.readable_location() as location:
         try:
             encoder, report = retry_busy_hub(
                 lambda: AutoModel.from_pretrained(
-                    source,
+                    location,
                     dtype=dtype,
                     trust_remote_code=False,
                     output_loading_info=True,
@@ -186,10 +187,10 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     source = backbone.location
-    with quiet_transformers():
+    with quiet_transformers(), backbone.readable_location() as location:
         try:
             tokenizer: Any = retry_busy_hub(
-                lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                lambda: AutoTokenizer.from_pretrained(location, trust_remote_code=False)
             )
         # As above; the tokenizers library adds exceptions of its own.
         except Exception as error:

@@ -65,7 +65,7 @@ def make_collator(
         max_tokens=max_tokens,
         pad_multiple=pad_multiple,
         first_only=first_only,
-        one_length=model.reads_padding,
+        one_length=bool(model.reads_padding),
         unpadded=device == "cpu" and pad_multiple == 1 and supports_unpadded(model.encoder),
         vectors=vectors,
     )

@@ -65,7 +65,7 @@ class PairModel(nn.Module):
         feature_names: names of the F features of a side and the P of the pair, in order; None
             without features.
         reads_padding: whether the encoder must be given one length at a time (see
-            `checks.reads_padding`).
+            `checks.reads_padding`); None as long as that was not tried.
         base: reference to frozen weights that are not saved; None where all weights are the
             model's own.
         adapters: what the adapters above `base` were built from, if there are any.
@@ -84,7 +84,7 @@ class PairModel(nn.Module):
         super().__init__()
         self.encoder_config = config
         self.spec = spec
-        self.reads_padding = False
+        self.reads_padding: bool | None = None
         self.fitting_tokens = 0
         self.feature_names = feature_names if spec.features else None
 
@@ -215,6 +215,7 @@ class PairModel(nn.Module):
             "format": FORMAT,
             "model": dataclasses.asdict(self.spec),
             "encoder": self.encoder_config,
+            "reads_padding": self.reads_padding,
         }
         if self.feature_names:
             sides, pair = self.feature_names
@@ -309,6 +310,10 @@ class PairModel(nn.Module):
             check_vocabulary(tokenizer, config["encoder"]["vocab_size"], str(folder))
             if not base:
                 check_weights(model, str(folder))
+
+            # What was found when it was made; older kits did not write it down.
+            if isinstance(config.get("reads_padding"), bool):
+                model.reads_padding = config["reads_padding"]
             find_padding_reader(model, tokenizer)
             return model.eval(), tokenizer
         except BackboneError as error:

@@ -68,17 +68,16 @@ def load_reward_head(backbone: ResolvedBackbone) -> RewardHead:
     # An unknown family is an error before a large file is read.
     layers = _reward_layers(backbone.config)
     head = build_reward_head(backbone.config, backbone.config["hidden_size"])
-    source = backbone.source
-    if source is None:
+    if backbone.source is None:
         raise BackboneError(
             f"{backbone.name} starts from random weights and has no reward", _CHOOSE
         )
 
-    with quiet_transformers():
+    with quiet_transformers(), backbone.readable_location() as location:
         try:
             model, report = retry_busy_hub(
                 lambda: AutoModelForSequenceClassification.from_pretrained(
-                    source,
+                    location,
                     dtype=torch.float32,
                     trust_remote_code=False,
                     output_loading_info=True,

@@ -54,7 +54,9 @@ def load_recipe(
 
     if backbone and backbone != values.get("backbone"):
         values["backbone"] = backbone
-        suffix = Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
+        # A folder that is not there is reported by whoever looks for the backbone.
+        folder = Path(backbone)
+        suffix = folder.resolve().name if folder.is_dir() else folder.name
         values["name"] = suffix if path.stem in GENERAL else f"{values['name']}-{suffix}"
 
     # The overrides are also kept by themselves, to refuse some that would have no effect.

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kit.data.dataset import Dataset, open_dataset
+from kit.ensembling.members import refuse_repeated_paths
 from kit.errors import DataError, RunError
 from kit.evaluation.truth import read_truth, restrict_truth, row_positions
 from kit.predictions import read_predictions
@@ -124,8 +125,8 @@ def gather_inputs(
         RunError: no run has a finished part, the runs have no validation rows in common, or a run
             was trained on other data or is not whole.
         DataError: a frame is neither of the validation nor of the test rows, the truth does not
-            match the test rows, two models have one name, a blend's member is missing, or there
-            are no predictions of rows with labels.
+            match the test rows, two models have one name, one file has two names, a blend's member
+            is missing, or there are no predictions of rows with labels.
     """
     processed = open_dataset(data)
     # A run that is named twice, perhaps by two different paths, counts once.
@@ -145,6 +146,8 @@ def gather_inputs(
     run_models = read_run_models(finished, validation, rows)
     models = [model for model in references if not has_baseline_run(model, run_models)]
     models += run_models
+    # A copy may be meant, such as a blend in which one member has all the weight.
+    refuse_repeated_paths([file for _, file in frames], copies=False)
     models += read_file_models(frames, rows)
     # Blends come last, because their members are looked up among the models before them.
     models += [read_blend_model(path, models, rows["valid"]) for path in blends]

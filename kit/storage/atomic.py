@@ -23,6 +23,9 @@ from kit.storage.lock import lock_handle, remove_if_unlocked
 if TYPE_CHECKING:
     import numpy as np
 
+# What is in them leads to devices, and to what other programs have open.
+STREAM_FOLDERS = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
+
 FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # What torch, tokenizers and safetensors say about a full disk, in exceptions without an errno.
@@ -42,11 +45,10 @@ def atomic_file(path: str | Path) -> Generator[Path]:
     The data is on disk before the rename.
 
     Raises:
-        KitError: `path` is a directory, or the disk is full.
+        KitError: `path` is a directory, a device or a pipe; or the disk is full.
     """
     path = Path(path)
-    if path.is_dir():
-        raise KitError(f"{path} is a directory, not a file", "Choose another file name.")
+    _require_file_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     with _temporary(path, folder=False) as temporary:
@@ -147,6 +149,21 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_writable(path: str | Path) -> None:
+    """Raise KitError unless a file can be written to `path`, before hours are spent on its content.
+
+    Raises:
+        KitError: it is a directory, a device or a pipe, or its folder cannot be written to.
+    """
+    path = Path(path)
+    _require_file_name(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise KitError(f"{path}: {folder} is a file, not a folder", "Choose another folder.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise KitError(f"{path}: permission denied in {folder}", "Choose another folder.")
+
+
 def refuse_overwrite(path: str | Path, force: bool = False) -> None:
     """Raise KitError if `path` exists, unless `force`."""
     if Path(path).exists() and not force:
@@ -160,6 +177,14 @@ def disk_is_full(error: BaseException) -> bool:
     if getattr(error, "errno", None) in FULL_DISK_ERRNOS:
         return True
     return any(message in str(error) for message in FULL_DISK_MESSAGES)
+
+
+def _require_file_name(path: Path) -> None:
+    """Raise KitError for a directory, and for what a rename would replace for all programs."""
+    if path.is_dir():
+        raise KitError(f"{path} is a directory, not a file", "Choose another file name.")
+    if (path.exists() and not path.is_file()) or path.absolute().parent in STREAM_FOLDERS:
+        raise KitError(f"{path} is a device or a pipe, not a file", "Choose a file name.")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Generator, Sequence
@@ -19,6 +20,8 @@ from kit.storage.contents import missing_bytes
 from kit.training import ema
 
 CHECKPOINTS = "checkpoints"
+
+_NAME = re.compile("checkpoint-[0-9]+")
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer_state.json"
@@ -93,7 +96,9 @@ def last_checkpoint(
         files: what a whole checkpoint holds (see `checkpoint_files`).
         log: receives a line for each checkpoint that is not whole.
     """
-    folders = sorted(checkpoints.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
+    # A person may have put a copy beside them, such as checkpoint-400-best.
+    found = [path for path in checkpoints.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    folders = sorted(found, key=checkpoint_step, reverse=True)
     for folder in folders:
         if checkpoint_step(folder) >= below:
             shutil.rmtree(folder)

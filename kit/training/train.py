@@ -1,7 +1,6 @@
 """Train all folds of a run, within the time there is. Use `train_recipe`."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from kit.model.device import join_processes
 from kit.model.memory import free_after_failure
 from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run, make_origin, parse_folds
-from kit.storage.atomic import read_text_file, write_json
+from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT
 from kit.training.arguments import recipe_settings_only
@@ -194,10 +193,7 @@ def _train_with_restarts(
     """
     folder = run.fold(fold)
     _remove_discarded(folder)
-    attempts = []
-    if folder.attempts_path.exists():
-        attempts = json.loads(read_text_file(folder.attempts_path))
-
+    attempts = folder.attempts
     while True:
         current = attempt_recipe(recipe, len(attempts))
         try:

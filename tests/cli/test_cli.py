@@ -417,3 +417,18 @@ def test_save_and_out_must_be_different_files(arguments: list[str], tmp_path: Pa
     refused = kit(*arguments, "--save", save, "-o", same, "--force")
     assert refused.exit_code == 2
     assert "--save and -o name the same file" in refused.stderr
+
+
+def test_a_prediction_that_cannot_be_written_is_refused_before_it_is_made(tmp_path: Path):
+    command = ["predict", str(tmp_path / "no-such-run"), "--force", "-o", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "is a directory" in result.stderr
+
+
+def test_a_backbone_folder_that_is_not_there_is_said_to_be_none(data: Path, tmp_path: Path):
+    for name in (tmp_path / "nothing", "microsoft/deberta-v3-base"):
+        command = ["train", "--backbone", str(name), "--data", str(data)]
+        result = CliRunner().invoke(main, [*command, "--runs", str(tmp_path / "runs")])
+        assert result.exit_code == 1
+        assert f"no backbone {str(name)!r}" in result.stderr

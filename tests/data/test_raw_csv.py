@@ -98,7 +98,7 @@ FAULTS = {
     ),
     "a web page": (
         b"<!DOCTYPE html>\n<p>Sign in</p>\n",
-        ["row 1: no column id", "'<!DOCTYPE html>'"],
+        ["is a web page", "Download it again"],
     ),
     "a repeated column": (
         WHOLE.replace(b"model_a,model_b", b"prompt,model_b", 1),

@@ -381,9 +381,9 @@ def test_blend_with_invalid_values_is_refused(tmp_path, change, words):
         read_blend(tmp_path / "b.json")
 
 
-def write_member(path):
+def write_member(path, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_predictions(make_predictions(np.arange(3), make_members(3, 1)[0]), path)
+    write_predictions(make_predictions(np.arange(3), make_members(3, 1, seed)[0]), path)
     return path
 
 
@@ -392,8 +392,8 @@ def test_members_are_named_by_their_run_or_their_file(tmp_path):
     write_json(run / "origin.json", {"data": "x"})
     files = [
         write_member(run / "oof.csv"),
-        write_member(run / "fold0" / "valid.csv"),
-        write_member(tmp_path / "roberta.v2.csv"),
+        write_member(run / "fold0" / "valid.csv", seed=2),
+        write_member(tmp_path / "roberta.v2.csv", seed=1),
     ]
     expected = ["deberta-1a2b3c4d", "deberta-1a2b3c4d", "roberta.v2"]
     assert [member_name(file) for file in files] == expected
@@ -405,8 +405,9 @@ def test_members_are_named_by_their_run_or_their_file(tmp_path):
 
 
 def test_runs_of_different_data_are_not_blended(tmp_path):
-    for name, data in (("one", "x"), ("two", "y")):
+    files = []
+    for seed, (name, data) in enumerate((("one", "x"), ("two", "y"))):
         write_json(tmp_path / name / "origin.json", {"data": data})
-    files = [write_member(tmp_path / name / "oof.csv") for name in ("one", "two")]
+        files.append(write_member(tmp_path / name / "oof.csv", seed))
     with pytest.raises(RunError, match="two was trained on different rows or folds than"):
         read_members(files)

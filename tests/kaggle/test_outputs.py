@@ -67,6 +67,17 @@ def test_an_output_that_differs_from_its_list_is_not_kept(
 
 
 @pytest.mark.parametrize(
+    "content", [b"", b"[]", b"<html>", b'{"files": ["a"]}', b'{"files": {"a": 1}}']
+)
+def test_another_notebooks_file_of_the_lists_name_is_no_list(
+    client: Client, finish: Callable, tmp_path: Path, content: bytes
+) -> None:
+    finish({"submission.csv": b"id\n1\n", OUTPUT_LIST: content})
+    assert not download_output(client, REF, tmp_path / "out").compared
+    assert (tmp_path / "out" / OUTPUT_LIST).read_bytes() == content
+
+
+@pytest.mark.parametrize(
     "fault",
     [
         {"status": 403, "raw": b"<Error>SignatureDoesNotMatch</Error>", "times": 9},

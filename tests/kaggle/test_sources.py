@@ -10,7 +10,7 @@ from training_output import RECIPE, training_output
 
 from kit.ensembling.blend import Blend, parse_blend, read_blend, write_blend
 from kit.ensembling.calibration import Calibration
-from kit.errors import DataError, KitError
+from kit.errors import DataError, KitError, RunError
 from kit.kaggle import collect, errors, notebook
 from kit.kaggle.client import Client
 from kit.kaggle.job import Source, infer_job
@@ -131,6 +131,13 @@ def test_a_run_that_is_named_twice_is_refused(
     with pytest.raises(DataError, match="are the same folder"):
         resolve_sources(client, [run, link], as_dataset=as_dataset)
     assert fake.datasets == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"<html>"])
+def test_a_damaged_record_of_kernels_is_one_message(content: bytes, run: Path) -> None:
+    (run / collect.ORIGINS).write_bytes(content)
+    with pytest.raises(RunError, match=rf"{collect.ORIGINS}: cannot be read"):
+        parse_sources([run], OWNER)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "ERROR"])

@@ -15,7 +15,12 @@ from kit.attention.families import FAMILIES
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
 from kit.model.backbones import local_backbone
-from kit.model.checks import check_spelling, check_vocabulary, reads_padding
+from kit.model.checks import (
+    check_spelling,
+    check_vocabulary,
+    find_padding_reader,
+    reads_padding,
+)
 from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import ModelSpec
@@ -45,6 +50,8 @@ EXTRA = {
     "modernbert": {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "convbert": {"embedding_size": 32},
+    "nystromformer": {"num_landmarks": 4, "segment_means_seq_len": 64},
+    "squeezebert": {"embedding_size": 32},
     "reformer": {
         "axial_pos_embds": False,
         "attn_layers": ["local", "lsh"],
@@ -284,8 +291,34 @@ def test_a_family_whose_answers_depend_on_chance_is_refused(tokenizer: PairToken
 
 
 def test_a_family_that_does_not_run_is_refused(tokenizer: PairTokenizer):
-    with pytest.raises(BackboneError, match=r"LayoutLMModel cannot be used"):
-        reads_padding(pair_model("layoutlm"), tokenizer)
+    with pytest.raises(BackboneError, match=r"NystromformerModel cannot be used"):
+        reads_padding(pair_model("nystromformer"), tokenizer)
+
+
+@pytest.mark.parametrize("family", ["layoutlm", "squeezebert"])
+def test_a_family_that_always_calls_its_pooler_runs_without_one(
+    family: str, tokenizer: PairTokenizer
+):
+    model = pair_model(family)
+    assert not reads_padding(model, tokenizer)
+    assert not [name for name in model.state_dict() if "pooler" in name]
+
+
+def test_whether_padding_is_read_is_tried_once_and_kept(
+    tokenizer: PairTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = pair_model("fnet")
+    find_padding_reader(model, tokenizer)
+    model.save_pretrained(tmp_path, tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr("kit.model.checks.reads_padding", lambda *_: pytest.fail("tried again"))
+        assert PairModel.from_pretrained(tmp_path)[0].reads_padding is True
+
+    # A model of an older kit does not tell.
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["reads_padding"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert PairModel.from_pretrained(tmp_path)[0].reads_padding is True
 
 
 def test_a_trained_model_without_finite_weights_is_refused(
@@ -298,3 +331,23 @@ def test_a_trained_model_without_finite_weights_is_refused(
     change_weights(tmp_path, lambda name, w: w.fill_(float("nan")) if "head" in name else w)
     with pytest.raises(RunError, match="not finite"):
         PairModel.from_pretrained(tmp_path)
+
+
+def test_byte_order_marks_in_a_backbone_folder_are_read_over(folder: Path):
+    plain = load_tokenizer(local_backbone(folder)).pretrained.get_vocab()
+    for path in folder.glob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    backbone = local_backbone(folder)
+    load_encoder(backbone)
+    assert load_tokenizer(backbone).pretrained.get_vocab() == plain
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_vocabulary_with_a_byte_order_mark_keeps_its_first_token(tmp_path: Path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8-sig")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 6}))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    tokenizer = load_tokenizer(local_backbone(tmp_path))
+    assert tokenizer.pretrained.get_vocab() == {word: n for n, word in enumerate(words)}

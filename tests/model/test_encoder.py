@@ -167,7 +167,7 @@ def test_a_weight_of_another_shape_is_an_error_that_names_it(bert: Path):
 
 def test_a_missing_pooler_is_no_loss(bert: Path):
     rewrite(bert, lambda weights: [weights.pop(key) for key in list(weights) if "pooler" in key])
-    assert load_encoder(local_backbone(bert)).pooler is None
+    assert not [*load_encoder(local_backbone(bert)).pooler.parameters()]
 
 
 def test_the_head_of_another_task_is_not_loaded(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Check what a report compares: which rows, which models, and what is refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,23 @@ def test_two_models_of_one_name_are_refused(processed: Dataset, tmp_path: Path):
     test = run / "test.csv"
     with pytest.raises(DataError, match="two models are called 'uniform'"):
         build_report([run], processed.folder, frames=[("uniform", test)])
+    copy = Path(shutil.copy(test, tmp_path / "copy.csv"))
     with pytest.raises(DataError, match="the same rows as another file of this name"):
-        build_report([run], processed.folder, frames=[("x", test), ("x", test)])
+        build_report([run], processed.folder, frames=[("x", test), ("x", copy)])
+
+
+def test_a_file_under_two_names_is_refused_and_a_copy_is_not(processed: Dataset, tmp_path: Path):
+    run = make_run(tmp_path, processed)
+    test = run / "test.csv"
+    link = tmp_path / "link.csv"
+    link.symlink_to(test)
+    for again in (test, link, run / ".." / run.name / "test.csv"):
+        with pytest.raises(DataError, match="are the same file"):
+            build_report([run], processed.folder, frames=[("a", test), ("b", again)])
+
+    # A blend in which one member has all the weight predicts what that member does.
+    copy = Path(shutil.copy(test, tmp_path / "copy.csv"))
+    build_report([run], processed.folder, frames=[("a", test), ("b", copy)])
 
 
 def test_a_frame_is_matched_by_id(processed: Dataset, tmp_path: Path):

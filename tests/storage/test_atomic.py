@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from kit.errors import KitError
+from kit.storage import atomic
 from kit.storage.atomic import (
     atomic_file,
     atomic_folder,
     file_sha256,
     refuse_overwrite,
+    require_writable,
     write_json,
     write_text,
 )
@@ -82,6 +84,37 @@ def test_a_directory_of_the_same_name_is_an_error(tmp_path: Path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(KitError, match="taken is a directory"), atomic_file(tmp_path / "taken"):
         pass
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A rename over /dev/null would take it from all programs."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/stdout").symlink_to(tmp_path / "redirected.txt")
+    (tmp_path / "redirected.txt").touch()
+    monkeypatch.setattr(atomic, "STREAM_FOLDERS", {tmp_path / "dev"})
+    for path in (tmp_path / "pipe", tmp_path / "dev/stdout"):
+        with pytest.raises(KitError, match="is a device or a pipe"):
+            write_text(path, "x")
+        with pytest.raises(KitError, match="is a device or a pipe"):
+            require_writable(path)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "dev/stdout").is_symlink()
+
+
+def test_what_cannot_be_written_is_known_before_it_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "file")
+    require_writable(tmp_path / "new/folder/file")
+    with pytest.raises(KitError, match="is a file, not a folder"):
+        require_writable(tmp_path / "file/other")
+    with pytest.raises(KitError, match="is a directory"):
+        require_writable(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(KitError, match="permission denied"):
+        require_writable(tmp_path / "new/file")
 
 
 def test_a_folder_replaces_the_old_one_when_it_is_complete(tmp_path: Path):

@@ -88,6 +88,19 @@ def test_without_a_whole_checkpoint_the_training_starts_again_and_says_so(
     assert weights(resumed) == whole
 
 
+def test_a_copy_beside_the_checkpoints_is_left_alone(
+    recipe: Recipe, whole: dict[str, bytes], interrupted: Path, data: Path, tmp_path: Path
+):
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    last = next(tmp_path.rglob("checkpoint-4"))
+    shutil.copytree(last, last.with_name("checkpoint-4-best"))
+    (last.with_name("checkpoint-9.zip")).touch()
+    lines: list[str] = []
+    resumed = train_recipe(recipe, data, tmp_path, resume=True, say=lines.append)
+    assert "resuming from step 4" in lines
+    assert weights(resumed) == whole
+
+
 def test_files_that_only_some_trainings_need_are_asked_of_them_alone():
     spec = load_recipe("tiny-electra").train
     assert "scaler.pt" not in checkpoint_files(spec, "bf16", 1)

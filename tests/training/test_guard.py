@@ -302,6 +302,15 @@ def test_restarts_are_recorded_and_survive_an_interruption(data: Path, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         train_recipe(recipe, data, tmp_path / "cut", restarts=2, listen=interrupt)
+
+    # Which attempt the checkpoints are of is not guessed.
+    record = next((tmp_path / "cut").rglob("tried.json"))
+    content = record.read_bytes()
+    for damaged in (b"", content[:-9], b"{}", b"[1]", b"[NaN]", b"\xff"):
+        record.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"tried\.json"):
+            train_recipe(recipe, data, tmp_path / "cut", resume=True)
+    record.write_bytes(b"\xef\xbb\xbf" + content)
     resumed = train_recipe(recipe, data, tmp_path / "cut", resume=True)
     assert resumed["parts"]["holdout"]["restarts"] == attempts
     assert not list(Path(resumed["run"]).rglob("tried.json"))
