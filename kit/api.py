@@ -85,7 +85,8 @@ def train(
     """Fine-tune a backbone, and return its run.
 
     Args:
-        backbone: a name from `kit backbones`, or a folder in Hugging Face layout.
+        backbone: a name from `kit backbones`, a folder in Hugging Face layout, or an encoder of the
+            Hugging Face hub, such as "microsoft/deberta-v3-small".
         recipe: a name from `kit recipes`, a TOML file, or a `Recipe`; by default the backbone's
             own.
         overrides: recipe keys to change, such as {"train.lr": 2e-5} or ["train.lr=2e-5"].
@@ -111,11 +112,11 @@ def train(
     Example:
         run = kit.train("deberta", overrides={"train.lr": 2e-5}, fold="all", log=print)
     """
-    from kit.data.dataset import Dataset
+    from kit.data.dataset import Dataset, open_dataset
+    from kit.model.backbones import resolve_backbone
     from kit.recipe.load import choose_recipe
     from kit.recipe.spec import Recipe
     from kit.run import Run
-    from kit.training.train import train_recipe
 
     # Numbers, texts and booleans look the same in JSON and in the TOML that overrides are read as.
     if isinstance(overrides, Mapping):
@@ -131,6 +132,13 @@ def train(
         )
 
     folder = data.folder if isinstance(data, Dataset) else Path(data)
+    if not Run(Path(runs) / recipe.run_name).origin_path.exists():
+        # Refused before torch is imported, which takes seconds.
+        open_dataset(folder)
+        resolve_backbone(recipe.backbone).require_files()
+
+    from kit.training.train import train_recipe
+
     summary = train_recipe(
         recipe,
         folder,

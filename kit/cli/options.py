@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from kit.cli import output
 from kit.data.options import SPLITS, TEXT_FORMS, PreprocessOptions
 from kit.task import COMPETITION
 
@@ -12,6 +13,13 @@ FILE = click.Path(path_type=Path)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 force = click.option("--force", is_flag=True, help="Overwrite what is there.")
+wide = click.option(
+    "--wide",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda context, _, value: context.meta.__setitem__(output.WIDE, value),
+    help="Show all columns, however narrow the terminal is.",
+)
 data = click.option(
     "--data", type=FILE, default=Path("data/processed"), show_default=True, help="Processed rows."
 )

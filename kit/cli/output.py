@@ -5,7 +5,9 @@ process prints.
 """
 
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from kit.ensembling.fit_calibration import CalibrationFit
     from kit.evaluation.metrics import Score
     from kit.evaluation.validate import ValidationReport
+    from kit.recipe.spec import Recipe
     from kit.reporting.report import Report
     from kit.training.callbacks import TrainingProgress
 
@@ -28,6 +31,12 @@ LEADER = is_leader()
 # The width of tables that are written to a file, wide enough that nothing is cut off.
 FILE_WIDTH = 200
 
+# Running text is given at least this width, so that it does not become a column of single words.
+PROSE_WIDTH = 24
+
+# The key of the option --wide in the context of a command.
+WIDE = "kit.wide"
+
 
 def print_json(value: Any) -> None:
     """Print a result for programs."""
@@ -35,32 +44,93 @@ def print_json(value: Any) -> None:
         click.echo(json.dumps(value, indent=1))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table, with numbers aligned right and rows whose first cell begins with * in bold."""
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    prose: str = "",
+    drop: Sequence[int] | None = None,
+) -> None:
+    """Print a table, with numbers aligned right and rows whose first cell begins with * in bold.
+
+    No number and no word is broken. Where the terminal is too narrow and the command has `--wide`,
+    some columns are left out, and a note names them.
+
+    Args:
+        prose: the one column whose cells may take several lines.
+        drop: positions of the columns that may be left out, the first one first; by default all
+            but the first column, from the last on.
+    """
     if not LEADER:
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    width = None if sys.stdout.isatty() else FILE_WIDTH
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS") or FILE_WIDTH)
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     # Not the title of the table: rich would break it at the width of the table.
     if title:
-        console.print(title, style="italic")
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(columns):
-        cells = [row[place] for row in rows]
-        is_numeric = all(isinstance(cell, int | float) or cell in (None, "") for cell in cells)
-        grid.add_column(name, justify="right" if is_numeric else "left", overflow="fold")
-    for row in rows:
-        style = "bold" if row and str(row[0]).startswith("*") else None
-        grid.add_row(*map(format_cell, row), style=style)
+        click.secho(escape_control(title, keep=""), italic=True)
 
-    # Printed as a text: where the reader has ended, rich itself would end the process.
+    cells = [[format_cell(cell) for cell in row] for row in rows]
+    widths = [
+        _column_width(name, [row[place] for row in cells], name == prose)
+        for place, name in enumerate(columns)
+    ]
+    shown = list(range(len(columns)))
+    if _wide() is False:
+        for place in range(len(columns) - 1, 0, -1) if drop is None else drop:
+            if _table_width(widths, shown) > console.width:
+                shown.remove(place)
+    needed = _table_width(widths, shown)
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for place in shown:
+        values = [row[place] for row in rows]
+        is_numeric = all(isinstance(value, int | float) or value in (None, "") for value in values)
+        grid.add_column(
+            _break_at_blanks(columns[place], widths[place]),
+            justify="right" if is_numeric else "left",
+            no_wrap=columns[place] != prose,
+            min_width=widths[place],
+        )
+    for row in cells:
+        style = "bold" if row and row[0].startswith("*") else None
+        grid.add_row(*(row[place] for place in shown), style=style)
+
+    # Printed as a text: where the reader has ended, rich itself would end the process. What is too
+    # wide after all is left to the terminal, because a cut cell could not be copied.
+    console.width = max(console.width, needed)
     with console.capture() as captured:
         console.print(grid)
-    click.echo(captured.get(), nl=False)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    if len(shown) < len(columns):
+        print_note(f"Add --wide for all {len(columns)} columns")
+
+
+def _wide() -> bool | None:
+    """Return the value of the command's option --wide, None if it has none."""
+    context = click.get_current_context(silent=True)
+    return context.meta.get(WIDE) if context else None
+
+
+def _column_width(name: str, cells: Sequence[str], is_prose: bool) -> int:
+    """Return the least width of a column in which nothing is broken."""
+    from rich.cells import cell_len
+
+    words = [word for text in (name, *(cells if is_prose else ())) for word in text.split()]
+    longest = max(map(cell_len, [*words, *(() if is_prose else cells)]), default=0)
+    return max(longest, min(PROSE_WIDTH, *map(cell_len, cells))) if is_prose and cells else longest
+
+
+def _table_width(widths: Sequence[int], shown: Sequence[int]) -> int:
+    """Return the width of a table of these columns: two blanks between them, one at each edge."""
+    return sum(widths[place] for place in shown) + 2 * (len(shown) - 1) + 2
+
+
+def _break_at_blanks(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, max(width, 1), break_long_words=False))
 
 
 def format_cell(value: Any) -> str:
@@ -83,6 +153,18 @@ def print_note(text: str) -> None:
     """Print a message to standard error, so that results can be redirected without it."""
     if LEADER:
         click.echo(escape_control(text), err=True)
+
+
+def print_backbone(requested: str | None, recipe: "Recipe") -> None:
+    """Say what a short name of a backbone means, and which recipe an encoder of the hub gets."""
+    from kit.model.backbones import find_record
+    from kit.recipe.load import is_hub_id
+
+    record = find_record(recipe.backbone)
+    if requested and is_hub_id(requested):
+        print_note(recipe.purpose)
+    elif record and requested == record.name != record.full_name:
+        print_note(f"{record.name} is {record.full_name} ({record.hub_id})")
 
 
 @contextmanager

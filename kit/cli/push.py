@@ -73,7 +73,7 @@ def push_group() -> None:
     "--backbone",
     "backbones",
     multiple=True,
-    help="A name from `kit backbones`; several with --fan-out.",
+    help="A name from `kit backbones`, or a hub id; several with --fan-out.",
 )
 @click.option(
     "--recipe",
@@ -158,6 +158,8 @@ def push_train(
         for recipe in recipes or (None,)
         for backbone in backbones or (None,)
     ]
+    for backbone, recipe in zip(backbones * len(recipes or (1,)), chosen, strict=False):
+        output.print_backbone(backbone, recipe)
     job_options: dict[str, Any] = {
         "fold": fold,
         "gpu": _choose_gpu(gpu, yes),

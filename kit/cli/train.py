@@ -13,38 +13,44 @@ from kit.launcher import ignore_partial_launch
 
 
 @click.command()
+@options.wide
 @options.as_json
 def backbones_command(as_json: bool) -> None:
     """List the encoders: sizes, parameters, pretraining, licence.
+
+    Any other encoder of the Hugging Face hub works too, by its id or as a folder.
 
     \b
     Example:  kit backbones
     """
     from kit.model.backbones import BACKBONES
-    from kit.model.encoder import count_parameters
 
+    records = list(BACKBONES.values())
     rows: list[dict[str, Any]] = [
         {
-            "name": record.name,
-            **record.sizes,
-            **count_parameters(record.config),
+            "name": record.full_name,
+            "short": record.name,
             "hub": record.hub_id,
+            **record.parameters,
+            **record.sizes,
             "pretraining": record.pretraining,
             "licence": record.licence,
             "precision": record.precision,
         }
-        for record in BACKBONES.values()
+        for record in records
     ]
     if as_json:
         return output.print_json(rows)
 
-    columns = [name for name in rows[0] if name not in ("hub", "precision")]
-    counts = ("backbone", "embedding", "total")
-    table = [
-        [f"{row[name] / 1e6:.1f}M" if name in counts else row[name] for name in columns]
-        for row in rows
-    ]
-    output.print_table("Backbones (parameters: backbone, embedding, total)", columns, table)
+    counts = ("total", "backbone", "embedding")
+    columns = ["name", "hub", *counts, *records[0].sizes, "licence", "pretraining"]
+    for row in rows:
+        row |= {name: f"{row[name] / 1e6:.1f}M" for name in counts}
+    table = [[row[name] for name in columns] for row in rows]
+    heads = [name.replace("_", " ") for name in columns]
+    output.print_table("Encoders, with their parameters: in total, layers, tables", heads, table)
+    short = [f"{r.name} is {r.full_name}" for r in records if r.name != r.full_name]
+    output.print_note(f"Short names: {', '.join(short)}")
 
 
 @click.command()
@@ -113,7 +119,11 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
 
 
 @click.command()
-@click.option("--backbone", help="A name from `kit backbones`, or a folder in Hugging Face layout.")
+@click.option(
+    "--backbone",
+    help="A name from `kit backbones`, a folder in Hugging Face layout, or a hub id, such as "
+    "microsoft/deberta-v3-small.",
+)
 @click.option(
     "--recipe", help="A name from `kit recipes`, or a TOML file.  [default: the backbone's own]"
 )
@@ -171,6 +181,7 @@ def train_command(
 
     # A wrong recipe key is reported at once, before torch is imported.
     chosen = choose_recipe(backbone, recipe, overrides)
+    output.print_backbone(backbone, chosen)
 
     import kit
 

@@ -16,6 +16,7 @@ from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone
 from kit.model.checks import check_backbone_files, check_config, check_weights
+from kit.model.hub import skip_dead_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +92,7 @@ def load_encoder(backbone: ResolvedBackbone, fast_attention: bool = True) -> "Pr
     if isinstance(source, Path):
         check_backbone_files(source)
     check_config(backbone.config, str(source))
-    with quiet_transformers():
+    with quiet_transformers(), skip_dead_hub(source):
         try:
             encoder, report = retry_busy_hub(
                 lambda: AutoModel.from_pretrained(
@@ -162,7 +163,7 @@ def load_tokenizer(backbone: ResolvedBackbone) -> PairTokenizer:
     from transformers import AutoTokenizer
 
     source = backbone.location
-    with quiet_transformers():
+    with quiet_transformers(), skip_dead_hub(source):
         try:
             tokenizer: Any = retry_busy_hub(
                 lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
