@@ -27,6 +27,7 @@ _EXPORTS = {
     "load": "kit.predictor",
     "preprocess": "kit.api",
     "report": "kit.api",
+    "runs": "kit.api",
     "score": "kit.api",
     "train": "kit.api",
 }
@@ -40,13 +41,14 @@ __all__ = [
     "load",
     "preprocess",
     "report",
+    "runs",
     "score",
     "train",
 ]
 
 # Type checkers and editors do not see what `__getattr__` imports.
 if TYPE_CHECKING:
-    from kit.api import Ensemble, calibrate, ensemble, preprocess, report, score, train
+    from kit.api import Ensemble, calibrate, ensemble, preprocess, report, runs, score, train
     from kit.data.dataset import Dataset
     from kit.predictor import Predictor, load
     from kit.run import Run

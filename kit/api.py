@@ -408,6 +408,40 @@ def report(
     )
 
 
+def runs(
+    folder: PathLike = "runs",
+    *,
+    conditions: Iterable[str] = (),
+    truth: PathLike | None = None,
+) -> pd.DataFrame:
+    """Return a table of the runs in a folder, the newest first.
+
+    Args:
+        folder: where run directories are.
+        conditions: such as "state=finished", "oof<1.02" or "lr>=2e-5"; all have to hold.
+        truth: labels of the test rows, for the column `test`.
+
+    Returns:
+        A DataFrame by the runs' names, with their path, state, finished parts, log losses (`oof`,
+        `holdout`, `test`), minutes, size in bytes, tags, and each recipe key in which they differ.
+
+    Raises:
+        KitError: there is no such folder, or a condition cannot be read.
+
+    Example:
+        kit.runs().sort_values("oof")
+    """
+    from kit.tracking.listing import list_runs
+
+    lines = list_runs(folder, conditions=conditions, truth=truth)
+    columns = ["path", "state", "folds", "finished", "oof", "holdout", "test"]
+    columns += ["minutes", "size", "changed", "tags"]
+    rows = [{column: getattr(line, column) for column in columns} | line.differs for line in lines]
+    table = pd.DataFrame(rows, index=pd.Index([line.name for line in lines], name="run"))
+    table = table.reindex(columns=[*columns, *table.columns.difference(columns)])
+    return table.assign(changed=pd.to_datetime(table["changed"], unit="s", utc=True))
+
+
 def _as_list(source: Any) -> list[Any]:
     """Return a list of one run, path or frame, or of several."""
     from kit.run import Run

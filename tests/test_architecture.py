@@ -20,7 +20,7 @@ ROOMS = (
     ("data", "sample", "evaluation"),
     ("model", "meta_gpu", "run"),
     ("predict", "training", "baselines", "ensembling"),
-    ("plan",),
+    ("plan", "tracking"),
     ("reporting", "kaggle"),
     ("api", "predictor"),
     ("demo", "doctor"),
@@ -44,7 +44,7 @@ ALLOWED_ROOMS = {
     "requests": {"kaggle"},
     "click": {"cli"},
     "rich": {"cli"},
-    "matplotlib": {"reporting"},
+    "matplotlib": {"reporting", "kaggle"},
     "jinja2": {"reporting"},
 }
 

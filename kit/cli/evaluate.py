@@ -161,6 +161,7 @@ def demo_command(out: Path, rows: int, as_json: bool) -> None:
     if as_json:
         return output.print_json(report.as_dict())
     output.print_report(report)
+    output.print_note(f"The page: {out / 'report.html'}")
 
 
 COMMANDS = (validate_command, score_command, report_command)

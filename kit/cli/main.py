@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kit import __version__
-from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, train
+from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, runs, train
 from kit.cli.streams import make_streams_lasting, output_error, reader_is_gone
 from kit.errors import KitError
 
@@ -85,6 +85,7 @@ COMMANDS = (
     kaggle.download_command,
     data.preprocess_command,
     *train.COMMANDS,
+    runs.runs_group,
     *ensemble.COMMANDS,
     *evaluate.COMMANDS,
     kernels.kernels_group,

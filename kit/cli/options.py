@@ -1,5 +1,6 @@
 """Define the options that several commands share, with one name and one explanation for each."""
 
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,14 +18,16 @@ wide = click.option(
     "--wide",
     is_flag=True,
     expose_value=False,
-    callback=lambda context, _, value: context.meta.__setitem__(output.WIDE, value),
+    callback=lambda context, _, value: context.meta.update(
+        {(output.WIDE, context.command_path): value}
+    ),
     help="Show all columns, however narrow the terminal is.",
 )
-data = click.option(
-    "--data", type=FILE, default=Path("data/processed"), show_default=True, help="Processed rows."
-)
+DATA = Path("data/processed")
+RUNS = Path("runs")
+data = click.option("--data", type=FILE, default=DATA, show_default=True, help="Processed rows.")
 runs = click.option(
-    "--runs", type=FILE, default=Path("runs"), show_default=True, help="Where run directories are."
+    "--runs", type=FILE, default=RUNS, show_default=True, help="Where run directories are."
 )
 fold = click.option(
     "--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`."
@@ -33,7 +36,9 @@ competition = click.option(
     "--competition", default=COMPETITION, show_default=True, help="Its name in its web address."
 )
 local_score = click.option(
-    "--local-score", default="", help="Its log loss here, noted in the ledger."
+    "--local-score",
+    default="",
+    help="Its log loss here, for the ledger.  [default: that of its runs or blend]",
 )
 restart = click.option(
     "--restart",
@@ -127,6 +132,11 @@ def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
         if path.is_dir():
             raise KitError(f"{path} is a directory, not a file", "Choose another name.")
         refuse_overwrite(path, force)
+
+
+def repeat_data(folder: Path) -> str:
+    """Return the option --data that the next command needs, "" for the default folder."""
+    return "" if folder == DATA else f" --data {shlex.quote(str(folder))}"
 
 
 def refuse_one_file(first: str, one: Path | None, second: str, other: Path | None) -> None:

@@ -6,9 +6,10 @@ process prints.
 
 import json
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ FILE_WIDTH = 200
 # Running text is given at least this width, so that it does not become a column of single words.
 PROSE_WIDTH = 24
 
+# A number, with its unit, or nothing.
+_NUMBER = re.compile(r"([-+]?[\d.,]+ ?([a-zA-Z]{0,3}|%))?")
+
 # The key of the option --wide in the context of a command.
 WIDE = "kit.wide"
 
@@ -48,7 +52,7 @@ def print_table(
     title: str,
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
-    prose: str = "",
+    prose: str | None = None,
     drop: Sequence[int] | None = None,
 ) -> None:
     """Print a table, with numbers aligned right and rows whose first cell begins with * in bold.
@@ -87,8 +91,7 @@ def print_table(
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place in shown:
-        values = [row[place] for row in rows]
-        is_numeric = all(isinstance(value, int | float) or value in (None, "") for value in values)
+        is_numeric = all(_NUMBER.fullmatch(row[place]) for row in cells)
         grid.add_column(
             _break_at_blanks(columns[place], widths[place]),
             justify="right" if is_numeric else "left",
@@ -112,7 +115,8 @@ def print_table(
 def _wide() -> bool | None:
     """Return the value of the command's option --wide, None if it has none."""
     context = click.get_current_context(silent=True)
-    return context.meta.get(WIDE) if context else None
+    # A group shares its `meta` with its commands, which may have no such option.
+    return context.meta.get((WIDE, context.command_path)) if context else None
 
 
 def _column_width(name: str, cells: Sequence[str], is_prose: bool) -> int:
@@ -131,6 +135,13 @@ def _table_width(widths: Sequence[int], shown: Sequence[int]) -> int:
 
 def _break_at_blanks(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, max(width, 1), break_long_words=False))
+
+
+def print_pairs(pairs: Mapping[str, str]) -> None:
+    """Print a name and a text on each line, the texts below each other."""
+    width = max(map(len, pairs), default=0)
+    for name, text in pairs.items():
+        click.echo(f"{name:<{width}}  {escape_control(text, keep='')}")
 
 
 def format_cell(value: Any) -> str:
@@ -265,7 +276,10 @@ def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:
 
     shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["frequencies"].items())
     print_note(f"Classes: {shares}")
-    print_note("Next: kit train --backbone deberta, or tiny-deberta to try the path")
+    from kit.cli.options import repeat_data
+
+    train = f"kit train --backbone deberta-xsmall{repeat_data(out)}"
+    print_note(f"Next: {train}, or with tiny-deberta to try the path")
 
 
 def print_run(metrics: dict[str, Any]) -> None:

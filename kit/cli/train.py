@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -203,7 +204,7 @@ def train_command(
     if as_json:
         return output.print_json(run.metrics)
     output.print_run(run.metrics)
-    output.print_note(f"Next: kit predict {run.path}")
+    output.print_note(f"Next: kit predict {quote(str(run.path))}{options.repeat_data(data)}")
 
 
 @click.command()
@@ -268,6 +269,9 @@ def predict_command(
     if as_json:
         return output.print_json({"file": str(out), "rows": len(predictions)})
     output.print_note(f"{len(predictions):,} rows in {out}")
+    if not (split or input_file):
+        files = quote(str(run.parent)) + "/*/test.csv"
+        output.print_note(f"Next: kit ensemble {files} -o submissions/submission.csv")
 
 
 COMMANDS = (backbones_command, recipes_command, baseline_command, train_command, predict_command)
