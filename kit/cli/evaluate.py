@@ -79,6 +79,7 @@ def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
 )
 @click.option("--markdown", is_flag=True, help="Print the whole report as Markdown.")
 @options.force
+@options.wide
 @options.as_json
 def report_command(
     runs: tuple[Path, ...],
@@ -148,6 +149,7 @@ def _parse_frame(text: str) -> tuple[str, Path]:
     show_default=True,
     help="Training rows of the sample.",
 )
+@options.wide
 @options.as_json
 def demo_command(out: Path, rows: int, as_json: bool) -> None:
     """Run the whole pipeline on the embedded sample.

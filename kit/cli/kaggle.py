@@ -190,7 +190,7 @@ def submissions_command(competition: str, ledger_path: Path, as_json: bool) -> N
     columns += ["kernel or file", "message", "error"]
     drop = [columns.index(name) for name in ("kernel or file", "date", "status")]
     rows = [_row(*pair) for pair in pairs]
-    output.print_table(competition, columns, rows, prose="message", drop=drop)
+    output.print_table(competition, columns, rows, prose=("message",), drop=drop)
     if not pairs:
         output.print_note(
             'None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is '

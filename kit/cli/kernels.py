@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from kit.kaggle.kernel_ref import KernelRef
 
 
+def _check_names(
+    _context: click.Context, _param: click.Parameter, value: str | tuple[str, ...]
+) -> str | tuple[str, ...]:
+    """Return the names as they are; raise for a wrong one before a credential is looked for."""
+    from kit.kaggle.kernel_ref import KernelRef
+
+    for name in (value,) if isinstance(value, str) else value:
+        KernelRef.parse(name, "you")
+    return value
+
+
+_kernel = click.argument("name", metavar="OWNER/SLUG[/VERSION]", callback=_check_names)
+
+
 @click.group()
 def kernels_group() -> None:
     """Train and predict on Kaggle's GPUs.
@@ -68,7 +82,7 @@ def list_command(limit: int, as_json: bool) -> None:
 
 
 @kernels_group.command()
-@click.argument("name", metavar="OWNER/SLUG")
+@click.argument("name", metavar="OWNER/SLUG", callback=_check_names)
 @options.as_json
 def open_command(name: str, as_json: bool) -> None:
     """Open the page of a kernel in the browser.
@@ -84,7 +98,7 @@ def open_command(name: str, as_json: bool) -> None:
 
 
 @kernels_group.command()
-@click.argument("name", metavar="OWNER/SLUG[/VERSION]")
+@_kernel
 @options.as_json
 def stop_command(name: str, as_json: bool) -> None:
     """Say how to stop a run, which Kaggle allows on its pages only.
@@ -112,7 +126,7 @@ def stop_command(name: str, as_json: bool) -> None:
 
 
 @kernels_group.command()
-@click.argument("names", nargs=-1, metavar="[OWNER/SLUG[/VERSION]]...")
+@click.argument("names", nargs=-1, metavar="[OWNER/SLUG[/VERSION]]...", callback=_check_names)
 @options.as_json
 def status_command(names: tuple[str, ...], as_json: bool) -> None:
     """Show the state of kernels, by default of those in kernels/.
@@ -147,7 +161,7 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
     elif rows:
         columns = ["kernel", "status", "failure"]
         cells = [[row[column] for column in columns] for row in rows]
-        output.print_table("", columns, cells, prose="failure")
+        output.print_table("", columns, cells, prose=("failure",))
     else:
         output.print_note(
             f"No kernels in {push.FOLDER}/. Next: kit kernels push train --backbone deberta"
@@ -161,7 +175,7 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
 
 
 @kernels_group.command()
-@click.argument("name", metavar="OWNER/SLUG[/VERSION]")
+@_kernel
 @click.option(
     "--every",
     type=click.FloatRange(1),
@@ -203,7 +217,7 @@ def wait_command(name: str, every: float, timeout: float | None, as_json: bool) 
 
 
 @kernels_group.command()
-@click.argument("name", metavar="OWNER/SLUG[/VERSION]")
+@_kernel
 @options.as_json
 def logs_command(name: str, as_json: bool) -> None:
     """Print a run's log; while it runs, as it grows.
@@ -224,7 +238,7 @@ def logs_command(name: str, as_json: bool) -> None:
 
 
 @kernels_group.command()
-@click.argument("name", metavar="OWNER/SLUG[/VERSION]")
+@_kernel
 @click.option(
     "-o", "--out", type=options.FILE, help="The folder to write.  [default: kernels/SLUG.output]"
 )

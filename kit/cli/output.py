@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def print_table(
     title: str,
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
-    prose: str | None = None,
+    prose: Collection[str] = (),
     drop: Sequence[int] | None = None,
 ) -> None:
     """Print a table, with numbers aligned right and rows whose first cell begins with * in bold.
@@ -61,7 +61,7 @@ def print_table(
     some columns are left out, and a note names them.
 
     Args:
-        prose: the one column whose cells may take several lines.
+        prose: the columns whose cells may take several lines.
         drop: positions of the columns that may be left out, the first one first; by default all
             but the first column, from the last on.
     """
@@ -79,7 +79,7 @@ def print_table(
 
     cells = [[format_cell(cell) for cell in row] for row in rows]
     widths = [
-        _column_width(name, [row[place] for row in cells], name == prose)
+        _column_width(name, [row[place] for row in cells], name in prose)
         for place, name in enumerate(columns)
     ]
     shown = list(range(len(columns)))
@@ -87,6 +87,9 @@ def print_table(
         for place in range(len(columns) - 1, 0, -1) if drop is None else drop:
             if _table_width(widths, shown) > console.width:
                 shown.remove(place)
+    titled = [max(least, len(name)) for least, name in zip(widths, columns, strict=True)]
+    if _table_width(titled, shown) <= console.width:
+        widths = titled
     needed = _table_width(widths, shown)
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -95,7 +98,7 @@ def print_table(
         grid.add_column(
             _break_at_blanks(columns[place], widths[place]),
             justify="right" if is_numeric else "left",
-            no_wrap=columns[place] != prose,
+            no_wrap=columns[place] not in prose,
             min_width=widths[place],
         )
     for row in cells:
@@ -104,9 +107,8 @@ def print_table(
 
     # Printed as a text: where the reader has ended, rich itself would end the process. What is too
     # wide after all is left to the terminal, because a cut cell could not be copied.
-    console.width = max(console.width, needed)
     with console.capture() as captured:
-        console.print(grid)
+        console.print(grid, width=max(console.width, needed), crop=False)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
     if len(shown) < len(columns):
         print_note(f"Add --wide for all {len(columns)} columns")
@@ -320,12 +322,12 @@ def print_validation(report: "ValidationReport", file: Any) -> None:
 def print_score(score: "Score", file: Any) -> None:
     """Print the figures of a prediction, and of two references that need no model."""
     figures = [
-        [format_cell(file), score.log_loss, score.accuracy, score.calibration_error],
+        ["prediction", score.log_loss, score.accuracy, score.calibration_error],
         ["class prior", score.prior_log_loss, None, None],
         ["uniform", score.uniform_log_loss, None, None],
     ]
-    columns = ["prediction", "log loss", "accuracy", "calibration error"]
-    print_table(f"{score.rows:,} rows", columns, figures)
+    columns = ["", "log loss", "accuracy", "calibration error"]
+    print_table(f"{file}: {score.rows:,} rows", columns, figures)
 
     classes = [
         [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall]
@@ -404,15 +406,17 @@ def print_report(report: "Report") -> None:
     from kit.reporting.comparison import comparison_columns, comparison_rows
 
     comparison = report.comparison
-    print_table("", comparison_columns(comparison), comparison_rows(comparison))
+    # The columns from the last on, but the accuracies before the losses with their intervals.
+    drop = (7, 6, 5, 4, 2, 3)
+    print_table("", comparison_columns(comparison), comparison_rows(comparison), drop=drop)
     for test in report.significance:
         pairs = [test.pair(name, test.best) for name in test.models if name != test.best]
         rows = [
             [pair.model, f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", pair.verdict]
             for pair in pairs
         ]
-        columns = ["model", f"log loss minus that of {test.best} [95%]", "verdict"]
-        print_table(f"{test.rows} rows", columns, rows)
+        columns = ["model", "log loss minus that of the best [95%]", "verdict"]
+        print_table(f"{test.rows} rows, the best is {test.best}", columns, rows)
 
     if comparison.note:
         print_note(comparison.note)

@@ -215,7 +215,7 @@ def clean_command(yes: bool, runs: Path, data: Path, kernels: Path, as_json: boo
     leftovers = find_leftovers(runs, data, kernels)
     if leftovers and not yes:
         rows = [[str(item.path), format_size(item.size), item.what] for item in leftovers]
-        output.print_table("", ["what", "size", "why"], rows, prose="why")
+        output.print_table("", ["what", "size", "why"], rows, prose=("why",))
         _confirm(f"Delete {format_size(sum(item.size for item in leftovers))}?")
     freed = delete_leftovers(leftovers)
     if as_json:
@@ -248,7 +248,7 @@ def print_runs(lines: "list[RunLine]", title: str) -> None:
     rows = [[row[name] for name in columns] for row in table]
     order = ("size", "min", "age", "folds", "tags", "holdout", "test", "state")
     drop = [columns.index(name) for name in order if name in columns]
-    output.print_table(title, columns, rows, prose="what differs", drop=drop)
+    output.print_table(title, columns, rows, prose=("what differs",), drop=drop)
     for line in lines:
         if ":" in line.state:
             output.print_note(f"{line.name}: {line.state.partition(': ')[2]}")

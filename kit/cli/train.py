@@ -57,6 +57,7 @@ def backbones_command(as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--keys", is_flag=True, help="List every key: default, allowed values, meaning.")
+@options.wide
 @options.as_json
 def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
     """List the shipped recipes, show one in full, or list what a recipe may hold.
@@ -65,6 +66,7 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
     Example:  kit recipes electra
               kit recipes --keys
     """
+    from kit.model.backbones import find_record
     from kit.recipe.load import load_recipe, shipped_recipes
     from kit.recipe.spec import KEYS
 
@@ -84,7 +86,10 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
             return output.print_json(rows)
         columns = ["key", "default", "allowed", "meaning"]
         table = [[key.name, key.default_text, key.allowed, key.doc] for key in KEYS.values()]
-        return output.print_table("Recipe keys, for --set KEY=VALUE", columns, table)
+        title = "Recipe keys, for --set KEY=VALUE"
+        return output.print_table(
+            title, columns, table, prose=("allowed", "meaning"), drop=(columns.index("allowed"),)
+        )
 
     if name:
         recipe = load_recipe(name)
@@ -95,8 +100,10 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
     recipes = [load_recipe(shipped) for shipped in shipped_recipes()]
     if as_json:
         return output.print_json([dataclasses.asdict(recipe) for recipe in recipes])
-    rows = [[recipe.name, recipe.backbone, recipe.purpose] for recipe in recipes]
-    output.print_table("Recipes", ["name", "backbone", "purpose"], rows)
+    records = {recipe.name: find_record(recipe.backbone) for recipe in recipes}
+    names = {name: record.full_name if record else "" for name, record in records.items()}
+    rows = [[recipe.name, names[recipe.name], recipe.purpose] for recipe in recipes]
+    output.print_table("Recipes", ["name", "backbone", "purpose"], rows, prose=("purpose",))
 
 
 @click.command()

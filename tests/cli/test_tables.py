@@ -84,7 +84,7 @@ def test_columns_are_left_out_in_the_given_order_only_where_wide_can_bring_them_
 def test_only_prose_is_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "40")
     interval = "0.8294 [0.7724, 0.8900]"
-    output.print_table("", ["loss", "text"], [[interval, "many words " * 9]], prose="text")
+    output.print_table("", ["loss", "text"], [[interval, "many words " * 9]], prose=("text",))
     printed = capsys.readouterr().out
     assert interval in printed
     assert printed.count("many words") == 9
