@@ -9,8 +9,9 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -71,35 +72,24 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS") or FILE_WIDTH)
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    make_console = partial(Console, highlight=False, markup=False, emoji=False)
+    in_file = int(os.environ.get("COLUMNS") or FILE_WIDTH)
+    available = make_console().width if sys.stdout.isatty() else in_file
     # Not the title of the table: rich would break it at the width of the table.
     if title:
         click.secho(escape_control(title, keep=""), italic=True)
 
     cells = [[format_cell(cell) for cell in row] for row in rows]
-    widths = [
-        _column_width(name, [row[place] for row in cells], name in prose)
-        for place, name in enumerate(columns)
-    ]
-    shown = list(range(len(columns)))
-    if _wide() is False:
-        for place in range(len(columns) - 1, 0, -1) if drop is None else drop:
-            if _table_width(widths, shown) > console.width:
-                shown.remove(place)
-    titled = [max(least, len(name)) for least, name in zip(widths, columns, strict=True)]
-    if _table_width(titled, shown) <= console.width:
-        widths = titled
-    needed = _table_width(widths, shown)
-
+    droppable = range(len(columns) - 1, 0, -1) if drop is None else drop
+    shown = _choose_columns(columns, cells, prose, droppable, available)
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for place in shown:
+    for place, width in shown.items():
         is_numeric = all(_NUMBER.fullmatch(row[place]) for row in cells)
         grid.add_column(
-            _break_at_blanks(columns[place], widths[place]),
+            "\n".join(textwrap.wrap(columns[place], max(width, 1), break_long_words=False)),
             justify="right" if is_numeric else "left",
             no_wrap=columns[place] not in prose,
-            min_width=widths[place],
+            min_width=width,
         )
     for row in cells:
         style = "bold" if row and row[0].startswith("*") else None
@@ -107,8 +97,9 @@ def print_table(
 
     # Printed as a text: where the reader has ended, rich itself would end the process. What is too
     # wide after all is left to the terminal, because a cut cell could not be copied.
+    console = make_console(width=max(available, _table_width(shown.values())))
     with console.capture() as captured:
-        console.print(grid, width=max(console.width, needed), crop=False)
+        console.print(grid)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
     if len(shown) < len(columns):
         print_note(f"Add --wide for all {len(columns)} columns")
@@ -121,6 +112,28 @@ def _wide() -> bool | None:
     return context.meta.get((WIDE, context.command_path)) if context else None
 
 
+def _choose_columns(
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    prose: Collection[str],
+    droppable: Iterable[int],
+    available: int,
+) -> dict[int, int]:
+    """Return the positions of the columns to show, each with its least width."""
+    widths = {
+        place: _column_width(name, [row[place] for row in cells], name in prose)
+        for place, name in enumerate(columns)
+    }
+    if _wide() is False:
+        for place in droppable:
+            if _table_width(widths.values()) > available:
+                del widths[place]
+
+    # Where there is room, titles stay on one line.
+    titled = {place: max(width, len(columns[place])) for place, width in widths.items()}
+    return titled if _table_width(titled.values()) <= available else widths
+
+
 def _column_width(name: str, cells: Sequence[str], is_prose: bool) -> int:
     """Return the least width of a column in which nothing is broken."""
     from rich.cells import cell_len
@@ -130,17 +143,15 @@ def _column_width(name: str, cells: Sequence[str], is_prose: bool) -> int:
     return max(longest, min(PROSE_WIDTH, *map(cell_len, cells))) if is_prose and cells else longest
 
 
-def _table_width(widths: Sequence[int], shown: Sequence[int]) -> int:
+def _table_width(widths: Collection[int]) -> int:
     """Return the width of a table of these columns: two blanks between them, one at each edge."""
-    return sum(widths[place] for place in shown) + 2 * (len(shown) - 1) + 2
-
-
-def _break_at_blanks(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, max(width, 1), break_long_words=False))
+    return sum(widths) + 2 * (len(widths) - 1) + 2
 
 
 def print_pairs(pairs: Mapping[str, str]) -> None:
     """Print a name and a text on each line, the texts below each other."""
+    if not LEADER:
+        return
     width = max(map(len, pairs), default=0)
     for name, text in pairs.items():
         click.echo(f"{name:<{width}}  {escape_control(text, keep='')}")

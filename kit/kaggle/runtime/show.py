@@ -66,7 +66,9 @@ def _draw_curves(parts: list[Path]) -> Picture:
         colour = f"C{number % 10}"
         for name, style, label in (("loss", ":", None), ("eval_log_loss", "o-", part.name)):
             points = [(e["epoch"], e[name]) for e in log if e.get(name) is not None]
-            axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
+            epochs = [epoch for epoch, _ in points]
+            losses = [loss for _, loss in points]
+            axes.plot(epochs, losses, style, color=colour, label=label, markersize=4)
     axes.set_xlabel("epoch")
     axes.set_ylabel("log loss (dotted: training)")
     axes.legend()
