@@ -75,7 +75,7 @@ predict: setup ## probabilities of the test rows by RUN, by default the newest r
 	$(KIT) predict $(RUN) --data $(DATA) $(ARGS)
 
 ensemble: setup ## blend the test predictions of RUNS into FILE
-	$(KIT) ensemble $(wildcard $(addsuffix /test.csv,$(RUNS))) -o $(FILE) $(ARGS)
+	$(KIT) ensemble $(wildcard $(addsuffix /test.csv,$(RUNS))) -o $(FILE) --force $(ARGS)
 
 validate: setup ## check FILE as Kaggle's graders would
 	$(KIT) validate $(FILE) --sample $(RAW)/sample_submission.csv $(ARGS)

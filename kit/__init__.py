@@ -28,6 +28,7 @@ _EXPORTS = {
     "plan": "kit.api",
     "preprocess": "kit.api",
     "report": "kit.api",
+    "runs": "kit.api",
     "score": "kit.api",
     "train": "kit.api",
 }
@@ -42,13 +43,24 @@ __all__ = [
     "plan",
     "preprocess",
     "report",
+    "runs",
     "score",
     "train",
 ]
 
 # Type checkers and editors do not see what `__getattr__` imports.
 if TYPE_CHECKING:
-    from kit.api import Ensemble, calibrate, ensemble, plan, preprocess, report, score, train
+    from kit.api import (
+        Ensemble,
+        calibrate,
+        ensemble,
+        plan,
+        preprocess,
+        report,
+        runs,
+        score,
+        train,
+    )
     from kit.data.dataset import Dataset
     from kit.predictor import Predictor, load
     from kit.run import Run

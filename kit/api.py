@@ -87,7 +87,8 @@ def train(
     """Fine-tune a backbone, and return its run.
 
     Args:
-        backbone: a name from `kit backbones`, or a folder in Hugging Face layout.
+        backbone: a name from `kit backbones`, a folder in Hugging Face layout, or an encoder of the
+            Hugging Face hub, such as "microsoft/deberta-v3-small".
         recipe: a name from `kit recipes`, a TOML file, or a `Recipe`; by default the backbone's
             own.
         overrides: recipe keys to change, such as {"train.lr": 2e-5} or ["train.lr=2e-5"].
@@ -114,12 +115,22 @@ def train(
     Example:
         run = kit.train("deberta", overrides={"train.lr": 2e-5}, fold="all", log=print)
     """
+    from kit.data.dataset import open_dataset
+    from kit.model.backbones import resolve_backbone
     from kit.run import Run
+
+    chosen = _chosen_recipe(backbone, recipe, overrides)
+    folder = _data_folder(data)
+    if not Run(Path(runs) / chosen.run_name).origin_path.exists():
+        # Refused before torch is imported, which takes seconds.
+        open_dataset(folder)
+        resolve_backbone(chosen.backbone).require_files()
+
     from kit.training.train import train_recipe
 
     summary = train_recipe(
-        _chosen_recipe(backbone, recipe, overrides),
-        _data_folder(data),
+        chosen,
+        folder,
         Path(runs),
         str(fold),
         teachers=[item.path if isinstance(item, Run) else Path(item) for item in teachers],
@@ -465,6 +476,40 @@ def report(
         blends=[Path(file) for file in blends],
         truth=Path(truth) if truth else None,
     )
+
+
+def runs(
+    folder: PathLike = "runs",
+    *,
+    conditions: Iterable[str] = (),
+    truth: PathLike | None = None,
+) -> pd.DataFrame:
+    """Return a table of the runs in a folder, the newest first.
+
+    Args:
+        folder: where run directories are.
+        conditions: such as "state=finished", "oof<1.02" or "lr>=2e-5"; all have to hold.
+        truth: labels of the test rows, for the column `test`.
+
+    Returns:
+        A DataFrame by the runs' names, with their path, state, finished parts, log losses (`oof`,
+        `holdout`, `test`), minutes, size in bytes, tags, and each recipe key in which they differ.
+
+    Raises:
+        KitError: there is no such folder, or a condition cannot be read.
+
+    Example:
+        kit.runs().sort_values("oof")
+    """
+    from kit.tracking.listing import list_runs
+
+    lines = list_runs(folder, conditions=conditions, truth=truth)
+    columns = ["path", "state", "folds", "finished", "oof", "holdout", "test"]
+    columns += ["minutes", "size", "changed", "tags"]
+    rows = [{column: getattr(line, column) for column in columns} | line.differs for line in lines]
+    table = pd.DataFrame(rows, index=pd.Index([line.name for line in lines], name="run"))
+    table = table.reindex(columns=[*columns, *table.columns.difference(columns)])
+    return table.assign(changed=pd.to_datetime(table["changed"], unit="s", utc=True))
 
 
 def _as_list(source: Any) -> list[Any]:

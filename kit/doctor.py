@@ -8,8 +8,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ REINSTALL = "Run `rm -rf .venv && make setup`."
 # What `kit sample` writes next to its data files, and no download contains.
 SAMPLE_SUMMARY = "sample.json"
 
+RAW = "raw data"
+PROCESSED = "processed data"
+
 PRECISION_REASONS = {
     "bf16": "native from capability 8.0",
     "fp16": "with loss scaling, since bf16 is native only from capability 8.0",
@@ -44,12 +47,14 @@ class Finding:
     """The result of one check.
 
     `state` is "ok", "note" (it works, with a restriction) or "broken"; `next` is the next step.
+    `package` says that it is about one of the packages that kit needs.
     """
 
     part: str
     state: str
     found: str
     next: str = ""
+    package: bool = False
 
     @property
     def broken(self) -> bool:
@@ -58,7 +63,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields for JSON."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "package"}
 
 
 def examine_setup(
@@ -80,13 +85,33 @@ def examine_setup(
         *_guard("device", check_device),
         *_guard("memory", lambda: [check_memory()]),
         *_guard("disk", lambda: [check_disk()]),
-        *_guard("raw data", lambda: [check_raw_files(Path(raw))]),
-        *_guard("processed data", lambda: [check_processed_data(Path(data))]),
+        *_guard(RAW, lambda: [check_raw_files(Path(raw))]),
+        *_guard(PROCESSED, lambda: [check_processed_data(Path(data))]),
         *_guard("Kaggle credential", lambda: check_credential(online)),
     ]
     if online and not findings[-1].broken:
         findings += _guard("Kaggle", lambda: check_kaggle(competition))
     return findings
+
+
+def main_findings(findings: Sequence[Finding]) -> list[Finding]:
+    """Return what matters: no package that is as it should be, and one line about the data.
+
+    That is the processed rows, or where those are not there yet, the files to make them of.
+    """
+    fitting = sum(finding.package and finding.state == "ok" for finding in findings)
+    states = {finding.part: finding.state for finding in findings}
+    has_rows = states.get(PROCESSED) == "ok"
+    kept = []
+    for finding in findings:
+        is_other_step = finding.part == (RAW if has_rows else PROCESSED) and not finding.broken
+        if (finding.package and finding.state == "ok") or is_other_step:
+            continue
+        if finding.part == "Python" and fitting:
+            more = f"{finding.found}, {fitting} packages in their ranges"
+            finding = replace(finding, found=more)
+        kept.append(finding)
+    return kept
 
 
 def _guard(part: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
@@ -142,11 +167,11 @@ def _check_package(requirement: "Requirement") -> Finding:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "broken", f"not installed (needs {needed})", install)
+        return Finding(name, "broken", f"not installed (needs {needed})", install, True)
 
     if not requirement.specifier.contains(version, prereleases=True):
-        return Finding(name, "broken", f"{version} (needs {needed})", install)
-    return Finding(name, "ok", f"{version} (needs {needed})")
+        return Finding(name, "broken", f"{version} (needs {needed})", install, True)
+    return Finding(name, "ok", f"{version} (needs {needed})", package=True)
 
 
 def check_device() -> Iterator[Finding]:
@@ -235,11 +260,11 @@ def check_raw_files(folder: Path) -> Finding:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         hint = f"Run `kit download --out {folder}`, or `kit sample --out {folder}` to try the path."
-        return Finding("raw data", "note", f"{folder} has no {', '.join(missing)}", hint)
+        return Finding(RAW, "note", f"{folder} has no {', '.join(missing)}", hint)
 
     sizes = ", ".join(f"{path.name} {path.stat().st_size:,} bytes" for path in paths)
     origin = "kit's own sample: " if (folder / SAMPLE_SUMMARY).is_file() else ""
-    return Finding("raw data", "ok", origin + sizes)
+    return Finding(RAW, "ok", origin + sizes)
 
 
 def check_processed_data(folder: Path) -> Finding:
@@ -249,13 +274,13 @@ def check_processed_data(folder: Path) -> Finding:
 
         counts = open_dataset(folder).manifest["counts"]
     except ImportError as error:
-        return Finding("processed data", "broken", f"cannot be read: {error}", REINSTALL)
+        return Finding(PROCESSED, "broken", f"cannot be read: {error}", REINSTALL)
     except DataError as error:
         state = "broken" if folder.exists() else "note"
-        return Finding("processed data", state, error.problem, error.hint)
+        return Finding(PROCESSED, state, error.problem, error.hint)
 
     found = f"{counts['train_rows']:,} training and {counts['test_rows']:,} test rows"
-    return Finding("processed data", "ok", found)
+    return Finding(PROCESSED, "ok", found)
 
 
 def check_credential(needed: bool = False) -> Iterator[Finding]:

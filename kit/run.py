@@ -407,7 +407,8 @@ class Run:
         if not finished:
             raise RunError(
                 f"{self.path}: no fold of it has finished training",
-                f"Continue with `kit train --recipe {self.recipe_path} --resume`.",
+                f"Continue with `kit train --recipe {self.recipe_path} --runs {self.path.parent} "
+                "--resume`.",
             )
 
         # While some folds are missing, the report shows the holdout's model, so that one predicts.
@@ -468,7 +469,8 @@ class Run:
         if missing:
             raise RunError(
                 f"{self.path}: not finished: {', '.join(missing)}",
-                f"Run `kit train --recipe {self.recipe_path} --fold all`.",
+                f"Run `kit train --recipe {self.recipe_path} --runs {self.path.parent} "
+                "--fold all`.",
             )
         return self._concatenate(folds)
 

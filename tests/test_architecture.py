@@ -20,7 +20,7 @@ ROOMS = (
     ("data", "sample", "evaluation", "costs"),
     ("model", "run"),
     ("predict", "export", "training", "baselines", "ensembling"),
-    ("planning",),
+    ("planning", "tracking"),
     ("reporting", "kaggle"),
     ("api", "predictor"),
     ("demo", "doctor"),
@@ -44,7 +44,7 @@ ALLOWED_ROOMS = {
     "requests": {"kaggle"},
     "click": {"cli"},
     "rich": {"cli"},
-    "matplotlib": {"reporting"},
+    "matplotlib": {"reporting", "kaggle"},
     "jinja2": {"reporting"},
 }
 

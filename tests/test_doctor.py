@@ -18,6 +18,7 @@ from kit.model import device
 from kit.storage.memory import Memory, read_memory
 
 ROOT = Path(__file__).parent.parent
+KAGGLE = "Kaggle credential"
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +47,16 @@ def finding(part: str, *arguments: object) -> dict[str, str]:
     return [finding for finding in findings if finding["part"] == part][-1]
 
 
-def test_every_part_is_named_and_nothing_is_broken_here():
+def test_by_default_only_the_lines_that_matter_are_shown():
     result = kit_doctor()
+    lines = [line for line in result.stdout.splitlines() if "Next:" not in line]
+    parts = [line[8:].partition("  ")[0] for line in lines[:-1]]
+    assert parts == ["Python", "device", "precision", "memory", "disk", "raw data", KAGGLE]
+    assert "packages in their ranges" in lines[0]
+
+
+def test_every_part_is_named_and_nothing_is_broken_here():
+    result = kit_doctor("--all")
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith("Nothing is broken\n")
     for part in (

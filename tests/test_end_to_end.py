@@ -133,4 +133,4 @@ def test_a_damaged_summary_of_the_sample_is_one_message(tmp_path: Path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/sample.json").write_text("{")
     with pytest.raises(KitError, match=r"sample\.json is damaged"):
-        run_demo(tmp_path, 200, log=print, training=output.training_progress)
+        run_demo(tmp_path, 200, log=print, training=training_progress)

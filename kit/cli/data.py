@@ -1,6 +1,7 @@
 """Define the commands about rows: sample, preprocess."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -43,7 +44,7 @@ def sample_command(rows: int, seed: int, out: Path, force: bool, as_json: bool) 
 
     train, test = summary["train"]["rows"], summary["test"]["rows"]
     output.print_note(f"{train:,} training and {test:,} test rows in {out}")
-    output.print_note(f"Next: kit preprocess --raw {out}")
+    output.print_note(f"Next: kit preprocess --raw {quote(str(out))}")
 
 
 @click.command()

@@ -22,8 +22,11 @@ from kit.cli import options, output
 )
 @options.data
 @options.competition
+@click.option("--all", "everything", is_flag=True, help="List every package, too.")
 @options.as_json
-def doctor_command(online: bool, raw: Path, data: Path, competition: str, as_json: bool) -> None:
+def doctor_command(
+    online: bool, raw: Path, data: Path, competition: str, everything: bool, as_json: bool
+) -> None:
     """Check what works here: Python, packages, device, memory, disk, data, Kaggle.
 
     Exits with 1 when something that is needed is broken.
@@ -31,13 +34,13 @@ def doctor_command(online: bool, raw: Path, data: Path, competition: str, as_jso
     \b
     Example:  kit doctor --online
     """
-    from kit.doctor import examine_setup
+    from kit.doctor import examine_setup, main_findings
 
     findings = examine_setup(raw, data, online=online, competition=competition)
     if as_json:
         output.print_json([finding.as_dict() for finding in findings])
     else:
-        output.print_findings(findings)
+        output.print_findings(findings if everything else main_findings(findings))
 
     if any(finding.broken for finding in findings):
         raise SystemExit(1)

@@ -156,6 +156,7 @@ def ensemble_command(
     options.refuse_one_file("--save", save, "-o", out)
 
     import kit
+    from kit.ensembling.members import baseline_members
     from kit.predictions import write_predictions
 
     # Everything is read and computed before anything is written, so that an error cannot leave one
@@ -177,6 +178,9 @@ def ensemble_command(
 
     for line in result.notes:
         output.print_note(line)
+    if baselines := baseline_members(files):
+        names = ", ".join(baselines)
+        output.print_note(f"Among the members are {len(baselines)} baselines: {names}")
     if as_json:
         written: dict[str, Any] = {"file": str(out) if out else None}
         written["members"] = [str(file) for file in files]

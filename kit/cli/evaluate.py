@@ -80,6 +80,7 @@ def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
 )
 @click.option("--markdown", is_flag=True, help="Print the whole report as Markdown.")
 @options.force
+@options.wide
 @options.as_json
 def report_command(
     runs: tuple[Path, ...],
@@ -149,6 +150,7 @@ def _parse_frame(text: str) -> tuple[str, Path]:
     show_default=True,
     help="Training rows of the sample.",
 )
+@options.wide
 @options.as_json
 def demo_command(out: Path, rows: int, as_json: bool) -> None:
     """Run the whole pipeline on the embedded sample.
@@ -162,6 +164,7 @@ def demo_command(out: Path, rows: int, as_json: bool) -> None:
     if as_json:
         return output.print_json(report.as_dict())
     output.print_report(report)
+    output.print_note(f"The page: {out / 'report.html'}")
 
 
 COMMANDS = (validate_command, score_command, report_command)

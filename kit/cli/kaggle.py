@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -74,7 +75,7 @@ def download_command(out: Path, competition: str, force: bool, as_json: bool) ->
     output.print_table(str(out), ["file", "bytes"], list(result.sizes.items()))
     if result.train_sha256:
         output.print_note(f"train.csv has the SHA-256 {result.train_sha256}")
-    output.print_note(f"Next: kit preprocess --raw {out}")
+    output.print_note(f"Next: kit preprocess --raw {quote(str(out))}")
 
 
 @click.command()
@@ -94,6 +95,9 @@ def download_command(out: Path, competition: str, force: bool, as_json: bool) ->
     help="A file with the ids it must have, such as sample_submission.csv.",
 )
 @options.local_score
+@click.option("--force", is_flag=True, help="Submit a version that the ledger has already.")
+@options.runs
+@options.data
 @options.competition
 @ledger_file
 @options.as_json
@@ -104,6 +108,9 @@ def submit_command(
     follow: bool,
     sample: Path | None,
     local_score: str,
+    force: bool,
+    runs: Path,
+    data: Path,
     competition: str,
     ledger_path: Path,
     as_json: bool,
@@ -137,7 +144,9 @@ def submit_command(
         else:
             # One of the two is given, see above.
             assert kernel is not None
-            entry = submit_kernel(client, kernel, message, **common)
+            entry = submit_kernel(
+                client, kernel, message, force=force, runs=runs, data=data, **common
+            )
     # A new connection, since the wait may take hours and needs more attempts.
     if follow:
         with connect(attempts=40) as client:
@@ -145,8 +154,7 @@ def submit_command(
 
     if as_json:
         return output.print_json(dataclasses.asdict(entry))
-    score = f": public score {entry.public_score}" if entry.public_score else ""
-    click.echo(f"submission {entry.ref} {entry.status}{score}")
+    click.echo(f"submission {entry.ref} {entry.status}{_describe_scores(entry)}")
     if not follow:
         output.print_note(
             "Next: kit submissions, in some hours: Kaggle runs the notebook again on the hidden "
@@ -157,6 +165,7 @@ def submit_command(
 @click.command()
 @options.competition
 @ledger_file
+@options.wide
 @options.as_json
 def submissions_command(competition: str, ledger_path: Path, as_json: bool) -> None:
     """List the submissions with Kaggle's scores and the ledger's notes.
@@ -178,8 +187,11 @@ def submissions_command(competition: str, ledger_path: Path, as_json: bool) -> N
             for submission, entry in pairs
         ]
         return output.print_json(rows)
-    columns = ["ref", "date", "status", "public", "local", "kernel or file", "message", "error"]
-    output.print_table(competition, columns, [_row(*pair) for pair in pairs])
+    columns = ["ref", "date", "status", "public", "local", "public - local"]
+    columns += ["kernel or file", "message", "error"]
+    drop = [columns.index(name) for name in ("kernel or file", "date", "status")]
+    rows = [_row(*pair) for pair in pairs]
+    output.print_table(competition, columns, rows, prose=("message",), drop=drop)
     if not pairs:
         output.print_note(
             'None yet. Next: kit submit --kernel kit-infer -m "…", once an inference kernel is '
@@ -187,8 +199,20 @@ def submissions_command(competition: str, ledger_path: Path, as_json: bool) -> N
         )
 
 
+def _describe_scores(entry: "LedgerEntry") -> str:
+    """Return the scores of a submission as the end of a line."""
+    public = f"public score {entry.public_score}" if entry.public_score else ""
+    local = f"local score {entry.local_score}" if entry.local_score else ""
+    difference = entry.public_minus_local
+    between = "" if difference is None else f"difference {difference:+.4f}"
+    scores = ", ".join(filter(None, (public, local, between)))
+    return f": {scores}" if scores else ""
+
+
 def _row(submission: "Submission | None", entry: "LedgerEntry | None") -> list[str]:
     """Return a line of the table: what Kaggle lists, or what only the ledger holds."""
+    difference = entry.public_minus_local if entry else None
+    compared = "" if difference is None else f"{difference:+.4f}"
     if submission is None:
         # At least one of the two is there.
         assert entry is not None
@@ -198,6 +222,7 @@ def _row(submission: "Submission | None", entry: "LedgerEntry | None") -> list[s
             f"{entry.status} (in the ledger only)",
             entry.public_score,
             entry.local_score,
+            compared,
             entry.kernel or entry.file,
             entry.message,
             entry.error,
@@ -208,6 +233,7 @@ def _row(submission: "Submission | None", entry: "LedgerEntry | None") -> list[s
         submission.status,
         submission.public_score,
         entry.local_score if entry else "",
+        compared,
         (entry.kernel or entry.file) if entry else submission.file,
         submission.message,
         submission.error,

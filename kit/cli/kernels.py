@@ -1,4 +1,4 @@
-"""Define `kit kernels`: the commands push, status, wait, logs and output."""
+"""Define `kit kernels`: the commands push, list, status, wait, open, stop, logs and output."""
 
 import fnmatch
 from pathlib import Path, PurePosixPath
@@ -11,9 +11,25 @@ from kit.cli.kaggle import connect
 from kit.cli.progress import byte_progress
 from kit.cli.streams import reader_is_gone
 
+SESSIONS = "https://www.kaggle.com/code?sessions=active"
+
 if TYPE_CHECKING:
     from kit.kaggle.client import Client
     from kit.kaggle.kernel_ref import KernelRef
+
+
+def _check_names(
+    _context: click.Context, _param: click.Parameter, value: str | tuple[str, ...]
+) -> str | tuple[str, ...]:
+    """Return the names as they are; raise for a wrong one before a credential is looked for."""
+    from kit.kaggle.kernel_ref import KernelRef
+
+    for name in (value,) if isinstance(value, str) else value:
+        KernelRef.parse(name, "you")
+    return value
+
+
+_kernel = click.argument("name", metavar="OWNER/SLUG[/VERSION]", callback=_check_names)
 
 
 @click.group()
@@ -29,7 +45,89 @@ kernels_group.add_command(push.push_group)
 
 
 @kernels_group.command()
-@click.argument("names", nargs=-1, metavar="[OWNER/SLUG[/VERSION]]...")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100),
+    default=10,
+    show_default=True,
+    help="How many; the state of each is one request.",
+)
+@options.wide
+@options.as_json
+def list_command(limit: int, as_json: bool) -> None:
+    """List the account's kernels on Kaggle, those that ran last first.
+
+    \b
+    Example:  kit kernels list
+    """
+    from kit.kaggle.kernels import kernel_status, list_kernels
+
+    with connect() as client:
+        listed = list_kernels(client, limit)
+        states = [kernel_status(client, kernel.ref, missing_ok=True) for kernel in listed]
+    rows = [
+        {
+            "kernel": str(kernel.ref),
+            "status": state.status,
+            "last run": kernel.last_run,
+            "gpu": "yes" if kernel.gpu else "no",
+            "title": kernel.title,
+        }
+        for kernel, state in zip(listed, states, strict=True)
+    ]
+    if as_json:
+        return output.print_json(rows)
+    if not rows:
+        return output.print_note("None yet. Next: kit kernels push train --backbone deberta-xsmall")
+    return output.print_table("", list(rows[0]), [list(row.values()) for row in rows])
+
+
+@kernels_group.command()
+@click.argument("name", metavar="OWNER/SLUG", callback=_check_names)
+@options.as_json
+def open_command(name: str, as_json: bool) -> None:
+    """Open the page of a kernel in the browser.
+
+    \b
+    Example:  kit kernels open kit-infer
+    """
+    url = _find_url(name)
+    if as_json:
+        return output.print_json({"kernel": name, "url": url})
+    click.echo(url)
+    click.launch(url)
+
+
+@kernels_group.command()
+@_kernel
+@options.as_json
+def stop_command(name: str, as_json: bool) -> None:
+    """Say how to stop a run, which Kaggle allows on its pages only.
+
+    The exit code is 1 as long as it runs.
+
+    \b
+    Example:  kit kernels stop kit-train
+    """
+    from kit.kaggle.kernels import kernel_status
+
+    with connect() as client:
+        state = kernel_status(client, _parse_ref(client, name))
+    if as_json:
+        output.print_json({"kernel": str(state.ref), "status": state.status, "stop": SESSIONS})
+    elif state.active:
+        output.print_note(
+            f"{state.ref} is {state.status}. Kaggle's API cannot stop a run: open {SESSIONS} and"
+            f" stop it there. Then run `kit kernels status {state.ref}`"
+        )
+    else:
+        click.echo(f"{state.ref} is not running: {state.status}")
+    if state.active:
+        raise SystemExit(1)
+
+
+@kernels_group.command()
+@click.argument("names", nargs=-1, metavar="[OWNER/SLUG[/VERSION]]...", callback=_check_names)
 @options.as_json
 def status_command(names: tuple[str, ...], as_json: bool) -> None:
     """Show the state of kernels, by default of those in kernels/.
@@ -63,7 +161,8 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
         output.print_json(rows)
     elif rows:
         columns = ["kernel", "status", "failure"]
-        output.print_table("", columns, [[row[column] for column in columns] for row in rows])
+        cells = [[row[column] for column in columns] for row in rows]
+        output.print_table("", columns, cells, prose=("failure",))
     else:
         output.print_note(
             f"No kernels in {push.FOLDER}/. Next: kit kernels push train --backbone deberta"
@@ -77,7 +176,7 @@ def status_command(names: tuple[str, ...], as_json: bool) -> None:
 
 
 @kernels_group.command()
-@click.argument("name", metavar="OWNER/SLUG[/VERSION]")
+@_kernel
 @click.option(
     "--every",
     type=click.FloatRange(1),
@@ -103,7 +202,12 @@ def wait_command(name: str, every: float, timeout: float | None, as_json: bool) 
         ref = _parse_ref(client, name)
         kind = kind_of(look_up_kernel(client, ref).source)
         state = wait_for_kernel(
-            client, ref, poll_s=every, timeout_s=timeout_s, say=output.print_note
+            client,
+            ref,
+            poll_s=every,
+            timeout_s=timeout_s,
+            follow_log=True,
+            say=output.print_note,
         )
 
     if as_json:
@@ -114,7 +218,7 @@ def wait_command(name: str, every: float, timeout: float | None, as_json: bool) 
 
 
 @kernels_group.command()
-@click.argument("name", metavar="OWNER/SLUG[/VERSION]")
+@_kernel
 @options.as_json
 def logs_command(name: str, as_json: bool) -> None:
     """Print a run's log; while it runs, as it grows.
@@ -135,7 +239,7 @@ def logs_command(name: str, as_json: bool) -> None:
 
 
 @kernels_group.command()
-@click.argument("name", metavar="OWNER/SLUG[/VERSION]")
+@_kernel
 @click.option(
     "-o", "--out", type=options.FILE, help="The folder to write.  [default: kernels/SLUG.output]"
 )
@@ -199,6 +303,16 @@ def _matches(file: str, pattern: str) -> bool:
     pattern = pattern.removeprefix("/kaggle/working/").removeprefix("./")
     name = PurePosixPath(file).name
     return fnmatch.fnmatchcase(file, pattern) or fnmatch.fnmatchcase(name, pattern)
+
+
+def _find_url(name: str) -> str:
+    """Return the address of a kernel's page; Kaggle is asked for the account only where needed."""
+    from kit.kaggle.kernel_ref import KernelRef
+
+    if "/" in name:
+        return KernelRef.parse(name).url
+    with connect() as client:
+        return _parse_ref(client, name).url
 
 
 def _parse_ref(client: "Client", name: str) -> "KernelRef":

@@ -10,7 +10,19 @@ from typing import Any
 import click
 
 from kit import __version__
-from kit.cli import data, doctor, ensemble, evaluate, kaggle, kernels, output, plan, train, use
+from kit.cli import (
+    data,
+    doctor,
+    ensemble,
+    evaluate,
+    kaggle,
+    kernels,
+    output,
+    plan,
+    runs,
+    train,
+    use,
+)
 from kit.cli.streams import make_streams_lasting, output_error, reader_is_gone
 from kit.errors import KitError
 
@@ -86,6 +98,7 @@ COMMANDS = (
     data.preprocess_command,
     plan.plan_command,
     *train.COMMANDS,
+    runs.runs_group,
     *ensemble.COMMANDS,
     *evaluate.COMMANDS,
     *use.COMMANDS,

@@ -1,10 +1,12 @@
 """Define the options that several commands share, with one name and one explanation for each."""
 
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
 
+from kit.cli import output
 from kit.data.options import SPLITS, TEXT_FORMS, PreprocessOptions
 from kit.task import COMPETITION
 
@@ -12,11 +14,20 @@ FILE = click.Path(path_type=Path)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 force = click.option("--force", is_flag=True, help="Overwrite what is there.")
-data = click.option(
-    "--data", type=FILE, default=Path("data/processed"), show_default=True, help="Processed rows."
+wide = click.option(
+    "--wide",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda context, _, value: context.meta.update(
+        {(output.WIDE, context.command_path): value}
+    ),
+    help="Show all columns, however narrow the terminal is.",
 )
+DATA = Path("data/processed")
+RUNS = Path("runs")
+data = click.option("--data", type=FILE, default=DATA, show_default=True, help="Processed rows.")
 runs = click.option(
-    "--runs", type=FILE, default=Path("runs"), show_default=True, help="Where run directories are."
+    "--runs", type=FILE, default=RUNS, show_default=True, help="Where run directories are."
 )
 fold = click.option(
     "--fold", default="holdout", show_default=True, help="A fold's number, `all`, or `holdout`."
@@ -25,7 +36,9 @@ competition = click.option(
     "--competition", default=COMPETITION, show_default=True, help="Its name in its web address."
 )
 local_score = click.option(
-    "--local-score", default="", help="Its log loss here, noted in the ledger."
+    "--local-score",
+    default="",
+    help="Its log loss here, for the ledger.  [default: that of its runs or blend]",
 )
 restart = click.option(
     "--restart",
@@ -117,6 +130,11 @@ def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
     for path in filter(None, paths):
         require_writable(path)
         refuse_overwrite(path, force)
+
+
+def repeat_data(folder: Path) -> str:
+    """Return the option --data that the next command needs, "" for the default folder."""
+    return "" if folder == DATA else f" --data {shlex.quote(str(folder))}"
 
 
 def refuse_one_file(first: str, one: Path | None, second: str, other: Path | None) -> None:

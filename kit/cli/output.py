@@ -5,8 +5,12 @@ process prints.
 """
 
 import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,12 +24,22 @@ if TYPE_CHECKING:
     from kit.ensembling.fit_calibration import CalibrationFit
     from kit.evaluation.metrics import Score
     from kit.evaluation.validate import ValidationReport
+    from kit.recipe.spec import Recipe
     from kit.reporting.report import Report
 
 LEADER = is_leader()
 
 # The width of tables that are written to a file, wide enough that nothing is cut off.
 FILE_WIDTH = 200
+
+# Running text is given at least this width, so that it does not become a column of single words.
+PROSE_WIDTH = 24
+
+# A number, with its unit, or nothing.
+_NUMBER = re.compile(r"([-+]?[\d.,]+ ?([a-zA-Z]{0,3}|%))?")
+
+# The key of the option --wide in the context of a command.
+WIDE = "kit.wide"
 
 
 def print_json(value: Any) -> None:
@@ -34,32 +48,112 @@ def print_json(value: Any) -> None:
         click.echo(json.dumps(value, indent=1))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table, with numbers aligned right and rows whose first cell begins with * in bold."""
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    prose: Collection[str] = (),
+    drop: Sequence[int] | None = None,
+) -> None:
+    """Print a table, with numbers aligned right and rows whose first cell begins with * in bold.
+
+    No number and no word is broken. Where the terminal is too narrow and the command has `--wide`,
+    some columns are left out, and a note names them.
+
+    Args:
+        prose: the columns whose cells may take several lines.
+        drop: positions of the columns that may be left out, the first one first; by default all
+            but the first column, from the last on.
+    """
     if not LEADER:
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    width = None if sys.stdout.isatty() else FILE_WIDTH
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    make_console = partial(Console, highlight=False, markup=False, emoji=False)
+    in_file = int(os.environ.get("COLUMNS") or FILE_WIDTH)
+    available = make_console().width if sys.stdout.isatty() else in_file
     # Not the title of the table: rich would break it at the width of the table.
     if title:
-        console.print(title, style="italic")
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(columns):
-        cells = [row[place] for row in rows]
-        is_numeric = all(isinstance(cell, int | float) or cell in (None, "") for cell in cells)
-        grid.add_column(name, justify="right" if is_numeric else "left", overflow="fold")
-    for row in rows:
-        style = "bold" if row and str(row[0]).startswith("*") else None
-        grid.add_row(*map(format_cell, row), style=style)
+        click.secho(escape_control(title, keep=""), italic=True)
 
-    # Printed as a text: where the reader has ended, rich itself would end the process.
+    cells = [[format_cell(cell) for cell in row] for row in rows]
+    droppable = range(len(columns) - 1, 0, -1) if drop is None else drop
+    shown = _choose_columns(columns, cells, prose, droppable, available)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, width in shown.items():
+        is_numeric = all(_NUMBER.fullmatch(row[place]) for row in cells)
+        grid.add_column(
+            "\n".join(textwrap.wrap(columns[place], max(width, 1), break_long_words=False)),
+            justify="right" if is_numeric else "left",
+            no_wrap=columns[place] not in prose,
+            min_width=width,
+        )
+    for row in cells:
+        style = "bold" if row and row[0].startswith("*") else None
+        grid.add_row(*(row[place] for place in shown), style=style)
+
+    # Printed as a text: where the reader has ended, rich itself would end the process. What is too
+    # wide after all is left to the terminal, because a cut cell could not be copied.
+    console = make_console(width=max(available, _table_width(shown.values())))
     with console.capture() as captured:
         console.print(grid)
-    click.echo(captured.get(), nl=False)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    if len(shown) < len(columns):
+        print_note(f"Add --wide for all {len(columns)} columns")
+
+
+def _wide() -> bool | None:
+    """Return the value of the command's option --wide, None if it has none."""
+    context = click.get_current_context(silent=True)
+    # A group shares its `meta` with its commands, which may have no such option.
+    return context.meta.get((WIDE, context.command_path)) if context else None
+
+
+def _choose_columns(
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    prose: Collection[str],
+    droppable: Iterable[int],
+    available: int,
+) -> dict[int, int]:
+    """Return the positions of the columns to show, each with its least width."""
+    widths = {
+        place: _column_width(name, [row[place] for row in cells], name in prose)
+        for place, name in enumerate(columns)
+    }
+    if _wide() is False:
+        for place in droppable:
+            if _table_width(widths.values()) > available:
+                del widths[place]
+
+    # Where there is room, titles stay on one line.
+    titled = {place: max(width, len(columns[place])) for place, width in widths.items()}
+    return titled if _table_width(titled.values()) <= available else widths
+
+
+def _column_width(name: str, cells: Sequence[str], is_prose: bool) -> int:
+    """Return the least width of a column in which nothing is broken."""
+    from rich.cells import cell_len
+
+    words = [word for text in (name, *(cells if is_prose else ())) for word in text.split()]
+    longest = max(map(cell_len, [*words, *(() if is_prose else cells)]), default=0)
+    return max(longest, min(PROSE_WIDTH, *map(cell_len, cells))) if is_prose and cells else longest
+
+
+def _table_width(widths: Collection[int]) -> int:
+    """Return the width of a table of these columns: two blanks between them, one at each edge."""
+    return sum(widths) + 2 * (len(widths) - 1) + 2
+
+
+def print_pairs(pairs: Mapping[str, str]) -> None:
+    """Print a name and a text on each line, the texts below each other."""
+    if not LEADER:
+        return
+    width = max(map(len, pairs), default=0)
+    for name, text in pairs.items():
+        click.echo(f"{name:<{width}}  {escape_control(text, keep='')}")
 
 
 def format_cell(value: Any) -> str:
@@ -84,6 +178,18 @@ def print_note(text: str) -> None:
         print_above_display(escape_control(text))
 
 
+def print_backbone(requested: str | None, recipe: "Recipe") -> None:
+    """Say what a short name of a backbone means, and which recipe an encoder of the hub gets."""
+    from kit.model.backbones import find_record
+    from kit.recipe.load import is_hub_id
+
+    record = find_record(recipe.backbone)
+    if requested and is_hub_id(requested):
+        print_note(recipe.purpose)
+    elif record and requested == record.name != record.full_name:
+        print_note(f"{record.name} is {record.full_name} ({record.hub_id})")
+
+
 def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:
     """Print the rows that preprocessing left, and every repair it made."""
     counts = manifest["counts"]
@@ -106,7 +212,10 @@ def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:
 
     shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["frequencies"].items())
     print_note(f"Classes: {shares}")
-    print_note("Next: kit train --backbone deberta, or tiny-deberta to try the path")
+    from kit.cli.options import repeat_data
+
+    train = f"kit train --backbone deberta-xsmall{repeat_data(out)}"
+    print_note(f"Next: {train}, or with tiny-deberta to try the path")
 
 
 def print_run(metrics: dict[str, Any]) -> None:
@@ -147,12 +256,12 @@ def print_validation(report: "ValidationReport", file: Any) -> None:
 def print_score(score: "Score", file: Any) -> None:
     """Print the figures of a prediction, and of two references that need no model."""
     figures = [
-        [format_cell(file), score.log_loss, score.accuracy, score.calibration_error],
+        ["prediction", score.log_loss, score.accuracy, score.calibration_error],
         ["class prior", score.prior_log_loss, None, None],
         ["uniform", score.uniform_log_loss, None, None],
     ]
-    columns = ["prediction", "log loss", "accuracy", "calibration error"]
-    print_table(f"{score.rows:,} rows", columns, figures)
+    columns = ["", "log loss", "accuracy", "calibration error"]
+    print_table(f"{file}: {score.rows:,} rows", columns, figures)
 
     classes = [
         [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall]
@@ -231,15 +340,17 @@ def print_report(report: "Report") -> None:
     from kit.reporting.comparison import comparison_columns, comparison_rows
 
     comparison = report.comparison
-    print_table("", comparison_columns(comparison), comparison_rows(comparison))
+    # The columns from the last on, but the accuracies before the losses with their intervals.
+    drop = (7, 6, 5, 4, 2, 3)
+    print_table("", comparison_columns(comparison), comparison_rows(comparison), drop=drop)
     for test in report.significance:
         pairs = [test.pair(name, test.best) for name in test.models if name != test.best]
         rows = [
             [pair.model, f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", pair.verdict]
             for pair in pairs
         ]
-        columns = ["model", f"log loss minus that of {test.best} [95%]", "verdict"]
-        print_table(f"{test.rows} rows", columns, rows)
+        columns = ["model", "log loss minus that of the best [95%]", "verdict"]
+        print_table(f"{test.rows} rows, the best is {test.best}", columns, rows)
 
     if comparison.note:
         print_note(comparison.note)

@@ -73,7 +73,7 @@ def push_group() -> None:
     "--backbone",
     "backbones",
     multiple=True,
-    help="A name from `kit backbones`; several with --fan-out.",
+    help="A name from `kit backbones`, or a hub id; several with --fan-out.",
 )
 @click.option(
     "--recipe",
@@ -158,6 +158,8 @@ def push_train(
         for recipe in recipes or (None,)
         for backbone in backbones or (None,)
     ]
+    for backbone, recipe in zip(backbones * len(recipes or (1,)), chosen, strict=False):
+        output.print_backbone(backbone, recipe)
     job_options: dict[str, Any] = {
         "fold": fold,
         "gpu": _choose_gpu(gpu, yes),
@@ -273,7 +275,7 @@ def push_infer(
     method = method or ("weights" if weights else "mean")
     if bool(weights) != (method == "weights"):
         raise click.UsageError("--method weights and --weights need each other.")
-    from kit.ensembling.blend import read_blend
+    from kit.ensembling.blend import cross_fitted_loss, read_blend
     from kit.ensembling.calibration import read_calibration
     from kit.kaggle.job import infer_job, pin_datasets
     from kit.kaggle.sources import identify_runs, match_sources, parse_sources, resolve_sources
@@ -281,6 +283,8 @@ def push_infer(
     names = [*runs, *more]
     gpu = _choose_gpu(gpu, yes)
     fitted = read_blend(blend) if blend else None
+    if blend and not local_score and (loss := cross_fitted_loss(blend)) is not None:
+        local_score = f"{loss:.5f}"
     with nullcontext() if dry_run else connect() as client:
         owner = client.owner() if client else _owner()
         sources = parse_sources(names, owner, weights=weights, as_dataset=as_dataset)
@@ -342,7 +346,8 @@ def _push_or_write(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: 
     # A new connection, because hours of waiting need more attempts than a single command.
     if follow:
         with connect(attempts=40) as client:
-            result["status"] = wait_for_kernel(client, pushed.ref, say=output.print_note).status
+            state = wait_for_kernel(client, pushed.ref, follow_log=True, say=output.print_note)
+            result["status"] = state.status
 
     if as_json:
         output.print_json([result])

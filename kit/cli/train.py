@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -16,43 +17,50 @@ from kit.launcher import ignore_partial_launch
 
 
 @click.command()
+@options.wide
 @options.as_json
 def backbones_command(as_json: bool) -> None:
     """List the encoders: sizes, parameters, pretraining, licence.
+
+    Any other encoder of the Hugging Face hub works too, by its id or as a folder.
 
     \b
     Example:  kit backbones
     """
     from kit.model.backbones import BACKBONES
-    from kit.model.encoder import count_parameters
 
+    records = list(BACKBONES.values())
     rows: list[dict[str, Any]] = [
         {
-            "name": record.name,
-            **record.sizes,
-            **count_parameters(record.config),
+            "name": record.full_name,
+            "short": record.name,
             "hub": record.hub_id,
+            **record.parameters,
+            **record.sizes,
             "pretraining": record.pretraining,
             "licence": record.licence,
             "precision": record.precision,
         }
-        for record in BACKBONES.values()
+        for record in records
     ]
     if as_json:
         return output.print_json(rows)
 
-    columns = [name for name in rows[0] if name not in ("hub", "precision")]
-    counts = ("backbone", "embedding", "total")
-    table = [
-        [f"{row[name] / 1e6:.1f}M" if name in counts else row[name] for name in columns]
-        for row in rows
-    ]
-    output.print_table("Backbones (parameters: backbone, embedding, total)", columns, table)
+    counts = ("total", "backbone", "embedding")
+    columns = ["name", "hub", *counts, *records[0].sizes, "licence", "pretraining"]
+    for row in rows:
+        row |= {name: f"{row[name] / 1e6:.1f}M" for name in counts}
+    table = [[row[name] for name in columns] for row in rows]
+    heads = [name.replace("_", " ") for name in columns]
+    output.print_table("Encoders, with their parameters: in total, layers, tables", heads, table)
+    short = [f"{r.name} is {r.full_name}" for r in records if r.name != r.full_name]
+    output.print_note(f"Short names: {', '.join(short)}")
 
 
 @click.command()
 @click.argument("name", required=False)
 @click.option("--keys", is_flag=True, help="List every key: default, allowed values, meaning.")
+@options.wide
 @options.as_json
 def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
     """List the shipped recipes, show one in full, or list what a recipe may hold.
@@ -61,6 +69,7 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
     Example:  kit recipes electra
               kit recipes --keys
     """
+    from kit.model.backbones import find_record
     from kit.recipe.load import load_recipe, shipped_recipes
     from kit.recipe.spec import KEYS
 
@@ -80,7 +89,10 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
             return output.print_json(rows)
         columns = ["key", "default", "allowed", "meaning"]
         table = [[key.name, key.default_text, key.allowed, key.doc] for key in KEYS.values()]
-        return output.print_table("Recipe keys, for --set KEY=VALUE", columns, table)
+        title = "Recipe keys, for --set KEY=VALUE"
+        return output.print_table(
+            title, columns, table, prose=("allowed", "meaning"), drop=(columns.index("allowed"),)
+        )
 
     if name:
         recipe = load_recipe(name)
@@ -91,8 +103,10 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
     recipes = [load_recipe(shipped) for shipped in shipped_recipes()]
     if as_json:
         return output.print_json([dataclasses.asdict(recipe) for recipe in recipes])
-    rows = [[recipe.name, recipe.backbone, recipe.purpose] for recipe in recipes]
-    output.print_table("Recipes", ["name", "backbone", "purpose"], rows)
+    records = {recipe.name: find_record(recipe.backbone) for recipe in recipes}
+    names = {name: record.full_name if record else "" for name, record in records.items()}
+    rows = [[recipe.name, names[recipe.name], recipe.purpose] for recipe in recipes]
+    output.print_table("Recipes", ["name", "backbone", "purpose"], rows, prose=("purpose",))
 
 
 @click.command()
@@ -117,7 +131,11 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
 
 
 @click.command()
-@click.option("--backbone", help="A name from `kit backbones`, or a folder in Hugging Face layout.")
+@click.option(
+    "--backbone",
+    help="A name from `kit backbones`, a folder in Hugging Face layout, or a hub id, such as "
+    "microsoft/deberta-v3-small.",
+)
 @click.option(
     "--recipe", help="A name from `kit recipes`, or a TOML file.  [default: the backbone's own]"
 )
@@ -195,6 +213,7 @@ def train_command(
 
     # A wrong recipe key is reported at once, before torch is imported.
     chosen = choose_recipe(backbone, recipe, overrides)
+    output.print_backbone(backbone, chosen)
 
     import kit
 
@@ -229,7 +248,7 @@ def train_command(
     if as_json:
         return output.print_json(run.metrics)
     output.print_run(run.metrics)
-    output.print_note(f"Next: kit predict {run.path}")
+    output.print_note(f"Next: kit predict {quote(str(run.path))}{options.repeat_data(data)}")
 
 
 @click.command()
@@ -304,6 +323,9 @@ def predict_command(
     if as_json:
         return output.print_json({"file": str(out), "rows": len(predictions)})
     output.print_note(f"{len(predictions):,} rows in {out}")
+    if not (split or input_file):
+        files = quote(str(run.parent)) + "/*/test.csv"
+        output.print_note(f"Next: kit ensemble {files} -o submissions/submission.csv")
 
 
 COMMANDS = (backbones_command, recipes_command, baseline_command, train_command, predict_command)

@@ -155,6 +155,17 @@ def write_blend(blend: Blend, path: str | Path, fitted: dict[str, Any]) -> None:
     write_fitted(path, "blend", blend_content(blend) | {"fitted": fitted})
 
 
+def cross_fitted_loss(path: str | Path) -> float | None:
+    """Return the loss of a saved blend on rows it was not fitted to; None if the file lacks it.
+
+    Raises:
+        DataError: the file is not a saved blend.
+    """
+    fitted = read_fitted(path, "blend").get("fitted")
+    loss = fitted.get("log_loss_cross_fitted") if isinstance(fitted, dict) else None
+    return loss if isinstance(loss, float) else None
+
+
 def read_blend(path: str | Path) -> Blend:
     """Return a saved blend.
 

@@ -34,6 +34,17 @@ def member_name(path: str | Path) -> str:
     return run.name if run else Path(path).name.removesuffix(".csv")
 
 
+def baseline_members(members: Sequence[str | Path]) -> list[str]:
+    """Return the names of those members that are runs of baselines, or files of such runs."""
+    runs = [Path(path) if Path(path).is_dir() else run_of_file(path) for path in members]
+    return [run.resolve().name for run in runs if run and is_baseline(run)]
+
+
+def is_baseline(run: Path) -> bool:
+    """Return whether a folder is the run of a baseline."""
+    return Run(run).origin_path.is_file() and bool(Run(run).baseline)
+
+
 def check_run_of_file(path: str | Path) -> None:
     """Raise RunError if the run that a file lies in lacks a file, or has a changed one."""
     run = run_of_file(path)

@@ -18,6 +18,7 @@ from kit.ensembling.calibration import Calibration, calibration_content
 from kit.errors import KitError
 from kit.kaggle.kernel_ref import shorten_to_slug
 from kit.model.backbones import resolve_backbone
+from kit.recipe.load import is_hub_id
 from kit.recipe.spec import Recipe
 from kit.task import COMPETITION, HOLDOUT
 
@@ -182,13 +183,15 @@ def train_job(
         KitError: the backbone is unknown or a local folder, there is no such fold, or the title or
             the time is out of range.
     """
-    if any(character in recipe.backbone for character in "/\\.~"):
+    # Looking it up here finds a misspelt name before a push and a GPU session are spent on it.
+    if not is_hub_id(recipe.backbone) and any(
+        character in recipe.backbone for character in "/\\.~"
+    ):
         raise KitError(
             f"the backbone {recipe.backbone!r} is a folder on this machine, which Kaggle does not"
             " have",
-            "Name one from `kit backbones`; the kernel downloads it.",
+            "Name one from `kit backbones` or of the Hugging Face hub; the kernel downloads it.",
         )
-    # Looking it up here finds a misspelt name before a push and a GPU session are spent on it.
     resolve_backbone(recipe.backbone)
 
     options = dict(preprocess or {})

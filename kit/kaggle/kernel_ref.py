@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from kit.kaggle.errors import KaggleError
 
+# Kaggle takes no shorter title, and so no shorter slug.
+_SHORTEST_SLUG = 5
+
 
 @dataclass(frozen=True)
 class KernelRef:
@@ -31,7 +34,13 @@ class KernelRef:
 
         address = re.sub(r"^https?://(www\.)?kaggle\.com/(code/)?", "", text.strip())
         name = address.split("?")[0].strip("/")
-        match = re.fullmatch(r"(?:([\w-]+)/)?([\w-]{5,})(?:/v?(\d+))?", name)
+        match = re.fullmatch(r"(?:([\w-]+)/)?([\w-]+)(?:/v?(\d+))?", name)
+        if match and len(match[2]) < _SHORTEST_SLUG:
+            raise KaggleError(
+                f"{text[:60]!r} cannot name a kernel: {match[2]!r} is shorter than"
+                f" {_SHORTEST_SLUG} characters",
+                "Write OWNER/SLUG as in the kernel's address; `kit kernels list` shows yours.",
+            )
         if not match or not (match[1] or owner) or match[3] == "0":
             raise KaggleError(
                 f"{text[:60]!r} is not the name of a kernel",

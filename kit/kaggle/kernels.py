@@ -18,7 +18,10 @@ from kit.kaggle.errors import (
     UnreachableError,
 )
 from kit.kaggle.kernel_ref import KernelRef
-from kit.kaggle.logs import log_tail, read_log
+from kit.kaggle.logs import LogWatcher, log_tail, read_log
+
+# Seconds between two lines of a log that is followed while a kernel is waited for.
+LOG_EVERY_S = 60.0
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
 FAILURES = {
@@ -83,6 +86,34 @@ def find_kernel(client: Client, ref: KernelRef) -> Kernel | None:
         return None
 
 
+@dataclass(frozen=True)
+class ListedKernel:
+    """A kernel of this account, its title, when it last ran (UTC), and whether it has a GPU."""
+
+    ref: KernelRef
+    title: str
+    last_run: str
+    gpu: bool
+
+
+def list_kernels(client: Client, limit: int = 10) -> list[ListedKernel]:
+    """Return this account's kernels, those that ran last first."""
+    owner = client.owner()
+    request = {"user": owner, "group": "PROFILE", "sortBy": "DATE_RUN", "page": 1}
+    answer = client.call(
+        "kernels.list_kernels", {**request, "pageSize": limit}, "listing your kernels"
+    )
+    return [
+        ListedKernel(
+            KernelRef.parse(kernel.ref.removeprefix("/code/")),
+            kernel.title or "",
+            f"{kernel.last_run_time:%Y-%m-%d %H:%M}" if kernel.last_run_time else "",
+            bool(kernel.enable_gpu),
+        )
+        for kernel in answer.kernels or []
+    ]
+
+
 def latest_version(client: Client, ref: KernelRef) -> KernelRef:
     """Return `ref` with the number of the latest version, unless it already names a version."""
     return ref if ref.version else replace(ref, version=look_up_kernel(client, ref).latest or None)
@@ -110,6 +141,7 @@ def wait_for_kernel(
     poll_s: float = 20.0,
     settle_s: float = 180.0,
     timeout_s: float | None = None,
+    follow_log: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> KernelState:
     """Wait until a version is COMPLETE; without a version in `ref`, the latest at this moment.
@@ -118,6 +150,7 @@ def wait_for_kernel(
         poll_s: seconds between two requests.
         settle_s: how long to ask again where the end may be that of an older version.
         timeout_s: give up after this long; None waits without a limit.
+        follow_log: also say the newest line of its log, at most once a minute.
 
     Raises:
         RunFailedError: the version failed or was cancelled; the message ends with the log's end.
@@ -127,11 +160,19 @@ def wait_for_kernel(
     waited = 0.0
     last_status = ""
     seen_active = False
+    watcher = None
+    told = 0.0
     while True:
         state = kernel_status(client, ref)
         if state.status != last_status:
             say(f"{ref}: {state.status}")
             last_status = state.status
+
+        if follow_log and state.status == "RUNNING":
+            watcher = watcher or LogWatcher(client, ref)
+            if waited >= told + LOG_EVERY_S and (line := watcher.take()):
+                say(line)
+                told = waited
 
         seen_active = seen_active or state.active
         if not state.active:

@@ -33,7 +33,7 @@ class LedgerEntry:
         sha256: of that file, as the kernel's visible run left it.
         runs: the refs that it is blended from, with spaces between them.
         weights: their weights, in the same order.
-        local_score: the estimate made here.
+        local_score: the log loss on rows that the models have not seen, as estimated here.
     """
 
     time: str
@@ -50,6 +50,14 @@ class LedgerEntry:
     private_score: str = ""
     message: str = ""
     error: str = ""
+
+    @property
+    def public_minus_local(self) -> float | None:
+        """How much worse the public score is than the local one; None where one is missing."""
+        try:
+            return float(self.public_score) - float(self.local_score)
+        except ValueError:
+            return None
 
 
 COLUMNS = tuple(field.name for field in fields(LedgerEntry))

@@ -1,10 +1,14 @@
-"""Read a kernel's log as plain text. Use `log_records` to follow it, `read_log` for the whole.
+"""Read a kernel's log as plain text.
+
+Use `log_records` to follow it, `read_log` for the whole, `LogWatcher` for the newest line.
 
 Control characters are removed, because a terminal would obey the escape sequences in a log.
 """
 
+import contextlib
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -42,6 +46,29 @@ def log_records(client: Client, ref: KernelRef) -> Iterator[str]:
         yield plain_log(answer.log)
     else:
         yield from follow_log(client, ref)
+
+
+class LogWatcher:
+    """The newest line of a running kernel's log, followed by a thread with a connection of its own.
+
+    A log that cannot be followed has no newest line; whoever waits for the kernel goes on waiting.
+    """
+
+    def __init__(self, client: Client, ref: KernelRef):
+        self._line = ""
+        self._thread = threading.Thread(target=self._follow, args=(client, ref), daemon=True)
+        self._thread.start()
+
+    def take(self) -> str:
+        """Return the newest line if it has changed since the last call, else ""."""
+        line, self._line = self._line, ""
+        return line
+
+    def _follow(self, client: Client, ref: KernelRef) -> None:
+        with contextlib.suppress(Exception), Client(client.credential) as own:
+            for text in follow_log(own, ref):
+                lines = [line.strip() for line in text.splitlines() if line.strip()]
+                self._line = lines[-1] if lines else self._line
 
 
 def plain_log(log: str) -> str:

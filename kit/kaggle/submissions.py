@@ -26,7 +26,7 @@ _REASONS = {
     "Look at the end of the notebook's log.",
     "scoring error": "Kaggle could not score the file: its rows, columns, ids or values. "
     "See `kit validate`.",
-    "kaggle error": "Kaggle itself failed. Submit the same version again.",
+    "kaggle error": "Kaggle itself failed. Submit the same version again, with --force.",
 }
 
 

@@ -18,6 +18,7 @@ from kit.kaggle.client import Client
 from kit.kaggle.errors import RefusedError, RulesError
 from kit.kaggle.kernels import KernelRef, look_up_kernel, wait_for_kernel
 from kit.kaggle.ledger import LedgerEntry
+from kit.kaggle.local_score import estimate_local_score
 from kit.kaggle.outputs import download_output, output_addresses
 from kit.kaggle.retry import require_known_effect
 from kit.kaggle.transfer import upload_file
@@ -52,6 +53,9 @@ def submit_kernel(
     competition: str = COMPETITION,
     sample: str | Path | None = None,
     local_score: str = "",
+    force: bool = False,
+    runs: str | Path = "runs",
+    data: str | Path = "data/processed",
     ledger_path: str | Path = ledger.LEDGER,
     say: Callable[[str], None] = lambda _: None,
 ) -> LedgerEntry:
@@ -64,7 +68,10 @@ def submit_kernel(
         kernel: OWNER/SLUG/VERSION; without VERSION the latest, without OWNER of this account.
         message: Kaggle's list and the ledger keep it.
         sample: a file with the ids that submission.csv must have.
-        local_score: for the ledger; "" takes the one that the kernel was pushed with.
+        local_score: for the ledger; "" takes the one that the kernel was pushed with, or the loss
+            of its runs on this machine.
+        force: submit a version that the ledger has already.
+        runs, data: folders of the runs and of the rows, for the local score.
 
     Raises:
         KaggleError, KitError: the submission would fail, and why.
@@ -75,6 +82,8 @@ def submit_kernel(
     if not ref.version:
         ref = replace(ref, version=stored.latest)
 
+    if not force:
+        _refuse_repetition(ref, competition, ledger_path)
     _require_open(client, competition, files=False, say=say)
     quota.tell_quota(client, say)
     # With a timeout of 0 this only raises unless the version is complete.
@@ -93,6 +102,9 @@ def submit_kernel(
     # The job in the notebook says what the prediction is blended from.
     job = notebook.job_of(stored.source)
     members = job.get("sources", [])
+    local_score = local_score or job.get("local_score", "")
+    if not local_score and (estimate := estimate_local_score(job, runs, data)) is not None:
+        local_score = f"{estimate:.5f}"
     body = {
         "competitionName": competition,
         "kernelOwner": ref.owner,
@@ -110,7 +122,7 @@ def submit_kernel(
         sha256=digest,
         runs=" ".join(member["ref"] for member in members),
         weights=" ".join(f"{member['weight']:g}" for member in members),
-        local_score=local_score or job.get("local_score", ""),
+        local_score=local_score,
         message=message,
     )
     return _send(client, "competitions.create_code_submission", body, entry, ledger_path, say)
@@ -173,6 +185,17 @@ def submit_file(
         message=message,
     )
     return _send(client, "competitions.create_submission", body, entry, ledger_path, say)
+
+
+def _refuse_repetition(ref: KernelRef, competition: str, ledger_path: str | Path) -> None:
+    """Raise RefusedError if the ledger has this version already, since the score would be equal."""
+    for entry in ledger.read_ledger(ledger_path):
+        if (entry.kernel, entry.competition) == (str(ref), competition):
+            score = f", public score {entry.public_score}" if entry.public_score else ""
+            raise RefusedError(
+                f"{ref} was submitted before: {entry.ref}, {entry.status}{score}",
+                "Push a new version, or add --force to submit this one again.",
+            )
 
 
 def _clean_message(message: str) -> str:

@@ -8,6 +8,7 @@ twice. The module does not import torch: a push to Kaggle checks a backbone's na
 
 import codecs
 import contextlib
+import functools
 import hashlib
 import json
 import tempfile
@@ -20,6 +21,8 @@ from typing import Any
 
 from kit.attention.families import Family, find_family, is_language_model
 from kit.errors import BackboneError
+from kit.model.hub import hub_is_reachable, is_in_hub_cache, skip_dead_hub
+from kit.recipe.load import SHORT_NAMES, is_hub_id
 from kit.storage.atomic import file_sha256, read_text_file
 from kit.storage.contents import describe_impostor
 
@@ -40,6 +43,7 @@ class Backbone:
     """One encoder of the registry.
 
     Attributes:
+        name: the short name, which recipes, runs and downloaded folders keep.
         hub_id: repository on the Hugging Face hub, None for a toy that starts from random weights.
         pooling: what `model.pooling = "auto"` means for it.
         pretraining: objective its weights come from.
@@ -62,6 +66,20 @@ class Backbone:
         return json.loads(file.read_text(encoding="utf-8"))
 
     @property
+    def full_name(self) -> str:
+        """The name that says the size, such as deberta-xsmall for deberta."""
+        return next((full for full, short in SHORT_NAMES.items() if short == self.name), self.name)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Parameters of the `backbone` (layers), the `embedding` (all tables) and in `total`.
+
+        They are shipped, because counting them takes torch and seconds.
+        """
+        backbone, embedding = _parameter_counts()[self.name]
+        return {"backbone": backbone, "embedding": embedding, "total": backbone + embedding}
+
+    @property
     def max_tokens(self) -> int:
         """Longest sequence in the pretraining, in tokens."""
         return max_positions(self.config) or self.config["max_position_embeddings"]
@@ -78,6 +96,12 @@ class Backbone:
             "vocabulary": config["vocab_size"],
             "max_tokens": self.max_tokens,
         }
+
+
+@functools.cache
+def _parameter_counts() -> dict[str, list[int]]:
+    file = resources.files("kit.model").joinpath("parameters.json")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 _FP16_DEBERTA = (
@@ -138,10 +162,11 @@ class ResolvedBackbone:
     Configuration and digest are read on first use and kept.
 
     Attributes:
-        name: registry name or folder, as the user typed it.
+        name: name in the registry, folder or hub id, as the user typed it.
         source: folder in Hugging Face layout, or hub id; None for a toy, which starts from random
             weights.
-        record: entry of the registry, None for a folder of the user's own.
+        record: entry of the registry, None for a folder of the user's own and for other encoders of
+            the hub.
     """
 
     name: str
@@ -160,18 +185,20 @@ class ResolvedBackbone:
         from transformers import AutoConfig
 
         try:
-            with self.readable_location() as location:
+            with skip_dead_hub(self.location), self.readable_location() as location:
                 config = AutoConfig.from_pretrained(location, trust_remote_code=False).to_dict()
         # transformers and huggingface_hub raise exceptions of many unrelated classes.
         except Exception as error:
-            cause = f"cannot be used: {_first_line(error)}"
-            if isinstance(self.source, Path):
-                cause = describe_impostor(self.source / "config.json") or cause
+            if not isinstance(self.source, Path):
+                raise self.loading_error(error) from error
+            cause = describe_impostor(self.source / "config.json")
+            cause = cause or f"cannot be used: {_first_line(error)}"
             raise BackboneError(f"{self.source}: its config.json {cause}", FOLDER_HINT) from error
 
         # The folder's path on this machine is no part of a model.
-        config.pop("_name_or_path", None)
-        return config
+        values = config.to_dict()
+        values.pop("_name_or_path", None)
+        return values
 
     @property
     def location(self) -> Path | str:
@@ -245,50 +272,70 @@ class ResolvedBackbone:
         content = "".join(f"{path.name} {file_sha256(path)}\n" for path in paths)
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
+    def require_files(self) -> None:
+        """Raise BackboneError, within seconds, where its files are neither here nor on a hub."""
+        is_local = not isinstance(self.source, str) or is_in_hub_cache(self.source)
+        if not is_local and not hub_is_reachable():
+            raise self.loading_error(ConnectionError())
+
     def loading_error(self, error: Exception) -> BackboneError:
         """Return the error to raise when it cannot be loaded, with a hint how to get its files."""
         cause = _first_line(error)
         if isinstance(self.source, Path):
             return BackboneError(f"{self.source}: cannot be loaded: {cause}", FOLDER_HINT)
-        return BackboneError(
-            f"backbone {self.name} ({self.source}) cannot be loaded: {cause}",
-            f"It needs the Hugging Face hub once. Where there is a network run `hf download "
-            f"{self.source} --local-dir models/{self.name}`; kit then finds it there, and a copy "
-            "works with `--backbone FOLDER`.",
-        )
+        local = self.record.name if self.record else self.name
+        download = f"`hf download {self.source} --local-dir models/{local}`"
+        if hub_is_reachable():
+            hint = f"See https://huggingface.co/{self.source}, and try {download}."
+        else:
+            where = f"no folder {self.name} and " if self.name == self.source else ""
+            cause = f"{where}no connection to the Hugging Face hub, from which it is loaded once"
+            hint = f"Where there is a network, run {download}; kit finds it there, or in a copy."
+        name = self.name if self.name == self.source else f"{self.name} ({self.source})"
+        return BackboneError(f"backbone {name}: {cause}", hint)
+
+
+def find_record(name: str) -> Backbone | None:
+    """Return the entry of the registry with this short name, full name or hub id, None without."""
+    if is_hub_id(name):
+        return next((record for record in _RECORDS if record.hub_id == name), None)
+    return BACKBONES.get(SHORT_NAMES.get(name, name))
 
 
 def resolve_backbone(name: str) -> ResolvedBackbone:
-    """Find a backbone by its exact registry name, or by a folder in Hugging Face layout.
+    """Find a backbone by its name in the registry, a folder in Hugging Face layout, or its hub id.
 
-    A registry backbone that was downloaded to `models/<name>` is used from there.
+    What was downloaded to `models/<name>` is used from there.
 
     Raises:
-        BackboneError: there is neither; the message lists the names.
+        BackboneError: there is none of these; the message lists the names.
     """
-    if name in BACKBONES:
-        record = BACKBONES[name]
-        local = Path("models") / name
-        downloaded = (local / "config.json").is_file()
-        return ResolvedBackbone(name, local if downloaded else record.hub_id, record)
-
+    record = find_record(name)
     folder = Path(name)
-    if (folder / "config.json").is_file():
+    if not record and (folder / "config.json").is_file():
         return local_backbone(folder)
+    if record or is_hub_id(name):
+        local = Path("models") / (record.name if record else name)
+        source = local if (local / "config.json").is_file() else record.hub_id if record else name
+        return ResolvedBackbone(name, source, record)
+
     if folder.is_dir():
         raise BackboneError(
             f"{folder}: no config.json in it", "A backbone folder is in Hugging Face layout."
         )
     raise BackboneError(
-        f"no backbone {name!r}", f"Registry: {', '.join(BACKBONES)}; or name a folder."
+        f"no backbone {name!r}",
+        f"Registry: {', '.join(record.full_name for record in _RECORDS)}; or name a folder, or an "
+        "encoder of the Hugging Face hub as OWNER/NAME.",
     )
 
 
-def has_backbone(folder: Path, backbone: Backbone) -> bool:
+def has_backbone(folder: Path, backbone: Backbone | None) -> bool:
     """Whether a folder in Hugging Face layout has the weights of this registry entry.
 
     Its architecture is compared with the registry's; a trained fold of a run, whose weights are
-    fine-tuned, is not taken for a backbone.
+    fine-tuned, is not taken for a backbone. For None, an encoder that the registry does not have,
+    any pretrained weights will do.
     """
     if (folder / "metrics.json").is_file() or not any(
         (folder / name).is_file() for name in WEIGHTS
@@ -300,6 +347,9 @@ def has_backbone(folder: Path, backbone: Backbone) -> bool:
         return False
     if not isinstance(config, dict):
         return False
+
+    if backbone is None:
+        return True
 
     # A reward model differs from its encoder in its classification head only.
     def traits(values: dict[str, Any]) -> list[Any]:

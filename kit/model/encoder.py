@@ -19,6 +19,7 @@ from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
 from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone
 from kit.model.checks import check_backbone_files, check_config, check_weights
+from kit.model.hub import skip_dead_hub
 from kit.recipe.spec import Shape
 
 if TYPE_CHECKING:
@@ -103,7 +104,11 @@ def load_encoder(
     if isinstance(source, Path):
         check_backbone_files(source)
     check_config(backbone.config, str(source))
-    with quiet_transformers(), backbone.readable_location() as location:
+    with (
+        quiet_transformers(),
+        skip_dead_hub(source),
+        backbone.readable_location() as location,
+    ):
         try:
             encoder, report = retry_busy_hub(
                 lambda: AutoModel.from_pretrained(
@@ -187,7 +192,11 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     source = backbone.location
-    with quiet_transformers(), backbone.readable_location() as location:
+    with (
+        quiet_transformers(),
+        skip_dead_hub(source),
+        backbone.readable_location() as location,
+    ):
         try:
             tokenizer: Any = retry_busy_hub(
                 lambda: AutoTokenizer.from_pretrained(location, trust_remote_code=False)

@@ -13,6 +13,7 @@ from kit.errors import BackboneError
 from kit.model.backbones import ResolvedBackbone
 from kit.model.checks import check_weights
 from kit.model.encoder import quiet_transformers, retry_busy_hub
+from kit.model.hub import skip_dead_hub
 
 _CHOOSE = "Choose a reward model, such as the backbone reward-deberta, or set model.reward=false."
 
@@ -73,7 +74,11 @@ def load_reward_head(backbone: ResolvedBackbone) -> RewardHead:
             f"{backbone.name} starts from random weights and has no reward", _CHOOSE
         )
 
-    with quiet_transformers(), backbone.readable_location() as location:
+    with (
+        quiet_transformers(),
+        skip_dead_hub(backbone.location),
+        backbone.readable_location() as location,
+    ):
         try:
             model, report = retry_busy_hub(
                 lambda: AutoModelForSequenceClassification.from_pretrained(

@@ -21,6 +21,24 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 # Recipes without a backbone of their own, for folders of encoders and of decoders.
 GENERAL = ("default", "judge")
+# The full names of backbones, and of their recipes, whose short name does not say the size. Recipes
+# keep the short name, because the hash in a run's name is made of it.
+SHORT_NAMES = {
+    "deberta-xsmall": "deberta",
+    "roberta-base": "roberta",
+    "electra-large": "electra",
+    "mdeberta-base": "mdeberta",
+    "xlm-roberta-base": "xlm-roberta",
+    "reward-deberta-large": "reward-deberta",
+}
+
+# Words in the name of an encoder on the hub, by which the nearest recipe is found.
+_FAMILIES = ("mdeberta", "deberta", "xlm-roberta", "roberta", "electra", "modernbert")
+_SIZES = ("xsmall", "small", "base", "large")
+_DECODERS = ("qwen", "llama", "gemma", "mistral", "smollm", "phi")
+
+# A repository on the Hugging Face hub.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 TYPE_NAMES: dict[type, str] = {
     int: "a whole number",
@@ -33,6 +51,11 @@ TYPE_NAMES: dict[type, str] = {
 def shipped_recipes() -> dict[str, Path]:
     """Return the files of the recipes that come with kit, by name."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can only mean OWNER/NAME on the Hugging Face hub: there is no such folder."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).parent.exists()
 
 
 def load_recipe(
@@ -49,9 +72,11 @@ def load_recipe(
         RecipeError: there is no such recipe, or a key, type or value is wrong. The message lists
             the choices.
     """
-    path = shipped_recipes().get(str(name_or_file)) or Path(name_or_file)
-    values = _read_toml(path, str(name_or_file))
+    requested = str(name_or_file)
+    path = shipped_recipes().get(SHORT_NAMES.get(requested, requested)) or Path(name_or_file)
+    values = _read_toml(path, requested)
 
+    backbone = SHORT_NAMES.get(backbone or "", backbone)
     if backbone and backbone != values.get("backbone"):
         values["backbone"] = backbone
         # A folder that is not there is reported by whoever looks for the backbone.
@@ -70,6 +95,7 @@ def load_recipe(
         raise RecipeError(
             f"{path} names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
         )
+    values["backbone"] = SHORT_NAMES.get(str(values["backbone"]), values["backbone"])
     recipe = _build_recipe(values, str(path))
     _check_combinations(recipe, changes, str(path))
     return recipe
@@ -80,6 +106,9 @@ def choose_recipe(
 ) -> Recipe:
     """Load the recipe for `--backbone` and `--recipe`: the backbone's own, a named one, or both.
 
+    An encoder of the hub gets the recipe of its family that is nearest in size, such as `deberta`
+    for microsoft/deberta-v3-small, or `default`.
+
     Raises:
         RecipeError: neither is given; or as for `load_recipe`.
     """
@@ -88,14 +117,37 @@ def choose_recipe(
             "no backbone and no recipe given",
             "Add --backbone NAME (`kit backbones`) or --recipe NAME.",
         )
-    own = backbone if backbone in shipped_recipes() else _general_recipe(backbone)
-    return load_recipe(recipe or own, overrides, backbone)
+    if recipe or not backbone:
+        return load_recipe(recipe or "default", overrides, backbone)
+    if not is_hub_id(backbone):
+        own = SHORT_NAMES.get(backbone, backbone)
+        own = own if own in shipped_recipes() else _general_recipe(backbone)
+        return load_recipe(own, overrides, backbone)
+
+    nearest = _nearest_recipe(backbone)
+    named = (f'name="{Path(backbone).name}"', f'purpose="the recipe {nearest} with {backbone}"')
+    return load_recipe(nearest, (*named, *overrides), backbone)
 
 
-def _general_recipe(backbone: str | None) -> str:
+def _nearest_recipe(hub_id: str) -> str:
+    """Return the shipped recipe for a model, by the family and the size in its name."""
+    words = re.split(r"[^a-z0-9]+", Path(hub_id).name.lower())
+    if any(word.startswith(_DECODERS) for word in words):
+        return "judge"
+    family = next((name for name in _FAMILIES if set(name.split("-")) <= {*words}), "")
+    size = next((place for place, name in enumerate(_SIZES) if name in words), _SIZES.index("base"))
+    for near in sorted(range(len(_SIZES)), key=lambda place: abs(place - size)):
+        full = f"{family}-{_SIZES[near]}"
+        name = SHORT_NAMES.get(full, full)
+        if name in shipped_recipes():
+            return name
+    return "default"
+
+
+def _general_recipe(backbone: str) -> str:
     """Return the recipe for a backbone folder: "judge" for a language model, else "default"."""
     try:
-        config = json.loads(read_text_file(Path(backbone or "") / "config.json"))
+        config = json.loads(read_text_file(Path(backbone) / "config.json"))
         return "judge" if is_language_model(config) else "default"
     # Whether the folder can be used is found out when it is read for the training.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -339,7 +339,7 @@ class Recipe:
 
     Attributes:
         name: the recipe's name; the run's name begins with it.
-        backbone: a name from `kit backbones`, or a folder in Hugging Face layout.
+        backbone: a name from `kit backbones`, a folder in Hugging Face layout, or a hub id.
         purpose: what the recipe is for, in one sentence.
     """
 

@@ -99,6 +99,29 @@ def make_once(
             make()
 
 
+def lock_holder(folder: Path, name: str = "") -> str:
+    """Return who holds a lock, such as "process 12 on host", or "" if nobody does.
+
+    The file is only read: to try the lock would refuse it to a process that wants it meanwhile.
+    """
+    try:
+        text = _lock_path(folder, name).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    pid, _, host = text.strip().partition(" ")
+    if not pid.isdecimal():
+        return ""
+    if host == socket.gethostname():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return ""
+        except (OSError, OverflowError):
+            # It belongs to another user, and so it is there.
+            pass
+    return f"process {pid} on {host}"
+
+
 def lock_handle(handle: int, wait: bool = False) -> bool:
     """Lock an open file until it is closed; return False if it is locked, or cannot be."""
     try:

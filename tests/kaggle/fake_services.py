@@ -340,6 +340,19 @@ class Kernels:
             "nextPageToken": more,
         }
 
+    def list_kernels(self, body: Body) -> Any:
+        kernels = [
+            {
+                "ref": ref,
+                "title": ref.partition("/")[2],
+                "lastRunTime": "2026-11-28T00:00:00.000Z",
+                "enableGpu": kernel["versions"][max(kernel["versions"])]["gpu"],
+            }
+            for ref, kernel in self.kernels.items()
+            if ref.startswith(f"{body['user']}/")
+        ]
+        return {"kernels": kernels[: body["pageSize"]]}
+
     def get_kernel(self, body: Body) -> Any:
         ref = f"{body['userName']}/{body['kernelSlug']}"
         version = self.version(body)

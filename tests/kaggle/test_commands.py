@@ -85,7 +85,9 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, here: Path) -> None:
+def test_the_commands_lead_from_download_to_a_score(
+    kit: Kit, fake: FakeKaggle, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert kit("download").exit_code == 0
 
     train = kit(*TRAIN, "--fold", "all", "--max-hours", 9)
@@ -112,6 +114,9 @@ def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, 
 
     listed = kit("submissions").stdout
     assert all(word in listed for word in ("0.98765", "the whole way", f"{INFER}/1"))
+    for command in ("submissions", "kernels status", "kernels list"):
+        monkeypatch.setenv("COLUMNS", "80")
+        assert max(map(len, kit(*command.split()).stdout.splitlines())) <= 80
     assert read_ledger(here / "submissions/ledger.csv")[0].runs == f"{OWNER}/{TRAIN_SLUG}"
     assert len(fake.submissions) == 1
 
@@ -123,7 +128,9 @@ def test_the_commands_lead_from_download_to_a_score(kit: Kit, fake: FakeKaggle, 
         TRAIN,
         [*TRAIN, "--fan-out"],
         ["kernels", "push", "infer", "--runs", "me/kit-train"],
+        ["kernels", "list"],
         ["kernels", "status"],
+        ["kernels", "stop", "me/kit-train"],
         ["kernels", "wait", "me/kit-train"],
         ["kernels", "logs", "me/kit-train"],
         ["kernels", "output", "me/kit-train"],
@@ -576,6 +583,49 @@ class TestKernels:
         assert result.exit_code == 1
         assert "RUNNING after 1 minutes" in result.stderr
 
+    def test_the_account_s_kernels_are_listed_with_their_states(
+        self, kit: Kit, fake: FakeKaggle
+    ) -> None:
+        assert "None yet" in kit("kernels", "list").stderr
+        fake.save_kernel({"slug": INFER, "text": "", "enableGpu": True})
+        (row,) = json.loads(kit("kernels", "list", "--json").stdout)
+        assert (row["kernel"], row["status"], row["gpu"]) == (INFER, "QUEUED", "yes")
+        assert "2026-11-28 00:00" in kit("kernels", "list", "--wide").stdout
+
+    def test_the_page_of_a_kernel_is_opened(
+        self, kit: Kit, fake: FakeKaggle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened: list[str] = []
+        monkeypatch.setattr("click.launch", opened.append)
+        kit("kernels", "open", "kit-infer")
+        assert opened == [f"https://www.kaggle.com/code/{INFER}"]
+        assert json.loads(kit("kernels", "open", INFER, "--json").stdout)["url"] == opened[0]
+        assert fake.calls == []
+
+    def test_a_run_is_stopped_by_hand(self, kit: Kit, fake: FakeKaggle) -> None:
+        fake.kernel_script = ["RUNNING", "COMPLETE"]
+        fake.save_kernel({"slug": INFER, "text": ""})
+        running = kit("kernels", "stop", "kit-infer")
+        assert running.exit_code == 1
+        assert "https://www.kaggle.com/code?sessions=active" in running.stderr
+        assert kit("kernels", "stop", "kit-infer").exit_code == 0
+
+    def test_waiting_shows_the_newest_line_of_the_log(
+        self, kit: Kit, fake: FakeKaggle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Watcher:
+            def __init__(self, *_: object):
+                self.lines = ["step 1/9", "", "step 5/9"]
+
+            def take(self) -> str:
+                return self.lines.pop(0) if self.lines else ""
+
+        monkeypatch.setattr("kit.kaggle.kernels.LogWatcher", Watcher)
+        fake.kernel_script = ["QUEUED", *["RUNNING"] * 12, "COMPLETE"]
+        fake.save_kernel({"slug": INFER, "text": ""})
+        lines = kit("kernels", "wait", INFER, "--every", 30).stderr.splitlines()
+        assert [line for line in lines if "step" in line] == ["step 1/9", "step 5/9"]
+
     @pytest.mark.usefixtures("ready")
     def test_logs_are_printed_as_text_or_json(self, kit: Kit) -> None:
         assert kit("kernels", "logs", "kit-infer").stdout == "hello\n"
@@ -683,7 +733,9 @@ class TestSubmit:
     def test_without_wait_the_next_step_is_printed(self, kit: Kit) -> None:
         result = kit("submit", "--kernel", "kit-infer", "-m", "m", "--json")
         assert json.loads(result.stdout)["kernel"] == f"{INFER}/1"
-        assert "kit submissions" in kit("submit", "--kernel", INFER, "-m", "m").stderr
+        again = ("submit", "--kernel", INFER, "-m", "m")
+        assert "was submitted before" in kit(*again).stderr
+        assert "kit submissions" in kit(*again, "--force").stderr
 
     def test_a_file_is_refused_by_a_notebooks_only_competition(
         self, kit: Kit, fake: FakeKaggle, here: Path

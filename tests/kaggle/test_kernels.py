@@ -49,12 +49,15 @@ def test_a_kernel_is_named_by_slug_or_address(text: str, read: KernelRef) -> Non
     assert KernelRef.parse(str(read)) == read
 
 
-@pytest.mark.parametrize(
-    "text", ["a/b/c/d", "kituser/kit train", "kituser/abc", "me/kit-train/0", "../kit-train"]
-)
+@pytest.mark.parametrize("text", ["a/b/c/d", "kituser/kit train", "me/kit-train/0", "../kit-train"])
 def test_invalid_kernel_names_are_refused(text: str) -> None:
     with pytest.raises(errors.KaggleError, match="is not the name of a kernel"):
         KernelRef.parse(text)
+
+
+def test_a_name_that_is_too_short_says_the_rule() -> None:
+    with pytest.raises(errors.KaggleError, match="'bar' is shorter than 5 characters"):
+        KernelRef.parse("foo/bar")
 
 
 def test_an_empty_kernel_name_is_refused() -> None:
@@ -198,6 +201,16 @@ class TestLogs:
     ) -> None:
         fake.kernel_log = [{"data": "so far\n"}]
         assert logs.read_log(client, save()) == "so far\n"
+
+    def test_the_newest_line_is_taken_once(
+        self, client: Client, fake: FakeKaggle, save: Callable
+    ) -> None:
+        fake.kernel_log = [{"data": "first\nstep 1/9\n"}, {"data": "step 2/9\n\n"}]
+        ref = save()
+        watcher = logs.LogWatcher(client, ref)
+        watcher._thread.join(timeout=10)
+        assert watcher.take() == "step 2/9"
+        assert watcher.take() == ""
 
     def test_following_reconnects_without_repeating_lines(
         self, client: Client, fake: FakeKaggle, save: Callable, monkeypatch: pytest.MonkeyPatch

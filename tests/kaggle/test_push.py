@@ -3,6 +3,7 @@
 import ast
 import base64
 import dataclasses
+import hashlib
 import io
 import json
 import lzma
@@ -52,27 +53,48 @@ class TestNotebook:
         nbformat.validate(nbformat.reads(text, as_version=4))
         return json.loads(text)["cells"]
 
-    def test_the_cells_are_one_of_literals_and_the_runtime_files(self, cells: list[dict]) -> None:
-        kinds = [(c["id"], c["cell_type"]) for c in cells]
-        assert kinds == [
-            ("about", "markdown"),
-            ("payload", "code"),
-            ("start", "code"),
-            ("infer", "code"),
-        ]
+    def test_the_cells_are_two_of_literals_and_the_runtime_files(self, cells: list[dict]) -> None:
+        assert [(c["id"], c["cell_type"]) for c in cells[:1]] == [("about", "markdown")]
+        names = [cell["id"] for cell in cells[1:]]
+        assert names == ["job", "wheels", "start", "infer", "show"]
+        hidden = [cell["id"] for cell in cells if cell["metadata"].get("_kg_hide-input")]
+        assert hidden == ["wheels", "start"]
 
-        (assignment,) = ast.parse(cells[1]["source"]).body
-        assert isinstance(assignment, ast.Assign)
-
-        ast.literal_eval(assignment.value)
+        for cell in cells[1:3]:
+            (assignment,) = ast.parse(cell["source"]).body
+            assert isinstance(assignment, ast.Assign)
+            ast.literal_eval(assignment.value)
         folder = Path(kit.__file__).parent / "kaggle/runtime"
-        for cell in cells[2:]:
+        for cell in cells[3:]:
             assert cell["source"] + "\n" == (folder / f"{cell['id']}.py").read_text(
                 encoding="utf-8"
             )
 
-    def test_the_job_and_the_marks_are_read_back(self) -> None:
-        job = {"push": "a" * 32, "text": "é 😀 \ud800 \"quoted\" '''"}
+    def test_it_says_what_it_does_and_which_wheels_it_has(self, job: Job) -> None:
+        settings = {**job.session_settings(), "push": "a" * 32}
+        about, *_ = json.loads(notebook.build_notebook("train", settings))["cells"]
+        assert f"Trains fold 0 of `{load_recipe('tiny-electra').run_name}`" in about["source"]
+        assert "on two T4 GPUs, within 9 hours" in about["source"]
+        assert hashlib.sha256(build_wheel("kit").data).hexdigest() in about["source"]
+
+    def test_the_recipe_can_be_read_in_the_job(self, job: Job) -> None:
+        settings = {**job.session_settings(), "push": "a" * 32}
+        text = notebook.build_notebook("train", settings)
+        assert "\nlr = 0.001\n" in json.loads(text)["cells"][1]["source"]
+        assert notebook.job_of(text) == settings
+
+    def test_the_job_of_an_older_notebook_is_read(self) -> None:
+        payload = {"job": json.dumps({"push": "a"}), "wheels": {}}
+        cells = [{"source": f"KIT_PAYLOAD = {json.dumps(payload)}"}]
+        assert notebook.job_of(json.dumps({"cells": cells})) == {"push": "a"}
+
+    @pytest.mark.parametrize("between", [" ", "\n", "\\\n"])
+    def test_the_job_and_the_marks_are_read_back(self, between: str) -> None:
+        job = {
+            "push": "a" * 32,
+            "text": f"é 😀 \ud800 \"quoted\"{between} ''' \r\x00\u2028 \\N \\",
+            "more": {"list": [None, True, 1.5, {}], "none": []},
+        }
         fingerprint = notebook.job_fingerprint("train", job)
         text = notebook.build_notebook("train", job)
         assert notebook.job_of(text) == job
@@ -464,11 +486,11 @@ main()
 
 def test_the_payload_has_the_wheels_of_kit_and_tomli_w() -> None:
     cells = json.loads(notebook.build_notebook("train", {"push": "a" * 32}))["cells"]
-    (cell,) = [cell for cell in cells if cell["id"] == "payload"]
-    payload = ast.literal_eval(ast.parse(cell["source"]).body[0].value)
-    for name, package in zip(payload["wheels"], ("kit", "tomli_w"), strict=True):
-        with zipfile.ZipFile(
-            io.BytesIO(lzma.decompress(base64.b64decode(payload["wheels"][name])))
-        ) as bundle:
+    (cell,) = [cell for cell in cells if cell["id"] == "wheels"]
+    wheels = ast.literal_eval(ast.parse(cell["source"]).body[0].value)
+    for wheel, package in zip(wheels.values(), ("kit", "tomli_w"), strict=True):
+        data = lzma.decompress(base64.b64decode(wheel["lzma"]))
+        assert hashlib.sha256(data).hexdigest() == wheel["sha256"]
+        with zipfile.ZipFile(io.BytesIO(data)) as bundle:
             assert bundle.testzip() is None
             assert f"{package}/__init__.py" in bundle.namelist()

@@ -83,6 +83,20 @@ class TestSubmitKernel:
         assert "5 submissions left today" in heard.text
         assert "GPU hours left" in heard.text
 
+    def test_a_version_that_the_ledger_has_is_refused_without_force(
+        self, client: Client, fake: FakeKaggle, complete_kernel: Callable, ledger_path: Path
+    ) -> None:
+        complete_kernel()
+        first = submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
+        with pytest.raises(errors.RefusedError, match=f"submitted before: {first.ref}") as caught:
+            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
+        assert "--force" in caught.value.hint
+        assert len(fake.submissions) == 1
+        submit.submit_kernel(client, KERNEL, "m", force=True, ledger_path=ledger_path)
+        complete_kernel()
+        submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
+        assert len(fake.submissions) == 3
+
     @pytest.mark.parametrize(
         ("options", "expected"),
         [

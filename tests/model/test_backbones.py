@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kit.errors import BackboneError
+from kit.model import backbones
 from kit.model.backbones import BACKBONES, Backbone, has_backbone, max_positions, resolve_backbone
 from kit.model.encoder import build_encoder, count_parameters
 from kit.recipe.load import shipped_recipes
@@ -34,6 +35,19 @@ def test_the_reference_backbones_have_the_published_sizes(name: str):
     for value, published in zip(counted.values(), millions, strict=True):
         # Published numbers are rounded to a million, some with a pooler or a pretraining head.
         assert value / 1e6 == pytest.approx(published, rel=0.03)
+
+
+def test_the_shipped_parameter_counts_are_those_of_the_architectures(
+    pytestconfig: pytest.Config,
+):
+    counted = {name: count_parameters(record.config) for name, record in BACKBONES.items()}
+    if pytestconfig.getoption("update"):
+        pairs = {name: [c["backbone"], c["embedding"]] for name, c in counted.items()}
+        lines = [f" {json.dumps(name)}: {json.dumps(pair)}" for name, pair in pairs.items()]
+        file = Path(backbones.__file__).with_name("parameters.json")
+        file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        backbones._parameter_counts.cache_clear()
+    assert {name: record.parameters for name, record in BACKBONES.items()} == counted
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -80,9 +94,7 @@ def test_a_toy_has_the_architecture_of_a_real_backbone_and_few_parameters():
         assert count_parameters(toy.config)["total"] < 300_000
 
 
-@pytest.mark.parametrize(
-    "name", ["Deberta", "deberta-", "tiny", "roberta-base", "microsoft/deberta-v3-xsmall", ""]
-)
+@pytest.mark.parametrize("name", ["Deberta", "deberta-", "tiny", "a/b/c", "./mine", "up/../x", ""])
 def test_names_are_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BackboneError):
@@ -92,7 +104,43 @@ def test_names_are_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_unknown_name_lists_the_registry():
     with pytest.raises(BackboneError, match="no backbone 'debreta'") as caught:
         resolve_backbone("debreta")
-    assert all(name in caught.value.hint for name in BACKBONES)
+    assert all(record.full_name in caught.value.hint for record in BACKBONES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("deberta-xsmall", "deberta"),
+        ("roberta-base", "roberta"),
+        ("electra-large", "electra"),
+        ("microsoft/deberta-v3-xsmall", "deberta"),
+        ("deberta-base", "deberta-base"),
+    ],
+)
+def test_full_names_and_hub_ids_are_those_of_the_registry(name: str, short: str):
+    assert resolve_backbone(name).record is BACKBONES[short]
+
+
+def test_every_full_name_says_the_size():
+    sizes = {"xsmall", "small", "base", "large", "tiny"}
+    for record in BACKBONES.values():
+        assert sizes & set(record.full_name.split("-")), record.full_name
+
+
+def test_another_encoder_of_the_hub_is_found_by_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_backbone("microsoft/deberta-v3-small").source == "microsoft/deberta-v3-small"
+    folder = tmp_path / "models/microsoft/deberta-v3-small"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    found = resolve_backbone("microsoft/deberta-v3-small")
+    assert found.source == Path("models/microsoft/deberta-v3-small")
+
+    # With a folder of the owner's name, the user means a path.
+    with pytest.raises(BackboneError):
+        resolve_backbone("models/deberta")
 
 
 def test_a_folder_in_hugging_face_layout_is_a_backbone(tmp_path: Path):

@@ -242,11 +242,10 @@ def test_an_offline_error_explains_the_download(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        BackboneError, match=r"deberta \(microsoft/deberta-v3-xsmall\) cannot be loaded"
+        BackboneError, match=r"deberta \(microsoft/deberta-v3-xsmall\): no connection"
     ) as caught:
         load(resolve_backbone("deberta"))
     assert "hf download microsoft/deberta-v3-xsmall --local-dir models/deberta" in caught.value.hint
-    assert "--backbone FOLDER" in caught.value.hint
 
 
 def test_a_backbone_downloaded_to_models_is_used_from_there(

@@ -334,3 +334,30 @@ def test_a_backbone_has_its_own_recipe_and_a_folder_the_default_one(tmp_path: Pa
 
     with pytest.raises(RecipeError, match="no backbone and no recipe"):
         choose_recipe(None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("deberta-xsmall", "deberta"), ("roberta-base", "roberta")]
+)
+def test_a_full_name_means_the_same_run_as_the_short_one(name: str, own: str):
+    assert choose_recipe(name, None).run_name == load_recipe(own).run_name
+    assert choose_recipe(None, name).run_name == load_recipe(own).run_name
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "nearest"),
+    [
+        ("microsoft/deberta-v3-small", "deberta"),
+        ("microsoft/mdeberta-v3-base", "mdeberta"),
+        ("google/electra-large-generator", "electra"),
+        ("answerdotai/ModernBERT-large", "modernbert-large"),
+        ("sentence-transformers/all-MiniLM-L6-v2", "default"),
+    ],
+)
+def test_an_encoder_of_the_hub_gets_the_nearest_recipe(hub_id: str, nearest: str):
+    recipe = choose_recipe(hub_id, None, ("train.seed=1",))
+    assert recipe.name == hub_id.partition("/")[2]
+    assert recipe.backbone == hub_id
+    assert recipe.purpose == f"the recipe {nearest} with {hub_id}"
+    assert recipe.train.lr == load_recipe(nearest, (), "deberta").train.lr
+    assert choose_recipe(hub_id, "deberta-cross").model.shape == "cross"

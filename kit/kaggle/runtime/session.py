@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import kit
-from kit.model.backbones import BACKBONES, WEIGHTS, has_backbone
+from kit.model.backbones import WEIGHTS, find_record, has_backbone
 from kit.model.base import BaseReference, holds_base, run_bases
 from kit.storage import atomic
 
@@ -172,17 +172,19 @@ class NotebookSession:
             RuntimeError: the job names sources of weights, and none of them has this backbone's.
         """
         folders = [path.parent for path in _find_files("config.json", self.input_folder)]
+        sources = self.job.get("weights")
+        record = find_record(name)
         for folder in folders:
-            if name in BACKBONES and has_backbone(folder, BACKBONES[name]):
+            # An encoder that is not in the registry is what the user has named for it.
+            if (record or sources) and has_backbone(folder, record):
                 return folder
 
-        sources = self.job.get("weights")
         if sources:
             found = ", ".join(str(folder) for folder in folders) or "none"
             raise RuntimeError(
                 f"no weights of {name} in {', '.join(sources)}; folders with a config.json under"
                 f" {self.input_folder}: {found}. Push again with a --model that has"
-                f" {BACKBONES[name].hub_id} in Hugging Face layout."
+                f" {record.hub_id if record else name} in Hugging Face layout."
             )
         return None
 

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 from kit.kaggle.runtime.session import NotebookSession, log_line, log_warning
+from kit.model.backbones import find_record
 from kit.task import TRAIN_FILE
 
 RESERVE_S = 300.0  # for writing and hashing what was trained
@@ -84,9 +85,10 @@ def _use_mounted_weights(session: NotebookSession, scratch: Path) -> dict[str, s
     if folder is None:
         return environment
 
-    # A registry backbone is used from models/NAME where that exists.
-    link = scratch / "models" / name
-    link.parent.mkdir()
+    # What is in models/NAME is used from there, of the registry by its short name.
+    record = find_record(name)
+    link = scratch / "models" / (record.name if record else name)
+    link.parent.mkdir(parents=True)
     link.symlink_to(folder.absolute(), target_is_directory=True)
     log_line(f"the weights of {name} are those in {folder}")
     return environment | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

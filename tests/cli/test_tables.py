@@ -1,0 +1,92 @@
+"""Check that every table fits 80 columns, and that no number and no word in it is broken."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from made_runs import make_run
+
+from kit.cli import output
+from kit.cli.main import main
+from kit.data.dataset import Dataset
+from kit.predictions import read_predictions, write_predictions
+
+WIDTH = 80
+
+
+@pytest.fixture(scope="module")
+def files(
+    processed: Dataset, data: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Folders and files for the commands: three runs with long names, and the sample."""
+    folder = tmp_path_factory.mktemp("tables")
+    runs = folder / "runs"
+    for seed, recipe in ((0, "tiny-electra"), (1, "tiny-electra"), (0, "tiny-deberta")):
+        make_run(runs, processed, seed, parts=(0, 1, 2), recipe=recipe)
+    rows = pd.read_parquet(data / "train.parquet")
+    bayes = read_predictions(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
+    write_predictions(bayes, folder / "bayes.csv")
+    one, other, _ = sorted(runs.iterdir())
+    return {"runs": runs, "data": data, "raw": raw, "bayes": folder / "bayes.csv"} | {
+        "one": one,
+        "other": other,
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "backbones",
+        "recipes",
+        "recipes --keys",
+        "preprocess --raw {raw} --out {data} --folds 3 --valid 0.2",
+        "runs --runs {runs} --truth {raw}/truth.csv",
+        "runs show {one}",
+        "runs diff {one} {other}",
+        "report {one} {other} --data {data} --truth {raw}/truth.csv",
+        "ensemble --fit {one}/oof.csv --fit {other}/oof.csv --truth {data}/train.parquet",
+        "calibrate {bayes} --truth {data}/train.parquet",
+        "score {raw}/bayes.csv --truth {raw}/train.csv --subset",
+    ],
+)
+def test_a_table_fits_and_nothing_in_it_is_broken(
+    command: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    # The age of a run would be another one at the second call.
+    monkeypatch.setattr("kit.tracking.listing.time.time", lambda: 2e9)
+
+    def run(columns: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        result = CliRunner().invoke(main, command.format(**files).split())
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    fitted, whole = run(WIDTH), run(2000)
+    table = [line for line in fitted.splitlines() if line.startswith(" ")]
+    assert max(map(len, table), default=0) <= WIDTH
+    lines = {word for word in fitted.split() if set(word) == {"─"}}
+    assert set(fitted.split()) - lines <= set(whole.split())
+
+
+def test_columns_are_left_out_in_the_given_order_only_where_wide_can_bring_them_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "20")
+
+    def show(wide: bool | None) -> list[str]:
+        monkeypatch.setattr(output, "_wide", lambda: wide)
+        output.print_table("", ["first", "second", "third"], [["a" * 9] * 3], drop=(1,))
+        return capsys.readouterr().out.split()
+
+    assert show(False)[:2] == ["first", "third"]
+    assert show(True)[:3] == show(None)[:3] == ["first", "second", "third"]
+
+
+def test_only_prose_is_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "40")
+    interval = "0.8294 [0.7724, 0.8900]"
+    output.print_table("", ["loss", "text"], [[interval, "many words " * 9]], prose=("text",))
+    printed = capsys.readouterr().out
+    assert interval in printed
+    assert printed.count("many words") == 9
