@@ -6,7 +6,7 @@ Use `find_answer`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kit.reporting.comparison import ComparisonLine, ModelFigures, rank_lines
+from kit.reporting.comparison import Comparison, ModelFigures, rank_lines
 from kit.reporting.models import FLOOR, PRIOR, ReportModel
 from kit.reporting.significance import PairedDifference, Significance
 
@@ -37,25 +37,24 @@ class Answer:
 
 
 def find_answer(
-    lines: Sequence[ComparisonLine],
+    comparison: Comparison,
     models: Sequence[ReportModel],
-    split: str,
     rows: str,
     significance: Significance | None,
 ) -> Answer:
     """Return the answer for one split.
 
     Args:
-        lines: the table of all models.
+        comparison: the table of all models; at least one has predicted the split that counts.
         models: the same models.
-        split: the split that the answer is about; at least one model has predicted it.
-        rows: the name of the split's rows.
+        rows: the name of that split's rows.
         significance: the paired comparisons on these rows, None if there is only one model.
     """
-    references = {model.name for model in models if model.reference}
-    ranked = [line for line in rank_lines(lines, split, references)[0] if getattr(line, split)]
+    split = comparison.split
+    ranked, references = rank_lines(comparison)
+    ranked = [line for line in ranked if getattr(line, split)]
     best = ranked[0].name
-    floor = next((line for line in lines if line.name == FLOOR and getattr(line, split)), None)
+    floor = next((line for line in references if line.name == FLOOR), None)
 
     # A baseline run of the class prior takes the reference's place.
     priors = {model.name for model in models if model.run and model.run.baseline == "prior"}
@@ -72,7 +71,7 @@ def find_answer(
         level = tuple(
             name
             for name, pair in pairs.items()
-            if pair.verdict != "better" and name not in references
+            if pair.verdict != "better" and name not in comparison.references
         )
     figures = getattr(ranked[0], split)
     floor_loss = getattr(floor, split).log_loss if floor else None

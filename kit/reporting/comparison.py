@@ -3,7 +3,6 @@
 Use `tabulate_models`, and `rank_lines` for its lines from the best to the worst.
 """
 
-from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,12 +57,16 @@ class Comparison:
     Attributes:
         lines: one for each model, the references first.
         validation: what the validation rows are (see `rows.name_parts`).
+        split: the split that models are ranked by, "valid" or "test".
+        references: the names of those lines that need no training.
         left_out: runs that are not compared on the validation rows, and why.
         note: a remark on the choice of validation rows, or nothing.
     """
 
     lines: tuple[ComparisonLine, ...]
     validation: str
+    split: str
+    references: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     note: str = ""
 
@@ -92,16 +95,20 @@ def tabulate_models(inputs: ReportInputs) -> Comparison:
     note = ""
     if inputs.holdout_unused:
         note = "Compared on out-of-fold rows; every run has a holdout too."
-    return Comparison(tuple(lines), inputs.validation, inputs.left_out, note)
+    references = tuple(model.name for model in inputs.models if model.reference)
+    return Comparison(
+        tuple(lines), inputs.validation, inputs.main_split, references, inputs.left_out, note
+    )
 
 
 def rank_lines(
-    lines: Sequence[ComparisonLine], split: str, references: Collection[str]
+    comparison: Comparison,
 ) -> tuple[list[ComparisonLine], list[ComparisonLine]]:
     """Return the lines of the models, the lowest log loss first, and those of the references.
 
-    Models that did not predict the split come last, ordered by the other one.
+    Models that did not predict the split that counts come last, ordered by the other one.
     """
+    split = comparison.split
     other = "test" if split == "valid" else "valid"
 
     def key(line: ComparisonLine) -> tuple[float, float]:
@@ -111,8 +118,8 @@ def rank_lines(
         ]
         return losses[0], losses[1]
 
-    competing = [line for line in lines if line.name not in references]
-    apart = [line for line in lines if line.name in references]
+    competing = [line for line in comparison.lines if line.name not in comparison.references]
+    apart = [line for line in comparison.lines if line.name in comparison.references]
     return sorted(competing, key=key), sorted(apart, key=key)
 
 
@@ -131,7 +138,11 @@ def comparison_columns(comparison: Comparison) -> list[str]:
 
 
 def comparison_rows(comparison: Comparison) -> list[list[str]]:
-    """Return the table's cells as text, with as many columns as fit a terminal."""
+    """Return the table's cells as text, with as many columns as fit a terminal.
+
+    The best model comes first, references last.
+    """
+    ranked, references = rank_lines(comparison)
     return [
         [
             line.name,
@@ -141,7 +152,7 @@ def comparison_rows(comparison: Comparison) -> list[list[str]]:
             format_number(line.parameters, ","),
             format_number(line.minutes, ".1f"),
         ]
-        for line in comparison.lines
+        for line in (*ranked, *references)
     ]
 
 

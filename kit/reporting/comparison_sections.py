@@ -45,8 +45,7 @@ def comparison_section(report: "Report") -> Section:
     comparison = report.comparison
     inputs = report.inputs
     has_test = "test" in inputs.scored_splits
-    references = {model.name for model in inputs.models if model.reference}
-    models, apart = rank_lines(comparison.lines, inputs.main_split, references)
+    models, apart = rank_lines(comparison)
 
     # The best of a column is bold. References do not compete: the floor always wins.
     lowest = {
@@ -56,7 +55,7 @@ def comparison_section(report: "Report") -> Section:
 
     def score_cells(line: ComparisonLine, split: str) -> Row:
         figures = getattr(line, split)
-        is_reference = line.name in references
+        is_reference = line.name in comparison.references
         strong = bool(figures) and not is_reference and figures.log_loss == lowest[split]
         return (
             loss_cell(figures, strong),
@@ -65,7 +64,7 @@ def comparison_section(report: "Report") -> Section:
         )
 
     def row(line: ComparisonLine) -> Row:
-        keys = format_keys(line.name, report.recipe_keys.get(line.name, {}), KEYS_SHOWN)
+        keys = format_keys(report.hash_keys.get(line.name, {}))
         size = Cell("")
         if line.parameters is not None:
             size = Cell(format_size(line.parameters), value=line.parameters)
@@ -100,15 +99,11 @@ def comparison_section(report: "Report") -> Section:
     return Section("comparison", "Comparison", _comparison_text(report), tables=(table,))
 
 
-def format_keys(name: str, values: Mapping[str, Any], limit: int) -> str:
-    """Return at most `limit` of a run's values of recipe keys, without those that its name says."""
-    texts = [
-        f"{key.rpartition('.')[2]} {format_value(value)}"
-        for key, value in values.items()
-        if not (isinstance(value, str) and value in name)
-    ]
-    if len(texts) > limit:
-        texts = [*texts[:limit], f"{len(texts) - limit} more"]
+def format_keys(values: Mapping[str, Any]) -> str:
+    """Return the first few of a run's values of recipe keys."""
+    texts = [f"{key.rpartition('.')[2]} {format_value(value)}" for key, value in values.items()]
+    if len(texts) > KEYS_SHOWN:
+        texts = [*texts[:KEYS_SHOWN], f"{len(texts) - KEYS_SHOWN} more"]
     return ", ".join(texts)
 
 
@@ -129,14 +124,14 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
         "bootstrap interval: the log loss is computed again on 1,000 random resamples of the "
         "prompts, and 95% of the results lie inside.",
         describe_rows(report),
+        "Below the name of a run are the recipe keys in which runs of the same name differ. "
         "Calibration error is the mean distance between accuracy and confidence, the probability "
         "of the class that a model finds most probable. Swap gap is the mean absolute change of "
         "the probabilities when the two answers trade places: 0 means that their order does not "
         "matter.",
     ]
-    references = [model.name for model in report.inputs.models if model.reference]
-    if references:
-        paragraphs.append(" ".join(REFERENCES[name] for name in references))
+    if report.comparison.references:
+        paragraphs.append(" ".join(REFERENCES[name] for name in report.comparison.references))
     if report.published:
         paragraphs.append(
             "Lines marked “published, other rows” are the scores that the reference study gives "
@@ -301,8 +296,7 @@ def groups_section(report: "Report") -> Section | None:
 
 def _group_table(group: "Report", number: int) -> Table:
     comparison = group.comparison
-    references = {model.name for model in group.inputs.models if model.reference}
-    models, apart = rank_lines(comparison.lines, "valid", references)
+    models, apart = rank_lines(comparison)
     significance = next(iter(group.significance), None)
     best = models[0].name
 

@@ -90,11 +90,14 @@ def plot_learning(
         ]
         label_ends(axes, ends, TALL)
 
-    values = "; ".join(
-        f"{curve.part} best {curve.best_point[1]:.4f} at epoch {curve.best_epoch:.2f}"
-        for curve in curves
-    )
-    title = f"{name}: {values}"
+    kept = [curve.best_point[1] for curve in curves]
+    epochs = [curve.best_epoch for curve in curves]
+    title = f"{name}: kept {kept[0]:.4f} at epoch {epochs[0]:.2f}"
+    if len(curves) > 1:
+        title = (
+            f"{name}: {len(curves)} parts, kept {min(kept):.4f} to {max(kept):.4f} at epochs "
+            f"{min(epochs):.2f} to {max(epochs):.2f}"
+        )
     return draw_figure(f"curve-{key}", title, [Panel(draw, TALL)], Margins(right=42))
 
 

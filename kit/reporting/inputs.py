@@ -188,7 +188,7 @@ def gather_inputs(
 
     groups = []
     rest = [source for source in sources if source.parts and not source.covers(rows)]
-    left_out = [*unfinished, *(_lacking(source, rows, processed.folds) for source in rest)]
+    left_out = [*unfinished, *(_lacking(source, rows, processed) for source in rest)]
     while rest:
         parts = choose_parts([source.parts for source in rest], processed.folds)
         group_rows, prior = _read_valid_rows(train, part_ids, parts, processed.folds)
@@ -266,8 +266,7 @@ def _sort_runs(runs: Sequence[Run], digest: str) -> tuple[list[Run], list[LeftOu
         # Ids alone would not show that a run was trained on other rows: they can be the same
         # numbers.
         if not run.finished():
-            reason = f"no part of it has finished training; {next_training(run, '--resume')}"
-            unfinished.append(LeftOut(run.name, reason))
+            unfinished.append(LeftOut(run.name, "no part of it has finished training"))
         elif run.option("data", str) != digest:
             others.append(run)
         else:
@@ -301,7 +300,8 @@ def _finish(inputs: ReportInputs, blends: Sequence[Path]) -> ReportInputs:
         for number in in_groups:
             group = groups[number]
             blend = read_blend_model(path, group.models, group.rows["valid"])
-            groups[number] = replace(group, models=(*group.models, blend))
+            if blend.predictions:
+                groups[number] = replace(group, models=(*group.models, blend))
         if has_members(path, models) or not in_groups:
             models.append(read_blend_model(path, models, inputs.rows["valid"]))
 
@@ -324,14 +324,15 @@ def _refuse_repeated_names(names: Sequence[str]) -> None:
         )
 
 
-def _lacking(source: ModelSource, rows: ReportRows, folds: int) -> LeftOut:
+def _lacking(source: ModelSource, rows: ReportRows, processed: Dataset) -> LeftOut:
     """Say which rows a model has in place of those that are compared, and how to add these."""
+    folds = processed.folds
     finished = [part for part in (*list_folds(folds), HOLDOUT) if part in source.parts]
     names = [name_parts((part,), folds) for part in finished]
     reason = f"has predicted {', '.join(names)} and not the {rows.name} rows"
     if source.run:
         fold = {OOF: "all"}.get(rows.name, rows.parts[0].removeprefix("fold"))
-        reason += f"; {next_training(source.run, f'--fold {fold}')}"
+        reason += f"; {next_training(source.run, processed.folder, fold)}"
     return LeftOut(source.name, reason)
 
 

@@ -3,8 +3,10 @@
 Use `LeftOut` and `next_training`; `describe_foreign` is for a run of other data.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from kit.errors import RunError
 from kit.run import Run
@@ -34,12 +36,13 @@ class ForeignRun:
     losses: Mapping[str, float]
 
 
-def next_training(run: Run, options: str) -> str:
-    """Return the command that trains more of a run, as the end of a sentence."""
-    command = f"kit train --recipe {run.recipe_path}"
+def next_training(run: Run, data: Path, fold: str) -> str:
+    """Return the command that trains one part of a run or all, as the end of a sentence."""
+    words = ["kit", "train", "--recipe", str(run.recipe_path)]
     if run.baseline:
-        command = f"kit baseline {run.baseline} --runs {run.path.parent}"
-    return f"next: `{command} {options}`"
+        words = ["kit", "baseline", run.baseline]
+    words += ["--data", str(data), "--runs", str(run.path.parent), "--fold", fold]
+    return f"next: {shlex.join(words)}"
 
 
 def describe_foreign(run: Run) -> ForeignRun:

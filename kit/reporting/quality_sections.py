@@ -166,7 +166,9 @@ def correlation_section(report: "Report") -> Section | None:
     def cell(value: float | None) -> Cell:
         if value is None:
             return Cell("constant", tone="quiet")
-        return Cell(f"{value:.3f}".replace("-", MINUS), shade=max(value, 0.0))
+        # A wide table has room for two places.
+        text = f"{value:z.2f}" if len(names) > WIDEST else f"{value:z.3f}"
+        return Cell(text.replace("-", MINUS), shade=max(value, 0.0))
 
     head, titles = number_names(names)
     values = report.correlation.values

@@ -110,9 +110,8 @@ class Report:
     def answer(self) -> Answer:
         """The best model on the main rows, and how far it is ahead."""
         return find_answer(
-            self.comparison.lines,
+            self.comparison,
             self.inputs.models,
-            self.inputs.main_split,
             self.main_rows,
             next((each for each in self.significance if each.rows == self.main_rows), None),
         )
@@ -120,16 +119,28 @@ class Report:
     @cached_property
     def ranking(self) -> tuple[str, ...]:
         """The models that are no references, the best on the main rows first."""
-        references = {model.name for model in self.inputs.models if model.reference}
-        lines = rank_lines(self.comparison.lines, self.inputs.main_split, references)[0]
-        return tuple(line.name for line in lines)
+        return tuple(line.name for line in rank_lines(self.comparison)[0])
 
     @cached_property
     def recipe_keys(self) -> dict[str, dict[str, Any]]:
         """The recipe keys in which the runs differ, by the models' names."""
+        return differing_keys(self._recipe_values)
+
+    @cached_property
+    def hash_keys(self) -> dict[str, dict[str, Any]]:
+        """The recipe keys in which runs of one name differ, which the hash in it stands for."""
+        by_stem: dict[str, dict[str, dict[str, Any]]] = {}
+        for name, values in self._recipe_values.items():
+            by_stem.setdefault(name.rpartition("-")[0], {})[name] = values
+        return {
+            name: keys for same in by_stem.values() for name, keys in differing_keys(same).items()
+        }
+
+    @cached_property
+    def _recipe_values(self) -> dict[str, dict[str, Any]]:
         runs = {model.name: model.run for model in self.inputs.models if model.run}
         values = {name: read_recipe_values(run) for name, run in runs.items()}
-        return differing_keys({name: each for name, each in values.items() if each is not None})
+        return {name: each for name, each in values.items() if each is not None}
 
     @cached_property
     def groups(self) -> tuple["Report", ...]:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from sklearn.isotonic import isotonic_regression
 
 from kit.reporting.escape import one_line
 
@@ -118,17 +120,13 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height
     low, high = axes.get_ylim()
     line = 10.0 * (high - low) / height  # the height of a label in units of y
 
-    # From the top down each label goes below the one before; then from the bottom up, so that none
-    # leaves the axes.
-    order = sorted(range(len(ends)), key=lambda place: -ends[place][1])
-    heights: list[float] = []
-    for place in order:
-        top = heights[-1] - line if heights else high
-        heights.append(min(ends[place][1], top))
-    floor = low
-    for number in reversed(range(len(heights))):
-        heights[number] = max(heights[number], floor)
-        floor = heights[number] + line
+    # The heights that are nearest to the lines' ends, in least squares, and a label's height apart:
+    # without the space they need, rising heights are an isotonic regression.
+    order = sorted(range(len(ends)), key=lambda place: ends[place][1])
+    space = line * np.arange(len(ends))
+    heights = isotonic_regression([ends[place][1] for place in order] - space) + space
+    # Labels that would leave the axes at the top all move down.
+    heights -= max(0.0, heights[-1] - high)
 
     for place, label_height in zip(order, heights, strict=True):
         x, y, label, colour = ends[place]

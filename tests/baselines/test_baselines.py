@@ -394,7 +394,8 @@ def test_a_report_names_the_baseline_to_run_for_rows_that_it_lacks(
     run_baseline("uniform", data, tmp_path, "0")
     comparison = compare([runs / "baseline-length", tmp_path / "baseline-uniform"], data)
     (left_out,) = comparison.left_out
-    assert left_out.reason.endswith(f"`kit baseline uniform --runs {tmp_path} --fold all`")
+    command = f"kit baseline uniform --data {data} --runs {tmp_path} --fold all"
+    assert left_out.reason.endswith(f"next: {command}")
 
 
 def test_baseline_run_has_no_recipe_and_no_model(runs: Path):

@@ -152,9 +152,7 @@ def test_the_gain_of_a_member_is_the_loss_of_the_blend_without_it(
     assert gains.keys() == {"a", "b"}  # the member without skill was dropped
     loss = log_loss(blend.predictions["valid"], rows.labels)
     other = models[1].predictions["valid"][None]
-    alone = fit_weights(
-        fitted.method, BlendRows.from_predictions(other, rows.labels, rows.groups)
-    )
+    alone = fit_weights(fitted.method, BlendRows.from_predictions(other, rows.labels, rows.groups))
     assert gains["a"].gain == pytest.approx(alone.log_loss - loss, abs=1e-5)
     assert gains["a"].low < gains["a"].gain < gains["a"].high
     assert gains["a"].gain > gains["b"].gain > 0

@@ -132,7 +132,7 @@ def test_runs_of_other_parts_form_groups_by_the_rows_they_share(processed: Datas
     reasons = {each.name: each.reason for each in report.comparison.left_out}
     assert reasons.keys() == {begun.name, holdout.name}
     assert "has predicted fold 0 and not the out-of-fold rows" in reasons[begun.name]
-    assert reasons[begun.name].endswith("--fold all`")
+    assert reasons[begun.name].endswith("--fold all")
 
 
 def test_runs_of_one_fold_are_compared_on_it(processed: Dataset, tmp_path: Path):
