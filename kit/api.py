@@ -444,27 +444,33 @@ def report(
     frames: Mapping[str, PathLike] | Sequence[tuple[str, PathLike]] = (),
     blends: Sequence[PathLike] = (),
     truth: PathLike | None = None,
+    ledger: PathLike | None = None,
 ) -> Report:
     """Compare runs, and any prediction files, on the same rows.
 
+    Runs without the rows of most are compared on those that they share, and named in `left_out`.
+
     Args:
         runs: runs or their folders.
-        data: the processed rows that they were trained on.
+        data: the processed rows that they were trained on. Frames with a truth need none.
         frames: further prediction files by name.
         blends: saved blends of the runs.
         truth: labels of the test rows, where they are known.
+        ledger: the ledger of submissions, whose scores are shown beside the local ones.
 
     Returns:
-        The report, with `comparison`, `significance` and more; `as_dict()` has all numbers. A
-        notebook displays it as a page.
+        The report, with `answer`, `comparison`, `significance` and more; `as_dict()` has all
+        numbers. A notebook displays it as a page.
 
     Raises:
-        KitError: nothing to compare, a run was trained on other rows, or a file cannot be used.
+        KitError: nothing to compare, no run was trained on these rows, or a file cannot be used.
 
     Example:
         kit.report([run_a, run_b], truth="data/raw/truth.csv")
     """
     from kit.data.dataset import Dataset
+    from kit.kaggle.ledger import read_ledger
+    from kit.reporting.leaderboard import parse_scores
     from kit.reporting.report import build_report
     from kit.run import Run
 
@@ -475,6 +481,7 @@ def report(
         frames=[(name, Path(file)) for name, file in named],
         blends=[Path(file) for file in blends],
         truth=Path(truth) if truth else None,
+        submissions=parse_scores(read_ledger(ledger)) if ledger else (),
     )
 
 

@@ -14,6 +14,10 @@ class Grid:
     rows: list[list[str]] = field(default_factory=list)
     bold: list[list[bool]] = field(default_factory=list)
 
+    def row(self, name: str) -> list[str]:
+        """Return the cells after the name of the row whose first cell is or begins with it."""
+        return next(row[1:] for row in self.rows if row[0] == name or row[0].startswith(f"{name} "))
+
 
 class Page(HTMLParser):
     """A parsed page.
@@ -67,7 +71,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         """Add text to the page, and to the caption or cell it is in."""
-        if "style" in self.open:
+        if "style" in self.open or "script" in self.open:
             return
         self.text += data
         if "caption" in self.open:

@@ -105,7 +105,7 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path):
     assert Path(file).is_relative_to(tmp_path / "site")
     assert {"electra", "default", "tiny-roberta"} <= set(recipes)
     assert sizes["layers"] == 24
-    assert page == ["page.css", "page.html.jinja"]
+    assert page == ["page.css", "page.html.jinja", "page.js"]
     assert typed, "without py.typed, type checkers ignore kit's annotations"
 
 

@@ -93,7 +93,7 @@ def test_mean_and_geometric_ensembles_match_a_plain_computation(
     roots = [math.prod(column) ** (1 / 3) for column in zip(*members, strict=True)]
 
     for name, expected in (("mean", mean), ("geometric", normalised(roots))):
-        case = next(case for case in page[1].cases if case.id == row)
+        case = next(case for case in page[1].disagreements if case.id == row)
         assert case.probabilities[name] == pytest.approx(expected, abs=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_the_ensembles_of_the_first_row_to_three_places(page: tuple[Page, Report
 
 
 def test_the_rows_keep_their_order_and_are_not_scored(page: tuple[Page, Report]):
-    cases = [case for case in page[1].cases if case.rows == "test"]
+    cases = [case for case in page[1].disagreements if case.rows == "test"]
     assert [(case.id, case.label) for case in cases] == [(row, None) for row in PUBLISHED]
     assert all(line.test is None for line in page[1].comparison.lines)
 

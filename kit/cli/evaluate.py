@@ -60,7 +60,11 @@ def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("runs", nargs=-1, type=options.FILE)
 @options.data
-@click.option("--truth", type=options.FILE, help="Labels of the test rows, where known.")
+@click.option(
+    "--truth",
+    type=options.FILE,
+    help="Labels of the test rows, where known. With --frame alone it needs no data folder.",
+)
 @click.option(
     "--frame",
     "frames",
@@ -78,6 +82,13 @@ def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
     type=options.FILE,
     help="Write a page (.html) or Markdown (.md); may repeat.",
 )
+@click.option(
+    "--ledger",
+    type=options.FILE,
+    default=Path("submissions/ledger.csv"),
+    show_default=True,
+    help="Submissions whose scores the page shows, if there are any.",
+)
 @click.option("--markdown", is_flag=True, help="Print the whole report as Markdown.")
 @options.force
 @options.wide
@@ -89,15 +100,18 @@ def report_command(
     frames: tuple[str, ...],
     blends: tuple[Path, ...],
     out: tuple[Path, ...],
+    ledger: Path,
     markdown: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Compare runs, or any prediction files, with each other and with references, on the same rows.
 
+    Runs of other folds are compared on the rows that they share.
+
     \b
     Example:  kit report runs/* --truth data/raw/truth.csv --blend blend.json -o report.html
-              kit report --frame old=old.csv --frame new=new.csv
+              kit report --frame old=old.csv --frame new=new.csv --truth truth.csv
     """
     if not (runs or frames):
         raise click.UsageError("Name run directories, or prediction files with --frame NAME=FILE.")
@@ -113,7 +127,7 @@ def report_command(
 
     check_export(out)
     options.refuse_overwrites(out, force)
-    result = kit.report(runs, data=data, frames=named, blends=blends, truth=truth)
+    result = kit.report(runs, data=data, frames=named, blends=blends, truth=truth, ledger=ledger)
     for path in out:
         write_report(result, path)
     if as_json:

@@ -336,8 +336,9 @@ def print_findings(findings: "Sequence[Finding]") -> None:
 
 
 def print_report(report: "Report") -> None:
-    """Print the comparison, and how clearly each model differs from the best one."""
+    """Print the comparison, how clearly each model differs from the best one, and the answer."""
     from kit.reporting.comparison import comparison_columns, comparison_rows
+    from kit.reporting.headline import summarise_answer
 
     comparison = report.comparison
     # The columns from the last on, but the accuracies before the losses with their intervals.
@@ -352,7 +353,14 @@ def print_report(report: "Report") -> None:
         columns = ["model", "log loss minus that of the best [95%]", "verdict"]
         print_table(f"{test.rows} rows, the best is {test.best}", columns, rows)
 
+    for group in report.groups:
+        shared = group.comparison
+        print_table(shared.validation, comparison_columns(shared), comparison_rows(shared))
+
+    click.echo(escape_control(summarise_answer(report)))
     if comparison.note:
         print_note(comparison.note)
-    for name in comparison.unfinished:
-        print_note(f"{name} is left out: it has no finished fold")
+    for left_out in comparison.left_out:
+        print_note(f"{left_out.name} is left out: {left_out.reason}")
+    for run in report.inputs.foreign:
+        print_note(f"{run.name} is left out: it was trained on other data, {run.data}")

@@ -1,48 +1,20 @@
-"""Score every model on the same rows, and test which differences are more than chance.
+"""Score every model on the same rows: log loss with a bootstrap interval, accuracy, calibration.
 
-Use `tabulate_models` for log loss with intervals, `compare_pairs` for paired differences. Both
-resample whole prompts, see `kit.evaluation.bootstrap`.
+Use `tabulate_models`, and `rank_lines` for its lines from the best to the worst.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from kit.errors import RunError
-from kit.evaluation.bootstrap import loss_differences, loss_intervals
+from kit.evaluation.bootstrap import loss_intervals
 from kit.evaluation.metrics import accuracy, expected_calibration_error, row_losses
 from kit.reporting.inputs import ReportInputs
-from kit.reporting.models import FLOOR, UNIFORM, ReportModel
-
-Verdict = Literal["better", "worse", "can't tell"]
-
-# These two are not compared in pairs: the class prior is at least as good a constant as uniform,
-# and no model can beat the floor.
-NOT_COMPARED = (UNIFORM, FLOOR)
-
-
-@dataclass(frozen=True)
-class PublishedScore:
-    """A model of the reference study, scored on the study's own rows.
-
-    Best epoch and parameters are in the study's words.
-    """
-
-    name: str
-    log_loss: float
-    accuracy: float
-    best_epoch: str
-    parameters: str
-
-
-# The study's table of three Siamese encoders, on its own validation rows: a random 10% of the
-# competition's.
-STUDY = (
-    PublishedScore("DeBERTa-v3-xsmall", 1.0597, 0.454, "8", "≈ 70 million"),
-    PublishedScore("RoBERTa-base", 1.0492, 0.464, "2", "≈ 125 million"),
-    PublishedScore("ELECTRA-large", 1.0974, 0.349, "never converged", "≈ 335 million"),
-)
+from kit.reporting.left_out import LeftOut
+from kit.reporting.models import ReportModel
+from kit.reporting.rows import Parts
 
 
 @dataclass(frozen=True)
@@ -84,55 +56,23 @@ class Comparison:
 
     Attributes:
         lines: one for each model, the references first.
-        validation: what the validation rows are: "holdout" or "out-of-fold".
-        unfinished: names of the runs that were left out.
+        validation: what the validation rows are (see `rows.name_parts`).
+        split: the split that models are ranked by, "valid" or "test".
+        references: the names of those lines that need no training.
+        left_out: runs that are not compared on the validation rows, and why.
         note: a remark on the choice of validation rows, or nothing.
     """
 
     lines: tuple[ComparisonLine, ...]
     validation: str
-    unfinished: tuple[str, ...] = ()
+    split: str
+    references: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """The log loss of `model` minus that of `other`, with its 95% bootstrap interval.
-
-    The verdict says what `model` is against `other`.
-    """
-
-    model: str
-    other: str
-    mean: float
-    low: float
-    high: float
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Significance:
-    """All ordered pairs of models on the rows of one split.
-
-    Attributes:
-        rows: "holdout", "out-of-fold" or "test".
-        models: names by rising log loss; the class prior is among them, as reference or as run.
-        best: the name of the model with the lowest log loss that is not a reference.
-        pairs: one for each ordered pair of two different models.
-    """
-
-    rows: str
-    models: tuple[str, ...]
-    best: str
-    pairs: tuple[PairedDifference, ...]
-
-    def pair(self, model: str, other: str) -> PairedDifference:
-        """Return the comparison of two different models."""
-        return next(pair for pair in self.pairs if (pair.model, pair.other) == (model, other))
 
 
 def tabulate_models(inputs: ReportInputs) -> Comparison:
@@ -149,46 +89,38 @@ def tabulate_models(inputs: ReportInputs) -> Comparison:
             for split, by_name in figures.items()
             if model.name in by_name
         }
-        training = _training_figures(model, inputs.validation)
+        training = _training_figures(model, inputs.rows["valid"].parts)
         lines.append(ComparisonLine(model.name, **scores, **training))
 
     note = ""
     if inputs.holdout_unused:
         note = "Compared on out-of-fold rows; every run has a holdout too."
-    return Comparison(tuple(lines), inputs.validation, inputs.unfinished, note)
-
-
-def compare_pairs(inputs: ReportInputs, split: str) -> Significance | None:
-    """Compare every two models with predictions of the split by a paired bootstrap.
-
-    Returns:
-        None where the split was predicted by references only, or by one model in all.
-    """
-    models = [
-        model
-        for model in inputs.models_with(split, references=True)
-        if model.name not in NOT_COMPARED
-    ]
-    # References alone need no test: what they are worth is known.
-    if len(models) < 2 or not inputs.models_with(split):
-        return None
-
-    rows = inputs.rows[split]
-    losses = np.stack([row_losses(model.predictions[split], rows.known_labels) for model in models])
-    # A stable sort leaves models with equal losses in the order of the table.
-    order = np.argsort(losses.mean(axis=1), kind="stable")
-    losses = losses[order]
-    models = [models[position] for position in order]
-
-    differences = loss_differences(losses, rows.groups)
-    pairs = tuple(
-        PairedDifference(model.name, other.name, *differences[i][j])
-        for i, model in enumerate(models)
-        for j, other in enumerate(models)
-        if i != j
+    references = tuple(model.name for model in inputs.models if model.reference)
+    return Comparison(
+        tuple(lines), inputs.validation, inputs.main_split, references, inputs.left_out, note
     )
-    best = next(model.name for model in models if not model.reference)
-    return Significance(rows.name, tuple(model.name for model in models), best, pairs)
+
+
+def rank_lines(
+    comparison: Comparison,
+) -> tuple[list[ComparisonLine], list[ComparisonLine]]:
+    """Return the lines of the models, the lowest log loss first, and those of the references.
+
+    Models that did not predict the split that counts come last, ordered by the other one.
+    """
+    split = comparison.split
+    other = "test" if split == "valid" else "valid"
+
+    def key(line: ComparisonLine) -> tuple[float, float]:
+        losses = [
+            figures.log_loss if figures else float("inf")
+            for figures in (getattr(line, split), getattr(line, other))
+        ]
+        return losses[0], losses[1]
+
+    competing = [line for line in comparison.lines if line.name not in comparison.references]
+    apart = [line for line in comparison.lines if line.name in comparison.references]
+    return sorted(competing, key=key), sorted(apart, key=key)
 
 
 def comparison_columns(comparison: Comparison) -> list[str]:
@@ -206,7 +138,11 @@ def comparison_columns(comparison: Comparison) -> list[str]:
 
 
 def comparison_rows(comparison: Comparison) -> list[list[str]]:
-    """Return the table's cells as text, with as many columns as fit a terminal."""
+    """Return the table's cells as text, with as many columns as fit a terminal.
+
+    The best model comes first, references last.
+    """
+    ranked, references = rank_lines(comparison)
     return [
         [
             line.name,
@@ -216,7 +152,7 @@ def comparison_rows(comparison: Comparison) -> list[list[str]]:
             format_number(line.parameters, ","),
             format_number(line.minutes, ".1f"),
         ]
-        for line in comparison.lines
+        for line in (*ranked, *references)
     ]
 
 
@@ -257,17 +193,17 @@ def _score_split(inputs: ReportInputs, split: str) -> dict[str, ModelFigures]:
     return figures
 
 
-def _training_figures(model: ReportModel, validation: str) -> dict[str, Any]:
+def _training_figures(model: ReportModel, parts: Parts) -> dict[str, Any]:
     """Summarise the parts that predicted the validation rows, as fields of `ComparisonLine`."""
-    parts = list(model.part_metrics(validation).values())
-    if not parts:
+    metrics = list(model.part_metrics(parts).values())
+    if not metrics:
         return {}
     try:
         return {
-            "swap_gap": _mean_swap_gap(parts),
-            "best_epoch": _mean_best_epoch(parts),
-            "parameters": parts[0]["parameters"],
-            "minutes": float(sum(part["minutes"] for part in parts)),
+            "swap_gap": _mean_swap_gap(metrics),
+            "best_epoch": _mean_best_epoch(metrics),
+            "parameters": metrics[0]["parameters"],
+            "minutes": float(sum(part["minutes"] for part in metrics)),
         }
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         # A run directory is a user's file: it may have been edited, or copied in part.

@@ -1,6 +1,10 @@
-"""Read the learning curves of trained runs from the logs of their parts. Use `read_curves`."""
+"""Read the learning curves of trained runs from the logs of their parts.
+
+Use `read_curves`; `smooth_points` and `mean_curve` make them easier to compare.
+"""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +53,7 @@ def read_curves(inputs: ReportInputs) -> tuple[Curve, ...]:
     for model in inputs.models:
         if model.run is None:
             continue
-        for part, metrics in model.part_metrics(inputs.validation).items():
+        for part, metrics in model.part_metrics(inputs.rows["valid"].parts).items():
             # Baselines have no epochs, and a run may have been copied without its logs.
             log = model.run.fold(part).history_path
             if metrics["best_epoch"] is None or not log.is_file():
@@ -65,6 +69,34 @@ def read_curves(inputs: ReportInputs) -> tuple[Curve, ...]:
             best_epoch = metrics["best_epoch"]
             curves.append(Curve(model.name, part, _thin(training), validation, best_epoch))
     return tuple(curves)
+
+
+def smooth_points(points: Points) -> Points:
+    """Return the moving mean over a tenth of the points, of fewer where the window is cut off."""
+    if len(points) < 3:
+        return points
+    reach = max(1, len(points) // 20)
+    epochs, losses = np.array(points).T
+    smooth = [
+        float(losses[max(0, place - reach) : place + reach + 1].mean())
+        for place in range(len(losses))
+    ]
+    return tuple(zip(epochs.tolist(), smooth, strict=True))
+
+
+def mean_curve(curves: Sequence[Curve]) -> Points:
+    """Return the mean validation log loss of a run's parts, on the epochs that all of them reached.
+
+    Between two evaluations a part's curve is a straight line.
+    """
+    validations = [np.array(curve.validation).T for curve in curves]
+    start = max(epochs[0] for epochs, _ in validations)
+    end = min(epochs[-1] for epochs, _ in validations)
+    inside = np.concatenate([epochs for epochs, _ in validations])
+    # Epochs that differ by rounding are one evaluation.
+    epochs = np.unique(inside[(inside >= start) & (inside <= end)].round(4))
+    losses = np.mean([np.interp(epochs, *validation) for validation in validations], axis=0)
+    return tuple(zip(epochs.tolist(), losses.tolist(), strict=True))
 
 
 def _read_points(history: list[dict[str, Any]], name: str) -> Points:

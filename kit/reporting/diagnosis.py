@@ -1,27 +1,53 @@
-"""Look behind a model's log loss: its reliability, its confusions, its likeness to other models.
+"""Look behind a model's log loss: its reliability, its confidence, its confusions, its folds.
 
-Use `diagnose_models` and `correlate_models`; `find_cases` picks the rows on which models disagree.
+Use `diagnose_models`, `correlate_models` and `spread_over_folds`.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from kit.evaluation.metrics import EPS, reliability_bins
+from kit.evaluation.metrics import row_losses
 from kit.reporting.inputs import ReportInputs
-from kit.task import CLASSES, TEXTS
+from kit.task import CLASSES, ID
 
-CASES = 8  # rows shown of those with labels
-TEST_CASES = 3  # rows shown of test rows without labels
+BINS = 10  # of a reliability curve
+MIN_BIN_ROWS = 20  # fewer rows say nothing about a share
+BARS = 20  # of a confidence histogram
+Z = 1.959964  # of a 95% interval
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Rows of similar confidence, which is the probability of the most probable class."""
+    """Rows that were given similar probabilities of a class.
+
+    Attributes:
+        rows: their number.
+        predicted: the mean probability.
+        observed: the share of the rows that are of the class.
+        low, high: Wilson's 95% interval of that share, which takes rows as independent.
+    """
 
     rows: int
-    confidence: float
-    accuracy: float
+    predicted: float
+    observed: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ConfidenceBar:
+    """Rows whose most probable class has a probability from `low` to `high`.
+
+    Attributes:
+        rows: their number.
+        correct: how many of them are of that class.
+    """
+
+    low: float
+    high: float
+    rows: int
+    correct: int
 
 
 @dataclass(frozen=True)
@@ -29,12 +55,15 @@ class Diagnosis:
     """One model on the rows of one split.
 
     Attributes:
-        bins: the bins of the reliability diagram that have rows, by rising confidence.
+        reliability: by class, in the order of `CLASSES`, bins of equally many rows by rising
+            probability; one bin for a model that always predicts the same.
+        confidence: the histogram of the probability of the most probable class, from 1/3 to 1.
         confusion: row counts by true class and by most probable class, in the order of `CLASSES`.
     """
 
     model: str
-    bins: tuple[ReliabilityBin, ...]
+    reliability: tuple[tuple[ReliabilityBin, ...], ...]
+    confidence: tuple[ConfidenceBar, ...]
     confusion: tuple[tuple[int, ...], ...]
 
 
@@ -47,43 +76,73 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class DisagreementCase:
-    """One row on which models disagree.
+class FoldSpread:
+    """A model's log loss on each fold's rows, by the fold's folder name, and its spread.
 
     Attributes:
-        rows: where it is from: "holdout", "out-of-fold" or "test".
-        label: the index into `CLASSES`, None where it is not known.
-        divergence: the Jensen-Shannon divergence of the models that rank the rows, in nats.
-        probabilities: three for each model, by name.
-        texts: the turns of prompt, answer A and answer B.
+        deviation: the sample standard deviation over the folds.
     """
 
-    rows: str
-    id: int
-    label: int | None
-    divergence: float
-    probabilities: dict[str, tuple[float, ...]]
-    texts: tuple[tuple[str, ...], ...]
+    model: str
+    losses: dict[str, float]
+    deviation: float
 
 
 def diagnose_models(inputs: ReportInputs, split: str) -> tuple[Diagnosis, ...]:
-    """Compute reliability and confusion of every model that is not a reference."""
+    """Compute reliability, confidence and confusion of every model that is not a reference."""
     labels = inputs.rows[split].known_labels
     diagnoses = []
     for model in inputs.models_with(split):
         probabilities = model.predictions[split]
-        counts, confidences, accuracies = reliability_bins(probabilities, labels)
-        # An empty bin has no means.
-        bins = tuple(
-            ReliabilityBin(int(counts[i]), float(confidences[i]), float(accuracies[i]))
-            for i in np.flatnonzero(counts)
+        reliability = tuple(
+            _reliability_bins(probabilities[:, number], labels == number)
+            for number in range(len(CLASSES))
         )
 
         # Unlike `confusion[...] += 1`, `np.add.at` counts every row of the same pair of classes.
         confusion = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
         np.add.at(confusion, (labels, probabilities.argmax(axis=1)), 1)
-        diagnoses.append(Diagnosis(model.name, bins, tuple(map(tuple, confusion.tolist()))))
+        diagnoses.append(
+            Diagnosis(
+                model.name,
+                reliability,
+                _confidence_bars(probabilities, labels),
+                tuple(map(tuple, confusion.tolist())),
+            )
+        )
     return tuple(diagnoses)
+
+
+def _reliability_bins(probability: np.ndarray, hits: np.ndarray) -> tuple[ReliabilityBin, ...]:
+    """Return bins of equally many rows, from a class's probability (N,) and whether it is true."""
+    count = max(1, min(BINS, len(hits) // MIN_BIN_ROWS))
+    if np.ptp(probability) < 1e-9:
+        count = 1
+    order = np.argsort(probability, kind="stable")
+    bins = []
+    for members in np.array_split(order, count):
+        rows = len(members)
+        observed = float(hits[members].mean())
+        # Wilson, Journal of the American Statistical Association 22(158), 1927.
+        centre = (observed + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
+        half = np.sqrt(observed * (1 - observed) / rows + Z**2 / (4 * rows**2))
+        half = float(half * Z / (1 + Z**2 / rows))
+        predicted = float(probability[members].mean())
+        low = max(0.0, centre - half)
+        bins.append(ReliabilityBin(rows, predicted, observed, low, min(1.0, centre + half)))
+    return tuple(bins)
+
+
+def _confidence_bars(probabilities: np.ndarray, labels: np.ndarray) -> tuple[ConfidenceBar, ...]:
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    edges = np.linspace(1 / 3, 1, BARS + 1)
+    # Rounding can leave a probability a little below 1/3 or above 1.
+    confidence = np.clip(confidence, 1 / 3, 1)
+    rows = np.histogram(confidence, edges)[0].tolist()
+    hits = np.histogram(confidence[correct], edges)[0].tolist()
+    ends = edges.tolist()
+    return tuple(map(ConfidenceBar, ends[:-1], ends[1:], rows, hits))
 
 
 def correlate_models(inputs: ReportInputs, split: str) -> Correlation:
@@ -106,68 +165,23 @@ def correlate_models(inputs: ReportInputs, split: str) -> Correlation:
     return Correlation(tuple(model.name for model in models), tuple(map(tuple, values.tolist())))
 
 
-def find_cases(
-    inputs: ReportInputs, split: str, number: int = CASES
-) -> tuple[DisagreementCase, ...]:
-    """Return the rows with the largest divergence between models, at most one for each prompt.
-
-    Blends, which lie between their members, and models with a constant prediction do not count
-    in the divergence, but their probabilities are in each case. Labelled rows are ranked only if
-    two other models are there. Test rows without labels are returned in their order if there are
-    no more than `number`, as in the files that Kaggle gives out.
-    """
-    rows = inputs.rows[split]
-    models = inputs.models_with(split)
-    ranking = [
-        position
-        for position, model in enumerate(models)
-        if not (model.saved or model.is_constant(split))
-    ]
-    if not models or (rows.labels is not None and len(ranking) < 2):
+def spread_over_folds(inputs: ReportInputs) -> tuple[FoldSpread, ...]:
+    """Score every model on the rows of each fold; nothing unless there are several folds."""
+    rows = inputs.rows["valid"]
+    if inputs.processed is None or len(rows.parts) < 2:
         return ()
-
-    probabilities = np.stack([model.predictions[split] for model in models])  # (M, N, 3)
-    divergence = np.zeros(len(rows.ids))
-    if ranking:
-        divergence = jensen_shannon(probabilities[ranking])
-
-    if rows.labels is None and len(rows.ids) <= number:
-        positions = np.arange(len(rows.ids))
-    else:
-        # Keep the first row of each prompt, in the order of falling divergence.
-        order = np.argsort(-divergence, kind="stable")
-        first_of_prompt = np.unique(rows.groups[order], return_index=True)[1]
-        positions = order[np.sort(first_of_prompt)][:number]
-
-    texts = inputs.read_texts(split, positions)
-    cases = []
-    for text_row, position in enumerate(positions.tolist()):
-        turns = [texts[name][text_row].as_py() for name in TEXTS]
-        case = DisagreementCase(
-            rows=rows.name,
-            id=int(rows.ids[position]),
-            label=None if rows.labels is None else int(rows.labels[position]),
-            divergence=float(divergence[position]),
-            probabilities={
-                model.name: tuple(probabilities[i, position].tolist())
-                for i, model in enumerate(models)
-            },
-            texts=tuple(tuple(turn or "" for turn in text) for text in turns),
+    train_ids = inputs.processed.train([ID])[ID].to_numpy()
+    members = {
+        part: np.isin(
+            rows.ids, train_ids[inputs.processed.fold_rows(int(part.removeprefix("fold")))[1]]
         )
-        cases.append(case)
-    return tuple(cases)
-
-
-def jensen_shannon(members: np.ndarray) -> np.ndarray:
-    """Return the Jensen-Shannon divergence of each row's predictions (M, N, 3), in nats: (N,).
-
-    It is the entropy of the mean minus the mean of the entropies, and 0 where all members agree
-    (Lin, IEEE Transactions on Information Theory 37(1), 1991).
-    """
-    divergence = _entropy(members.mean(axis=0)) - _entropy(members).mean(axis=0)
-    # Rounding can leave it a little below 0.
-    return np.maximum(divergence, 0)
-
-
-def _entropy(probabilities: np.ndarray) -> np.ndarray:
-    return -(probabilities * np.log(np.maximum(probabilities, EPS))).sum(axis=-1)
+        for part in rows.parts
+    }
+    spreads = []
+    for model in inputs.models_with("valid"):
+        losses = row_losses(model.predictions["valid"], rows.known_labels)
+        by_part = {part: float(losses[inside].mean()) for part, inside in members.items()}
+        spreads.append(
+            FoldSpread(model.name, by_part, float(np.std(list(by_part.values()), ddof=1)))
+        )
+    return tuple(spreads)

@@ -5,7 +5,7 @@ Rows are matched by id, so that row i of every array is the same row. Use `gathe
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,24 +13,33 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from kit.data.dataset import Dataset, open_dataset
+from kit.data.dataset import MANIFEST, Dataset, open_dataset
 from kit.ensembling.members import refuse_repeated_paths
-from kit.errors import DataError, RunError
+from kit.errors import DataError
 from kit.evaluation.truth import read_truth, restrict_truth, row_positions
 from kit.predictions import read_predictions
+from kit.reporting.blend_models import has_members, read_blend_model
+from kit.reporting.left_out import ForeignRun, LeftOut, describe_foreign, next_training
 from kit.reporting.models import (
+    ModelSource,
     ReportModel,
-    ReportRows,
     has_baseline_run,
-    read_blend_model,
-    read_file_models,
-    read_run_models,
+    read_file_sources,
+    read_run_sources,
     reference_models,
+)
+from kit.reporting.rows import (
+    LABELLED,
+    OOF,
+    Parts,
+    ReportRows,
+    choose_parts,
+    list_folds,
+    name_parts,
 )
 from kit.run import Run
 from kit.task import GROUP, HOLDOUT, ID, LABEL, TEXTS
 
-OOF = "out-of-fold"
 Split = Literal["valid", "test"]
 
 
@@ -39,20 +48,25 @@ class ReportInputs:
     """Everything a report is computed from.
 
     Attributes:
-        processed: the processed folder that the runs were trained on.
-        rows: the rows of the splits "valid" and "test".
-        models: references, runs, files and blends, in the order of the report's tables.
-        unfinished: the names of runs without a finished part, which are left out.
+        processed: the processed folder that the runs were trained on; None where prediction files
+            are compared by a truth file alone.
+        rows: the rows of the splits "valid" and, with a processed folder, "test".
+        models: references, runs, files and blends, in the order they were given.
+        left_out: runs that are not compared on the validation rows, and why.
+        foreign: runs that were trained on other data.
+        groups: comparisons on other validation rows, of the runs that lack these.
     """
 
-    processed: Dataset
+    processed: Dataset | None
     rows: Mapping[str, ReportRows]
     models: tuple[ReportModel, ...]
-    unfinished: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    foreign: tuple[ForeignRun, ...] = ()
+    groups: tuple["ReportInputs", ...] = ()
 
     @property
     def validation(self) -> str:
-        """What the validation rows are: "holdout" or "out-of-fold"."""
+        """What the validation rows are: "holdout", "out-of-fold", "fold 0", … or "labelled"."""
         return self.rows["valid"].name
 
     @property
@@ -69,7 +83,9 @@ class ReportInputs:
     def scored_splits(self) -> tuple[Split, ...]:
         """The splits with known labels."""
         splits: tuple[Split, ...] = ("valid", "test")
-        return tuple(split for split in splits if self.rows[split].labels is not None)
+        return tuple(
+            split for split in splits if split in self.rows and self.rows[split].labels is not None
+        )
 
     @property
     def main_split(self) -> Split:
@@ -89,9 +105,15 @@ class ReportInputs:
             if split in model.predictions and (references or not model.reference)
         ]
 
-    def read_texts(self, split: str, positions: np.ndarray | None = None) -> pa.Table:
-        """Return id, prompt and answers of a split's rows, or only of those at `positions`."""
+    def read_texts(self, split: str, positions: np.ndarray | None = None) -> pa.Table | None:
+        """Return id, prompt and answers of a split's rows, or only of those at `positions`.
+
+        Returns:
+            None if there is no processed folder, and so no text.
+        """
         dataset = self.processed
+        if dataset is None:
+            return None
         table = (dataset.train if split == "valid" else dataset.test)([ID, *TEXTS])
         ids = self.rows[split].ids if positions is None else self.rows[split].ids[positions]
         # The table has other rows too: training rows that are not validated on, and extra rows.
@@ -108,6 +130,9 @@ def gather_inputs(
 ) -> ReportInputs:
     """Read runs, prediction files and saved blends, and add the references.
 
+    Models are compared on the validation rows that most of them have predicted (see
+    `rows.choose_parts`). Those without these rows form groups by the rows that they share.
+
     The references are uniform, the class prior and, for the embedded sample, the Bayes floor. A
     baseline run of the same kind replaces uniform or the class prior, if it predicted the same
     splits.
@@ -115,53 +140,176 @@ def gather_inputs(
     Args:
         runs: run directories, or none. Validation predictions are those that training left, test
             predictions those of the run's test.csv.
-        data: the processed folder that the runs were trained on.
+        data: the processed folder that the runs were trained on. Prediction files with a truth
+            need none.
         frames: (name, file) of further predictions. The ids decide whether a file is of validation
             or of test rows; files of one name are one model.
         blends: saved blends of the runs and frames.
         truth: a file with the labels of the test rows, where they are known.
 
     Raises:
-        RunError: no run has a finished part, the runs have no validation rows in common, or a run
-            was trained on other data or is not whole.
-        DataError: a frame is neither of the validation nor of the test rows, the truth does not
-            match the test rows, two models have one name, one file has two names, a blend's member
-            is missing, or there are no predictions of rows with labels.
+        RunError: no run has a finished part or was trained on these rows, or a run is not whole.
+        DataError: a frame is of other rows, the truth does not match the test rows, two models
+            have one name, one file has two names, a blend's member is missing, or there are no
+            predictions of rows with labels.
     """
+    # A copy may be meant, such as a blend in which one member has all the weight.
+    refuse_repeated_paths([file for _, file in frames], copies=False)
+    if truth and not runs and not _is_truth_of(data, truth):
+        return _gather_labelled(frames, blends, truth)
+
     processed = open_dataset(data)
     # A run that is named twice, perhaps by two different paths, counts once.
     opened = list({Run.open(path).path.resolve(): Run.open(path) for path in runs}.values())
-    finished = [run for run in opened if run.finished()]
-    if opened and not finished:
-        opened[0].models()  # raises the error that names the next command
-    # Ids alone would not show that a run was trained on other rows: they can be the same numbers.
-    for run in finished:
-        run.check_data(processed.digest("train"))
+    usable, unfinished, others = _sort_runs(opened, processed.digest("train"))
+    if opened and not usable and not frames:
+        # These raise the error that names the next command.
+        for run in others:
+            run.check_data(processed.digest("train"))
+        opened[0].models()
+    for run in usable:
         run.check_files(weights=False)
 
-    validation = choose_validation(finished, processed, frames)
-    rows, prior_labels = _read_rows(processed, validation, truth)
+    test = _read_test_rows(processed, truth)
+    part_ids = _read_part_ids(processed)
+    sources = read_run_sources(usable)
+    sources += read_file_sources(frames, part_ids, frozenset(test.ids.tolist()))
+    _refuse_repeated_names([source.name for source in sources])
 
+    train = read_truth(processed.folder / "train.parquet")
+    parts = choose_parts([source.parts for source in sources if source.parts], processed.folds)
+    rows, prior_labels = _read_valid_rows(train, part_ids, parts, processed.folds)
+    main_rows = {"valid": rows, "test": test}
+
+    # A run without these validation rows still has test rows to be compared on.
+    main = [
+        source
+        for source in sources
+        if source.covers(rows) or (source.test and (test.labels is not None or not source.run))
+    ]
+    models = _build_models(main, main_rows, processed, prior_labels)
+
+    groups = []
+    rest = [source for source in sources if source.parts and not source.covers(rows)]
+    left_out = [*unfinished, *(_lacking(source, rows, processed) for source in rest)]
+    while rest:
+        parts = choose_parts([source.parts for source in rest], processed.folds)
+        group_rows, prior = _read_valid_rows(train, part_ids, parts, processed.folds)
+        sharing = [source for source in sources if source.covers(group_rows)]
+        group_models = _build_models(sharing, {"valid": group_rows}, processed, prior)
+        groups.append(ReportInputs(processed, {"valid": group_rows}, group_models))
+        rest = [source for source in rest if source not in sharing]
+
+    return _finish(
+        ReportInputs(
+            processed,
+            main_rows,
+            models,
+            tuple(left_out),
+            tuple(describe_foreign(run) for run in others),
+            tuple(groups),
+        ),
+        blends,
+    )
+
+
+def _is_truth_of(data: Path, truth: Path) -> bool:
+    """Return whether there is a processed folder, and these are the labels of its test rows."""
+    if not (data / MANIFEST).is_file():
+        return False
+    test_ids = open_dataset(data).test([ID])[ID].to_numpy()
+    return set(read_truth(truth)[ID].tolist()) == set(test_ids.tolist())
+
+
+def _gather_labelled(
+    frames: Sequence[tuple[str, Path]], blends: Sequence[Path], truth: Path
+) -> ReportInputs:
+    """Compare prediction files on the rows of a truth file that they predict."""
+    labels = read_truth(truth)
+    ids_by_file = {file: frozenset(read_predictions(file)[ID].tolist()) for _, file in frames}
+    for file, ids in ids_by_file.items():
+        # This raises the error for ids that the truth lacks.
+        known = labels[labels[ID].isin(ids)]
+        row_positions(np.array(sorted(ids)), known[ID].to_numpy(), str(file), str(truth))
+
+    # The rows of each file are a part of their own; the part of most files comes first.
+    counts = Counter(ids_by_file.values())
+    part_ids = {f"rows{number}": ids for number, (ids, _) in enumerate(counts.most_common())}
+    sources = read_file_sources(frames, part_ids, frozenset())
+    _refuse_repeated_names([source.name for source in sources])
+
+    groups = []
+    for part, ids in part_ids.items():
+        table = restrict_truth(labels, pd.DataFrame({ID: list(ids)}))
+        if GROUP not in table:
+            # The truth does not tell which rows share a prompt.
+            table = table.assign(**{GROUP: np.arange(len(table))})
+        rows = _report_rows(LABELLED, table, (part,))
+        sharing = [source for source in sources if source.covers(rows)]
+        models = _build_models(sharing, {"valid": rows}, None, rows.known_labels)
+        groups.append(ReportInputs(None, {"valid": rows}, models))
+
+    main, *rest = groups
+    left_out = [
+        LeftOut(model.name, f"predicts other rows than the {len(main.rows['valid'].ids):,} of most")
+        for group in rest
+        for model in group.models_with("valid")
+        if model.name not in {other.name for other in main.models}
+    ]
+    inputs = ReportInputs(None, main.rows, main.models, tuple(left_out), (), tuple(rest))
+    return _finish(inputs, blends)
+
+
+def _sort_runs(runs: Sequence[Run], digest: str) -> tuple[list[Run], list[LeftOut], list[Run]]:
+    """Return the runs to compare, those without a finished part, and those of other data."""
+    usable = []
+    unfinished = []
+    others = []
+    for run in runs:
+        # Ids alone would not show that a run was trained on other rows: they can be the same
+        # numbers.
+        if not run.finished():
+            unfinished.append(LeftOut(run.name, "no part of it has finished training"))
+        elif run.option("data", str) != digest:
+            others.append(run)
+        else:
+            usable.append(run)
+    return usable, unfinished, others
+
+
+def _build_models(
+    sources: Sequence[ModelSource],
+    rows: Mapping[str, ReportRows],
+    processed: Dataset | None,
+    prior_labels: np.ndarray,
+) -> tuple[ReportModel, ...]:
+    """Return the references and the models of these rows."""
+    models = [source.as_model(rows) for source in sources]
     references = reference_models(processed, prior_labels, rows)
-    run_models = read_run_models(finished, validation, rows)
-    models = [model for model in references if not has_baseline_run(model, run_models)]
-    models += run_models
-    # A copy may be meant, such as a blend in which one member has all the weight.
-    refuse_repeated_paths([file for _, file in frames], copies=False)
-    models += read_file_models(frames, rows)
-    # Blends come last, because their members are looked up among the models before them.
-    models += [read_blend_model(path, models, rows["valid"]) for path in blends]
+    kept = [model for model in references if not has_baseline_run(model, models)]
+    return (*kept, *models)
 
-    counts = Counter(model.name for model in models)
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"two models are called {repeated[0]!r}",
-            "Give one of them another name with --frame NAME=FILE.",
-        )
 
-    unfinished = tuple(run.name for run in opened if run not in finished)
-    inputs = ReportInputs(processed, rows, tuple(models), unfinished)
+def _finish(inputs: ReportInputs, blends: Sequence[Path]) -> ReportInputs:
+    """Add saved blends, each to every group that has its members, and check the result.
+
+    Raises:
+        DataError: see `gather_inputs`.
+    """
+    groups = list(inputs.groups)
+    models = list(inputs.models)
+    for path in blends:
+        in_groups = [number for number, each in enumerate(groups) if has_members(path, each.models)]
+        for number in in_groups:
+            group = groups[number]
+            blend = read_blend_model(path, group.models, group.rows["valid"])
+            if blend.predictions:
+                groups[number] = replace(group, models=(*group.models, blend))
+        if has_members(path, models) or not in_groups:
+            models.append(read_blend_model(path, models, inputs.rows["valid"]))
+
+    _refuse_repeated_names([model.name for model in models])
+    inputs = replace(inputs, models=tuple(models), groups=tuple(groups))
     if not inputs.models_with(inputs.main_split):
         raise DataError(
             "all predictions are of the test rows, whose labels are not known",
@@ -170,76 +318,60 @@ def gather_inputs(
     return inputs
 
 
-def choose_validation(
-    runs: Sequence[Run], processed: Dataset, frames: Sequence[tuple[str, Path]]
-) -> str:
-    """Choose the validation rows that all runs have predicted: "holdout" or "out-of-fold".
-
-    Out-of-fold rows come first, since there are more of them. If both kinds are possible, or there
-    are no runs, a frame of exactly the holdout's rows decides for the holdout.
-
-    Raises:
-        RunError: the runs have no validation rows in common.
-    """
-    has_folds = [run.oof_path.is_file() for run in runs]
-    has_holdout = [run.fold(HOLDOUT).is_finished for run in runs]
-    if all(has_folds) and all(has_holdout):
-        holdout_rows = processed.fold_rows(HOLDOUT)[1]
-        ids = set(processed.train([ID])[ID].to_numpy()[holdout_rows].tolist())
-        is_holdout = any(set(read_predictions(file)[ID]) == ids for _, file in frames)
-        return HOLDOUT if is_holdout else OOF
-    if all(has_folds):
-        return OOF
-    if all(has_holdout):
-        return HOLDOUT
-
-    # Name the command after which most of what is there already can be compared.
-    prefer_folds = not any(has_holdout) or sum(has_folds) > sum(has_holdout)
-    if prefer_folds:
-        run = runs[has_folds.index(False)]
-        lacking = "this run has not finished every fold"
-        otherwise = ", or leave it out" if len(runs) > 1 else ""
-    else:
-        run = runs[has_holdout.index(False)]
-        lacking = "this run has not finished the holdout"
-        otherwise = ", or every fold of each run"
-
-    command = f"train --recipe {run.recipe_path}"
-    if run.baseline:
-        command = f"baseline {run.baseline}"
-    fold = "all" if prefer_folds else HOLDOUT
-    raise RunError(
-        f"{run.path}: the runs have no validation rows in common: {lacking}",
-        f"Run `kit {command} --fold {fold}`{otherwise}.",
-    )
+def _refuse_repeated_names(names: Sequence[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"two models are called {repeated[0]!r}",
+            "Give one of them another name with --frame NAME=FILE.",
+        )
 
 
-def _read_rows(
-    processed: Dataset, validation: str, truth: Path | None
-) -> tuple[dict[str, ReportRows], np.ndarray]:
-    """Return the rows by split, and the labels that the class prior is computed from."""
-    # The truth leaves out extra rows, which are trained on and never scored.
-    train = read_truth(processed.folder / "train.parquet")
-    if validation == HOLDOUT:
-        holdout_rows = processed.fold_rows(HOLDOUT)[1]
-        valid = restrict_truth(train, processed.train([ID]).take(holdout_rows).to_pandas())
-        # A prior that had seen the holdout's labels would be a better constant than it can be.
-        prior_rows = train[~train[ID].isin(valid[ID])]
-    else:
-        # Every row is trained on by all folds but one, whose priors hardly differ.
-        valid = train
-        prior_rows = train
+def _lacking(source: ModelSource, rows: ReportRows, processed: Dataset) -> LeftOut:
+    """Say which rows a model has in place of those that are compared, and how to add these."""
+    folds = processed.folds
+    finished = [part for part in (*list_folds(folds), HOLDOUT) if part in source.parts]
+    names = [name_parts((part,), folds) for part in finished]
+    reason = f"has predicted {', '.join(names)} and not the {rows.name} rows"
+    if source.run:
+        fold = {OOF: "all"}.get(rows.name, rows.parts[0].removeprefix("fold"))
+        reason += f"; {next_training(source.run, processed.folder, fold)}"
+    return LeftOut(source.name, reason)
 
+
+def _read_part_ids(processed: Dataset) -> dict[str, frozenset[int]]:
+    """Return the ids of the holdout's rows and of each fold's, by part."""
+    ids = processed.train([ID])[ID].to_numpy()
+    parts: list[str | int] = [HOLDOUT, *range(processed.folds)]
+    names = (HOLDOUT, *list_folds(processed.folds))
+    return {
+        name: frozenset(ids[processed.fold_rows(part)[1]].tolist())
+        for name, part in zip(names, parts, strict=True)
+    }
+
+
+def _read_valid_rows(
+    train: pd.DataFrame, part_ids: Mapping[str, frozenset[int]], parts: Parts, folds: int
+) -> tuple[ReportRows, np.ndarray]:
+    """Return the rows of these parts, and the labels that their class prior is computed from."""
+    chosen = train[ID].isin(frozenset().union(*(part_ids[part] for part in parts)))
+    rows = _report_rows(name_parts(parts, folds), train[chosen], parts)
+    # A prior that had seen the labels of the rows would be a better constant than it can be. With
+    # several folds every row is trained on by all folds but one, whose priors hardly differ.
+    prior_rows = train[~chosen] if len(parts) == 1 else train
+    return rows, prior_rows[LABEL].to_numpy(np.int64)
+
+
+def _read_test_rows(processed: Dataset, truth: Path | None) -> ReportRows:
     test = processed.test([ID, GROUP]).to_pandas()
     if truth:
         known = read_truth(truth)
         positions = row_positions(known[ID], test[ID], str(truth), "test.csv")
         test[LABEL] = known[LABEL].to_numpy()[positions]
-
-    rows = {"valid": _report_rows(validation, valid), "test": _report_rows("test", test)}
-    return rows, prior_rows[LABEL].to_numpy(np.int64)
+    return _report_rows("test", test)
 
 
-def _report_rows(name: str, table: pd.DataFrame) -> ReportRows:
+def _report_rows(name: str, table: pd.DataFrame, parts: Parts = ()) -> ReportRows:
     labels = table[LABEL].to_numpy(np.int64) if LABEL in table else None
-    return ReportRows(name, table[ID].to_numpy(np.int64), table[GROUP].to_numpy(np.int64), labels)
+    ids, groups = (table[column].to_numpy(np.int64) for column in (ID, GROUP))
+    return ReportRows(name, ids, groups, labels, parts)

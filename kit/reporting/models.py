@@ -1,12 +1,13 @@
-"""Read the models of a report: references, runs, prediction files and saved blends.
+"""Read the models of a report: references, runs and prediction files.
 
-Each becomes a `ReportModel` with predictions of the same rows: use `reference_models`,
-`read_run_models`, `read_file_models` and `read_blend_model`.
+Each run or file is first a `ModelSource`, which knows the parts that it has predicted; once the
+rows are chosen it becomes a `ReportModel`. Use `reference_models`, `read_run_sources` and
+`read_file_sources`.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ import numpy as np
 import pandas as pd
 
 from kit.data.dataset import Dataset
-from kit.ensembling.blend import Blend, read_blend
+from kit.ensembling.blend import Blend
 from kit.ensembling.pool import stack_predictions
-from kit.ensembling.serialize import read_fitted
-from kit.ensembling.weights import BlendRows, fit_weights
 from kit.errors import DataError
-from kit.evaluation.crossfit import too_few_rows
 from kit.evaluation.metrics import class_prior
 from kit.evaluation.truth import align_to_truth, row_positions
 from kit.predictions import read_predictions
+from kit.reporting.rows import Parts, ReportRows
 from kit.run import Run
 from kit.task import HOLDOUT, ID, LABEL
 
@@ -30,33 +29,6 @@ UNIFORM, PRIOR, FLOOR = "uniform", "class prior", "Bayes floor"
 
 # The `kit baseline` that is the same model as a reference.
 BASELINE_OF_REFERENCE = {UNIFORM: "uniform", PRIOR: "prior"}
-
-# The methods of `kit ensemble` that fit weights to labels.
-FITTED_METHODS = ("arithmetic", "geometric", "greedy")
-
-
-@dataclass(frozen=True)
-class ReportRows:
-    """N rows that models are compared on.
-
-    Attributes:
-        name: "holdout", "out-of-fold" or "test".
-        ids: int64 (N,).
-        groups: prompt groups, int64 (N,).
-        labels: int64 (N,), None where they are not known.
-    """
-
-    name: str
-    ids: np.ndarray
-    groups: np.ndarray
-    labels: np.ndarray | None
-
-    @property
-    def known_labels(self) -> np.ndarray:
-        """The labels (N,) of rows that models are scored on."""
-        if self.labels is None:
-            raise ValueError(f"the labels of the {self.name} rows are not known")
-        return self.labels
 
 
 @dataclass(frozen=True)
@@ -102,27 +74,68 @@ class ReportModel:
         # Reading and normalising a file can change a probability in its last digits.
         return bool(np.ptp(self.predictions[split], axis=0).max() < 1e-9)
 
-    def part_metrics(self, validation: str) -> dict[str, dict[str, Any]]:
-        """Return, by folder name, the metrics of the parts that predicted the validation rows.
-
-        Args:
-            validation: "holdout" for the holdout part, "out-of-fold" for the folds.
-        """
+    def part_metrics(self, parts: Parts) -> dict[str, dict[str, Any]]:
+        """Return, by folder name, the metrics of those `parts` that the run has finished."""
         folds = self.run.finished() if self.run else []
-        return {
-            fold.name: fold.metrics
-            for fold in folds
-            if (fold.name == HOLDOUT) == (validation == HOLDOUT)
-        }
+        return {fold.name: fold.metrics for fold in folds if fold.name in parts}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A run, or prediction files of one name, before the rows to compare on are chosen.
+
+    Attributes:
+        name: unique within the report.
+        parts: the parts whose validation rows it has predicted.
+        run: the run directory.
+        valid: the validation predictions of files, by path; those of a run are read by part.
+        test: the file of test predictions and what is in it.
+    """
+
+    name: str
+    parts: frozenset[str]
+    run: Run | None = None
+    valid: tuple[tuple[Path, pd.DataFrame], ...] = ()
+    test: tuple[Path, pd.DataFrame] | None = None
+
+    def covers(self, rows: ReportRows) -> bool:
+        """Return whether every one of these validation rows was predicted."""
+        return bool(rows.parts) and set(rows.parts) <= self.parts
+
+    def as_model(self, rows: Mapping[str, ReportRows]) -> ReportModel:
+        """Return the model with its predictions of these rows, by split.
+
+        Raises:
+            DataError: a file is not of these rows, or has no probabilities.
+        """
+        predictions = {}
+        if self.covers(rows["valid"]):
+            predictions["valid"] = self._align_valid(rows["valid"])
+        if self.test and "test" in rows:
+            path, frame = self.test
+            predictions["test"] = align_to_rows(frame, rows["test"], str(path))
+        return ReportModel(self.name, predictions, run=self.run)
+
+    def _align_valid(self, rows: ReportRows) -> np.ndarray:
+        if self.run:
+            folds = [self.run.fold(part) for part in rows.parts]
+            files = [(fold.predictions_path, fold.predictions) for fold in folds]
+        else:
+            files = list(self.valid)
+        frame = pd.concat([frame for _, frame in files], ignore_index=True)
+        if not self.run:
+            # A file of all folds is also one of each fold.
+            frame = frame[frame[ID].isin(rows.ids)]
+        return align_to_rows(frame, rows, ", ".join(str(path) for path, _ in files))
 
 
 def reference_models(
-    processed: Dataset, prior_labels: np.ndarray, rows: Mapping[str, ReportRows]
+    processed: Dataset | None, prior_labels: np.ndarray, rows: Mapping[str, ReportRows]
 ) -> list[ReportModel]:
     """Return uniform, the class prior, and the Bayes floor where the rows are a sample's.
 
     Args:
-        processed: the processed folder.
+        processed: the processed folder, if there is one.
         prior_labels: the labels that the class prior is computed from.
         rows: the rows by split; only splits with labels are predicted.
     """
@@ -135,44 +148,15 @@ def reference_models(
         }
         models.append(ReportModel(name, predictions, reference=True))
 
-    bayes_file = processed.bayes_file()
+    bayes_file = processed.bayes_file() if processed else None
     if bayes_file:
         # One file has the true probabilities of the rows of both splits.
         bayes = read_predictions(bayes_file)
         predictions = {
-            split: _align_to_rows(bayes[bayes[ID].isin(subset.ids)], subset, str(bayes_file))
+            split: align_to_rows(bayes[bayes[ID].isin(subset.ids)], subset, str(bayes_file))
             for split, subset in scored.items()
         }
         models.append(ReportModel(FLOOR, predictions, reference=True))
-    return models
-
-
-def read_run_models(
-    runs: Sequence[Run], validation: str, rows: Mapping[str, ReportRows]
-) -> list[ReportModel]:
-    """Read the predictions of runs that have finished the validation rows.
-
-    Args:
-        runs: trained models and baselines.
-        validation: which of a run's predictions are compared: "holdout" or "out-of-fold".
-        rows: the rows by split.
-
-    Raises:
-        DataError: a file is not of these rows.
-    """
-    counts = Counter(run.name for run in runs)
-    models = []
-    for run in runs:
-        valid = run.oof_path
-        if validation == HOLDOUT:
-            valid = run.fold(HOLDOUT).predictions_path
-        files = [file for file in (valid, run.test_path) if file.is_file()]
-
-        # Two runs of one name, as from two machines, are shown with their parent folders.
-        name = run.name
-        if counts[name] > 1:
-            name = f"{run.path.resolve().parent.name}/{name}"
-        models.append(ReportModel(name, _read_probabilities(files, rows), run=run))
     return models
 
 
@@ -187,49 +171,83 @@ def has_baseline_run(reference: ReportModel, run_models: Sequence[ReportModel]) 
     )
 
 
-def read_file_models(
-    frames: Sequence[tuple[str, Path]], rows: Mapping[str, ReportRows]
-) -> list[ReportModel]:
-    """Read prediction files, given as (name, file); files of one name are one model.
+def read_run_sources(runs: Sequence[Run]) -> list[ModelSource]:
+    """Return the sources of runs with finished parts: trained models and baselines."""
+    counts = Counter(run.name for run in runs)
+    sources = []
+    for run in runs:
+        # Two runs of one name, as from two machines, are shown with their parent folders.
+        name = run.name
+        if counts[name] > 1:
+            name = f"{run.path.resolve().parent.name}/{name}"
+        parts = frozenset(fold.name for fold in run.finished())
+        test = None
+        if run.test_path.is_file():
+            test = (run.test_path, read_predictions(run.test_path))
+        sources.append(ModelSource(name, parts, run, test=test))
+    return sources
+
+
+def read_file_sources(
+    frames: Sequence[tuple[str, Path]],
+    part_ids: Mapping[str, frozenset[int]],
+    test_ids: frozenset[int],
+) -> list[ModelSource]:
+    """Return the sources of prediction files, given as (name, file); files of one name are one.
+
+    Args:
+        frames: names and files.
+        part_ids: the ids of the rows of each part.
+        test_ids: the ids of the test rows.
 
     Raises:
-        DataError: a file is not of these rows, or two files of one name are of the same rows.
+        DataError: a file is of other rows, or two files of one name are of the same rows.
     """
-    models = []
+    sources = []
     for name in dict.fromkeys(name for name, _ in frames):
-        files = [file for other, file in frames if other == name]
-        models.append(ReportModel(name, _read_probabilities(files, rows)))
-    return models
+        parts: frozenset[str] = frozenset()
+        valid = []
+        test = None
+        for file in (file for other, file in frames if other == name):
+            frame = read_predictions(file)
+            ids = frozenset(frame[ID].tolist())
+            found = find_parts(ids, part_ids)
+            if not found and ids != test_ids:
+                raise DataError(
+                    f"{file}: its {len(ids)} ids are neither those of a fold, of all folds or of "
+                    f"the holdout, nor those of the {len(test_ids)} test rows",
+                    "Compare predictions of the same rows: `kit predict RUN --split valid` or "
+                    "`--split test`.",
+                )
+
+            if found & parts or (not found and test):
+                raise DataError(
+                    f"{file}: predicts the same rows as another file of this name",
+                    "Give each file its own name with --frame NAME=FILE.",
+                )
+            if found:
+                parts |= found
+                valid.append((file, frame))
+            else:
+                test = (file, frame)
+        sources.append(ModelSource(name, parts, None, tuple(valid), test))
+    return sources
 
 
-def _read_probabilities(
-    files: Sequence[Path], rows: Mapping[str, ReportRows]
-) -> dict[str, np.ndarray]:
-    """Read prediction files as probabilities (N, 3) by split; a file's ids decide its split."""
-    predictions: dict[str, np.ndarray] = {}
-    for file in files:
-        frame = read_predictions(file)
-        ids = set(frame[ID])
-        split = next(
-            (name for name, subset in rows.items() if ids == set(subset.ids.tolist())), None
-        )
-        if split is None:
-            raise DataError(
-                f"{file}: its {len(ids)} ids are neither those of the {len(rows['valid'].ids)} "
-                f"validation rows nor those of the {len(rows['test'].ids)} test rows",
-                "Compare predictions of the same rows: `kit predict RUN --split valid` or "
-                "`--split test`.",
-            )
-        if split in predictions:
-            raise DataError(
-                f"{file}: predicts the same rows as another file of this name",
-                "Give each file its own name with --frame NAME=FILE.",
-            )
-        predictions[split] = _align_to_rows(frame, rows[split], str(file))
-    return predictions
+def find_parts(ids: frozenset[int], part_ids: Mapping[str, frozenset[int]]) -> frozenset[str]:
+    """Return the parts that together have exactly these ids; none if there are no such parts.
+
+    The holdout's rows are in folds too, so a part of exactly these ids comes first.
+    """
+    for part, rows in part_ids.items():
+        if rows == ids:
+            return frozenset([part])
+    folds = [part for part, rows in part_ids.items() if part != HOLDOUT and rows and rows <= ids]
+    together = frozenset().union(*(part_ids[part] for part in folds))
+    return frozenset(folds if together == ids else ())
 
 
-def _align_to_rows(frame: pd.DataFrame, rows: ReportRows, name: str) -> np.ndarray:
+def align_to_rows(frame: pd.DataFrame, rows: ReportRows, name: str) -> np.ndarray:
     """Return probabilities (N, 3) in the order of `rows`.
 
     Where rows are scored, the probabilities must be as exact as Kaggle's graders demand.
@@ -240,89 +258,3 @@ def _align_to_rows(frame: pd.DataFrame, rows: ReportRows, name: str) -> np.ndarr
     # Rows that are only shown may be rounded, as published probabilities are.
     ids, members = stack_predictions([frame], [name])
     return members[0][row_positions(ids, rows.ids, name, "the test rows")]
-
-
-def read_blend_model(path: Path, models: Sequence[ReportModel], valid: ReportRows) -> ReportModel:
-    """Read a saved blend and predict with it.
-
-    Test predictions are those of the blend as it was saved. Validation predictions are
-    cross-fitted, as in the estimate of `kit ensemble`: weights and temperature of the same members
-    are fitted anew, by the same method, to the other prompts. The saved weights would flatter the
-    blend whichever rows they were fitted to, because the holdout's rows are also out-of-fold rows.
-    A blend whose weights were not fitted is applied as it was saved, and one with too few
-    validation rows for a fit gets no validation predictions.
-
-    Args:
-        path: a file that `kit ensemble --save` wrote.
-        models: the other models of the report, among them the members.
-        valid: the validation rows.
-
-    Raises:
-        DataError: the file is not a saved blend, or a member is missing or ambiguous.
-    """
-    blend = read_blend(path)
-    fitted = read_fitted(path, "blend").get("fitted")
-    fitted = fitted if isinstance(fitted, dict) else {}
-    members = _find_members(path, blend, models)
-
-    # Members that the fit dropped have weight 0, and need not be in the report.
-    weights = tuple(weight for weight in blend.weights if weight > 0)
-    used_blend = replace(blend, members=blend.used, weights=weights)
-
-    predictions = {}
-    if all("test" in member.predictions for member in members):
-        predictions["test"] = used_blend.combine(_stack(members, "test"))
-
-    cross_fitted = False
-    note = ""
-    if all("valid" in member.predictions for member in members):
-        method = fitted.get("method", blend.pool)
-        too_few = too_few_rows(valid.known_labels, valid.groups, len(blend.members))
-        if method not in FITTED_METHODS:
-            predictions["valid"] = used_blend.combine(_stack(members, "valid"))
-            note = "is applied as it was saved, because its weights were not fitted to labels"
-        elif too_few:
-            note = (
-                "has no validation scores: its weights may have been fitted to these labels, and "
-                f"{too_few}"
-            )
-        else:
-            predictions["valid"] = _cross_fit(method, _stack(members, "valid"), valid)
-            cross_fitted = True
-
-    name = path.name.removesuffix(".json")
-    saved = SavedBlend(name, blend, fitted, cross_fitted, note)
-    return ReportModel(name, predictions, saved=saved)
-
-
-def _find_members(path: Path, blend: Blend, models: Sequence[ReportModel]) -> list[ReportModel]:
-    """Return the models that have a weight in the blend, in the blend's order."""
-    # A blend knows runs by the names of their folders. The report may show a longer name, where
-    # two runs share one.
-    candidates = [
-        (model.run.name if model.run else model.name, model)
-        for model in models
-        if not model.reference
-    ]
-    counts = Counter(name for name, _ in candidates)
-    wrong = [name for name in blend.used if counts[name] != 1]
-    if wrong:
-        raise DataError(
-            f"{path}: the blend needs predictions of {', '.join(wrong)}, and the report has "
-            f"{counts[wrong[0]] or 'none'} called {wrong[0]}",
-            "Name each member once: a run by its folder, any other file as --frame NAME=FILE.",
-        )
-
-    by_name = dict(candidates)
-    return [by_name[name] for name in blend.used]
-
-
-def _stack(members: Sequence[ReportModel], split: str) -> np.ndarray:
-    """Return the members' predictions of a split, (M, N, 3)."""
-    return np.stack([member.predictions[split] for member in members])
-
-
-def _cross_fit(method: str, members: np.ndarray, valid: ReportRows) -> np.ndarray:
-    """Blend members (M, N, 3), each row with weights fitted to other prompts: (N, 3)."""
-    rows = BlendRows.from_predictions(members, valid.known_labels, valid.groups)
-    return fit_weights(method, rows).cross_fitted

@@ -68,14 +68,20 @@ class Slice:
 
 
 def score_slices(inputs: ReportInputs, split: str) -> tuple[Slice, ...]:
-    """Score the models on each slice of the split's rows that is not empty."""
+    """Score the models on each slice of the split's rows that is not empty.
+
+    Without a data folder there are no texts, and no slices.
+    """
+    texts = inputs.read_texts(split)
+    if texts is None:
+        return ()
     rows = inputs.rows[split]
     models = inputs.models_with(split)
     losses = np.stack([row_losses(model.predictions[split], rows.known_labels) for model in models])
 
     # All properties are measured in one pass over the texts.
     slices = []
-    for by, (names, numbers) in _assign_slices(inputs.read_texts(split)).items():
+    for by, (names, numbers) in _assign_slices(texts).items():
         for number, name in enumerate(names):
             members = np.flatnonzero(numbers == number)
             if not len(members):

@@ -6,12 +6,19 @@ Both forms are rendered from the same `Section`s, so they have the same numbers 
 from dataclasses import dataclass
 from typing import Literal
 
-from kit.reporting.diagnosis import DisagreementCase
+from kit.reporting.cases import RowCase
+from kit.reporting.comparison import ComparisonLine, ModelFigures
+from kit.reporting.significance import Verdict
 
 CLASS_NAMES = ("A", "B", "tie")
 TEXT_TITLES = ("Prompt", "Answer A", "Answer B")
 MINUS = "\N{MINUS SIGN}"
+
+# A table with a column for each model has at most this many of them: the best.
+WIDEST = 6
+
 Tone = Literal["", "good", "bad", "quiet"]
+TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "can't tell": "quiet"}
 
 
 @dataclass(frozen=True)
@@ -20,15 +27,24 @@ class Cell:
 
     Attributes:
         text: its content.
+        note: a smaller text after it.
         strong: whether it is bold.
         tone: its colour.
         shade: how dark its background is, from 0 to 1.
+        value: what the page sorts it by, None for its text.
+        bar: an interval and the point inside it (low, point, high), on the table's axis.
     """
 
     text: str
+    note: str = ""
     strong: bool = False
     tone: Tone = ""
     shade: float = 0.0
+    value: float | None = None
+    bar: tuple[float, float, float] | None = None
+
+
+Row = tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -39,13 +55,22 @@ class Table:
         caption: unique within the report.
         head: column titles.
         body: rows, each named by its first cell.
-        folded: whether the page folds it, because a figure shows the same.
+        apart: further rows that are not sorted among the others.
+        folded: what the page shows in place of the table until it is opened; neighbours with the
+            same words are opened together.
+        axis: the range of values that bars are drawn on.
+        mark: a value on the axis that every bar is compared with.
+        sortable: whether the page can sort it by a column.
     """
 
     caption: str
     head: tuple[str, ...]
-    body: tuple[tuple[Cell, ...], ...]
-    folded: bool = False
+    body: tuple[Row, ...]
+    apart: tuple[Row, ...] = ()
+    folded: str = ""
+    axis: tuple[float, float] | None = None
+    mark: float | None = None
+    sortable: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,15 +92,52 @@ class Section:
     paragraphs: tuple[str, ...] = ()
     figures: str = ""
     tables: tuple[Table, ...] = ()
-    cases: tuple[DisagreementCase, ...] = ()
+    cases: tuple[RowCase, ...] = ()
     paragraphs_without_figures: tuple[str, ...] = ()
 
 
-def format_cells(*texts: str, tone: Tone = "") -> tuple[Cell, ...]:
+def format_cells(*texts: str, tone: Tone = "") -> Row:
     """Return cells of these texts, all in one tone."""
     return tuple(Cell(text, tone=tone) for text in texts)
+
+
+def number_cell(value: float | None, form: str, tone: Tone = "") -> Cell:
+    """Return a cell of a number in the given format, an empty one for None."""
+    if value is None:
+        return Cell("", tone=tone)
+    return Cell(format(value, form).replace("-", MINUS), tone=tone, value=value)
+
+
+def loss_cell(figures: ModelFigures | None, strong: bool = False, tone: Tone = "") -> Cell:
+    """Return a cell of a log loss with its interval, an empty one for None."""
+    if figures is None:
+        return Cell("", tone=tone)
+    return Cell(
+        f"{figures.log_loss:.4f}",
+        note=f"[{figures.low:.4f}, {figures.high:.4f}]",
+        strong=strong,
+        tone=tone,
+        value=figures.log_loss,
+        bar=(figures.low, figures.log_loss, figures.high),
+    )
 
 
 def format_difference(value: float) -> str:
     """Return a difference of log losses with its sign, to four places."""
     return f"{value:+.4f}".replace("-", MINUS)
+
+
+def format_size(parameters: float) -> str:
+    """Return a number of parameters, such as 331,590 or 86.3M."""
+    return f"{parameters / 1e6:,.1f}M" if parameters >= 1e6 else f"{parameters:,.0f}"
+
+
+def losses_axis(lines: list[ComparisonLine]) -> tuple[float, float] | None:
+    """Return the range of all intervals of these lines, with a margin; None if they have none."""
+    found = [figures for line in lines for figures in (line.valid, line.test) if figures]
+    if not found:
+        return None
+    low = min(figures.low for figures in found)
+    high = max(figures.high for figures in found)
+    margin = 0.04 * (high - low)
+    return low - margin, high + margin

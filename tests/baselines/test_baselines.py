@@ -388,12 +388,14 @@ def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):
     assert (line.best_epoch, line.parameters) == (None, metrics["parameters"])
 
 
-def test_report_without_common_rows_names_the_baseline_to_run(
+def test_a_report_names_the_baseline_to_run_for_rows_that_it_lacks(
     runs: Path, data: Path, tmp_path: Path
 ):
     run_baseline("uniform", data, tmp_path, "0")
-    with pytest.raises(RunError, match="kit baseline uniform --fold holdout"):
-        compare([runs / "baseline-length", tmp_path / "baseline-uniform"], data)
+    comparison = compare([runs / "baseline-length", tmp_path / "baseline-uniform"], data)
+    (left_out,) = comparison.left_out
+    command = f"kit baseline uniform --data {data} --runs {tmp_path} --fold all"
+    assert left_out.reason.endswith(f"next: {command}")
 
 
 def test_baseline_run_has_no_recipe_and_no_model(runs: Path):

@@ -3,11 +3,15 @@
 The Markdown form is checked against the page.
 """
 
+import base64
+import hashlib
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from made_runs import make_run
@@ -21,8 +25,8 @@ from kit.ensembling.fit_blend import fit_blend
 from kit.evaluation.truth import read_truth, restrict_truth
 from kit.predictions import read_predictions
 from kit.reporting import figures
-from kit.reporting.comparison import ComparisonLine, ModelFigures
 from kit.reporting.html import render_html
+from kit.reporting.leaderboard import LeaderboardScore
 from kit.reporting.markdown import render_markdown
 from kit.reporting.report import Report, build_report
 from kit.sample.generate import write_sample
@@ -36,11 +40,14 @@ SECTIONS = (
     "Comparison",
     "Significance",
     "Learning curves",
-    "Reliability",
+    "Recipes",
+    "Reliability and confidence",
     "Confusion",
     "By length, turns and language",
     "Correlation between models",
-    "Blend weights",
+    "Blends",
+    "Local score against the leaderboard",
+    "Worst rows of the best model",
     "Where models disagree most",
 )
 NUMBER = re.compile(r"[+\u2212]?\d[\d,]*\.\d+")
@@ -81,6 +88,10 @@ def report(hostile: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Report
         frames=[("<b>$x_1$|`", runs[0] / "test.csv")],
         blends=[folder / "blend.json"],
         truth=hostile.folder.parent / "raw" / "truth.csv",
+        submissions=[
+            LeaderboardScore("2026-01-02", "me/kernel/1", "<b>first", 1.01, 1.03, None),
+            LeaderboardScore("2026-01-03", "blend.csv", "second", None, 1.02, 1.04),
+        ],
     )
 
 
@@ -112,13 +123,13 @@ def test_every_section_is_there_with_its_tables(page: Page, report: Report):
     for title in SECTIONS:
         assert title in page.text
 
+    # The models come first, the best at the top, then the references.
     table = page.tables["All models"]
-    names = [row[0] for row in table.rows[1:]]
-    assert names[:3] == ["uniform", "class prior", "Bayes floor"]
-    assert names[3:6] == [model.name for model in report.inputs.models[3:6]]
-    assert names[6:] == ["<b>$x_1$|`", "blend"]
-    cells = next(row for row in table.rows if row[0] == names[3])
-    assert [cell for cell in cells if cell][-4:] == ["0.010", "2.00", "1,234,567", "1.5"]
+    losses = [float(row[4].split()[0]) for row in table.rows[1:]]
+    assert losses[:-3] == sorted(losses[:-3])
+    assert {row[0] for row in table.rows[-3:]} == {"uniform", "class prior", "Bayes floor"}
+    cells = table.row(report.inputs.models[3].name)
+    assert [cell for cell in cells if cell][-4:] == ["0.010", "2.00", "1.2M", "1.5"]
 
     captions = " ".join(page.tables)
     assert "Against the best on test rows" in captions
@@ -149,10 +160,11 @@ def test_every_number_of_a_table_is_one_of_the_json(page: Page, report: Report):
 
 def test_the_numbers_are_in_the_lines_of_their_models(page: Page, report: Report):
     lines = {line.name: line for line in report.comparison.lines}
-    for row in page.tables["All models"].rows[1:]:
-        if test := lines[row[0]].test:
-            assert row[4] == f"{test.log_loss:.4f} [{test.low:.4f}, {test.high:.4f}]"
-            assert row[5:7] == [f"{test.accuracy:.3f}", f"{test.calibration_error:.3f}"]
+    for name, line in lines.items():
+        if test := line.test:
+            row = page.tables["All models"].row(name)
+            assert row[3] == f"{test.log_loss:.4f} [{test.low:.4f}, {test.high:.4f}]"
+            assert row[4:6] == [f"{test.accuracy:.3f}", f"{test.calibration_error:.3f}"]
 
     significance = report.significance[1]
     best = significance.best
@@ -164,11 +176,12 @@ def test_the_lowest_loss_of_all_models_is_bold(page: Page, report: Report):
     lines = [line for line in report.comparison.lines[3:] if line.valid]
     table = page.tables["All models"]
     bold = [row[0] for row, strong in zip(table.rows, table.bold, strict=True) if strong[1]]
-    assert bold == [min(lines, key=lambda line: line.valid.log_loss).name]
+    best = min(lines, key=lambda line: line.valid.log_loss).name
+    assert [name.split()[0] for name in bold] == [best]
 
 
 def test_only_the_most_probable_class_is_bold(page: Page, report: Report):
-    for case in report.cases:
+    for case in report.disagreements:
         table = page.tables[f"Predictions of test row {case.id}"]
         for row, bold in zip(table.rows[1:], table.bold[1:], strict=True):
             probabilities = case.probabilities[row[0]]
@@ -180,7 +193,7 @@ def test_texts_are_shown_and_never_run(page: Page, html: str):
     assert HOSTILE.partition("\u202e")[0] in page.text
     assert "⟨U+202E⟩txt.exe⟨U+001B⟩[31m" in page.text
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "img", "iframe", "object", "embed", "form", "b"}
+    assert not tags & {"img", "iframe", "object", "embed", "form", "b"}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert "\u202e" not in html
     assert "\x1b" not in html
@@ -194,6 +207,12 @@ def test_nothing_is_loaded(page: Page, html: str):
     policy = next(a["content"] for a in metas if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
 
+    # The one script is kit's own, and the policy allows no other.
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert script.strip() == (Path(figures.__file__).parent / "page.js").read_text().strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+
     targets = {address[1:] for address in page.addresses if address.startswith("#")}
     targets |= set(re.findall(r"url\(#([^)]+)\)", html))
     assert targets <= set(page.ids)
@@ -202,31 +221,57 @@ def test_nothing_is_loaded(page: Page, html: str):
 def test_ids_are_unique_and_figures_have_titles(page: Page):
     assert len(page.ids) == len(set(page.ids))
     svgs = [attributes for tag, attributes in page.tags if tag == "svg"]
-    # Intervals of two splits, curves of two runs, reliability of five models.
-    assert len(svgs) == 2 + 2 + 5
+    # Curves of two runs together and by themselves, reliability of five models, the leaderboard.
+    assert len(svgs) == 3 + 5 + 1
     for svg in svgs:
         assert svg["role"] == "img"
         assert svg["aria-label"]
         assert "viewbox" in svg
-    assert any("Reliability of <b>$x_1$|`" in svg["aria-label"] for svg in svgs)
+    assert any(svg["aria-label"].startswith("<b>$x_1$|`: mean distance") for svg in svgs)
 
 
-def test_names_are_left_of_their_intervals():
-    names = ["short", "tiny-electra-6f3a2b1c", f"a-name-much{'-longer' * 7}-6f3a2b1c"]
-    scores = ModelFigures(
-        rows=9, log_loss=1.0, low=0.9, high=1.05, accuracy=0.4, calibration_error=0.1
-    )
-    lines = [ComparisonLine(name, valid=scores) for name in names]
-    svg = figures.plot_intervals(lines, "valid", "holdout").svg
+def test_the_answer_is_at_the_top(page: Page, report: Report, markdown: str):
+    top = page.text.partition("All models")[0]
+    answer = report.answer
+    assert answer.best == report.significance[1].best
+    pair = report.significance[1].pair(answer.best, answer.next)
+    assert f"{answer.figures.log_loss:.4f} on 60 test rows" in top
+    assert f"{-pair.mean:.4f} [" in top
+    clear = "the lead is clear" if pair.verdict == "better" else "the lead is not clear"
+    assert clear in top
+    assert report.made in top
+    assert f"kit report {report.inputs.models[3].run.path}" in top
+    assert markdown.startswith(f"# {answer.best}")
+    assert clear in markdown.partition("##")[0]
 
-    labels = re.findall(r'text-anchor: end[^"]*" x="([\d.]+)"[^>]*>([^<]*)', svg)
-    labels = [(float(x), text) for x, text in labels if not text.startswith("log loss")]
-    shown = [text for _, text in labels]
-    assert shown[:2] == names[:2]
-    assert shown[2].startswith("a-name-much")
-    assert shown[3].endswith("6f3a2b1c")
-    drawn = [float(x) for x in re.findall(r'd="M ([\d.]+) [\d.]+  L', svg)]
-    assert max(x for x, _ in labels) < min(x for x in drawn if x > 9)
+
+def test_bars_of_a_table_are_on_one_axis(html: str, report: Report):
+    table = html.partition("<caption>All models")[2].partition("</table>")[0]
+    bars = re.findall(r"--first: ([\d.]+)%;--point: ([\d.]+)%;--last: ([\d.]+)%", table)
+    lines = [line for line in report.comparison.lines if line.name in report.ranking]
+    figures = [each for line in lines for each in (line.valid, line.test) if each]
+    # The references have bars too, at the end of the axis where they are outside.
+    assert len(bars) == len(figures) + 6
+    places = {(float(first), float(last)) for first, _, last in bars}
+    low, high = min(each.low for each in figures), max(each.high for each in figures)
+    for each in figures:
+        expected = [
+            100 * (value - low + 0.04 * (high - low)) / (1.08 * (high - low))
+            for value in (each.low, each.high)
+        ]
+        assert any(place == pytest.approx(expected, abs=0.06) for place in places)
+
+
+def test_cells_with_numbers_can_be_sorted(page: Page):
+    values = [
+        (attributes["data-value"], attributes)
+        for tag, attributes in page.tags
+        if tag in ("td", "th") and "data-value" in attributes
+    ]
+    assert len(values) > 100
+    assert all(np.isfinite(float(value)) for value, _ in values)
+    sortable = [attributes for tag, attributes in page.tags if tag == "table"]
+    assert sum("data-sortable" in attributes for attributes in sortable) > 3
 
 
 def test_the_page_is_accessible(page: Page):
@@ -246,14 +291,15 @@ def test_figures_take_the_colours_of_the_page(html: str):
     for svg in svgs:
         assert not re.search(r"#[0-9a-fA-F]{3,8}\b(?!\))", svg.replace('href="#', ""))
 
-    used = set(re.findall(r"var\((--[a-z]+)\)", html)) - {"--shade"}
+    bars = {"--shade", "--first", "--point", "--last", "--mark"}
+    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", html)) - bars
     dark = html.partition("prefers-color-scheme: dark")[2].partition("* {")[0]
     for name in used:
         assert f"{name}:" in dark
 
 
 def test_the_same_report_gives_the_same_bytes(report: Report, html: str, markdown: str):
-    again = Report(report.inputs)
+    again = replace(report)
     assert render_html(again) == html
     assert render_markdown(again) == markdown
 
@@ -276,16 +322,16 @@ def test_markdown_has_the_tables_of_the_page(page: Page, markdown: str):
     for table in re.findall(r"((?:^\|.*\n)+)", markdown, re.MULTILINE):
         lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.strip().splitlines()]
         del lines[1]  # the rule below the head
-        cells = [[cell.strip().strip("*") for cell in line] for line in lines]
+        cells = [[cell.strip().replace("**", "") for cell in line] for line in lines]
         grids.append([[re.sub(r"\\(.)", r"\1", cell) for cell in line] for line in cells])
     assert grids == [grid.rows for grid in page.tables.values()]
 
 
 def test_markdown_does_not_speak_of_figures(page: Page, markdown: str):
-    words = re.compile(r"\b(dots?|diagonal|thin|strong|dotted)\b", re.IGNORECASE)
+    words = re.compile(r"\b(dots?|diagonal|thin|axis|dotted)\b", re.IGNORECASE)
     assert not words.search(markdown)
     assert len(set(words.findall(page.text))) > 3
-    over_confident = "Where the accuracy is below the confidence, the model is over-confident."
+    over_confident = "Where fewer are true than was predicted, the model is over-confident."
     assert over_confident in markdown
 
 

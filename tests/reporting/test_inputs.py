@@ -1,18 +1,25 @@
 """Check what a report compares: which rows, which models, and what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from made_runs import make_run
 
+import kit
 from kit.baselines.run import run_baseline
 from kit.cli.main import main
-from kit.data.dataset import Dataset
+from kit.data.dataset import Dataset, open_dataset
+from kit.data.preprocess import preprocess_files
 from kit.errors import DataError, RunError
-from kit.predictions import read_predictions, write_predictions
+from kit.predictions import make_predictions, read_predictions, write_predictions
+from kit.reporting.markdown import render_markdown
 from kit.reporting.report import build_report
+from kit.reporting.rows import choose_parts, name_parts
 
 FOLDS = (0, 1, 2)
 BOTH = ("holdout", *FOLDS)
@@ -121,16 +128,91 @@ def test_out_of_fold_rows_are_preferred_to_the_holdout(processed: Dataset, tmp_p
     assert report.inputs.validation == "holdout"
 
 
-def test_the_error_for_no_common_rows_names_the_next_command(processed: Dataset, tmp_path: Path):
-    whole = make_run(tmp_path, processed, 0, parts=FOLDS)
-    begun = make_run(tmp_path, processed, 1, parts=(0, 1))
-    holdout = make_run(tmp_path, processed, 2)
-    for runs, problem, hint in (
-        ([whole, begun], "not finished every fold", "--fold all`, or leave it out."),
-        ([begun], "not finished every fold", "--fold all`."),
-        ([holdout, begun], "not finished the holdout", "holdout`, or every fold of each run."),
-    ):
-        with pytest.raises(RunError, match=problem) as caught:
-            build_report(runs, processed.folder)
-        assert str(begun) in caught.value.problem
-        assert caught.value.hint.endswith(hint)
+def test_runs_of_other_parts_form_groups_by_the_rows_they_share(processed: Dataset, tmp_path: Path):
+    whole = [make_run(tmp_path, processed, seed, parts=FOLDS) for seed in range(2)]
+    begun = make_run(tmp_path, processed, 2, parts=(0,))
+    holdout = make_run(tmp_path, processed, 3)
+    report = build_report([*whole, begun, holdout], processed.folder)
+    assert report.inputs.validation == "out-of-fold"
+    assert set(report.ranking) == {run.name for run in whole}
+
+    # The rows of fold 0 are compared with all that have them, the holdout's with nothing.
+    names = {group.inputs.validation: set(group.ranking) for group in report.groups}
+    assert names == {"fold 0": {begun.name, *report.ranking}, "holdout": {holdout.name}}
+    for group in report.groups:
+        rows = group.inputs.rows["valid"]
+        part = "holdout" if rows.name == "holdout" else 0
+        ids = processed.train(["id"])["id"].to_numpy()[processed.fold_rows(part)[1]]
+        assert sorted(rows.ids) == sorted(ids)
+
+    reasons = {each.name: each.reason for each in report.comparison.left_out}
+    assert reasons.keys() == {begun.name, holdout.name}
+    assert "has predicted fold 0 and not the out-of-fold rows" in reasons[begun.name]
+    assert reasons[begun.name].endswith("--fold all")
+
+
+def test_runs_of_one_fold_are_compared_on_it(processed: Dataset, tmp_path: Path):
+    runs = [make_run(tmp_path, processed, seed, parts=(0,)) for seed in range(3)]
+    runs.append(make_run(tmp_path, processed, 3, parts=FOLDS))
+    report = build_report(runs, processed.folder)
+    assert report.inputs.validation == "fold 0"
+    assert set(report.ranking) == {run.name for run in runs}
+    assert report.groups == ()
+    assert build_report(runs[:1], processed.folder).inputs.validation == "fold 0"
+
+
+@pytest.mark.parametrize(
+    ("predicted", "chosen"),
+    [
+        ([], "out-of-fold"),
+        (["012", "012h", "h"], "out-of-fold"),
+        (["012h", "h", "h"], "holdout"),
+        (["0", "0", "h"], "fold 0"),
+        (["01", "012", "0"], "fold 0"),
+        (["01", "01", "2"], "folds 0 and 1"),
+        (["012", "012", "0"], "out-of-fold"),
+    ],
+)
+def test_the_rows_of_most_models_are_chosen(predicted: list[str], chosen: str):
+    parts = [
+        {"holdout" if letter == "h" else f"fold{letter}" for letter in letters}
+        for letters in predicted
+    ]
+    assert name_parts(choose_parts(parts, 3), 3) == chosen
+
+
+def test_runs_of_other_data_are_listed_and_not_compared(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
+    run = make_run(tmp_path / "here", processed)
+    preprocess_files(raw, tmp_path / "other", folds=4, valid=0.3)
+    foreign = make_run(tmp_path / "there", open_dataset(tmp_path / "other"), 1)
+    report = build_report([run, foreign], processed.folder)
+    assert report.ranking == (run.name,)
+    (found,) = report.inputs.foreign
+    assert (found.name, found.losses) == (foreign.name, {"holdout": 1.0})
+    assert foreign.name in render_markdown(report)
+    with pytest.raises(RunError, match="different data"):
+        build_report([foreign], processed.folder)
+
+
+def test_files_with_a_truth_need_no_data_folder(raw: Path, tmp_path: Path):
+    ids = pd.read_csv(raw / "truth.csv")["id"].to_numpy()
+    generator = np.random.default_rng(0)
+    frames = []
+    for name, count in (("a", 60), ("b", 60), ("part", 20)):
+        probabilities = generator.dirichlet([1, 1, 1], count)
+        write_predictions(make_predictions(ids[:count], probabilities), tmp_path / f"{name}.csv")
+        frames += ["--frame", f"{name}={tmp_path / name}.csv"]
+    nothing = ["--data", str(tmp_path / "nothing"), "--truth", str(raw / "truth.csv"), "--json"]
+    shown = CliRunner().invoke(main, ["report", *frames, *nothing])
+    assert shown.exit_code == 0, shown.output
+    content = json.loads(shown.stdout)
+    assert content["validation"] == "labelled"
+    losses = {line["name"]: line["valid"] for line in content["lines"]}
+    assert losses["a"]["rows"] == losses["b"]["rows"] == 60
+    scored = kit.score(tmp_path / "a.csv", raw / "truth.csv")
+    assert losses["a"]["log_loss"] == pytest.approx(scored.log_loss)
+    (group,) = content["groups"]
+    assert {line["name"]: line["valid"]["rows"] for line in group["lines"]}["part"] == 20
+    assert [each["name"] for each in content["left_out"]] == ["part"]

@@ -9,10 +9,13 @@ from made_runs import predictions
 
 from kit.ensembling import blend as blends
 from kit.ensembling.fit_blend import BlendFit, fit_blend
+from kit.ensembling.weights import BlendRows, fit_weights
 from kit.errors import DataError
 from kit.evaluation.metrics import log_loss
 from kit.predictions import make_predictions
-from kit.reporting.models import ReportModel, ReportRows, read_blend_model
+from kit.reporting.blend_models import measure_gains, read_blend_model
+from kit.reporting.models import ReportModel
+from kit.reporting.rows import ReportRows
 from kit.task import GROUP, ID, LABEL
 
 ROWS = 1500
@@ -138,6 +141,21 @@ def test_too_few_rows_for_a_fit_give_no_validation_predictions(
     assert set(model.predictions) == {"test"}
     assert model.saved.note.startswith("has no validation scores: its weights may have been fitted")
     assert "40 rows" in model.saved.note
+
+
+def test_the_gain_of_a_member_is_the_loss_of_the_blend_without_it(
+    fitted: BlendFit, models: list[ReportModel], truth: pd.DataFrame, tmp_path: Path
+):
+    blend = read_fitted_model(fitted, models, truth, tmp_path / "blend.json")
+    rows = report_rows(truth)
+    gains = {gain.member: gain for gain in measure_gains([*models, blend], rows, "valid")}
+    assert gains.keys() == {"a", "b"}  # the member without skill was dropped
+    loss = log_loss(blend.predictions["valid"], rows.labels)
+    other = models[1].predictions["valid"][None]
+    alone = fit_weights(fitted.method, BlendRows.from_predictions(other, rows.labels, rows.groups))
+    assert gains["a"].gain == pytest.approx(alone.log_loss - loss, abs=1e-5)
+    assert gains["a"].low < gains["a"].gain < gains["a"].high
+    assert gains["a"].gain > gains["b"].gain > 0
 
 
 def test_a_file_that_names_no_rows_is_cross_fitted_too(
