@@ -85,7 +85,8 @@ def train(
     """Fine-tune a backbone, and return its run.
 
     Args:
-        backbone: a name from `kit backbones`, or a folder in Hugging Face layout.
+        backbone: a name from `kit backbones`, a folder in Hugging Face layout, or "length", "tfidf"
+            or "boosted": a classical model, for which only `data`, `runs`, `fold` and `log` count.
         recipe: a name from `kit recipes`, a TOML file, or a `Recipe`; by default the backbone's
             own.
         overrides: recipe keys to change, such as {"train.lr": 2e-5} or ["train.lr=2e-5"].
@@ -111,10 +112,23 @@ def train(
     Example:
         run = kit.train("deberta", overrides={"train.lr": 2e-5}, fold="all", log=print)
     """
+    from kit.baselines import BASELINES
     from kit.data.dataset import Dataset
     from kit.recipe.load import choose_recipe
     from kit.recipe.spec import Recipe
     from kit.run import Run
+
+    folder = data.folder if isinstance(data, Dataset) else Path(data)
+    if backbone in BASELINES:
+        if recipe or overrides:
+            raise KitError(
+                f"{backbone} is a classical model, which has no recipe",
+                "Leave out recipe= and overrides=.",
+            )
+        from kit.baselines.run import run_baseline
+
+        return Run(Path(run_baseline(backbone, folder, Path(runs), str(fold), log)["run"]))
+
     from kit.training.train import train_recipe
 
     # Numbers, texts and booleans look the same in JSON and in the TOML that overrides are read as.
@@ -130,7 +144,6 @@ def train(
             "Make it with kit.recipe.load.load_recipe(name, overrides, backbone).",
         )
 
-    folder = data.folder if isinstance(data, Dataset) else Path(data)
     summary = train_recipe(
         recipe,
         folder,

@@ -104,6 +104,10 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     \b
     Example:  kit baseline tfidf --fold all
     """
+    _fit_baseline(name, fold, data, runs, as_json)
+
+
+def _fit_baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
     from kit.baselines.run import run_baseline
 
     result = run_baseline(name, data, runs, fold, say=output.print_note)
@@ -113,7 +117,11 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
 
 
 @click.command()
-@click.option("--backbone", help="A name from `kit backbones`, or a folder in Hugging Face layout.")
+@click.option(
+    "--backbone",
+    help="A name from `kit backbones`, a folder in Hugging Face layout, or a name of `kit "
+    "baseline`, such as boosted.",
+)
 @click.option(
     "--recipe", help="A name from `kit recipes`, or a TOML file.  [default: the backbone's own]"
 )
@@ -167,6 +175,18 @@ def train_command(
     \b
     Example:  kit train --backbone deberta --set train.lr=2e-5 --fold all
     """
+    if backbone in BASELINES:
+        options.refuse_combination(
+            f"--backbone {backbone}",
+            "it is a classical model, fitted in one go and without a recipe.",
+            recipe=recipe,
+            set=overrides,
+            restart=restart or None,
+            scratch=scratch,
+            **{"report-to": report_to, "max-hours": max_hours if max_hours < math.inf else None},
+        )
+        return _fit_baseline(backbone, fold, data, runs, as_json)
+
     from kit.recipe.load import choose_recipe
 
     # A wrong recipe key is reported at once, before torch is imported.

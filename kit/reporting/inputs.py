@@ -201,13 +201,10 @@ def choose_validation(
         lacking = "this run has not finished the holdout"
         otherwise = ", or every fold of each run"
 
-    command = f"train --recipe {run.recipe_path}"
-    if run.baseline:
-        command = f"baseline {run.baseline}"
     fold = "all" if prefer_folds else HOLDOUT
     raise RunError(
         f"{run.path}: the runs have no validation rows in common: {lacking}",
-        f"Run `kit {command} --fold {fold}`{otherwise}.",
+        f"Run `{run.command} --fold {fold}`{otherwise}.",
     )
 
 
