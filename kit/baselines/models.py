@@ -16,7 +16,8 @@ import numpy as np
 
 from kit.baselines import BASELINES, linear, tfidf
 from kit.baselines.rows import PairRows
-from kit.baselines.trees import Boosted, class_shares
+from kit.baselines.trees import Boosted
+from kit.evaluation.metrics import class_prior
 from kit.task import CLASSES
 
 # The L2 penalty of the TF-IDF model, for a loss that is summed over rows.
@@ -82,7 +83,7 @@ class Prior:
     @classmethod
     def fit(cls, _: PairRows, labels: np.ndarray) -> "Prior":
         """Count the labels."""
-        return cls(class_shares(labels))
+        return cls(class_prior(labels) if labels.ndim == 1 else labels.sum(axis=0) / labels.sum())
 
     def predict(self, rows: PairRows) -> np.ndarray:
         """Return probabilities (N, 3)."""

@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kit.baselines.features import STYLE_FEATURES, compute_style_features
 from kit.baselines.tfidf import Counts, count_ngrams
 from kit.data.features import FEATURES, PAIR_FEATURES, compute_features
 from kit.task import GROUP, RESPONSES
 
 # The columns of `PairRows`, by which a saved model is matched to the kit that loads it.
-FEATURE_NAMES = {"sides": list(FEATURES), "pair": list(PAIR_FEATURES)}
+FEATURE_NAMES = {"sides": [*FEATURES, *STYLE_FEATURES], "pair": list(PAIR_FEATURES)}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def pair_rows(table: pa.Table, ngrams: bool) -> PairRows:
         table: prompt and answers as lists of turns, and perhaps prompt groups.
     """
     a, b, pair = compute_features(table)
+    style_a, style_b = compute_style_features(table)
     length = FEATURES.index("characters")
     counts = ((), ())
     if ngrams:
@@ -74,6 +76,8 @@ def pair_rows(table: pa.Table, ngrams: bool) -> PairRows:
         join = pc.binary_join  # ty: ignore[missing-attribute]
         texts_a, texts_b = (join(table[name], "\n").to_pylist() for name in RESPONSES)
         counts = (count_ngrams(texts_a), count_ngrams(texts_b))
+    a = np.hstack([a, style_a])
+    b = np.hstack([b, style_b])
     lengths = np.stack([a[:, length], b[:, length]], axis=1)
     known = GROUP in table.column_names
     groups = table[GROUP].to_numpy() if known else np.zeros(len(a), np.int64)

@@ -21,6 +21,7 @@ from kit.baselines.linear import fit_symmetric
 from kit.baselines.models import MODELS, ClassicalModel, Uniform
 from kit.baselines.rows import PairRows
 from kit.baselines.run import run_baseline
+from kit.baselines.trees import SETTINGS
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.ensembling.members import member_name
@@ -104,15 +105,17 @@ def test_tfidf_learns_the_phrase_that_decides_and_constants_do_not():
     np.testing.assert_allclose(fit("prior", train, labels).predict(other)[3], class_prior(labels))
 
 
-def test_trees_learn_interactions_of_features():
+def test_trees_learn_interactions_of_features(monkeypatch: pytest.MonkeyPatch):
+    # Of these seven columns a tree would see two.
+    monkeypatch.setitem(SETTINGS, "feature_fraction", 1.0)
     train, _ = make_pairs(3000)
     other, _ = make_pairs(1000, seed=1)
 
-    # The sign of one feature says in which direction another one counts.
+    # Where one feature is high, which is a fifth of the rows, another one counts the other way.
     def interaction(rows: PairRows) -> np.ndarray:
         a_is_less = rows.a[:, 1] < rows.b[:, 1]
         a_is_more = rows.a[:, 1] > rows.b[:, 1]
-        return np.where(rows.pair[:, 0] > 0, a_is_less, a_is_more).astype(int)
+        return np.where(rows.pair[:, 0] > 0.8, a_is_less, a_is_more).astype(int)
 
     boosted = fit("boosted", train, interaction(train)).predict(other)
     linear = fit("length", train, interaction(train)).predict(other)
