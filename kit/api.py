@@ -87,8 +87,9 @@ def train(
     """Fine-tune a backbone, and return its run.
 
     Args:
-        backbone: a name from `kit backbones`, a folder in Hugging Face layout, or an encoder of the
-            Hugging Face hub, such as "microsoft/deberta-v3-small".
+        backbone: a name from `kit backbones`, a folder in Hugging Face layout, an encoder of the
+            Hugging Face hub, such as "microsoft/deberta-v3-small", or "length", "tfidf" or
+            "boosted": a classical model, for which only `data`, `runs`, `fold` and `log` count.
         recipe: a name from `kit recipes`, a TOML file, or a `Recipe`; by default the backbone's
             own.
         overrides: recipe keys to change, such as {"train.lr": 2e-5} or ["train.lr=2e-5"].
@@ -115,12 +116,23 @@ def train(
     Example:
         run = kit.train("deberta", overrides={"train.lr": 2e-5}, fold="all", log=print)
     """
+    from kit.baselines import BASELINES
     from kit.data.dataset import open_dataset
     from kit.model.backbones import resolve_backbone
     from kit.run import Run
 
-    chosen = _chosen_recipe(backbone, recipe, overrides)
     folder = _data_folder(data)
+    if backbone in BASELINES:
+        if recipe or overrides:
+            raise KitError(
+                f"{backbone} is a classical model, which has no recipe",
+                "Leave out recipe= and overrides=.",
+            )
+        from kit.baselines.run import run_baseline
+
+        return Run(Path(run_baseline(backbone, folder, Path(runs), str(fold), log)["run"]))
+
+    chosen = _chosen_recipe(backbone, recipe, overrides)
     if not Run(Path(runs) / chosen.run_name).origin_path.exists():
         # Refused before torch is imported, which takes seconds.
         open_dataset(folder)

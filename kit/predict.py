@@ -1,80 +1,68 @@
 """Predict probabilities with trained runs. Use `predict_split`, `predict_input` or `RunPredictor`.
 
 A `RunPredictor` keeps its models loaded, for many calls; the functions load one model after the
-other.
+other. `load_fold` is where the kinds of models meet: whatever it returns turns rows into
+probabilities. Each kind imports what it needs when the first of its models is loaded: only networks
+need torch.
 """
 
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from accelerate.utils import broadcast_object_list
 
-from kit.data.dataset import Dataset, open_dataset
-from kit.data.feature_cache import FeatureTable, features_cached
+from kit.data.dataset import open_dataset
+from kit.data.prediction_rows import PredictionRows, Progress, TimeLimit
 from kit.data.preprocess import prepare_input
-from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import RunError
-from kit.launcher import ignore_partial_launch
-from kit.model.device import (
-    AMX_WIDTH,
-    Compute,
-    base_dtype,
-    choose_device,
-    join_processes,
-    prepare_device,
-)
-from kit.model.inference import (
-    OrderBudget,
-    logits_to_probabilities,
-    make_collator,
-    predict_logits,
-)
-from kit.model.pair_model import PairModel
+from kit.launcher import ignore_partial_launch, is_distributed
 from kit.predictions import make_predictions
-from kit.recipe.spec import Recipe
-from kit.run import FoldDir, Run
+from kit.run import CLASSICAL, NETWORK, FoldDir, Run
 from kit.task import HOLDOUT, ID
 
-Progress = Callable[[int, int], None]
+
+class TrainedFold(Protocol):
+    """The model of one fold, loaded."""
+
+    def predict(
+        self,
+        source: PredictionRows,
+        rows: np.ndarray,
+        progress: Progress,
+        limit: TimeLimit | None = None,
+    ) -> np.ndarray:
+        """Return the probabilities of these rows of the source, (N, 3) float64."""
+        ...
 
 
-@dataclass(frozen=True)
-class PredictionRows:
-    """Rows to predict.
+def load_fold(run: Run, fold: FoldDir, swap: bool | None = None) -> TrainedFold:
+    """Load the model of a fold, after comparing its files with their hashes.
 
-    Attributes:
-        table: id, prompt and answers.
-        digest: a hash of the table, which names its tokens and features in the cache.
-        cache: the folder for tokens and features.
+    Args:
+        swap: whether a network averages over both orders of the answers; by default as the run's
+            recipe says. A classical model gives the same answer in both orders.
+
+    Raises:
+        RunError: a file is missing or damaged, or the model is of a kind that this kit does not
+            know.
     """
+    fold.check_files()
+    if fold.kind == CLASSICAL:
+        from kit.baselines.saved import ClassicalFold
 
-    table: pa.Table
-    digest: str
-    cache: Path
+        return ClassicalFold.load(fold.path)
+    if fold.kind == NETWORK:
+        from kit.model.fold import NetworkFold
 
-    @classmethod
-    def of_split(cls, dataset: Dataset, split: str) -> "PredictionRows":
-        """Return the rows of "train" or "test"."""
-        table = dataset.test() if split == "test" else dataset.train()
-        return cls(table, dataset.digest(split), dataset.cache)
-
-    def tokens(self, tokenizer: PairTokenizer, recipe: Recipe) -> TokenizedRows:
-        """Return the rows as tokens, from the cache if it has them."""
-        return tokenize_cached(
-            self.table, self.digest, tokenizer, recipe.encode, self.cache, recipe.model.shape
-        )
-
-    def features(self, tokens: TokenizedRows) -> FeatureTable:
-        """Return the rows' features, from the cache if it has them."""
-        return features_cached(self.table, self.digest, tokens, self.cache)
+        return NetworkFold.load(fold.path, run.recipe, swap)
+    raise RunError(f"{fold.path}: no model of kit: its kind is {fold.kind[:40]!r}", "Upgrade kit.")
 
 
 class RunPredictor:
@@ -86,7 +74,7 @@ class RunPredictor:
         keep: keep every model loaded after its first use. Otherwise one at a time is in memory.
 
     Raises:
-        RunError: nothing is finished yet, or the run is a baseline.
+        RunError: nothing is finished yet, or the run keeps no model.
     """
 
     def __init__(
@@ -99,11 +87,10 @@ class RunPredictor:
     ):
         ignore_partial_launch()
         self.run = run
-        self.recipe = run.recipe
         self.folds = run.models() if folds is None else folds
-        self.swap = self.recipe.predict.swap if swap is None else swap
+        self.swap = swap
         self.keep = keep
-        self._loaded: dict[Path, tuple[PairModel, PairTokenizer, Compute]] = {}
+        self._loaded: dict[Path, TrainedFold] = {}
 
     def load(self) -> "RunPredictor":
         """Load every model now, and keep them."""
@@ -122,7 +109,7 @@ class RunPredictor:
     ) -> np.ndarray:
         """Return the mean of the models' probabilities, (N, 3) float64.
 
-        Under torchrun every process computes a share of the rows and returns all of them.
+        Under torchrun every process returns all rows; networks divide the work.
 
         Args:
             rows: numbers of the rows to predict, in the order wanted; by default all.
@@ -131,42 +118,19 @@ class RunPredictor:
                 their answers, the least decided first; for models that read a whole row at once.
             log: called with how far that came.
         """
-        ranks = join_processes()
+        chosen = np.arange(len(source)) if rows is None else rows
         total = np.zeros(())
         for number, fold in enumerate(self.folds):
-            model, tokenizer, compute = self._load(fold)
-
-            # The first process fills the cache; the others read it.
-            with ranks.main_process_first():
-                tokens = source.tokens(tokenizer, self.recipe)
-                features = source.features(tokens) if model.feature_names else None
-            if rows is None:
-                rows = np.arange(len(tokens))
 
             def report(done: int, count: int, before: int = number) -> None:
                 progress(before * count + done, len(self.folds) * count)
 
             # Each model gets an equal part of the time that is left.
-            budget = None
+            limit = None
             if math.isfinite(deadline):
                 now = time.monotonic()
-                budget = OrderBudget(now + (deadline - now) / (len(self.folds) - number))
-            collator = make_collator(model, tokens, tokenizer, tabular=features)
-            logits = predict_logits(
-                model,
-                collator,
-                rows,
-                compute,
-                both_orders=self.swap,
-                progress=report,
-                budget=budget,
-            )
-            if budget and budget.both < budget.rows:
-                log(
-                    f"{fold.path}: time for both orders of the answers in {budget.both:,} of "
-                    f"{budget.rows:,} rows, the least decided ones"
-                )
-            total = total + logits_to_probabilities(logits)
+                limit = TimeLimit(now + (deadline - now) / (len(self.folds) - number), log)
+            total = total + self._load(fold).predict(source, chosen, report, limit)
         return total / len(self.folds)
 
     def predict_table(
@@ -177,37 +141,35 @@ class RunPredictor:
         Args:
             options: `deadline` and `log` of `predict`.
         """
-        ranks = join_processes()
-        with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-            # All processes of this machine use the folder of the first one, which waits with its
-            # removal until the last is done.
-            shared = broadcast_object_list([scratch])[0]
-            source = PredictionRows(table, "input", Path(shared))
-            probabilities = self.predict(source, progress=progress, **options)
-            ranks.wait_for_everyone()
-        return probabilities
+        with _shared_scratch() as scratch:
+            source = PredictionRows(table, "input", scratch)
+            return self.predict(source, progress=progress, **options)
 
-    @property
-    def _precision(self) -> str:
-        """The precision: the best for this machine, unless the recipe asks for float32."""
-        return "fp32" if self.recipe.train.precision == "fp32" else "auto"
-
-    def _load(self, fold: FoldDir) -> tuple[PairModel, PairTokenizer, Compute]:
+    def _load(self, fold: FoldDir) -> TrainedFold:
         if fold.path in self._loaded:
             return self._loaded[fold.path]
-
-        fold.check_files()
-        # The frozen base of a judge is loaded in the precision that will be computed in.
-        half = base_dtype(choose_device(self._precision, AMX_WIDTH))
-        model, tokenizer = PairModel.from_pretrained(fold.path, half)
-        compute = choose_device(self._precision, model.bf16_width)
-        prepare_device(compute)
-        model.to(compute.device)
-
-        loaded = (model, tokenizer, compute)
+        loaded = load_fold(self.run, fold, self.swap)
         if self.keep:
             self._loaded[fold.path] = loaded
         return loaded
+
+
+@contextmanager
+def _shared_scratch() -> Generator[Path]:
+    """Yield a temporary folder; under torchrun the same one for all processes of this machine."""
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        if not is_distributed():
+            yield Path(scratch)
+            return
+
+        from accelerate.utils import broadcast_object_list
+
+        from kit.model.device import join_processes
+
+        # The folder is the first process's, which waits with its removal until the last is done.
+        ranks = join_processes()
+        yield Path(broadcast_object_list([scratch])[0])
+        ranks.wait_for_everyone()
 
 
 def predict_split(
@@ -246,7 +208,7 @@ def predict_split(
         raise RunError(
             f"{trained.path}: --split {split} needs fold {', '.join(missing)}, which is not "
             "finished",
-            f"Run `kit train --recipe {trained.recipe_path} --fold {asked}`.",
+            f"Run `{trained.command} --fold {asked}`.",
         )
 
     source = PredictionRows.of_split(dataset, "train")

@@ -108,8 +108,8 @@ def load(
         swap: average over both orders of the answers; by default as each recipe says.
 
     Raises:
-        RunError: there is no such run, it is not finished, or it is a baseline; or the blend needs
-            a run that is not there.
+        RunError: there is no such run, it is not finished, or it keeps no model; or the blend
+            needs a run that is not there.
         DataError: the blend cannot be read.
 
     Example:

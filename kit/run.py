@@ -4,7 +4,8 @@
                 origin.json            hashes of the data, recipe and backbone folder that it was
                                        made from, and the version of kit; of a baseline, its name
                 holdout/ or fold<k>/   model.safetensors, config.json, tokenizer, valid.csv,
-                                       trainer_state.json, metrics.json
+                                       trainer_state.json, metrics.json; a baseline has neither
+                                       tokenizer nor trainer_state.json
                 metrics.json           a summary of the finished folds
                 oof.csv                once every fold is finished
 
@@ -51,6 +52,11 @@ ORIGIN_FILE = "origin.json"
 # Files of a run and of a fold.
 METRICS_FILE = "metrics.json"
 
+# What describes a fold's model. Its `kind` says what reads it; that of a network is left out.
+CONFIG_FILE = "config.json"
+NETWORK = "network"
+CLASSICAL = "classical"
+
 # Files of a fold: the learning curve, and earlier attempts of a training that collapsed.
 HISTORY_FILE = "trainer_state.json"
 ATTEMPTS_FILE = "tried.json"
@@ -81,11 +87,6 @@ class FoldDir:
     def predictions_path(self) -> Path:
         """The predictions of the validation rows, which this fold was not trained on."""
         return self.path / "valid.csv"
-
-    @property
-    def test_path(self) -> Path:
-        """A baseline's predictions of the test rows, kept in place of a model."""
-        return self.path / TEST_FILE
 
     @property
     def history_path(self) -> Path:
@@ -130,6 +131,20 @@ class FoldDir:
         """
         return _read_json(self.metrics_path)
 
+    @property
+    def has_model(self) -> bool:
+        """Whether it keeps a model; baselines of kit before 0.2.0 kept predictions alone."""
+        return (self.path / CONFIG_FILE).is_file() or CONFIG_FILE in self.metrics.get("files", {})
+
+    @property
+    def kind(self) -> str:
+        """What its model is, which decides what reads it.
+
+        Raises:
+            RunError: config.json is missing or damaged.
+        """
+        return str(_read_json(self.path / CONFIG_FILE).get("kind", NETWORK))
+
     def figure(self, name: str) -> float:
         """Return one of the metrics, a number of at least 0.
 
@@ -151,7 +166,7 @@ class FoldDir:
         files = sorted(
             path
             for path in self.path.iterdir()
-            if path in (self.predictions_path, self.test_path)
+            if path == self.predictions_path
             or (path.suffix in MODEL_SUFFIXES and path.name not in LOG_FILES)
         )
         return {path.name: file_sha256(path) for path in files}
@@ -325,8 +340,15 @@ class Run:
 
     @property
     def baseline(self) -> str | None:
-        """The name of a baseline, which keeps predictions and no model; None for other runs."""
+        """The name of a baseline, whose models are classical; None for other runs."""
         return self.origin.get("baseline")
+
+    @property
+    def command(self) -> str:
+        """The command that trains its folds, without --fold."""
+        if self.baseline:
+            return f"kit baseline {self.baseline}"
+        return f"kit train --recipe {self.recipe_path}"
 
     @property
     def recipe(self) -> Recipe:
@@ -336,7 +358,8 @@ class Run:
             RunError: the run is a baseline; or recipe.toml was edited, or was written by a kit with
                 other keys.
         """
-        self._require_model()
+        if self.baseline:
+            raise RunError(f"{self.path} is a baseline, which has no recipe", "Leave it out.")
         text = read_text_file(self.recipe_path)
         digest = self.origin.get("recipe")
         if digest and _digest_of_toml(text) != digest:
@@ -400,22 +423,27 @@ class Run:
         folds that are finished.
 
         Raises:
-            RunError: nothing is finished yet, or the run is a baseline.
+            RunError: nothing is finished yet, or the run keeps no models.
         """
-        self._require_model()
         finished = self.finished()
         if not finished:
+            resume = "" if self.baseline else " --resume"
             raise RunError(
                 f"{self.path}: no fold of it has finished training",
-                f"Continue with `kit train --recipe {self.recipe_path} --runs {self.path.parent} "
-                "--resume`.",
+                f"Continue with `{self.command}{resume}`.",
             )
 
         # While some folds are missing, the report shows the holdout's model, so that one predicts.
         holdout = [fold for fold in finished if fold.name == HOLDOUT]
         folds = [fold for fold in finished if fold.name != HOLDOUT]
         if holdout and len(folds) < self.option("folds", int):
-            return holdout
+            folds = holdout
+
+        if self.baseline and not all(fold.has_model for fold in finished):
+            raise RunError(
+                f"{self.path} was fitted by an older kit: it keeps predictions and no model",
+                f"Delete it and run `{self.command} --fold all` again, or use its test.csv.",
+            )
         return folds
 
     def summarise(self, write: bool = True) -> dict[str, Any]:
@@ -469,8 +497,7 @@ class Run:
         if missing:
             raise RunError(
                 f"{self.path}: not finished: {', '.join(missing)}",
-                f"Run `kit train --recipe {self.recipe_path} --runs {self.path.parent} "
-                "--fold all`.",
+                f"Run `{self.command} --fold all`.",
             )
         return self._concatenate(folds)
 
@@ -495,13 +522,6 @@ class Run:
                 "Delete the fold that does not belong there and train it again.",
             )
         return oof
-
-    def _require_model(self) -> None:
-        if self.baseline:
-            raise RunError(
-                f"{self.path} is a baseline: it keeps predictions and no model",
-                f"Use its {self.test_path}, or the valid.csv of its folds.",
-            )
 
 
 def make_origin(dataset: Dataset, backbone: str | None = None) -> dict[str, Any]:

@@ -253,10 +253,10 @@ class TestLoad:
             kit.load(first.path.parent / "deberta-00000000")
         assert first.name in caught.value.hint
 
-    def test_a_baseline_has_no_model_to_load(self, data: Path, tmp_path: Path):
-        run_command("baseline", "prior", "--data", data, "--runs", tmp_path)
-        with pytest.raises(RunError, match="is a baseline: it keeps predictions and no model"):
-            kit.load(tmp_path / "baseline-prior")
+    def test_a_classical_model_loads_like_any_run(self, data: Path, tmp_path: Path):
+        run_command("train", "--backbone", "prior", "--data", data, "--runs", tmp_path)
+        frame = pd.DataFrame({"prompt": ["2+2?"], "response_a": ["4"], "response_b": ["5"]})
+        assert kit.load(tmp_path / "baseline-prior").predict_proba(frame).shape == (1, 4)
 
     def test_nothing_to_load_is_an_error(self):
         with pytest.raises(RunError, match="no runs to load"):

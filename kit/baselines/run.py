@@ -1,4 +1,4 @@
-"""Run baselines on the rows and folds of the networks, and keep their predictions as a run.
+"""Fit baselines on the rows and folds of the networks, and keep their models as a run.
 
 Use `run_baseline`.
 """
@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 import kit
-from kit.baselines.models import FITS, NEEDS_NGRAMS, PairRows
-from kit.baselines.tfidf import count_ngrams
+from kit.baselines.models import MODELS
+from kit.baselines.rows import PairRows, pair_rows
+from kit.baselines.saved import ClassicalFold, save_classical
 from kit.data.dataset import Dataset, open_dataset
-from kit.data.features import FEATURES, compute_features
-from kit.errors import KitError, RunError
+from kit.data.prediction_rows import PredictionRows
+from kit.errors import KitError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.run import Run, make_origin, parse_folds
 from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
-from kit.task import CLASSES, GROUP, HOLDOUT, ID, LABEL, RESPONSES, SWAP
+from kit.task import HOLDOUT, ID, LABEL, SWAP
 
 
 def run_baseline(
@@ -34,15 +33,13 @@ def run_baseline(
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """Fit a baseline to everything except `fold` and write its predictions as a run.
+    """Fit a baseline to everything except `fold` and write it as a run.
 
     It learns from the same targets as a network, soft labels and weights included, and is scored by
     the labels alone. Finished folds are not fitted again.
 
-    `runs/baseline-<name>` then has the files of a trained run, except the model: valid.csv and
-    metrics.json of each fold, and oof.csv once every fold is done. In place of a model each fold
-    has predictions of the test rows. The run's test.csv is their mean over the folds, or the
-    holdout's if no fold is done.
+    `runs/baseline-<name>` then has the files of a trained run: model, valid.csv and metrics.json of
+    each fold, oof.csv once every fold is done, and test.csv, as `kit predict` writes it.
 
     Args:
         name: one of `BASELINES`.
@@ -56,18 +53,22 @@ def run_baseline(
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
 
     Raises:
-        KitError: no such baseline or fold; or `runs` has this baseline for other data or for other
-            test rows.
+        KitError: no such baseline or fold; or `runs` has this baseline for other data or
+            fitted by an older kit, which kept no models.
         HeldError: another process is fitting this baseline.
     """
-    if name not in FITS:
-        raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(FITS) + ".")
+    if name not in MODELS:
+        raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(MODELS) + ".")
     processed = open_dataset(data)
     folds = parse_folds(fold, processed.folds)
     run = Run.create_baseline(runs, name, make_origin(processed))
     with hold_lock(run.path):
-        _fit_missing_folds(name, processed, run, folds, say, progress)
-        _write_test_predictions(name, run, processed)
+        # Folds of an older kit are of another model, so that new ones would not go with them.
+        if run.finished():
+            run.models()
+        fitted = _fit_missing_folds(name, processed, run, folds, say, progress)
+        if fitted or not _predicts_rows(run.test_path, processed):
+            _write_test_predictions(run, processed)
         return run.summarise()
 
 
@@ -78,7 +79,8 @@ def _fit_missing_folds(
     folds: list[int | str],
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
-) -> None:
+) -> bool:
+    """Fit the folds that are not finished yet; return whether there were any."""
     missing = []
     for fold in folds:
         folder = run.fold(fold)
@@ -88,41 +90,26 @@ def _fit_missing_folds(
         else:
             missing.append(fold)
     if not missing:
-        return
+        return False
 
-    # The training and the test rows are read, and each fold is fitted.
-    stages = 2 + len(missing)
+    # The training rows are read, and each fold is fitted.
+    stages = 1 + len(missing)
     started = time.monotonic()
     progress("reading training rows", 0, stages)
-    train = baseline_rows(processed.train(), name in NEEDS_NGRAMS)
-    progress("reading test rows", 1, stages)
-    test = baseline_rows(processed.test(), name in NEEDS_NGRAMS)
+    train = pair_rows(processed.train(), MODELS[name].reads_ngrams)
     seconds = time.monotonic() - started
-    say(f"{len(train):,} training and {len(test):,} test rows read in {seconds:.0f} s")
+    say(f"{len(train):,} training rows read in {seconds:.0f} s")
 
     # The time of the first fold includes reading the rows.
-    for done, fold in enumerate(missing, start=2):
+    for done, fold in enumerate(missing, start=1):
         progress(f"fitting {run.fold(fold).name}", done, stages)
-        metrics = _fit_fold(name, processed, run, fold, train, test, started)
+        metrics = _fit_fold(name, processed, run, fold, train, started)
         started = time.monotonic()
         say(
             f"{run.fold(fold).path}: log loss {metrics['log_loss']:.4f}, "
             f"accuracy {metrics['accuracy']:.3f}"
         )
-
-
-def baseline_rows(table: pa.Table, ngrams: bool) -> PairRows:
-    """Return processed rows as baselines see them; counting `ngrams` takes most of the time."""
-    a, b, pair = compute_features(table)
-    length = FEATURES.index("characters")
-    counts = ((), ())
-    if ngrams:
-        # pyarrow makes its compute functions at import, where a type checker cannot see them.
-        join = pc.binary_join  # ty: ignore[missing-attribute]
-        texts_a, texts_b = (join(table[name], "\n").to_pylist() for name in RESPONSES)
-        counts = (count_ngrams(texts_a), count_ngrams(texts_b))
-    lengths = np.stack([a[:, length], b[:, length]], axis=1)
-    return PairRows(a, b, pair, lengths, table[GROUP].to_numpy(), counts)
+    return True
 
 
 def _fit_fold(
@@ -131,7 +118,6 @@ def _fit_fold(
     run: Run,
     fold: int | str,
     train: PairRows,
-    test: PairRows,
     started: float,
 ) -> dict[str, Any]:
     """Fit and write one fold, metrics.json last since it marks the fold as finished."""
@@ -142,15 +128,14 @@ def _fit_fold(
     targets = targets.astype(np.int64 if targets.ndim == 1 else np.float64)
 
     train_rows, validation_rows = processed.fold_rows(fold)
-    model = FITS[name](train.take(train_rows), targets[train_rows])
+    model = MODELS[name].fit(train.take(train_rows), targets[train_rows])
     validation = train.take(validation_rows)
     predictions = model.predict(validation)
 
     folder = run.fold(fold)
+    save_classical(model, name, folder.path)
     validation_ids = ids[validation_rows]
     write_predictions(make_predictions(validation_ids, predictions), folder.predictions_path)
-    test_ids = processed.test([ID])[ID].to_numpy()
-    write_predictions(make_predictions(test_ids, model.predict(test)), folder.test_path)
     metrics = {
         "log_loss": log_loss(predictions, labels[validation_rows]),
         "accuracy": accuracy(predictions, labels[validation_rows]),
@@ -166,25 +151,20 @@ def _fit_fold(
     return metrics
 
 
-def _write_test_predictions(name: str, run: Run, processed: Dataset) -> None:
-    """Write the run's test.csv: the mean over finished folds, or the holdout's if there are none.
+def _predicts_rows(file: Path, processed: Dataset) -> bool:
+    """Return whether a prediction file is there and has the test rows, which may have changed."""
+    if not file.is_file():
+        return False
+    return read_predictions(file)[ID].tolist() == processed.test([ID])[ID].to_pylist()
 
-    Raises:
-        RunError: a fold predicts other test rows, because test.csv has changed since it was fitted.
-    """
-    finished = run.finished()
-    folds = [fold for fold in finished if fold.name != HOLDOUT] or finished
-    predictions = {fold.path: read_predictions(fold.test_path).set_index(ID) for fold in folds}
 
-    ids = processed.test([ID])[ID].to_numpy()
-    outdated = [str(part) for part, frame in predictions.items() if set(frame.index) != set(ids)]
-    if outdated:
-        it = "it" if len(outdated) == 1 else "them"
-        fold = HOLDOUT if folds[0].name == HOLDOUT else "all"
-        raise RunError(
-            f"{', '.join(outdated)}: predictions of other test rows than in {processed.folder}: "
-            "test.csv has changed",
-            f"Delete {it} and run `kit baseline {name} --fold {fold}` again.",
-        )
-    values = [frame.loc[ids, list(CLASSES)].to_numpy() for frame in predictions.values()]
-    write_predictions(make_predictions(ids, np.mean(values, axis=0)), run.test_path)
+def _write_test_predictions(run: Run, processed: Dataset) -> None:
+    """Write the run's test.csv: the mean over the models that predict new rows."""
+    source = PredictionRows.of_split(processed, "test")
+    rows = np.arange(len(source))
+    models = run.models()
+    total = np.zeros(())
+    for fold in models:
+        total = total + ClassicalFold.load(fold.path).predict(source, rows, lambda *_: None)
+    predictions = make_predictions(source.table[ID].to_numpy(), total / len(models))
+    write_predictions(predictions, run.test_path)

@@ -121,6 +121,10 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
     \b
     Example:  kit baseline tfidf --fold all
     """
+    _fit_baseline(name, fold, data, runs, as_json)
+
+
+def _fit_baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
     from kit.baselines.run import run_baseline
 
     with stage_progress(f"baseline {name}") as progress:
@@ -133,8 +137,8 @@ def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool
 @click.command()
 @click.option(
     "--backbone",
-    help="A name from `kit backbones`, a folder in Hugging Face layout, or a hub id, such as "
-    "microsoft/deberta-v3-small.",
+    help="A name from `kit backbones`, a folder in Hugging Face layout, a hub id, such as "
+    "microsoft/deberta-v3-small, or a name of `kit baseline`, such as boosted.",
 )
 @click.option(
     "--recipe", help="A name from `kit recipes`, or a TOML file.  [default: the backbone's own]"
@@ -209,6 +213,18 @@ def train_command(
     """
     if no_steps and not dry_run:
         raise click.UsageError("--no-steps needs --dry-run.")
+    if backbone in BASELINES:
+        options.refuse_combination(
+            f"--backbone {backbone}",
+            "it is a classical model, fitted in one go and without a recipe.",
+            recipe=recipe,
+            set=overrides,
+            restart=restart or None,
+            scratch=scratch,
+            **{"report-to": report_to, "max-hours": max_hours if max_hours < math.inf else None},
+        )
+        return _fit_baseline(backbone, fold, data, runs, as_json)
+
     from kit.recipe.load import choose_recipe
 
     # A wrong recipe key is reported at once, before torch is imported.

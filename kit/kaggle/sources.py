@@ -177,13 +177,10 @@ def match_sources(
 
     missing = [name for name in blend.used if name not in copies]
     if missing and all(source.runs for source in sources):
-        has_baseline = any(name.startswith("baseline-") for name in missing)
         raise KitError(
             f"the blend needs {', '.join(missing)}, but no source has it; the sources have"
             f" {_shorten(sorted(copies))}",
-            "Fit the blend without baselines: they keep no model that Kaggle could run."
-            if has_baseline
-            else "Add its kernel or run directory to --runs.",
+            "Add its kernel or run directory to --runs.",
         )
 
     weights = dict(zip(blend.members, blend.weights, strict=True))

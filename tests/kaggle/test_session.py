@@ -120,6 +120,12 @@ def test_inputs_are_found_under_either_layout(session: NotebookSession) -> None:
     assert session.run_folders("me/kit-train") == []
 
 
+def test_a_classical_run_has_no_recipe_and_is_found(session: NotebookSession) -> None:
+    (run,) = session.run_folders("me/kit-train-a")
+    (run / "recipe.toml").unlink()
+    assert session.run_folders("me/kit-train-a") == [run]
+
+
 def test_a_run_that_is_linked_counts_once(session: NotebookSession) -> None:
     (run,) = session.run_folders("me/kit-train-a")
     (run.parent / "best").symlink_to(run)
@@ -478,7 +484,7 @@ class TestFailures:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         predicts({"kit-train-b-run": 0.6})
-        (root / "input/kit-train-a/runs/kit-train-a-run/recipe.toml").unlink()
+        (root / "input/kit-train-a/runs/kit-train-a-run/origin.json").unlink()
         with pytest.raises(RuntimeError, match="no run directory from me/kit-train-a"):
             infer.run_inference(session)
 

@@ -188,9 +188,9 @@ def test_missing_and_unknown_members_are_refused(named: list[Source], message: s
         match_sources(BLEND, named)
 
 
-def test_a_baseline_in_the_blend_is_refused() -> None:
+def test_a_missing_baseline_is_asked_for() -> None:
     blend = Blend(("roberta-2", "baseline-tfidf"), (0.7, 0.3), "arithmetic")
-    with pytest.raises(KitError, match="Fit the blend without baselines"):
+    with pytest.raises(KitError, match="Add its kernel or run directory"):
         match_sources(blend, [holding("b", "roberta-2")])
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import kit
 from kit.model.backbones import WEIGHTS, find_record, has_backbone
 from kit.model.base import BaseReference, holds_base, run_bases
+from kit.run import ORIGIN_FILE
 from kit.storage import atomic
 
 OUTPUT_LIST = "kit_outputs.json"
@@ -49,8 +50,9 @@ USED_PACKAGES = (
     "click",
     "rich",
 )
-# Logged with them: peft is needed by recipes with adapters only, and an old torchao breaks peft.
-OPTIONAL_PACKAGES = ("peft", "torchao", "kaggle", "kagglesdk")
+# Logged with them: peft is needed by recipes with adapters only, and an old torchao breaks peft;
+# lightgbm is needed by boosted trees only.
+OPTIONAL_PACKAGES = ("peft", "torchao", "lightgbm", "kaggle", "kagglesdk")
 
 # PyTorch's allocator then grows blocks where they are, which leaves less memory unusable between
 # batches of different lengths. Older versions of torch know only the second name.
@@ -153,12 +155,11 @@ class NotebookSession:
 
         # The slug follows the owner in the layout by kind, and comes first in the other one. That
         # one does not tell owners apart, but Kaggle mounts only what the job names.
-        for recipe in _find_files("recipe.toml", self.input_folder):
-            parts = recipe.relative_to(self.input_folder).parts
+        for origin in _find_files(ORIGIN_FILE, self.input_folder):
+            parts = origin.relative_to(self.input_folder).parts
             below_owner = slug in parts[1:-1] and parts[parts.index(slug) - 1] == owner
-            is_run = (recipe.parent / "origin.json").is_file()
-            if is_run and (below_owner or parts[0] == slug):
-                folders.append(recipe.parent)
+            if below_owner or parts[0] == slug:
+                folders.append(origin.parent)
 
         # A folder that is reached by a link, too, holds one run and not two.
         return list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]

@@ -1,0 +1,137 @@
+"""Save classical models in the folders of folds, and predict with them. Use `ClassicalFold.load`.
+
+A fold keeps its model's arrays in model.safetensors, its texts, such as the trees, in files of
+their own, and in config.json the model's name, the features that it reads and the hashes of its
+files. Nothing is pickled, and nothing here needs torch.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from kit.baselines.models import MODELS, ClassicalModel
+from kit.baselines.rows import FEATURE_NAMES, pair_rows
+from kit.data.prediction_rows import PredictionRows, Progress, TimeLimit
+from kit.errors import RunError
+from kit.run import CLASSICAL, CONFIG_FILE
+from kit.storage.atomic import atomic_file, file_sha256, read_text_file, write_json, write_text
+from kit.task import TEXTS
+
+# Format of the files; raised when an older kit could not read them any more, or when features of
+# the same names would be computed in another way.
+FORMAT = 1
+
+WEIGHTS_FILE = "model.safetensors"
+
+_REFIT = "Fit it again, or copy the folder whole."
+
+
+@dataclass(frozen=True)
+class ClassicalFold:
+    """A fold's classical model in memory."""
+
+    model: ClassicalModel
+
+    @classmethod
+    def load(cls, folder: Path) -> "ClassicalFold":
+        """Load the model that `save_classical` wrote.
+
+        Raises:
+            RunError: it is missing, damaged, or of another version of kit.
+        """
+        return cls(load_classical(folder))
+
+    def predict(
+        self,
+        source: PredictionRows,
+        rows: np.ndarray,
+        progress: Progress,
+        limit: TimeLimit | None = None,
+    ) -> np.ndarray:
+        """Return the probabilities of these rows, (N, 3) float64; every process computes all.
+
+        It takes seconds, whatever the `limit`.
+        """
+        # All folds share one computation of the rows' features.
+        ngrams = self.model.reads_ngrams
+        pairs = source.derive(("pairs", ngrams), lambda table: pair_rows(table, ngrams))
+        probabilities = self.model.predict(pairs.take(rows))
+        progress(len(rows), len(rows))
+        return probabilities
+
+
+def save_classical(model: ClassicalModel, name: str, folder: Path) -> None:
+    """Write a model's files, config.json last.
+
+    Args:
+        name: of the model, one of `MODELS`.
+        folder: the fold's folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {field.name: getattr(model, field.name) for field in fields(model)}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    texts = {f"{name}.txt": values[name] for name in values.keys() - arrays.keys()}
+    with atomic_file(folder / WEIGHTS_FILE) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+    for file, text in texts.items():
+        write_text(folder / file, text)
+
+    config = {
+        "kind": CLASSICAL,
+        "format": FORMAT,
+        "model": name,
+        "features": FEATURE_NAMES,
+        "files": {file: file_sha256(folder / file) for file in (WEIGHTS_FILE, *texts)},
+    }
+    write_json(folder / CONFIG_FILE, config)
+
+
+def load_classical(folder: Path) -> ClassicalModel:
+    """Return the model that `save_classical` wrote.
+
+    Raises:
+        RunError: a file is missing or damaged, was written by a newer kit, or by another one whose
+            features are not those of this kit.
+    """
+    try:
+        config = json.loads(read_text_file(folder / CONFIG_FILE))
+        if config["format"] > FORMAT:
+            raise RunError(
+                f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit."
+            )
+        if config["format"] < FORMAT or config["features"] != FEATURE_NAMES:
+            raise RunError(
+                f"{folder}: reads features that this kit does not compute",
+                "Fit it again, or predict with the kit that fitted it (`kit` in origin.json).",
+            )
+        kind = MODELS[config["model"]]
+        arrays = load_file(_check_digest(folder / WEIGHTS_FILE, config["files"]))
+        texts = {
+            field.name: read_text_file(_check_digest(folder / f"{field.name}.txt", config["files"]))
+            for field in fields(kind)
+            if field.name not in arrays
+        }
+        model = kind(**arrays, **texts)
+
+        # One row shows whether the parts of the model belong together.
+        blank = pa.table({name: pa.array([[""]], pa.list_(pa.string())) for name in TEXTS})
+        if not np.isfinite(model.predict(pair_rows(blank, model.reads_ngrams))).all():
+            raise ValueError("its probabilities are not finite")
+        return model
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise RunError(f"{folder}: not a classical model of kit: {error}", _REFIT) from error
+
+
+def _check_digest(file: Path, digests: dict[str, str]) -> Path:
+    """Return the file if its hash is the listed one; raise RunError if it is not.
+
+    LightGBM ends the whole process where its text is damaged, so it must not see such a text.
+    """
+    if file_sha256(file) != digests[file.name]:
+        raise RunError(f"{file} has changed since the model was fitted", _REFIT)
+    return file

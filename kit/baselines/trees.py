@@ -1,0 +1,152 @@
+"""Fit gradient-boosted trees that see every row in both orders of its answers. Use `Boosted.fit`.
+
+The trees are LightGBM's (Ke et al., "LightGBM: A Highly Efficient Gradient Boosting Decision Tree",
+2017), kept in its own text format, which any later version of it reads.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kit.baselines.rows import PairRows
+from kit.errors import KitError
+from kit.evaluation.crossfit import crossfit_folds
+from kit.task import CLASSES, SWAP
+
+MAX_ROUNDS = 600
+PATIENCE = 60  # rounds without a better validation loss
+FOLDS = 4  # of the training prompts, to find the number of rounds
+
+# LightGBM's result depends on the number of threads only without `deterministic`; of the two ways
+# to build histograms, it would otherwise choose the faster one by a trial.
+SETTINGS = {
+    "objective": "multiclass",
+    "num_class": len(CLASSES),
+    "learning_rate": 0.1,
+    "num_leaves": 7,
+    "min_data_in_leaf": 80,
+    "lambda_l2": 10.0,
+    "max_bin": 63,
+    "extra_trees": True,
+    "feature_fraction": 0.3,
+    "bagging_fraction": 0.6,
+    "bagging_freq": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+    "seed": 0,
+    "verbosity": -1,
+}
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """Boosted trees on the dense features of A, of B, their difference, and those of the pair.
+
+    Predictions are averaged over both orders of the answers.
+
+    Attributes:
+        trees: the model in LightGBM's text format; empty where there was nothing to try trees on.
+        shares: of the classes, averaged over both orders: the prediction without trees.
+    """
+
+    trees: str
+    shares: np.ndarray
+
+    reads_ngrams: ClassVar[bool] = False
+
+    @classmethod
+    def fit(cls, rows: PairRows, labels: np.ndarray) -> "Boosted":
+        """Fit trees to all rows, as many as are best in cross-fits that keep prompts whole.
+
+        Where there is one class alone, or one prompt, there are no trees.
+        """
+        examples, classes, weights = _hard_labels(labels)
+        shares = np.bincount(classes, weights, len(CLASSES))
+        shares = (shares + shares[list(SWAP)]) / (2 * shares.sum())
+        folds = np.tile(crossfit_folds(rows.groups, FOLDS)[examples], 2)
+        used = np.unique(folds)
+        if len(used) < 2 or np.count_nonzero(shares) < 2:
+            return cls("", shares)
+
+        lightgbm = import_lightgbm()
+        data = lightgbm.Dataset(
+            np.vstack([order[examples] for order in _both_orders(rows)]),
+            np.concatenate([classes, np.array(SWAP)[classes]]),
+            weight=None if weights is None else np.tile(weights, 2),
+            free_raw_data=False,
+        )
+        losses = lightgbm.cv(
+            SETTINGS,
+            data,
+            MAX_ROUNDS,
+            folds=[(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in used],
+            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+        )
+        rounds = len(losses["valid multi_logloss-mean"])
+        return cls(lightgbm.train(SETTINGS, data, rounds).model_to_string(), shares)
+
+    @property
+    def parameters(self) -> int:
+        """The number of leaves."""
+        return sum(map(int, re.findall(r"(?m)^num_leaves=(\d+)$", self.trees)))
+
+    def predict(self, rows: PairRows) -> np.ndarray:
+        """Return probabilities (N, 3)."""
+        if not self.trees or not len(rows):
+            return np.tile(self.shares, (len(rows), 1))
+        as_given, swapped = map(self._booster.predict, _both_orders(rows))
+        return (as_given + swapped[:, SWAP]) / 2
+
+    @functools.cached_property
+    def _booster(self) -> Any:
+        """The trees in memory, always from their text, so that a loaded model is the fitted one.
+
+        Raises:
+            ValueError: the text is not a model of LightGBM.
+        """
+        lightgbm = import_lightgbm()
+        try:
+            return lightgbm.Booster(model_str=self.trees)
+        except lightgbm.basic.LightGBMError as error:
+            raise ValueError(f"LightGBM cannot read its trees: {error}") from error
+
+
+def import_lightgbm() -> ModuleType:
+    """Import LightGBM, which takes half a second and needs a library of the system.
+
+    Raises:
+        KitError: the library is missing.
+    """
+    try:
+        import lightgbm
+    except OSError as error:
+        raise KitError(
+            f"LightGBM cannot be loaded: {error}",
+            "Install OpenMP: `apt install libgomp1` on Debian, `brew install libomp` on a Mac.",
+        ) from error
+    return lightgbm
+
+
+def _both_orders(pairs: PairRows) -> tuple[np.ndarray, np.ndarray]:
+    """Return the trees' features, (N, 3 F + P), of the rows as given and with answers swapped."""
+    a = pairs.a
+    b = pairs.b
+    return np.hstack([a, b, a - b, pairs.pair]), np.hstack([b, a, b - a, pairs.pair])
+
+
+def _hard_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Turn targets into one class a row, with weights, for models that take no soft labels.
+
+    A row with soft labels is repeated for every class of probability above 0.
+
+    Returns:
+        The row, the class and the weight of each repetition; the weights are None if all are 1.
+    """
+    if labels.ndim == 1:
+        return np.arange(len(labels)), labels, None
+    rows, classes = np.nonzero(labels)
+    return rows, classes, labels[rows, classes]
