@@ -29,9 +29,10 @@ READERS: list[Callable[[Path], object]] = [
         (POINTER, "Git LFS pointer"),
         (PAGE, "web page"),
         (b"PK\x03\x04" + bytes(40), "zip archive"),
-        (gzip.compress(b"id\n1\n"), "gzip file"),
+        (gzip.compress(b"id\n1\n", mtime=0), "gzip file"),
         ("id\n1\n".encode("utf-16"), "UTF-16"),
     ],
+    ids=["pointer", "page", "zip", "gzip", "UTF-16"],
 )
 def test_a_csv_file_that_is_something_else_is_named_for_what_it_is(
     read: Callable[[Path], object], content: bytes, words: str, tmp_path: Path
