@@ -27,7 +27,7 @@ from kit.recipe.load import load_recipe
 from kit.sample.generate import write_sample
 from kit.task import LABEL
 from kit.training.callbacks import TrainingProgress
-from kit.training.guard import CollapseGuard, constant_loss
+from kit.training.guard import CollapseGuard, prior_log_loss
 from kit.training.setup import tiny_folder
 from kit.training.train import train_recipe
 
@@ -112,7 +112,7 @@ def main() -> int:
         encoder = make_deep_encoder(root / "deep", processed, options.layers, options.hidden)
         train_rows, valid_rows = processed.fold_rows("holdout")
         labels = processed.train([LABEL])[LABEL].to_numpy()
-        constant = constant_loss(labels[train_rows], labels[valid_rows])
+        constant = prior_log_loss(labels[train_rows], labels[valid_rows])
         regimes = {
             name: train_regime(name, encoder, data, root / "runs", constant, options)
             for name in REGIMES

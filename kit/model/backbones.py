@@ -186,7 +186,7 @@ class ResolvedBackbone:
 
         try:
             with skip_dead_hub(self.location), self.readable_location() as location:
-                config = AutoConfig.from_pretrained(location, trust_remote_code=False).to_dict()
+                config = AutoConfig.from_pretrained(location, trust_remote_code=False)
         # transformers and huggingface_hub raise exceptions of many unrelated classes.
         except Exception as error:
             if not isinstance(self.source, Path):
