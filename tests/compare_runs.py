@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kit.reporting.comparison import Comparison, tabulate_models
-from kit.reporting.inputs import gather_inputs
+from kit.reporting.gather import gather_inputs
 
 
 def compare(

@@ -19,7 +19,7 @@ from kit.kaggle.sources import parse_sources
 from kit.predict import predict_split
 from kit.predictions import write_predictions
 from kit.recipe.load import load_recipe
-from kit.reporting.inputs import gather_inputs
+from kit.reporting.gather import gather_inputs
 from kit.run import Run
 from kit.training.train import train_recipe
 

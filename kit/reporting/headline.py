@@ -14,11 +14,6 @@ from kit.reporting.table import CLASS_NAMES, format_difference
 if TYPE_CHECKING:
     from kit.reporting.report import Report
 
-VERDICTS = {
-    "better": "the lead is clear: its whole interval is above 0",
-    "can't tell": "the lead is not clear: its interval contains 0",
-    "worse": "it is worse on resampled prompts",
-}
 NAMED = 5  # models that are named in a sentence
 
 
@@ -56,8 +51,8 @@ def list_findings(report: "Report") -> list[tuple[str, str]]:
         )
     ]
     if answer.lead and answer.next:
-        text = f"{_describe_lead(answer.lead)} ahead of {answer.next}: "
-        findings.append(("Lead", text + VERDICTS[answer.lead.verdict]))
+        text = f"{_describe_lead(answer.lead)} ahead of {answer.next}; {_judge_lead(answer.lead)}"
+        findings.append(("Lead", text))
     if answer.level:
         named = ", ".join(answer.level[:NAMED])
         more = len(answer.level) - NAMED
@@ -148,3 +143,11 @@ def _describe_lead(pair: PairedDifference) -> str:
     """Return how far the pair's model is below the other, above 0, with the interval."""
     low, high = format_difference(-pair.high), format_difference(-pair.low)
     return f"{-pair.mean:.4f} [{low}, {high}]"
+
+
+def _judge_lead(pair: PairedDifference) -> str:
+    if pair.verdict == "better":
+        return "the lead is clear, since its whole interval is above 0"
+    if pair.high < 0:
+        return "the lead is not clear, since there are too few prompts"
+    return "the lead is not clear, since its interval contains 0"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from kit.reporting.comparison_sections import number_names
 from kit.reporting.diagnosis import Diagnosis
 from kit.reporting.slices import MIN_PROMPTS, Slice, SliceLoss
 from kit.reporting.table import (
@@ -20,6 +19,7 @@ from kit.reporting.table import (
     Table,
     format_cells,
     number_cell,
+    number_names,
 )
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from kit.reporting.diagnosis import (
     spread_over_folds,
 )
 from kit.reporting.differing_keys import differing_keys, read_recipe_values
-from kit.reporting.inputs import ReportInputs, gather_inputs
+from kit.reporting.gather import gather_inputs
+from kit.reporting.inputs import ReportInputs
 from kit.reporting.leaderboard import LeaderboardScore
 from kit.reporting.models import SavedBlend
 from kit.reporting.published import STUDY, PublishedScore
@@ -268,7 +269,7 @@ def build_report(
 
     Args:
         submissions: those of the ledger that Kaggle has scored. The other arguments and the errors
-            are those of `inputs.gather_inputs`.
+            are those of `gather.gather_inputs`.
     """
     inputs = gather_inputs(runs, data, frames=frames, blends=blends, truth=truth)
     words = ["kit", "report", *map(str, runs)]

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 from kit.reporting.cases import RowCase
 from kit.reporting.comparison_sections import (
     comparison_section,
-    groups_section,
     leaderboard_section,
     recipes_section,
-    significance_section,
 )
 from kit.reporting.quality_sections import (
     confusion_section,
@@ -19,6 +17,7 @@ from kit.reporting.quality_sections import (
     reliability_section,
     slices_section,
 )
+from kit.reporting.significance_sections import groups_section, significance_section
 from kit.reporting.table import CLASS_NAMES, WIDEST, Cell, Section, Table
 from kit.reporting.training_sections import blends_section, curves_section, folds_section
 

@@ -141,3 +141,11 @@ def losses_axis(lines: list[ComparisonLine]) -> tuple[float, float] | None:
     high = max(figures.high for figures in found)
     margin = 0.04 * (high - low)
     return low - margin, high + margin
+
+
+def number_names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the heads of a square table's columns and of its rows: numbers where it is wide."""
+    if len(names) <= WIDEST:
+        return names, names
+    numbers = tuple(str(number) for number in range(1, len(names) + 1))
+    return numbers, tuple(f"{number}. {name}" for number, name in zip(numbers, names, strict=True))
