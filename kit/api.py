@@ -118,9 +118,14 @@ def train(
     from kit.recipe.spec import Recipe
     from kit.run import Run
 
+    # Numbers, texts and booleans look the same in JSON and in the TOML that overrides are read as.
+    if isinstance(overrides, Mapping):
+        changes = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    else:
+        changes = list(overrides)
     folder = data.folder if isinstance(data, Dataset) else Path(data)
     if backbone in BASELINES:
-        if recipe or overrides:
+        if recipe or changes:
             raise KitError(
                 f"{backbone} is a classical model, which has no recipe",
                 "Leave out recipe= and overrides=.",
@@ -129,13 +134,6 @@ def train(
 
         return Run(Path(run_baseline(backbone, folder, Path(runs), str(fold), log)["run"]))
 
-    from kit.training.train import train_recipe
-
-    # Numbers, texts and booleans look the same in JSON and in the TOML that overrides are read as.
-    if isinstance(overrides, Mapping):
-        changes = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
-    else:
-        changes = list(overrides)
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(backbone, str(recipe) if recipe else None, changes)
     elif backbone or changes:
@@ -143,6 +141,8 @@ def train(
             "a Recipe is used as it is, without backbone= or overrides=",
             "Make it with kit.recipe.load.load_recipe(name, overrides, backbone).",
         )
+
+    from kit.training.train import train_recipe
 
     summary = train_recipe(
         recipe,

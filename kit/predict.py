@@ -7,7 +7,7 @@ need torch.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -132,7 +132,7 @@ class RunPredictor:
 
 
 @contextmanager
-def _shared_scratch() -> Iterator[Path]:
+def _shared_scratch() -> Generator[Path]:
     """Yield a temporary folder; under torchrun the same one for all processes of this machine."""
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
         if not is_distributed():
