@@ -123,7 +123,7 @@ def train(
 
     folder = _data_folder(data)
     if backbone in BASELINES:
-        if recipe or overrides:
+        if recipe or list(overrides):
             raise KitError(
                 f"{backbone} is a classical model, which has no recipe",
                 "Leave out recipe= and overrides=.",

@@ -10,7 +10,7 @@ row's weight, as `Dataset.targets` returns either.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class ClassicalModel(Protocol):
     """
 
     reads_ngrams: ClassVar[bool]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def parameters(self) -> int:
@@ -171,7 +172,7 @@ class Tfidf:
         return linear.SymmetricClassifier(self.odd, self.even).predict(*self._blocks(rows))
 
     def _blocks(self, rows: PairRows) -> Blocks:
-        a, b = (tfidf.weigh_ngrams(counts, self.frequencies) for counts in rows.counts)
+        a, b = (tfidf.weigh_ngrams(counts, list(self.frequencies)) for counts in rows.counts)
         signed = [x - y for x, y in zip(a, b, strict=True)]
         scale = np.float32(DENSE_SCALE)
         odd = np.clip((rows.a - rows.b) / self.odd_scale, -OUTLIER, OUTLIER) * scale

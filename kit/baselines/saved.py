@@ -8,6 +8,7 @@ files. Nothing is pickled, and nothing here needs torch.
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -110,13 +111,11 @@ def load_classical(folder: Path) -> ClassicalModel:
                 "Fit it again, or predict with the kit that fitted it (`kit` in origin.json).",
             )
         kind = MODELS[config["model"]]
-        arrays = load_file(_check_digest(folder / WEIGHTS_FILE, config["files"]))
-        texts = {
-            field.name: read_text_file(_check_digest(folder / f"{field.name}.txt", config["files"]))
-            for field in fields(kind)
-            if field.name not in arrays
-        }
-        model = kind(**arrays, **texts)
+        values: dict[str, Any] = load_file(_check_digest(folder / WEIGHTS_FILE, config["files"]))
+        texts = [field.name for field in fields(kind) if field.name not in values]
+        for name in texts:
+            values[name] = read_text_file(_check_digest(folder / f"{name}.txt", config["files"]))
+        model = kind(**values)
 
         # One row shows whether the parts of the model belong together.
         blank = pa.table({name: pa.array([[""]], pa.list_(pa.string())) for name in TEXTS})
