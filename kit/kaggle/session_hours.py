@@ -68,9 +68,10 @@ def plan_sessions(
         )
 
     count = folds if fold == "all" else 1
-    summary = f"{recipe.name}: about {hours:.1f} h a fold on two T4 (estimated)"
+    summary = f"{recipe.name}: about {hours:.1f} h a fold on two T4"
     if count > 1:
         summary += f", {count * hours:.1f} h in all"
+    summary += " (estimated)"
     if sessions_needed(hours, count, max_hours, output) == 1:
         return SessionPlan([fold], hours, summary)
 

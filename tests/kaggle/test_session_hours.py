@@ -28,7 +28,7 @@ def test_folds_that_do_not_fit_together_have_a_session_each() -> None:
     recipe = load_recipe("deberta-large")
     plan = plan_sessions(recipe, "all", 5, 9.0)
     assert plan.folds == ["0", "1", "2", "3", "4"]
-    assert f"about {plan.fold_hours:.1f} h a fold on two T4 (estimated)" in plan.summary
+    assert f"about {plan.fold_hours:.1f} h a fold on two T4, " in plan.summary
     assert "all 5 folds do not fit into 9 h" in plan.summary
     assert plan_sessions(recipe, "3", 5, 9.0).folds == ["3"]
     assert plan_sessions(recipe, "holdout", 5, 9.0).folds == ["holdout"]
