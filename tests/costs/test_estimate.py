@@ -224,11 +224,15 @@ def test_sessions_hold_all_folds_or_one():
     assert sessions_needed(1.0, 5, fold_bytes=21e9) == 0
 
 
-def test_adapters_make_checkpoints_small():
+def test_adapters_make_checkpoints_small_and_those_of_a_judge_its_output():
     sizes = model_sizes(BACKBONES["roberta"].config)
-    spec = load_recipe("roberta").train
-    whole = training_disk(sizes, spec, 1000)
-    adapted = training_disk(sizes, dataclasses.replace(spec, lora_rank=8), 1000)
-    averaged = training_disk(sizes, dataclasses.replace(spec, ema=0.9), 1000)
-    assert whole.output == adapted.output == pytest.approx(4 * sizes.parameters, rel=0.01)
-    assert adapted.checkpoints < 0.4 * whole.checkpoints < 0.4 * averaged.checkpoints
+    plain = load_recipe("roberta")
+    adapted = load_recipe("roberta", ["train.lora_rank=8"])
+    averaged = load_recipe("roberta", ["train.ema=0.9"])
+    use = [training_disk(sizes, recipe, 1000) for recipe in (plain, adapted, averaged)]
+    assert use[0].output == use[1].output == pytest.approx(4 * sizes.parameters, rel=0.01)
+    assert use[1].checkpoints < 0.4 * use[0].checkpoints < 0.4 * use[2].checkpoints
+    assert training_disk(sizes, judge(plain), 1000).output == use[0].output
+
+    lora = dataclasses.replace(judge(adapted), train=adapted.train)
+    assert training_disk(sizes, lora, 1000).output < 0.05 * use[0].output
