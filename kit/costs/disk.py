@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from kit.costs.estimate import trained_parameters
 from kit.costs.sizes import ModelSizes
-from kit.recipe.spec import TrainSpec
+from kit.recipe.spec import Recipe
 
 # A weight is saved in float32; its optimizer keeps two moments of it.
 WEIGHT_BYTES = 4
@@ -30,10 +30,15 @@ class DiskUse:
     checkpoints: int
 
 
-def training_disk(sizes: ModelSizes, spec: TrainSpec, valid_rows: int) -> DiskUse:
-    """Return what one fold takes; adapters are merged, so the model is saved whole."""
-    weights = WEIGHT_BYTES * sizes.parameters
+def training_disk(sizes: ModelSizes, recipe: Recipe, valid_rows: int) -> DiskUse:
+    """Return what one fold takes.
+
+    An encoder's adapters are merged, so it is saved whole; of a judge only the adapters are saved.
+    """
+    spec = recipe.train
     trained = trained_parameters(sizes, spec)
+    is_whole = recipe.model.shape in ("siamese", "cross") or not spec.lora_rank
+    weights = WEIGHT_BYTES * (sizes.parameters if is_whole else trained)
     averaged = WEIGHT_BYTES * trained if spec.ema else 0
     checkpoint = weights + MOMENT_BYTES * trained + averaged
     return DiskUse(

@@ -59,7 +59,7 @@ def plan_sessions(
             f" --max-hours {max_hours:g} has",
             _what_would_fit(recipe, sizes, lengths, hours, max_hours),
         )
-    output = training_disk(sizes, recipe.train, lengths.valid_rows).output
+    output = training_disk(sizes, recipe, lengths.valid_rows).output
     if output > KAGGLE_OUTPUT_BYTES:
         raise KitError(
             f"a model of {recipe.name} takes {output / 1e9:.0f} GB, and Kaggle keeps"
@@ -68,9 +68,10 @@ def plan_sessions(
         )
 
     count = folds if fold == "all" else 1
-    summary = f"{recipe.name}: about {hours:.1f} h a fold on two T4 (estimated)"
+    summary = f"{recipe.name}: about {hours:.1f} h a fold on two T4"
     if count > 1:
         summary += f", {count * hours:.1f} h in all"
+    summary += " (estimated)"
     if sessions_needed(hours, count, max_hours, output) == 1:
         return SessionPlan([fold], hours, summary)
 

@@ -196,7 +196,7 @@ def make_plan(
     if steps and dataset:
         tried = try_steps(recipe, backbone, dataset, chosen[0], log)
     training = estimate_training(recipe, sizes, lengths, device, devices)
-    disk = training_disk(sizes, recipe.train, lengths.valid_rows)
+    disk = training_disk(sizes, recipe, lengths.valid_rows)
     one_order, both_orders = (
         estimate_prediction(
             recipe, sizes, lengths, HIDDEN_ROWS, device, devices, both_orders=both_orders

@@ -4,8 +4,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import compute
 
 from kit.costs.lengths import RowLengths, sequence_lengths
 from kit.data.dataset import Dataset, SampledDataset, sample_dataset
@@ -44,7 +42,10 @@ def count_lengths(
             source = f"counted on {counted} rows"
         except BackboneError:
             table = sample.train(list(TEXTS))
-            characters = [_count_characters(table[name]) for name in (PROMPT, *RESPONSES)]
+            characters = [
+                np.array([sum(map(len, turns)) for turns in table[name].to_pylist()])
+                for name in (PROMPT, *RESPONSES)
+            ]
             tokens = sequence_lengths(characters[0], characters[1:], recipe)
             source = f"estimated from the characters of {counted} rows: no tokenizer here"
     return RowLengths(tokens, len(train), len(valid), source)
@@ -66,13 +67,3 @@ def _tokenize(recipe: Recipe, backbone: ResolvedBackbone, sample: SampledDataset
 
     # The files are mapped, and gone when the folder is.
     return TokenizedRows.open(folder).lengths.copy()
-
-
-def _count_characters(column: pa.ChunkedArray) -> np.ndarray:
-    """Return the characters of each row of a list<string> column, all turns together: (N,)."""
-    lists = column.combine_chunks()
-    lengths = compute.call_function("utf8_length", [lists.flatten()])
-    turns = lengths.to_numpy(zero_copy_only=False)
-    ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
-    sums = np.concatenate([[0], np.cumsum(turns)])[np.concatenate([[0], ends]).astype(np.int64)]
-    return np.diff(sums).astype(np.float64)

@@ -1,5 +1,6 @@
 """Check the output, the exit codes and the files of the commands that reach Kaggle."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -14,6 +15,7 @@ from fake_services import SLUG
 from training_output import RECIPE, training_output
 
 from kit.cli.main import main
+from kit.costs.devices import T4
 from kit.ensembling.blend import Blend, parse_blend, write_blend
 from kit.ensembling.calibration import Calibration, parse_calibration, write_calibration
 from kit.kaggle import notebook
@@ -506,8 +508,8 @@ class TestFanOut:
         self, kit: Kit, fake: FakeKaggle, here: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         recipe = load_recipe("tiny-electra", ("train.max_steps=800",))
-        hours = {"tiny-electra": (10.0, 128)}
-        monkeypatch.setattr("kit.kaggle.session_hours._EPOCH_HOURS", hours)
+        slow = dataclasses.replace(T4, launch_seconds=0.08)
+        monkeypatch.setattr("kit.kaggle.session_hours.T4", slow)
         real = fake.save_kernel
 
         def save(body: dict) -> dict:

@@ -1,0 +1,60 @@
+"""Check `kit plan` and `kit train --dry-run` as a user sees them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from quick_recipe import QUICK
+
+from kit.cli.main import main
+from kit.cli.plan import format_hours
+
+OVERRIDES = [argument for change in QUICK for argument in ("--set", change)]
+
+
+def kit(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_plan_is_a_table_that_says_how_figures_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = kit("plan", "tiny-electra")
+    assert result.exit_code == 0, result.output
+    for word in ("2 x T4", "how known", "modelled on", "estimated", "fits into 9 h"):
+        assert word in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_as_json_and_for_a_short_session(data: Path):
+    result = kit("plan", "tiny-electra", "--data", data, "--max-hours", 0.2, "--json")
+    values = json.loads(result.stdout)
+    assert values["tokens_from"] == "counted on all rows"
+    assert values["sessions"] == 0
+    assert not values["fits"]
+    assert kit("plan", "tiny-electra", "--data", data / "nowhere").exit_code == 1
+
+
+def test_a_dry_run_takes_two_steps_and_writes_nothing(data: Path, tmp_path: Path):
+    runs = tmp_path / "runs"
+    train = ("train", "--backbone", "tiny-electra", *OVERRIDES, "--data", data, "--runs", runs)
+    result = kit(*train, "--dry-run", "--fold", "all")
+    assert result.exit_code == 0, result.output
+    assert "Two steps on the longest rows:" in result.stderr
+    assert "fold0" in result.stderr
+    assert "fold2" in result.stderr
+    assert not runs.exists()
+
+    quick = kit(*train, "--dry-run", "--no-steps", "--json")
+    values = json.loads(quick.stdout)
+    assert values["tried"] is None
+    assert len(values["writes"]) == 1
+    assert kit(*train, "--no-steps").exit_code == 2
+
+
+def test_hours_are_in_the_unit_that_suits():
+    assert format_hours(0.001) == "under 1 min"
+    assert format_hours(0.5) == "30 min"
+    assert format_hours(12.34) == "12.3 h"
