@@ -1,6 +1,5 @@
 """Define the options that several commands share, with one name and one explanation for each."""
 
-import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,9 +22,10 @@ wide = click.option(
     ),
     help="Show all columns, however narrow the terminal is.",
 )
-DATA = Path("data/processed")
 RUNS = Path("runs")
-data = click.option("--data", type=FILE, default=DATA, show_default=True, help="Processed rows.")
+data = click.option(
+    "--data", type=FILE, default=output.DATA, show_default=True, help="Processed rows."
+)
 runs = click.option(
     "--runs", type=FILE, default=RUNS, show_default=True, help="Where run directories are."
 )
@@ -130,11 +130,6 @@ def refuse_overwrites(paths: Iterable[Path | None], force: bool) -> None:
     for path in filter(None, paths):
         require_writable(path)
         refuse_overwrite(path, force)
-
-
-def repeat_data(folder: Path) -> str:
-    """Return the option --data that the next command needs, "" for the default folder."""
-    return "" if folder == DATA else f" --data {shlex.quote(str(folder))}"
 
 
 def refuse_one_file(first: str, one: Path | None, second: str, other: Path | None) -> None:

@@ -7,10 +7,12 @@ process prints.
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from kit.reporting.report import Report
 
 LEADER = is_leader()
+
+# The folder of processed rows where no other is named.
+DATA = Path("data/processed")
 
 # The width of tables that are written to a file, wide enough that nothing is cut off.
 FILE_WIDTH = 200
@@ -178,6 +183,11 @@ def print_note(text: str) -> None:
         print_above_display(escape_control(text))
 
 
+def repeat_data(folder: Path) -> str:
+    """Return the option --data that the next command needs, "" for the default folder."""
+    return "" if folder == DATA else f" --data {shlex.quote(str(folder))}"
+
+
 def print_backbone(requested: str | None, recipe: "Recipe") -> None:
     """Say what a short name of a backbone means, and which recipe an encoder of the hub gets."""
     from kit.model.backbones import find_record
@@ -212,7 +222,6 @@ def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:
 
     shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["frequencies"].items())
     print_note(f"Classes: {shares}")
-    from kit.cli.options import repeat_data
 
     train = f"kit train --backbone deberta-xsmall{repeat_data(out)}"
     print_note(f"Next: {train}, or with tiny-deberta to try the path")

@@ -264,7 +264,7 @@ def train_command(
     if as_json:
         return output.print_json(run.metrics)
     output.print_run(run.metrics)
-    output.print_note(f"Next: kit predict {quote(str(run.path))}{options.repeat_data(data)}")
+    output.print_note(f"Next: kit predict {quote(str(run.path))}{output.repeat_data(data)}")
 
 
 @click.command()

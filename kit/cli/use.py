@@ -46,7 +46,8 @@ def compare_command(run: Path, prompt: str, answer_a: str, answer_b: str, as_jso
     show_default=True,
     help="The type of the weights.",
 )
-def export_command(run: Path, out: Path, dtype: str) -> None:
+@options.as_json
+def export_command(run: Path, out: Path, dtype: str, as_json: bool) -> None:
     """Write a run's whole weights in Hugging Face layout, with its adapters merged into them.
 
     \b
@@ -54,7 +55,10 @@ def export_command(run: Path, out: Path, dtype: str) -> None:
     """
     from kit.export import export_run
 
-    for folder in export_run(run, out, dtype):
+    folders = export_run(run, out, dtype)
+    if as_json:
+        return output.print_json([str(folder) for folder in folders])
+    for folder in folders:
         click.echo(folder)
 
 

@@ -48,7 +48,7 @@ def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
     for _ in range(1 + _REPEATS):
         started = time.perf_counter()
         work()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
     return median(seconds[1:])

@@ -18,7 +18,7 @@ from kit.reporting.table import (
     Table,
     format_cells,
     format_difference,
-    format_size,
+    format_parameters,
     loss_cell,
     losses_axis,
     number_cell,
@@ -60,10 +60,10 @@ def comparison_section(report: "Report") -> Section:
         )
 
     def row(line: ComparisonLine) -> Row:
-        keys = format_keys(report.hash_keys.get(line.name, {}))
+        keys = format_keys(report.recipe_keys.get(line.name, {}))
         size = Cell("")
         if line.parameters is not None:
-            size = Cell(format_size(line.parameters), value=line.parameters)
+            size = Cell(format_parameters(line.parameters), value=line.parameters)
         return (
             Cell(line.name, note=keys),
             *score_cells(line, "valid"),
@@ -153,24 +153,25 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
 
 
 def recipes_section(report: "Report") -> Section | None:
-    """Return the recipe keys in which the runs differ; None if they do not."""
+    """Return the recipe keys that tell the runs apart; None if there are none."""
     names = [name for name in report.ranking if report.recipe_keys.get(name)]
     if not names:
         return None
-    keys = list(report.recipe_keys[names[0]])
+    keys = list(dict.fromkeys(key for name in names for key in report.recipe_keys[name]))
     body = []
     for name in names:
-        values = report.recipe_keys[name]
+        # Runs of two recipes are told apart by their names, and need not have the same keys here.
+        values = [report.recipe_keys[name].get(key) for key in keys]
         cells = [
             Cell(
-                format_value(values[key]),
-                value=values[key] if isinstance(values[key], int | float) else None,
+                "" if value is None else format_value(value),
+                value=value if isinstance(value, int | float) else None,
             )
-            for key in keys
+            for value in values
         ]
         body.append((Cell(name), *cells))
     table = Table("Recipe keys that differ", ("model", *keys), tuple(body))
-    text = "The recipe keys that do not have the same value in all runs, the best run first."
+    text = "The keys that tell runs of one recipe from each other, the best run first."
     return Section("recipes", "Recipes", (text,), tables=(table,))
 
 

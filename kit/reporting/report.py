@@ -23,7 +23,6 @@ from kit.reporting.diagnosis import (
     diagnose_models,
     spread_over_folds,
 )
-from kit.reporting.differing_keys import differing_keys, read_recipe_values
 from kit.reporting.gather import gather_inputs
 from kit.reporting.inputs import ReportInputs
 from kit.reporting.leaderboard import LeaderboardScore
@@ -32,6 +31,7 @@ from kit.reporting.published import STUDY, PublishedScore
 from kit.reporting.significance import Significance, compare_pairs
 from kit.reporting.slices import Slice, score_slices
 from kit.run import Run
+from kit.tracking.differences import differing_keys
 
 
 @dataclass(frozen=True)
@@ -124,24 +124,9 @@ class Report:
 
     @cached_property
     def recipe_keys(self) -> dict[str, dict[str, Any]]:
-        """The recipe keys in which the runs differ, by the models' names."""
-        return differing_keys(self._recipe_values)
-
-    @cached_property
-    def hash_keys(self) -> dict[str, dict[str, Any]]:
-        """The recipe keys in which runs of one name differ, which the hash in it stands for."""
-        by_stem: dict[str, dict[str, dict[str, Any]]] = {}
-        for name, values in self._recipe_values.items():
-            by_stem.setdefault(name.rpartition("-")[0], {})[name] = values
-        return {
-            name: keys for same in by_stem.values() for name, keys in differing_keys(same).items()
-        }
-
-    @cached_property
-    def _recipe_values(self) -> dict[str, dict[str, Any]]:
+        """The recipe keys that tell each run from the others, by the models' names."""
         runs = {model.name: model.run for model in self.inputs.models if model.run}
-        values = {name: read_recipe_values(run) for name, run in runs.items()}
-        return {name: each for name, each in values.items() if each is not None}
+        return dict(zip(runs, differing_keys(list(runs.values())), strict=True))
 
     @cached_property
     def groups(self) -> tuple["Report", ...]:

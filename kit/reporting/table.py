@@ -127,7 +127,7 @@ def format_difference(value: float) -> str:
     return f"{value:+.4f}".replace("-", MINUS)
 
 
-def format_size(parameters: float) -> str:
+def format_parameters(parameters: float) -> str:
     """Return a number of parameters, such as 331,590 or 86.3M."""
     return f"{parameters / 1e6:,.1f}M" if parameters >= 1e6 else f"{parameters:,.0f}"
 

@@ -74,8 +74,8 @@ class _StepClock(TrainerCallback):
         self._tick()
 
     def _tick(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.times.append(time.perf_counter())
 
 

@@ -5,6 +5,7 @@ import json
 import weakref
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -338,7 +339,7 @@ def test_a_saved_model_has_the_attention_of_its_config_or_the_default(
     (tmp_path / "config.json").write_text(
         json.dumps({"format": 1, "model": old | spec, "encoder": config})
     )
-    monkeypatch.setattr("kit.model.pair_model.load_tokenizer", lambda folder: None)
+    monkeypatch.setattr("kit.model.pair_model.load_tokenizer", lambda *_: Mock(frame=None))
     monkeypatch.setattr("kit.model.pair_model.check_vocabulary", lambda *_: None)
     loaded = PairModel.from_pretrained(tmp_path)[0]
     assert isinstance(loaded.encoder.encoder.layer[0].attention.self, FastAttention) == fast

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,8 @@ from quick_recipe import QUICK
 
 from kit.cli.main import main
 from kit.errors import KitError
-from kit.predictions import read_predictions, write_predictions
+from kit.predictions import make_predictions, read_predictions, write_predictions
+from kit.task import CLASSES
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,7 +141,8 @@ def test_nothing_is_overwritten_silently(raw: Path, tmp_path: Path):
     target = tmp_path / "blend.csv"
     assert kit("ensemble", source, "-o", target).exit_code == 0
     before = target.read_bytes()
-    other = Path(shutil.copy(source, tmp_path / "other.csv"))
+    other = tmp_path / "other.csv"
+    write_predictions(read_predictions(source).iloc[::-1], other)
     refused = kit("ensemble", source, other, "-o", target)
     assert refused.exit_code == 1
     assert "--force" in refused.stderr
@@ -179,8 +180,10 @@ def test_a_fit_warns_if_the_truth_does_not_tell_which_rows_share_a_prompt(
     rows = pd.read_parquet(data / "train.parquet")
     bayes = read_predictions(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
     files = {name: tmp_path / f"{name}.csv" for name in "bs"}
-    for file in files.values():
-        write_predictions(bayes, file)
+    for file, power in zip(files.values(), (1.0, 0.5), strict=True):
+        softened = bayes[list(CLASSES)] ** power
+        shares = softened.div(softened.sum(axis=1), axis=0)
+        write_predictions(make_predictions(bayes["id"].to_numpy(), shares.to_numpy()), file)
 
     for truth, is_warned in ((raw / "train.csv", True), (data / "train.parquet", False)):
         result = kit(*command.format(**files, t=f"--truth {truth} --subset").split())
@@ -431,4 +434,4 @@ def test_a_backbone_folder_that_is_not_there_is_said_to_be_none(data: Path, tmp_
         command = ["train", "--backbone", str(name), "--data", str(data)]
         result = CliRunner().invoke(main, [*command, "--runs", str(tmp_path / "runs")])
         assert result.exit_code == 1
-        assert f"no backbone {str(name)!r}" in result.stderr
+        assert f"no backbone {str(name)!r}" in result.stderr or f"no folder {name}" in result.stderr

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from kit.attention.families import FAMILIES
+from kit.attention.families import FAMILIES, find_family
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
 from kit.model.backbones import local_backbone
@@ -270,6 +270,8 @@ def test_a_byte_level_tokenizer_without_its_merges_is_refused():
 def pair_model(family: str) -> PairModel:
     torch.manual_seed(0)
     config = {"model_type": family, **TINY, **EXTRA.get(family, {})}
+    if find_family(family).causal:
+        config |= {"num_key_value_heads": 1, "head_dim": 16}
     return PairModel(build_encoder(config), config, ModelSpec(pooling="mean")).eval()
 
 

@@ -141,7 +141,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
         assert CliRunner().invoke(main, command(data, tmp_path, *CROSS)).exit_code != 0
-    assert (tmp_path / run.name / "holdout" / "checkpoints" / "checkpoint-4").exists()
+    assert (tmp_path / run.name / "holdout" / "checkpoints" / "checkpoint-3").exists()
     kit(*command(data, tmp_path, *CROSS), "--resume")
     expected = load_file(run / "holdout" / "model.safetensors")
     for name, weights in load_file(tmp_path / run.name / "holdout" / "model.safetensors").items():
