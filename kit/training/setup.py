@@ -115,6 +115,10 @@ def prepare_fold(
         if recipe.model.features:
             features = features_cached(table, digest, tokens, dataset.cache)
 
+    # The texts are no longer needed. Without this, their memory would stay with pyarrow.
+    del table
+    pa.default_memory_pool().release_unused()
+
     truncated = tokens.cut / (len(tokens) * tokens.sides)
     log(
         f"{len(tokens):,} rows encoded; {truncated:.0%} of sequences cut to "
