@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,12 +140,12 @@ def test_nothing_is_overwritten_silently(raw: Path, tmp_path: Path):
     target = tmp_path / "blend.csv"
     assert kit("ensemble", source, "-o", target).exit_code == 0
     before = target.read_bytes()
-    other = Path(shutil.copy(source, tmp_path / "other.csv"))
+    other = raw / "sample_submission.csv"
     refused = kit("ensemble", source, other, "-o", target)
     assert refused.exit_code == 1
     assert "--force" in refused.stderr
     assert target.read_bytes() == before
-    assert kit("ensemble", source, other, "-o", target, "--force").exit_code == 0
+    assert kit("ensemble", source, "-o", target, "--force").exit_code == 0
     assert kit("sample", "--out", raw).exit_code == 1
 
 
@@ -179,8 +178,8 @@ def test_a_fit_warns_if_the_truth_does_not_tell_which_rows_share_a_prompt(
     rows = pd.read_parquet(data / "train.parquet")
     bayes = read_predictions(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
     files = {name: tmp_path / f"{name}.csv" for name in "bs"}
-    for file in files.values():
-        write_predictions(bayes, file)
+    write_predictions(bayes, files["b"])
+    write_predictions(bayes[::-1], files["s"])
 
     for truth, is_warned in ((raw / "train.csv", True), (data / "train.parquet", False)):
         result = kit(*command.format(**files, t=f"--truth {truth} --subset").split())
