@@ -14,8 +14,7 @@ from quick_recipe import QUICK
 
 from kit.cli.main import main
 from kit.errors import KitError
-from kit.predictions import make_predictions, read_predictions, write_predictions
-from kit.task import CLASSES
+from kit.predictions import read_predictions, write_predictions
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,13 +140,12 @@ def test_nothing_is_overwritten_silently(raw: Path, tmp_path: Path):
     target = tmp_path / "blend.csv"
     assert kit("ensemble", source, "-o", target).exit_code == 0
     before = target.read_bytes()
-    other = tmp_path / "other.csv"
-    write_predictions(read_predictions(source).iloc[::-1], other)
+    other = raw / "sample_submission.csv"
     refused = kit("ensemble", source, other, "-o", target)
     assert refused.exit_code == 1
     assert "--force" in refused.stderr
     assert target.read_bytes() == before
-    assert kit("ensemble", source, other, "-o", target, "--force").exit_code == 0
+    assert kit("ensemble", source, "-o", target, "--force").exit_code == 0
     assert kit("sample", "--out", raw).exit_code == 1
 
 
@@ -180,10 +178,8 @@ def test_a_fit_warns_if_the_truth_does_not_tell_which_rows_share_a_prompt(
     rows = pd.read_parquet(data / "train.parquet")
     bayes = read_predictions(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
     files = {name: tmp_path / f"{name}.csv" for name in "bs"}
-    for file, power in zip(files.values(), (1.0, 0.5), strict=True):
-        softened = bayes[list(CLASSES)] ** power
-        shares = softened.div(softened.sum(axis=1), axis=0)
-        write_predictions(make_predictions(bayes["id"].to_numpy(), shares.to_numpy()), file)
+    write_predictions(bayes, files["b"])
+    write_predictions(bayes[::-1], files["s"])
 
     for truth, is_warned in ((raw / "train.csv", True), (data / "train.parquet", False)):
         result = kit(*command.format(**files, t=f"--truth {truth} --subset").split())
