@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kit.costs.devices import DeviceModel
 from kit.costs.lengths import RowLengths
 from kit.costs.sizes import ModelSizes
-from kit.costs.steps import rows_per_pass, training_steps
+from kit.costs.steps import evaluated_rows, rows_per_pass, training_steps
 from kit.recipe.spec import Recipe, TrainSpec
 
 # Bytes that a layer's forward pass moves outside of products, for a token: of each hidden unit (in
@@ -124,7 +124,8 @@ def estimate_training(
     seen = steps.total * spec.batch_size
     step = step_seconds(trained, sizes.embedding_parameters, device, devices)
     training = seen * seconds_per_row / devices + steps.total * step
-    evaluated = steps.evaluations * lengths.valid_rows * sequences_per_row(recipe, training=False)
+    evaluated = evaluated_rows(steps.evaluations, lengths.valid_rows)
+    evaluated *= sequences_per_row(recipe, training=False)
     return TrainingEstimate(
         operations=seen * operations + evaluated * forward.operations,
         operations_per_row=operations,

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from kit.errors import RecipeError
 from kit.recipe.spec import TrainSpec
 
+# Rows that a validation during training reads at most: always the same ones, drawn at random. They
+# choose the checkpoint; the whole fold is predicted once, at the end. Reading all of them each time
+# would take a sixth of the time of a training on 57,477 rows.
+EVALUATED_ROWS = 4096
+
 
 @dataclass(frozen=True)
 class TrainingSteps:
@@ -32,6 +37,11 @@ def training_steps(spec: TrainSpec, rows: int) -> TrainingSteps:
     per_epoch = steps_per_epoch(spec, rows)
     total = spec.max_steps or math.ceil(per_epoch * spec.epochs)
     return TrainingSteps(per_epoch, total, max(1, per_epoch // spec.evals_per_epoch))
+
+
+def evaluated_rows(evaluations: int, valid_rows: int) -> int:
+    """Return the rows of all validations of a training, and of the prediction at its end."""
+    return evaluations * min(valid_rows, EVALUATED_ROWS) + valid_rows
 
 
 def steps_per_epoch(spec: TrainSpec, rows: int) -> int:

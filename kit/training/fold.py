@@ -177,7 +177,7 @@ def _train_from_last_checkpoint(
     pace = PaceCallback(spec, trainer.sampler, len(setup.valid_rows), options.folds, options.log)
     trainer.add_callback(pace)
     if options.guard:
-        prior_loss = prior_log_loss(setup.targets[setup.train_rows], setup.labels[setup.valid_rows])
+        prior_loss = prior_log_loss(setup.targets[setup.train_rows], trainer.valid_labels)
         guard = CollapseGuard(
             prior_loss, schedule.warmup_steps, spec, options.log, lambda: budget.out_of_time
         )

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from kit.costs.estimate import estimate_training
 from kit.costs.lengths import RowLengths
 from kit.costs.sizes import model_sizes
-from kit.costs.steps import training_steps
+from kit.costs.steps import evaluated_rows, training_steps
 from kit.errors import BackboneError
 from kit.model.device import join_processes
 from kit.model.probe import measure_device
@@ -58,7 +58,7 @@ class PaceCallback(TrainerCallback):
 
     Args:
         sampler: whose order says how long the rows of the measured steps are.
-        valid_rows: of an evaluation.
+        valid_rows: of the fold.
         folds: how many are still to be trained, this one included.
     """
 
@@ -112,11 +112,12 @@ class PaceCallback(TrainerCallback):
         # An evaluation runs the forward pass, a third of a step, or half of it where the backward
         # pass leaves frozen weights out; with recomputed activations a step has one more.
         stages = (2 if self.spec.lora_rank else 3) + self.spec.gradient_checkpointing
-        evaluation_seconds = self.valid_rows * row_seconds / stages
+        row_evaluation = row_seconds / stages
         evaluations = steps.evaluations - state.global_step // steps.between_evaluations
         left = step_seconds * (state.max_steps - state.global_step)
-        left += evaluation_seconds * evaluations
-        whole = step_seconds * state.max_steps + evaluation_seconds * steps.evaluations
+        left += row_evaluation * evaluated_rows(evaluations, self.valid_rows)
+        whole = step_seconds * state.max_steps
+        whole += row_evaluation * evaluated_rows(steps.evaluations, self.valid_rows)
         total = left + whole * (self.folds - 1)
         text = f"measured: {1 / row_seconds:.1f} rows/s, {format_duration(left)} left"
         if self.folds > 1:

@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from kit.costs.steps import steps_per_epoch
+from kit.costs.steps import EVALUATED_ROWS, steps_per_epoch
 from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.collator import Collator
 from kit.model.device import Compute, out_of_memory
@@ -309,6 +309,14 @@ def ddp_settings(model: nn.Module, precision: str) -> dict[str, Any]:
     }
 
 
+def choose_evaluated(valid_rows: np.ndarray) -> np.ndarray:
+    """Return the validation rows that are evaluated during training, the same in every training."""
+    if len(valid_rows) <= EVALUATED_ROWS:
+        return valid_rows
+    chosen = np.random.default_rng(0).choice(len(valid_rows), EVALUATED_ROWS, replace=False)
+    return valid_rows[np.sort(chosen)]
+
+
 def make_trainer(
     spec: TrainSpec,
     setup: FoldSetup,
@@ -343,21 +351,22 @@ def make_trainer(
     if spec.patience:
         callbacks.append(EarlyStoppingCallback(spec.patience))
 
+    valid_rows = choose_evaluated(setup.valid_rows)
     trainer = PairTrainer(
         spec=spec,
         sampler=sampler,
         train_collator=setup.train_collator,
         train_rows=setup.train_rows,
         eval_collator=setup.eval_collator,
-        valid_rows=setup.valid_rows,
-        valid_labels=setup.labels[setup.valid_rows],
+        valid_rows=valid_rows,
+        valid_labels=setup.labels[valid_rows],
         # Of a symmetric model one order of the answers says what both say.
         both_orders=swap and not model.symmetric,
         compute=setup.compute,
         model=model,
         args=args,
         train_dataset=RowNumbers(setup.train_rows),
-        eval_dataset=RowNumbers(setup.valid_rows),
+        eval_dataset=RowNumbers(valid_rows),
         optimizers=(schedule.optimizer, schedule),
         callbacks=callbacks,
     )

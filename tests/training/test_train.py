@@ -14,6 +14,7 @@ import torch
 from quick_recipe import QUICK
 from safetensors.torch import load_file
 
+from kit.costs.steps import EVALUATED_ROWS
 from kit.data.dataset import Dataset
 from kit.data.preprocess import preprocess_files
 from kit.errors import BackboneError, DeviceError, RecipeError, RunError
@@ -36,6 +37,7 @@ from kit.training.fold import TrainingOptions
 from kit.training.optim import parameter_groups
 from kit.training.setup import new_model
 from kit.training.train import _tell_of_fold, train_recipe
+from kit.training.trainer import choose_evaluated
 
 
 @pytest.fixture
@@ -511,3 +513,13 @@ def test_the_time_left_counts_the_folds_to_come(monkeypatch: pytest.MonkeyPatch)
         watched.on_progress(report)
         assert events[-1].seconds_left_in_all == expected
         assert (events[-1].fold, events[-1].part, events[-1].parts) == ("fold1", 2, 4)
+
+
+def test_a_validation_during_training_reads_a_fixed_sample_of_many_rows():
+    few = np.arange(EVALUATED_ROWS)
+    assert choose_evaluated(few) is few
+    many = np.arange(100, 20_100)
+    chosen = choose_evaluated(many)
+    assert len(np.unique(chosen)) == len(chosen) == EVALUATED_ROWS
+    assert np.isin(chosen, many).all()
+    np.testing.assert_array_equal(chosen, choose_evaluated(many))
