@@ -32,6 +32,7 @@ from kit.model.pair_model import PairModel
 from kit.recipe.spec import Recipe
 from kit.training.arguments import rows_per_pass
 from kit.training.sampler import LengthBuckets
+from kit.training.setup import keeps_adapters_only
 
 GIB = 2**30
 
@@ -70,6 +71,9 @@ SESSION_HOURS = 9.0
 PROMPT_MEDIAN, PROMPT_SPREAD = 95, 1.65
 ANSWER_MEDIAN, SHARED_SPREAD, ANSWER_SPREAD = 1000, 0.6, 0.55
 CHARACTERS_PER_TOKEN = 4
+
+# Tokens of a judge's frame, about.
+FRAME_TOKENS = {"plain": 45, "chat": 80}
 
 # Batches whose time is counted, from short to long.
 SAMPLED_BATCHES = 4
@@ -151,7 +155,7 @@ def estimate_memory(recipe: Recipe, gpus: int = 2, gpu: GPUModel = T4) -> Memory
         if accumulates or has_views:
             _discard_gradients(model)
         count.restart()
-        _training_pass(recipe, model, full_lengths, count)
+        _training_pass(recipe, model, full_lengths, count, most_parts=1)
         pass_bytes = count.peak
 
         model.zero_grad()
@@ -272,9 +276,10 @@ def model_lengths(rows: int, recipe: Recipe, seed: int = 0) -> np.ndarray:
         for _ in range(2)
     ]
 
-    # Each sequence has CLS and one SEP after each of its segments.
-    if recipe.model.shape == "cross":
-        whole = (prompt + answers[0] + answers[1]) / CHARACTERS_PER_TOKEN + 4
+    # Each sequence has CLS and one SEP after each of its segments, or a frame around them.
+    if recipe.model.shape in ("cross", "judge"):
+        around = FRAME_TOKENS[recipe.encode.frame] if recipe.model.shape == "judge" else 4
+        whole = (prompt + answers[0] + answers[1]) / CHARACTERS_PER_TOKEN + around
         lengths = np.stack([whole, whole], 1)
     else:
         sides = [(prompt + answer) / CHARACTERS_PER_TOKEN + 3 for answer in answers]
@@ -300,9 +305,10 @@ def _meta_model(recipe: Recipe) -> PairModel:
 
     # Poolings differ by far less than the estimate's error.
     if spec.pooling == "auto":
-        spec = replace(spec, pooling="mean")
+        spec = replace(spec, pooling="last" if spec.shape == "judge" else "mean")
+    dtype = torch.float16 if keeps_adapters_only(recipe) else torch.float32
     with META:
-        encoder = build_encoder(config, spec.fast_attention)
+        encoder = build_encoder(config, spec.fast_attention, dtype)
         if recipe.train.gradient_checkpointing:
             _enable_checkpointing(encoder)
         model = PairModel(encoder, config, spec)
@@ -349,9 +355,17 @@ def _discard_gradients(model: nn.Module) -> None:
 
 
 def _training_pass(
-    recipe: Recipe, model: PairModel, lengths: np.ndarray, count: Counter
+    recipe: Recipe,
+    model: PairModel,
+    lengths: np.ndarray,
+    count: Counter,
+    most_parts: int | None = None,
 ) -> tuple[float, float]:
     """Run forward and backward over rows of these lengths.
+
+    Args:
+        most_parts: how many of the passes that `micro_tokens` makes are run, if not all: with rows
+            of one length they are alike.
 
     Returns:
         Seconds and operations of the forward pass.
@@ -379,7 +393,7 @@ def _training_pass(
     augment = spec.swap_augmentation and not model.symmetric
     model.train()
     seconds = operations = 0.0
-    for part in batch.get("parts", [batch]):
+    for part in batch.get("parts", [batch])[:most_parts]:
         inputs = _on_meta(part)
         labels = inputs.pop("labels")
         before = count.seconds, count.operations

@@ -15,7 +15,7 @@ from kit.launcher import ignore_partial_launch
 @click.command()
 @options.as_json
 def backbones_command(as_json: bool) -> None:
-    """List the encoders: sizes, parameters, pretraining, licence.
+    """List the encoders and the judges: sizes, parameters, pretraining, licence.
 
     \b
     Example:  kit backbones
@@ -32,19 +32,35 @@ def backbones_command(as_json: bool) -> None:
             "pretraining": record.pretraining,
             "licence": record.licence,
             "precision": record.precision,
+            "judge": record.judge and dataclasses.asdict(record.judge),
         }
         for record in BACKBONES.values()
     ]
     if as_json:
         return output.print_json(rows)
 
-    columns = [name for name in rows[0] if name not in ("hub", "precision")]
+    judges = [row for row in rows if row["judge"]]
+    rows = [row for row in rows if not row["judge"]]
+    columns = [name for name in rows[0] if name not in ("hub", "precision", "judge")]
     counts = ("backbone", "embedding", "total")
     table = [
         [f"{row[name] / 1e6:.1f}M" if name in counts else row[name] for name in columns]
         for row in rows
     ]
     output.print_table("Backbones (parameters: backbone, embedding, total)", columns, table)
+    _print_judges(judges)
+
+
+def _print_judges(rows: list[dict[str, Any]]) -> None:
+    """Print the table of the decoders, in which layers and embeddings are counted in billions."""
+    table = []
+    for row in rows:
+        remarks = ["gated"] if row["judge"]["gated"] else []
+        remarks += ["bf16 only"] if row["precision"].startswith("bf16 only") else []
+        counts = (f"{row[name] / 1e9:.2f}B" for name in ("backbone", "embedding"))
+        table.append([row["name"], *counts, row["licence"], ", ".join(remarks)])
+    columns = ["name", "layers", "embedding", "licence", "remarks"]
+    output.print_table("Judges, which are language models (docs/judges.md)", columns, table)
 
 
 @click.command()
