@@ -32,6 +32,7 @@ class Family:
 
     Attributes:
         causal: its models are decoders, in which a token sees only those before it.
+        bf16_only: activations of its pretrained models overflow in fp16.
         masks_padding: padding is known not to change the states of the tokens next to it.
         positions_after_padding: positions are numbered from the padding id + 1 instead of 0.
         relative_positions: positions are relative, unless the configuration sets
@@ -43,6 +44,7 @@ class Family:
     """
 
     causal: bool = False
+    bf16_only: bool = False
     masks_padding: bool = False
     positions_after_padding: bool = False
     relative_positions: bool = False
@@ -78,7 +80,7 @@ FAMILIES: dict[str, Family] = {
         toy_tokenizer="wordpiece",
     ),
     "gemma2": _DECODER,
-    "gemma3_text": _DECODER,
+    "gemma3_text": dataclasses.replace(_DECODER, bf16_only=True),
     "ibert": Family(masks_padding=True, positions_after_padding=True),
     "llama": _TOY_DECODER,
     "longformer": Family(masks_padding=True, positions_after_padding=True),

@@ -20,7 +20,7 @@ from kit.launcher import ignore_partial_launch
 @options.wide
 @options.as_json
 def backbones_command(as_json: bool) -> None:
-    """List the encoders: sizes, parameters, pretraining, licence.
+    """List the encoders and the judges: sizes, parameters, pretraining, licence.
 
     Any other encoder of the Hugging Face hub works too, by its id or as a folder.
 
@@ -40,12 +40,15 @@ def backbones_command(as_json: bool) -> None:
             "pretraining": record.pretraining,
             "licence": record.licence,
             "precision": record.precision,
+            "judge": record.judge and dataclasses.asdict(record.judge),
         }
         for record in records
     ]
     if as_json:
         return output.print_json(rows)
 
+    judges = [row for row in rows if row["judge"]]
+    rows = [row for row in rows if not row["judge"]]
     counts = ("total", "backbone", "embedding")
     columns = ["name", "hub", *counts, *records[0].sizes, "licence", "pretraining"]
     for row in rows:
@@ -54,7 +57,20 @@ def backbones_command(as_json: bool) -> None:
     heads = [name.replace("_", " ") for name in columns]
     output.print_table("Encoders, with their parameters: in total, layers, tables", heads, table)
     short = [f"{r.name} is {r.full_name}" for r in records if r.name != r.full_name]
+    _print_judges(judges)
     output.print_note(f"Short names: {', '.join(short)}")
+
+
+def _print_judges(rows: list[dict[str, Any]]) -> None:
+    """Print the table of the decoders, in which layers and embeddings are counted in billions."""
+    table = []
+    for row in rows:
+        remarks = ["gated"] if row["judge"]["gated"] else []
+        remarks += ["bf16 only"] if row["precision"].startswith("bf16 only") else []
+        counts = (f"{row[name] / 1e9:.2f}B" for name in ("backbone", "embedding"))
+        table.append([row["name"], *counts, row["licence"], ", ".join(remarks)])
+    columns = ["name", "layers", "embedding", "licence", "remarks"]
+    output.print_table("Judges, which are language models (docs/judges.md)", columns, table)
 
 
 @click.command()

@@ -17,7 +17,7 @@ from kit.ensembling.blend import Blend, blend_content
 from kit.ensembling.calibration import Calibration, calibration_content
 from kit.errors import KitError
 from kit.kaggle.kernel_ref import shorten_to_slug
-from kit.model.backbones import resolve_backbone
+from kit.model.backbones import refuse_fp16_overflow, resolve_backbone
 from kit.recipe.load import is_hub_id
 from kit.recipe.spec import Recipe
 from kit.task import COMPETITION, HOLDOUT
@@ -180,8 +180,8 @@ def train_job(
         weights: datasets and models to take the backbone's weights from instead of the hub.
 
     Raises:
-        KitError: the backbone is unknown or a local folder, there is no such fold, or the title or
-            the time is out of range.
+        KitError: the backbone is unknown, a local folder, gated, or one that overflows on this GPU;
+            there is no such fold, or the title or the time is out of range.
     """
     # Looking it up here finds a misspelt name before a push and a GPU session are spent on it.
     if not is_hub_id(recipe.backbone) and any(
@@ -192,7 +192,16 @@ def train_job(
             " have",
             "Name one from `kit backbones` or of the Hugging Face hub; the kernel downloads it.",
         )
-    resolve_backbone(recipe.backbone)
+    record = resolve_backbone(recipe.backbone).record
+    if record and gpu == "t4":
+        # A T4 has no bf16, so "auto" is fp16 on it.
+        precision = "fp16" if recipe.train.precision == "auto" else recipe.train.precision
+        refuse_fp16_overflow(record.name, record.config, precision, "a T4")
+    if record and record.judge and record.judge.gated and not weights:
+        raise KitError(
+            f"{record.name} is gated, and a session on Kaggle has no token for the hub",
+            f"Accept its licence on Kaggle, and add --model {record.judge.kaggle_model}.",
+        )
 
     options = dict(preprocess or {})
     folds = _fold_count(options)

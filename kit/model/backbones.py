@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.attention.families import Family, find_family, is_language_model
-from kit.errors import BackboneError
+from kit.errors import BackboneError, DeviceError
 from kit.model.hub import hub_is_reachable, is_in_hub_cache, skip_dead_hub
 from kit.recipe.load import SHORT_NAMES, is_hub_id
 from kit.storage.atomic import file_sha256, read_text_file
@@ -39,8 +39,21 @@ FOLDER_HINT = (
 
 
 @dataclass(frozen=True)
+class JudgeFacts:
+    """Where a decoder's weights are, beside the hub.
+
+    Attributes:
+        gated: the hub gives it to those alone who have accepted its licence.
+        kaggle_model: owner/model/framework/variation/version on Kaggle, None where none is known.
+    """
+
+    gated: bool = False
+    kaggle_model: str | None = None
+
+
+@dataclass(frozen=True)
 class Backbone:
-    """One encoder of the registry.
+    """One encoder or decoder of the registry.
 
     Attributes:
         name: the short name, which recipes, runs and downloaded folders keep.
@@ -49,6 +62,7 @@ class Backbone:
         pretraining: objective its weights come from.
         precision: what is known about half precision.
         multilingual: whether its pretraining and its vocabulary cover a hundred languages.
+        judge: facts of a decoder, which reads as a judge; None for an encoder.
     """
 
     name: str
@@ -58,6 +72,7 @@ class Backbone:
     licence: str
     precision: str = "fp16 and bf16 autocast"
     multilingual: bool = False
+    judge: JudgeFacts | None = None
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -109,6 +124,25 @@ _FP16_DEBERTA = (
 )
 _RTD = "replaced-token detection"
 _MLM = "masked language model"
+_CHAT = "language model, instruction tuned"
+_REWARD = "language model, then a reward model of human preferences"
+_BF16_ONLY = "bf16 only: its activations overflow in fp16"
+
+
+def _judge(
+    name: str,
+    hub_id: str | None,
+    licence: str,
+    kaggle_model: str | None = None,
+    *,
+    pretraining: str = _CHAT,
+    gated: bool = False,
+    precision: str = "fp16 and bf16",
+) -> Backbone:
+    """Return the record of a decoder."""
+    facts = JudgeFacts(gated, kaggle_model)
+    return Backbone(name, hub_id, "last", pretraining, licence, precision, judge=facts)
+
 
 _RECORDS = (
     Backbone("deberta", "microsoft/deberta-v3-xsmall", "mean", _RTD, "MIT", _FP16_DEBERTA),
@@ -149,8 +183,83 @@ _RECORDS = (
     Backbone("tiny-deberta", None, "mean", "none: random weights", "Apache-2.0", _FP16_DEBERTA),
     Backbone("tiny-roberta", None, "mean", "none: random weights", "Apache-2.0"),
     Backbone("tiny-electra", None, "mean", "none: random weights", "Apache-2.0"),
-    Backbone("tiny-llama", None, "last", "none: random weights", "Apache-2.0"),
-    Backbone("tiny-qwen", None, "last", "none: random weights", "Apache-2.0"),
+    _judge(
+        "qwen2.5-0.5b",
+        "Qwen/Qwen2.5-0.5B-Instruct",
+        "Apache-2.0",
+        "qwen-lm/qwen2.5/transformers/0.5b-instruct/1",
+    ),
+    _judge(
+        "qwen2.5-1.5b",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "Apache-2.0",
+        "qwen-lm/qwen2.5/transformers/1.5b-instruct/1",
+    ),
+    _judge(
+        "qwen2.5-3b",
+        "Qwen/Qwen2.5-3B-Instruct",
+        "Qwen Research: not commercial",
+        "qwen-lm/qwen2.5/transformers/3b-instruct/1",
+    ),
+    _judge("qwen3-0.6b", "Qwen/Qwen3-0.6B", "Apache-2.0", "qwen-lm/qwen-3/transformers/0.6b/1"),
+    _judge("qwen3-1.7b", "Qwen/Qwen3-1.7B", "Apache-2.0", "qwen-lm/qwen-3/transformers/1.7b/1"),
+    _judge("qwen3-4b", "Qwen/Qwen3-4B", "Apache-2.0", "qwen-lm/qwen-3/transformers/4b/1"),
+    _judge(
+        "skywork-0.6b", "Skywork/Skywork-Reward-V2-Qwen3-0.6B", "Apache-2.0", pretraining=_REWARD
+    ),
+    _judge(
+        "skywork-1.7b", "Skywork/Skywork-Reward-V2-Qwen3-1.7B", "Apache-2.0", pretraining=_REWARD
+    ),
+    _judge(
+        "llama-3.2-1b",
+        "meta-llama/Llama-3.2-1B-Instruct",
+        "Llama 3.2 Community",
+        "metaresearch/llama-3.2/transformers/1b-instruct/1",
+        gated=True,
+    ),
+    _judge(
+        "llama-3.2-3b",
+        "meta-llama/Llama-3.2-3B-Instruct",
+        "Llama 3.2 Community",
+        "metaresearch/llama-3.2/transformers/3b-instruct/1",
+        gated=True,
+    ),
+    _judge("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0"),
+    _judge("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0"),
+    _judge("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0"),
+    _judge(
+        "gemma-2-2b",
+        "google/gemma-2-2b-it",
+        "Gemma terms",
+        "google/gemma-2/transformers/gemma-2-2b-it/2",
+        gated=True,
+    ),
+    _judge(
+        "gemma-2-9b",
+        "google/gemma-2-9b-it",
+        "Gemma terms",
+        "google/gemma-2/transformers/gemma-2-9b-it/2",
+        gated=True,
+    ),
+    _judge(
+        "gemma-3-270m",
+        "google/gemma-3-270m-it",
+        "Gemma terms",
+        "google/gemma-3/transformers/gemma-3-270m-it/1",
+        gated=True,
+        precision=_BF16_ONLY,
+    ),
+    _judge(
+        "gemma-3-1b",
+        "google/gemma-3-1b-it",
+        "Gemma terms",
+        "google/gemma-3/transformers/gemma-3-1b-it/1",
+        gated=True,
+        precision=_BF16_ONLY,
+    ),
+    _judge("phi-3-mini", "microsoft/Phi-3-mini-4k-instruct", "MIT"),
+    _judge("tiny-llama", None, "Apache-2.0", pretraining="none: random weights"),
+    _judge("tiny-qwen", None, "Apache-2.0", pretraining="none: random weights"),
 )
 BACKBONES: dict[str, Backbone] = {record.name: record for record in _RECORDS}
 
@@ -189,14 +298,28 @@ class ResolvedBackbone:
                 config = AutoConfig.from_pretrained(location, trust_remote_code=False)
         # transformers and huggingface_hub raise exceptions of many unrelated classes.
         except Exception as error:
+            if needs_own_code(self.location):
+                raise BackboneError(
+                    f"{self.source}: it needs code of its own (auto_map in config.json), which kit "
+                    "never runs",
+                    "Choose a model of a family that transformers knows; `kit backbones` lists "
+                    "some.",
+                ) from error
             if not isinstance(self.source, Path):
                 raise self.loading_error(error) from error
             cause = describe_impostor(self.source / "config.json")
             cause = cause or f"cannot be used: {_first_line(error)}"
             raise BackboneError(f"{self.source}: its config.json {cause}", FOLDER_HINT) from error
 
-        # The folder's path on this machine is no part of a model.
         values = config.to_dict()
+        if "text_config" in values:
+            raise BackboneError(
+                f"{self.source}: a multimodal model ({values['model_type']}), and kit reads text "
+                "models",
+                "Choose the family's model for text alone, such as gemma-3-1b of Gemma 3.",
+            )
+
+        # The folder's path on this machine is no part of a model.
         values.pop("_name_or_path", None)
         return values
 
@@ -281,6 +404,8 @@ class ResolvedBackbone:
     def loading_error(self, error: Exception) -> BackboneError:
         """Return the error to raise when it cannot be loaded, with a hint how to get its files."""
         cause = _first_line(error)
+        if any(answer.status_code in (401, 403) for answer in hub_answers(error)):
+            return self._gated_error()
         if isinstance(self.source, Path):
             return BackboneError(f"{self.source}: cannot be loaded: {cause}", FOLDER_HINT)
         local = self.record.name if self.record else self.name
@@ -293,6 +418,21 @@ class ResolvedBackbone:
             hint = f"Where there is a network, run {download}; kit finds it there, or in a copy."
         name = self.name if self.name == self.source else f"{self.name} ({self.source})"
         return BackboneError(f"backbone {name}: {cause}", hint)
+
+    def _gated_error(self) -> BackboneError:
+        """Return the error to raise where the hub keeps its files from a user without a token."""
+        hint = (
+            f"Accept its licence at https://huggingface.co/{self.source}, then run `hf auth login` "
+            "or set HF_TOKEN."
+        )
+        judge = self.record.judge if self.record else None
+        if judge and judge.kaggle_model:
+            hint += f" On Kaggle mount it with --model {judge.kaggle_model}."
+        return BackboneError(
+            f"backbone {self.name} ({self.source}): the Hugging Face hub gives it to those alone "
+            "who have accepted its licence",
+            hint,
+        )
 
 
 def find_record(name: str) -> Backbone | None:
@@ -320,13 +460,100 @@ def resolve_backbone(name: str) -> ResolvedBackbone:
         return ResolvedBackbone(name, source, record)
 
     if folder.is_dir():
-        raise BackboneError(
+        raise _other_format(folder) or BackboneError(
             f"{folder}: no config.json in it", "A backbone folder is in Hugging Face layout."
         )
+    if _is_gguf(folder):
+        raise _gguf_error(folder)
     raise BackboneError(
         f"no backbone {name!r}",
         f"Registry: {', '.join(record.full_name for record in _RECORDS)}; or name a folder, or an "
         "encoder of the Hugging Face hub as OWNER/NAME.",
+    )
+
+
+def missing_weights(folder: Path) -> BackboneError:
+    """Return the error to raise for a backbone folder without weights."""
+    return _other_format(folder) or BackboneError(
+        f"{folder}: no weights in it (looked for {', '.join(WEIGHTS)})", FOLDER_HINT
+    )
+
+
+def _other_format(folder: Path) -> BackboneError | None:
+    """Return the error that says what a folder without config.json or weights holds, if known."""
+    adapters = folder / "adapter_config.json"
+    if adapters.is_file():
+        try:
+            base = json.loads(read_text_file(adapters))["base_model_name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            base = "a model that it does not name"
+        return BackboneError(
+            f"{folder}: it holds peft adapters of {base}, not a model",
+            "Merge them into that model first (peft: merge_and_unload, then save_pretrained), or "
+            "name the model itself.",
+        )
+    gguf = next((path for path in sorted(folder.glob("*.gguf")) if _is_gguf(path)), None)
+    return _gguf_error(gguf) if gguf else None
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def _gguf_error(path: Path) -> BackboneError:
+    return BackboneError(
+        f"{path}: a GGUF file, which is for llama.cpp",
+        "Name the model that it was made from: a registry name or a folder in Hugging Face layout.",
+    )
+
+
+def needs_own_code(source: Path | str) -> bool:
+    """Whether a folder's config.json names Python code of its own for the model."""
+    try:
+        return "auto_map" in json.loads(read_text_file(Path(source) / "config.json"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def hub_answers(error: BaseException) -> Iterator[Any]:
+    """Yield the answers of the hub that an error goes back to; each has a `status_code`.
+
+    transformers wraps what the hub answered in exceptions of its own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if hasattr(response, "status_code"):
+            yield response
+        cause = cause.__cause__ or cause.__context__
+
+
+def refuse_fp16_overflow(name: str, config: dict[str, Any], precision: str, device: str) -> None:
+    """Refuse a model that overflows in fp16 on a device that would compute it in fp16.
+
+    Args:
+        name: of the model, for the message.
+        precision: "fp32", "bf16" or "fp16".
+        device: for the message, such as "a T4".
+
+    Raises:
+        DeviceError: it would overflow; the hint names what would not.
+    """
+    if precision != "fp16" or not find_family(config["model_type"]).bf16_only:
+        return
+    others = [
+        record.name
+        for record in BACKBONES.values()
+        if record.judge and record.hub_id and not find_family(record.config["model_type"]).bf16_only
+    ]
+    raise DeviceError(
+        f"{name} ({config['model_type']}) overflows in fp16, and {device} would compute it in fp16",
+        f"Choose one of {', '.join(others)}; or a GPU of compute capability 8.0 or later; or set "
+        "train.precision=fp32, which takes several times as long.",
     )
 
 

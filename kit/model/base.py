@@ -141,7 +141,8 @@ def _candidates(reference: BaseReference) -> Iterator[Path]:
         )
     # As in `fetch_backbone`.
     except Exception as error:
-        backbone = ResolvedBackbone(reference.name, reference.source)
+        record = BACKBONES.get(reference.name)
+        backbone = ResolvedBackbone(reference.name, reference.source, record)
         raise backbone.loading_error(error) from error
 
 

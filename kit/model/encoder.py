@@ -17,7 +17,13 @@ from torch import nn
 from kit.data.frame import build_frame
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
-from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone
+from kit.model.backbones import (
+    FOLDER_HINT,
+    WEIGHTS,
+    ResolvedBackbone,
+    hub_answers,
+    missing_weights,
+)
 from kit.model.checks import check_backbone_files, check_config, check_weights
 from kit.model.hub import skip_dead_hub
 from kit.recipe.spec import Shape
@@ -98,9 +104,7 @@ def load_encoder(
 
     source = backbone.location
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
-        raise BackboneError(
-            f"{source}: no weights in it (looked for {', '.join(WEIGHTS)})", FOLDER_HINT
-        )
+        raise missing_weights(source)
     if isinstance(source, Path):
         check_backbone_files(source)
     check_config(backbone.config, str(source))
@@ -242,15 +246,11 @@ def retry_busy_hub(load: Callable[[], T]) -> T:
 
 def _hub_pause(error: BaseException, attempt: int) -> float | None:
     """Return the seconds to wait before the hub is asked again, None where that is pointless."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response: Any = getattr(cause, "response", None)
-        status = getattr(response, "status_code", 0)
-        if status == 429 or status >= 500:
-            requested = response.headers.get("Retry-After", "")
+    for answer in hub_answers(error):
+        if answer.status_code == 429 or answer.status_code >= 500:
+            requested = answer.headers.get("Retry-After", "")
             pause = float(requested) if requested.isdecimal() else _HUB_PAUSE_S * 2**attempt
             return pause if pause <= _HUB_LONGEST_PAUSE_S else None
-        cause = cause.__cause__ or cause.__context__
     return None
 
 

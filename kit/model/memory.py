@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kit.attention.deberta import key_mask_encoder
+from kit.attention.families import find_family
 from kit.model.device import Compute
 from kit.recipe.spec import TrainSpec
 from kit.storage.memory import peak_memory, read_memory
@@ -59,8 +60,9 @@ def token_bytes(
     inner = getattr(config, "intermediate_size", 4 * hidden)
     is_deberta = key_mask_encoder(encoder) is not None
 
-    # A gated feed-forward layer, as ModernBERT's, makes twice the numbers.
-    gates = 2 if config.model_type == "modernbert" else 1
+    # A gated feed-forward layer, as ModernBERT's and decoders', makes twice the numbers.
+    is_gated = config.model_type == "modernbert" or find_family(config.model_type).causal
+    gates = 2 if is_gated else 1
     numbers = (11 if is_deberta else 10) * hidden + 2 * gates * inner
     layer = _WIDTH[compute.precision] * numbers
 

@@ -29,7 +29,7 @@ from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError, RunError
 from kit.model.adapters import AdapterSpec, add_adapters
-from kit.model.backbones import local_backbone
+from kit.model.backbones import local_backbone, refuse_fp16_overflow
 from kit.model.base import BaseReference, find_base
 from kit.model.checks import check_vocabulary, check_weights, find_padding_reader
 from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
@@ -245,6 +245,7 @@ class PairModel(nn.Module):
                 that computed the model's features in another way, or the weights are of another
                 model.
             BackboneError: the base of the adapters is not here, or is another one.
+            DeviceError: `half` is float16, in which a model of this family overflows.
         """
         folder = Path(folder)
         impostor = describe_impostor(folder / "model.safetensors").partition(":")[0]
@@ -266,6 +267,8 @@ class PairModel(nn.Module):
             feature_names = ((), ())
             if spec.features:
                 feature_names = (config["features"]["sides"], config["features"]["pair"])
+            if half == torch.float16:
+                refuse_fp16_overflow(str(folder), config["encoder"], "fp16", "this GPU")
             base = adapters = None
             if "base" in config:
                 base = BaseReference(**config["base"])

@@ -33,6 +33,7 @@ from kit.model.pair_model import PairModel
 from kit.planning.meta_gpu import META, Counter, autocast_to_float16, count_on
 from kit.recipe.spec import Recipe
 from kit.training.sampler import LengthBuckets
+from kit.training.setup import leaves_out_base
 
 GIB = 2**30
 
@@ -118,7 +119,7 @@ def count_memory(recipe: Recipe, gpus: int = 2, gpu: DeviceModel = T4) -> Counte
         if accumulates or has_views:
             _discard_gradients(model)
         count.restart()
-        _training_pass(recipe, model, full_lengths, count)
+        _training_pass(recipe, model, full_lengths, count, most_parts=1)
         pass_bytes = count.peak
 
         model.zero_grad()
@@ -197,14 +198,16 @@ def _sample_batches(lengths: np.ndarray, batch_size: int, micro_rows: int) -> li
 
 def _meta_model(recipe: Recipe) -> PairModel:
     """Return a recipe's model on the meta device."""
-    config = resolve_backbone(recipe.backbone).config
+    backbone = resolve_backbone(recipe.backbone)
+    config = backbone.config
     spec = recipe.model
 
     # Poolings differ by far less than the estimate's error.
     if spec.pooling == "auto":
-        spec = replace(spec, pooling="mean")
+        spec = replace(spec, pooling="last" if spec.shape == "judge" else "mean")
+    dtype = torch.float16 if leaves_out_base(recipe, backbone) else torch.float32
     with META:
-        encoder = build_encoder(config, spec.fast_attention)
+        encoder = build_encoder(config, spec.fast_attention, dtype)
         if recipe.train.gradient_checkpointing:
             _enable_checkpointing(encoder)
         model = PairModel(encoder, config, spec)
@@ -250,8 +253,19 @@ def _discard_gradients(model: nn.Module) -> None:
             parameter.register_post_accumulate_grad_hook(discard)
 
 
-def _training_pass(recipe: Recipe, model: PairModel, lengths: np.ndarray, count: Counter) -> float:
-    """Run forward and backward over rows of these lengths; return the forward pass's seconds."""
+def _training_pass(
+    recipe: Recipe,
+    model: PairModel,
+    lengths: np.ndarray,
+    count: Counter,
+    most_parts: int | None = None,
+) -> float:
+    """Run forward and backward over rows of these lengths; return the forward pass's seconds.
+
+    Args:
+        most_parts: how many of the passes that `micro_tokens` makes are run, if not all: with rows
+            of one length they are alike.
+    """
     spec = recipe.train
     encoded = _rows_of(lengths)
     tabular = None
@@ -275,7 +289,7 @@ def _training_pass(recipe: Recipe, model: PairModel, lengths: np.ndarray, count:
     augment = spec.swap_augmentation and not model.symmetric
     model.train()
     seconds = 0.0
-    for part in batch.get("parts", [batch]):
+    for part in batch.get("parts", [batch])[:most_parts]:
         inputs = _on_meta(part)
         labels = inputs.pop("labels")
         before = count.seconds

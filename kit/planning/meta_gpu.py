@@ -218,14 +218,17 @@ def _fused_attention(
     value: Tensor,
     attn_mask: Tensor | None = None,
     *_: Any,
+    is_causal: bool = False,
     **__: Any,
 ) -> Tensor:
     """Count torch's memory-efficient kernel, the only fused one that a T4 has."""
+    if attn_mask is not None and attn_mask.ndim == 2:
+        attn_mask = attn_mask[None, None]
     if torch.is_autocast_enabled("cuda"):
         query, key, value = (x.to(torch.float16) for x in (query, key, value))
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(torch.float16)
-    return _EfficientAttention.apply(query, key, value, attn_mask, counter)
+    return _EfficientAttention.apply(query, key, value, attn_mask, is_causal, counter)
 
 
 class _EfficientAttention(torch.autograd.Function):
@@ -233,7 +236,13 @@ class _EfficientAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, counter: Counter
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        counter: Counter,
     ) -> Tensor:
         """Return mixed values, and keep what the backward pass reads."""
         out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)
@@ -249,7 +258,9 @@ class _EfficientAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, mask, out, denominators)
         ctx.counter = counter
 
-        operations = 4 * size * heads * length * k.shape[2] * width
+        # The kernel skips the blocks above the diagonal.
+        ctx.seen = 0.5 if is_causal else 1.0
+        operations = 4 * ctx.seen * size * heads * length * k.shape[2] * width
         moved = 4 * q.numel() * q.element_size()
         moved += mask.numel() * mask.element_size() if mask is not None else 0
         counter.add(operations, counter.gpu.attention_forward, moved, launches=2)
@@ -269,8 +280,8 @@ class _EfficientAttention(torch.autograd.Function):
         del kept
 
         size, heads, length, width = q.shape
-        operations = 10 * size * heads * length * k.shape[2] * width
+        operations = 10 * ctx.seen * size * heads * length * k.shape[2] * width
         moved = 8 * q.numel() * q.element_size()
         moved += 4 * mask.numel() if ctx.has_bias_gradient else 0
         ctx.counter.add(operations, ctx.counter.gpu.attention_backward, moved, launches=3)
-        return dq, dk, dv, bias_gradient, None
+        return dq, dk, dv, bias_gradient, None, None

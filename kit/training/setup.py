@@ -28,7 +28,12 @@ from kit.errors import RecipeError
 from kit.evaluation.metrics import class_prior
 from kit.model import tiny
 from kit.model.adapters import AdapterSpec, add_adapters, require_peft
-from kit.model.backbones import Backbone, ResolvedBackbone, local_backbone
+from kit.model.backbones import (
+    Backbone,
+    ResolvedBackbone,
+    local_backbone,
+    refuse_fp16_overflow,
+)
 from kit.model.base import fetch_backbone, refer_to_base
 from kit.model.checks import check_vocabulary, find_padding_reader
 from kit.model.collator import PAD_MULTIPLE, Collator
@@ -306,6 +311,7 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
 
     Raises:
         BackboneError: the backbone's configuration cannot be used.
+        DeviceError: the device cannot run this.
         RecipeError: more tokens than the encoder has positions, rates that never reach their peak,
             adapters without peft, or work on layers that this encoder does not have.
     """
@@ -318,6 +324,8 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
         )
 
     _check_shape(recipe, backbone)
+    precision = choose_device(spec.precision).precision
+    refuse_fp16_overflow(recipe.backbone, backbone.config, precision, "this GPU")
     limit = backbone.max_positions
     if limit and recipe.encode.max_tokens > limit:
         raise RecipeError(

@@ -41,7 +41,8 @@ SMALL = {
 
 # Linear layers in one transformer layer, by family.
 LINEAR_LAYERS = {"deberta-v2": 6, "roberta": 6, "xlm-roberta": 6, "electra": 6, "modernbert": 4}
-LINEAR_LAYERS |= {"llama": 7, "qwen2": 7}
+LINEAR_LAYERS |= dict.fromkeys(("llama", "qwen2", "qwen3", "gemma2", "gemma3_text"), 7)
+LINEAR_LAYERS |= {"phi3": 4}
 
 
 def small_encoder(name: str) -> nn.Module:
@@ -57,6 +58,8 @@ def small_encoder(name: str) -> nn.Module:
         "eos_token_id": 2,
         "sep_token_id": 2,
         "decoder_sparse": False,
+        "num_key_value_heads": 1,
+        "layer_types": ["sliding_attention"] * 3,
     }
     changes = SMALL | {key: value for key, value in optional.items() if key in config}
     torch.manual_seed(0)
@@ -107,8 +110,10 @@ def randomise_adapters(encoder: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.2)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_adapters_are_on_all_attention_and_feed_forward_layers_of_every_backbone(name: str):
+@pytest.mark.parametrize(
+    "name", {record.config["model_type"]: name for name, record in BACKBONES.items()}.values()
+)
+def test_adapters_are_on_all_attention_and_feed_forward_layers_of_every_family(name: str):
     encoder = small_encoder(name)
     add_adapters(encoder, AdapterSpec.of_recipe(SPEC))
     adapted = [

@@ -1,11 +1,13 @@
 """Check the registry's published sizes, and how a backbone is found by name or folder."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from kit.attention.families import find_family
 from kit.errors import BackboneError
 from kit.model import backbones
 from kit.model.backbones import BACKBONES, Backbone, has_backbone, max_positions, resolve_backbone
@@ -18,6 +20,41 @@ REFERENCE = {
     "deberta": ((12, 384, 6, 1536, 128_000, 512), (22, 48, 70)),
     "roberta": ((12, 768, 12, 3072, 50_265, 512), (86, 39, 125)),
     "electra": ((24, 1024, 16, 4096, 30_522, 512), (303, 31, 335)),
+}
+
+
+# Parameters of the decoders as their pages and other libraries publish them, without the output
+# layer, which a judge leaves out and most of them share with the embeddings.
+JUDGES = {
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "skywork-0.6b": 596_049_920,
+    "skywork-1.7b": 1_720_574_976,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "phi-3-mini": 3_821_079_552 - 32_064 * 3072,
+}
+
+# Billions without embeddings, from their pages.
+WITHOUT_EMBEDDINGS = {
+    "qwen2.5-0.5b": 0.36,
+    "qwen2.5-1.5b": 1.31,
+    "qwen2.5-3b": 2.77,
+    "qwen3-0.6b": 0.44,
+    "qwen3-1.7b": 1.4,
+    "qwen3-4b": 3.6,
+    "gemma-3-270m": 0.10,
 }
 
 
@@ -50,7 +87,20 @@ def test_the_shipped_parameter_counts_are_those_of_the_architectures(
     assert {name: record.parameters for name, record in BACKBONES.items()} == counted
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", JUDGES)
+def test_decoders_have_the_published_parameters(name: str):
+    counted = count_parameters(BACKBONES[name].config)
+    assert counted["total"] == JUDGES[name]
+    if name in WITHOUT_EMBEDDINGS:
+        assert counted["backbone"] / 1e9 == pytest.approx(WITHOUT_EMBEDDINGS[name], rel=0.02)
+
+
+def test_every_decoder_is_checked():
+    real = {record.name for record in BACKBONES.values() if record.judge and record.hub_id}
+    assert real == set(JUDGES)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in JUDGES])
 def test_every_backbone_builds_and_its_parameters_add_up(name: str):
     config = BACKBONES[name].config
     with torch.device("meta"):
@@ -67,8 +117,19 @@ def test_every_backbone_builds_and_its_parameters_add_up(name: str):
 @pytest.mark.parametrize("record", BACKBONES.values(), ids=BACKBONES)
 def test_every_record_is_complete(record: Backbone):
     assert record.pooling in ("mean", "cls", "last")
-    assert record.licence in ("MIT", "Apache-2.0")
     assert record.pretraining
+    family = find_family(record.config["model_type"])
+    assert (record.judge is not None) == family.causal == (record.pooling == "last")
+    if record.judge is None:
+        assert record.licence in ("MIT", "Apache-2.0")
+    else:
+        assert record.licence
+        assert record.precision.startswith("bf16 only") == family.bf16_only
+
+        # Kaggle has every gated model, and a session has no token for the hub.
+        handle = record.judge.kaggle_model
+        assert handle or not record.judge.gated
+        assert handle is None or re.fullmatch(r"[\w.-]+/[\w.-]+/transformers/[\w.-]+/\d", handle)
     assert record.precision
     assert (record.hub_id is None) == record.name.startswith("tiny-")
     assert record.name in shipped_recipes()

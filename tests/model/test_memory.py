@@ -107,22 +107,31 @@ def test_small_encoders_take_a_batch_at_once(monkeypatch: pytest.MonkeyPatch):
     assert training_tokens(encoder, asked, CPU, rows=32, sides=2, length=160) == 500
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name not in GENERAL])
+# Not trained on a T4: too large for one, or in bf16 alone.
+NOT_ON_A_T4 = ("gemma-2-9b", "gemma-3-1b", "gemma-3-270m")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in shipped_recipes() if name not in (*GENERAL, *NOT_ON_A_T4)]
+)
 def test_recipes_keep_their_passes_on_a_t4(name: str, monkeypatch: pytest.MonkeyPatch):
     """None loses more than a quarter of its pass to an estimate that is too careful."""
     recipe = load_recipe(name)
     spec = recipe.train
     with torch.device("meta"):
         encoder = build_encoder(BACKBONES[recipe.backbone].config)
-    weights = 4 * sum(weight.numel() for weight in encoder.parameters())
+    is_judge = recipe.model.shape == "judge"
+    weights = (2 if is_judge else 4) * sum(weight.numel() for weight in encoder.parameters())
     if spec.lora_rank:
         encoder.requires_grad_(False)
     monkeypatch.setattr(memory, "free_memory", lambda _: int(14.44 * GIB) - weights)
     rows = spec.micro_batch_size or spec.batch_size // 2
     length = recipe.encode.max_tokens
     tokens = training_tokens(encoder, spec, T4, rows, 2, length)
-    assert tokens == 0 or tokens >= 0.75 * rows * 2 * length
-    assert prediction_tokens(encoder, T4, length) == 65536
+    wanted = spec.micro_tokens or rows * 2 * length
+    assert tokens == 0 or tokens >= 0.75 * wanted
+    if not is_judge:
+        assert prediction_tokens(encoder, T4, length) == 65536
 
 
 def test_a_prediction_takes_what_is_fastest_or_what_fits(

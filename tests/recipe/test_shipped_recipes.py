@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from kit.cli.main import main
 from kit.model.backbones import BACKBONES, max_positions
-from kit.model.encoder import build_encoder
+from kit.model.encoder import build_encoder, count_parameters
 from kit.model.pair_model import PairModel
 from kit.recipe.load import load_recipe, shipped_recipes
 from kit.recipe.spec import Recipe
@@ -19,10 +19,15 @@ ALL = {
     name: load_recipe(name, backbone={"default": "roberta", "judge": "tiny-qwen"}.get(name))
     for name in shipped_recipes()
 }
+JUDGES = {
+    name: recipe
+    for name, recipe in ALL.items()
+    if recipe.model.shape == "judge" and BACKBONES[recipe.backbone].hub_id
+}
 PRETRAINED = {
     name: recipe
     for name, recipe in ALL.items()
-    if BACKBONES[recipe.backbone].hub_id and not name.endswith("-reference")
+    if BACKBONES[recipe.backbone].hub_id and not name.endswith("-reference") and name not in JUDGES
 }
 
 
@@ -71,6 +76,32 @@ def test_recipes_keep_to_settings_that_converge(recipe: Recipe):
     assert train.evals_per_epoch >= 2
     assert train.label_smoothing <= 0.05
     assert recipe.predict.swap
+
+
+@pytest.mark.parametrize("recipe", JUDGES.values(), ids=JUDGES)
+def test_judges_keep_to_what_the_winners_agree_on(recipe: Recipe):
+    encode, train = recipe.encode, recipe.train
+    assert encode.max_tokens == 1024
+    assert 0.2 <= encode.prompt_share <= 0.25
+    assert train.epochs == 1
+    assert 8 <= train.batch_size <= 32
+    assert train.schedule in ("linear", "cosine")
+    assert train.warmup == 0.05
+    assert (train.lr, train.head_lr, train.lora_alpha, train.lora_dropout) == (2e-4, 1e-4, 16, 0.05)
+    assert not train.label_smoothing
+    assert recipe.model.features
+    assert recipe.predict.swap
+
+    # Small models have narrower layers, and large ones see each row in one order for want of time.
+    parameters = count_parameters(BACKBONES[recipe.backbone].config)["total"]
+    assert train.lora_rank == (32 if parameters <= 1e9 else 64)
+    one_order = 2e9 < parameters < 5e9
+    assert (recipe.model.head, train.swap_augmentation) == (
+        ("fusion", False) if one_order else ("symmetric", True)
+    )
+
+    # A row in both orders goes through in one pass, and passes are of whole rows.
+    assert train.micro_tokens % (2 * encode.max_tokens) == 0
 
 
 def test_larger_encoders_of_a_family_have_lower_rates():
