@@ -226,6 +226,14 @@ def push_train(
 @_gpu
 @_yes
 @_max_hours(8.5, 9)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="SOURCE",
+    help="A Kaggle Model or dataset with the weights below a judge's adapters.  [default: those"
+    " that the runs' bases have on Kaggle]",
+)
 @options.local_score
 @options.competition
 @_docker_image
@@ -245,6 +253,7 @@ def push_infer(
     gpu: str,
     yes: bool,
     max_hours: float,
+    models: tuple[str, ...],
     local_score: str,
     competition: str,
     docker_image: str,
@@ -278,7 +287,14 @@ def push_infer(
     from kit.ensembling.blend import cross_fitted_loss, read_blend
     from kit.ensembling.calibration import read_calibration
     from kit.kaggle.job import infer_job, pin_datasets
-    from kit.kaggle.sources import identify_runs, match_sources, parse_sources, resolve_sources
+    from kit.kaggle.sources import (
+        base_sources,
+        identify_runs,
+        match_sources,
+        parse_sources,
+        parse_weights,
+        resolve_sources,
+    )
 
     names = [*runs, *more]
     gpu = _choose_gpu(gpu, yes)
@@ -305,6 +321,7 @@ def push_infer(
             competition=competition,
             docker_image=docker_image,
             local_score=local_score,
+            weights=[parse_weights(model) for model in models] or base_sources(names, FOLDER),
         )
         if client:
             resolved = resolve_sources(

@@ -17,7 +17,7 @@ from kit.ensembling.blend import Blend, blend_content
 from kit.ensembling.calibration import Calibration, calibration_content
 from kit.errors import KitError
 from kit.kaggle.kernel_ref import shorten_to_slug
-from kit.model.backbones import refuse_fp16_overflow, resolve_backbone
+from kit.model.backbones import find_record, refuse_fp16_overflow, resolve_backbone
 from kit.recipe.load import is_hub_id
 from kit.recipe.spec import Recipe
 from kit.task import COMPETITION, HOLDOUT
@@ -177,16 +177,16 @@ def train_job(
     Args:
         restarts: how often to try a training again that collapses.
         preprocess: options of `kit preprocess` by name, such as {"text": "ascii", "folds": 5}.
-        weights: datasets and models to take the backbone's weights from instead of the hub.
+        weights: datasets and models to take the backbone's weights from instead of the hub; by
+            default those of `default_weights`.
 
     Raises:
-        KitError: the backbone is unknown, a local folder, gated, or one that overflows on this GPU;
+        KitError: the backbone is unknown, a local folder, or one that overflows on this GPU;
             there is no such fold, or the title or the time is out of range.
     """
     # Looking it up here finds a misspelt name before a push and a GPU session are spent on it.
-    if not is_hub_id(recipe.backbone) and any(
-        character in recipe.backbone for character in "/\\.~"
-    ):
+    is_path = any(character in recipe.backbone for character in "/\\.~")
+    if is_path and not is_hub_id(recipe.backbone) and not find_record(recipe.backbone):
         raise KitError(
             f"the backbone {recipe.backbone!r} is a folder on this machine, which Kaggle does not"
             " have",
@@ -197,11 +197,7 @@ def train_job(
         # A T4 has no bf16, so "auto" is fp16 on it.
         precision = "fp16" if recipe.train.precision == "auto" else recipe.train.precision
         refuse_fp16_overflow(record.name, record.config, precision, "a T4")
-    if record and record.judge and record.judge.gated and not weights:
-        raise KitError(
-            f"{record.name} is gated, and a session on Kaggle has no token for the hub",
-            f"Accept its licence on Kaggle, and add --model {record.judge.kaggle_model}.",
-        )
+    weights = weights or default_weights(recipe.backbone)
 
     options = dict(preprocess or {})
     folds = _fold_count(options)
@@ -233,6 +229,18 @@ def train_job(
         model_sources=tuple(s.address for s in weights if s.kind == "model"),
         docker_image=docker_image,
     )
+
+
+def default_weights(backbone: str) -> list[Source]:
+    """Return the Kaggle Model that has a decoder's weights; none where none is known.
+
+    Inference has no network, so that it must be mounted there; training mounts the same.
+    """
+    record = find_record(backbone)
+    if not record or not record.judge or not record.judge.kaggle_model:
+        return []
+    *parts, version = record.judge.kaggle_model.split("/")
+    return [Source("/".join(parts), kind="model", versions=(int(version),))]
 
 
 def train_jobs(
@@ -297,10 +305,12 @@ def infer_job(
     competition: str = COMPETITION,
     docker_image: str = "",
     local_score: str = "",
+    weights: Sequence[Source] = (),
 ) -> Job:
     """Return the job that predicts with the runs of these sources.
 
     Args:
+        weights: datasets and models with the weights below runs of adapters.
         method: "mean" or "geometric" for equal members, or "weights" for the sources' weights.
         blend: a fitted blend, used instead of `method`; `match_sources` finds its sources.
         calibration: applied to the result of `method`; a blend has its own.
@@ -321,10 +331,10 @@ def infer_job(
             f"{', '.join(repeated)} is named more than once",
             "Name each source once; --weights sets how much it counts.",
         )
-    weights = [source.weight for source in sources]
-    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
+    shares = [source.weight for source in sources]
+    if not all(0 <= share < math.inf for share in shares) or sum(shares) <= 0:
         raise KitError(
-            f"invalid weights {weights}", "Use weights of 0 or more, at least one above 0."
+            f"invalid weights {shares}", "Use weights of 0 or more, at least one above 0."
         )
 
     # Known runs travel with the job, so that the notebook can check what Kaggle has mounted.
@@ -349,7 +359,10 @@ def infer_job(
         max_hours=max_hours,
         competition=competition,
         kernel_sources=tuple(source.ref for source in sources if source.kind == "kernel"),
-        dataset_sources=tuple(source.address for source in sources if source.kind == "dataset"),
+        dataset_sources=tuple(
+            dict.fromkeys(s.address for s in (*sources, *weights) if s.kind == "dataset")
+        ),
+        model_sources=tuple(dict.fromkeys(s.address for s in weights if s.kind == "model")),
         docker_image=docker_image,
     )
 

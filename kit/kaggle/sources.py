@@ -4,6 +4,7 @@ Use `parse_sources` without asking Kaggle, `resolve_sources` to check that each 
 `match_sources` to give each source its share of a saved blend.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,10 +19,13 @@ from kit.kaggle.client import Client
 from kit.kaggle.collect import fold_origins
 from kit.kaggle.datasets import dataset_slug, publish_dataset
 from kit.kaggle.errors import RefusedError
-from kit.kaggle.job import Source
+from kit.kaggle.job import Source, default_weights
 from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.outputs import output_addresses
+from kit.kaggle.push import METADATA
+from kit.model.base import run_bases
 from kit.run import ORIGIN_FILE, Run
+from kit.storage.atomic import read_text_file
 
 
 def parse_sources(
@@ -135,6 +139,31 @@ def parse_weights(name: str) -> Source:
         )
     kind = "dataset" if len(slugs) == 2 else "model"
     return Source("/".join(slugs), kind=kind, versions=(version,) if version else ())
+
+
+def base_sources(runs: Sequence[str | Path], kernels_folder: Path) -> list[Source]:
+    """Return the models and datasets with the weights below the adapters of these runs.
+
+    A local run names its bases; of a kernel, the folder that it was pushed from names what it
+    mounted.
+
+    Args:
+        runs: as of `parse_sources`.
+        kernels_folder: where the folders of pushed kernels are.
+    """
+    found: list[Source] = []
+    for run in runs:
+        if str(run) and Path(run).is_dir():
+            for reference in run_bases(Path(run)):
+                found += default_weights(reference.name)
+            continue
+        slug = str(run).split("/")[-1] if str(run).count("/") < 2 else str(run).split("/")[1]
+        path = kernels_folder / slug / METADATA
+        if path.is_file():
+            metadata = json.loads(read_text_file(path))
+            mounted = [*metadata.get("model_sources", []), *metadata.get("dataset_sources", [])]
+            found += map(parse_weights, mounted)
+    return list(dict.fromkeys(found))
 
 
 def identify_runs(client: Client, sources: Sequence[Source]) -> list[Source]:

@@ -499,7 +499,7 @@ class TestFanOut:
     def test_a_fold_that_fits_no_session_is_refused(self, kit: Kit, fake: FakeKaggle) -> None:
         large = ("kernels", "push", "train", "--backbone", "deberta-large")
         for more in ((), ("--fan-out",)):
-            result = kit(*large, "--set", "train.epochs=8", *more)
+            result = kit(*large, "--set", "train.epochs=12", *more)
             assert result.exit_code == 1
             assert "--set train.epochs=" in result.stderr
         assert fake.seen("SaveKernel") == []

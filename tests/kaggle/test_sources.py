@@ -1,5 +1,6 @@
 """Check that --runs becomes sources that Kaggle can mount, and that blends find theirs by name."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from kit.ensembling.calibration import Calibration
 from kit.errors import DataError, KitError, RunError
 from kit.kaggle import collect, errors, notebook
 from kit.kaggle.client import Client
-from kit.kaggle.job import Source, infer_job
+from kit.kaggle.job import Source, infer_job, train_job
+from kit.kaggle.push import write_kernel_folder
 from kit.kaggle.sources import (
+    base_sources,
     identify_runs,
     match_sources,
     parse_sources,
     parse_weights,
     resolve_sources,
 )
+from kit.model.base import BaseReference
 from kit.recipe.load import load_recipe
 
 OTHER = load_recipe("tiny-roberta")
@@ -283,3 +287,31 @@ def test_weights_are_named_by_a_dataset_or_a_model(name: str, kind: str, address
 def test_other_names_of_weights_are_refused(name: str) -> None:
     with pytest.raises(KitError, match="neither a dataset nor a model"):
         parse_weights(name)
+
+
+QWEN = Source("qwen-lm/qwen2.5/transformers/1.5b-instruct", kind="model", versions=(1,))
+
+
+def test_a_judges_training_mounts_its_base_and_an_encoder_is_downloaded():
+    job = train_job(load_recipe("qwen2.5-1.5b"))
+    assert job.model_sources == (QWEN.address,)
+    assert job.settings["weights"] == [QWEN.ref]
+    assert train_job(load_recipe("deberta")).model_sources == ()
+
+
+def test_inference_mounts_the_bases_of_local_runs_and_of_pushed_kernels(tmp_path: Path):
+    run = tmp_path / "runs" / "judge"
+    config = run / "holdout" / "config.json"
+    config.parent.mkdir(parents=True)
+    base = BaseReference("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "abc", 1, "def")
+    config.write_text(json.dumps({"base": dataclasses.asdict(base)}))
+    assert base_sources([run], tmp_path) == [QWEN]
+
+    folder = write_kernel_folder(train_job(load_recipe("qwen2.5-1.5b")), "ada", tmp_path / "k")
+    kernels = tmp_path / "kernels"
+    kernels.mkdir()
+    folder.rename(kernels / "kit-train-qwen")
+    assert base_sources(["ada/kit-train-qwen", "kit-train-qwen"], kernels) == [QWEN]
+    assert base_sources(["ada/kit-train-deberta"], kernels) == []
+    job = infer_job([Source("ada/kit-train-qwen")], weights=[QWEN])
+    assert job.model_sources == (QWEN.address,)

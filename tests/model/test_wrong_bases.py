@@ -12,10 +12,11 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
 from quick_recipe import QUICK
+from safetensors.torch import save_file
 
 from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
-from kit.errors import BackboneError, DeviceError, KitError
+from kit.errors import BackboneError, DeviceError
 from kit.kaggle.job import Source, train_job
 from kit.model.backbones import BACKBONES, local_backbone, resolve_backbone
 from kit.model.device import Compute
@@ -59,7 +60,6 @@ def test_a_base_without_a_pad_token_works(base: Path, processed: Dataset, tmp_pa
     )
 
     model, tokenizer = PairModel.from_pretrained(tmp_path / "fold")
-    assert tokenizer.pretrained.pad_token is None
     tokens = tokenize_cached(
         processed.train(), "rows", tokenizer, recipe.encode, tmp_path / "cache", "judge"
     )
@@ -172,7 +172,7 @@ def test_a_model_that_overflows_in_fp16_is_refused_before_anything_is_downloaded
 def test_predictions_in_fp16_are_refused_before_the_base_is_looked_for(tmp_path: Path):
     config = {"format": 3, "model": {}, "encoder": BACKBONES["gemma-3-270m"].config}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(DeviceError, match="overflows in fp16"):
         PairModel.from_pretrained(tmp_path, torch.float16)
 
@@ -185,7 +185,6 @@ def test_a_push_is_refused_for_what_a_session_cannot_load_or_compute():
     slow = load_recipe("gemma-3-1b", ("train.precision=fp32",))
     assert train_job(slow, weights=mounted).model_sources
 
-    with pytest.raises(KitError, match="gemma-2-2b is gated") as caught:
-        train_job(load_recipe("gemma-2-2b"))
-    assert "--model google/gemma-2/transformers/gemma-2-2b-it/2" in caught.value.hint
-    assert train_job(load_recipe("qwen2.5-1.5b")).gpu == "t4"
+    # A session has no token for the hub: what is gated there is mounted from Kaggle.
+    mounted_model = "google/gemma-2/transformers/gemma-2-2b-it/2"
+    assert train_job(load_recipe("gemma-2-2b")).model_sources == (mounted_model,)
