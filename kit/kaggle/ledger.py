@@ -137,6 +137,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     hint = "Move it away; kit begins a new one."
     if not path.exists():
         return []
+    if path.is_dir():
+        raise KitError(f"the ledger {path} is a directory", hint)
     try:
         text = read_text_file(path, newline="")
         # A lone carriage return was written by an older kit, unless it ends all rows.
