@@ -133,10 +133,10 @@ def test_a_shorter_training_takes_less_time():
 def test_passes_of_few_rows_are_slower():
     assert (
         estimate_of("deberta-large", "train.micro_batch_size=2").seconds_per_row
-        > 1.1 * estimate_of("deberta-large").seconds_per_row
+        > 1.05 * estimate_of("deberta-large").seconds_per_row
     )
     by_tokens = estimate_of("deberta-large", "train.micro_tokens=1600")
-    assert by_tokens.seconds_per_row > 1.1 * estimate_of("deberta-large").seconds_per_row
+    assert by_tokens.seconds_per_row > 1.05 * estimate_of("deberta-large").seconds_per_row
 
 
 def test_a_tiny_encoder_waits_for_the_host():

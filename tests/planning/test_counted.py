@@ -11,6 +11,7 @@ from kit.costs.devices import T4
 from kit.costs.estimate import estimate_training
 from kit.costs.lengths import competition_lengths
 from kit.costs.sizes import model_sizes
+from kit.costs.steps import evaluated_rows
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES
 from kit.model.encoder import count_parameters
@@ -90,7 +91,8 @@ def test_operations_and_time_are_those_of_the_formulas():
     )
     assert estimate.operations_per_row == pytest.approx(counted.operations_per_row, rel=0.1)
     assert estimate.seconds_per_row == pytest.approx(counted.seconds_per_row, rel=0.1)
-    evaluated = 3 * 2 * lengths.valid_rows * counted.evaluation_seconds / 2 / 3600
+    rows = evaluated_rows(3 * 2, lengths.valid_rows)
+    evaluated = rows * counted.evaluation_seconds / 2 / 3600
     assert estimate.evaluation_hours == pytest.approx(evaluated, rel=0.3)
 
 
