@@ -45,8 +45,9 @@ def licence_page(pins: list[str]) -> str:
         "# Licences of what kit needs\n\n"
         "Made by `python supply/licences.py` from the metadata of the installed packages, "
         "which are those of\n"
-        "`constraints.txt`. kit itself is Apache-2.0; the encoders have licences of their own, "
-        "see `kit backbones`.\n\n"
+        "`constraints.txt`. kit itself is Apache-2.0; the models have licences of their own, "
+        "see `kit backbones` and\n"
+        "[judges.md](judges.md).\n\n"
         "| package | version | licence |\n| --- | --- | --- |\n"
     )
     return head + "\n".join(rows) + "\n"

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import click
+import judge_tables
 import pytest
 import recipe_table
 import snippets
@@ -195,6 +196,16 @@ def test_tables_of_recipe_keys_are_up_to_date(update: bool):
     page = recipe_table.PAGE
     text = page.read_text(encoding="utf-8")
     expected = recipe_table.with_tables(text)
+    if update:
+        page.write_text(expected, encoding="utf-8")
+    else:
+        assert text == expected, "run: pytest tests/test_docs.py --update"
+
+
+def test_the_tables_of_judges_are_up_to_date(update: bool):
+    page = judge_tables.PAGE
+    text = page.read_text(encoding="utf-8")
+    expected = judge_tables.with_judges(text)
     if update:
         page.write_text(expected, encoding="utf-8")
     else:
