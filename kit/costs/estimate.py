@@ -111,12 +111,13 @@ def estimate_training(
     on_device = runs * sequences * (forwards * forward.seconds + backward.seconds)
     operations = runs * sequences * (forwards * forward.operations + backward.operations)
 
-    # A pass casts every weight, and its kernels have to be launched.
+    # A pass casts every weight and projects DeBERTa's distances, and its kernels are launched.
     rows = rows_per_pass(spec, devices)
     if spec.micro_tokens:
         rows = min(rows, max(1, spec.micro_tokens / (sequences * lengths.mean_tokens)))
     cast = CAST_BYTES * forwards * sizes.layer_parameters + GRADIENT_SUM_BYTES * trained
-    on_device += runs * cast / device.bandwidth / rows
+    tables = 4 * sizes.layers * sizes.distances * sizes.hidden**2 * PACKS * (forwards + 2)
+    on_device += runs * (cast / device.bandwidth + tables / device.matmul) / rows
     kernels = LAYER_KERNELS[_kind(sizes)] * sizes.layers * PACKS * (forwards + 2)
     on_host = runs * kernels * device.launch_seconds / rows
     seconds_per_row = max(on_device, on_host)
@@ -189,7 +190,7 @@ def step_seconds(trained: int, embedding: int, device: DeviceModel, devices: int
 
 
 def _kind(sizes: ModelSizes) -> str:
-    if sizes.disentangled:
+    if sizes.distances:
         return "disentangled"
     return "rotary" if sizes.rotary else "plain"
 
@@ -207,7 +208,7 @@ def _forward_cost(
     state = STATE_BYTES[_kind(sizes)] + (ADAPTER_BYTES if adapters else 0)
     moved = sizes.layers * tokens * (state * sizes.hidden + inner)
     positions = 0.0
-    if sizes.disentangled:
+    if sizes.distances:
         positions = POSITION_OPERATIONS * sizes.layers * sizes.width * square
         moved += POSITION_BYTES * sizes.layers * sizes.heads * square
 

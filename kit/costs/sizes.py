@@ -36,7 +36,7 @@ class ModelSizes:
         inner: width of the feed-forward layer.
         gated: the feed-forward layer has a third matrix.
         rotary: positions are rotated into queries and keys.
-        disentangled: attention also scores positions, as in DeBERTa.
+        distances: that attention also scores, as in DeBERTa; 0 in other families.
         causal: a token sees only those before it.
         layer_parameters: of all layers, as often as they run; operations follow from them.
         embedding_parameters: of tables, and of what projects them.
@@ -51,7 +51,7 @@ class ModelSizes:
     inner: int
     gated: bool
     rotary: bool
-    disentangled: bool
+    distances: int
     causal: bool
     layer_parameters: int
     embedding_parameters: int
@@ -78,7 +78,10 @@ def model_sizes(config: Mapping[str, Any], name: str = "the backbone") -> ModelS
 
     is_decoder = "num_key_value_heads" in config and not kind.endswith("bert")
     rotary = is_decoder or kind in _ROTARY
-    disentangled = kind in ("deberta", "deberta-v2")
+    distances = 0
+    if kind in ("deberta", "deberta-v2"):
+        buckets = config.get("position_buckets") or 0
+        distances = 2 * (buckets if buckets > 0 else _DISTANCES)
 
     layer = 2 * hidden * width + 2 * hidden * key_width + (3 if rotary else 2) * hidden * inner
     embedded = config.get("embedding_size") or hidden
@@ -87,9 +90,7 @@ def model_sizes(config: Mapping[str, Any], name: str = "the backbone") -> ModelS
         embedding += embedded * hidden
     if not rotary and config.get("position_biased_input", True):
         embedding += (config.get("max_position_embeddings") or 0) * embedded
-    if disentangled:
-        buckets = config.get("position_buckets") or 0
-        embedding += 2 * (buckets if buckets > 0 else _DISTANCES) * hidden
+    embedding += distances * hidden
 
     # ALBERT runs one layer's weights again and again.
     stored = config.get("num_hidden_groups") or layers
@@ -102,7 +103,7 @@ def model_sizes(config: Mapping[str, Any], name: str = "the backbone") -> ModelS
         inner=inner,
         gated=rotary,
         rotary=rotary,
-        disentangled=disentangled,
+        distances=distances,
         causal=is_decoder,
         layer_parameters=layer * layers,
         embedding_parameters=embedding,
