@@ -1,12 +1,13 @@
 """Measure in a moment how fast this machine's device is. Use `measure_device`."""
 
+import functools
 import time
 from collections.abc import Callable
 from statistics import median
 
 import torch
 
-from kit.costs.devices import DeviceModel, scaled_device
+from kit.costs.devices import DEVICES, DeviceModel, scaled_device
 from kit.model.device import Compute
 from kit.storage.memory import read_memory
 
@@ -14,8 +15,8 @@ GIB = 2**30
 
 # Rows of the square matrices that are multiplied, and numbers that are copied, by device: large
 # enough to keep it busy, and done in a fraction of a second.
-_SIZES = {"cpu": (1024, 1 << 24), "cuda": (4096, 1 << 27), "mps": (2048, 1 << 25)}
-_REPEATS = 7
+_SIZES = {"cpu": (512, 1 << 23), "cuda": (4096, 1 << 27), "mps": (2048, 1 << 25)}
+_REPEATS = 3
 
 # Bytes a second of an all-reduce through the host, which nothing here measures.
 _LINK = 5e9
@@ -24,10 +25,22 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def measure_device(compute: Compute) -> DeviceModel:
-    """Measure products and copies on a device; other rates follow from them as on a T4."""
-    device = compute.device
+    """Return a device's rates: those that kit knows of a GPU, or measured ones.
+
+    Products and copies are measured, once in a process; other rates follow from them as on a T4.
+    """
+    if compute.device.type == "cuda":
+        words = torch.cuda.get_device_name(compute.device).split()
+        known = next((gpu for gpu in DEVICES.values() if gpu.name in words), None)
+        if known and compute.precision != "fp32":
+            return known
+    return _measure_rates(compute.device, compute.precision)
+
+
+@functools.cache
+def _measure_rates(device: torch.device, precision: str) -> DeviceModel:
     size, numbers = _SIZES[device.type]
-    matrix = torch.ones(size, size, dtype=_DTYPES[compute.precision], device=device)
+    matrix = torch.ones(size, size, dtype=_DTYPES[precision], device=device)
     source = torch.ones(numbers, device=device)
     target = torch.empty_like(source)
     products = 2 * size**3 / _median_seconds(lambda: matrix @ matrix, device)
