@@ -34,6 +34,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
+        # Tables are as wide as in a file, whatever starts the tests.
+        patch.delenv("COLUMNS", raising=False)
         patch.setattr(tempfile, "tempdir", str(folder))
         yield
 
