@@ -22,6 +22,7 @@ from kit.recipe.spec import Recipe
 from kit.task import TEXTS
 from kit.training.arguments import recipe_settings_only, training_arguments
 from kit.training.callbacks import ScheduleCallback
+from kit.training.ema import EMACallback
 from kit.training.optim import Schedule, make_optimizer
 from kit.training.setup import prepare_fold
 from kit.training.trainer import make_trainer
@@ -143,8 +144,9 @@ def _take_steps(
     clock = _StepClock(setup.compute.device)
     trainer.add_callback(clock)
 
-    # It would evaluate and save after the last step.
-    trainer.remove_callback(ScheduleCallback)
+    # The first would evaluate and save after the last step, the second read what was saved.
+    for callback in (ScheduleCallback, EMACallback):
+        trainer.remove_callback(callback)
 
     # Few rows are fewer than two batches, and then seen again.
     order = np.resize(list(trainer.sampler), (STEPS, spec.batch_size))
