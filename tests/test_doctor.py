@@ -325,7 +325,7 @@ def test_a_missing_certificate_bundle_hides_no_finding(monkeypatch: pytest.Monke
     monkeypatch.setenv("KAGGLE_API_TOKEN", "a-token")
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(name, "/no/such/bundle.pem")
-    result = kit_doctor("--online")
+    result = kit_doctor("--all", "--online")
     assert result.exit_code == 1, result.output
     assert "torch" in result.stdout
     assert "/no/such/bundle.pem" in finding("Kaggle", "--online")["found"]

@@ -289,10 +289,6 @@ def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:
 
     shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["frequencies"].items())
     print_note(f"Classes: {shares}")
-    from kit.cli.options import repeat_data
-
-    train = f"kit train --backbone deberta-xsmall{repeat_data(out)}"
-    print_note(f"Next: {train}, or with tiny-deberta to try the path")
 
 
 def print_run(metrics: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def files(
         "report {one} {other} --data {data} --truth {raw}/truth.csv",
         "ensemble --fit {one}/oof.csv --fit {other}/oof.csv --truth {data}/train.parquet",
         "calibrate {bayes} --truth {data}/train.parquet",
-        "score {raw}/bayes.csv --truth {raw}/train.csv --subset",
+        "score {one}/test.csv --truth {raw}/truth.csv",
     ],
 )
 def test_a_table_fits_and_nothing_in_it_is_broken(

@@ -170,7 +170,7 @@ class TestSubmitKernel:
         fake.daily_limit = 1
         submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
         with pytest.raises(errors.RefusedError, match="no submission is left today"):
-            submit.submit_kernel(client, KERNEL, "m", ledger_path=ledger_path)
+            submit.submit_kernel(client, KERNEL, "m", force=True, ledger_path=ledger_path)
         assert len(fake.seen("CreateCodeSubmission")) == 1
 
     def test_rules_that_are_not_accepted_are_an_error(
@@ -193,7 +193,9 @@ class TestSubmitKernel:
         complete_kernel()
         submit.submit_kernel(client, KERNEL, "same words", ledger_path=ledger_path)
         fake.fail("CreateCodeSubmission", after=True, **fault)
-        entry = submit.submit_kernel(client, KERNEL, "same words", ledger_path=ledger_path)
+        entry = submit.submit_kernel(
+            client, KERNEL, "same words", force=True, ledger_path=ledger_path
+        )
         assert len(fake.submissions) == 2
         assert [recorded.ref for recorded in ledger.read_ledger(ledger_path)] == [
             str(submission["ref"]) for submission in reversed(fake.submissions)
