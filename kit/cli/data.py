@@ -96,3 +96,5 @@ def preprocess_command(raw: Path, out: Path, as_json: bool, **choices: Any) -> N
     if as_json:
         return output.print_json(manifest)
     output.print_preprocessed(manifest, out)
+    train = f"kit train --backbone deberta-xsmall{output.repeat_data(out)}"
+    output.print_note(f"Next: {train}, or with tiny-deberta to try the path")

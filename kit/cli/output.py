@@ -223,9 +223,6 @@ def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:
     shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["frequencies"].items())
     print_note(f"Classes: {shares}")
 
-    train = f"kit train --backbone deberta-xsmall{repeat_data(out)}"
-    print_note(f"Next: {train}, or with tiny-deberta to try the path")
-
 
 def print_run(metrics: dict[str, Any]) -> None:
     """Print the folds of a run; those of a baseline have no epochs, steps and padding."""

@@ -188,7 +188,12 @@ def submit_file(
 
 
 def _refuse_repetition(ref: KernelRef, competition: str, ledger_path: str | Path) -> None:
-    """Raise RefusedError if the ledger has this version already, since the score would be equal."""
+    """Raise RefusedError if the ledger has this version already, since the score would be equal.
+
+    Raises:
+        DataError, KitError: the ledger cannot be used.
+    """
+    ledger.require_writable_ledger(ledger_path)
     for entry in ledger.read_ledger(ledger_path):
         if (entry.kernel, entry.competition) == (str(ref), competition):
             score = f", public score {entry.public_score}" if entry.public_score else ""
