@@ -62,7 +62,9 @@ def parse_sources(
             "Check the path; `kit train` makes a run directory.",
         )
 
-    refuse_repeated_paths([run for run in runs if str(run) and Path(run).is_dir()])
+    # A copy of a run has its kernels, which are refused as one source named twice.
+    folders = [run for run in runs if str(run) and Path(run).is_dir()]
+    refuse_repeated_paths(folders, copies=False)
 
     sources: list[Source] = []
     for run, weight in zip(runs, weights or [1.0] * len(runs), strict=True):
