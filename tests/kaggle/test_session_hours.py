@@ -11,7 +11,6 @@ from kit.kaggle import session_hours
 from kit.kaggle.session_hours import plan_sessions
 from kit.recipe.load import load_recipe, shipped_recipes
 
-
 # Judges for larger GPUs or a session of 12 hours, and recipes without a backbone of their own.
 NOT_FOR_T4 = {"gemma-2-9b", "phi-3-mini", "qwen3-4b", "default", "judge"}
 
