@@ -88,7 +88,7 @@ def test_without_a_whole_checkpoint_the_training_starts_again_and_says_so(
     assert weights(resumed) == whole
 
 
-def test_a_copy_beside_the_checkpoints_is_left_alone(
+def test_a_copy_beside_the_checkpoints_does_not_stop_a_resumed_training(
     recipe: Recipe, whole: dict[str, bytes], interrupted: Path, data: Path, tmp_path: Path
 ):
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
