@@ -139,7 +139,7 @@ def test_gradients_are_views_of_buckets_and_buffers_stay_where_they_are():
 
 
 TWO_PROCESSES = """
-import json, sys
+import json, os, sys
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -165,7 +165,10 @@ for precision in ("fp32", "fp16"):
         found[f"{precision} {infinite}"] = gradient
 close = (found["fp16 False"] - found["fp32 False"]).norm() / found["fp32 False"].norm()
 print(json.dumps([float(close), bool(found["fp16 True"].isfinite().all())]), flush=True)
-dist.destroy_process_group()
+
+# Without Python's end, in which a thread of Gloo that is still at work aborts the process at times.
+dist.barrier()
+os._exit(0)
 """
 
 
@@ -219,6 +222,10 @@ recipe = load_recipe("tiny-roberta", json.loads(steps), backbone=backbone)
 result = train_recipe(recipe, Path(data), Path(runs), say=said.append)
 if os.environ["RANK"] == "0":
     print(json.dumps({"said": said, "metrics": result["parts"]["holdout"]}), flush=True)
+
+# As above.
+torch.distributed.barrier()
+os._exit(0)
 """
 
 
