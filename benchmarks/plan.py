@@ -22,7 +22,7 @@ from kit.costs.sizes import model_sizes
 from kit.data.options import PreprocessOptions
 from kit.model.backbones import resolve_backbone
 from kit.planning.counted import CONTEXT_GIB, MEMORY_LIMIT_GIB, count_memory, count_time
-from kit.recipe.load import load_recipe, shipped_recipes
+from kit.recipe.load import GENERAL, load_recipe, shipped_recipes
 
 FOLDS = PreprocessOptions.folds
 TOLERANCE = 0.15
@@ -71,7 +71,7 @@ def plan_recipe(name: str, gpus: int) -> dict[str, Any]:
 def main() -> int:
     """Print the table; return 1 when a recipe misses a target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    real = [name for name in shipped_recipes() if name != "default" and "tiny" not in name]
+    real = [name for name in shipped_recipes() if name not in GENERAL and "tiny" not in name]
     parser.add_argument("recipes", nargs="*", default=real, metavar="RECIPE")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--json", action="store_true")
