@@ -14,7 +14,7 @@ from kit.recipe.load import load_recipe
 PAGE = Path(__file__).parent.parent / "docs/judges.md"
 
 _JUDGES = ["name", "model on the hub", "layers", "embeddings", "licence", "remarks", "Kaggle Model"]
-_RECIPES = ["name", "rank", "orders", "tokens of a pass", "activations"]
+_RECIPES = ["name", "tokens of a row", "rank", "orders", "tokens of a pass", "activations"]
 
 
 def with_judges(text: str) -> str:
@@ -53,6 +53,7 @@ def _recipe_row(record: Backbone) -> list[str]:
     recipe = load_recipe(record.name)
     return [
         f"`{record.name}`",
+        f"{recipe.encode.max_tokens:,}",
         str(recipe.train.lora_rank),
         "both" if recipe.model.head == "symmetric" else "one",
         f"{recipe.train.micro_tokens:,}",

@@ -78,8 +78,7 @@ class Boosted:
         sizes = np.bincount(folds)[used] / 2
         enough = 1 + np.searchsorted(sizes.cumsum(), ENOUGH_ROWS)
         splits = [
-            (np.flatnonzero(folds != fold), np.flatnonzero(folds == fold))
-            for fold in used[:enough]
+            (np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in used[:enough]
         ]
 
         lightgbm = import_lightgbm()

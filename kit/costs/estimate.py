@@ -16,9 +16,11 @@ from kit.costs.steps import evaluated_rows, rows_per_pass, training_steps
 from kit.recipe.spec import Recipe, TrainSpec
 
 # Bytes that a layer's forward pass moves outside of products, for a token: of each hidden unit (in
-# DeBERTa, with rotary positions, in other families) and each unit of the feed-forward layer.
+# DeBERTa, with rotary positions, in other families) and each unit of the feed-forward layer, and
+# where there are more norms than two, of each unit of queries and keys and of each hidden unit.
 STATE_BYTES = {"disentangled": 170, "rotary": 145, "plain": 90}
 GATED_BYTES, INNER_BYTES = 10, 4
+QUERY_NORM_BYTES, OUTPUT_NORM_BYTES = 57, 132
 
 # DeBERTa's scores of positions, for a head and a pair of tokens: operations a unit of its width,
 # and bytes.
@@ -29,8 +31,9 @@ POSITION_BYTES = 7.3
 # sum.
 CAST_BYTES, GRADIENT_SUM_BYTES = 6, 10
 
-# The same for an adapter beside every matrix: its casts and sums, for each hidden unit.
-ADAPTER_BYTES = 150
+# The same for an adapter beside every matrix, its casts and sums: of each hidden unit, and of each
+# unit of the feed-forward layer.
+ADAPTER_BYTES, ADAPTER_INNER_BYTES = 75, 15
 
 # The share of padding and of position tables, in tokens.
 PADDING_FACTOR = 1.03
@@ -204,9 +207,15 @@ def _forward_cost(
 
     products = 2 * sizes.layer_parameters * tokens
     attention = 4 * sizes.layers * sizes.width * square * (0.5 if sizes.causal else 1)
-    inner = (GATED_BYTES if sizes.gated else INNER_BYTES) * sizes.inner
-    state = STATE_BYTES[_kind(sizes)] + (ADAPTER_BYTES if adapters else 0)
-    moved = sizes.layers * tokens * (state * sizes.hidden + inner)
+    state = STATE_BYTES[_kind(sizes)]
+    inner = GATED_BYTES if sizes.gated else INNER_BYTES
+    if adapters:
+        state += ADAPTER_BYTES
+        inner += ADAPTER_INNER_BYTES
+    if sizes.output_norms:
+        state += OUTPUT_NORM_BYTES
+    token_bytes = state * sizes.hidden + inner * sizes.inner + QUERY_NORM_BYTES * sizes.normed_width
+    moved = sizes.layers * tokens * token_bytes
     positions = 0.0
     if sizes.distances:
         positions = POSITION_OPERATIONS * sizes.layers * sizes.width * square

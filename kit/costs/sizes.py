@@ -25,6 +25,11 @@ _DISTANCES = 512
 # are rotated into queries and keys, as all newer decoders' are.
 _ROTARY = ("modernbert", "nomic_bert")
 
+# Families that normalise queries and keys, and those that normalise what attention and the
+# feed-forward layer return, too.
+_QUERY_NORMS = ("qwen3", "gemma3")
+_OUTPUT_NORMS = ("gemma2", "gemma3")
+
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -33,6 +38,8 @@ class ModelSizes:
     Attributes:
         width: of all heads together, mostly the hidden size.
         key_width: of all keys together; smaller where heads share keys and values.
+        normed_width: of the queries and keys that have a norm; 0 in most families.
+        output_norms: each half of a layer has a norm behind it, besides the one before it.
         inner: width of the feed-forward layer.
         gated: the feed-forward layer has a third matrix.
         rotary: positions are rotated into queries and keys.
@@ -48,6 +55,8 @@ class ModelSizes:
     heads: int
     width: int
     key_width: int
+    normed_width: int
+    output_norms: bool
     inner: int
     gated: bool
     rotary: bool
@@ -100,6 +109,8 @@ def model_sizes(config: Mapping[str, Any], name: str = "the backbone") -> ModelS
         heads=heads,
         width=width,
         key_width=key_width,
+        normed_width=width + key_width if kind.startswith(_QUERY_NORMS) else 0,
+        output_norms=kind.startswith(_OUTPUT_NORMS),
         inner=inner,
         gated=rotary,
         rotary=rotary,

@@ -8,6 +8,11 @@ import torch
 from click.testing import CliRunner
 
 from kit.cli.main import main
+from kit.costs.devices import T4
+from kit.costs.estimate import estimate_training
+from kit.costs.lengths import competition_lengths
+from kit.costs.sessions import sessions_needed
+from kit.costs.sizes import model_sizes
 from kit.model.backbones import BACKBONES, max_positions
 from kit.model.encoder import build_encoder, count_parameters
 from kit.model.pair_model import PairModel
@@ -78,10 +83,25 @@ def test_recipes_keep_to_settings_that_converge(recipe: Recipe):
     assert recipe.predict.swap
 
 
+def fits_a_session(recipe: Recipe) -> bool:
+    """Return whether a fold of the competition's rows fits a session on Kaggle, as estimated."""
+    sizes = model_sizes(BACKBONES[recipe.backbone].config)
+    estimate = estimate_training(recipe, sizes, competition_lengths(recipe), T4, 2)
+    return sessions_needed(estimate.hours, folds=5) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in JUDGES if name != "gemma-2-9b"])
+def test_a_judges_fold_fits_a_session(name: str):
+    assert fits_a_session(JUDGES[name])
+
+
 @pytest.mark.parametrize("recipe", JUDGES.values(), ids=JUDGES)
 def test_judges_keep_to_what_the_winners_agree_on(recipe: Recipe):
     encode, train = recipe.encode, recipe.train
-    assert encode.max_tokens == 1024
+
+    # Fewer tokens only where a fold of as many as theirs would be too long.
+    longer = dataclasses.replace(recipe, encode=dataclasses.replace(encode, max_tokens=1024))
+    assert encode.max_tokens == 1024 or not fits_a_session(longer)
     assert 0.2 <= encode.prompt_share <= 0.25
     assert train.epochs == 1
     assert 8 <= train.batch_size <= 32
