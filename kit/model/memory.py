@@ -1,7 +1,7 @@
 """Size forward passes by the memory there is, on every device, to train and to predict.
 
-Use `training_tokens` and `prediction_tokens`; `free_after_failure` gives back what a pass that did
-not fit has left behind.
+Use `training_tokens` and `prediction_tokens`; `free_after_pass` and `free_after_failure` give back
+what a pass, or one that did not fit, has left behind.
 
 What a pass needs is estimated from the encoder's sizes. The constants were fitted to the tensors
 that autograd keeps for BERT, ELECTRA, RoBERTa and DeBERTa in float32 and bf16
@@ -18,7 +18,12 @@ from kit.attention.deberta import key_mask_encoder
 from kit.attention.families import find_family
 from kit.model.device import Compute
 from kit.recipe.spec import TrainSpec
-from kit.storage.memory import peak_memory, read_memory
+from kit.storage.memory import (
+    peak_memory,
+    read_memory,
+    resident_memory,
+    return_freed_memory,
+)
 
 # Padded tokens of a prediction's pass, by device: more would not be faster.
 BATCH_TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}
@@ -26,6 +31,10 @@ BATCH_TOKENS = {"cuda": 65536, "cpu": 4096, "mps": 16384}
 # The most that a training's activations may take on a CPU, where larger passes are not faster.
 # Training of a small encoder then stays under 4 GB in all.
 CPU_ACTIVATIONS = 5 << 28
+
+# Beyond so many bytes of a process on a CPU, what passes have freed is given back after each batch.
+# The C library would keep it for the next ones, whose tensors have other sizes.
+CPU_RESIDENT = 3 << 30
 
 # Bytes of a trained weight's gradient and of AdamW's two moments, all float32.
 TRAINED_BYTES = 12
@@ -129,6 +138,12 @@ def free_memory(device: torch.device) -> int | None:
 def taken_memory(device: torch.device) -> int:
     """Return the most bytes that this process has taken: on its GPU, or else of main memory."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory()
+
+
+def free_after_pass(device: torch.device) -> None:
+    """Give back what the passes of a batch have freed, where a process on a CPU has grown large."""
+    if device.type == "cpu" and resident_memory() > CPU_RESIDENT:
+        return_freed_memory()
 
 
 def free_after_failure() -> None:

@@ -26,7 +26,7 @@ from kit.evaluation.metrics import accuracy, log_loss
 from kit.model.collator import Collator
 from kit.model.device import Compute, out_of_memory
 from kit.model.inference import logits_to_probabilities, predict_logits
-from kit.model.memory import free_after_failure
+from kit.model.memory import free_after_failure, free_after_pass
 from kit.model.pair_model import PairModel
 from kit.recipe.spec import TrainSpec
 from kit.task import CLASSES
@@ -170,13 +170,16 @@ class PairTrainer(Trainer):
             # Processes exchange gradients once, in the backward pass of the last part.
             with self.accelerator.no_sync(model):
                 total = sum(self._step(model, part, num_items_in_batch) for part in parts)
-            return total + self._step(model, last, num_items_in_batch)
+            total = total + self._step(model, last, num_items_in_batch)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             failed_pass = self.current_pass
             if self.args.world_size == 1:
                 raise PassTooLargeError(*failed_pass) from error
+        else:
+            free_after_pass(self.args.device)
+            return total
         free_after_failure()
 
         # The other processes wait for this one's gradients. It sends NaN, from the smallest batch

@@ -17,7 +17,13 @@ from kit.model.backbones import BACKBONES
 from kit.model.device import Compute
 from kit.model.encoder import build_encoder
 from kit.model.inference import make_collator, predict_logits
-from kit.model.memory import prediction_tokens, token_bytes, training_tokens
+from kit.model.memory import (
+    CPU_RESIDENT,
+    free_after_pass,
+    prediction_tokens,
+    token_bytes,
+    training_tokens,
+)
 from kit.model.pair_model import PairModel
 from kit.recipe.load import GENERAL, load_recipe, shipped_recipes
 from kit.recipe.spec import ModelSpec, TrainSpec
@@ -196,3 +202,17 @@ def test_one_sequence_that_does_not_fit_is_an_error(
     monkeypatch.setattr(PairModel, "pool", explode)
     with pytest.raises(torch.OutOfMemoryError):
         predict_logits(model, make_collator(model, ROWS, TOKENIZER), np.arange(5), CPU)
+
+
+@pytest.mark.parametrize(
+    ("device", "resident", "returned"),
+    [("cpu", CPU_RESIDENT + 1, 1), ("cpu", CPU_RESIDENT, 0), ("cuda", CPU_RESIDENT + 1, 0)],
+)
+def test_only_a_large_process_on_a_cpu_gives_memory_back_after_a_batch(
+    monkeypatch: pytest.MonkeyPatch, device: str, resident: int, returned: int
+):
+    calls = []
+    monkeypatch.setattr(memory, "resident_memory", lambda: resident)
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: calls.append(1))
+    free_after_pass(torch.device(device))
+    assert len(calls) == returned
