@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.kaggle.runtime.session import log_line
+from kit.plotting import ignore_backend
 
 
 def show_results(working: Path) -> None:
@@ -57,7 +58,8 @@ class Picture:
 
 def _draw_curves(parts: list[Path]) -> Picture:
     """Draw the losses of every part by epoch."""
-    from matplotlib.figure import Figure
+    with ignore_backend():
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
