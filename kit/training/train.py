@@ -88,6 +88,7 @@ def train_recipe(
         deadline=time.monotonic() + max_hours * 3600,
         on_progress=listen,
         log=say,
+        note=_say_once(say),
     )
 
     # Everything that can be refused is refused before a run directory exists.
@@ -140,6 +141,18 @@ def train_recipe(
         longest = max(longest, time.monotonic() - started)
         free_after_failure()
     return run.summarise(write=ranks.is_main_process)
+
+
+def _say_once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return `say` without what it has said before."""
+    said: set[str] = set()
+
+    def note(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return note
 
 
 def _tell_of_fold(
