@@ -57,14 +57,16 @@ CONFIG_FILE = "config.json"
 NETWORK = "network"
 CLASSICAL = "classical"
 
-# Files of a fold: the learning curve, and earlier attempts of a training that collapsed.
+# Files of a fold: the learning curve, earlier attempts of a training that collapsed, and why its
+# last one did.
 HISTORY_FILE = "trainer_state.json"
 ATTEMPTS_FILE = "tried.json"
+COLLAPSE_FILE = "collapsed.json"
 
 # A fold's model consists of its files with these suffixes, without the logs, which no prediction
 # reads.
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
-LOG_FILES = (HISTORY_FILE, ATTEMPTS_FILE, METRICS_FILE)
+LOG_FILES = (HISTORY_FILE, ATTEMPTS_FILE, COLLAPSE_FILE, METRICS_FILE)
 
 _WEIGHTS_SUFFIX = ".safetensors"
 
@@ -97,6 +99,11 @@ class FoldDir:
     def attempts_path(self) -> Path:
         """A record of earlier attempts that collapsed, while the training is unfinished."""
         return self.path / ATTEMPTS_FILE
+
+    @property
+    def collapse_path(self) -> Path:
+        """Why the training collapsed; it is there until the fold is trained again."""
+        return self.path / COLLAPSE_FILE
 
     @property
     def attempts(self) -> list[dict[str, Any]]:

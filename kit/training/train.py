@@ -207,7 +207,10 @@ def _train_with_restarts(
         CollapseError: the last attempt collapsed, too; its checkpoints are kept.
     """
     folder = run.fold(fold)
+    ranks = join_processes()
     _remove_discarded(folder)
+    if ranks.is_main_process:
+        folder.collapse_path.unlink(missing_ok=True)
     attempts = folder.attempts
     while True:
         current = attempt_recipe(recipe, len(attempts))
@@ -217,6 +220,8 @@ def _train_with_restarts(
         except CollapseError as error:
             too_late = time.monotonic() > options.deadline
             if decide_together(len(attempts) >= restarts or too_late):
+                if ranks.is_main_process:
+                    write_json(folder.collapse_path, {"why": error.problem})
                 raise
             attempts = [*attempts, {**_rates(current), "why": error.problem}]
 
