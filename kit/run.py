@@ -16,10 +16,13 @@ beside it that others read, which `check_files` compares.
 import functools
 import hashlib
 import json
+import os
 import re
+import shutil
 import sys
 import tomllib
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +65,16 @@ CLASSICAL = "classical"
 HISTORY_FILE = "trainer_state.json"
 ATTEMPTS_FILE = "tried.json"
 COLLAPSE_FILE = "collapsed.json"
+
+# Among a fold's checkpoints: the tokens of a forward pass, so that a resumed training takes the
+# same passes, and draws the same dropout, however much memory is free then.
+PASSES_FILE = "passes.json"
+
+# The predictions that a run learns from beside the labels.
+TEACHER_FILE = "teacher.csv"
+
+# The files of a run in which nothing has been learned yet.
+_FIRST_FILES = {RECIPE_FILE, ORIGIN_FILE, TEACHER_FILE, PASSES_FILE}
 
 # A fold's model consists of its files with these suffixes, without the logs, which no prediction
 # reads.
@@ -269,6 +282,33 @@ class Run:
             )
         return run
 
+    @contextmanager
+    def leave_none_empty(self, begins: bool) -> Generator[None]:
+        """Delete the run if its first command fails, in this block, before anything is learned.
+
+        Args:
+            begins: this is the command that created it.
+        """
+        try:
+            yield
+        except Exception:
+            if begins:
+                self._delete_if_empty()
+            raise
+
+    def _delete_if_empty(self) -> None:
+        """Delete the run unless it has files of a training, or another process holds a lock."""
+        walk = list(os.walk(self.path, followlinks=True))
+        if {name for _, _, names in walk for name in names} <= _FIRST_FILES:
+            # Checkpoints may be on another disk, to which there is a link.
+            for link in self.path.glob("*/*/"):
+                if link.is_symlink():
+                    shutil.rmtree(link.resolve())
+            # Renamed first, so that a kill leaves no run with some of its files.
+            doomed = self.path.with_name(f".{self.name}.deleted")
+            self.path.replace(doomed)
+            shutil.rmtree(doomed)
+
     @property
     def name(self) -> str:
         """The run's name: recipe and hash."""
@@ -297,7 +337,7 @@ class Run:
     @property
     def teacher_path(self) -> Path:
         """The predictions that the run learned from beside the labels, if it has a teacher."""
-        return self.path / "teacher.csv"
+        return self.path / TEACHER_FILE
 
     @property
     def teacher(self) -> pd.DataFrame:

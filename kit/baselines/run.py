@@ -61,8 +61,9 @@ def run_baseline(
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(MODELS) + ".")
     processed = open_dataset(data)
     folds = parse_folds(fold, processed.folds)
+    begins = not (runs / f"baseline-{name}").exists()
     run = Run.create_baseline(runs, name, make_origin(processed))
-    with hold_lock(run.path):
+    with run.leave_none_empty(begins), hold_lock(run.path):
         # Folds of an older kit are of another model, so that new ones would not go with them.
         if run.finished():
             run.models()

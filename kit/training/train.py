@@ -111,7 +111,8 @@ def train_recipe(
     # A run that exists has passed the trial when it began. The first fold loads the model again:
     # 4 s for DeBERTa-v3-base and 6 s for -large on two cores. To go on with the trial's would mean
     # to undo what the trial did to the random numbers, and to hold both in one function.
-    if not Run(runs / recipe.run_name).origin_path.exists():
+    begins = not Run(runs / recipe.run_name).origin_path.exists()
+    if begins:
         try_recipe(recipe, backbone, dataset, say)
         free_after_failure()
 
@@ -120,16 +121,32 @@ def train_recipe(
         if predictions is not None:
             run.keep_teacher(predictions)
 
+    with run.leave_none_empty(begins and ranks.is_main_process):
+        _train_folds(recipe, backbone, dataset, run, folds, restarts, options)
+    return run.summarise(write=ranks.is_main_process)
+
+
+def _train_folds(
+    recipe: Recipe,
+    backbone: ResolvedBackbone,
+    dataset: Dataset,
+    run: Run,
+    folds: Sequence[int | str],
+    restarts: int,
+    options: TrainingOptions,
+) -> None:
+    """Train the folds that are not finished, as far as the time allows."""
+    ranks = join_processes()
     longest = 0.0
     for position, number in enumerate(folds):
         too_late = time.monotonic() + longest > options.deadline
         if not run.fold(number).is_finished and decide_together(too_late):
             remaining = ", ".join(map(str, folds[position:]))
-            say(
+            options.log(
                 f"time limit reached, remaining folds: {remaining}. Run the same command again to "
                 "continue"
             )
-            break
+            return
 
         started = time.monotonic()
         folder = run.fold(number)
@@ -140,7 +157,6 @@ def train_recipe(
             _train_with_restarts(recipe, backbone, dataset, run, number, restarts, watched)
         longest = max(longest, time.monotonic() - started)
         free_after_failure()
-    return run.summarise(write=ranks.is_main_process)
 
 
 def _say_once(say: Callable[[str], None]) -> Callable[[str], None]:

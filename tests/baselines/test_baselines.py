@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
 from kit.baselines import BASELINES, tfidf
+from kit.baselines import run as run_module
 from kit.baselines.linear import fit_symmetric
 from kit.baselines.models import MODELS, ClassicalModel, Uniform
 from kit.baselines.rows import PairRows
@@ -401,6 +402,25 @@ def test_unknown_baselines_and_folds_are_refused_before_anything_is_written(
         with pytest.raises(RecipeError, match="have folds 0 to"):
             run_baseline("length", data, tmp_path, fold)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_that_fails_leaves_no_empty_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise KitError("no memory")
+
+    monkeypatch.setattr(run_module, "pair_rows", fail)
+    with pytest.raises(KitError, match="no memory"):
+        run_baseline("length", data, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    monkeypatch.undo()
+    run = Path(run_baseline("length", data, tmp_path)["run"])
+    monkeypatch.setattr(run_module, "pair_rows", fail)
+    with pytest.raises(KitError, match="no memory"):
+        run_baseline("length", data, tmp_path, "0")
+    assert (run / "holdout/metrics.json").is_file()
 
 
 def test_run_remembers_the_data_it_was_made_from(data: Path, runs: Path, tmp_path: Path):
