@@ -246,13 +246,13 @@ class Run:
         return run
 
     @classmethod
-    def create_baseline(cls, runs: Path, name: str, origin: dict[str, Any]) -> "Run":
-        """Return the run of a baseline under `runs`, creating it if it is new.
+    def create_baseline(cls, path: Path, name: str, origin: dict[str, Any]) -> "Run":
+        """Return the run of the baseline `name` in the folder `path`, creating it if it is new.
 
         Raises:
             RunError: the run exists and was made from other data.
         """
-        run = cls(runs / f"baseline-{name}")
+        run = cls(path)
         if run.origin_path.exists():
             run.check_data(origin["data"])
         else:

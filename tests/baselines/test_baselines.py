@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from kit.baselines import BASELINES, tfidf
 from kit.baselines import run as run_module
 from kit.baselines.linear import fit_symmetric
-from kit.baselines.models import MODELS, ClassicalModel, Uniform
+from kit.baselines.models import MODELS, ClassicalModel, Uniform, baseline_run_name
 from kit.baselines.rows import PairRows
 from kit.baselines.run import run_baseline
 from kit.baselines.trees import SETTINGS
@@ -263,8 +263,8 @@ def class_columns(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_run_holds_what_a_trained_run_holds(name, runs: Path, processed: Dataset):
-    run = Run.open(runs / f"baseline-{name}")
-    assert (run.name, run.baseline) == (f"baseline-{name}", name)
+    run = Run.open(runs / baseline_run_name(name))
+    assert (run.name, run.baseline) == (baseline_run_name(name), name)
     assert list(run.metrics["parts"]) == [HOLDOUT, "fold0", "fold1", "fold2"]
     table = processed.train()
     truth = dict(zip(table[ID].to_pylist(), table[LABEL].to_pylist(), strict=True))
@@ -361,14 +361,16 @@ def test_texts_are_read_once_for_all_folds(
 
 
 def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):
-    comparison = compare([runs / "baseline-length", runs / "baseline-tfidf"], data)
+    comparison = compare(
+        [runs / baseline_run_name("length"), runs / baseline_run_name("tfidf")], data
+    )
     # The runs have both a holdout and every fold; out-of-fold rows are preferred.
     assert comparison.validation == "out-of-fold"
 
-    line = next(line for line in comparison.lines if line.name == "baseline-tfidf")
-    oof = json.loads((runs / "baseline-tfidf" / "metrics.json").read_text())["oof"]
+    line = next(line for line in comparison.lines if line.name == baseline_run_name("tfidf"))
+    oof = json.loads((runs / baseline_run_name("tfidf") / "metrics.json").read_text())["oof"]
     assert line.valid.log_loss == pytest.approx(oof["log_loss"])
-    metrics = Run.open(runs / "baseline-tfidf").metrics["parts"]["fold0"]
+    metrics = Run.open(runs / baseline_run_name("tfidf")).metrics["parts"]["fold0"]
     assert (line.best_epoch, line.parameters) == (None, metrics["parameters"])
 
 
@@ -376,7 +378,9 @@ def test_a_report_names_the_baseline_to_run_for_rows_that_it_lacks(
     runs: Path, data: Path, tmp_path: Path
 ):
     run_baseline("uniform", data, tmp_path, "0")
-    comparison = compare([runs / "baseline-length", tmp_path / "baseline-uniform"], data)
+    comparison = compare(
+        [runs / baseline_run_name("length"), tmp_path / baseline_run_name("uniform")], data
+    )
     (left_out,) = comparison.left_out
     command = f"kit baseline uniform --data {data} --runs {tmp_path} --fold all"
     assert left_out.reason.endswith(f"next: {command}")
@@ -384,7 +388,7 @@ def test_a_report_names_the_baseline_to_run_for_rows_that_it_lacks(
 
 def test_baseline_run_has_no_recipe(runs: Path):
     with pytest.raises(RunError, match="which has no recipe"):
-        _ = Run.open(runs / "baseline-prior").recipe
+        _ = Run.open(runs / baseline_run_name("prior")).recipe
 
 
 def test_folder_without_a_recipe_is_a_run_only_if_it_is_a_baseline(tmp_path: Path):
@@ -424,11 +428,11 @@ def test_a_fit_that_fails_leaves_no_empty_run(
 
 
 def test_run_remembers_the_data_it_was_made_from(data: Path, runs: Path, tmp_path: Path):
-    origin = json.loads((runs / "baseline-uniform" / "origin.json").read_text())
+    origin = json.loads((runs / baseline_run_name("uniform") / "origin.json").read_text())
     assert origin["data"] == open_dataset(data).digest("train")
     options = [origin[name] for name in ("text", "split", "folds", "valid", "seed")]
     assert options == ["unicode", "grouped", 3, 0.2, 0]
 
-    write_json(tmp_path / "baseline-uniform" / "origin.json", origin | {"data": "other"})
+    write_json(tmp_path / baseline_run_name("uniform") / "origin.json", origin | {"data": "other"})
     with pytest.raises(RunError, match="different data"):
         run_baseline("uniform", data, tmp_path)
