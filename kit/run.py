@@ -267,7 +267,7 @@ class Run:
             RunError: the folder is not a run directory, or a newer kit made it.
         """
         run = cls(Path(path))
-        if not run.origin_path.is_file() or not (run.recipe_path.is_file() or run.baseline):
+        if not run.has_begun:
             parent = run.path.parent
             names = sorted(origin.parent.name for origin in parent.glob(f"*/{ORIGIN_FILE}"))
             hint = f"Runs in {parent}: {', '.join(names)}." if names else "`kit train` creates one."
@@ -308,6 +308,11 @@ class Run:
             doomed = self.path.with_name(f".{self.name}.deleted")
             self.path.replace(doomed)
             shutil.rmtree(doomed)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the folder has what makes it a run."""
+        return self.origin_path.is_file() and (self.recipe_path.is_file() or bool(self.baseline))
 
     @property
     def name(self) -> str:

@@ -40,7 +40,9 @@ def _show_training(parts: list[Path]) -> None:
         if oof := summary.get("oof"):
             rows.append({"part": "out-of-fold"} | {k: oof[k] for k in ("log_loss", "accuracy")})
     _show(pd.DataFrame(rows).set_index("part").round(4))
-    _show(_draw_curves(parts))
+    # A classical model has no learning curve.
+    if curves := [part for part in parts if (part / "trainer_state.json").is_file()]:
+        _show(_draw_curves(curves))
 
 
 @dataclass(frozen=True)
