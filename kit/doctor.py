@@ -171,6 +171,14 @@ def _check_package(requirement: "Requirement") -> Finding:
 
     if not requirement.specifier.contains(version, prereleases=True):
         return Finding(name, "broken", f"{version} (needs {needed})", install, True)
+    if name == "lightgbm":
+        from kit.baselines.trees import import_lightgbm
+
+        # It is the one package that needs a library of the system, which pip does not install.
+        try:
+            import_lightgbm()
+        except KitError as error:
+            return Finding(name, "broken", error.problem, error.hint, True)
     return Finding(name, "ok", f"{version} (needs {needed})", package=True)
 
 

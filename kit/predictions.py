@@ -7,6 +7,7 @@ Kaggle's own CSV form, so a prediction file *is* a submission. Use `make_predict
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,10 @@ from kit.task import CLASSES, ID, PREDICTION_COLUMNS
 
 # The largest float has 309 digits; whole numbers beyond it overflow in pandas.
 MAX_DIGITS = 300
+
+# What a cell that is a number looks like. pandas would also take TRUE for 1, and `str.strip` a
+# no-break space for nothing.
+_NUMBER = r"[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+|inf|infinity)(?:e[+-]?[0-9]+)?[ \t]*"
 
 # Before pandas 3.1 the default parser may miss the nearest float by one bit.
 FLOAT_PRECISION = "round_trip" if Version(pd.__version__) < Version("3.1") else None
@@ -134,7 +139,7 @@ def parse_whole_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
     values = np.zeros(len(column), np.int64)
     whole = np.zeros(len(column), bool)
-    is_digits = column.astype(str).str.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", na=False)
+    is_digits = column.astype(str).str.fullmatch(r"[ \t]*[+-]?[0-9]{1,19}[ \t]*", na=False)
     for place in np.flatnonzero(is_digits.to_numpy(bool)):
         number = int(column.iat[place])
         if -(2**63) <= number < 2**63:
@@ -151,7 +156,15 @@ def parse_whole_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_numbers(column: pd.Series) -> pd.Series:
-    """Return cells as numbers, and NaN for what is no number or has hundreds of digits."""
+    """Return cells as numbers, and NaN for what is no number or has hundreds of digits.
+
+    A cell is judged alone: that a whole column is TRUE and FALSE makes no numbers of them.
+    """
+    if pd.api.types.is_bool_dtype(column):
+        return pd.Series(np.nan, column.index)
+    if not pd.api.types.is_numeric_dtype(column):
+        is_number = column.astype(str).str.fullmatch(_NUMBER, case=False, na=False)
+        column = column.where(is_number)
     try:
         return pd.to_numeric(column, errors="coerce")
     except OverflowError:
@@ -168,8 +181,29 @@ def _fits_int64(numbers: pd.Series) -> np.ndarray:
     return (np.abs(values) < 2**53) & (values == np.floor(values))
 
 
+def parse_csv(text: str, **options: Any) -> pd.DataFrame:
+    """Return the table in a CSV file's text, with exact floats, and ids as text.
+
+    Every command reads predictions by this, so that all judge a cell alike.
+
+    Args:
+        options: more of `pandas.read_csv`.
+
+    Raises:
+        ParserError, EmptyDataError: of pandas; it is no table.
+    """
+    return pd.read_csv(
+        io.StringIO(text),
+        dtype={ID: str},
+        float_precision=FLOAT_PRECISION,
+        # In parts, one column could have cells of several types.
+        low_memory=False,
+        **options,
+    )
+
+
 def read_csv(path: str | Path, remove_nul: bool = False) -> pd.DataFrame:
-    """Read a CSV file with exact floats, and ids as text.
+    """Read a CSV file by `parse_csv`.
 
     Args:
         remove_nul: remove NUL characters, as the readers of the competition's files do.
@@ -192,7 +226,7 @@ def read_csv(path: str | Path, remove_nul: bool = False) -> pd.DataFrame:
         text = path.read_bytes().decode("utf-8-sig")
         if remove_nul:
             text = text.replace("\0", "")
-        return pd.read_csv(io.StringIO(text), float_precision=FLOAT_PRECISION, dtype={ID: str})
+        return parse_csv(text)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty", "Make it again.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:

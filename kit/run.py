@@ -16,10 +16,13 @@ beside it that others read, which `check_files` compares.
 import functools
 import hashlib
 import json
+import os
 import re
+import shutil
 import sys
 import tomllib
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,14 +60,26 @@ CONFIG_FILE = "config.json"
 NETWORK = "network"
 CLASSICAL = "classical"
 
-# Files of a fold: the learning curve, and earlier attempts of a training that collapsed.
+# Files of a fold: the learning curve, earlier attempts of a training that collapsed, and why its
+# last one did.
 HISTORY_FILE = "trainer_state.json"
 ATTEMPTS_FILE = "tried.json"
+COLLAPSE_FILE = "collapsed.json"
+
+# Among a fold's checkpoints: the tokens of a forward pass, so that a resumed training takes the
+# same passes, and draws the same dropout, however much memory is free then.
+PASSES_FILE = "passes.json"
+
+# The predictions that a run learns from beside the labels.
+TEACHER_FILE = "teacher.csv"
+
+# The files of a run in which nothing has been learned yet.
+_FIRST_FILES = {RECIPE_FILE, ORIGIN_FILE, TEACHER_FILE, PASSES_FILE}
 
 # A fold's model consists of its files with these suffixes, without the logs, which no prediction
 # reads.
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
-LOG_FILES = (HISTORY_FILE, ATTEMPTS_FILE, METRICS_FILE)
+LOG_FILES = (HISTORY_FILE, ATTEMPTS_FILE, COLLAPSE_FILE, METRICS_FILE)
 
 _WEIGHTS_SUFFIX = ".safetensors"
 
@@ -97,6 +112,11 @@ class FoldDir:
     def attempts_path(self) -> Path:
         """A record of earlier attempts that collapsed, while the training is unfinished."""
         return self.path / ATTEMPTS_FILE
+
+    @property
+    def collapse_path(self) -> Path:
+        """Why the training collapsed; it is there until the fold is trained again."""
+        return self.path / COLLAPSE_FILE
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
@@ -226,13 +246,13 @@ class Run:
         return run
 
     @classmethod
-    def create_baseline(cls, runs: Path, name: str, origin: dict[str, Any]) -> "Run":
-        """Return the run of a baseline under `runs`, creating it if it is new.
+    def create_baseline(cls, path: Path, name: str, origin: dict[str, Any]) -> "Run":
+        """Return the run of the baseline `name` in the folder `path`, creating it if it is new.
 
         Raises:
             RunError: the run exists and was made from other data.
         """
-        run = cls(runs / f"baseline-{name}")
+        run = cls(path)
         if run.origin_path.exists():
             run.check_data(origin["data"])
         else:
@@ -247,7 +267,7 @@ class Run:
             RunError: the folder is not a run directory, or a newer kit made it.
         """
         run = cls(Path(path))
-        if not run.origin_path.is_file() or not (run.recipe_path.is_file() or run.baseline):
+        if not run.has_begun:
             parent = run.path.parent
             names = sorted(origin.parent.name for origin in parent.glob(f"*/{ORIGIN_FILE}"))
             hint = f"Runs in {parent}: {', '.join(names)}." if names else "`kit train` creates one."
@@ -261,6 +281,38 @@ class Run:
                 "Upgrade kit.",
             )
         return run
+
+    @contextmanager
+    def leave_none_empty(self, begins: bool) -> Generator[None]:
+        """Delete the run if its first command fails, in this block, before anything is learned.
+
+        Args:
+            begins: this is the command that created it.
+        """
+        try:
+            yield
+        except Exception:
+            if begins:
+                self._delete_if_empty()
+            raise
+
+    def _delete_if_empty(self) -> None:
+        """Delete the run unless it has files of a training, or another process holds a lock."""
+        walk = list(os.walk(self.path, followlinks=True))
+        if {name for _, _, names in walk for name in names} <= _FIRST_FILES:
+            # Checkpoints may be on another disk, to which there is a link.
+            for link in self.path.glob("*/*/"):
+                if link.is_symlink():
+                    shutil.rmtree(link.resolve())
+            # Renamed first, so that a kill leaves no run with some of its files.
+            doomed = self.path.with_name(f".{self.name}.deleted")
+            self.path.replace(doomed)
+            shutil.rmtree(doomed)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the folder has what makes it a run."""
+        return self.origin_path.is_file() and (self.recipe_path.is_file() or bool(self.baseline))
 
     @property
     def name(self) -> str:
@@ -290,7 +342,7 @@ class Run:
     @property
     def teacher_path(self) -> Path:
         """The predictions that the run learned from beside the labels, if it has a teacher."""
-        return self.path / "teacher.csv"
+        return self.path / TEACHER_FILE
 
     @property
     def teacher(self) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from made_runs import make_run
 from quick_recipe import QUICK
 
 import kit
+from kit.baselines.models import baseline_run_name
 from kit.cli.main import main
 from kit.data.dataset import Dataset
 from kit.ensembling.pool import blend_predictions
@@ -256,7 +257,7 @@ class TestLoad:
     def test_a_classical_model_loads_like_any_run(self, data: Path, tmp_path: Path):
         run_command("train", "--backbone", "prior", "--data", data, "--runs", tmp_path)
         frame = pd.DataFrame({"prompt": ["2+2?"], "response_a": ["4"], "response_b": ["5"]})
-        assert kit.load(tmp_path / "baseline-prior").predict_proba(frame).shape == (1, 4)
+        assert kit.load(tmp_path / baseline_run_name("prior")).predict_proba(frame).shape == (1, 4)
 
     def test_nothing_to_load_is_an_error(self):
         with pytest.raises(RunError, match="no runs to load"):

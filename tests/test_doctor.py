@@ -13,7 +13,7 @@ from pyarrow import parquet as pq
 
 from kit import doctor
 from kit.cli.main import main
-from kit.errors import DeviceError
+from kit.errors import DeviceError, KitError
 from kit.model import device
 from kit.storage.memory import Memory, read_memory
 
@@ -100,6 +100,16 @@ def test_a_package_out_of_range_is_broken(
         assert message in result.stdout
         assert "pip install" in result.stdout
         assert f"Broken: {needed.partition('>')[0]}" in result.stdout
+
+
+def test_lightgbm_without_its_library_of_the_system_is_broken(monkeypatch: pytest.MonkeyPatch):
+    def fail() -> None:
+        raise KitError("LightGBM cannot be loaded: libgomp.so.1", "Install OpenMP.")
+
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: ["lightgbm"])
+    monkeypatch.setattr("kit.baselines.trees.import_lightgbm", fail)
+    found = finding("lightgbm")
+    assert (found["state"], found["next"]) == ("broken", "Install OpenMP.")
 
 
 def test_a_kit_that_is_not_installed_is_broken(monkeypatch: pytest.MonkeyPatch):

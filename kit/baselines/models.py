@@ -1,27 +1,37 @@
 """Fit the reference models: constants, answer length, TF-IDF, and boosted trees.
 
-`MODELS` has a class for each name in `BASELINES`. Its `fit` takes rows and labels, its `predict`
-rows; `saved` keeps its fields on disk. On this competition's data length alone reaches a log loss
-of 1.058-1.065, a little above what a small fine-tuned network reaches, and TF-IDF with signed and
-absolute differences 1.026-1.036, well below it.
+`MODELS` has a class for each name in `BASELINES`, and `baseline_run_name` names its run. Its `fit`
+takes rows and labels, its `predict` rows; `saved` keeps its fields on disk. On this competition's
+data length alone reaches a log loss of 1.058-1.065, a little above what a small fine-tuned network
+reaches, and TF-IDF with signed and absolute differences 1.026-1.036, well below it.
 
 All fits take labels (N,), or where rows have soft labels or weights (N, 3): probabilities times the
 row's weight, as `Dataset.targets` returns either.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from kit.baselines import BASELINES, linear, tfidf
-from kit.baselines.rows import PairRows
+from kit.baselines.rows import FEATURE_NAMES, PairRows
 from kit.baselines.trees import Boosted
+from kit.errors import KitError
 from kit.evaluation.metrics import class_prior
 from kit.task import CLASSES
 
+# Format of the saved files; raised when an older kit could not read them any more, or when features
+# of the same names would be computed in another way.
+FORMAT = 1
+
 # The L2 penalty of the TF-IDF model, for a loss that is summed over rows.
 L2_STRENGTH = 10.0
+
+# That of the model of lengths, whose three coefficients are hardly penalised.
+LENGTH_L2 = 1e-6
 
 # TF-IDF differences are well below 1. Standardised features are scaled down to them, so that one
 # penalty suits both.
@@ -40,9 +50,11 @@ class ClassicalModel(Protocol):
 
     Attributes:
         reads_ngrams: whether its rows need `counts`.
+        settings: everything but the rows that decides the fit, as JSON can hold it.
     """
 
     reads_ngrams: ClassVar[bool]
+    settings: ClassVar[dict[str, Any]]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
@@ -60,6 +72,7 @@ class Uniform:
     """The model that gives each class 1/3."""
 
     reads_ngrams: ClassVar[bool] = False
+    settings: ClassVar[dict[str, Any]] = {}
     parameters: ClassVar[int] = 0
 
     @classmethod
@@ -79,6 +92,7 @@ class Prior:
     shares: np.ndarray
 
     reads_ngrams: ClassVar[bool] = False
+    settings: ClassVar[dict[str, Any]] = {}
     parameters: ClassVar[int] = len(CLASSES)
 
     @classmethod
@@ -99,11 +113,12 @@ class Length:
     even: np.ndarray
 
     reads_ngrams: ClassVar[bool] = False
+    settings: ClassVar[dict[str, Any]] = {"l2": LENGTH_L2}
 
     @classmethod
     def fit(cls, rows: PairRows, labels: np.ndarray) -> "Length":
         """Fit the three coefficients, hardly penalised."""
-        fitted = linear.fit_symmetric(*cls._blocks(rows), labels, penalty=1e-6)
+        fitted = linear.fit_symmetric(*cls._blocks(rows), labels, penalty=LENGTH_L2)
         return cls(fitted.odd, fitted.even)
 
     @property
@@ -143,6 +158,14 @@ class Tfidf:
     even: np.ndarray
 
     reads_ngrams: ClassVar[bool] = True
+    settings: ClassVar[dict[str, Any]] = {
+        "l2": L2_STRENGTH,
+        "dense_scale": DENSE_SCALE,
+        "outlier": OUTLIER,
+        "kinds": tfidf.KINDS,
+        "width": tfidf.WIDTH,
+        "min_texts": tfidf.MIN_TEXTS,
+    }
 
     @classmethod
     def fit(cls, rows: PairRows, labels: np.ndarray) -> "Tfidf":
@@ -181,6 +204,20 @@ class Tfidf:
 
 
 MODELS = dict(zip(BASELINES, (Uniform, Prior, Length, Tfidf, Boosted), strict=True))
+
+
+def baseline_run_name(name: str) -> str:
+    """Return the name of a baseline's run: its own, and a hash of its settings and features.
+
+    So models of two kinds never share a folder, or a dataset on Kaggle, which is named after it.
+
+    Raises:
+        KitError: there is no such baseline.
+    """
+    if name not in MODELS:
+        raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(MODELS) + ".")
+    content = json.dumps([FORMAT, MODELS[name].settings, FEATURE_NAMES], sort_keys=True)
+    return f"baseline-{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def _even_features(pairs: PairRows) -> np.ndarray:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 import kit
-from kit.baselines.models import MODELS
+from kit.baselines.models import MODELS, baseline_run_name
 from kit.baselines.rows import PairRows, pair_rows
 from kit.baselines.saved import ClassicalFold, save_classical
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.prediction_rows import PredictionRows
-from kit.errors import KitError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.run import Run, make_origin, parse_folds
@@ -38,8 +37,9 @@ def run_baseline(
     It learns from the same targets as a network, soft labels and weights included, and is scored by
     the labels alone. Finished folds are not fitted again.
 
-    `runs/baseline-<name>` then has the files of a trained run: model, valid.csv and metrics.json of
-    each fold, oof.csv once every fold is done, and test.csv, as `kit predict` writes it.
+    `runs/baseline-<name>-<hash>` then has the files of a trained run: model, valid.csv and
+    metrics.json of each fold, oof.csv once every fold is done, and test.csv, as `kit predict`
+    writes it.
 
     Args:
         name: one of `BASELINES`.
@@ -57,12 +57,12 @@ def run_baseline(
             fitted by an older kit, which kept no models.
         HeldError: another process is fitting this baseline.
     """
-    if name not in MODELS:
-        raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(MODELS) + ".")
+    run_name = baseline_run_name(name)
     processed = open_dataset(data)
     folds = parse_folds(fold, processed.folds)
-    run = Run.create_baseline(runs, name, make_origin(processed))
-    with hold_lock(run.path):
+    begins = not (runs / run_name).exists()
+    run = Run.create_baseline(runs / run_name, name, make_origin(processed))
+    with run.leave_none_empty(begins), hold_lock(run.path):
         # Folds of an older kit are of another model, so that new ones would not go with them.
         if run.finished():
             run.models()

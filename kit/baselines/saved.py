@@ -15,17 +15,13 @@ import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from kit.baselines.models import MODELS, ClassicalModel
+from kit.baselines.models import FORMAT, MODELS, ClassicalModel
 from kit.baselines.rows import FEATURE_NAMES, pair_rows
 from kit.data.prediction_rows import PredictionRows, Progress, TimeLimit
 from kit.errors import RunError
 from kit.run import CLASSICAL, CONFIG_FILE
 from kit.storage.atomic import atomic_file, file_sha256, read_text_file, write_json, write_text
 from kit.task import TEXTS
-
-# Format of the files; raised when an older kit could not read them any more, or when features of
-# the same names would be computed in another way.
-FORMAT = 1
 
 WEIGHTS_FILE = "model.safetensors"
 

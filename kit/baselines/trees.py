@@ -59,6 +59,12 @@ class Boosted:
     shares: np.ndarray
 
     reads_ngrams: ClassVar[bool] = False
+    settings: ClassVar[dict[str, Any]] = {
+        **SETTINGS,
+        "max_rounds": MAX_ROUNDS,
+        "patience": PATIENCE,
+        "folds": FOLDS,
+    }
 
     @classmethod
     def fit(cls, rows: PairRows, labels: np.ndarray) -> "Boosted":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kit.baselines import BASELINES
 from kit.cli import options, output
 from kit.cli.kaggle import connect
 
@@ -73,7 +74,8 @@ def push_group() -> None:
     "--backbone",
     "backbones",
     multiple=True,
-    help="A name from `kit backbones`, or a hub id; several with --fan-out.",
+    help="A name from `kit backbones`, a hub id, or a name of `kit baseline`, such as boosted;"
+    " several with --fan-out.",
 )
 @click.option(
     "--recipe",
@@ -148,15 +150,28 @@ def push_train(
         raise click.UsageError(
             "--fan-out names its kernels and waits for them itself; leave out --title and --wait."
         )
-    from kit.kaggle.job import train_job, train_jobs
+    classical = [name for name in backbones if name in BASELINES]
+    backbones = tuple(name for name in backbones if name not in BASELINES)
+    if classical and not backbones:
+        options.refuse_combination(
+            f"--backbone {classical[0]}",
+            "it is a classical model, fitted in one go and without a recipe.",
+            recipe=recipes,
+            set=overrides,
+            model=models,
+            restart=restart or None,
+        )
+    from kit.kaggle.job import baseline_job, train_job, train_jobs
     from kit.kaggle.session_hours import plan_sessions
     from kit.kaggle.sources import parse_weights
     from kit.recipe.load import choose_recipe
 
+    # Without any name, the choice of a recipe says what to name.
+    networks = backbones or (() if classical else (None,))
     chosen = [
         choose_recipe(backbone, recipe, overrides)
         for recipe in recipes or (None,)
-        for backbone in backbones or (None,)
+        for backbone in networks
     ]
     for backbone, recipe in zip(backbones * len(recipes or (1,)), chosen, strict=False):
         output.print_backbone(backbone, recipe)
@@ -171,13 +186,20 @@ def push_train(
         "docker_image": docker_image,
     }
     folds = preprocess["folds"]
+    shared = ("fold", "max_hours", "preprocess", "competition", "docker_image")
+    shared_options = {name: job_options[name] for name in shared}
+    fits = [baseline_job(name, title=title, **shared_options) for name in classical]
+    for name in classical:
+        output.print_note(f"{name}: minutes on Kaggle's CPU, without a GPU")
+    if classical and not fan_out:
+        return _push_or_write(fits[0], dry_run, follow, out, as_json)
 
     # A mistake in the job is reported before its hours are.
-    jobs = train_jobs(chosen, **job_options)
+    jobs = [*train_jobs(chosen, **job_options), *fits]
     plans = [plan_sessions(recipe, fold, folds, max_hours, job_options["gpu"]) for recipe in chosen]
     for plan in plans:
         output.print_note(plan.summary)
-    split = len(plans[0].folds) > 1
+    split = any(len(plan.folds) > 1 for plan in plans)
     if not fan_out and not split:
         job = train_job(chosen[0], title=title, **job_options)
         return _push_or_write(job, dry_run, follow, out, as_json)

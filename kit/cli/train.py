@@ -65,10 +65,13 @@ def _print_judges(rows: list[dict[str, Any]]) -> None:
     """Print the table of the decoders, in which layers and embeddings are counted in billions."""
     table = []
     for row in rows:
-        remarks = ["gated"] if row["judge"]["gated"] else []
+        # What a licence forbids is a remark, so that all columns fit 80.
+        licence, _, limit = row["licence"].partition(": ")
+        remarks = [limit] if limit else []
+        remarks += ["gated"] if row["judge"]["gated"] else []
         remarks += ["bf16 only"] if row["precision"].startswith("bf16 only") else []
         counts = (f"{row[name] / 1e9:.2f}B" for name in ("backbone", "embedding"))
-        table.append([row["name"], *counts, row["licence"], ", ".join(remarks)])
+        table.append([row["name"], *counts, licence, ", ".join(remarks)])
     columns = ["name", "layers", "embedding", "licence", "remarks"]
     output.print_table("Judges, which are language models (docs/judges.md)", columns, table)
 

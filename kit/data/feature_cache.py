@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from kit.data.features import FEATURES, PAIR_FEATURES, compute_features
-from kit.data.tokenize import DELETE_HINT, TokenizedRows
+from kit.data.tokenize import TokenizedRows
 from kit.errors import DataError, RunError
 from kit.storage.atomic import atomic_folder, save_array
 from kit.storage.lock import make_once
+from kit.storage.seal import DELETE_HINT, check_seal, is_sealed, seal_folder
 
 # Part of the cache key: raise it when the same texts would have other features.
 FORMAT = 2
@@ -80,12 +81,13 @@ def features_cached(
         tokens: of the same rows; their lengths are added as the feature `TOKENS`.
 
     Raises:
-        DataError: the cache cannot be read.
+        DataError: the cache cannot be read, or has changed.
     """
     identity = json.dumps([FORMAT, digest, FEATURES, PAIR_FEATURES]).encode()
     folder = cache / f"features-{hashlib.sha256(identity).hexdigest()[:16]}"
-    make_once(cache, folder.name, folder.exists, lambda: _write_features(table, folder))
+    make_once(cache, folder.name, lambda: is_sealed(folder), lambda: _write_features(table, folder))
 
+    check_seal(folder)
     try:
         sides, pair = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("sides", "pair"))
     except (OSError, ValueError, EOFError) as error:
@@ -104,3 +106,4 @@ def _write_features(table: pa.Table, folder: Path) -> None:
     with atomic_folder(folder) as temporary:
         save_array(temporary / "sides.npy", np.stack([a, b], 1))
         save_array(temporary / "pair.npy", pair)
+        seal_folder(temporary)

@@ -22,6 +22,7 @@ from kit.errors import DataError, RecipeError
 from kit.recipe.spec import EncodeSpec, Shape
 from kit.storage.atomic import atomic_files, atomic_folder, save_array
 from kit.storage.lock import make_once
+from kit.storage.seal import DELETE_HINT, check_seal, is_sealed, seal_folder
 from kit.task import PROMPT, RESPONSES
 
 # Part of the cache key: raise it when the same rows would become other tokens.
@@ -32,8 +33,6 @@ CHUNK = 1024
 
 # The share of answers that may be cut to nothing: odd rows, and not a budget that is too small.
 MAX_EMPTIED = 0.01
-
-DELETE_HINT = "Delete the folder (it is only a cache) and run the command again."
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,9 @@ class TokenizedRows:
         """Map the files that `tokenize_rows` wrote.
 
         Raises:
-            DataError: a file is missing or incomplete.
+            DataError: a file is missing or has changed.
         """
+        check_seal(folder)
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             starts, first_lengths, whole_lengths = (
@@ -176,7 +176,7 @@ def tokenize_cached(
     make_once(
         cache,
         folder.name,
-        (folder / "meta.json").exists,
+        lambda: is_sealed(folder),
         lambda: tokenize_rows(table, tokenizer, spec, folder, shape),
     )
 
@@ -252,6 +252,7 @@ def tokenize_rows(
             "tokens": int(starts[-1]),
         }
         (temporary / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
+        seal_folder(temporary)
 
 
 def _encode_turns(column: pa.ChunkedArray, backend: Any) -> list[list[list[int]]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kit.predictions import parse_csv
 from kit.storage.contents import describe_impostor
 from kit.task import ID
 
@@ -39,8 +40,8 @@ class SubmissionFile:
     """The content of a prediction file.
 
     Attributes:
-        frame: the N rows below the header, cells as pandas reads them; None where nothing can be
-            read.
+        frame: the N rows below the header, ids as text and other cells as pandas reads them; None
+            where nothing can be read.
         row_numbers: (N,) the spreadsheet row of each.
         problems: defects that make a grader fail before it looks at any number.
         warnings: oddities that a grader accepts, but a person would want to know.
@@ -119,7 +120,7 @@ def _read_table(
     # Naming the columns makes pandas cut long rows short instead of stopping at the first of them.
     columns = range(len(header)) if too_long.any() else None
     try:
-        frame = pd.read_csv(io.StringIO(text), sep=separator, usecols=columns, low_memory=False)
+        frame = parse_csv(text, sep=separator, usecols=columns)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         message = f"not a CSV file: {str(error).strip()[:120]}"
         problems.append(SubmissionProblem("unreadable", message))

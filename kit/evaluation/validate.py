@@ -2,7 +2,7 @@
 
 Use `validate_submission`. The rule: columns id and the three classes (others are ignored, any
 order), each value in [0, 1], each row's sum rounded to 6 places equal to 1, and exactly the
-sample's ids, each once. Cells mean what `pandas.read_csv` makes of them.
+sample's ids, each once. Numbers are written as in Python; TRUE is none.
 """
 
 import re
@@ -151,8 +151,6 @@ def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
     A single text cell makes pandas read the whole column as text, and a grader fail.
     """
-    if pd.api.types.is_integer_dtype(column):
-        return column.to_numpy(), np.zeros(len(column), bool)
     values = to_numbers(column).to_numpy(np.float64)
     return values, np.isnan(values) & column.notna().to_numpy()
 
@@ -239,13 +237,12 @@ def _check_ids(
     sample_name: str,
     problems: list[SubmissionProblem],
 ) -> None:
-    """Report ids that are not whole numbers or not unique, and missing and unknown ids."""
-    # As a grader's pandas reads them: beside an empty cell ids are floats.
-    values, is_text = _numbers(column)
-    bad = is_text | ~np.isfinite(values) | (values != np.floor(values))
+    """Report ids that are not 64-bit whole numbers or not unique, and missing and unknown ids."""
+    values, whole = parse_whole_numbers(column)
+    bad = ~whole
     if bad.any():
         first_cell = str(column.iloc[int(bad.argmax())])[:60]
-        message = f"ids that are not whole numbers, first {first_cell!r}"
+        message = f"ids that are not 64-bit whole numbers, first {first_cell!r}"
         problems.append(row_problem("id", message, bad, row_numbers))
 
     ids = pd.Series(values[~bad])

@@ -14,7 +14,7 @@ from kit.kaggle.errors import KaggleError
 from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.kernels import latest_version
 from kit.kaggle.outputs import download_output
-from kit.run import RECIPE_FILE, FoldDir, Run
+from kit.run import ORIGIN_FILE, FoldDir, Run
 from kit.storage import atomic
 from kit.storage.atomic import read_text_file
 from kit.storage.lock import hold_lock
@@ -49,7 +49,7 @@ def _collect(client: Client, ref: KernelRef, runs: Path, say: Callable[[str], No
     shutil.rmtree(staging, ignore_errors=True)
     download_output(client, ref, staging, say=say)
 
-    collected = sorted(path.parent for path in staging.rglob(RECIPE_FILE))
+    collected = sorted(path.parent for path in staging.rglob(ORIGIN_FILE))
     if not collected:
         shutil.rmtree(staging)
         raise KaggleError(
@@ -72,11 +72,12 @@ def _merge_run(run: Path, runs: Path, ref: KernelRef) -> list[Path]:
     # lock "metrics" guards the files that belong to all folds, and is held for a moment only.
     with hold_lock(home, "metrics", wait=True):
         local = Run(home)
-        if local.recipe_path.exists():
+        if local.has_begun:
             Run.open(home).check_data(downloaded.option("data", str))
         else:
             downloaded.origin_path.replace(local.origin_path)
-            downloaded.recipe_path.replace(local.recipe_path)
+            if not local.baseline:
+                downloaded.recipe_path.replace(local.recipe_path)
 
     moved: list[Path] = []
     try:

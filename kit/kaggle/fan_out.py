@@ -155,7 +155,7 @@ def _is_collected(job: Job, runs: Path) -> bool:
         RunError: the run there was trained on rows that were prepared differently.
     """
     run = Run(runs / str(job.settings["run_name"]))
-    if not run.recipe_path.exists():
+    if not run.has_begun:
         return False
 
     _check_preprocessing(job.settings["preprocess"], run)

@@ -1,4 +1,4 @@
-"""Describe a notebook job for Kaggle. Use `train_job`, `train_jobs` and `infer_job`.
+"""Describe a notebook job for Kaggle. Use `train_job`, `train_jobs`, `baseline_job`, `infer_job`.
 
 A `Job` has a title, the settings that its session reads, a GPU, a time budget and the sources that
 Kaggle mounts. `kit.kaggle.notebook` makes a notebook of it, `kit.kaggle.push` pushes that.
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from kit.baselines.models import baseline_run_name
 from kit.data.options import PreprocessOptions
 from kit.ensembling.blend import Blend, blend_content
 from kit.ensembling.calibration import Calibration, calibration_content
@@ -200,13 +201,7 @@ def train_job(
     weights = weights or default_weights(recipe.backbone)
 
     options = dict(preprocess or {})
-    folds = _fold_count(options)
-    if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
-        raise KitError(
-            f"there is no fold {fold[:20]!r}",
-            f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds sets the number of folds.",
-        )
-
+    _check_fold(fold, options)
     settings = {
         "recipe": recipe.to_toml(),
         "run_name": recipe.run_name,
@@ -219,7 +214,7 @@ def train_job(
         settings["weights"] = [source.ref for source in weights]
     return Job(
         kind="train",
-        title=title or _train_title(recipe, fold, options),
+        title=title or _train_title(recipe.name, recipe.hash, fold, options),
         settings=settings,
         gpu=gpu,
         internet=True,
@@ -227,6 +222,39 @@ def train_job(
         competition=competition,
         dataset_sources=tuple(s.address for s in weights if s.kind == "dataset"),
         model_sources=tuple(s.address for s in weights if s.kind == "model"),
+        docker_image=docker_image,
+    )
+
+
+def baseline_job(
+    name: str,
+    *,
+    fold: str = "all",
+    max_hours: float = SCORING_HOURS,
+    preprocess: Mapping[str, Any] | None = None,
+    title: str = "",
+    competition: str = COMPETITION,
+    docker_image: str = "",
+) -> Job:
+    """Return the job that fits a classical model, in minutes, without a GPU and without a network.
+
+    Args:
+        name: one of `BASELINES`.
+        fold, preprocess, title: as of `train_job`.
+
+    Raises:
+        KitError: there is no such model or fold, or the title or the time is out of range.
+    """
+    options = dict(preprocess or {})
+    _check_fold(fold, options)
+    run_name = baseline_run_name(name)
+    return Job(
+        kind="train",
+        title=title or _train_title(name, run_name.rpartition("-")[2], fold, options),
+        settings={"baseline": name, "run_name": run_name, "fold": fold, "preprocess": options},
+        gpu="none",
+        max_hours=max_hours,
+        competition=competition,
         docker_image=docker_image,
     )
 
@@ -269,13 +297,27 @@ def train_jobs(
     ]
 
 
-def _train_title(recipe: Recipe, fold: str, options: Mapping[str, Any]) -> str:
-    """Return the default title of a training kernel, within Kaggle's 50 characters."""
+def _train_title(name: str, digest: str, fold: str, options: Mapping[str, Any]) -> str:
+    """Return the default title of a training kernel, within Kaggle's 50 characters.
+
+    Args:
+        name, digest: of the recipe or the classical model.
+    """
     # The recipe's hash leaves its name out, so a shortened name must still be one of a kind.
     mark = _rows_mark(options)
-    name = shorten_to_slug(recipe.name, 16 if mark else 20)
+    name = shorten_to_slug(name, 16 if mark else 20)
     part = f"fold {fold}" if fold.isdecimal() else {"all": "all folds"}.get(fold, fold)
-    return " ".join(filter(None, ("kit train", name, recipe.hash, mark, part)))
+    return " ".join(filter(None, ("kit train", name, digest, mark, part)))
+
+
+def _check_fold(fold: str, options: Mapping[str, Any]) -> None:
+    """Raise KitError unless these options of `kit preprocess` make this fold."""
+    folds = _fold_count(options)
+    if fold not in ("all", HOLDOUT) and not (fold.isdecimal() and int(fold) < folds):
+        raise KitError(
+            f"there is no fold {fold[:20]!r}",
+            f"Choose 0 to {folds - 1}, all or {HOLDOUT}; --folds sets the number of folds.",
+        )
 
 
 def _fold_count(options: Mapping[str, Any]) -> int:

@@ -107,7 +107,7 @@ def job_of(source: str) -> dict[str, Any]:
 def kind_of(source: str) -> str:
     """Return "train" or "infer" for a notebook that kit made; for any other, ""."""
     job = job_of(source)
-    if "recipe" in job:
+    if "recipe" in job or "baseline" in job:
         return "train"
     return "infer" if "sources" in job else ""
 

@@ -397,8 +397,10 @@ class ResolvedBackbone:
 
     def require_files(self) -> None:
         """Raise BackboneError, within seconds, where its files are neither here nor on a hub."""
-        is_local = not isinstance(self.source, str) or is_in_hub_cache(self.source)
-        if not is_local and not hub_is_reachable():
+        source = self.source
+        if not isinstance(source, str) or is_in_hub_cache(source):
+            return
+        if not hub_is_reachable(source):
             raise self.loading_error(ConnectionError())
 
     def loading_error(self, error: Exception) -> BackboneError:
@@ -410,7 +412,7 @@ class ResolvedBackbone:
             return BackboneError(f"{self.source}: cannot be loaded: {cause}", FOLDER_HINT)
         local = self.record.name if self.record else self.name
         download = f"`hf download {self.source} --local-dir models/{local}`"
-        if hub_is_reachable():
+        if hub_is_reachable(str(self.source)):
             hint = f"See https://huggingface.co/{self.source}, and try {download}."
         else:
             where = f"no folder {self.name} and " if self.name == self.source else ""

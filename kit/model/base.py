@@ -14,6 +14,7 @@ from typing import Any
 
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, WEIGHTS, ResolvedBackbone
+from kit.model.hub import skip_dead_hub
 from kit.storage.atomic import file_sha256, read_text_file
 
 
@@ -49,10 +50,10 @@ def fetch_backbone(backbone: ResolvedBackbone) -> ResolvedBackbone:
     from kit.model.encoder import retry_busy_hub
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    source = str(backbone.location)
     try:
-        folder = retry_busy_hub(
-            lambda: snapshot_download(str(backbone.location), allow_patterns=patterns)
-        )
+        with skip_dead_hub(source):
+            folder = retry_busy_hub(lambda: snapshot_download(source, allow_patterns=patterns))
     # huggingface_hub and its HTTP library raise exceptions of many unrelated classes.
     except Exception as error:
         raise backbone.loading_error(error) from error
@@ -132,13 +133,13 @@ def _candidates(reference: BaseReference) -> Iterator[Path]:
 
     patterns = ["*.json", "*.safetensors"]
     try:
-        yield Path(
-            retry_busy_hub(
+        with skip_dead_hub(reference.source):
+            folder = retry_busy_hub(
                 lambda: snapshot_download(
                     reference.source, revision=reference.revision, allow_patterns=patterns
                 )
             )
-        )
+        yield Path(folder)
     # As in `fetch_backbone`.
     except Exception as error:
         record = BACKBONES.get(reference.name)

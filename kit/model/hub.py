@@ -6,36 +6,62 @@ ask for each file six times, for over a minute in all, before it looks into the 
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 _TRIES = 2
 _TIMEOUT_S = 2.0
+
+# Looking up a name and following redirects have no limit of their own.
+_LIMIT_S = 4.5
 
 # An answer is kept for so long: a notebook may be connected to the network later.
 _KEPT_S = 60.0
 
 
-def hub_is_reachable() -> bool:
-    """Return whether the hub answers, within four seconds."""
-    return _is_reachable(int(time.monotonic() / _KEPT_S))
+def hub_is_reachable(hub_id: str) -> bool:
+    """Return whether the hub itself answers about a repository, within five seconds.
 
-
-@functools.lru_cache(maxsize=1)
-def _is_reachable(_period: int) -> bool:
-    from huggingface_hub import constants, get_session
+    A proxy or the sign-in page of a network may answer in its place.
+    """
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
-    for _ in range(_TRIES):
-        try:
-            get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)
-        # The exceptions are those of the HTTP library, which changes with huggingface_hub.
-        except Exception:
-            continue
+    url = f"{constants.ENDPOINT}/{hub_id}/resolve/main/config.json"
+    return _is_reachable(url, int(time.monotonic() / _KEPT_S))
+
+
+@functools.lru_cache(maxsize=8)
+def _is_reachable(url: str, _period: int) -> bool:
+    from huggingface_hub import get_session
+
+    found: list[bool] = []
+
+    def ask() -> None:
+        for _ in range(_TRIES):
+            # The exceptions are those of the HTTP library, which changes with huggingface_hub.
+            with contextlib.suppress(Exception):
+                if _is_from_hub(get_session().head(url, timeout=_TIMEOUT_S)):
+                    found.append(True)
+                    return
+
+    # At its end the program does not wait for a daemon thread.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_LIMIT_S)
+    return bool(found)
+
+
+def _is_from_hub(answer: Any) -> bool:
+    """Return whether a response is the hub's: a file, an error in its own words, or a pause."""
+    if answer.status_code == 429 or {"x-error-code", "retry-after"} & set(answer.headers):
         return True
-    return False
+    is_page = "text/html" in answer.headers.get("content-type", "")
+    return answer.status_code < 400 and not is_page
 
 
 @contextlib.contextmanager
@@ -48,7 +74,7 @@ def skip_dead_hub(source: Path | str) -> Generator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not (isinstance(source, Path) or hub_is_reachable())
+    constants.HF_HUB_OFFLINE = before or not (isinstance(source, Path) or hub_is_reachable(source))
     try:
         yield
     finally:

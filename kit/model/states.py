@@ -18,6 +18,7 @@ from kit.model.device import Compute, join_processes
 from kit.model.inference import pooled_vectors
 from kit.model.pair_model import PairModel
 from kit.storage.atomic import atomic_folder, save_array
+from kit.storage.seal import DELETE_HINT, check_seal, is_sealed, seal_folder
 
 # Part of the cache key: raise it when the same tokens would give other vectors.
 FORMAT = 1
@@ -42,10 +43,11 @@ def vectors_cached(
     text = json.dumps([FORMAT, identity, compute.precision], sort_keys=True)
     folder = cache / f"vectors-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     ranks = join_processes()
-    if not (folder / _FILE).exists():
+    if not is_sealed(folder):
         _compute_vectors(model, collator, compute, folder)
     ranks.wait_for_everyone()
 
+    check_seal(folder)
     rows = len(collator.encoded)
     try:
         vectors = np.load(folder / _FILE, mmap_mode="r")
@@ -53,10 +55,7 @@ def vectors_cached(
     except (OSError, ValueError, EOFError):
         complete = False
     if not complete:
-        raise DataError(
-            f"{folder}: the cached vectors are incomplete",
-            "Delete the folder (it is only a cache) and run the command again.",
-        )
+        raise DataError(f"{folder}: the cached vectors are incomplete", DELETE_HINT)
     return vectors
 
 
@@ -78,3 +77,4 @@ def _compute_vectors(model: PairModel, collator: Collator, compute: Compute, fol
         vectors[number :: len(shares)] = part
     with atomic_folder(folder) as temporary:
         save_array(temporary / _FILE, vectors)
+        seal_folder(temporary)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
@@ -88,7 +88,10 @@ def draw_figure(
     height = margins.top + inner + margins.bottom
     # A fixed salt gives the SVG's ids the same values every time.
     style: Any = STYLE | {"svg.hashsalt": key}  # the stubs list the keys as literals
-    with rc_context(style):
+    with rc_context():
+        # What a matplotlibrc file or a notebook has set is not for this page.
+        rcdefaults()
+        rcParams.update(style)
         canvas = Canvas(figsize=(width / 72, height / 72))
         canvas.patch.set_visible(False)
         upper = height - margins.top

@@ -1,7 +1,8 @@
 """Write files and folders whole or not at all. Use `atomic_file`, `atomic_folder`, `write_json`.
 
 Everything is written under a hidden temporary name in the same folder and renamed at the end, so
-that a crash leaves the old file or the new one, never half of one.
+that a crash leaves the old file or the new one, never half of one. A link stays a link: what it
+points to is written.
 """
 
 import contextlib
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 # What is in them leads to devices, and to what other programs have open.
 STREAM_FOLDERS = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 
+# As many as Linux follows.
+MAX_LINKS = 40
+
 FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # What torch, tokenizers and safetensors say about a full disk, in exceptions without an errno.
@@ -42,13 +46,13 @@ FULL_DISK_MESSAGES = (
 def atomic_file(path: str | Path) -> Generator[Path]:
     """Yield a temporary path next to `path`, which replaces `path` on a clean exit.
 
-    The data is on disk before the rename.
+    The data is on disk before the rename. If `path` is a link, all this is done to its target.
 
     Raises:
-        KitError: `path` is a directory, a device or a pipe; or the disk is full.
+        KitError: `path` is a directory, a device or a pipe, or links to one or to a read-only file;
+            or the disk is full.
     """
-    path = Path(path)
-    _require_file_name(path)
+    path = _target_file(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
 
     with _temporary(path, folder=False) as temporary:
@@ -63,12 +67,12 @@ def atomic_folder(path: str | Path) -> Generator[Path]:
     """Yield a temporary folder next to `path`, which replaces `path` on a clean exit.
 
     While an old folder is replaced there is a moment with neither, so use this only for what can
-    be made again.
+    be made again. If `path` is a link, all this is done to its target.
 
     Raises:
-        KitError: the disk is full.
+        KitError: `path` links to itself, or the disk is full.
     """
-    path = Path(path)
+    path = _follow_links(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
 
     with _temporary(path, folder=True) as temporary:
@@ -155,8 +159,7 @@ def require_writable(path: str | Path) -> None:
     Raises:
         KitError: it is a directory, a device or a pipe, or its folder cannot be written to.
     """
-    path = Path(path)
-    _require_file_name(path)
+    path = _target_file(Path(path))
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise KitError(f"{path}: {folder} is a file, not a folder", "Choose another folder.")
@@ -179,12 +182,36 @@ def disk_is_full(error: BaseException) -> bool:
     return any(message in str(error) for message in FULL_DISK_MESSAGES)
 
 
-def _require_file_name(path: Path) -> None:
-    """Raise KitError for a directory, and for what a rename would replace for all programs."""
-    if path.is_dir():
+def _target_file(path: Path) -> Path:
+    """Return the file that is to be written: the path, or what it links to.
+
+    Raises:
+        KitError: it is a directory, or what a rename would replace for all programs, or is linked
+            and read-only, as in the stores of DVC and git-annex.
+    """
+    target = _follow_links(path)
+    if target.is_dir():
         raise KitError(f"{path} is a directory, not a file", "Choose another file name.")
-    if (path.exists() and not path.is_file()) or path.absolute().parent in STREAM_FOLDERS:
+    if (target.exists() and not target.is_file()) or target.absolute().parent in STREAM_FOLDERS:
         raise KitError(f"{path} is a device or a pipe, not a file", "Choose a file name.")
+    if target != path and target.exists() and not os.access(target, os.W_OK):
+        raise KitError(
+            f"{path} links to {target}, which is read-only", "Remove the link, or choose another."
+        )
+    return target
+
+
+def _follow_links(path: Path) -> Path:
+    """Return what a path finally links to, which need not exist; the path if it is no link.
+
+    A link in /dev is left as it is: it leads to a file where a stream was redirected to one.
+    """
+    target = path
+    for _ in range(MAX_LINKS):
+        if not target.is_symlink() or target.absolute().parent in STREAM_FOLDERS:
+            return target
+        target = target.parent / target.readlink()
+    raise KitError(f"{path} is a link that leads to itself", "Remove it, or choose another name.")
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ class RunLine:
 
     Attributes:
         state: "finished", "empty", or what is going on in the part that is not finished, such as
-            "training fold1" and "stopped in fold1"; of a damaged run, what is wrong.
+            "training fold1", "stopped in fold1" and "collapsed in fold1", where the training
+            learned nothing or diverged; of a damaged run, what is wrong.
         folds: how many folds the rows have.
         finished: names of the finished parts: "holdout", "fold0" and so on.
         oof, holdout, test: log losses, None where there is none.
@@ -202,7 +203,12 @@ def _describe_state(run: Run, finished: int) -> str:
     if held:
         return f"training {' and '.join(held)}"
     if unfinished:
-        return f"stopped in {' and '.join(unfinished)}"
+        collapsed = [name for name in unfinished if run.fold(name).collapse_path.is_file()]
+        stopped = [name for name in unfinished if name not in collapsed]
+        states = {"stopped": stopped, "collapsed": collapsed}
+        return ", ".join(
+            f"{state} in {' and '.join(names)}" for state, names in states.items() if names
+        )
     return "finished" if finished else "empty"
 
 

@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback
 
 from kit.errors import KitError, RunError
 from kit.recipe.spec import TrainSpec
+from kit.run import PASSES_FILE
 from kit.storage.atomic import disk_is_full, read_text_file, write_json
 from kit.storage.contents import missing_bytes
 from kit.training import ema
@@ -25,10 +26,6 @@ _NAME = re.compile("checkpoint-[0-9]+")
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer_state.json"
-
-# Among the checkpoints: the tokens of a forward pass, so that a resumed training takes the same
-# passes, and draws the same dropout, however much memory is free then.
-PASSES = "passes.json"
 
 
 def require_no_checkpoints(fold: Path) -> None:
@@ -182,7 +179,7 @@ def _weight_files(spec: TrainSpec) -> list[str]:
 def read_pass_tokens(checkpoints: Path) -> int | None:
     """Return the most tokens of this training's passes, 0 for no limit; None if it never began."""
     try:
-        return int(json.loads(read_text_file(checkpoints / PASSES))["tokens"])
+        return int(json.loads(read_text_file(checkpoints / PASSES_FILE))["tokens"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -190,7 +187,7 @@ def read_pass_tokens(checkpoints: Path) -> int | None:
 def write_pass_tokens(checkpoints: Path, tokens: int) -> None:
     """Write the most tokens of this training's passes."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(checkpoints / PASSES, {"tokens": tokens})
+    write_json(checkpoints / PASSES_FILE, {"tokens": tokens})
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -66,6 +66,7 @@ class TrainingOptions:
         deadline: time, as of `time.monotonic`, at which training ends with its best checkpoint.
         on_progress: called with the losses as training goes on.
         log: called with each message for the user.
+        note: called with each message that may be the same for all folds, to be said once.
         folds: how many are still to be trained, this one included.
     """
 
@@ -76,6 +77,7 @@ class TrainingOptions:
     deadline: float = math.inf
     on_progress: Callable[[TrainingProgress], None] = lambda _: None
     log: Callable[[str], None] = lambda _: None
+    note: Callable[[str], None] = lambda _: None
     folds: int = 1
 
 
@@ -158,7 +160,7 @@ def _train_from_last_checkpoint(
     checkpoints = folder.path / CHECKPOINTS
     spec = recipe.train
     teacher = Run(folder.path.parent).teacher if spec.teacher else None
-    setup = prepare_fold(recipe, backbone, dataset, fold, options.log, teacher)
+    setup = prepare_fold(recipe, backbone, dataset, fold, options.note, teacher)
     announce_training(recipe, setup, options.folds, options.log)
     ranks = join_processes()
     with ranks.main_process_first():

@@ -88,6 +88,7 @@ def train_recipe(
         deadline=time.monotonic() + max_hours * 3600,
         on_progress=listen,
         log=say,
+        note=_say_once(say),
     )
 
     # Everything that can be refused is refused before a run directory exists.
@@ -107,8 +108,11 @@ def train_recipe(
     ranks = join_processes()
     rows_per_pass(recipe.train, ranks.num_processes)
 
-    # A run that exists has passed the trial when it began.
-    if not Run(runs / recipe.run_name).origin_path.exists():
+    # A run that exists has passed the trial when it began. The first fold loads the model again:
+    # 4 s for DeBERTa-v3-base and 6 s for -large on two cores. To go on with the trial's would mean
+    # to undo what the trial did to the random numbers, and to hold both in one function.
+    begins = not Run(runs / recipe.run_name).origin_path.exists()
+    if begins:
         try_recipe(recipe, backbone, dataset, say)
         free_after_failure()
 
@@ -117,16 +121,32 @@ def train_recipe(
         if predictions is not None:
             run.keep_teacher(predictions)
 
+    with run.leave_none_empty(begins and ranks.is_main_process):
+        _train_folds(recipe, backbone, dataset, run, folds, restarts, options)
+    return run.summarise(write=ranks.is_main_process)
+
+
+def _train_folds(
+    recipe: Recipe,
+    backbone: ResolvedBackbone,
+    dataset: Dataset,
+    run: Run,
+    folds: Sequence[int | str],
+    restarts: int,
+    options: TrainingOptions,
+) -> None:
+    """Train the folds that are not finished, as far as the time allows."""
+    ranks = join_processes()
     longest = 0.0
     for position, number in enumerate(folds):
         too_late = time.monotonic() + longest > options.deadline
         if not run.fold(number).is_finished and decide_together(too_late):
             remaining = ", ".join(map(str, folds[position:]))
-            say(
+            options.log(
                 f"time limit reached, remaining folds: {remaining}. Run the same command again to "
                 "continue"
             )
-            break
+            return
 
         started = time.monotonic()
         folder = run.fold(number)
@@ -137,7 +157,18 @@ def train_recipe(
             _train_with_restarts(recipe, backbone, dataset, run, number, restarts, watched)
         longest = max(longest, time.monotonic() - started)
         free_after_failure()
-    return run.summarise(write=ranks.is_main_process)
+
+
+def _say_once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return `say` without what it has said before."""
+    said: set[str] = set()
+
+    def note(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return note
 
 
 def _tell_of_fold(
@@ -192,7 +223,10 @@ def _train_with_restarts(
         CollapseError: the last attempt collapsed, too; its checkpoints are kept.
     """
     folder = run.fold(fold)
+    ranks = join_processes()
     _remove_discarded(folder)
+    if ranks.is_main_process:
+        folder.collapse_path.unlink(missing_ok=True)
     attempts = folder.attempts
     while True:
         current = attempt_recipe(recipe, len(attempts))
@@ -202,6 +236,8 @@ def _train_with_restarts(
         except CollapseError as error:
             too_late = time.monotonic() > options.deadline
             if decide_together(len(attempts) >= restarts or too_late):
+                if ranks.is_main_process:
+                    write_json(folder.collapse_path, {"why": error.problem})
                 raise
             attempts = [*attempts, {**_rates(current), "why": error.problem}]
 

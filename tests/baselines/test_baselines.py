@@ -17,8 +17,9 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
 from kit.baselines import BASELINES, tfidf
+from kit.baselines import run as run_module
 from kit.baselines.linear import fit_symmetric
-from kit.baselines.models import MODELS, ClassicalModel, Uniform
+from kit.baselines.models import MODELS, ClassicalModel, Uniform, baseline_run_name
 from kit.baselines.rows import PairRows
 from kit.baselines.run import run_baseline
 from kit.baselines.trees import SETTINGS
@@ -262,8 +263,8 @@ def class_columns(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_run_holds_what_a_trained_run_holds(name, runs: Path, processed: Dataset):
-    run = Run.open(runs / f"baseline-{name}")
-    assert (run.name, run.baseline) == (f"baseline-{name}", name)
+    run = Run.open(runs / baseline_run_name(name))
+    assert (run.name, run.baseline) == (baseline_run_name(name), name)
     assert list(run.metrics["parts"]) == [HOLDOUT, "fold0", "fold1", "fold2"]
     table = processed.train()
     truth = dict(zip(table[ID].to_pylist(), table[LABEL].to_pylist(), strict=True))
@@ -360,14 +361,16 @@ def test_texts_are_read_once_for_all_folds(
 
 
 def test_reports_take_a_baseline_like_any_run(runs: Path, data: Path):
-    comparison = compare([runs / "baseline-length", runs / "baseline-tfidf"], data)
+    comparison = compare(
+        [runs / baseline_run_name("length"), runs / baseline_run_name("tfidf")], data
+    )
     # The runs have both a holdout and every fold; out-of-fold rows are preferred.
     assert comparison.validation == "out-of-fold"
 
-    line = next(line for line in comparison.lines if line.name == "baseline-tfidf")
-    oof = json.loads((runs / "baseline-tfidf" / "metrics.json").read_text())["oof"]
+    line = next(line for line in comparison.lines if line.name == baseline_run_name("tfidf"))
+    oof = json.loads((runs / baseline_run_name("tfidf") / "metrics.json").read_text())["oof"]
     assert line.valid.log_loss == pytest.approx(oof["log_loss"])
-    metrics = Run.open(runs / "baseline-tfidf").metrics["parts"]["fold0"]
+    metrics = Run.open(runs / baseline_run_name("tfidf")).metrics["parts"]["fold0"]
     assert (line.best_epoch, line.parameters) == (None, metrics["parameters"])
 
 
@@ -375,7 +378,9 @@ def test_a_report_names_the_baseline_to_run_for_rows_that_it_lacks(
     runs: Path, data: Path, tmp_path: Path
 ):
     run_baseline("uniform", data, tmp_path, "0")
-    comparison = compare([runs / "baseline-length", tmp_path / "baseline-uniform"], data)
+    comparison = compare(
+        [runs / baseline_run_name("length"), tmp_path / baseline_run_name("uniform")], data
+    )
     (left_out,) = comparison.left_out
     command = f"kit baseline uniform --data {data} --runs {tmp_path} --fold all"
     assert left_out.reason.endswith(f"next: {command}")
@@ -383,7 +388,7 @@ def test_a_report_names_the_baseline_to_run_for_rows_that_it_lacks(
 
 def test_baseline_run_has_no_recipe(runs: Path):
     with pytest.raises(RunError, match="which has no recipe"):
-        _ = Run.open(runs / "baseline-prior").recipe
+        _ = Run.open(runs / baseline_run_name("prior")).recipe
 
 
 def test_folder_without_a_recipe_is_a_run_only_if_it_is_a_baseline(tmp_path: Path):
@@ -403,12 +408,31 @@ def test_unknown_baselines_and_folds_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fit_that_fails_leaves_no_empty_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise KitError("no memory")
+
+    monkeypatch.setattr(run_module, "pair_rows", fail)
+    with pytest.raises(KitError, match="no memory"):
+        run_baseline("length", data, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    monkeypatch.undo()
+    run = Path(run_baseline("length", data, tmp_path)["run"])
+    monkeypatch.setattr(run_module, "pair_rows", fail)
+    with pytest.raises(KitError, match="no memory"):
+        run_baseline("length", data, tmp_path, "0")
+    assert (run / "holdout/metrics.json").is_file()
+
+
 def test_run_remembers_the_data_it_was_made_from(data: Path, runs: Path, tmp_path: Path):
-    origin = json.loads((runs / "baseline-uniform" / "origin.json").read_text())
+    origin = json.loads((runs / baseline_run_name("uniform") / "origin.json").read_text())
     assert origin["data"] == open_dataset(data).digest("train")
     options = [origin[name] for name in ("text", "split", "folds", "valid", "seed")]
     assert options == ["unicode", "grouped", 3, 0.2, 0]
 
-    write_json(tmp_path / "baseline-uniform" / "origin.json", origin | {"data": "other"})
+    write_json(tmp_path / baseline_run_name("uniform") / "origin.json", origin | {"data": "other"})
     with pytest.raises(RunError, match="different data"):
         run_baseline("uniform", data, tmp_path)

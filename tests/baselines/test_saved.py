@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import kit
-from kit.baselines.models import MODELS
+from kit.baselines.models import MODELS, baseline_run_name
 from kit.baselines.run import run_baseline
 from kit.baselines.saved import ClassicalFold
 from kit.errors import RunError
@@ -42,13 +42,13 @@ def test_a_fresh_process_predicts_the_same_bits_without_torch(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     for name in MODELS:
-        fitted = (runs / f"baseline-{name}" / "test.csv").read_bytes()
-        assert (tmp_path / f"baseline-{name}.csv").read_bytes() == fitted
+        fitted = (runs / baseline_run_name(name) / "test.csv").read_bytes()
+        assert (tmp_path / f"{baseline_run_name(name)}.csv").read_bytes() == fitted
 
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_out_of_fold_predictions_are_those_of_the_fit(name: str, runs: Path, data: Path):
-    run = runs / f"baseline-{name}"
+    run = runs / baseline_run_name(name)
     again = predict_split(run, "oof", data).set_index("id")
     fitted = read_predictions(run / "oof.csv").set_index("id").loc[again.index]
     pd.testing.assert_frame_equal(again, fitted, check_exact=True)
@@ -57,7 +57,7 @@ def test_out_of_fold_predictions_are_those_of_the_fit(name: str, runs: Path, dat
 def test_loaded_models_predict_frames_in_either_order(runs: Path, raw: Path):
     frame = pd.read_csv(raw / "test.csv", keep_default_na=False)
     swapped = frame.rename(columns={"response_a": "response_b", "response_b": "response_a"})
-    predictor = kit.load([runs / "baseline-boosted", runs / "baseline-tfidf"])
+    predictor = kit.load([runs / baseline_run_name("boosted"), runs / baseline_run_name("tfidf")])
     given = predictor.predict_proba(frame).set_index("id")
     turned = predictor.predict_proba(swapped).set_index("id")
     turned.columns = ["winner_model_b", "winner_model_a", "winner_tie"]
@@ -66,20 +66,43 @@ def test_loaded_models_predict_frames_in_either_order(runs: Path, raw: Path):
 
 def test_train_takes_the_name_of_a_classical_model(data: Path, runs: Path, tmp_path: Path):
     run = kit.train("length", data=data, runs=tmp_path, fold="all")
-    assert (run.path / "oof.csv").read_bytes() == (runs / "baseline-length/oof.csv").read_bytes()
+    assert (run.path / "oof.csv").read_bytes() == (
+        runs / baseline_run_name("length") / "oof.csv"
+    ).read_bytes()
     with pytest.raises(kit.errors.KitError, match="boosted is a classical model, which has no"):
         kit.train("boosted", overrides={"train.lr": 1}, data=data, runs=tmp_path)
 
 
+def test_settings_decide_the_name_of_a_run(monkeypatch: pytest.MonkeyPatch):
+    name = baseline_run_name("boosted")
+    monkeypatch.setitem(MODELS["boosted"].settings, "learning_rate", 0.2)
+    assert baseline_run_name("boosted") != name
+
+
+def test_a_run_of_any_name_predicts_and_is_not_continued(runs: Path, data: Path, tmp_path: Path):
+    """Kit 0.1.0 named it baseline-length."""
+    new = runs / baseline_run_name("length")
+    old = Path(shutil.copytree(new, tmp_path / "baseline-length"))
+    pd.testing.assert_frame_equal(
+        predict_split(old, "test", data), read_predictions(new / "test.csv"), check_exact=True
+    )
+    run_baseline("length", data, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["baseline-length", new.name]
+
+
 def test_a_run_can_be_published(runs: Path):
-    (source,) = parse_sources([runs / "baseline-boosted"], "me", as_dataset=True)
-    assert (source.kind, source.runs) == ("dataset", ("baseline-boosted",))
+    (source,) = parse_sources([runs / baseline_run_name("boosted")], "me", as_dataset=True)
+    assert (source.kind, source.runs) == ("dataset", (baseline_run_name("boosted"),))
 
 
 @pytest.fixture
 def run(runs: Path, tmp_path: Path) -> Path:
     """Return a copy of a run of trees that a test may damage."""
-    return Path(shutil.copytree(runs / "baseline-boosted", tmp_path / "baseline-boosted"))
+    return Path(
+        shutil.copytree(
+            runs / baseline_run_name("boosted"), tmp_path / baseline_run_name("boosted")
+        )
+    )
 
 
 def cut(file: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from quick_recipe import QUICK
 
+from kit.baselines.models import baseline_run_name
 from kit.cli.main import main
 from kit.errors import KitError
 from kit.predictions import read_predictions, write_predictions
@@ -258,7 +259,7 @@ def baselines(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
         done = kit("baseline", name, "--data", data, "--runs", runs, "--fold", "all")
         assert done.exit_code == 0, done.stderr
         assert "out-of-fold" in done.stdout
-    return [runs / "baseline-length", runs / "baseline-prior"]
+    return [runs / baseline_run_name("length"), runs / baseline_run_name("prior")]
 
 
 def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, tmp_path: Path):
@@ -268,7 +269,7 @@ def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, 
     blend = tmp_path / "blend.json"
     fitted = kit("ensemble", *files, *fit, *truth, "-o", tmp_path / "fitted.csv", "--save", blend)
     assert fitted.exit_code == 0, fitted.stderr
-    assert "baseline-length" in fitted.stdout
+    assert baseline_run_name("length") in fitted.stdout
 
     # Members are found by name, so their order is free.
     arguments = (*reversed(files), "--apply", blend, "-o", tmp_path / "applied.csv")

@@ -44,6 +44,8 @@ def files(
         "runs --runs {runs} --truth {raw}/truth.csv",
         "runs show {one}",
         "runs diff {one} {other}",
+        "plan tiny-electra --data {data} --gpu t4",
+        "plan deberta-large --data {data} --gpu a100",
         "report {one} {other} --data {data} --truth {raw}/truth.csv",
         "ensemble --fit {one}/oof.csv --fit {other}/oof.csv --truth {data}/train.parquet",
         "calibrate {bayes} --truth {data}/train.parquet",
@@ -67,6 +69,14 @@ def test_a_table_fits_and_nothing_in_it_is_broken(
     assert max(map(len, table), default=0) <= WIDTH
     lines = {word for word in fitted.split() if set(word) == {"─"}}
     assert set(fitted.split()) - lines <= set(whole.split())
+
+
+def test_judges_fit_with_all_their_columns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    judges = CliRunner().invoke(main, ["backbones"]).stdout.partition("Judges")[2]
+    assert "remarks" in judges
+    assert "not commercial" in judges
+    assert max(map(len, judges.splitlines()[1:])) <= WIDTH
 
 
 def test_columns_are_left_out_in_the_given_order_only_where_wide_can_bring_them_back(

@@ -87,12 +87,14 @@ def test_features_of_another_format_are_computed_again(
     assert len(list(tmp_path.glob("features-*"))) == 2
 
 
+@pytest.mark.parametrize("file", ["sides.npy", "pair.npy"])
+@pytest.mark.parametrize("end", [b"", b"\x01\x02\x03\x04"], ids=["cut", "changed"])
 def test_a_damaged_cache_names_the_folder_to_delete(
-    processed: Dataset, encoded: TokenizedRows, tmp_path: Path
+    processed: Dataset, encoded: TokenizedRows, tmp_path: Path, file: str, end: bytes
 ):
     features_cached(processed.train(), "content", encoded, tmp_path)
     (folder,) = tmp_path.iterdir()
-    (folder / "sides.npy").write_bytes((folder / "sides.npy").read_bytes()[:-4])
+    (folder / file).write_bytes((folder / file).read_bytes()[:-4] + end)
     with pytest.raises(DataError, match=folder.name) as caught:
         features_cached(processed.train(), "content", encoded, tmp_path)
     assert "Delete the folder" in caught.value.hint

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick_recipe import QUICK
 
+from kit.baselines.models import baseline_run_name
 from kit.baselines.run import run_baseline
 from kit.data.dataset import TRAIN_SCHEMA, Dataset, open_dataset
 from kit.data.deduplicate import find_copies, find_duplicates, row_keys
@@ -238,7 +239,9 @@ def test_a_baseline_learns_from_soft_labels_and_weights(folder: Path, tmp_path: 
     opened = open_dataset(folder / "out")
     part = run_baseline("prior", folder / "out", tmp_path)["parts"]["holdout"]
     shares = opened.targets()[opened.fold_rows("holdout")[0]].sum(0)
-    found = read_predictions(tmp_path / "baseline-prior" / "test.csv")[list(CLASSES)].to_numpy()
+    found = read_predictions(tmp_path / baseline_run_name("prior") / "test.csv")[
+        list(CLASSES)
+    ].to_numpy()
     np.testing.assert_allclose(found, np.tile(shares / shares.sum(), (len(found), 1)), rtol=1e-5)
     labels = opened.train()["label"].to_numpy()[opened.fold_rows("holdout")[1]]
     assert part["log_loss"] == pytest.approx(-np.log(found[0][labels]).mean())

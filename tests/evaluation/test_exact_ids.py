@@ -97,7 +97,54 @@ def test_what_is_no_label_is_refused_alike(tmp_path: Path, cells: str):
         read_truth(file)
 
 
-@pytest.mark.parametrize("ids", [[1.0, np.nan], [1, 1.5], ["1", "a"], [2.0**53, 1.0], [None, 1]])
+NUMBERS = ("7", " 7", "7\t", "+7", "7.0", "7e0")
+NOT_IDS = (
+    *("TRUE", "True", "false", "9223372036854775808", "18446744073709551615", "9" * 30),
+    *("7\u00a0", "\u00a07", "7\u2003", "7.5", "9007199254740993.0", "1_0", "0x7", "7\v", "", "inf"),
+)
+
+
+@pytest.mark.parametrize("cell", [*NUMBERS, *NOT_IDS])
+@pytest.mark.parametrize("beside", ["", "TRUE", "12"])
+def test_an_id_is_judged_alike_by_every_command(tmp_path: Path, cell: str, beside: str):
+    good = cell in NUMBERS and beside != "TRUE"
+    file = write(tmp_path / "file.csv", f"{cell},1,0,0", *([f"{beside},0,1,0"] if beside else []))
+    assert_verdict(file, good, "id")
+    if good:
+        assert read_predictions(file)[ID].iloc[0] == 7
+
+
+NOT_PROBABILITIES = (
+    *("TRUE", "False", "0\u00a0", "\u00a00", "nan", "", "inf", "0x0", "0_0", "\x000", "０"),
+)
+
+
+@pytest.mark.parametrize("cell", ["0", " 0", "0\t", "0.0", "-0.0", "0e5", *NOT_PROBABILITIES])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_probability_is_judged_alike_by_every_command(tmp_path: Path, cell: str, rows: int):
+    lines = [f"{number},{cell},0.5,0.5" for number in range(rows)]
+    assert_verdict(write(tmp_path / "file.csv", *lines), cell not in NOT_PROBABILITIES, "winner")
+
+
+@pytest.mark.parametrize("cells", ["TRUE,FALSE,FALSE", "1,FALSE,0"])
+def test_true_is_no_probability_even_in_a_whole_column(tmp_path: Path, cells: str):
+    assert_verdict(write(tmp_path / "file.csv", f"1,{cells}", f"2,{cells}"), False, "winner")
+
+
+def assert_verdict(file: Path, good: bool, column: str) -> None:
+    """Compare what `kit validate` says with what all commands do that read predictions."""
+    assert validate_submission(file).ok == good
+    if good:
+        read_predictions(file)
+        return
+    with pytest.raises(DataError, match=f"{column}.* is .*, not a"):
+        read_predictions(file)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[1.0, np.nan], [1, 1.5], ["1", "a"], [2.0**53, 1.0], [None, 1], [True, False], [True, 5]],
+)
 def test_ids_of_a_frame_that_are_no_whole_numbers_are_refused(ids: list):
     for labels in (
         {"label": [0, 1]},

@@ -67,7 +67,8 @@ def test_cells_match_pandas_and_row_numbers_match_the_file(tmp_path_factory, lin
     path = tmp_path_factory.mktemp("lines") / "p.csv"
     path.write_bytes((mark + end.join([HEADER.strip(), *lines]) + end).encode())
     submission = read_submission(path)
-    pd.testing.assert_frame_equal(submission.frame, pd.read_csv(path, low_memory=False))
+    expected = pd.read_csv(path, low_memory=False, dtype={"id": str})
+    pd.testing.assert_frame_equal(submission.frame, expected)
     assert submission.row_numbers.tolist() == [
         number for number, line in enumerate(lines, 2) if line.strip()
     ]
@@ -84,7 +85,8 @@ def test_line_break_in_a_cell_starts_no_new_row(read_content):
 def test_other_separator_is_reported_and_used(read_content, separator):
     submission = read_content(GOOD.replace(",", separator))
     assert kinds(submission.problems) == ["delimiter"]
-    pd.testing.assert_frame_equal(submission.frame, pd.read_csv(io.StringIO(GOOD)))
+    expected = pd.read_csv(io.StringIO(GOOD), dtype={"id": str})
+    pd.testing.assert_frame_equal(submission.frame, expected)
 
 
 @pytest.mark.parametrize(("encoding", "rows"), [("utf-16", ()), ("latin-1", (3,))])
@@ -92,7 +94,7 @@ def test_other_encoding_is_reported_and_decoded(read_content, encoding, rows):
     submission = read_content((HEADER + "11,0.3,0.2,0.5\n12,é,0.3,0.6\n").encode(encoding))
     (problem,) = submission.problems
     assert (problem.kind, problem.rows) == ("encoding", rows)
-    assert submission.frame["id"].tolist() == [11, 12]
+    assert submission.frame["id"].tolist() == ["11", "12"]
 
 
 def test_long_rows_are_reported_and_cut(read_content):
@@ -104,7 +106,7 @@ def test_long_rows_are_reported_and_cut(read_content):
 def test_extra_cell_in_every_row_is_a_warning(read_content):
     submission = read_content(HEADER + "0,11,0.3,0.2,0.5\n1,12,0.1,0.3,0.6\n")
     assert (submission.problems, kinds(submission.warnings)) == ((), ["shifted"])
-    assert submission.frame["id"].tolist() == [11, 12]
+    assert submission.frame["id"].tolist() == ["11", "12"]
 
 
 def test_missing_header_is_recognised_by_its_numbers(read_content):

@@ -9,11 +9,12 @@ from assert_complete import contents, parse_all
 from fault_client import Fault, ForkServer, Outcome
 from quick_recipe import QUICK
 
+from kit.baselines.models import baseline_run_name
 from kit.recipe.load import load_recipe
 
 OVERRIDES = (*QUICK, "train.max_steps=4", "train.evals_per_epoch=1")
 SETS = tuple(word for override in OVERRIDES for word in ("--set", override))
-BASELINE = "runs/baseline-length"
+BASELINE = f"runs/{baseline_run_name('length')}"
 RUN = f"runs/{load_recipe('tiny-electra', OVERRIDES).run_name}"
 TRUTH = ("--truth", "data/processed/train.parquet", "--subset")
 

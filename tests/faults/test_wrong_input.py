@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from compare_runs import compare
 from mutations import mutate
 
+from kit.baselines.models import baseline_run_name
 from kit.baselines.run import run_baseline
 from kit.cli.main import main
 from kit.data.dataset import open_dataset
@@ -131,7 +132,7 @@ def read_run(path: Path) -> object:
 
 def targets(root: Path) -> list[Target]:
     """Return everything that is damaged."""
-    run = root / "runs/baseline-prior"
+    run = root / f"runs/{baseline_run_name('prior')}"
     prediction = str(root / "raw/sample_submission.csv")
     return [
         Target("raw train.csv", root / "raw/train.csv", read_train_rows),

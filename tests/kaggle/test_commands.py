@@ -14,6 +14,7 @@ from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
 from training_output import RECIPE, training_output
 
+from kit.baselines.models import baseline_run_name
 from kit.cli.main import main
 from kit.costs.devices import T4
 from kit.ensembling.blend import Blend, parse_blend, write_blend
@@ -482,6 +483,38 @@ class TestPush:
 
         (ref,) = fake.datasets
         assert fake.seen("SaveKernel")[0].body["datasetDataSources"] == [f"{ref}/1"]
+
+
+class TestClassical:
+    PUSH = ("kernels", "push", "train", "--backbone", "boosted", "--dry-run")
+
+    @pytest.mark.parametrize("fold", ["all", "holdout", "2"])
+    def test_a_classical_model_needs_no_gpu_and_no_network(
+        self, kit: Kit, here: Path, fold: str
+    ) -> None:
+        (pushed,) = json.loads(kit(*self.PUSH, "--fold", fold, "--json").stdout)
+        folder = here / pushed["folder"]
+        metadata = json.loads((folder / "kernel-metadata.json").read_text())
+        assert metadata["enable_gpu"] is False
+        assert metadata["enable_internet"] is False
+        text = next(folder.glob("*.ipynb")).read_text()
+        assert notebook.kind_of(text) == "train"
+        settings = notebook.job_of(text)
+        assert (settings["baseline"], settings["fold"]) == ("boosted", fold)
+        assert settings["run_name"] == baseline_run_name("boosted")
+
+    def test_what_has_no_effect_is_refused(self, kit: Kit) -> None:
+        for more in (("--set", "train.lr=1e-5"), ("--recipe", "deberta"), ("--restart=2",)):
+            result = kit(*self.PUSH, *more)
+            assert result.exit_code == 2
+            assert "it is a classical model" in result.stderr
+        assert "no fold" in kit(*self.PUSH, "--fold", "9").stderr
+
+    def test_it_goes_along_with_encoders_in_a_fan_out(self, kit: Kit) -> None:
+        result = kit(*self.PUSH, "--backbone", "tiny-electra", "--fan-out", "--json")
+        kernels = [pushed["kernel"] for pushed in json.loads(result.stdout)]
+        assert len(kernels) == 6
+        assert sum("boosted" in kernel for kernel in kernels) == 1
 
 
 class TestFanOut:

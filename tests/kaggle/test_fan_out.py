@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from captured import Heard
 from fake_kaggle import OWNER, FakeKaggle
-from training_output import METRICS, RECIPE, training_output
+from training_output import METRICS, RECIPE, training_output, with_output_list
 
 from kit.kaggle import errors
 from kit.kaggle.client import Client
 from kit.kaggle.collect import collect_folds, fold_origins
 from kit.kaggle.fan_out import fan_out
-from kit.kaggle.job import Job, train_jobs
+from kit.kaggle.job import Job, baseline_job, train_jobs
 from kit.kaggle.kernel_ref import KernelRef
+from kit.kaggle.runtime.session import OUTPUT_LIST
 from kit.predictions import read_predictions
 from kit.run import Run
 from kit.storage.lock import hold_lock
@@ -208,6 +209,27 @@ def test_folds_of_other_data_are_not_merged(
     assert outcome.status == "failed"
     assert "different data" in outcome.problem
     assert not (home / "fold0").exists()
+
+
+def test_a_classical_run_is_collected_and_known_to_be_there(
+    client: Client, fake: FakeKaggle, tmp_path: Path
+) -> None:
+    job = baseline_job("boosted", fold="holdout", preprocess={"folds": 3})
+    name = job.settings["run_name"]
+    origin = {"data": "d1", "folds": 3, "baseline": "boosted"}
+    files = {
+        path.replace(RECIPE.run_name, name).replace("fold0", "holdout"): content
+        for path, content in training_output(RECIPE, "0").items()
+        if not path.endswith(("recipe.toml", OUTPUT_LIST))
+    }
+    files[f"runs/{name}/origin.json"] = json.dumps(origin).encode()
+    fake.kernel_files = with_output_list(files)
+    for status in ("done", "there already"):
+        (outcome,) = fan_out(client, [job], tmp_path / "runs", tmp_path / "k")
+        assert outcome.status == status, outcome.problem
+    run = Run.open(tmp_path / "runs" / name)
+    assert run.baseline == "boosted"
+    assert run.fold("holdout").is_finished
 
 
 def test_an_unfinished_local_training_is_not_overwritten(

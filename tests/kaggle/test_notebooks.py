@@ -16,7 +16,7 @@ import pytest
 from kit.ensembling.blend import Blend, apply_blend
 from kit.ensembling.calibration import Calibration
 from kit.evaluation.validate import validate_submission
-from kit.kaggle.job import Job, Source, infer_job, train_job
+from kit.kaggle.job import Job, Source, baseline_job, infer_job, train_job
 from kit.kaggle.notebook import build_notebook
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
@@ -207,6 +207,47 @@ def test_training_leaves_a_run_that_inference_can_use(
 
     listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]
     assert f"runs/{toy.run_name}/fold0/model.safetensors" in listed
+
+
+def test_trees_are_fitted_without_a_gpu_and_blended_with_an_encoder(
+    execute: Callable, raw: Path, data: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    """The whole way of classical models: a kernel fits trees, another submits the blend."""
+    from kit.baselines.run import run_baseline
+    from kit.predict import predict_input
+
+    root = tmp_path / "kaggle"
+    mount(root, f"competitions/{COMPETITION}", raw)
+    job = baseline_job("boosted", fold="0", preprocess={"folds": 3, "valid": 0.2})
+    done = execute(job)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the results cannot be shown" not in done.stdout
+    trees = root / "working/runs" / str(job.settings["run_name"])
+    assert (trees / "fold0/trees.txt").is_file()
+    listed = json.loads((root / "working/kit_outputs.json").read_text())["files"]
+    assert f"runs/{trees.name}/fold0/trees.txt" in listed
+
+    # The output of that kernel, a dataset of TF-IDF, and an encoder's kernel.
+    words = Path(run_baseline("tfidf", data, tmp_path / "fitted", "0")["run"])
+    trees = Path(shutil.move(trees, tmp_path / "trees" / trees.name))
+    shutil.rmtree(root / "working")
+    mount(root, "notebooks/me/kit-train-trees/runs", trees.parent)
+    mount(root, "notebooks/me/kit-train-a/runs", run_folder.parent)
+    mount(root, "datasets/me/kit-run-words", words)
+    sources = [
+        Source("me/kit-train-trees"),
+        Source("me/kit-train-a"),
+        Source("me/kit-run-words", kind="dataset", runs=(words.name,)),
+    ]
+    runs = (run_folder, trees, words)
+    blend = Blend(tuple(run.name for run in runs), (0.2, 0.5, 0.3), "geometric")
+    done = execute(infer_job(sources, blend=blend, gpu="none"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    members = [predict_input(run, raw / "test.csv") for run in runs]
+    expected = apply_blend(blend, members, list(blend.names))
+    made = read_predictions(root / "working/submission.csv")
+    pd.testing.assert_frame_equal(made, expected, check_exact=False, rtol=0, atol=1e-5)
 
 
 def test_training_takes_a_mounted_backbone_without_a_network(

@@ -154,7 +154,7 @@ class TestStart:
         """Start a session in an image that has other versions of some packages."""
         real = sessions.importlib.metadata.version
 
-        def begin(recipe: str = "", **versions: str) -> NotebookSession:
+        def begin(recipe: str = "", baseline: str = "", **versions: str) -> NotebookSession:
             def version(name: str) -> str:
                 found = versions.get(name.replace("-", "_")) or real(name)
                 if found == "missing":
@@ -163,6 +163,8 @@ class TestStart:
 
             monkeypatch.setattr(sessions.importlib.metadata, "version", version)
             job = {"push": "a" * 32, "gpu": "none", "max_hours": 1.0, "recipe": recipe}
+            job |= {"baseline": baseline} if baseline else {}
+            monkeypatch.setenv("KIT_KAGGLE_ROOT", str(tmp_path / "kaggle"))
             (tmp_path / "job.json").write_text(json.dumps(job))
             monkeypatch.setenv("KIT_JOB", str(tmp_path / "job.json"))
             return NotebookSession.from_environment()
@@ -205,6 +207,19 @@ class TestStart:
         recipe = "[train]\nlora_rank = 4\n"
         with pytest.raises(RuntimeError, match="peft is missing"):
             start(recipe, peft="missing")
+
+    @pytest.mark.parametrize("version", ["missing", "4.3.0"])
+    def test_trees_need_lightgbm(self, start: Callable, root: Path, version: str) -> None:
+        start(lightgbm=version)
+        start(baseline="tfidf", lightgbm=version)
+        with pytest.raises(RuntimeError, match="lightgbm"):
+            start(baseline="boosted", lightgbm=version)
+
+        # A mounted run of trees needs it, too.
+        origin = next((root / "input").rglob("origin.json"))
+        origin.write_text('{"baseline": "boosted"}')
+        with pytest.raises(RuntimeError, match="lightgbm"):
+            start(lightgbm=version)
 
     def test_a_scoring_run_goes_on(
         self,
@@ -562,7 +577,7 @@ class TestTraining:
     def commands(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> list[tuple[list[str], int]]:
         """Replace kit: training leaves a finished and an unfinished fold; exit codes: `codes`."""
         made: list[tuple[list[str], int]] = []
-        self.codes = {"preprocess": 0, "train": 0}
+        self.codes = {"preprocess": 0, "train": 0, "baseline": 0}
 
         def run_kit(
             _: NotebookSession,
@@ -575,7 +590,7 @@ class TestTraining:
             self.environment = environment or {}
             self.models = {path.name: path.resolve() for path in (folder or root).glob("models/*")}
             made.append(([str(argument) for argument in arguments], processes))
-            if arguments[0] == "train" and self.codes["train"] != 9:
+            if arguments[0] != "preprocess" and self.codes["train"] != 9:
                 for name in ("fold0/metrics.json", "fold1/checkpoints/checkpoint-5/optimizer.pt"):
                     path = root / "working/runs/x-1" / name
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -596,6 +611,18 @@ class TestTraining:
         assert {"--text=ascii", "--folds=3"} <= set(preprocess)
         assert 0.8 < float(training[training.index("--max-hours") + 1]) < 1.0
         assert training[training.index("--runs") + 1] == str(root / "working/runs")
+
+    def test_a_classical_model_is_fitted_by_one_process(
+        self, job: NotebookSession, commands: list, root: Path
+    ) -> None:
+        settings = {name: value for name, value in job.job.items() if name != "recipe"}
+        train.run_training(
+            dataclasses.replace(job, job={**settings, "baseline": "boosted", "fold": "1"})
+        )
+        (preprocess, _), (fitting, processes) = commands
+        assert processes == 1
+        assert fitting[:4] == ["baseline", "boosted", "--fold", "1"]
+        assert fitting[fitting.index("--data") + 1] == preprocess[preprocess.index("--out") + 1]
 
     def test_checkpoints_are_not_on_the_disk_of_the_output(
         self, job: NotebookSession, commands: list, root: Path

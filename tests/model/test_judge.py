@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from kit.cli.main import main
 from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
-from kit.errors import BackboneError, RecipeError, RunError
+from kit.errors import BackboneError, DataError, RecipeError, RunError
 from kit.export import HEAD_FILE, export_run
 from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import local_backbone, resolve_backbone
@@ -245,6 +245,13 @@ def test_a_frozen_base_is_read_once_and_only_the_head_is_kept(
     monkeypatch.setattr("kit.model.states._compute_vectors", refuse)
     second = train_run(judge_base, data, tmp_path, *FROZEN, f"model.shape={shape}", "train.seed=3")
     assert second.fold(HOLDOUT).metrics["steps"] == 6
+
+    # Vectors that have changed since are not trained on.
+    copy = shutil.copytree(data, tmp_path / "copy")
+    for file in copy.glob("cache/vectors-*/vectors.npy"):
+        file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(DataError, match=r"vectors\.npy is missing or has changed"):
+        train_run(judge_base, copy, tmp_path, *FROZEN, f"model.shape={shape}", "train.seed=4")
 
 
 def test_an_encoder_can_be_frozen_too(fixed_backbone: Path, data: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ import pytest
 from made_runs import make_run
 from scipy.stats import binomtest
 
+from kit.baselines.models import baseline_run_name
 from kit.baselines.run import run_baseline
 from kit.data.dataset import Dataset
 from kit.ensembling.blend import Blend, write_blend
@@ -136,7 +137,7 @@ def test_constants_and_blends_do_not_choose_the_disputed_rows(processed: Dataset
     alone = build_report(runs, processed.folder)
     report = build_report([*runs, *constants], processed.folder, blends=[tmp_path / "b.json"])
     assert ranking(report) == ranking(alone)
-    assert {"baseline-uniform", "b"} <= set(report.disagreements[0].probabilities)
+    assert {baseline_run_name("uniform"), "b"} <= set(report.disagreements[0].probabilities)
     assert not ranking(build_report([runs[0], *constants], processed.folder))
 
 

@@ -6,11 +6,16 @@ The Markdown form is checked against the page.
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +55,7 @@ SECTIONS = (
     "Worst rows of the best model",
     "Where models disagree most",
 )
+ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"[+\u2212]?\d[\d,]*\.\d+")
 
 
@@ -304,6 +310,12 @@ def test_the_same_report_gives_the_same_bytes(report: Report, html: str, markdow
     assert render_markdown(again) == markdown
 
 
+def test_settings_of_matplotlib_do_not_reach_the_page(report: Report, html: str):
+    settings: dict[Any, Any] = {"font.size": 20, "axes.grid": True, "svg.fonttype": "path"}
+    with matplotlib.rc_context(settings):
+        assert render_html(report) == html
+
+
 def test_a_notebook_shows_the_page_in_a_frame_of_its_own(report: Report, html: str):
     shown = Page(report._repr_html_())
     ((tag, attributes),) = shown.tags  # one element, so that no style reaches the notebook
@@ -356,3 +368,35 @@ def test_long_texts_are_folded(page: Page):
     # Beside texts, the two tables of numbers behind figures are folded.
     assert folded > 2
     assert "second turn second turn" in page.text
+
+
+def test_a_page_is_drawn_whatever_backend_the_shell_names(hostile: Dataset, tmp_path: Path):
+    raw = hostile.folder.parent / "raw"
+    prior = pd.read_csv(raw / "sample_submission.csv")
+    prior.to_csv(tmp_path / "prior.csv", index=False)
+    arguments = ["--frame", "prior=prior.csv", "--truth", str(raw / "truth.csv")]
+    done = subprocess.run(
+        [sys.executable, "-m", "kit", "report", *arguments, "-o", "page.html"],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "nope", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("named", "kept"), [("nope", False), ("svg", True), ("", False)])
+def test_a_backend_that_matplotlib_knows_is_kept_for_the_users_figures(named: str, kept: bool):
+    code = (
+        "from kit.plotting import ignore_backend\n"
+        "with ignore_backend():\n"
+        "    import matplotlib\n"
+        "import os\n"
+        "print(matplotlib.get_backend(auto_select=False), os.environ['MPLBACKEND'])"
+    )
+    environment = {**os.environ, "MPLBACKEND": named, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.rstrip("\n") == f"{named if kept else None} {named}"

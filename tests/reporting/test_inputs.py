@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from made_runs import make_run
 
 import kit
+from kit.baselines.models import baseline_run_name
 from kit.baselines.run import run_baseline
 from kit.cli.main import main
 from kit.data.dataset import Dataset, open_dataset
@@ -35,10 +36,19 @@ def test_a_baseline_run_replaces_its_reference(processed: Dataset, raw: Path, tm
         report = build_report(runs, processed.folder, truth=raw / "truth.csv")
         return [line.name for line in report.comparison.lines if line.name != "Bayes floor"]
 
-    assert names(trained, uniform, prior) == [trained.name, "baseline-uniform", "baseline-prior"]
-    assert names(prior) == ["uniform", "baseline-prior"]
+    assert names(trained, uniform, prior) == [
+        trained.name,
+        baseline_run_name("uniform"),
+        baseline_run_name("prior"),
+    ]
+    assert names(prior) == ["uniform", baseline_run_name("prior")]
     (uniform / "test.csv").unlink()
-    assert names(trained, uniform) == ["uniform", "class prior", trained.name, "baseline-uniform"]
+    assert names(trained, uniform) == [
+        "uniform",
+        "class prior",
+        trained.name,
+        baseline_run_name("uniform"),
+    ]
 
 
 def test_the_main_rows_are_those_of_most_models(processed: Dataset, raw: Path, tmp_path: Path):

@@ -102,6 +102,54 @@ def test_a_device_or_pipe_is_not_replaced(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "dev/stdout").is_symlink()
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path, exists: bool):
+    target = tmp_path / "far" / "result.csv"
+    target.parent.mkdir()
+    if exists:
+        target.write_text("old")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near/other.csv").symlink_to("../far/result.csv")
+    link = tmp_path / "link.csv"
+    link.symlink_to("near/other.csv")
+
+    require_writable(link)
+    with atomic_file(link) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent.resolve() == target.parent
+
+    assert target.read_text() == "new"
+    assert link.readlink() == Path("near/other.csv")
+    assert names_in(target.parent) == ["result.csv"]
+
+
+def test_a_link_to_a_folder_stays_and_its_target_is_replaced(tmp_path: Path):
+    target = tmp_path / "far"
+    target.mkdir()
+    (target / "old").touch()
+    (tmp_path / "link").symlink_to(target)
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "new").touch()
+    assert names_in(target) == ["new"]
+    assert names_in(tmp_path) == ["far", "link", "new"]
+
+
+def test_a_link_that_cannot_be_followed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "stored").write_text("old")
+    (tmp_path / "link").symlink_to("stored")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    for name, message in (("loop", "leads to itself"), ("folder", "folder is a directory")):
+        with pytest.raises(KitError, match=message):
+            write_text(tmp_path / name, "new")
+
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "stored")
+    for write in (require_writable, lambda path: write_text(path, "new")):
+        with pytest.raises(KitError, match=r"link links to .*stored, which is read-only"):
+            write(tmp_path / "link")
+    assert (tmp_path / "stored").read_text() == "old"
+
+
 def test_what_cannot_be_written_is_known_before_it_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

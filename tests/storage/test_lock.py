@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from quick_recipe import QUICK
 
+from kit.baselines.models import baseline_run_name
 from kit.baselines.run import run_baseline
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
@@ -191,7 +192,7 @@ def test_two_trainings_of_one_fold_exclude_each_other(data: Path, tmp_path: Path
 
 def test_two_baselines_of_one_name_exclude_each_other(data: Path, tmp_path: Path):
     with (
-        holder(tmp_path / "baseline-uniform") as process,
+        holder(tmp_path / baseline_run_name("uniform")) as process,
         pytest.raises(HeldError, match=in_use_by(process)),
     ):
         run_baseline("uniform", data, tmp_path)

@@ -57,6 +57,11 @@ def test_a_part_that_is_not_finished_is_the_state(runs: Path):
     assert line.state == "stopped in fold1"
     assert line.oof is None
 
+    (run / "fold2" / "metrics.json").unlink()
+    (run / "fold2" / "collapsed.json").write_text('{"why": "the training collapsed"}')
+    (line,) = list_runs(runs, conditions=["state~collapsed"])
+    assert line.state == "stopped in fold1, collapsed in fold2"
+
     hold(run, "fold1", os.getpid())
     assert list_runs(runs, conditions=["state~training"])[0].state == "training fold1"
 

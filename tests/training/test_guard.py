@@ -23,6 +23,7 @@ from kit.errors import CollapseError, RunError
 from kit.evaluation.metrics import class_prior, log_loss
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import TrainSpec
+from kit.tracking.listing import list_runs
 from kit.training.callbacks import TrainingProgress
 from kit.training.guard import CollapseGuard, GradientGuard, suggest_changes
 from kit.training.optim import Schedule, make_optimizer
@@ -266,14 +267,26 @@ def test_a_collapse_is_an_error_that_loses_nothing(data: Path, tmp_path: Path):
     with pytest.raises(CollapseError):
         train_recipe(recipe, data, tmp_path)
     assert list((tmp_path / recipe.run_name / "holdout/checkpoints").iterdir())
+    assert list_runs(tmp_path)[0].state == "collapsed in holdout"
     with pytest.raises(RunError, match="unfinished"):
         train_recipe(recipe, data, tmp_path, restarts=2)
 
     # A resume does not slip past the guard, unless the guard is off.
     with pytest.raises(CollapseError):
         train_recipe(recipe, data, tmp_path, resume=True)
+    assert list_runs(tmp_path)[0].state == "collapsed in holdout"
+
+    # One that is interrupted afterwards is a training that was stopped.
+    def interrupt(_: TrainingProgress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, data, tmp_path, resume=True, guard=False, listen=interrupt)
+    assert list_runs(tmp_path)[0].state == "stopped in holdout"
+
     metrics = train_recipe(recipe, data, tmp_path, resume=True, guard=False)["parts"]["holdout"]
     assert metrics["steps"] == 8
+    assert list_runs(tmp_path)[0].state == "finished"
     assert metrics["restarts"] == []
     assert metrics["lr"] == recipe.train.lr
 

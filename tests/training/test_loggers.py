@@ -138,6 +138,33 @@ def test_a_logger_that_cannot_begin_is_one_message_and_ends_the_others(
     assert calls[-1][0] == "wandb.finish"
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_logger_that_cannot_begin_leaves_no_empty_run_and_no_checkpoints_elsewhere(
+    data: Path, tmp_path: Path
+):
+    def fail(**_: Any) -> None:
+        raise RuntimeError("connection refused")
+
+    recipe = load_recipe("tiny-electra", SHORT)
+    begin = sys.modules["wandb"].init
+    sys.modules["wandb"].init = fail
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(RunError, match="connection refused"):
+        train_recipe(
+            recipe, data, tmp_path / "runs", report_to="wandb", scratch=tmp_path / "scratch"
+        )
+    assert not list((tmp_path / "runs").iterdir())
+    assert not list((tmp_path / "scratch").iterdir())
+
+    # A run that is not this command's beginning stays.
+    sys.modules["wandb"].init = begin
+    run = Path(train_recipe(recipe, data, tmp_path / "runs", report_to="wandb")["run"])
+    sys.modules["wandb"].init = fail
+    with pytest.raises(RunError, match="connection refused"):
+        train_recipe(recipe, data, tmp_path / "runs", "0", report_to="wandb")
+    assert (run / "holdout/metrics.json").is_file()
+
+
 def test_tensorboard_can_read_the_files(data: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -141,7 +141,11 @@ def test_all_folds_give_out_of_fold_predictions_of_every_row(
     assert "oof" not in single
     assert set(single["parts"]) == {"fold1"}
 
-    result = train_recipe(recipe, data, tmp_path, "all")
+    said: list[str] = []
+    result = train_recipe(recipe, data, tmp_path, "all", say=said.append)
+    # What is the same for all folds is said once.
+    for message in (result["parts"]["fold0"]["device"], "rows encoded"):
+        assert sum(message in line for line in said) == 1
     oof = read_predictions(Run.open(result["run"]).oof_path)
     assert sorted(oof[ID]) == sorted(processed.train()[ID].to_pylist())
 

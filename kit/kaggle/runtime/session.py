@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ USED_PACKAGES = (
 # Logged with them: peft is needed by recipes with adapters only, and an old torchao breaks peft;
 # lightgbm is needed by boosted trees only.
 OPTIONAL_PACKAGES = ("peft", "torchao", "lightgbm", "kaggle", "kagglesdk")
+
+# The classical model that needs LightGBM.
+BOOSTED = "boosted"
 
 # PyTorch's allocator then grows blocks where they are, which leaves less memory unusable between
 # batches of different lengths. Older versions of torch know only the second name.
@@ -94,7 +97,7 @@ class NotebookSession:
 
     def _check_versions(self) -> None:
         """Compare the packages that the job imports with the ranges of kit's own metadata."""
-        problems = find_unsupported_versions(with_adapters=self._needs_adapters())
+        problems = find_unsupported_versions(self._needed_extras())
         if not problems:
             return
 
@@ -107,10 +110,22 @@ class NotebookSession:
             raise RuntimeError(text)
         log_warning(text)
 
-    def _needs_adapters(self) -> bool:
-        """Whether the job trains low-rank adapters, which needs peft."""
+    def _needed_extras(self) -> set[str]:
+        """Return which of `OPTIONAL_PACKAGES` this job needs: for adapters, for boosted trees."""
         recipe = tomllib.loads(self.job.get("recipe", ""))
-        return bool(recipe.get("train", {}).get("lora_rank"))
+        needed = {"peft"} if recipe.get("train", {}).get("lora_rank") else set()
+        if BOOSTED in (self.job.get("baseline"), *self._mounted_baselines()):
+            needed.add("lightgbm")
+        return needed
+
+    def _mounted_baselines(self) -> set[str]:
+        """Return the names of the classical models among the mounted runs."""
+        names = set()
+        for origin in _find_files(ORIGIN_FILE, self.input_folder):
+            # A damaged run is reported where it is used.
+            with contextlib.suppress(ValueError, AttributeError, OSError):
+                names.add(json.loads(origin.read_text(encoding="utf-8")).get("baseline"))
+        return names
 
     @property
     def input_folder(self) -> Path:
@@ -326,11 +341,11 @@ def log_warning(text: str) -> None:
     print(f"\n{frame}\nkit | {text}\n{frame}\n", flush=True)
 
 
-def find_unsupported_versions(with_adapters: bool = False) -> list[str]:
+def find_unsupported_versions(optional: Collection[str] = ()) -> list[str]:
     """Return what is wrong with Python and `USED_PACKAGES`, by the ranges of kit's metadata.
 
     Args:
-        with_adapters: also check peft.
+        optional: which of `OPTIONAL_PACKAGES` are used, too.
     """
     try:
         from packaging.requirements import Requirement
@@ -349,8 +364,8 @@ def find_unsupported_versions(with_adapters: bool = False) -> list[str]:
     if not SpecifierSet(python_range).contains(platform.python_version(), prereleases=True):
         problems.append(f"Python {platform.python_version()} (needs {python_range})")
 
-    used = {name.replace("_", "-") for name in USED_PACKAGES} | {"peft"}
-    extra = {"extra": "lora" if with_adapters else ""}
+    used = {name.replace("_", "-") for name in (*USED_PACKAGES, *optional)}
+    extra = {"extra": "lora" if "peft" in optional else ""}
     for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or []):
         applies = requirement.marker is None or requirement.marker.evaluate(extra)
         if not applies or requirement.name.replace("_", "-").lower() not in used:

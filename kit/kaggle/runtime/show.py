@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.kaggle.runtime.session import log_line
+from kit.plotting import ignore_backend
 
 
 def show_results(working: Path) -> None:
@@ -39,7 +40,9 @@ def _show_training(parts: list[Path]) -> None:
         if oof := summary.get("oof"):
             rows.append({"part": "out-of-fold"} | {k: oof[k] for k in ("log_loss", "accuracy")})
     _show(pd.DataFrame(rows).set_index("part").round(4))
-    _show(_draw_curves(parts))
+    # A classical model has no learning curve.
+    if curves := [part for part in parts if (part / "trainer_state.json").is_file()]:
+        _show(_draw_curves(curves))
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Picture:
 
 def _draw_curves(parts: list[Path]) -> Picture:
     """Draw the losses of every part by epoch."""
-    from matplotlib.figure import Figure
+    with ignore_backend():
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,7 @@
-"""Train on Kaggle: prepare the rows, then run `kit train` on every GPU within the time budget."""
+"""Train on Kaggle: prepare the rows, then run `kit train` on every GPU within the time budget.
+
+A classical model is fitted by `kit baseline` instead.
+"""
 
 import shutil
 import tempfile
@@ -18,7 +21,8 @@ def run_training(session: NotebookSession) -> None:
     Raises:
         RuntimeError: not every fold was trained; the notebook then ends as failed.
     """
-    processes = max(1, session.gpu_count())
+    # A classical model is fitted by one process, on the CPU.
+    processes = 1 if "baseline" in session.job else max(1, session.gpu_count())
     raw = session.competition_file(TRAIN_FILE).parent
     runs = session.working_folder / "runs"
     with tempfile.TemporaryDirectory(prefix="kit-train-", ignore_cleanup_errors=True) as scratch:
@@ -49,11 +53,10 @@ def _train_folds(
 ) -> int:
     """Prepare the rows in `scratch` and train on them; return the exit code of `kit train`."""
     data = scratch / "data"
-    recipe = scratch / "recipe.toml"
-    recipe.write_text(session.job["recipe"], encoding="utf-8")
+    baseline = session.job.get("baseline")
 
     # Before the rows are prepared, since a missing model is known at once.
-    environment = _use_mounted_weights(session, scratch)
+    environment = {} if baseline else _use_mounted_weights(session, scratch)
 
     options = [f"--{name}={value}" for name, value in session.job["preprocess"].items()]
     preprocess = ["preprocess", "--raw", raw, "--out", data, *options]
@@ -62,6 +65,12 @@ def _train_folds(
 
     # `kit train` keeps to --max-hours by itself. The signal comes later, only if it does not.
     budget = session.seconds_left() - RESERVE_S
+    if baseline:
+        fitting = ["baseline", baseline, "--fold", session.job["fold"]]
+        return session.run_kit([*fitting, "--data", data, "--runs", runs], processes, budget)
+
+    recipe = scratch / "recipe.toml"
+    recipe.write_text(session.job["recipe"], encoding="utf-8")
     training = ["train", "--recipe", recipe, "--fold", session.job["fold"]]
     training += ["--max-hours", f"{budget / 3600:.3f}"]
     if session.job.get("restarts"):
