@@ -1,7 +1,7 @@
 """Load recipes: shipped ones by name or the user's TOML files, with overrides, every value checked.
 
-Use `load_recipe`, or `choose_recipe` for what a command line asks for. `parse_override` and
-`check_value` are for single keys.
+Use `load_recipe`, or `choose_recipe` for what a command line asks for. `change_recipe`
+changes one that is loaded; `parse_override` and `check_value` are for single keys.
 """
 
 import dataclasses
@@ -85,6 +85,20 @@ def load_recipe(
         suffix = folder.resolve().name if folder.is_dir() else folder.name
         values["name"] = suffix if path.stem in GENERAL else f"{values['name']}-{suffix}"
 
+    return _change_values(values, overrides, str(path))
+
+
+def change_recipe(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """Return a recipe with some keys changed, as `--set` changes them.
+
+    Raises:
+        RecipeError: a key, type or value is wrong, or the values cannot be combined.
+    """
+    return _change_values(dataclasses.asdict(recipe), overrides, recipe.name)
+
+
+def _change_values(values: dict[str, Any], overrides: Iterable[str], source: str) -> Recipe:
+    """Return the Recipe of plain values after some of them are changed, and all are checked."""
     # The overrides are also kept by themselves, to refuse some that would have no effect.
     changes: dict[str, Any] = {}
     for override in overrides:
@@ -94,11 +108,11 @@ def load_recipe(
 
     if "backbone" not in values:
         raise RecipeError(
-            f"{path} names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
+            f"{source} names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
         )
     values["backbone"] = SHORT_NAMES.get(str(values["backbone"]), values["backbone"])
-    recipe = _build_recipe(values, str(path))
-    _check_combinations(recipe, changes, str(path))
+    recipe = _build_recipe(values, source)
+    _check_combinations(recipe, changes, source)
     return recipe
 
 

@@ -1,4 +1,7 @@
-"""Rank the points of a sweep by their mean loss over seeds. Use `rank_points`."""
+"""Rank the points of a sweep by their mean loss over seeds. Use `rank_points`.
+
+The loss of a run is the one that `kit runs` shows, of the validation rows and not calibrated.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError
+from kit.run import Run, parse_folds
 from kit.storage.lock import lock_holder
-from kit.sweeps.run import point_losses
 from kit.sweeps.study import FINISHED, UNFINISHED, SweepStudy, SweepTrial, explain_database
 from kit.sweeps.sweep import Sweep
+from kit.tracking.listing import mean_loss
 
 LEVEL = 0.95
 
@@ -73,6 +77,31 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1))
     half /= len(values) ** 0.5
     return mean - half, mean + half
+
+
+def point_losses(sweep: Sweep, point: Mapping[str, Any], runs: Path) -> list[float | None]:
+    """Return the log loss of each seed's run, None where it is not finished.
+
+    Raises:
+        RunError: a run is damaged.
+    """
+    losses = []
+    for seed in range(sweep.definition.seeds):
+        run = Run(runs / sweep.recipe(point, seed).run_name)
+        losses.append(run_loss(run, sweep.definition.fold))
+    return losses
+
+
+def run_loss(run: Run, fold: str) -> float | None:
+    """Return the log loss of a run over the rows of its folds, None if one is not finished.
+
+    Raises:
+        RunError: the run is damaged.
+    """
+    if not run.origin_path.is_file():
+        return None
+    parts = [run.fold(number) for number in parse_folds(fold, run.option("folds", int))]
+    return mean_loss(parts) if all(part.is_finished for part in parts) else None
 
 
 def _describe_point(sweep: Sweep, trial: SweepTrial, runs: Path, busy: bool) -> RankedPoint:

@@ -3,10 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 from kit.costs.steps import training_steps
 from kit.data.dataset import open_dataset
@@ -17,6 +16,7 @@ from kit.recipe.spec import Recipe
 from kit.run import FoldDir, Run, parse_folds
 from kit.storage.atomic import read_text_file
 from kit.storage.lock import hold_lock
+from kit.sweeps.ranking import run_loss
 from kit.sweeps.space import describe_point
 from kit.sweeps.study import (
     COLLAPSED,
@@ -28,7 +28,6 @@ from kit.sweeps.study import (
     require_optuna,
 )
 from kit.sweeps.sweep import Sweep
-from kit.tracking.listing import mean_loss
 from kit.training.callbacks import TrainingProgress
 from kit.training.checkpoints import CHECKPOINTS, remove_checkpoints
 from kit.training.train import train_recipe
@@ -108,19 +107,6 @@ def run_sweep(
                 break
             free_after_failure()
         _require_a_result(study.trials())
-
-
-def point_losses(sweep: Sweep, point: Mapping[str, Any], runs: Path) -> list[float | None]:
-    """Return the log loss of each seed's run, None where it is not finished.
-
-    Raises:
-        RunError: a run is damaged.
-    """
-    losses = []
-    for seed in range(sweep.definition.seeds):
-        run = Run(runs / sweep.recipe(point, seed).run_name)
-        losses.append(_run_loss(run, sweep.definition.fold))
-    return losses
 
 
 def _say_out_of_time(say: Callable[[str], None]) -> None:
@@ -204,7 +190,7 @@ def _train_seeds(
         report = _evaluation_reporter(study, trial, recipe, data, run, fold) if seed == 0 else None
         with display(label) as show:
             _train(recipe, data, runs, fold, deadline, report, show, say)
-        loss = _run_loss(run, fold)
+        loss = run_loss(run, fold)
         if loss is None:
             raise RunError(f"{run.path} is not finished", "Run the same command again.")
         losses.append(loss)
@@ -280,17 +266,6 @@ def _read_evaluations(folder: FoldDir) -> list[tuple[int, float]]:
     # Without it the point is compared with others by its final loss only.
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _run_loss(run: Run, fold: str) -> float | None:
-    """Return the log loss of a run over the rows of its folds, None if one is not finished.
-
-    It is not calibrated, and the same that `kit runs` shows.
-    """
-    if not run.origin_path.is_file():
-        return None
-    parts = [run.fold(number) for number in parse_folds(fold, run.option("folds", int))]
-    return mean_loss(parts) if all(part.is_finished for part in parts) else None
 
 
 def _give_up_runs(sweep: Sweep, trial: SweepTrial, runs: Path, state: str, why: str) -> None:

@@ -17,7 +17,7 @@ from shlex import quote
 from typing import Any
 
 from kit.errors import KitError, RecipeError
-from kit.recipe.load import choose_recipe, is_hub_id, load_recipe
+from kit.recipe.load import change_recipe, choose_recipe, is_hub_id, load_recipe
 from kit.recipe.spec import KEYS, Recipe
 from kit.storage.atomic import read_text_file, write_json, write_text
 from kit.sweeps.space import Point, SweptKey, as_overrides, format_value, parse_key
@@ -163,7 +163,7 @@ class Sweep:
         """
         first = self.definition.recipe.train.seed
         changes = [*as_overrides(point), f"train.seed={(first + seed) % 2**32}"]
-        return load_recipe(self.path / _RECIPE_FILE, changes)
+        return change_recipe(self.definition.recipe, changes)
 
 
 def choose_base(requested: str, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
