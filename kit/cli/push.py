@@ -54,6 +54,7 @@ folder_option = click.option(
 
 
 def session_hours(default: float, maximum: float) -> Any:
+    """Return the option --max-hours of a kernel's run."""
     hours = click.FloatRange(0, maximum, min_open=True)
     return click.option(
         "--max-hours", type=hours, default=default, show_default=True, help="The run's time budget."

@@ -256,7 +256,7 @@ def push_command(
 @options.runs
 @options.wide
 @options.as_json
-def show_command(name: str | None, sweeps: Path, runs: Path, as_json: bool) -> None:
+def show_sweep_command(name: str | None, sweeps: Path, runs: Path, as_json: bool) -> None:
     """Rank the points of a sweep by their mean log loss over seeds.
 
     NAME is a folder, a name in --sweeps, or a part of one; without it, all sweeps are listed where
@@ -329,7 +329,7 @@ def _print_sweep(sweep: "Sweep", runs: Path, as_json: bool) -> None:
     if as_json:
         return output.print_json(_as_dict(sweep, runs))
     from kit.sweeps.ranking import rank_points
-    from kit.sweeps.space import format_value
+    from kit.sweeps.space import value_text
     from kit.sweeps.study import FINISHED
 
     definition = sweep.definition
@@ -340,7 +340,7 @@ def _print_sweep(sweep: "Sweep", runs: Path, as_json: bool) -> None:
             each.trial,
             each.mean,
             "" if each.low is None else f"[{each.low:.4f}, {each.high:.4f}]",
-            *(format_value(each.point[name]) if name in each.point else "" for name in names),
+            *(value_text(each.point[name]) if name in each.point else "" for name in names),
             each.state,
             f"{each.minutes:.1f}",
             " ".join(each.runs),
@@ -364,9 +364,9 @@ def _print_sweep(sweep: "Sweep", runs: Path, as_json: bool) -> None:
 
 def _train_command(sweep: "Sweep", best: "RankedPoint") -> str:
     """Return the command that trains a point, without its folds."""
-    from kit.sweeps.space import format_value
+    from kit.sweeps.space import value_text
 
-    keys = (f"--set {quote(f'{n}={format_value(v)}')}" for n, v in best.point.items())
+    keys = (f"--set {quote(f'{n}={value_text(v)}')}" for n, v in best.point.items())
     return " ".join([sweep.definition.command, *keys])
 
 

@@ -196,8 +196,8 @@ def _train_seeds(
         losses.append(loss)
 
         mean = sum(losses) / len(losses)
-        worse = study.report(trial.number, SEED_STEP * len(losses), mean)
-        if worse and len(losses) < seeds:
+        study.report(trial.number, SEED_STEP * len(losses), mean)
+        if len(losses) < seeds and study.is_worse(losses):
             raise _PrunedError(
                 f"mean log loss {mean:.4f} after {len(losses)} of {seeds} seeds, worse than the "
                 "median of the points before it"

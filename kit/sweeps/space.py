@@ -55,13 +55,13 @@ class SweptKey:
     def text(self) -> str:
         """The key as `--key` takes it, written in one way only."""
         if self.choices:
-            return f"{self.name}={','.join(map(format_value, self.choices))}"
+            return f"{self.name}={','.join(map(value_text, self.choices))}"
         if self.log:
             how = ":log"
         else:
             every = self.step is None or (self.whole and self.step == 1)
-            how = "" if every else f":{format_value(self.step)}"
-        return f"{self.name}={format_value(self.low)}..{format_value(self.high)}{how}"
+            how = "" if every else f":{value_text(self.step)}"
+        return f"{self.name}={value_text(self.low)}..{value_text(self.high)}{how}"
 
     @property
     def size(self) -> float:
@@ -168,7 +168,7 @@ def parse_key(text: str) -> SweptKey:
     return _parse_range(key, text, *match.groups()) if match else _parse_choices(key, text, values)
 
 
-def format_value(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a value as `--set` takes it, with all its digits."""
     return json.dumps(value).strip('"')
 
@@ -180,7 +180,7 @@ def as_overrides(point: Point) -> list[str]:
 
 def describe_point(point: Point) -> str:
     """Return a point in one line, such as "lr=3.2e-05 head=fusion"."""
-    return " ".join(f"{n.rpartition('.')[2]}={format_value(v)}" for n, v in point.items())
+    return " ".join(f"{n.rpartition('.')[2]}={value_text(v)}" for n, v in point.items())
 
 
 def space_size(keys: Sequence[SweptKey]) -> float:
@@ -230,7 +230,7 @@ def _parse_range(
     whole = key.kind is int
     if low >= high:
         raise RecipeError(
-            f"--key {text!r}: {format_value(low)} is not below {format_value(high)}", _EXAMPLES
+            f"--key {text!r}: {value_text(low)} is not below {value_text(high)}", _EXAMPLES
         )
 
     if how == "log":
@@ -252,7 +252,7 @@ def _parse_range(
         raise RecipeError(
             f"--key {text!r}: {how!r} is neither `log` nor a step within the range",
             f"A step is {kind}: --key {key.name}={low_text}..{high_text}:"
-            f"{format_value((high - low) // 2 or 1) if whole else f'{(high - low) / 4:g}'}",
+            f"{value_text((high - low) // 2 or 1) if whole else f'{(high - low) / 4:g}'}",
         )
 
     # The last step may end below the upper end; a share of it is rounding.

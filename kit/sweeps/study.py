@@ -1,16 +1,16 @@
 """Keep a sweep's trials in Optuna's database, and draw points from it. Use `SweepStudy`.
 
 Its sampler is the Tree-structured Parzen Estimator (Bergstra et al. 2011). It is made anew for each
-trial, with a seed of the trial's number: a sweep that was interrupted then draws the same points as
+value, with a seed of the trial's number: a sweep that was interrupted then draws the same points as
 one that was not.
 """
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,11 +110,13 @@ class SweepStudy:
 
             self.keys = sweep.definition.keys
             self.sampler_seed = sweep.definition.sampler_seed
+            self.prune = sweep.definition.prune
             self.optuna = optuna
-            startup = FINISHED_BEFORE_PRUNING
+            self._handles: dict[int, optuna.trial.Trial] = {}
+            self._reported: dict[int, set[int]] = {}
             pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-            if sweep.definition.prune:
-                pruner = optuna.pruners.MedianPruner(startup, FIRST_PRUNED_STEP)
+            if self.prune:
+                pruner = optuna.pruners.MedianPruner(FINISHED_BEFORE_PRUNING, FIRST_PRUNED_STEP)
             self.study = optuna.create_study(
                 storage=optuna.storages.RDBStorage(f"sqlite:///{sweep.database.absolute()}"),
                 study_name=_STUDY,
@@ -169,12 +171,25 @@ class SweepStudy:
         """Take a loss to compare with those of other trials at this step.
 
         Returns:
-            Whether it is worse than their median, so that the trial should be pruned.
+            Whether the best one so far is worse than the median of the finished trials at this
+            step, so that the trial should be pruned.
         """
         handle = self._handle(number)
-        if step not in self.trials()[number].reported:
+        if step not in self._reported[number]:
+            self._reported[number].add(step)
             handle.report(loss, step)
         return handle.should_prune()
+
+    def is_worse(self, losses: Sequence[float]) -> bool:
+        """Whether the mean loss of a trial's first seeds is worse than the median of the others'.
+
+        Optuna's own rule compares the lowest loss of all steps, which is not the mean's.
+        """
+        count = len(losses)
+        finished = [trial.losses[:count] for trial in self.trials() if trial.state == FINISHED]
+        if not self.prune or len(finished) < FINISHED_BEFORE_PRUNING:
+            return False
+        return mean(losses) > median(mean(others) for others in finished)
 
     def add_seconds(self, number: int, seconds: float) -> None:
         """Add to the time that an unfinished trial has taken."""
@@ -201,19 +216,22 @@ class SweepStudy:
 
     def _complete(self, number: int) -> SweepTrial:
         """Draw those values of a trial that it lacks, and return it."""
-        seeds = np.random.SeedSequence([self.sampler_seed, number])
-        self.study.sampler = self.optuna.samplers.TPESampler(
-            n_startup_trials=RANDOM_POINTS, seed=int(seeds.generate_state(1)[0])
-        )
         handle = self._handle(number)
-        for key in self.keys:
+        for place, key in enumerate(self.keys):
+            seeds = np.random.SeedSequence([self.sampler_seed, number, place])
+            self.study.sampler = self.optuna.samplers.TPESampler(
+                n_startup_trials=RANDOM_POINTS, seed=int(seeds.generate_state(1)[0])
+            )
             key.draw(handle)
         return self.trials()[number]
 
     def _handle(self, number: int) -> "optuna.trial.Trial":
         """Return what changes a trial, also one that another process began."""
-        known = self.study.get_trials(deepcopy=False)[number]
-        return self.optuna.trial.Trial(self.study, known._trial_id)
+        if number not in self._handles:
+            known = self.study.get_trials(deepcopy=False)[number]
+            self._handles[number] = self.optuna.trial.Trial(self.study, known._trial_id)
+            self._reported[number] = set(known.intermediate_values)
+        return self._handles[number]
 
     def _describe(self, trial: "optuna.trial.FrozenTrial") -> SweepTrial:
         states = self.optuna.trial.TrialState

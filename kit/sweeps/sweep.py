@@ -20,7 +20,7 @@ from kit.errors import KitError, RecipeError
 from kit.recipe.load import change_recipe, choose_recipe, is_hub_id, load_recipe
 from kit.recipe.spec import KEYS, Recipe
 from kit.storage.atomic import read_text_file, write_json, write_text
-from kit.sweeps.space import Point, SweptKey, as_overrides, format_value, parse_key
+from kit.sweeps.space import Point, SweptKey, as_overrides, parse_key, value_text
 
 DEFINITION_FILE = "sweep.json"
 _RECIPE_FILE = "recipe.toml"
@@ -68,7 +68,7 @@ class SweepDefinition:
         plain = asdict(self.recipe)
         for name in ("name", "backbone", *KEYS):
             section, _, key = name.partition(".")
-            values[name] = format_value(plain[section][key] if key else plain[section])
+            values[name] = value_text(plain[section][key] if key else plain[section])
         return values
 
     def _settings(self) -> dict[str, Any]:
@@ -222,4 +222,4 @@ def _join(names: Iterable[str]) -> str:
 
 
 def _in_words(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else format_value(value)
+    return " ".join(value) if isinstance(value, list) else value_text(value)
