@@ -69,8 +69,8 @@ def test_an_interrupted_sweep_is_continued_and_ranked(
     assert "trial 1: pruned, log loss" in done.stderr
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    rows = [line.split() for line in lines if line.endswith(("finished", "pruned"))]
-    assert [(row[0], row[-2], row[-1]) for row in rows] == [
+    rows = [line.split() for line in lines if "finished" in line or "pruned" in line]
+    assert [(row[0], row[-3], row[-2]) for row in rows] == [
         ("0", "0.001", "finished"),
         ("1", "1e-09", "pruned"),
     ]
