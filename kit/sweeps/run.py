@@ -92,13 +92,13 @@ def run_sweep(
         study.recover()
         while True:
             trial = study.unfinished()
+            if trial is None and study.is_complete(trials):
+                break
             left = study.typical_seconds() - (trial.seconds if trial else 0.0)
             if time.monotonic() + max(0.0, left) >= deadline:
                 _say_out_of_time(say)
                 break
             trial = trial or study.draw(trials)
-            if trial is None:
-                break
             say(f"trial {trial.number}: {describe_point(trial.point)}")
             try:
                 _run_trial(sweep, study, trial, data, runs, deadline, display, say)
@@ -114,8 +114,8 @@ def _say_out_of_time(say: Callable[[str], None]) -> None:
 
 
 def _require_a_result(trials: list[SweepTrial]) -> None:
-    """Raise KitError if points were tried, and each failed."""
-    failed = [trial for trial in trials if trial.state == FAILED]
+    """Raise KitError if points were tried, and each failed or collapsed."""
+    failed = [trial for trial in trials if trial.state in (FAILED, COLLAPSED)]
     if failed and len(failed) == len(trials):
         raise KitError(
             f"none of {len(trials)} points could be trained. The last one: {failed[-1].why}",

@@ -145,22 +145,19 @@ class SweepStudy:
         times = [trial.seconds for trial in self.trials() if trial.state == FINISHED]
         return median(times) if times else 0.0
 
-    def draw(self, limit: int) -> SweepTrial | None:
-        """Begin a trial, and return it; None if `limit` trials or all points have been begun.
+    def is_complete(self, limit: int) -> bool:
+        """Whether `limit` trials, or all points of a smaller space, have been begun."""
+        trials = self.trials()
+        whole = space_size(self.keys) <= limit and self._untried(trials) is None
+        return whole or len(trials) >= limit
+
+    def draw(self, limit: int) -> SweepTrial:
+        """Begin a trial, and return it.
 
         Where the space has no more than `limit` points, they are tried one after the other.
         """
-        trials = self.trials()
-        if len(trials) >= limit:
-            return None
-        if space_size(self.keys) <= limit:
-            tried = [trial.point for trial in trials]
-            left = next((point for point in grid_points(self.keys) if point not in tried), None)
-            if left is None:
-                return None
-            return self.begin(left)
-
-        return self._ask()
+        point = self._untried(self.trials()) if space_size(self.keys) <= limit else None
+        return self._ask() if point is None else self.begin(point)
 
     def begin(self, point: Mapping[str, Any]) -> SweepTrial:
         """Begin a trial of a given point."""
@@ -209,6 +206,11 @@ class SweepStudy:
         states = self.optuna.trial.TrialState
         # What the sampler learns from a pruned trial is how soon it ended, and its last loss.
         self.study.tell(number, state=states.FAIL if state == FAILED else states.PRUNED)
+
+    def _untried(self, trials: Sequence[SweepTrial]) -> dict[str, Any] | None:
+        """Return a point of a finite space that no trial has, None if there is none."""
+        tried = [trial.point for trial in trials]
+        return next((point for point in grid_points(self.keys) if point not in tried), None)
 
     def _ask(self) -> SweepTrial:
         """Begin the next trial of the queue, or one that the sampler draws."""

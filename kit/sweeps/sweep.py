@@ -10,6 +10,7 @@ not, so that a sweep can go on. The runs are where all runs are.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,8 +95,12 @@ class Sweep:
         """Return the sweep in this folder, creating it if it is new.
 
         Raises:
-            KitError: there is a sweep of another definition.
+            KitError: there is a sweep of another definition, or the folder cannot have this name.
         """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", path.name):
+            raise KitError(
+                f"{path.name!r} cannot name a folder", "Use letters, digits, '.', '_' and '-'."
+            )
         if not (path / DEFINITION_FILE).exists():
             write_text(path / _RECIPE_FILE, definition.recipe.to_toml())
             content = definition._settings() | {"command": definition.command}

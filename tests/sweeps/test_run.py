@@ -264,6 +264,11 @@ class TestTime:
         run_sweep(sweep, data, tmp_path, max_hours=0.6)
         assert len(describe(sweep)) == 4
 
+        # With nothing left to do, no limit is reached.
+        said.clear()
+        run_sweep(sweep, data, tmp_path, trials=4, max_hours=0.1, say=said.append)
+        assert said == []
+
     def test_a_training_ends_at_the_limit_and_is_continued(
         self, clock: list[float], make_sweep: MakeSweep, fake: Fake, data: Path, tmp_path: Path
     ):

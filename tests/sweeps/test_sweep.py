@@ -50,6 +50,12 @@ def test_another_definition_under_the_same_name_is_refused_with_what_differs(
     assert Sweep.open(sweep.path) == sweep
 
 
+@pytest.mark.parametrize("name", ["..", ".hidden", "a b"])
+def test_a_name_that_is_no_folder_is_refused(make_sweep: MakeSweep, tmp_path: Path, name: str):
+    with pytest.raises(KitError, match="cannot name a folder"):
+        Sweep.create(tmp_path / name, make_sweep().definition)
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
