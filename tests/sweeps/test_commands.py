@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from interruption import interrupt_at
+from made_runs import make_run
 from quick_recipe import QUICK
 
 from kit.cli.main import main
+from kit.data.dataset import Dataset
 from kit.recipe.load import load_recipe
 from kit.run import Run
 from kit.sweeps import study
@@ -91,12 +93,9 @@ def test_an_interrupted_sweep_is_continued_and_ranked(
     }
 
 
-def test_a_pruned_run_can_be_trained_by_itself(data: Path, here: Path):
-    recipe = load_recipe("tiny-electra", (*BASE, "train.lr=1e-9"))
-    run = Run(here / "runs" / recipe.run_name)
-    run.path.mkdir(parents=True)
+def test_a_pruned_run_that_is_trained_by_itself_reads_finished(processed: Dataset, here: Path):
+    run = Run(make_run(here / "runs", processed))
     run.mark_ended("pruned", "trial 1")
-    train_recipe(recipe, data, here / "runs")
     assert json.loads(kit("runs", "--json").stdout)[0]["state"] == "finished"
 
 

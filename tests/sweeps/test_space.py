@@ -50,7 +50,7 @@ def ranges(draw: st.DrawFn) -> SweptKey:
 
 
 @given(ranges(), st.floats(0, 1, exclude_max=True), st.integers(0, 2**31))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_drawn_values_lie_in_the_range_and_are_allowed(key: SweptKey, share: float, seed: int):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     for value in (key.at(share), key.draw(study.ask())):
@@ -71,7 +71,7 @@ COMPATIBLE = ("train.lora_rank=0", "train.reinit_layers=0")
 
 
 @given(ranges())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_values_of_a_range_with_steps_are_as_many_as_its_size(key: SweptKey):
     if key.size > 1000:
         return
