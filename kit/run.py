@@ -8,6 +8,7 @@
                                        tokenizer nor trainer_state.json
                 metrics.json           a summary of the finished folds
                 oof.csv                once every fold is finished
+                ended.json             in place of a fold that a sweep gave up: which sweep, and why
 
 `metrics.json` is written last, so its presence means finished; it lists the hashes of the files
 beside it that others read, which `check_files` compares.
@@ -54,6 +55,9 @@ ORIGIN_FILE = "origin.json"
 
 # Files of a run and of a fold.
 METRICS_FILE = "metrics.json"
+
+# What a sweep leaves of a run that it gave up.
+ENDED_FILE = "ended.json"
 
 # What describes a fold's model. Its `kind` says what reads it; that of a network is left out.
 CONFIG_FILE = "config.json"
@@ -338,6 +342,16 @@ class Run:
     def oof_path(self) -> Path:
         """The out-of-fold predictions, once every fold is finished."""
         return self.path / "oof.csv"
+
+    @property
+    def ended(self) -> str:
+        """How a sweep gave the run up, such as "pruned"; "" if none did."""
+        path = self.path / ENDED_FILE
+        return str(_read_json(path).get("state", "")) if path.is_file() else ""
+
+    def mark_ended(self, state: str, why: str) -> None:
+        """Write down that a sweep gave the run up, so that `kit runs` can say it."""
+        write_json(self.path / ENDED_FILE, {"state": state, "why": why})
 
     @property
     def teacher_path(self) -> Path:

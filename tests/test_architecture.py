@@ -22,7 +22,7 @@ ROOMS = (
     ("export", "training", "baselines", "ensembling"),
     ("predict", "planning", "tracking"),
     ("reporting", "kaggle"),
-    ("api", "predictor"),
+    ("api", "predictor", "sweeps"),
     ("demo", "doctor"),
     ("cli",),
     ("__main__",),
@@ -46,6 +46,8 @@ ALLOWED_ROOMS = {
     "rich": {"cli"},
     "matplotlib": {"plotting", "reporting", "kaggle"},
     "jinja2": {"reporting"},
+    "optuna": {"sweeps"},
+    "sqlalchemy": {"sweeps"},
 }
 
 # Packages that `kit --help` must not load.
@@ -60,6 +62,7 @@ SLOW_PACKAGES = {
     "requests",
     "pyarrow",
     "matplotlib",
+    "optuna",
 }
 
 

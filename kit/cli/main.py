@@ -20,6 +20,7 @@ from kit.cli import (
     output,
     plan,
     runs,
+    sweep,
     train,
     use,
 )
@@ -98,6 +99,7 @@ COMMANDS = (
     data.preprocess_command,
     plan.plan_command,
     *train.COMMANDS,
+    sweep.sweep_group,
     runs.runs_group,
     *ensemble.COMMANDS,
     *evaluate.COMMANDS,

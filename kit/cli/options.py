@@ -52,7 +52,7 @@ restart = click.option(
 )
 
 
-def _complete_key(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+def complete_key(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Complete a recipe key in the shell, and after `=` its choices."""
     from kit.recipe.spec import KEYS
 
@@ -68,7 +68,7 @@ overrides = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    shell_complete=_complete_key,
+    shell_complete=complete_key,
     help="Change a recipe key (`kit recipes --keys`); may repeat.",
 )
 

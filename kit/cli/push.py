@@ -11,6 +11,7 @@ from kit.cli import options, output
 from kit.cli.kaggle import connect
 
 if TYPE_CHECKING:
+    from kit.kaggle.fan_out import JobOutcome
     from kit.kaggle.job import Job
 
 FOLDER = Path("kernels")
@@ -40,11 +41,11 @@ _docker_image = click.option(
     metavar="IMAGE",
     help="Run in this image, as a run's log names it.  [default: Kaggle's latest]",
 )
-_dry_run = click.option(
+dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Write the notebook's folder, and send nothing to Kaggle."
 )
 _wait = click.option("--wait", "follow", is_flag=True, help="Follow the run to its end.")
-_out = click.option(
+folder_option = click.option(
     "--out",
     type=options.FILE,
     default=FOLDER,
@@ -53,7 +54,8 @@ _out = click.option(
 )
 
 
-def _max_hours(default: float, maximum: float) -> Any:
+def session_hours(default: float, maximum: float) -> Any:
+    """Return the option --max-hours of a kernel's run."""
     hours = click.FloatRange(0, maximum, min_open=True)
     return click.option(
         "--max-hours", type=hours, default=default, show_default=True, help="The run's time budget."
@@ -90,7 +92,7 @@ def push_group() -> None:
 @options.preprocess_options
 @_gpu
 @_yes
-@_max_hours(9.0, 12)
+@session_hours(9.0, 12)
 @options.restart
 @click.option(
     "--fan-out",
@@ -110,9 +112,9 @@ def push_group() -> None:
 @options.competition
 @_docker_image
 @_title
-@_dry_run
+@dry_run_option
 @_wait
-@_out
+@folder_option
 @options.as_json
 def push_train(
     backbones: tuple[str, ...],
@@ -210,7 +212,7 @@ def push_train(
             " its own, and --title cannot name them. Leave it out, or choose one --fold."
         )
     if dry_run:
-        _write_folders(jobs, out, as_json)
+        write_folders(jobs, out, as_json)
     else:
         _fan_out(jobs, runs, out, as_json)
 
@@ -247,7 +249,7 @@ def push_train(
 )
 @_gpu
 @_yes
-@_max_hours(8.5, 9)
+@session_hours(8.5, 9)
 @click.option(
     "--model",
     "models",
@@ -260,9 +262,9 @@ def push_train(
 @options.competition
 @_docker_image
 @_title
-@_dry_run
+@dry_run_option
 @_wait
-@_out
+@folder_option
 @options.as_json
 def push_infer(
     runs: tuple[str, ...],
@@ -373,7 +375,7 @@ def _owner() -> str:
 def _push_or_write(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: bool) -> None:
     """Push one job and follow it if asked to; in a dry run only write its folder."""
     if dry_run:
-        return _write_folders([job], out, as_json)
+        return write_folders([job], out, as_json)
     from kit.kaggle.kernels import wait_for_kernel
     from kit.kaggle.push import push_kernel
 
@@ -396,7 +398,7 @@ def _push_or_write(job: "Job", dry_run: bool, follow: bool, out: Path, as_json: 
     output.print_note(next_step.format(ref=pushed.ref))
 
 
-def _write_folders(jobs: "list[Job]", out: Path, as_json: bool) -> None:
+def write_folders(jobs: "list[Job]", out: Path, as_json: bool) -> None:
     """Write the folders of these jobs without pushing them."""
     from kit.kaggle.push import write_kernel_folder
 
@@ -420,6 +422,22 @@ def _write_folders(jobs: "list[Job]", out: Path, as_json: bool) -> None:
     output.print_note(f"Written, not pushed. Next: {first}, then run this again without --dry-run")
 
 
+def print_outcomes(outcomes: "list[JobOutcome]") -> None:
+    """Print what became of each job."""
+    cells = [[outcome.title, outcome.status, str(outcome.ref or "")] for outcome in outcomes]
+    output.print_table("", ["job", "status", "kernel"], cells)
+
+
+def require_outcomes(outcomes: "list[JobOutcome]") -> None:
+    """Say why jobs failed, and exit with 1 if one did."""
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    for outcome in failed:
+        output.print_note(f"{outcome.title}: {outcome.problem}")
+    if failed:
+        output.print_note("Next: run the same command again; it pushes only what is missing")
+        raise SystemExit(1)
+
+
 def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:
     """Run all jobs and collect their folds; the exit code is 1 if one of them failed."""
     from kit.kaggle.fan_out import fan_out
@@ -427,27 +445,11 @@ def _fan_out(jobs: "list[Job]", runs: Path, out: Path, as_json: bool) -> None:
     with connect(attempts=40) as client:
         outcomes = fan_out(client, jobs, runs, out, say=output.print_note)
 
-    rows = [
-        {
-            "title": outcome.title,
-            "status": outcome.status,
-            "kernel": str(outcome.ref or ""),
-            "problem": outcome.problem,
-        }
-        for outcome in outcomes
-    ]
     if as_json:
-        output.print_json(rows)
+        output.print_json([outcome.as_dict() for outcome in outcomes])
     else:
-        cells = [[row["title"], row["status"], row["kernel"]] for row in rows]
-        output.print_table("", ["job", "status", "kernel"], cells)
-
-    failed = [row for row in rows if row["status"] == "failed"]
-    for row in failed:
-        output.print_note(f"{row['title']}: {row['problem']}")
-    if failed:
-        output.print_note("Next: run the same command again; it pushes only what is missing")
-        raise SystemExit(1)
+        print_outcomes(outcomes)
+    require_outcomes(outcomes)
 
     folders = sorted({str(runs / str(job.settings["run_name"])) for job in jobs})
     output.print_note(f"Next: kit kernels push infer --runs {' '.join(folders)}")

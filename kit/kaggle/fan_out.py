@@ -36,6 +36,15 @@ class JobOutcome:
     ref: KernelRef | None = None
     problem: str = ""
 
+    def as_dict(self) -> dict[str, str]:
+        """Return plain values that JSON can hold."""
+        return {
+            "title": self.title,
+            "status": self.status,
+            "kernel": str(self.ref or ""),
+            "problem": self.problem,
+        }
+
 
 def fan_out(
     client: Client,

@@ -1,6 +1,7 @@
 """Load recipes: shipped ones by name or the user's TOML files, with overrides, every value checked.
 
-Use `load_recipe`, or `choose_recipe` for what a command line asks for.
+Use `load_recipe`, or `choose_recipe` for what a command line asks for. `change_recipe`
+changes one that is loaded; `parse_override` and `check_value` are for single keys.
 """
 
 import dataclasses
@@ -84,20 +85,34 @@ def load_recipe(
         suffix = folder.resolve().name if folder.is_dir() else folder.name
         values["name"] = suffix if path.stem in GENERAL else f"{values['name']}-{suffix}"
 
+    return _change_values(values, overrides, str(path))
+
+
+def change_recipe(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """Return a recipe with some keys changed, as `--set` changes them.
+
+    Raises:
+        RecipeError: a key, type or value is wrong, or the values cannot be combined.
+    """
+    return _change_values(dataclasses.asdict(recipe), overrides, recipe.name)
+
+
+def _change_values(values: dict[str, Any], overrides: Iterable[str], source: str) -> Recipe:
+    """Return the Recipe of plain values after some of them are changed, and all are checked."""
     # The overrides are also kept by themselves, to refuse some that would have no effect.
     changes: dict[str, Any] = {}
     for override in overrides:
-        change = _parse_override(override)
+        change = parse_override(override)
         _merge(values, change, override)
         _merge(changes, change, override)
 
     if "backbone" not in values:
         raise RecipeError(
-            f"{path} names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
+            f"{source} names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
         )
     values["backbone"] = SHORT_NAMES.get(str(values["backbone"]), values["backbone"])
-    recipe = _build_recipe(values, str(path))
-    _check_combinations(recipe, changes, str(path))
+    recipe = _build_recipe(values, source)
+    _check_combinations(recipe, changes, source)
     return recipe
 
 
@@ -172,14 +187,21 @@ def _read_toml(path: Path, requested: str) -> dict[str, Any]:
     return {"name": path.stem} | values
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def parse_override(text: str, option: str = "--set") -> dict[str, Any]:
     """Read `KEY=VALUE` as a line of TOML, such as {"train": {"lr": 2e-5}}.
 
     A word needs no quotes, because shells would remove them.
+
+    Args:
+        option: what the text was given to, for errors.
+
+    Raises:
+        RecipeError: it is not KEY=VALUE, or the value is not TOML.
     """
+    example = f"For example: {option} train.lr=2e-5"
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"--set {text!r} is not KEY=VALUE", "For example: --set train.lr=2e-5")
+        raise RecipeError(f"{option} {text!r} is not KEY=VALUE", example)
 
     try:
         return tomllib.loads(text)
@@ -190,7 +212,7 @@ def _parse_override(text: str) -> dict[str, Any]:
             return tomllib.loads(f"{key}={json.dumps(value.strip())}")
         except (ValueError, RecursionError) as error:
             problem = error
-    raise RecipeError(f"--set {text!r}: {problem}", "For example: --set train.lr=2e-5")
+    raise RecipeError(f"{option} {text!r}: {problem}", example)
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any], source: str) -> None:
@@ -226,7 +248,7 @@ def _build_recipe(values: dict[str, Any], source: str) -> Recipe:
                 f"{source}: [{name}] must be a section of keys", "`kit recipes NAME` shows one."
             )
         _refuse_unknown(value, get_type_hints(kind), source, name + ".")
-        section = {key: _check_value(v, source, f"{name}.{key}") for key, v in value.items()}
+        section = {key: check_value(v, source, f"{name}.{key}") for key, v in value.items()}
         built[name] = kind(**section)
 
     recipe = Recipe(**built)
@@ -248,8 +270,15 @@ def _refuse_unknown(
         raise RecipeError(f"{source}: unknown key {prefix}{unknown[0]}", f"Choices: {choices}")
 
 
-def _check_value(value: Any, source: str, name: str) -> Any:
-    """Return the value of a key in the key's type; raise RecipeError if it is not allowed."""
+def check_value(value: Any, source: str, name: str) -> Any:
+    """Return the value of the key `name` in the key's type.
+
+    Args:
+        source: where the value comes from, for errors.
+
+    Raises:
+        RecipeError: it is of another type, out of range, or none of the choices.
+    """
     key = KEYS[name]
     if key.choices and key.kind is not bool:
         if value not in key.choices:

@@ -36,7 +36,8 @@ class RunLine:
     Attributes:
         state: "finished", "empty", or what is going on in the part that is not finished, such as
             "training fold1", "stopped in fold1" and "collapsed in fold1", where the training
-            learned nothing or diverged; of a damaged run, what is wrong.
+            learned nothing or diverged; of a run that a sweep gave up, how: "pruned", "collapsed"
+            or "failed"; of a damaged run, what is wrong.
         folds: how many folds the rows have.
         finished: names of the finished parts: "holdout", "fold0" and so on.
         oof, holdout, test: log losses, None where there is none.
@@ -189,7 +190,7 @@ def _describe(run: Run, labels: "pd.DataFrame | None") -> RunLine:
         numbered = [part for part in parts.values() if part.name != HOLDOUT]
         return dataclasses.replace(
             line,
-            oof=_mean_loss(numbered) if len(numbered) == folds else None,
+            oof=mean_loss(numbered) if len(numbered) == folds else None,
             holdout=parts[HOLDOUT].figure("log_loss") if HOLDOUT in parts else None,
             test=None if labels is None else _test_loss(run, labels),
         )
@@ -209,7 +210,7 @@ def _describe_state(run: Run, finished: int) -> str:
         return ", ".join(
             f"{state} in {' and '.join(names)}" for state, names in states.items() if names
         )
-    return "finished" if finished else "empty"
+    return "finished" if finished else run.ended or "empty"
 
 
 def _measure_files(run: Run) -> tuple[int, float]:
@@ -230,8 +231,12 @@ def _measure_files(run: Run) -> tuple[int, float]:
     return size, changed
 
 
-def _mean_loss(parts: Sequence[FoldDir]) -> float:
-    """Return the mean log loss over the rows of all parts."""
+def mean_loss(parts: Sequence[FoldDir]) -> float:
+    """Return the mean log loss over the validation rows of all parts.
+
+    Raises:
+        RunError: the metrics of a part are damaged.
+    """
     rows = [part.figure("valid_rows") for part in parts]
     losses = [part.figure("log_loss") for part in parts]
     return sum(loss * count for loss, count in zip(losses, rows, strict=True)) / sum(rows)

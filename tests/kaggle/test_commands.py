@@ -12,7 +12,7 @@ from captured import Heard
 from click.testing import CliRunner, Result
 from fake_kaggle import OWNER, FakeKaggle
 from fake_services import SLUG
-from training_output import RECIPE, training_output
+from training_output import METRICS, RECIPE, training_output
 
 from kit.baselines.models import baseline_run_name
 from kit.cli.main import main
@@ -24,6 +24,7 @@ from kit.kaggle.job import train_jobs
 from kit.kaggle.ledger import LedgerEntry, read_ledger, record_submission
 from kit.kaggle.retry import RetryPolicy
 from kit.recipe.load import load_recipe
+from kit.sweeps.space import as_overrides, parse_keys, spread_points
 
 TRAIN = ("kernels", "push", "train", "--backbone", "tiny-electra")
 TRAIN_SLUG = f"kit-train-tiny-electra-{RECIPE.hash}-all-folds"
@@ -130,6 +131,7 @@ def test_the_commands_lead_from_download_to_a_score(
         ["download"],
         TRAIN,
         [*TRAIN, "--fan-out"],
+        ["sweep", "push", "tiny-electra", "--key", "train.lr=1e-4,1e-3"],
         ["kernels", "push", "infer", "--runs", "me/kit-train"],
         ["kernels", "list"],
         ["kernels", "status"],
@@ -575,6 +577,96 @@ class TestFanOut:
     def test_the_same_training_twice_is_refused(self, kit: Kit, fake: FakeKaggle) -> None:
         assert "are the same" in kit(*TRAIN, "--backbone", "tiny-electra", "--fan-out").stderr
         assert fake.calls == []
+
+
+class TestSweep:
+    """Check `kit sweep push`, whose points are trained by a kernel for each seed."""
+
+    KEYS = ("train.lr=1e-4..1e-2:log", "model.head=symmetric,fusion")
+    COMMAND = ("sweep", "push", "tiny-electra", "--seeds", 2, "--fold", 0, "--folds", 3)
+
+    @pytest.fixture
+    def points(self, fake: FakeKaggle, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+        """Return three points, and make each kernel leave the run that its title names.
+
+        The losses of a point's seeds are 1.0 and 1.1 less a tenth of its number.
+        """
+        points = spread_points(parse_keys(self.KEYS), 3, seed=0)
+        recipes = {}
+        for number, point in enumerate(points):
+            for seed in range(2):
+                overrides = (*as_overrides(point), f"train.seed={seed}")
+                recipe = load_recipe("tiny-electra", overrides)
+                recipes[recipe.hash] = (recipe, 1 + (seed - number) / 10)
+        real = fake.save_kernel
+
+        def save(body: dict) -> dict:
+            [(recipe, loss)] = [recipes[h] for h in recipes if h in body["newTitle"]]
+            monkeypatch.setitem(METRICS["0"], "log_loss", loss)
+            fake.kernel_files = training_output(recipe, "0")
+            return real(body)
+
+        fake.save_kernel = save
+        return points
+
+    def push(self, kit: Kit, trials: int, *options: object) -> Result:
+        keys = [word for key in self.KEYS for word in ("--key", key)]
+        return kit(*self.COMMAND, "--trials", trials, *keys, *options)
+
+    def test_points_are_trained_collected_and_ranked(
+        self, kit: Kit, fake: FakeKaggle, here: Path, points: list[dict]
+    ) -> None:
+        result = self.push(kit, 2)
+        assert result.exit_code == 0, result.output
+        assert "4 kernels, about" in result.stderr
+        assert len(fake.seen("SaveKernel")) == 4
+        assert len(list((here / "runs").glob("*/fold0/model.safetensors"))) == 4
+        ranked = json.loads(kit("sweep", "show", "--json").stdout)["points"]
+        assert [point["point"] for point in ranked] == [points[1], points[0]]
+        assert [point["mean"] for point in ranked] == pytest.approx([0.95, 1.05])
+
+        # More points begin with those that are there.
+        again = self.push(kit, 3, "--json")
+        assert len(fake.seen("SaveKernel")) == 6
+        states = [point["state"] for point in json.loads(again.stdout)["points"]]
+        assert states == ["finished"] * 3
+
+    def test_a_failed_kernel_leaves_its_point_unfinished_until_it_is_pushed_again(
+        self, kit: Kit, fake: FakeKaggle, points: list[dict]
+    ) -> None:
+        real = fake.save_kernel
+
+        def save(body: dict) -> dict:
+            fails = len(fake.seen("SaveKernel")) == 2
+            fake.kernel_script = ["QUEUED", "ERROR" if fails else "COMPLETE"]
+            return real(body)
+
+        fake.save_kernel = save
+        result = self.push(kit, 1)
+        assert result.exit_code == 1
+        assert "1 of 2 seeds" in result.stdout
+        assert "it pushes only what is missing" in result.stderr
+
+        assert self.push(kit, 1).exit_code == 0
+        assert len(fake.seen("SaveKernel")) == 3
+
+    def test_a_dry_run_writes_the_notebooks_and_no_sweep(
+        self, kit_without_key: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
+        result = self.push(kit_without_key, 2, "--dry-run")
+        assert result.exit_code == 0, result.output
+        assert len(list((here / "kernels").glob("*/*.ipynb"))) == 4
+        assert not (here / "sweeps").exists()
+        assert fake.calls == []
+
+    def test_values_that_cannot_be_combined_are_not_pushed(
+        self, kit: Kit, fake: FakeKaggle, here: Path
+    ) -> None:
+        keys = ("--key", "train.swap_augmentation=true,false")
+        result = kit(*self.COMMAND, *keys)
+        assert result.exit_code == 1
+        assert "no effect with the symmetric head" in result.stderr
+        assert (fake.calls, files_in(here)) == ([], [])
 
 
 class TestKernels:

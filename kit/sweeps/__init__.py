@@ -1,0 +1,1 @@
+"""Search a recipe's keys by trials, each an ordinary run. See `sweep`, `run` and `ranking`."""
