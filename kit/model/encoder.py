@@ -25,6 +25,7 @@ from kit.model.backbones import (
     missing_weights,
 )
 from kit.model.checks import check_backbone_files, check_config, check_weights
+from kit.model.device import base_dtype, choose_device
 from kit.model.hub import skip_dead_hub
 from kit.recipe.spec import Shape
 
@@ -69,6 +70,23 @@ def _finish_encoder(encoder: "PreTrainedModel", fast_attention: bool) -> "PreTra
     # A decoder would keep the keys and values of all its tokens, to write on.
     encoder.config.use_cache = False
     return patch_encoder(encoder) if fast_attention else encoder
+
+
+def frozen_dtype(precision: str, config: dict[str, Any], fast_attention: bool) -> torch.dtype:
+    """Return the type of an encoder's frozen weights: the one that it is computed in here.
+
+    Args:
+        precision: as the recipe has it, such as "auto".
+
+    Raises:
+        DeviceError: the precision cannot run here.
+    """
+    from kit.attention.patch import is_patched
+
+    with torch.device("meta"):
+        encoder = build_encoder(config, fast_attention)
+    width = encoder.config.hidden_size if is_patched(encoder) else 0
+    return base_dtype(choose_device(precision, width))
 
 
 def count_parameters(config: dict[str, Any]) -> dict[str, int]:

@@ -32,7 +32,8 @@ from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import local_backbone, refuse_fp16_overflow
 from kit.model.base import BaseReference, find_base
 from kit.model.checks import check_vocabulary, check_weights, find_padding_reader
-from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
+from kit.model.device import choose_device
+from kit.model.encoder import build_encoder, frozen_dtype, load_encoder, load_tokenizer
 from kit.model.heads import SymmetricHead, build_head, swap_classes, swap_features
 from kit.model.pooling import build_pooling
 from kit.model.reward import build_reward_head
@@ -230,7 +231,7 @@ class PairModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, half: torch.dtype = torch.float32
+        cls, folder: str | Path, precision: str = "fp32"
     ) -> tuple["PairModel", PairTokenizer]:
         """Return the model and its tokenizer from `save_pretrained`'s files, without a network.
 
@@ -238,14 +239,15 @@ class PairModel(nn.Module):
         be asked.
 
         Args:
-            half: the type of frozen weights that are not saved with the model.
+            precision: "auto" to have frozen weights that are not saved with the model in the type
+                that is computed in here.
 
         Raises:
             RunError: a file is missing or damaged, was written by a newer kit, or by an older one
                 that computed the model's features in another way, or the weights are of another
                 model.
             BackboneError: the base of the adapters is not here, or is another one.
-            DeviceError: `half` is float16, in which a model of this family overflows.
+            DeviceError: they would be float16, in which a model of this family overflows.
         """
         folder = Path(folder)
         impostor = describe_impostor(folder / "model.safetensors").partition(":")[0]
@@ -267,12 +269,14 @@ class PairModel(nn.Module):
             feature_names = ((), ())
             if spec.features:
                 feature_names = (config["features"]["sides"], config["features"]["pair"])
-            if half == torch.float16:
-                refuse_fp16_overflow(str(folder), config["encoder"], "fp16", "this GPU")
+            refuse_fp16_overflow(
+                str(folder), config["encoder"], choose_device(precision).precision, "this GPU"
+            )
             base = adapters = None
             if "base" in config:
                 base = BaseReference(**config["base"])
-                encoder = load_encoder(find_base(base), spec.fast_attention, half)
+                dtype = frozen_dtype(precision, config["encoder"], spec.fast_attention)
+                encoder = load_encoder(find_base(base), spec.fast_attention, dtype)
                 encoder.requires_grad_(False)
                 if "adapters" in config:
                     adapters = AdapterSpec(**config["adapters"])

@@ -39,12 +39,17 @@ from kit.model.checks import check_vocabulary, find_padding_reader
 from kit.model.collator import PAD_MULTIPLE, Collator
 from kit.model.device import (
     Compute,
-    base_dtype,
     choose_device,
     join_processes,
     prepare_device,
 )
-from kit.model.encoder import build_encoder, layer_index, load_encoder, load_tokenizer
+from kit.model.encoder import (
+    build_encoder,
+    frozen_dtype,
+    layer_index,
+    load_encoder,
+    load_tokenizer,
+)
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.model.reward import load_reward_head
@@ -269,7 +274,7 @@ def new_model(
         dtype = torch.float32
         if leaves_out_base(recipe, backbone):
             # Weights that are not trained need no more digits than they are computed with.
-            dtype = base_dtype(choose_device(recipe.train.precision, config["hidden_size"]))
+            dtype = frozen_dtype(recipe.train.precision, config, recipe.model.fast_attention)
             backbone = fetch_backbone(backbone)
             folder = backbone.source
         encoder = load_encoder(backbone, recipe.model.fast_attention, dtype)
