@@ -14,6 +14,7 @@ from typing import Any
 
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, WEIGHTS, ResolvedBackbone
+from kit.recipe.load import is_hub_id
 from kit.storage.atomic import file_sha256, read_text_file
 
 
@@ -65,8 +66,11 @@ def refer_to_base(backbone: ResolvedBackbone, folder: Path) -> BaseReference:
     revision = folder.name if folder.parent.name == "snapshots" else None
     name = backbone.name
     source = str(backbone.source)
-    if backbone.record and backbone.record.hub_id:
-        source = backbone.record.hub_id
+    if backbone.record:
+        source = backbone.record.hub_id or source
+    elif is_hub_id(name):
+        # Its folder may be a link to wherever Kaggle has mounted it.
+        source = name
     elif isinstance(backbone.source, Path):
         name = folder.resolve().name
     return BaseReference(name, source, revision, weights_size(folder), digest_weights(folder))
@@ -96,7 +100,8 @@ def holds_base(folder: Path, reference: BaseReference) -> bool:
 def find_base(reference: BaseReference) -> ResolvedBackbone:
     """Return the folder with the weights of the reference.
 
-    It is looked for in models/<name>, then where it was at the training, then on the hub.
+    It is looked for in models/<name> and models/<digest>, then where it was at the training, then
+    on the hub.
 
     Raises:
         BackboneError: it is not there, or what is there has other weights.
@@ -123,9 +128,11 @@ def find_base(reference: BaseReference) -> ResolvedBackbone:
 def _candidates(reference: BaseReference) -> Iterator[Path]:
     """Yield the folders that may hold the weights, the nearest first."""
     yield Path("models") / reference.name
+    yield Path("models") / reference.digest
     if reference.revision is None:
         yield Path(reference.source)
-        return
+        if not is_hub_id(reference.source):
+            return
     from huggingface_hub import snapshot_download
 
     from kit.model.encoder import retry_busy_hub

@@ -198,7 +198,8 @@ class NotebookSession:
         missing = []
         for run in runs:
             for reference in run_bases(run):
-                link = folder / "models" / reference.name
+                # Folders of one name, such as the version of a Kaggle Model, may be many.
+                link = folder / "models" / reference.digest
                 base = self._base_folder(reference)
                 if base is None:
                     missing.append(run)
