@@ -231,7 +231,7 @@ class PairModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, precision: str = "fp32"
+        cls, folder: str | Path, precision: str = "fp32", dequantize: bool = False
     ) -> tuple["PairModel", PairTokenizer]:
         """Return the model and its tokenizer from `save_pretrained`'s files, without a network.
 
@@ -241,12 +241,14 @@ class PairModel(nn.Module):
         Args:
             precision: "auto" to have frozen weights that are not saved with the model in the type
                 that is computed in here.
+            dequantize: load them whole where the training had them quantised.
 
         Raises:
             RunError: a file is missing or damaged, was written by a newer kit, or by an older one
                 that computed the model's features in another way, or the weights are of another
                 model.
             BackboneError: the base of the adapters is not here, or is another one.
+            RecipeError: the base was quantised, and bitsandbytes is not installed.
             DeviceError: they would be float16, in which a model of this family overflows.
         """
         folder = Path(folder)
@@ -276,7 +278,8 @@ class PairModel(nn.Module):
             if "base" in config:
                 base = BaseReference(**config["base"])
                 dtype = frozen_dtype(precision, config["encoder"], spec.fast_attention)
-                encoder = load_encoder(find_base(base), spec.fast_attention, dtype)
+                quantize = "none" if dequantize else spec.quantize
+                encoder = load_encoder(find_base(base), spec.fast_attention, dtype, quantize)
                 encoder.requires_grad_(False)
                 if "adapters" in config:
                     adapters = AdapterSpec(**config["adapters"])
@@ -328,17 +331,21 @@ class PairModel(nn.Module):
 
 
 def _drop_frozen(model: PairModel, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    """Remove the frozen weights from a state dict that was just made."""
-    for name in _frozen_names(model):
-        state.pop(prefix + name, None)
+    """Remove the frozen weights, and scales of quantised ones, from a state dict just made."""
+    trained = {prefix + name for name in _trained_names(model)}
+    for name in list(state):
+        if name.startswith(f"{prefix}encoder.") and name not in trained:
+            del state[name]
 
 
 def _expect_no_frozen(model: PairModel, keys: Any) -> None:
     """Take the frozen weights off the list of those that a loaded state dict lacked."""
-    frozen = _frozen_names(model)
-    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]
+    trained = _trained_names(model)
+    keys.missing_keys[:] = [
+        key for key in keys.missing_keys if not key.startswith("encoder.") or key in trained
+    ]
 
 
-def _frozen_names(model: PairModel) -> set[str]:
+def _trained_names(model: PairModel) -> set[str]:
     named = model.encoder.named_parameters()
-    return {f"encoder.{name}" for name, parameter in named if not parameter.requires_grad}
+    return {f"encoder.{name}" for name, parameter in named if parameter.requires_grad}

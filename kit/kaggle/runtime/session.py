@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ USED_PACKAGES = (
     "rich",
 )
 # Logged with them: peft is needed by recipes with adapters only, and an old torchao breaks peft;
-# lightgbm is needed by boosted trees only.
-OPTIONAL_PACKAGES = ("peft", "torchao", "lightgbm", "kaggle", "kagglesdk")
+# bitsandbytes is needed by quantised bases only, lightgbm by boosted trees only.
+OPTIONAL_PACKAGES = ("peft", "bitsandbytes", "torchao", "lightgbm", "kaggle", "kagglesdk")
 
 # PyTorch's allocator then grows blocks where they are, which leaves less memory unusable between
 # batches of different lengths. Older versions of torch know only the second name.
@@ -94,7 +94,7 @@ class NotebookSession:
 
     def _check_versions(self) -> None:
         """Compare the packages that the job imports with the ranges of kit's own metadata."""
-        problems = find_unsupported_versions(with_adapters=self._needs_adapters())
+        problems = find_unsupported_versions(self._needed_extras())
         if not problems:
             return
 
@@ -107,10 +107,27 @@ class NotebookSession:
             raise RuntimeError(text)
         log_warning(text)
 
-    def _needs_adapters(self) -> bool:
-        """Whether the job trains low-rank adapters, which needs peft."""
-        recipe = tomllib.loads(self.job.get("recipe", ""))
-        return bool(recipe.get("train", {}).get("lora_rank"))
+    def _needed_extras(self) -> set[str]:
+        """Return kit's extras that the job needs: "lora" for adapters, "quant" for quantised bases.
+
+        An encoder's adapters are merged after its training, and predict without peft.
+        """
+        recipes = [self.job.get("recipe", "")]
+        for source in self.job.get("sources", []):
+            for run in self.run_folders(source["ref"]):
+                if run_bases(run):
+                    # A damaged run is named by the prediction.
+                    with contextlib.suppress(OSError, UnicodeDecodeError):
+                        recipes.append((run / "recipe.toml").read_text(encoding="utf-8"))
+
+        extras = set()
+        for text in recipes:
+            with contextlib.suppress(tomllib.TOMLDecodeError):
+                recipe = tomllib.loads(text)
+                extras |= {"lora"} if recipe.get("train", {}).get("lora_rank") else set()
+                quantize = recipe.get("model", {}).get("quantize", "none")
+                extras |= {"quant"} if quantize != "none" else set()
+        return extras
 
     @property
     def input_folder(self) -> Path:
@@ -327,11 +344,11 @@ def log_warning(text: str) -> None:
     print(f"\n{frame}\nkit | {text}\n{frame}\n", flush=True)
 
 
-def find_unsupported_versions(with_adapters: bool = False) -> list[str]:
+def find_unsupported_versions(extras: Collection[str] = ()) -> list[str]:
     """Return what is wrong with Python and `USED_PACKAGES`, by the ranges of kit's metadata.
 
     Args:
-        with_adapters: also check peft.
+        extras: of kit, whose packages are checked, too.
     """
     try:
         from packaging.requirements import Requirement
@@ -350,10 +367,10 @@ def find_unsupported_versions(with_adapters: bool = False) -> list[str]:
     if not SpecifierSet(python_range).contains(platform.python_version(), prereleases=True):
         problems.append(f"Python {platform.python_version()} (needs {python_range})")
 
-    used = {name.replace("_", "-") for name in USED_PACKAGES} | {"peft"}
-    extra = {"extra": "lora" if with_adapters else ""}
+    used = {name.replace("_", "-") for name in USED_PACKAGES} | {"peft", "bitsandbytes"}
     for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or []):
-        applies = requirement.marker is None or requirement.marker.evaluate(extra)
+        marker = requirement.marker
+        applies = marker is None or any(marker.evaluate({"extra": e}) for e in ("", *extras))
         if not applies or requirement.name.replace("_", "-").lower() not in used:
             continue
         version = _installed_version(requirement.name)
