@@ -281,6 +281,9 @@ def new_model(
         encoder = load_encoder(backbone, recipe.model.fast_attention, dtype, recipe.model.quantize)
         tokenizer = load_tokenizer(backbone, frame, shape)
 
+        # A run is loaded again by what it saves, so that has to be what was loaded here.
+        config = backbone.own_config
+
     if tokenizer.frame:
         require_room(tokenizer.frame, recipe.encode)
     check_vocabulary(tokenizer, config["vocab_size"], recipe.backbone)
