@@ -159,7 +159,7 @@ def digest_weights(folder: Path) -> str:
     Raises:
         BackboneError: there are none.
     """
-    content = "\n".join(file_sha256(path) for path in _weight_files(folder))
+    content = "\n".join(file_sha256(path) for path in weight_files(folder))
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -169,10 +169,15 @@ def weights_size(folder: Path) -> int:
     Raises:
         BackboneError: there are none.
     """
-    return sum(path.stat().st_size for path in _weight_files(folder))
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's weights: one, or all shards.
+
+    Raises:
+        BackboneError: there are none.
+    """
     names = [name for name in WEIGHTS if (folder / name).is_file()]
     if not names:
         raise BackboneError(

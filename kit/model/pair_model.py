@@ -36,7 +36,7 @@ from kit.model.device import choose_device
 from kit.model.encoder import build_encoder, frozen_dtype, load_encoder, load_tokenizer
 from kit.model.heads import SymmetricHead, build_head, swap_classes, swap_features
 from kit.model.pooling import build_pooling
-from kit.model.reward import build_reward_head
+from kit.model.reward import LastTokenReward, build_reward_head
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, read_text_file, write_json
 from kit.storage.contents import describe_impostor
@@ -118,10 +118,9 @@ class PairModel(nn.Module):
 
     def pool(self, pack: dict[str, Tensor]) -> Tensor:
         """Return a pack's pooled vectors, float32, the reward last: (n, T) or (1, N) -> (n, H)."""
-        reads_last = self.spec.pooling == "last"
         if "lengths" in pack:
             states = run_unpadded(self.encoder, pack)  # (N, H)
-            if reads_last:
+            if self.spec.pooling == "last" and self.reward is None:
                 return states[pack["lengths"].cumsum(0) - 1].float()
             states, real = pad_states(states, pack["lengths"])
         else:
@@ -132,11 +131,16 @@ class PairModel(nn.Module):
             real = pack["attention_mask"]  # (n, T)
         with torch.autocast(states.device.type, enabled=False):
             vectors = self.pooling(states, real)
-            return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
+            if self.reward is None:
+                return vectors
+            return torch.cat([vectors, self.reward(states, real)], -1)
 
     def start_from_prior(self, prior: np.ndarray) -> None:
-        """Let a judge begin with the class probabilities (3,) of the training rows."""
-        if self.spec.shape == "judge":
+        """Let a decoder begin with the class probabilities (3,) of the training rows.
+
+        Of a reward model their odds follow from the rewards.
+        """
+        if self.spec.shape == "judge" or isinstance(self.reward, LastTokenReward):
             self.head.start_from_prior(prior)
 
     def leave_out_base(self, base: BaseReference, adapters: AdapterSpec | None = None) -> None:
