@@ -23,6 +23,8 @@ def export_run(run: str | Path, out: Path, dtype: str = "bf16") -> list[Path]:
     A folder has the encoder for `AutoModel.from_pretrained`, its tokenizer, and pooling and head in
     `HEAD_FILE`. Adapters are added to the weights in float32, and rounded once.
 
+    Adapters that were trained beside quantised weights are added to the whole ones.
+
     Args:
         dtype: "bf16", "fp16" or "fp32", of the encoder's weights.
 
@@ -37,7 +39,7 @@ def export_run(run: str | Path, out: Path, dtype: str = "bf16") -> list[Path]:
         if folder.exists():
             raise RunError(f"{folder} exists already", "Remove it, or choose another -o FOLDER.")
         fold.check_files()
-        model, tokenizer = PairModel.from_pretrained(fold.path)
+        model, tokenizer = PairModel.from_pretrained(fold.path, dequantize=True)
         head = {
             name: value.contiguous()
             for name, value in model.state_dict().items()

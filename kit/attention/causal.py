@@ -17,6 +17,10 @@ from kit.attention.sdpa import SequenceLengths
 
 CAUSAL_NAME = "kit-causal"
 
+# The mask of each window's longest sequence so far, and in which steps of tokens it grows.
+_WINDOW_MASKS: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+_MASK_STEP = 256
+
 
 def causal_attention(
     module: nn.Module,  # noqa: ARG001
@@ -73,8 +77,7 @@ def _attend(
     length = query.shape[2]
     band = None
     if window is not None and window < length:
-        band = torch.ones(length, length, dtype=torch.bool, device=query.device)
-        band = band.tril().triu(1 - window)
+        band = _window_mask(length, window, query)
     return functional.scaled_dot_product_attention(
         query,
         key,
@@ -84,6 +87,27 @@ def _attend(
         is_causal=band is None,
         scale=scale,
     )
+
+
+def _window_mask(length: int, window: int, query: Tensor) -> Tensor:
+    """Return what is added to scores so that a query sees its window alone: (T, T).
+
+    Every layer of every pass needs it, and the mask of a longer sequence holds those of shorter
+    ones. torch would make a mask of truths into one of numbers each time.
+    """
+    key = window, query.device, query.dtype
+    mask = _WINDOW_MASKS.get(key)
+    if mask is None or len(mask) < length:
+        size = -(-length // _MASK_STEP) * _MASK_STEP
+
+        # A tensor of inference mode could not be used in a training that comes later.
+        with torch.inference_mode(False):
+            seen = torch.ones(size, size, dtype=torch.bool, device=query.device)
+            seen = seen.tril().triu(1 - window)
+            mask = torch.zeros(size, size, dtype=query.dtype, device=query.device)
+            mask.masked_fill_(~seen, -torch.inf)
+        _WINDOW_MASKS[key] = mask
+    return mask[:length, :length]
 
 
 def no_mask(*args: Any, **kwargs: Any) -> None:

@@ -291,6 +291,15 @@ class ResolvedBackbone:
         """
         if self.record is not None and not isinstance(self.source, Path):
             return self.record.config
+        return self.own_config
+
+    @cached_property
+    def own_config(self) -> dict[str, Any]:
+        """The configuration in its own files, which its weights belong to.
+
+        Raises:
+            BackboneError: its config.json cannot be used.
+        """
         from transformers import AutoConfig
 
         try:

@@ -15,6 +15,7 @@ from typing import Any
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, WEIGHTS, ResolvedBackbone
 from kit.model.hub import skip_dead_hub
+from kit.recipe.load import is_hub_id
 from kit.storage.atomic import file_sha256, read_text_file
 
 
@@ -66,8 +67,11 @@ def refer_to_base(backbone: ResolvedBackbone, folder: Path) -> BaseReference:
     revision = folder.name if folder.parent.name == "snapshots" else None
     name = backbone.name
     source = str(backbone.source)
-    if backbone.record and backbone.record.hub_id:
-        source = backbone.record.hub_id
+    if backbone.record:
+        source = backbone.record.hub_id or source
+    elif is_hub_id(name):
+        # Its folder may be a link to wherever Kaggle has mounted it.
+        source = name
     elif isinstance(backbone.source, Path):
         name = folder.resolve().name
     return BaseReference(name, source, revision, weights_size(folder), digest_weights(folder))
@@ -97,7 +101,8 @@ def holds_base(folder: Path, reference: BaseReference) -> bool:
 def find_base(reference: BaseReference) -> ResolvedBackbone:
     """Return the folder with the weights of the reference.
 
-    It is looked for in models/<name>, then where it was at the training, then on the hub.
+    It is looked for in models/<name> and models/<digest>, then where it was at the training, then
+    on the hub.
 
     Raises:
         BackboneError: it is not there, or what is there has other weights.
@@ -124,9 +129,11 @@ def find_base(reference: BaseReference) -> ResolvedBackbone:
 def _candidates(reference: BaseReference) -> Iterator[Path]:
     """Yield the folders that may hold the weights, the nearest first."""
     yield Path("models") / reference.name
+    yield Path("models") / reference.digest
     if reference.revision is None:
         yield Path(reference.source)
-        return
+        if not is_hub_id(reference.source):
+            return
     from huggingface_hub import snapshot_download
 
     from kit.model.encoder import retry_busy_hub
@@ -153,7 +160,7 @@ def digest_weights(folder: Path) -> str:
     Raises:
         BackboneError: there are none.
     """
-    content = "\n".join(file_sha256(path) for path in _weight_files(folder))
+    content = "\n".join(file_sha256(path) for path in weight_files(folder))
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -163,10 +170,15 @@ def weights_size(folder: Path) -> int:
     Raises:
         BackboneError: there are none.
     """
-    return sum(path.stat().st_size for path in _weight_files(folder))
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's weights: one, or all shards.
+
+    Raises:
+        BackboneError: there are none.
+    """
     names = [name for name in WEIGHTS if (folder / name).is_file()]
     if not names:
         raise BackboneError(

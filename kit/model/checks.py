@@ -137,7 +137,8 @@ def check_weights(module: nn.Module, name: str) -> None:
         BackboneError: weights that are not finite, matrices of zeros, quantised values without
             their scales, or weights of which most are frozen.
     """
-    weights = dict(module.named_parameters())
+    # Those that kit has quantised itself are whole numbers.
+    weights = {key: w for key, w in module.named_parameters() if w.is_floating_point()}
     wrong = [key for key, weight in weights.items() if not torch.isfinite(weight).all()]
     if wrong:
         raise BackboneError(

@@ -25,8 +25,10 @@ from kit.model.backbones import (
     missing_weights,
 )
 from kit.model.checks import check_backbone_files, check_config, check_weights
+from kit.model.device import base_dtype, choose_device
 from kit.model.hub import skip_dead_hub
-from kit.recipe.spec import Shape
+from kit.model.quantize import keep_packing, quantized_loading
+from kit.recipe.spec import Quantize, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +73,23 @@ def _finish_encoder(encoder: "PreTrainedModel", fast_attention: bool) -> "PreTra
     return patch_encoder(encoder) if fast_attention else encoder
 
 
+def frozen_dtype(precision: str, config: dict[str, Any], fast_attention: bool) -> torch.dtype:
+    """Return the type of an encoder's frozen weights: the one that it is computed in here.
+
+    Args:
+        precision: as the recipe has it, such as "auto".
+
+    Raises:
+        DeviceError: the precision cannot run here.
+    """
+    from kit.attention.patch import is_patched
+
+    with torch.device("meta"):
+        encoder = build_encoder(config, fast_attention)
+    width = encoder.config.hidden_size if is_patched(encoder) else 0
+    return base_dtype(choose_device(precision, width))
+
+
 def count_parameters(config: dict[str, Any]) -> dict[str, int]:
     """Count parameters of an encoder: `backbone` (layers), `embedding` (all tables), `total`.
 
@@ -88,7 +107,10 @@ def count_parameters(config: dict[str, Any]) -> dict[str, int]:
 
 
 def load_encoder(
-    backbone: ResolvedBackbone, fast_attention: bool = True, dtype: torch.dtype = torch.float32
+    backbone: ResolvedBackbone,
+    fast_attention: bool = True,
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize = "none",
 ) -> "PreTrainedModel":
     """Return the pretrained encoder without a pooler; otherwise as `build_encoder`.
 
@@ -97,11 +119,16 @@ def load_encoder(
     checkpoint that lacks encoder weights is an error, since transformers would go on with random
     layers in their place.
 
+    Args:
+        quantize: how the matrices of its layers are held. They are on the device then.
+
     Raises:
+        RecipeError: they are to be quantised, and bitsandbytes is not installed.
         BackboneError: not found, not downloaded while offline, not loadable, or incomplete.
     """
     from transformers import AutoModel
 
+    loading = quantized_loading(quantize, dtype)
     source = backbone.location
     if isinstance(source, Path) and not any((source / name).is_file() for name in WEIGHTS):
         raise missing_weights(source)
@@ -123,6 +150,7 @@ def load_encoder(
                     # Weights of another shape are reported below, by an error that names the
                     # weight.
                     ignore_mismatched_sizes=True,
+                    **loading,
                 )
             )
         # transformers, huggingface_hub and safetensors raise exceptions of many unrelated classes.
@@ -139,14 +167,18 @@ def load_encoder(
             "The folder's config.json and weights do not belong together; download it again.",
         )
     encoder = _finish_encoder(encoder, fast_attention)
-    dtypes = {parameter.dtype for parameter in encoder.parameters()} - {dtype}
+    quantized = {torch.int8, torch.uint8} if loading else set()
+    dtypes = {parameter.dtype for parameter in encoder.parameters()} - {dtype} - quantized
     if dtypes:
         raise BackboneError(
             f"{source}: weights were loaded as {dtypes}, not {dtype}",
             "This is a bug in kit; please report it.",
         )
     check_weights(encoder, str(source))
-    _check_names(encoder, backbone)
+    if loading:
+        keep_packing(encoder)
+    else:
+        _check_names(encoder, backbone)
 
     # A checkpoint cannot be written of weights that are views with strides of their own.
     for parameter in encoder.parameters():

@@ -8,9 +8,7 @@ import numpy as np
 from kit.data.prediction_rows import PredictionRows, Progress, TimeLimit
 from kit.data.tokenize import PairTokenizer
 from kit.model.device import (
-    AMX_WIDTH,
     Compute,
-    base_dtype,
     choose_device,
     join_processes,
     prepare_device,
@@ -53,10 +51,7 @@ class NetworkFold:
             RunError: the model is missing, damaged or of another version of kit.
         """
         precision = "fp32" if recipe.train.precision == "fp32" else "auto"
-
-        # A frozen base is loaded in the precision that will be computed in.
-        half = base_dtype(choose_device(precision, AMX_WIDTH))
-        model, tokenizer = PairModel.from_pretrained(folder, half)
+        model, tokenizer = PairModel.from_pretrained(folder, precision)
         compute = choose_device(precision, model.bf16_width)
         prepare_device(compute)
         model.to(compute.device)

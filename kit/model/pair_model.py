@@ -32,10 +32,11 @@ from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import local_backbone, refuse_fp16_overflow
 from kit.model.base import BaseReference, find_base
 from kit.model.checks import check_vocabulary, check_weights, find_padding_reader
-from kit.model.encoder import build_encoder, load_encoder, load_tokenizer
+from kit.model.device import choose_device
+from kit.model.encoder import build_encoder, frozen_dtype, load_encoder, load_tokenizer
 from kit.model.heads import SymmetricHead, build_head, swap_classes, swap_features
 from kit.model.pooling import build_pooling
-from kit.model.reward import build_reward_head
+from kit.model.reward import LastTokenReward, build_reward_head
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, read_text_file, write_json
 from kit.storage.contents import describe_impostor
@@ -117,10 +118,9 @@ class PairModel(nn.Module):
 
     def pool(self, pack: dict[str, Tensor]) -> Tensor:
         """Return a pack's pooled vectors, float32, the reward last: (n, T) or (1, N) -> (n, H)."""
-        reads_last = self.spec.pooling == "last"
         if "lengths" in pack:
             states = run_unpadded(self.encoder, pack)  # (N, H)
-            if reads_last:
+            if self.spec.pooling == "last" and self.reward is None:
                 return states[pack["lengths"].cumsum(0) - 1].float()
             states, real = pad_states(states, pack["lengths"])
         else:
@@ -131,11 +131,16 @@ class PairModel(nn.Module):
             real = pack["attention_mask"]  # (n, T)
         with torch.autocast(states.device.type, enabled=False):
             vectors = self.pooling(states, real)
-            return vectors if self.reward is None else torch.cat([vectors, self.reward(states)], -1)
+            if self.reward is None:
+                return vectors
+            return torch.cat([vectors, self.reward(states, real)], -1)
 
     def start_from_prior(self, prior: np.ndarray) -> None:
-        """Let a judge begin with the class probabilities (3,) of the training rows."""
-        if self.spec.shape == "judge":
+        """Let a decoder begin with the class probabilities (3,) of the training rows.
+
+        Of a reward model their odds follow from the rewards.
+        """
+        if self.spec.shape == "judge" or isinstance(self.reward, LastTokenReward):
             self.head.start_from_prior(prior)
 
     def leave_out_base(self, base: BaseReference, adapters: AdapterSpec | None = None) -> None:
@@ -230,7 +235,7 @@ class PairModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, half: torch.dtype = torch.float32
+        cls, folder: str | Path, precision: str = "fp32", dequantize: bool = False
     ) -> tuple["PairModel", PairTokenizer]:
         """Return the model and its tokenizer from `save_pretrained`'s files, without a network.
 
@@ -238,14 +243,17 @@ class PairModel(nn.Module):
         be asked.
 
         Args:
-            half: the type of frozen weights that are not saved with the model.
+            precision: "auto" to have frozen weights that are not saved with the model in the type
+                that is computed in here.
+            dequantize: load them whole where the training had them quantised.
 
         Raises:
             RunError: a file is missing or damaged, was written by a newer kit, or by an older one
                 that computed the model's features in another way, or the weights are of another
                 model.
             BackboneError: the base of the adapters is not here, or is another one.
-            DeviceError: `half` is float16, in which a model of this family overflows.
+            RecipeError: the base was quantised, and bitsandbytes is not installed.
+            DeviceError: they would be float16, in which a model of this family overflows.
         """
         folder = Path(folder)
         impostor = describe_impostor(folder / "model.safetensors").partition(":")[0]
@@ -267,12 +275,15 @@ class PairModel(nn.Module):
             feature_names = ((), ())
             if spec.features:
                 feature_names = (config["features"]["sides"], config["features"]["pair"])
-            if half == torch.float16:
-                refuse_fp16_overflow(str(folder), config["encoder"], "fp16", "this GPU")
+            refuse_fp16_overflow(
+                str(folder), config["encoder"], choose_device(precision).precision, "this GPU"
+            )
             base = adapters = None
             if "base" in config:
                 base = BaseReference(**config["base"])
-                encoder = load_encoder(find_base(base), spec.fast_attention, half)
+                dtype = frozen_dtype(precision, config["encoder"], spec.fast_attention)
+                quantize = "none" if dequantize else spec.quantize
+                encoder = load_encoder(find_base(base), spec.fast_attention, dtype, quantize)
                 encoder.requires_grad_(False)
                 if "adapters" in config:
                     adapters = AdapterSpec(**config["adapters"])
@@ -324,17 +335,21 @@ class PairModel(nn.Module):
 
 
 def _drop_frozen(model: PairModel, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    """Remove the frozen weights from a state dict that was just made."""
-    for name in _frozen_names(model):
-        state.pop(prefix + name, None)
+    """Remove the frozen weights, and scales of quantised ones, from a state dict just made."""
+    trained = {prefix + name for name in _trained_names(model)}
+    for name in list(state):
+        if name.startswith(f"{prefix}encoder.") and name not in trained:
+            del state[name]
 
 
 def _expect_no_frozen(model: PairModel, keys: Any) -> None:
     """Take the frozen weights off the list of those that a loaded state dict lacked."""
-    frozen = _frozen_names(model)
-    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]
+    trained = _trained_names(model)
+    keys.missing_keys[:] = [
+        key for key in keys.missing_keys if not key.startswith("encoder.") or key in trained
+    ]
 
 
-def _frozen_names(model: PairModel) -> set[str]:
+def _trained_names(model: PairModel) -> set[str]:
     named = model.encoder.named_parameters()
-    return {f"encoder.{name}" for name, parameter in named if not parameter.requires_grad}
+    return {f"encoder.{name}" for name, parameter in named if parameter.requires_grad}

@@ -26,10 +26,12 @@ from kit.data.features import PAIR_FEATURES
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import resolve_backbone
+from kit.model.device import Compute
 from kit.model.encoder import build_encoder, layer_index
 from kit.model.inference import make_collator
-from kit.model.memory import BATCH_TOKENS
+from kit.model.memory import BATCH_TOKENS, GPU_SHARE, token_bytes
 from kit.model.pair_model import PairModel
+from kit.model.quantize import WEIGHT_BYTES
 from kit.planning.meta_gpu import META, Counter, autocast_to_float16, count_on
 from kit.recipe.spec import Recipe
 from kit.training.sampler import LengthBuckets
@@ -122,16 +124,17 @@ def count_memory(recipe: Recipe, gpus: int = 2, gpu: DeviceModel = T4) -> Counte
         _training_pass(recipe, model, full_lengths, count, most_parts=1)
         pass_bytes = count.peak
 
+        # The weights are in both counts.
+        kept = MOMENT_BYTES * trained - _quantized_saving(recipe, model)
+        kept += BUCKET_BYTES * trained if gpus > 1 else 0
+        kept += 4 * trained if spec.ema else 0
+
         model.zero_grad()
         count.restart()
-        sequences = max(1, BATCH_TOKENS["cuda"] // recipe.encode.max_tokens)
-        _evaluation_pass(recipe, model, sequences)
+        free = gpu.memory * GIB - CONTEXT_GIB * GIB - count.peak - kept
+        _evaluation_pass(recipe, model, _evaluated_sequences(recipe, model, free))
         evaluation_bytes = count.peak
 
-    # The weights are in both counts.
-    kept = MOMENT_BYTES * trained
-    kept += BUCKET_BYTES * trained if gpus > 1 else 0
-    kept += 4 * trained if spec.ema else 0
     during_step = GRADIENT_BYTES * trained if accumulates and not has_views else 0
     if spec.awp:
         during_step += AWP_COPIES * 4 * _matrix_parameters(model)
@@ -183,6 +186,35 @@ def count_time(
         seconds_per_row=max(on_gpu, on_host),
         evaluation_seconds=scale * forward_seconds / passes,
     )
+
+
+def _quantized_saving(recipe: Recipe, model: PairModel) -> float:
+    """Return the bytes that quantised matrices of the layers take less than those in half."""
+    if recipe.model.quantize == "none":
+        return 0.0
+    sizes = [
+        parameter.numel()
+        for name, parameter in model.encoder.named_parameters()
+        if layer_index(f"encoder.{name}") is not None
+        and parameter.ndim > 1
+        and not parameter.requires_grad
+    ]
+
+    # Products are computed with one matrix at a time in half precision.
+    return (2 - WEIGHT_BYTES[recipe.model.quantize]) * sum(sizes) - 2 * max(sizes)
+
+
+def _evaluated_sequences(recipe: Recipe, model: PairModel, free: float) -> int:
+    """Return the sequences of an evaluation's pass, as `memory.prediction_tokens` sizes it.
+
+    Args:
+        free: bytes of the GPU.
+    """
+    length = recipe.encode.max_tokens
+    compute = Compute(torch.device("cuda"), "fp16", "counted")
+    each = token_bytes(model.encoder, compute, length, training=False)
+    tokens = min(BATCH_TOKENS["cuda"], int(GPU_SHARE * free / each))
+    return max(1, tokens // length)
 
 
 def _sample_batches(lengths: np.ndarray, batch_size: int, micro_rows: int) -> list[np.ndarray]:

@@ -27,6 +27,7 @@ from kit.model.backbones import resolve_backbone
 from kit.model.device import Compute, choose_device, join_processes
 from kit.model.memory import CPU_ACTIVATIONS
 from kit.model.probe import measure_device
+from kit.model.quantize import WEIGHT_BYTES
 from kit.planning.counted import GIB, count_memory
 from kit.planning.rows import count_lengths
 from kit.recipe.spec import Recipe
@@ -271,6 +272,8 @@ def _count_memory(recipe: Recipe, device: DeviceModel, devices: int) -> tuple[fl
 def _estimate_cpu_memory(recipe: Recipe, sizes: ModelSizes) -> float:
     """Return the GiB of a training on a CPU, whose passes are sized by the memory there is."""
     trained = trained_parameters(sizes, recipe.train)
-    frozen = sizes.parameters if recipe.train.lora_rank else 0
-    weights = 4 * frozen + TRAINED_BYTES * trained + (4 * trained if recipe.train.ema else 0)
+    frozen = 4.0 * sizes.parameters if recipe.train.lora_rank else 0.0
+    if recipe.model.quantize != "none":
+        frozen -= (4 - WEIGHT_BYTES[recipe.model.quantize]) * sizes.layer_parameters
+    weights = frozen + TRAINED_BYTES * trained + (4 * trained if recipe.train.ema else 0)
     return (weights + CPU_ACTIVATIONS) / GIB + PROCESS_GIB

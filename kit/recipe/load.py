@@ -207,7 +207,7 @@ def parse_override(text: str, option: str = "--set") -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         problem = error
-    if re.fullmatch(r"\s*[A-Za-z./][\w.\-/]*\s*", value):
+    if re.fullmatch(r"\s*[\w./][\w.\-/]*\s*", value):
         try:
             return tomllib.loads(f"{key}={json.dumps(value.strip())}")
         except (ValueError, RecursionError) as error:
@@ -322,6 +322,7 @@ def _check_combinations(recipe: Recipe, changes: dict[str, Any], source: str) ->
         )
 
     _check_frozen(recipe, source)
+    _check_quantized(recipe, source)
 
     # A recipe file may contain the key, for use with --set model.head=fusion. As an override it
     # would have no effect.
@@ -354,4 +355,24 @@ def _check_frozen(recipe: Recipe, source: str) -> None:
             f"{source}: model.pooling = attention learns from every token's state, and "
             "train.frozen = true keeps one vector a sequence",
             "Set model.pooling=mean, cls or last.",
+        )
+
+
+def _check_quantized(recipe: Recipe, source: str) -> None:
+    """Refuse keys that need the weights which quantisation rounds."""
+    train = recipe.train
+    quantize = recipe.model.quantize
+    if quantize == "none":
+        return
+    if not (train.lora_rank or train.frozen):
+        raise RecipeError(
+            f'{source}: model.quantize = "{quantize}" with train.lora_rank = 0: whole weights '
+            f"cannot be trained in {quantize.removesuffix('bit')} bits",
+            "Set train.lora_rank=32 or train.frozen=true, or model.quantize=none.",
+        )
+    if train.compile:
+        raise RecipeError(
+            f'{source}: train.compile = true with model.quantize = "{quantize}", whose products '
+            "torch.compile does not know",
+            "Set train.compile=false.",
         )

@@ -15,6 +15,7 @@ import tomli_w
 from kit.recipe.keys import key, list_keys
 
 Shape = Literal["siamese", "cross", "judge"]
+Quantize = Literal["none", "8bit", "4bit"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,13 @@ class ModelSpec:
         "families in training on a CPU, where no padding is computed either; equal up to rounding. "
         "With `false`, a CPU computes in float32 unless bf16 is asked for",
         source="He et al. 2021 (DeBERTa)",
+    )
+    quantize: Quantize = key(
+        "none",
+        "hold a decoder's frozen weights in 8 or 4 bits each, by bitsandbytes; 8 bits took less "
+        "time in other people's work, and lost nothing",
+        source="Dettmers et al. 2022 (LLM.int8()), 2023 (QLoRA)",
+        added=True,
     )
 
 

@@ -39,14 +39,20 @@ from kit.model.checks import check_vocabulary, find_padding_reader
 from kit.model.collator import PAD_MULTIPLE, Collator
 from kit.model.device import (
     Compute,
-    base_dtype,
     choose_device,
     join_processes,
     prepare_device,
 )
-from kit.model.encoder import build_encoder, layer_index, load_encoder, load_tokenizer
+from kit.model.encoder import (
+    build_encoder,
+    frozen_dtype,
+    layer_index,
+    load_encoder,
+    load_tokenizer,
+)
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
+from kit.model.quantize import require_bitsandbytes
 from kit.model.reward import load_reward_head
 from kit.model.states import vectors_cached
 from kit.recipe.spec import ModelSpec, Recipe
@@ -269,11 +275,14 @@ def new_model(
         dtype = torch.float32
         if leaves_out_base(recipe, backbone):
             # Weights that are not trained need no more digits than they are computed with.
-            dtype = base_dtype(choose_device(recipe.train.precision, config["hidden_size"]))
+            dtype = frozen_dtype(recipe.train.precision, config, recipe.model.fast_attention)
             backbone = fetch_backbone(backbone)
             folder = backbone.source
-        encoder = load_encoder(backbone, recipe.model.fast_attention, dtype)
+        encoder = load_encoder(backbone, recipe.model.fast_attention, dtype, recipe.model.quantize)
         tokenizer = load_tokenizer(backbone, frame, shape)
+
+        # A run is loaded again by what it saves, so that has to be what was loaded here.
+        config = backbone.own_config
 
     if tokenizer.frame:
         require_room(tokenizer.frame, recipe.encode)
@@ -336,6 +345,7 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
         )
 
     require_peft(spec.lora_rank)
+    _check_quantized(recipe, backbone)
     needs_layers = [key for key in ("awp", "lora_rank", "reinit_layers") if getattr(spec, key)]
     if needs_layers:
         with torch.device("meta"):
@@ -364,6 +374,25 @@ def _check_shape(recipe: Recipe, backbone: ResolvedBackbone) -> None:
         f"({kind})",
         "Choose a decoder (`kit backbones`), or add --set model.shape=cross.",
     )
+
+
+def _check_quantized(recipe: Recipe, backbone: ResolvedBackbone) -> None:
+    """Raise RecipeError if an encoder or random weights are to be quantised."""
+    quantize = recipe.model.quantize
+    if quantize == "none":
+        return
+    if not backbone.is_decoder:
+        raise RecipeError(
+            f'model.quantize = "{quantize}", but {recipe.backbone} is an encoder '
+            f"({backbone.config['model_type']})",
+            "Set model.quantize=none: an encoder is small enough.",
+        )
+    if backbone.source is None:
+        raise RecipeError(
+            f'model.quantize = "{quantize}", but {backbone.name} starts from random weights',
+            "Set model.quantize=none, or choose a decoder with weights.",
+        )
+    require_bitsandbytes(quantize)
 
 
 def reinitialise_layers(encoder: nn.Module, layers: int) -> None:

@@ -103,3 +103,22 @@ def test_a_cap_on_the_scores_is_left_out_unless_the_recipe_keeps_transformers_at
     layer = kept.layers[0].self_attn
     assert layer.attn_logit_softcapping == 50.0
     assert patch_encoder(kept).layers[0].self_attn.attn_logit_softcapping is None
+
+
+def test_a_window_has_one_mask_for_all_lengths(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(causal, "_WINDOW_MASKS", {})
+    query, key, value = torch.randn(3, 1, 2, 20, 8).unbind()
+    seen = torch.ones(20, 20, dtype=torch.bool).tril().triu(-4)
+    with torch.inference_mode():
+        found = causal._attend(query, key, value, 0.0, 0.5, 5)
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, seen, scale=0.5)
+    torch.testing.assert_close(found, expected)
+
+    # A training after an evaluation takes the same mask.
+    (mask,) = causal._WINDOW_MASKS.values()
+    short = query[:, :, :9].requires_grad_()
+    causal._attend(short, key[:, :, :9], value[:, :, :9], 0.0, 0.5, 5).sum().backward()
+    assert short.grad is not None
+    assert causal._window_mask(9, 5, query).data_ptr() == mask.data_ptr()
+    assert len(causal._window_mask(300, 5, query)) == 300
+    assert len(causal._WINDOW_MASKS) == 1

@@ -18,6 +18,7 @@ from kit.ensembling.calibration import Calibration
 from kit.evaluation.validate import validate_submission
 from kit.kaggle.job import Job, Source, baseline_job, infer_job, train_job
 from kit.kaggle.notebook import build_notebook
+from kit.model.base import digest_weights
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
@@ -32,6 +33,13 @@ for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
 """
 # On a busy machine, threads that wait for each other are slower than one.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+# Where Kaggle mounts a judge's weights, by layout, and how a push names them.
+JUDGE_MOUNTS = {
+    "old": "tiny-qwen/transformers/small/1",
+    "by kind": "models/me/tiny-qwen/transformers/small/1",
+}
+JUDGE_MODEL = Source("me/tiny-qwen/transformers/small", kind="model", versions=(1,))
 
 # A proxy that refuses every connection.
 NO_NETWORK = {
@@ -286,3 +294,84 @@ def test_training_takes_a_mounted_backbone_without_a_network(
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the weights of electra-small are those in {folder}" in done.stdout
     assert (root / "working/runs" / recipe.run_name / "fold0/model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def toy_judge() -> Recipe:
+    """A recipe of two steps with adapters."""
+    overrides = (
+        "encode.max_tokens=128",
+        "train.max_steps=2",
+        "train.batch_size=8",
+        "train.evals_per_epoch=1",
+        "train.lora_rank=4",
+    )
+    return load_recipe("tiny-qwen", overrides)
+
+
+@pytest.fixture
+def old_torchao(tmp_path: Path) -> str:
+    """Return a PYTHONPATH with torchao 0.10.0, as Kaggle's image has it."""
+    folder = tmp_path / "packages"
+    info = folder / "torchao-0.10.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    (folder / "torchao").mkdir()
+    (folder / "torchao/__init__.py").touch()
+    return str(folder)
+
+
+def test_a_judge_trains_on_its_mounted_base(
+    execute: Callable,
+    raw: Path,
+    judge_base: Path,
+    toy_judge: Recipe,
+    old_torchao: str,
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "kaggle"
+    mount(root, COMPETITION, raw)
+    base = mount(root, JUDGE_MOUNTS["old"], judge_base)
+    job = train_job(toy_judge, fold="0", gpu="none", preprocess={"folds": 3}, weights=[JUDGE_MODEL])
+    done = execute(job, PYTHONPATH=old_torchao)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "torchao 0.10.0" in done.stdout
+    assert f"the weights of tiny-qwen are those in {base}" in done.stdout
+    config = root / "working/runs" / toy_judge.run_name / "fold0/config.json"
+    reference = json.loads(config.read_text())["base"]
+    assert (reference["name"], reference["digest"]) == ("tiny-qwen", digest_weights(judge_base))
+
+
+@pytest.fixture(scope="module")
+def judge_run(
+    data: Path, judge_base: Path, toy_judge: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of adapters whose base was in models/tiny-qwen."""
+    from kit.training.train import train_recipe
+
+    folder = tmp_path_factory.mktemp("judges")
+    (folder / "models").mkdir()
+    (folder / "models/tiny-qwen").symlink_to(judge_base, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return Path(train_recipe(toy_judge, data, folder / "runs", "holdout")["run"])
+
+
+def test_a_judge_predicts_on_its_mounted_base(
+    execute: Callable, judge_run: Path, judge_base: Path, old_torchao: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "kaggle"
+    rows = 3
+    ids = write_test(root / f"input/competitions/{COMPETITION}/test.csv", rows)
+    mount(root, "notebooks/me/kit-train-a/runs", judge_run.parent)
+    base = mount(root, JUDGE_MOUNTS["by kind"], judge_base)
+    job = infer_job([Source("me/kit-train-a")], gpu="none", weights=[JUDGE_MODEL])
+    done = execute(job, PYTHONPATH=old_torchao)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the weights below the adapters of {judge_run.name} are those in {base}" in done.stdout
+    assert f"{rows:,} rows, valid" in done.stdout
+    made = read_predictions(root / "working/submission.csv")
+    assert made["id"].tolist() == ids.tolist()
+    assert made["winner_model_a"].nunique() > 1

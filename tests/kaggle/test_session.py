@@ -221,6 +221,17 @@ class TestStart:
         with pytest.raises(RuntimeError, match="lightgbm"):
             start(lightgbm=version)
 
+    def test_a_quantised_base_needs_bitsandbytes(
+        self, start: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        needed = ['peft>=0.18; extra == "lora"', 'bitsandbytes>=0.46; extra == "quant"']
+        monkeypatch.setattr(sessions.importlib.metadata, "requires", lambda _: needed)
+        recipe = "[model]\nquantize = '8bit'\n[train]\nlora_rank = 4\n"
+        with pytest.raises(RuntimeError, match="bitsandbytes is missing") as caught:
+            start(recipe, bitsandbytes="missing")
+        assert "peft" not in str(caught.value)
+        start("[train]\nlora_rank = 4\n", bitsandbytes="missing")
+
     def test_a_scoring_run_goes_on(
         self,
         start: Callable,

@@ -12,14 +12,19 @@ from accelerate import PartialState
 
 import kit as kit_package
 from kit.errors import DeviceError
+from kit.model.backbones import BACKBONES
 from kit.model.device import (
     AMX_WIDTH,
     Compute,
+    base_dtype,
     check_kernels,
     choose_device,
     join_processes,
     prepare_device,
 )
+from kit.model.encoder import build_encoder, frozen_dtype
+from kit.model.pair_model import PairModel
+from kit.recipe.spec import ModelSpec
 
 KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -215,6 +220,27 @@ def test_a_processor_with_matrix_units_computes_wide_encoders_in_bf16(
     compute = choose_device(asked, width)
     assert compute.precision == precision
     assert precision in compute.reason
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("hidden", "fast_attention", "dtype"),
+    [
+        (64, True, torch.float32),
+        (128, True, torch.bfloat16),
+        # In transformers' own attention nothing is known to compute well in bf16.
+        (128, False, torch.float32),
+    ],
+)
+def test_frozen_weights_have_the_type_that_they_are_computed_in(
+    monkeypatch: pytest.MonkeyPatch, hidden: int, fast_attention: bool, dtype: torch.dtype
+):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    config = BACKBONES["tiny-llama"].config | {"hidden_size": hidden}
+    assert frozen_dtype("auto", config, fast_attention) == dtype
+    encoder = build_encoder(config, fast_attention)
+    model = PairModel(encoder, config, ModelSpec(shape="judge", pooling="last"))
+    assert base_dtype(choose_device("auto", model.bf16_width)) == dtype
 
 
 @pytest.mark.parametrize(

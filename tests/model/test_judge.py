@@ -22,7 +22,7 @@ from kit.data.tokenize import tokenize_cached
 from kit.errors import BackboneError, DataError, RecipeError, RunError
 from kit.export import HEAD_FILE, export_run
 from kit.model.adapters import AdapterSpec, add_adapters
-from kit.model.backbones import local_backbone, resolve_backbone
+from kit.model.backbones import BACKBONES, ResolvedBackbone, local_backbone, resolve_backbone
 from kit.model.base import digest_weights
 from kit.model.encoder import load_encoder
 from kit.model.inference import make_collator
@@ -182,6 +182,29 @@ def test_whole_weights_are_trained_without_adapters(judge_base: Path, data: Path
     weights = load_file(run.fold(HOLDOUT).path / "model.safetensors")
     assert "encoder.embed_tokens.weight" in weights
     assert len(predict_split(run.path, "test", data))
+
+
+def test_whole_weights_are_saved_with_the_configuration_that_they_came_with(
+    judge_base: Path, processed: Dataset, tmp_path: Path
+):
+    """The registry's copy of it may be another version's."""
+    folder = tmp_path / "base"
+    shutil.copytree(judge_base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 123.0
+    (folder / "config.json").write_text(json.dumps(config))
+
+    # As a name of the hub, from which transformers loads it, it is no folder.
+    backbone = ResolvedBackbone("tiny-qwen", str(folder), BACKBONES["tiny-qwen"])
+    recipe = load_recipe("tiny-qwen", ("train.lora_rank=0",))
+    model, tokenizer = new_model(recipe, backbone, processed)
+    model.save_pretrained(tmp_path / "fold", tokenizer)
+    again, _ = PairModel.from_pretrained(tmp_path / "fold")
+    ids = torch.arange(10, 40)[None]
+    with torch.inference_mode():
+        states = model.eval().encoder(input_ids=ids).last_hidden_state
+        assert torch.equal(again.encoder(input_ids=ids).last_hidden_state, states)
+    assert again.encoder_config["rope_parameters"]["rope_theta"] == 123.0
 
 
 def test_shapes_and_backbones_that_do_not_fit_are_refused(judge_base: Path, data: Path):

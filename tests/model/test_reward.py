@@ -17,20 +17,25 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     ElectraForSequenceClassification,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
     RobertaForSequenceClassification,
 )
 
 from kit.data.dataset import Dataset
+from kit.data.tokenize import tokenize_cached
 from kit.errors import BackboneError
 from kit.model.backbones import BACKBONES, local_backbone, resolve_backbone
 from kit.model.collator import Collator
 from kit.model.encoder import load_encoder
+from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.model.reward import load_reward_head
-from kit.predict import predict_input
-from kit.recipe.load import load_recipe
+from kit.predict import predict_input, predict_split
+from kit.recipe.load import choose_recipe, load_recipe
 from kit.recipe.spec import ModelSpec
-from kit.task import CLASSES, SWAP
+from kit.run import Run
+from kit.task import CLASSES, HOLDOUT, SWAP
 from kit.training.setup import new_model, tiny_folder
 from kit.training.train import train_recipe
 
@@ -87,10 +92,9 @@ def test_the_reward_is_the_one_that_transformers_computes(family: str, tmp_path:
     head, encoder = load_reward_head(backbone), load_encoder(backbone).eval()
     tokens = torch.randint(4, 40, (5, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours = head(
-            encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-        )
-        theirs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+        mask = torch.ones_like(tokens)
+        ours = head(encoder(input_ids=tokens, attention_mask=mask).last_hidden_state, mask)
+        theirs = model(input_ids=tokens, attention_mask=mask).logits
     assert ours.std() > 0
     torch.testing.assert_close(ours, theirs)
 
@@ -214,3 +218,65 @@ def test_a_classifier_of_three_classes_is_no_reward_model(tmp_path: Path):
 def test_a_backbone_without_a_reward_is_refused(name: str):
     with pytest.raises(BackboneError, match=f"{name} starts from random|no reward head is known"):
         load_reward_head(resolve_backbone(name))
+
+
+@pytest.fixture(scope="module")
+def reward_decoder(judge_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen 3 reward model with the toy tokenizer, in transformers' own files."""
+    folder = tmp_path_factory.mktemp("reward") / "decoder"
+    shutil.copytree(judge_base, folder)
+    torch.manual_seed(3)
+    config = Qwen3Config(
+        **BACKBONES["tiny-qwen"].config | {"head_dim": 16, "model_type": "qwen3"}, num_labels=1
+    )
+    Qwen3ForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_decoder_begins_with_the_odds_of_its_reward(
+    reward_decoder: Path, processed: Dataset, lora_rank: int
+):
+    settings = ("model.shape=siamese", "model.reward=true", "encode.max_tokens=128")
+    recipe = choose_recipe(
+        str(reward_decoder),
+        None,
+        (*settings, "model.features=false", f"train.lora_rank={lora_rank}"),
+    )
+    model, tokenizer = new_model(recipe, local_backbone(reward_decoder), processed)
+    model.start_from_prior(np.array([0.4, 0.3, 0.3]))
+    digest = processed.digest("train")
+    tokens = tokenize_cached(
+        processed.train(), digest, tokenizer, recipe.encode, processed.cache, "siamese"
+    )
+    rows = range(6)
+    batch = make_collator(model, tokens, tokenizer)(np.array(rows))
+    with torch.no_grad():
+        logits = model.eval()(batch["packs"], batch["order"])
+    odds = logits[:, 0] - logits[:, 1]
+
+    original = Qwen3ForSequenceClassification.from_pretrained(reward_decoder).eval()
+    rewards = []
+    for side in range(2 * len(rows)):
+        start, end = tokens.starts[side : side + 2]
+        ids = torch.from_numpy(np.asarray(tokens.tokens[start:end], np.int64))[None]
+        with torch.no_grad():
+            state = original.model(input_ids=ids).last_hidden_state[:, -1]
+            rewards.append(original.score(state)[0, 0])
+    lead = torch.stack(rewards[::2]) - torch.stack(rewards[1::2])
+    assert lead.abs().min() > 1e-4
+    torch.testing.assert_close(odds, lead, rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_without_a_score_is_no_reward_model(judge_base: Path):
+    with pytest.raises(BackboneError, match=r"safetensors files lack score\.weight"):
+        load_reward_head(local_backbone(judge_base))
+
+
+def test_a_run_keeps_the_reward_of_a_decoder(reward_decoder: Path, data: Path, tmp_path: Path):
+    settings = ("model.shape=siamese", "model.reward=true", "encode.max_tokens=128")
+    quick = (*QUICK, *settings, "train.max_steps=2", "train.lora_rank=4")
+    recipe = choose_recipe(str(reward_decoder), None, quick)
+    run = Run.open(train_recipe(recipe, data, tmp_path)["run"])
+    again = predict_split(run.path, "valid", data)
+    pd.testing.assert_frame_equal(again, run.fold(HOLDOUT).predictions, rtol=0, atol=1e-6)

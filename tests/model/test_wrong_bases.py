@@ -169,12 +169,16 @@ def test_a_model_that_overflows_in_fp16_is_refused_before_anything_is_downloaded
     assert "train.precision=fp32" in caught.value.hint
 
 
-def test_predictions_in_fp16_are_refused_before_the_base_is_looked_for(tmp_path: Path):
+def test_predictions_in_fp16_are_refused_before_the_base_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    half = Compute(torch.device("cpu"), "fp16", "for this test")
+    monkeypatch.setattr("kit.model.pair_model.choose_device", lambda *_: half)
     config = {"format": 3, "model": {}, "encoder": BACKBONES["gemma-3-270m"].config}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(DeviceError, match="overflows in fp16"):
-        PairModel.from_pretrained(tmp_path, torch.float16)
+        PairModel.from_pretrained(tmp_path, "auto")
 
 
 def test_a_push_is_refused_for_what_a_session_cannot_load_or_compute():

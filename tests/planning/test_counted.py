@@ -64,6 +64,26 @@ def test_memory_follows_the_recipe():
     assert plain.needed == max(plain.training, plain.evaluation) + CONTEXT_GIB
 
 
+def test_quantised_matrices_take_fewer_bytes():
+    whole, eight, four = (
+        memory_of("tiny-qwen", "train.lora_rank=4", f"model.quantize={kind}")
+        for kind in ("none", "8bit", "4bit")
+    )
+    config = BACKBONES["tiny-qwen"].config
+    matrices = count_parameters(config)["backbone"]
+    largest = config["hidden_size"] * config["intermediate_size"]
+    assert (whole.training - eight.training) * GIB == pytest.approx(
+        matrices - 2 * largest, rel=0.02
+    )
+    assert eight.training - four.training == pytest.approx(0.484 * matrices / GIB, rel=0.02)
+
+
+def test_an_evaluation_takes_what_the_gpu_has_left():
+    small = dataclasses.replace(T4, memory=0.7)
+    limited = count_memory(load_recipe("tiny-qwen"), gpu=small)
+    assert limited.evaluation < 0.7 - CONTEXT_GIB < memory_of("tiny-qwen").evaluation
+
+
 def test_weights_moments_and_gradients_are_in_the_count():
     alone = count_memory(load_recipe("tiny-electra", ["train.batch_size=1"]), gpus=1)
     fixed = alone.parameters * (4 + 8) / GIB

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from quick_recipe import QUICK
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from kit.data.preprocess import preprocess_files
@@ -63,20 +64,46 @@ def test_two_processes_take_the_same_steps_with_weights_features_and_perturbatio
         assert abs(other["log_loss"] - together["log_loss"]) > 1e-3, name
 
 
+def test_two_processes_train_the_same_adapters_of_a_judge_as_one(
+    judge_base: Path, data: Path, tmp_path: Path
+):
+    overrides = (
+        *SAME_STEPS,
+        "encode.max_tokens=128",
+        "train.max_steps=4",
+        "train.lora_rank=4",
+        "train.lora_dropout=0.0",
+        "train.lr=0.01",
+        "train.micro_tokens=1500",
+        "train.evals_per_epoch=1",
+    )
+    alone = train_alone(judge_base, data, tmp_path / "one", overrides, "judge")
+    together = train_in_two_processes(judge_base, data, tmp_path / "two", overrides, "judge")
+    assert together["log_loss"] == pytest.approx(alone["log_loss"], abs=2e-5)
+
+    one, two = (
+        load_file(next((tmp_path / name).glob("*/holdout/model.safetensors")))
+        for name in ("one", "two")
+    )
+    assert any("lora_B" in name and weight.any() for name, weight in one.items())
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5, msg=name)
+
+
 def train_alone(
-    backbone: Path, data: Path, runs: Path, overrides: tuple[str, ...]
+    backbone: Path, data: Path, runs: Path, overrides: tuple[str, ...], name: str = "tiny-roberta"
 ) -> dict[str, Any]:
-    """Return the holdout's metrics of a toy RoBERTa trained in this process."""
-    recipe = load_recipe("tiny-roberta", overrides, backbone=str(backbone))
+    """Return the holdout's metrics of a toy trained by the recipe `name` in this process."""
+    recipe = load_recipe(name, overrides, backbone=str(backbone))
     return train_recipe(recipe, data, runs)["parts"]["holdout"]
 
 
 def train_in_two_processes(
-    backbone: Path, data: Path, runs: Path, overrides: tuple[str, ...]
+    backbone: Path, data: Path, runs: Path, overrides: tuple[str, ...], name: str = "tiny-roberta"
 ) -> dict[str, Any]:
-    """Return the holdout's metrics of a toy RoBERTa trained by two processes on the CPU."""
+    """Return the holdout's metrics of a toy trained by two processes on the CPU."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    train = ("-m", "kit", "train", "--recipe", "tiny-roberta", "--backbone", str(backbone))
+    train = ("-m", "kit", "train", "--recipe", name, "--backbone", str(backbone))
     folders = ("--data", str(data), "--runs", str(runs))
     settings = [argument for override in overrides for argument in ("--set", override)]
     done = subprocess.run(

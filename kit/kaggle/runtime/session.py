@@ -51,8 +51,11 @@ USED_PACKAGES = (
     "rich",
 )
 # Logged with them: peft is needed by recipes with adapters only, and an old torchao breaks peft;
-# lightgbm is needed by boosted trees only.
-OPTIONAL_PACKAGES = ("peft", "torchao", "lightgbm", "kaggle", "kagglesdk")
+# bitsandbytes is needed by quantised bases only, lightgbm by boosted trees only.
+OPTIONAL_PACKAGES = ("peft", "bitsandbytes", "torchao", "lightgbm", "kaggle", "kagglesdk")
+
+# The extras of kit that bring them.
+EXTRAS = {"peft": "lora", "bitsandbytes": "quant"}
 
 # The classical model that needs LightGBM.
 BOOSTED = "boosted"
@@ -97,7 +100,7 @@ class NotebookSession:
 
     def _check_versions(self) -> None:
         """Compare the packages that the job imports with the ranges of kit's own metadata."""
-        problems = find_unsupported_versions(self._needed_extras())
+        problems = find_unsupported_versions(self._needed_packages())
         if not problems:
             return
 
@@ -110,10 +113,27 @@ class NotebookSession:
             raise RuntimeError(text)
         log_warning(text)
 
-    def _needed_extras(self) -> set[str]:
-        """Return which of `OPTIONAL_PACKAGES` this job needs: for adapters, for boosted trees."""
-        recipe = tomllib.loads(self.job.get("recipe", ""))
-        needed = {"peft"} if recipe.get("train", {}).get("lora_rank") else set()
+    def _needed_packages(self) -> set[str]:
+        """Return which of `OPTIONAL_PACKAGES` this job needs.
+
+        An encoder's adapters are merged after its training, and predict without peft.
+        """
+        recipes = [self.job.get("recipe", "")]
+        for source in self.job.get("sources", []):
+            for run in self.run_folders(source["ref"]):
+                if run_bases(run):
+                    # A damaged run is named by the prediction.
+                    with contextlib.suppress(OSError, UnicodeDecodeError):
+                        recipes.append((run / "recipe.toml").read_text(encoding="utf-8"))
+
+        needed = set()
+        for text in recipes:
+            with contextlib.suppress(tomllib.TOMLDecodeError):
+                recipe = tomllib.loads(text)
+                if recipe.get("train", {}).get("lora_rank"):
+                    needed.add("peft")
+                if recipe.get("model", {}).get("quantize", "none") != "none":
+                    needed.add("bitsandbytes")
         if BOOSTED in (self.job.get("baseline"), *self._mounted_baselines()):
             needed.add("lightgbm")
         return needed
@@ -213,7 +233,8 @@ class NotebookSession:
         missing = []
         for run in runs:
             for reference in run_bases(run):
-                link = folder / "models" / reference.name
+                # Folders of one name, such as the version of a Kaggle Model, may be many.
+                link = folder / "models" / reference.digest
                 base = self._base_folder(reference)
                 if base is None:
                     missing.append(run)
@@ -365,9 +386,10 @@ def find_unsupported_versions(optional: Collection[str] = ()) -> list[str]:
         problems.append(f"Python {platform.python_version()} (needs {python_range})")
 
     used = {name.replace("_", "-") for name in (*USED_PACKAGES, *optional)}
-    extra = {"extra": "lora" if "peft" in optional else ""}
+    extras = {"", *(EXTRAS[name] for name in optional if name in EXTRAS)}
     for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or []):
-        applies = requirement.marker is None or requirement.marker.evaluate(extra)
+        marker = requirement.marker
+        applies = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
         if not applies or requirement.name.replace("_", "-").lower() not in used:
             continue
         version = _installed_version(requirement.name)
