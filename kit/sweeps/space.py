@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import RecipeError
@@ -255,11 +256,10 @@ def _parse_range(
             f"{value_text((high - low) // 2 or 1) if whole else f'{(high - low) / 4:g}'}",
         )
 
-    # The last step may end below the upper end; a share of it is rounding.
-    steps = math.floor((high - low) / step + 1e-9)
-    last = low + steps * step
-    highest = int(last) if whole else min(high, round(last, 12 - math.floor(math.log10(high))))
-    return SweptKey(key.name, (), low, highest, step, False, whole)
+    # The last step may end below the upper end. In binary, 0.3 is less than three steps of 0.1.
+    start, end, each = (Decimal(str(number)) for number in (low, high, step))
+    last = start + (end - start) // each * each
+    return SweptKey(key.name, (), low, int(last) if whole else float(last), step, False, whole)
 
 
 def _parse_choices(key: RecipeKey, text: str, values: str) -> SweptKey:
