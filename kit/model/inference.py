@@ -20,6 +20,7 @@ from kit.model.collator import Collator, cut_token_batches
 from kit.model.device import Compute, out_of_memory
 from kit.model.memory import free_after_failure, prediction_tokens
 from kit.model.pair_model import PairModel
+from kit.model.sharding import Turns
 
 # Rows whose pooled vectors are kept at a time: memory does not grow with the number of rows.
 WINDOW_ROWS = 16384
@@ -107,7 +108,9 @@ def predict_logits(
             return _predict_in_time(
                 model, collator, own_rows, compute, both_orders, progress, budget
             )
-        return _predict_share(model, collator, own_rows, compute, both_orders, progress)
+        logits = _predict_share(model, collator, own_rows, compute, both_orders, progress)
+        _finish_passes(model, collator, compute)
+        return logits
 
     if not dist.is_initialized():
         return predict_share(rows)
@@ -143,7 +146,8 @@ def _predict_share(
         return logits
 
     # Of weights that are not finite nothing finite can be computed.
-    if all(parameter.isfinite().all() for parameter in model.parameters()):
+    trained = [p for p in model.parameters() if p.requires_grad or not model.is_sharded]
+    if all(parameter.isfinite().all() for parameter in trained):
         wide = dataclasses.replace(compute, precision="fp32")
         logits[bad] = _compute_logits(
             model, collator, rows[bad], wide, both_orders, lambda done, total: None
@@ -229,7 +233,7 @@ def _compute_logits(
 
     training = model.training
     model.eval()
-    with torch.inference_mode(), _bf16_encoder(model, compute):
+    with _no_gradients(model), _bf16_encoder(model, compute):
         for chosen, vectors in _iterate_vectors(model, collator, rows, compute, sides, progress):
             for start in range(0, len(chosen), HEAD_ROWS):
                 batch = chosen[start : start + HEAD_ROWS]
@@ -250,13 +254,30 @@ def pooled_vectors(
     training = model.training
     model.eval()
     found = np.zeros((0, sides, 1), np.float32)
-    with torch.inference_mode(), _bf16_encoder(model, compute):
+    with _no_gradients(model), _bf16_encoder(model, compute):
         for chosen, vectors in _iterate_vectors(model, collator, rows, compute, sides):
             if len(found) != len(rows):
                 found = np.empty((len(rows), *vectors.shape[1:]), np.float32)
             found[chosen] = vectors.float().cpu().numpy()
     model.train(training)
+    _finish_passes(model, collator, compute)
     return found
+
+
+def _no_gradients(model: PairModel) -> contextlib.AbstractContextManager[None]:
+    """Return the context to predict in; a sharded model's layers are used in training again."""
+    return torch.no_grad() if model.is_sharded else torch.inference_mode()
+
+
+def _finish_passes(model: PairModel, collator: Collator, compute: Compute) -> None:
+    """Help the other processes of a sharded model to finish theirs."""
+
+    def run_pass() -> None:
+        pack = collator.pack(np.array([collator.lengths.argmin()]))
+        with torch.no_grad(), compute.autocast():
+            model.pool(_to_device(pack, compute))
+
+    Turns(model).finish(run_pass)
 
 
 def _iterate_vectors(
@@ -338,17 +359,20 @@ def _pooled_vectors(
     if not tokens:
         tokens = prediction_tokens(model.encoder, compute, int(lengths.max(initial=1)))
     pending = cut_token_batches(lengths, tokens, collator.one_length)
+    turns = Turns(model)
     vectors = []
     done = 0
     while pending:
         batch = pending.pop(0)
         pack = collator.pack(sequences[batch])
         fits = True
+        turns.take()
         try:
             with compute.autocast():
                 vectors.append(model.pool(_to_device(pack, compute)))
         except (RuntimeError, MemoryError) as error:
-            if len(batch) == 1 or not out_of_memory(error):
+            # The others would wait for a sharded model's next layer.
+            if len(batch) == 1 or model.is_sharded or not out_of_memory(error):
                 raise
             fits = False
         if not fits:

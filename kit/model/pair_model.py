@@ -70,10 +70,13 @@ class PairModel(nn.Module):
         base: reference to frozen weights that are not saved; None where all weights are the
             model's own.
         adapters: what the adapters above `base` were built from, if there are any.
+        is_sharded: whether the processes of torchrun have a part of the frozen weights each (see
+            `model.sharding`).
     """
 
     base: BaseReference | None = None
     adapters: AdapterSpec | None = None
+    is_sharded: bool = False
 
     def __init__(
         self,
@@ -207,13 +210,26 @@ class PairModel(nn.Module):
             sides = self.encode(packs, order)
         return self.both_orders(sides, features) if augment else self.classify(sides, features)
 
-    def save_pretrained(self, folder: str | Path, tokenizer: PairTokenizer) -> None:
-        """Write model.safetensors, config.json and the tokenizer, for `from_pretrained`."""
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        tokenizer: PairTokenizer,
+        adapter_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Write model.safetensors, config.json and the tokenizer, for `from_pretrained`.
+
+        Args:
+            adapter_dtype: of adapters whose base is not saved. In the type that they are computed
+                in, they give the same states and take half the bytes.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
         with atomic_file(folder / "model.safetensors") as temporary:
             weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+            if self.base:
+                for name in _trained_names(self):
+                    weights[name] = weights[name].to(adapter_dtype)
             save_file(weights, temporary, metadata={"format": "pt"})
 
         config = {

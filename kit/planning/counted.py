@@ -9,6 +9,7 @@ has confirmed them.
 """
 
 import contextlib
+from collections import Counter as Counts
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +127,7 @@ def count_memory(recipe: Recipe, gpus: int = 2, gpu: DeviceModel = T4) -> Counte
 
         # The weights are in both counts.
         kept = MOMENT_BYTES * trained - _quantized_saving(recipe, model)
+        kept -= _sharding_saving(model, gpus) if spec.shard else 0
         kept += BUCKET_BYTES * trained if gpus > 1 else 0
         kept += 4 * trained if spec.ema else 0
 
@@ -202,6 +204,18 @@ def _quantized_saving(recipe: Recipe, model: PairModel) -> float:
 
     # Products are computed with one matrix at a time in half precision.
     return (2 - WEIGHT_BYTES[recipe.model.quantize]) * sum(sizes) - 2 * max(sizes)
+
+
+def _sharding_saving(model: PairModel, gpus: int) -> float:
+    """Return the bytes that each GPU saves where every one keeps a part of the frozen weights."""
+    sizes: Counts[int | None] = Counts()
+    for name, parameter in model.encoder.named_parameters():
+        if not parameter.requires_grad:
+            sizes[layer_index(f"encoder.{name}")] += parameter.nbytes
+
+    # A layer is there while it runs, and the next one already.
+    layer = max((size for index, size in sizes.items() if index is not None), default=0)
+    return (1 - 1 / gpus) * (sizes.total() - 2 * layer)
 
 
 def _evaluated_sequences(recipe: Recipe, model: PairModel, free: float) -> int:

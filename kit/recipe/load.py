@@ -323,6 +323,7 @@ def _check_combinations(recipe: Recipe, changes: dict[str, Any], source: str) ->
 
     _check_frozen(recipe, source)
     _check_quantized(recipe, source)
+    _check_sharded(recipe, source)
 
     # A recipe file may contain the key, for use with --set model.head=fusion. As an override it
     # would have no effect.
@@ -375,4 +376,24 @@ def _check_quantized(recipe: Recipe, source: str) -> None:
             f'{source}: train.compile = true with model.quantize = "{quantize}", whose products '
             "torch.compile does not know",
             "Set train.compile=false.",
+        )
+
+
+def _check_sharded(recipe: Recipe, source: str) -> None:
+    """Refuse keys that do not go with a base which is shared out among GPUs."""
+    train = recipe.train
+    if not train.shard:
+        return
+    if not (train.lora_rank or train.frozen):
+        raise RecipeError(
+            f"{source}: train.shard = true with train.lora_rank = 0: only frozen weights are "
+            "shared out",
+            "Set train.lora_rank=32 or train.frozen=true, or train.shard=false.",
+        )
+    other = [name for name in ("awp", "compile") if getattr(train, name)]
+    if recipe.model.quantize != "none" or other:
+        key = f"train.{other[0]}" if other else "model.quantize"
+        raise RecipeError(
+            f"{source}: train.shard = true does not go with {key}",
+            "Leave one of them out.",
         )

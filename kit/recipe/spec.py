@@ -306,6 +306,13 @@ class TrainSpec:
         source="4B decoders frozen under a Siamese head reached 1.006 on this data",
         added=True,
     )
+    shard: bool = key(
+        False,
+        "under torchrun, keep a part of the frozen weights on each GPU, and gather a layer when it "
+        "is needed: for a base that one GPU cannot hold",
+        source="Zhao et al. 2023 (FSDP)",
+        added=True,
+    )
     lora_rank: int = key(
         0,
         "0 trains the encoder's own weights; otherwise adapters of this rank on its attention and "

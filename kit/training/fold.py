@@ -21,7 +21,7 @@ from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
 from kit.model.adapters import merge_adapters
 from kit.model.backbones import ResolvedBackbone
-from kit.model.device import join_processes, out_of_memory
+from kit.model.device import base_dtype, join_processes, out_of_memory
 from kit.model.inference import logits_to_probabilities, predict_logits, softmax_logits
 from kit.model.memory import free_after_failure, training_tokens
 from kit.predictions import make_predictions, write_predictions
@@ -300,7 +300,7 @@ def _write_fold(
     metrics: dict[str, Any],
 ) -> None:
     """Write model, predictions, history, and last metrics.json; then remove the checkpoints."""
-    setup.model.save_pretrained(folder.path, setup.tokenizer)
+    setup.model.save_pretrained(folder.path, setup.tokenizer, base_dtype(setup.compute))
     predictions = make_predictions(setup.ids[setup.valid_rows], logits_to_probabilities(logits))
     write_predictions(predictions, folder.predictions_path)
 

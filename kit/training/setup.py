@@ -54,6 +54,7 @@ from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.model.quantize import require_bitsandbytes
 from kit.model.reward import load_reward_head
+from kit.model.sharding import shard_base
 from kit.model.states import vectors_cached
 from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
@@ -146,6 +147,8 @@ def prepare_fold(
 
     # The collators pad as the model's device wants it, so the model is moved first.
     prepare_device(compute)
+    if spec.shard:
+        shard_base(model, compute.device)
     model.to(compute.device)
     pad_multiple = PAD_MULTIPLE if spec.compile else 1
     learned = targets
@@ -344,6 +347,12 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
             "such as deberta.",
         )
 
+    if spec.shard and not backbone.is_decoder:
+        raise RecipeError(
+            f"train.shard = true, but {recipe.backbone} is an encoder "
+            f"({backbone.config['model_type']})",
+            "Set train.shard=false: an encoder is small enough.",
+        )
     require_peft(spec.lora_rank)
     _check_quantized(recipe, backbone)
     needs_layers = [key for key in ("awp", "lora_rank", "reinit_layers") if getattr(spec, key)]

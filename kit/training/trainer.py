@@ -28,6 +28,7 @@ from kit.model.device import Compute, out_of_memory
 from kit.model.inference import logits_to_probabilities, predict_logits
 from kit.model.memory import free_after_failure, free_after_pass
 from kit.model.pair_model import PairModel
+from kit.model.sharding import Turns
 from kit.recipe.spec import TrainSpec
 from kit.task import CLASSES
 from kit.training.awp import WeightPerturbation
@@ -166,15 +167,25 @@ class PairTrainer(Trainer):
     ) -> Tensor:
         """Run forward and backward over a batch, or over its parts in turn; gradients add up."""
         *parts, last = inputs.get("parts", [inputs])
+        bare = self.accelerator.unwrap_model(model)
+        missing = Turns(bare).most(len(parts)) - len(parts)
         try:
             # Processes exchange gradients once, in the backward pass of the last part.
             with self.accelerator.no_sync(model):
                 total = sum(self._step(model, part, num_items_in_batch) for part in parts)
+
+                # Divided by infinitely many rows, a pass changes nothing.
+                for _ in range(missing):
+                    nothing = torch.tensor(math.inf, device=self.args.device)
+                    self._step(model, self._smallest_batch(), nothing)
             total = total + self._step(model, last, num_items_in_batch)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             failed_pass = self.current_pass
+            # In the middle of a pass the other processes wait for a layer of a sharded base.
+            if bare.is_sharded:
+                raise
             if self.args.world_size == 1:
                 raise PassTooLargeError(*failed_pass) from error
         else:

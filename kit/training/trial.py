@@ -22,6 +22,7 @@ from kit.model.checks import check_spelling, unusable_encoder
 from kit.model.device import choose_device, join_processes, out_of_memory
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
+from kit.model.sharding import shard_base
 from kit.recipe.spec import Recipe
 from kit.task import TEXTS
 from kit.training.setup import new_model
@@ -63,6 +64,8 @@ def try_recipe(
     check_savable(model, backbone.name)
 
     compute = choose_device(recipe.train.precision, model.bf16_width)
+    if recipe.train.shard:
+        shard_base(model, compute.device)
     try:
         model.to(compute.device)
         batch = _longest_row(model, tokenizer, recipe)

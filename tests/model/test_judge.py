@@ -1,5 +1,6 @@
 """Check decoder judges: where they begin, what their runs hold, and that predictions repeat."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -24,7 +25,7 @@ from kit.export import HEAD_FILE, export_run
 from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import BACKBONES, ResolvedBackbone, local_backbone, resolve_backbone
 from kit.model.base import digest_weights
-from kit.model.encoder import load_encoder
+from kit.model.encoder import build_encoder, load_encoder
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.predict import predict_split
@@ -93,6 +94,33 @@ def test_a_run_holds_adapters_and_head_alone(run: Run, judge_base: Path):
     assert config["base"]["digest"] == digest_weights(judge_base)
     assert config["frame"]["kind"] == "plain"
     assert list(folder.glob("checkpoint*")) == []
+
+
+def test_adapters_are_saved_in_the_type_that_they_are_computed_in(
+    judge_base: Path, data: Path, tmp_path: Path
+):
+    run = train_run(judge_base, data, tmp_path, "train.precision=bf16", "train.max_steps=2")
+    folder = run.fold(HOLDOUT).path
+    kinds = {name: w.dtype for name, w in load_file(folder / "model.safetensors").items()}
+    for name, dtype in kinds.items():
+        assert dtype == (torch.bfloat16 if name.startswith("encoder.") else torch.float32), name
+
+    # They are trained as float32, and loaded as that.
+    model, _ = PairModel.from_pretrained(folder)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_the_weights_of_a_small_judge_take_21_megabytes():
+    """With the tokenizer, of 3.5, a run of a 135M judge stays below 25."""
+    recipe = load_recipe("smollm2-135m")
+    config = BACKBONES["smollm2-135m"].config
+    with torch.device("meta"):
+        encoder = build_encoder(config)
+        model = PairModel(encoder, config, dataclasses.replace(recipe.model, pooling="last"))
+        add_adapters(model.encoder, AdapterSpec.of_recipe(recipe.train))
+    adapters = sum(p.numel() for p in model.encoder.parameters() if p.requires_grad)
+    head = sum(p.numel() for p in model.head.parameters())
+    assert 2 * adapters + 4 * head < 21.0e6
 
 
 def test_the_predictions_are_those_of_the_training(run: Run, data: Path):

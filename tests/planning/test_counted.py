@@ -78,6 +78,16 @@ def test_quantised_matrices_take_fewer_bytes():
     assert eight.training - four.training == pytest.approx(0.484 * matrices / GIB, rel=0.02)
 
 
+def test_a_base_that_is_shared_out_takes_less_of_each_gpu():
+    whole = load_recipe("tiny-qwen", ("train.lora_rank=4",))
+    shared = load_recipe("tiny-qwen", ("train.lora_rank=4", "train.shard=true"))
+    two, four = (
+        count_memory(whole, gpus).training - count_memory(shared, gpus).training for gpus in (2, 4)
+    )
+    assert two > 0
+    assert four == pytest.approx(1.5 * two, rel=0.01)
+
+
 def test_an_evaluation_takes_what_the_gpu_has_left():
     small = dataclasses.replace(T4, memory=0.7)
     limited = count_memory(load_recipe("tiny-qwen"), gpu=small)
