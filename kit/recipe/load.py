@@ -185,7 +185,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         problem = error
-    if re.fullmatch(r"\s*[\w./][\w.\-/]*\s*", value):
+    if re.fullmatch(r"\s*([A-Za-z./]|\d+[A-Za-z])[\w.\-/]*\s*", value):
         try:
             return tomllib.loads(f"{key}={json.dumps(value.strip())}")
         except (ValueError, RecursionError) as error:
