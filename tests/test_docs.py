@@ -38,7 +38,7 @@ BLOCKS = [block for page in snippets.PAGES for block in snippets.read_blocks(pag
 LANGUAGES = {"console", "python", "toml", "text", "markdown"}
 
 # Programs other than kit that a console block may start.
-OTHER_PROGRAMS = {"cd", "source", "make", "hf", "git", "python"}
+OTHER_PROGRAMS = {"cd", "source", "make", "hf", "git", "python", "torchrun"}
 
 Story = tuple[Path, list[snippets.Outcome]]
 

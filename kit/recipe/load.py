@@ -207,7 +207,7 @@ def parse_override(text: str, option: str = "--set") -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         problem = error
-    if re.fullmatch(r"\s*(?=\S*[A-Za-z./])[\w./][\w.\-/]*\s*", value):
+    if re.fullmatch(r"\s*([A-Za-z./]|\d+[A-Za-z])[\w.\-/]*\s*", value):
         try:
             return tomllib.loads(f"{key}={json.dumps(value.strip())}")
         except (ValueError, RecursionError) as error:

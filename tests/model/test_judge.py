@@ -336,3 +336,13 @@ def test_the_second_order_goes_to_the_least_decided_rows_until_time_is_over(
     assert re.search(rf"in 5 of {len(whole)} rows, the least decided", messages[0])
     changed = ~np.isclose(partial[list(CLASSES)], whole[list(CLASSES)], atol=1e-7).all(1)
     assert 0 < changed.sum() <= len(whole) - 5
+
+
+def test_what_cannot_be_shared_out_is_refused(judge_base: Path, data: Path, tmp_path: Path):
+    with pytest.raises(RecipeError, match="only frozen weights are shared out"):
+        choose_recipe(str(judge_base), None, ("train.shard=true", "train.lora_rank=0"))
+    with pytest.raises(RecipeError, match=r"train\.shard = true does not go with model\.quantize"):
+        choose_recipe(str(judge_base), None, ("train.shard=true", "model.quantize=4bit"))
+    encoder = load_recipe("tiny-electra", ("train.shard=true", "train.lora_rank=4"))
+    with pytest.raises(RecipeError, match="tiny-electra is an encoder"):
+        train_recipe(encoder, data, tmp_path)

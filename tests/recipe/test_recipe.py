@@ -121,7 +121,9 @@ def test_a_recipe_survives_a_round_trip_through_toml(
     tmp_path_factory: pytest.TempPathFactory, recipe: Recipe
 ):
     # Some keys exclude each other.
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, frozen=False))
+    train = dataclasses.replace(recipe.train, frozen=False, shard=False)
+    model = dataclasses.replace(recipe.model, quantize="none")
+    recipe = dataclasses.replace(recipe, train=train, model=model)
     if recipe.model.shape != "siamese":
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, reward=False))
     if not recipe.train.lora_rank or recipe.train.compile:
