@@ -122,8 +122,7 @@ def test_a_recipe_survives_a_round_trip_through_toml(
 ):
     # Some keys exclude each other.
     train = dataclasses.replace(recipe.train, frozen=False, shard=False)
-    model = dataclasses.replace(recipe.model, quantize="none")
-    recipe = dataclasses.replace(recipe, train=train, model=model)
+    recipe = dataclasses.replace(recipe, train=train)
     if recipe.model.shape != "siamese":
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, reward=False))
     if not recipe.train.lora_rank or recipe.train.compile:
