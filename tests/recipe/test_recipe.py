@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kit.errors import RecipeError
 from kit.model.backbones import BACKBONES, max_positions
 from kit.recipe.keys import RecipeKey
-from kit.recipe.load import GENERAL, choose_recipe, load_recipe, shipped_recipes
+from kit.recipe.load import GENERAL, SHORT_NAMES, choose_recipe, load_recipe, shipped_recipes
 from kit.recipe.spec import KEYS, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec
 from kit.storage.atomic import write_text
 
@@ -115,8 +115,12 @@ def test_the_reference_recipes_differ_only_in_the_backbone():
     assert all(other == first for other in others)
 
 
+# A full name is read as the short one. Hypothesis finds such words in the sources.
+OWN_BACKBONES = st.text(min_size=1).filter(lambda name: name not in SHORT_NAMES)
+
+
 @settings(deadline=None, max_examples=150)
-@given(st.builds(Recipe, name=NAMES, backbone=st.text(min_size=1), purpose=st.text(), **sections()))
+@given(st.builds(Recipe, name=NAMES, backbone=OWN_BACKBONES, purpose=st.text(), **sections()))
 def test_a_recipe_survives_a_round_trip_through_toml(
     tmp_path_factory: pytest.TempPathFactory, recipe: Recipe
 ):
