@@ -245,7 +245,7 @@ def test_trees_are_fitted_without_a_gpu_and_blended_with_an_encoder(
     assert done.returncode == 0, done.stdout + done.stderr
 
     members = [predict_input(run, raw / "test.csv") for run in runs]
-    expected = apply_blend(blend, members, list(blend.names))
+    expected = apply_blend(blend, members, [run.name for run in runs])
     made = read_predictions(root / "working/submission.csv")
     pd.testing.assert_frame_equal(made, expected, check_exact=False, rtol=0, atol=1e-5)
 
