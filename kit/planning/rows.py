@@ -47,7 +47,7 @@ def count_lengths(
                 for name in (PROMPT, *RESPONSES)
             ]
             tokens = sequence_lengths(characters[0], characters[1:], recipe)
-            source = "estimated from characters"
+            source = "from characters"
     return RowLengths(tokens, len(train), len(valid), source)
 
 

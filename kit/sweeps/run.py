@@ -40,11 +40,12 @@ Listen = Callable[[TrainingProgress], None]
 Display = Callable[[str], AbstractContextManager[Listen]]
 
 
-class _PrunedError(Exception):
+# Both end a training like Ctrl-C: it has not failed, and its run is kept.
+class _PrunedError(BaseException):
     """The point is worse than most; the message says where that was seen."""
 
 
-class _OutOfTimeError(Exception):
+class _OutOfTimeError(BaseException):
     """The sweep's time has come to an end within a training."""
 
 

@@ -5,20 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_training import FakeTraining
-from quick_recipe import QUICK
+from fake_training import RECIPE, Fake, FakeTraining, MakeSweep
 
 from kit.data.dataset import Dataset
 from kit.recipe.spec import Recipe
 from kit.sweeps import run
 from kit.sweeps.space import parse_keys
 from kit.sweeps.sweep import Sweep, SweepDefinition, choose_base
-
-# One epoch of 12 steps, with three evaluations.
-RECIPE = (*QUICK, "train.epochs=1", "train.evals_per_epoch=3")
-
-MakeSweep = Callable[..., Sweep]
-Fake = Callable[[Callable[[Recipe], float]], FakeTraining]
 
 
 @pytest.fixture

@@ -4,17 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from quick_recipe import QUICK
+
 from kit.data.dataset import open_dataset
 from kit.recipe.spec import Recipe
 from kit.run import Run, make_origin
 from kit.storage.atomic import write_json
+from kit.sweeps.sweep import Sweep
 from kit.task import HOLDOUT
 from kit.training.callbacks import TrainingProgress
 from kit.training.checkpoints import CHECKPOINTS
 
-# Of the recipe in conftest.py, on the sample's 192 training rows.
+# One epoch of 12 steps on the sample's 192 training rows, with three evaluations.
+RECIPE = (*QUICK, "train.epochs=1", "train.evals_per_epoch=3")
 BETWEEN = 4
 EVALUATIONS = 3
+
+MakeSweep = Callable[..., Sweep]
 
 
 class FakeTraining:
@@ -64,3 +70,6 @@ class FakeTraining:
         write_json(folder.history_path, {"log_history": log})
         metrics = {"log_loss": loss, "accuracy": 0.5, "valid_rows": 48, "minutes": 0.1}
         return write_json(folder.metrics_path, metrics)
+
+
+Fake = Callable[[Callable[[Recipe], float]], FakeTraining]

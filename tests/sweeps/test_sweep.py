@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import MakeSweep
+from fake_training import MakeSweep
 
 from kit.errors import KitError
 from kit.sweeps.space import parse_keys

@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE, Fake, MakeSweep
-from fake_training import EVALUATIONS
+from fake_training import EVALUATIONS, RECIPE, Fake, MakeSweep
 
 from kit.errors import CollapseError, DataError, HeldError, KitError, RecipeError
 from kit.recipe.load import load_recipe
