@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
+from kit.model.registry import BACKBONES
 
 SPEED = 1.3
 MEMORY = 0.6

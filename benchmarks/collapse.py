@@ -21,8 +21,8 @@ import torch
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.errors import CollapseError
-from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
+from kit.model.registry import BACKBONES
 from kit.recipe.load import load_recipe
 from kit.sample.generate import write_sample
 from kit.task import LABEL

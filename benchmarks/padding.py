@@ -16,9 +16,10 @@ import numpy as np
 from kit.data.dataset import open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.data.tokenize import tokenize_cached
-from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.backbones import local_backbone
 from kit.model.collator import Collator
 from kit.model.encoder import load_tokenizer
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import EncodeSpec
 from kit.sample.generate import write_sample
 from kit.training.sampler import LengthBuckets

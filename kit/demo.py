@@ -106,7 +106,7 @@ def _make_sample(raw: Path, rows: int) -> None:
         existing = json.loads(read_text_file(summary))["train"]["rows"]
     except (ValueError, KeyError, TypeError) as error:
         raise KitError(
-            f"{summary} is damaged, so nobody knows whose files are next to it",
+            f"{summary} is damaged, so the files next to it may be others than the sample's",
             f"Delete {raw}, or add --out with another folder.",
         ) from error
     if existing != rows:

@@ -22,9 +22,10 @@ from kit.data.dataset import open_dataset
 from kit.data.prediction_rows import PredictionRows, Progress, TimeLimit
 from kit.data.preprocess import prepare_input
 from kit.errors import RunError
+from kit.fold_dir import CLASSICAL, NETWORK, FoldDir
 from kit.launcher import ignore_partial_launch, is_distributed
 from kit.predictions import make_predictions
-from kit.run import CLASSICAL, NETWORK, FoldDir, Run
+from kit.run import Run
 from kit.task import HOLDOUT, ID
 
 

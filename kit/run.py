@@ -1,4 +1,4 @@
-"""Open and create run directories, the only memory between commands. Use `Run` and `FoldDir`.
+"""Open and create run directories, the only memory between commands. Use `Run`.
 
     runs/<name>/recipe.toml            the experiment, defaults included; a baseline has none
                 origin.json            hashes of the data, recipe and backbone folder that it was
@@ -10,17 +10,14 @@
                 oof.csv                once every fold is finished
                 ended.json             in place of a fold that a sweep gave up: which sweep, and why
 
-`metrics.json` is written last, so its presence means finished; it lists the hashes of the files
-beside it that others read, which `check_files` compares.
+The folder of a fold is `fold_dir.FoldDir`.
 """
 
-import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
 import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
@@ -33,11 +30,18 @@ import pandas as pd
 from kit import __version__
 from kit.data.dataset import Dataset
 from kit.errors import RecipeError, RunError
+from kit.fold_dir import (
+    METRICS_FILE,
+    PASSES_FILE,
+    RESTORE_HINT,
+    FoldDir,
+    check_listed_files,
+    read_run_json,
+)
 from kit.predictions import read_predictions, write_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.storage.atomic import file_sha256, read_text_file, write_json, write_text
-from kit.storage.contents import describe_impostor, missing_bytes
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT, ID, TEST_FILE
 
@@ -53,159 +57,14 @@ DATA_OPTIONS = ("text", "split", "folds", "valid", "seed")
 RECIPE_FILE = "recipe.toml"
 ORIGIN_FILE = "origin.json"
 
-# Files of a run and of a fold.
-METRICS_FILE = "metrics.json"
-
 # What a sweep leaves of a run that it gave up.
 ENDED_FILE = "ended.json"
-
-# What describes a fold's model. Its `kind` says what reads it; that of a network is left out.
-CONFIG_FILE = "config.json"
-NETWORK = "network"
-CLASSICAL = "classical"
-
-# Files of a fold: the learning curve, earlier attempts of a training that collapsed, and why its
-# last one did.
-HISTORY_FILE = "trainer_state.json"
-ATTEMPTS_FILE = "tried.json"
-COLLAPSE_FILE = "collapsed.json"
-
-# Among a fold's checkpoints: the tokens of a forward pass, so that a resumed training takes the
-# same passes, and draws the same dropout, however much memory is free then.
-PASSES_FILE = "passes.json"
 
 # The predictions that a run learns from beside the labels.
 TEACHER_FILE = "teacher.csv"
 
 # The files of a run in which nothing has been learned yet.
 _FIRST_FILES = {RECIPE_FILE, ORIGIN_FILE, TEACHER_FILE, PASSES_FILE}
-
-# A fold's model consists of its files with these suffixes, without the logs, which no prediction
-# reads.
-MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
-LOG_FILES = (HISTORY_FILE, ATTEMPTS_FILE, COLLAPSE_FILE, METRICS_FILE)
-
-_WEIGHTS_SUFFIX = ".safetensors"
-
-_RESTORE = "Copy the run directory again, or train it again."
-_RESTART = "Delete the folder that it is in, and train that fold again."
-
-
-@dataclass(frozen=True)
-class FoldDir:
-    """The folder of one trained fold of a run, or of its holdout."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The name of the folder: "holdout", "fold0", "fold1", …"""
-        return self.path.name
-
-    @property
-    def predictions_path(self) -> Path:
-        """The predictions of the validation rows, which this fold was not trained on."""
-        return self.path / "valid.csv"
-
-    @property
-    def history_path(self) -> Path:
-        """The learning curve: losses and learning rates by step."""
-        return self.path / HISTORY_FILE
-
-    @property
-    def attempts_path(self) -> Path:
-        """A record of earlier attempts that collapsed, while the training is unfinished."""
-        return self.path / ATTEMPTS_FILE
-
-    @property
-    def collapse_path(self) -> Path:
-        """Why the training collapsed; it is there until the fold is trained again."""
-        return self.path / COLLAPSE_FILE
-
-    @property
-    def attempts(self) -> list[dict[str, Any]]:
-        """The attempts that collapsed so far, each with its rates and why it ended.
-
-        Raises:
-            RunError: the record is damaged, so nobody knows which attempt the checkpoints are of.
-        """
-        if not self.attempts_path.exists():
-            return []
-        attempts = _parse_json(self.attempts_path, _RESTART)
-        if not isinstance(attempts, list) or not all(isinstance(one, dict) for one in attempts):
-            raise RunError(f"{self.attempts_path}: not a list of attempts", _RESTART)
-        return attempts
-
-    @property
-    def metrics_path(self) -> Path:
-        """The metrics, which are written last."""
-        return self.path / METRICS_FILE
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether it was trained to its end."""
-        return self.metrics_path.is_file()
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """Losses, steps, versions and the model's files, as training wrote them at its end.
-
-        Raises:
-            RunError: the file is missing or damaged.
-        """
-        return _read_json(self.metrics_path)
-
-    @property
-    def has_model(self) -> bool:
-        """Whether it keeps a model; baselines of kit before 0.2.0 kept predictions alone."""
-        return (self.path / CONFIG_FILE).is_file() or CONFIG_FILE in self.metrics.get("files", {})
-
-    @property
-    def kind(self) -> str:
-        """What its model is, which decides what reads it.
-
-        Raises:
-            RunError: config.json is missing or damaged.
-        """
-        return str(_read_json(self.path / CONFIG_FILE).get("kind", NETWORK))
-
-    def figure(self, name: str) -> float:
-        """Return one of the metrics, a number of at least 0.
-
-        Raises:
-            RunError: it is missing or something else: the file was changed.
-        """
-        value: Any = self.metrics.get(name)
-        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
-            raise RunError(f"{self.metrics_path}: {name} is {str(value)[:40]!r}", _RESTORE)
-        return value
-
-    @property
-    def predictions(self) -> pd.DataFrame:
-        """The prediction frame of the rows that were not trained on."""
-        return read_predictions(self.predictions_path)
-
-    def file_digests(self) -> dict[str, str]:
-        """The SHA-256 of each file of the model and of the predictions, by name."""
-        files = sorted(
-            path
-            for path in self.path.iterdir()
-            if path == self.predictions_path
-            or (path.suffix in MODEL_SUFFIXES and path.name not in LOG_FILES)
-        )
-        return {path.name: file_sha256(path) for path in files}
-
-    def check_files(self, weights: bool = True) -> None:
-        """Compare the files with the hashes that training left.
-
-        Args:
-            weights: read the weights too. Otherwise only their length is compared, which is enough
-                for those who read the predictions alone.
-
-        Raises:
-            RunError: a file is missing, incomplete or has changed.
-        """
-        _check_listed_files(self.metrics_path, weights)
 
 
 @dataclass(frozen=True)
@@ -347,7 +206,7 @@ class Run:
     def ended(self) -> str:
         """How a sweep gave the run up, such as "pruned"; "" if none did."""
         path = self.path / ENDED_FILE
-        return str(_read_json(path).get("state", "")) if path.is_file() else ""
+        return str(read_run_json(path).get("state", "")) if path.is_file() else ""
 
     def mark_ended(self, state: str, why: str) -> None:
         """Write down that a sweep gave the run up, so that `kit runs` can say it."""
@@ -390,7 +249,7 @@ class Run:
         `kit` (its version). Since format 1 also `recipe` (hash of the content of recipe.toml) and,
         if the backbone is a folder, `backbone` (hash of its files).
         """
-        return _read_json(self.origin_path)
+        return read_run_json(self.origin_path)
 
     def option(self, name: str, kind: type[T]) -> T:
         """Return one of the origin's values, which must be of type `kind`.
@@ -401,7 +260,7 @@ class Run:
         value: Any = self.origin.get(name)
         # Not `isinstance`, for which a bool is an int.
         if type(value) is not kind:
-            raise RunError(f"{self.origin_path}: {name} is {str(value)[:40]!r}", _RESTORE)
+            raise RunError(f"{self.origin_path}: {name} is {str(value)[:40]!r}", RESTORE_HINT)
         return value
 
     @property
@@ -458,7 +317,7 @@ class Run:
         for fold in self.finished():
             fold.check_files(weights)
         if self.metrics_path.is_file():
-            _check_listed_files(self.metrics_path, weights)
+            check_listed_files(self.metrics_path, weights)
 
     def check_data(self, digest: str) -> None:
         """Raise RunError unless the run was trained on the rows with this hash."""
@@ -535,8 +394,8 @@ class Run:
             if all(fold.name in metrics for fold in folds):
                 oof = self._concatenate(folds)
                 summary["oof"] = {
-                    "log_loss": _mean_over_rows(folds, "log_loss"),
-                    "accuracy": _mean_over_rows(folds, "accuracy"),
+                    "log_loss": mean_over_rows(folds, "log_loss"),
+                    "accuracy": mean_over_rows(folds, "accuracy"),
                     "rows": len(oof),
                 }
                 if write:
@@ -621,7 +480,7 @@ def parse_folds(text: str, count: int) -> list[int | str]:
     )
 
 
-def _mean_over_rows(folds: list[FoldDir], name: str) -> float:
+def mean_over_rows(folds: list[FoldDir], name: str) -> float:
     """Return the mean of a metric over the rows of all folds, from each fold's mean and row count.
 
     Raises:
@@ -632,42 +491,6 @@ def _mean_over_rows(folds: list[FoldDir], name: str) -> float:
     return sum(mean * count for mean, count in zip(means, rows, strict=True)) / sum(rows)
 
 
-def _check_listed_files(metrics: Path, weights: bool) -> None:
-    """Compare the files next to a metrics.json with the hashes it lists.
-
-    Raises:
-        RunError: a file is missing, incomplete or has changed.
-    """
-    # Runs of the first versions of kit list no files.
-    files = _read_json(metrics).get("files", {})
-    if not isinstance(files, dict):
-        raise RunError(f"{metrics}: `files` is not a JSON object", _RESTORE)
-
-    for name, digest in files.items():
-        path = metrics.parent / name
-        if not path.is_file():
-            raise RunError(f"{path}: this file of the run is missing", _RESTORE)
-        if not weights and path.suffix == _WEIGHTS_SUFFIX:
-            whole = missing_bytes(path) == 0
-        else:
-            whole = _digest_once(path) == digest
-        if not whole:
-            problem = describe_impostor(path).partition(":")[0]
-            problem = problem or "has changed: its SHA-256 is not the one in metrics.json"
-            raise RunError(f"{path} {problem}", _RESTORE)
-
-
-def _digest_once(path: Path) -> str:
-    """Return the SHA-256 of a file, from memory where this process has just computed it."""
-    state = path.stat()
-    return _cached_digest(path, state.st_ino, state.st_size, state.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1024)
-def _cached_digest(path: Path, *_: int) -> str:
-    return file_sha256(path)
-
-
 def _digest_of_toml(text: str) -> str:
     """Return a hash of the content of TOML; order of keys, comments and line ends do not count."""
     try:
@@ -676,23 +499,3 @@ def _digest_of_toml(text: str) -> str:
         # Not TOML any more: the hash of the text itself shows that the file was edited.
         content = text
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that kit wrote."""
-    content = _parse_json(path, _RESTORE)
-    if not isinstance(content, dict):
-        raise RunError(f"{path}: not a JSON object", _RESTORE)
-    return content
-
-
-def _parse_json(path: Path, hint: str) -> Any:
-    """Read JSON that kit wrote; NaN and Infinity, which kit never writes, are refused."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number")
-
-    try:
-        return json.loads(read_text_file(path), parse_constant=refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read: {error}", hint) from error

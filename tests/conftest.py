@@ -1,5 +1,6 @@
 """Share fixtures between the rooms: sample rows, a quick recipe, a toy backbone; no network."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +41,17 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_collections() -> None:
+    """Keep what exists before a module out of the collections of garbage within it.
+
+    A training collects garbage several times, and each time would look at every object of torch and
+    of the tests, which takes longer than the training.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a small sample in Kaggle's files."""
@@ -73,8 +85,8 @@ def fixed_backbone(processed: Dataset, tmp_path_factory: pytest.TempPathFactory)
     """Return the folder of a toy backbone with fixed weights and no dropout."""
     import torch
 
-    from kit.model.backbones import BACKBONES
     from kit.model.encoder import build_encoder
+    from kit.model.registry import BACKBONES
     from kit.training.setup import tiny_folder
 
     folder = tmp_path_factory.mktemp("backbones") / "fixed"
@@ -95,8 +107,8 @@ def judge_base(processed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
     """Return the folder of a tiny decoder with fixed weights."""
     import torch
 
-    from kit.model.backbones import BACKBONES
     from kit.model.encoder import build_encoder
+    from kit.model.registry import BACKBONES
     from kit.training.setup import tiny_folder
 
     folder = tmp_path_factory.mktemp("decoders") / "tiny-base"

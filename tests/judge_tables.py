@@ -7,8 +7,8 @@ the tables again.
 import re
 from pathlib import Path
 
-from kit.model.backbones import BACKBONES, Backbone
 from kit.model.encoder import count_parameters
+from kit.model.registry import BACKBONES, Backbone
 from kit.recipe.load import load_recipe
 
 PAGE = Path(__file__).parent.parent / "docs/judges.md"

@@ -17,7 +17,7 @@ ROOMS = (
     ("storage", "attention"),
     ("recipe",),
     ("predictions",),
-    ("data", "sample", "evaluation", "costs"),
+    ("data", "sample", "evaluation", "costs", "fold_dir"),
     ("model", "run"),
     ("export", "training", "baselines", "ensembling"),
     ("predict", "planning", "tracking"),

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from kit.launcher import ignore_partial_launch, is_distributed, is_leader, local_rank
+from kit.recipe.spec import Recipe
+from kit.training.train import train_recipe
 
 LAUNCH = {
     "RANK": "1",
@@ -58,6 +60,27 @@ def test_an_address_alone_is_removed_without_a_note():
     assert environment == {}
 
 
+@pytest.fixture(scope="module")
+def run(quick: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a trained run."""
+    runs = tmp_path_factory.mktemp("launcher") / "runs"
+    return Path(train_recipe(quick, data, runs)["run"])
+
+
+def run_kit(variables: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a shell that some launcher has left its variables in."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "runs as a single process" in done.stderr
+    return done
+
+
 @pytest.mark.parametrize(
     "variables",
     [
@@ -67,32 +90,18 @@ def test_an_address_alone_is_removed_without_a_note():
     ],
     ids=", ".join,
 )
-def test_leftover_variables_take_no_commands_result(
-    variables: dict[str, str], raw: Path, data: Path, tmp_path: Path
+def test_a_prediction_among_leftover_variables_is_written(
+    variables: dict[str, str], run: Path, raw: Path, tmp_path: Path
 ):
-    """Train and predict in a shell that some launcher has left its variables in."""
-
-    def kit(*arguments: object) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "kit", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
-            timeout=180,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "runs as a single process" in done.stderr
-        return done
-
-    quick = ("--set", "train.max_steps=2", "--set", "train.evals_per_epoch=1", "--no-guard")
-    runs = tmp_path / "runs"
-    trained = kit(
-        "train", "--backbone", "tiny-electra", *quick, "--data", data, "--runs", runs, "--json"
-    )
-    assert "log_loss" in trained.stdout
-
-    (run,) = runs.iterdir()
     predicted = tmp_path / "predicted.csv"
-    done = kit("predict", run, "--input", raw / "test.csv", "-o", predicted)
+    done = run_kit(variables, "predict", run, "--input", raw / "test.csv", "-o", predicted)
     assert "60 rows in" in done.stderr
     assert predicted.is_file()
+
+
+def test_a_training_among_leftover_variables_tells_its_result(data: Path, tmp_path: Path):
+    quick = ("--set", "train.max_steps=2", "--set", "train.evals_per_epoch=1", "--no-guard")
+    folders = ("--data", data, "--runs", tmp_path / "runs")
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    trained = run_kit(variables, "train", "--backbone", "tiny-electra", *quick, *folders, "--json")
+    assert "log_loss" in trained.stdout

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from kit.cli.main import main
 from kit.errors import BackboneError
 from kit.kaggle.download import unpack_download
-from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.backbones import local_backbone
 from kit.model.encoder import build_encoder, load_encoder
+from kit.model.registry import BACKBONES
 from kit.storage.atomic import atomic_file, atomic_folder
 
 ROOT = Path(__file__).parent.parent

@@ -9,6 +9,7 @@ import pytest
 from quick_recipe import QUICK
 
 import kit
+import kit.fold_dir
 from kit.baselines.run import run_baseline
 from kit.errors import RunError
 from kit.kaggle import collect
@@ -109,8 +110,10 @@ def test_a_whole_run_passes_and_is_hashed_once(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read: list[Path] = []
-    original = kit.run.file_sha256
-    monkeypatch.setattr(kit.run, "file_sha256", lambda path: read.append(path) or original(path))
+    original = kit.fold_dir.file_sha256
+    monkeypatch.setattr(
+        kit.fold_dir, "file_sha256", lambda path: read.append(path) or original(path)
+    )
     for reader in ("predict", "ensemble", "report", "dry push", "collect"):
         READERS[reader](run, data, tmp_path)
     weights = [path for path in read if path.suffix == ".safetensors" and run in path.parents]

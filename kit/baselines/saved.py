@@ -19,7 +19,7 @@ from kit.baselines.models import FORMAT, MODELS, ClassicalModel
 from kit.baselines.rows import FEATURE_NAMES, pair_rows
 from kit.data.prediction_rows import PredictionRows, Progress, TimeLimit
 from kit.errors import RunError
-from kit.run import CLASSICAL, CONFIG_FILE
+from kit.fold_dir import CLASSICAL, CONFIG_FILE
 from kit.storage.atomic import atomic_file, file_sha256, read_text_file, write_json, write_text
 from kit.task import TEXTS
 

@@ -64,6 +64,7 @@ class Boosted:
         "max_rounds": MAX_ROUNDS,
         "patience": PATIENCE,
         "folds": FOLDS,
+        "enough_rows": ENOUGH_ROWS,
     }
 
     @classmethod

@@ -190,7 +190,7 @@ def repeat_data(folder: Path) -> str:
 
 def print_backbone(requested: str | None, recipe: "Recipe") -> None:
     """Say what a short name of a backbone means, and which recipe an encoder of the hub gets."""
-    from kit.model.backbones import find_record
+    from kit.model.registry import find_record
     from kit.recipe.load import is_hub_id
 
     record = find_record(recipe.backbone)

@@ -155,7 +155,7 @@ class Count:
 
     @property
     def seconds_left(self) -> float | None:
-        """The time at the pace so far; of stages, which differ, it cannot be told."""
+        """The time that is left at the pace so far; None for stages, whose lengths differ."""
         if not self.unit or not self.done or not self.total:
             return None
         return (time.monotonic() - self.started) * (self.total - self.done) / self.done

@@ -52,7 +52,7 @@ def runs_group(
     truth: Path | None,
     as_json: bool,
 ) -> None:
-    """List the runs: state, losses, and the recipe keys that tell them apart.
+    """List the runs: state, losses, and the recipe keys in which they differ.
 
     \b
     Example:  kit runs --sort loss --filter state=finished
@@ -284,14 +284,14 @@ def _details(run: "Run", line: "RunLine") -> dict[str, str]:
 
 
 def can_ask() -> bool:
-    """Return whether somebody is at a terminal."""
+    """Return whether a person at a terminal can answer a question."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _confirm(question: str) -> None:
-    """Ask on the terminal, and exit after a no; raise UsageError where nobody can answer."""
+    """Ask on the terminal, and exit after a no; raise UsageError without a terminal."""
     if not can_ask():
-        raise click.UsageError("Nobody can be asked here: add --yes.")
+        raise click.UsageError("There is no terminal to ask on: add --yes.")
     if not click.confirm(question, err=True):
         output.print_note("Nothing was deleted")
         raise SystemExit(1)

@@ -1,6 +1,7 @@
 """Define `kit sweep`, and the commands run, push and show."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ _sweeps = click.option(
 )
 
 _SEARCH = (
+    click.argument("recipe"),
     click.option(
         "--key",
         "keys",
@@ -73,11 +75,56 @@ _SEARCH = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """What is searched, as the options that `run` and `push` share say it."""
+
+    recipe: str
+    keys: tuple[str, ...]
+    overrides: tuple[str, ...]
+    seeds: int
+    trials: int
+    fold: str
+    sampler_seed: int
+    name: str | None
+    sweeps: Path
+    runs: Path
+
+    def define(self, prune: bool) -> "SweepDefinition":
+        """Return what is searched, all of it checked, on rows that are not known yet."""
+        from kit.sweeps.space import parse_keys
+        from kit.sweeps.sweep import SweepDefinition, choose_base
+
+        base, command = choose_base(self.recipe, self.overrides)
+        output.print_backbone(self.recipe, base)
+        return SweepDefinition(
+            recipe=base,
+            keys=parse_keys(self.keys, self.overrides),
+            seeds=self.seeds,
+            fold=self.fold,
+            rows="",
+            prune=prune,
+            sampler_seed=self.sampler_seed,
+            command=command,
+        )
+
+    def folder(self, definition: "SweepDefinition") -> Path:
+        """Return the folder of the sweep."""
+        return self.sweeps / (self.name or definition.default_name)
+
+
 def _search_options(command: Callable[..., object]) -> Callable[..., object]:
-    """Add the options that say what is searched."""
+    """Add the argument and the options of `_Search`, and hand them on as `search`."""
+    names = [field.name for field in dataclasses.fields(_Search)]
+
+    @functools.wraps(command)
+    def with_search(**values: Any) -> object:
+        search = _Search(**{name: values.pop(name) for name in names})
+        return command(search=search, **values)
+
     for option in reversed(_SEARCH):
-        command = option(command)
-    return command
+        with_search = option(with_search)
+    return with_search
 
 
 class DefaultGroup(click.Group):
@@ -113,7 +160,6 @@ def sweep_group() -> None:
 
 
 @sweep_group.command("run")
-@click.argument("recipe")
 @_search_options
 @click.option(
     "--hours",
@@ -129,22 +175,7 @@ def sweep_group() -> None:
 @options.data
 @options.wide
 @options.as_json
-def run_command(
-    recipe: str,
-    keys: tuple[str, ...],
-    overrides: tuple[str, ...],
-    seeds: int,
-    trials: int,
-    fold: str,
-    sampler_seed: int,
-    name: str | None,
-    sweeps: Path,
-    runs: Path,
-    hours: float,
-    prune: bool,
-    data: Path,
-    as_json: bool,
-) -> None:
+def run_command(search: _Search, hours: float, prune: bool, data: Path, as_json: bool) -> None:
     """Train points of the space, and learn from each where the next one should be.
 
     RECIPE is a name from `kit recipes` or `kit backbones`, a TOML file, a hub id or a folder. What
@@ -160,14 +191,14 @@ def run_command(
     from kit.sweeps.sweep import Sweep
 
     # A wrong key is reported at once, before torch is imported.
-    definition = _define(recipe, keys, overrides, seeds, fold, sampler_seed, prune)
+    definition = search.define(prune)
     require_optuna()
     dataset = open_dataset(data)
-    parse_folds(fold, dataset.folds)
+    parse_folds(search.fold, dataset.folds)
     rows = dataset.digest("train")
     definition = dataclasses.replace(definition, rows=rows)
-    sweep = Sweep.create(sweeps / (name or definition.default_name), definition)
-    _announce(sweep, trials)
+    sweep = Sweep.create(search.folder(definition), definition)
+    _announce(sweep, search.trials)
 
     from kit.sweeps.run import run_sweep
 
@@ -175,8 +206,8 @@ def run_command(
         run_sweep(
             sweep,
             data,
-            runs,
-            trials=trials,
+            search.runs,
+            trials=search.trials,
             max_hours=hours,
             display=training_progress,
             say=output.print_note,
@@ -184,11 +215,10 @@ def run_command(
     except KeyboardInterrupt:
         output.print_note(f"{sweep.path} is not finished. Run the same command again to continue")
         raise
-    _print_sweep(sweep, runs, as_json)
+    _print_sweep(sweep, search.runs, as_json)
 
 
 @sweep_group.command("push")
-@click.argument("recipe")
 @_search_options
 @options.preprocess_options
 @session_hours(9.0, 12)
@@ -197,21 +227,7 @@ def run_command(
 @options.wide
 @options.as_json
 def push_command(
-    recipe: str,
-    keys: tuple[str, ...],
-    overrides: tuple[str, ...],
-    seeds: int,
-    trials: int,
-    fold: str,
-    sampler_seed: int,
-    name: str | None,
-    sweeps: Path,
-    runs: Path,
-    max_hours: float,
-    dry_run: bool,
-    out: Path,
-    as_json: bool,
-    **preprocess: Any,
+    search: _Search, max_hours: float, dry_run: bool, out: Path, as_json: bool, **preprocess: Any
 ) -> None:
     """Train points on Kaggle's GPUs, a kernel for each seed, two at once, and collect the runs.
 
@@ -220,33 +236,37 @@ def push_command(
     \b
     Example:  kit sweep push deberta --key train.lr=1e-5..1e-4:log --seeds 2 --trials 8
     """
+    from kit.kaggle.job import train_jobs
     from kit.kaggle.session_hours import plan_sessions
     from kit.sweeps.study import require_optuna
     from kit.sweeps.sweep import Sweep
 
-    definition = _define(recipe, keys, overrides, seeds, fold, sampler_seed, prune=False)
+    definition = search.define(prune=False)
     rows = " ".join(f"--{option} {value}" for option, value in preprocess.items())
     definition = dataclasses.replace(definition, rows=f"prepared on Kaggle with {rows}")
     require_optuna()
-    from kit.sweeps.push import push_sweep, sweep_jobs, sweep_recipes
+    from kit.sweeps.push import push_sweep, sweep_recipes
 
-    path = sweeps / (name or definition.default_name)
-    recipes = sweep_recipes(Sweep(path, definition), trials)
-    jobs = sweep_jobs(recipes, fold, preprocess=preprocess, max_hours=max_hours)
-    plans = [plan_sessions(each, fold, preprocess["folds"], max_hours) for each in recipes]
-    each = len(jobs) // len(recipes)
-    total = sum(plan.fold_hours for plan in plans) * each
+    path = search.folder(definition)
+    recipes = sweep_recipes(Sweep(path, definition), search.trials)
+    jobs = train_jobs(recipes, fold=search.fold, preprocess=preprocess, max_hours=max_hours)
+    folds = preprocess["folds"]
+    plans = [plan_sessions(recipe, search.fold, folds, max_hours) for recipe in recipes]
+    kernels = len(jobs) // len(recipes)
+    total = sum(plan.fold_hours for plan in plans) * kernels
     output.print_note(f"{len(jobs)} kernels, about {total:.1f} h on two T4 in all (estimated)")
     if dry_run:
         return write_folders(jobs, out, as_json)
 
     with connect(attempts=40) as client:
         sweep = Sweep.create(path, definition)
-        _announce(sweep, trials)
-        outcomes = push_sweep(client, sweep, jobs, trials, runs, out, say=output.print_note)
+        _announce(sweep, search.trials)
+        outcomes = push_sweep(
+            client, sweep, jobs, search.trials, search.runs, out, say=output.print_note
+        )
     if not as_json:
         print_outcomes(outcomes)
-    _print_sweep(sweep, runs, as_json)
+    _print_sweep(sweep, search.runs, as_json)
     require_outcomes(outcomes)
 
 
@@ -282,33 +302,6 @@ def show_sweep_command(name: str | None, sweeps: Path, runs: Path, as_json: bool
             f"No sweep in {sweeps}. Next: kit sweep deberta --key train.lr=1e-5..1e-4:log"
         )
     return _list_sweeps(found, runs)
-
-
-def _define(
-    recipe: str,
-    keys: tuple[str, ...],
-    overrides: tuple[str, ...],
-    seeds: int,
-    fold: str,
-    sampler_seed: int,
-    prune: bool,
-) -> "SweepDefinition":
-    """Return what is searched, all of it checked, on rows that are not known yet."""
-    from kit.sweeps.space import parse_keys
-    from kit.sweeps.sweep import SweepDefinition, choose_base
-
-    base, command = choose_base(recipe, overrides)
-    output.print_backbone(recipe, base)
-    return SweepDefinition(
-        recipe=base,
-        keys=parse_keys(keys, overrides),
-        seeds=seeds,
-        fold=fold,
-        rows="",
-        prune=prune,
-        sampler_seed=sampler_seed,
-        command=command,
-    )
 
 
 def _announce(sweep: "Sweep", trials: int) -> None:

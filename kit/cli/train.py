@@ -27,7 +27,7 @@ def backbones_command(as_json: bool) -> None:
     \b
     Example:  kit backbones
     """
-    from kit.model.backbones import BACKBONES
+    from kit.model.registry import BACKBONES
 
     records = list(BACKBONES.values())
     rows: list[dict[str, Any]] = [
@@ -88,7 +88,7 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
     Example:  kit recipes electra
               kit recipes --keys
     """
-    from kit.model.backbones import find_record
+    from kit.model.registry import find_record
     from kit.recipe.load import load_recipe, shipped_recipes
     from kit.recipe.spec import KEYS
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from kit.errors import DataError, RunError
+from kit.fold_dir import METRICS_FILE
 from kit.predictions import read_predictions
-from kit.run import METRICS_FILE, Run
+from kit.run import Run
 from kit.storage.atomic import file_sha256
 from kit.task import HOLDOUT
 

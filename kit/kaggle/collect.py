@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kit.errors import RunError
+from kit.fold_dir import FoldDir
 from kit.kaggle.client import Client
 from kit.kaggle.errors import KaggleError
 from kit.kaggle.kernel_ref import KernelRef
 from kit.kaggle.kernels import latest_version
 from kit.kaggle.outputs import download_output
-from kit.run import ORIGIN_FILE, FoldDir, Run
+from kit.run import ORIGIN_FILE, Run
 from kit.storage import atomic
 from kit.storage.atomic import read_text_file
 from kit.storage.lock import hold_lock

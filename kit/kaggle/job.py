@@ -18,7 +18,8 @@ from kit.ensembling.blend import Blend, blend_content
 from kit.ensembling.calibration import Calibration, calibration_content
 from kit.errors import KitError
 from kit.kaggle.kernel_ref import shorten_to_slug
-from kit.model.backbones import find_record, refuse_fp16_overflow, resolve_backbone
+from kit.model.backbones import refuse_fp16_overflow, resolve_backbone
+from kit.model.registry import find_record
 from kit.recipe.load import is_hub_id
 from kit.recipe.spec import Recipe
 from kit.task import COMPETITION, HOLDOUT

@@ -161,7 +161,7 @@ def wait_for_kernel(
     last_status = ""
     seen_active = False
     watcher = None
-    told = 0.0
+    last_line = 0.0
     while True:
         state = kernel_status(client, ref)
         if state.status != last_status:
@@ -170,9 +170,9 @@ def wait_for_kernel(
 
         if follow_log and state.status == "RUNNING":
             watcher = watcher or LogWatcher(client, ref)
-            if waited >= told + LOG_EVERY_S and (line := watcher.take()):
+            if waited >= last_line + LOG_EVERY_S and (line := watcher.take()):
                 say(line)
-                told = waited
+                last_line = waited
 
         seen_active = seen_active or state.active
         if not state.active:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import BackboneError
-from kit.model.backbones import BACKBONES, WEIGHTS, ResolvedBackbone
+from kit.model.backbones import WEIGHTS, ResolvedBackbone
 from kit.model.hub import skip_dead_hub
+from kit.model.registry import BACKBONES
 from kit.recipe.load import is_hub_id
 from kit.storage.atomic import file_sha256, read_text_file
 

@@ -17,13 +17,7 @@ from torch import nn
 from kit.data.frame import build_frame
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
-from kit.model.backbones import (
-    FOLDER_HINT,
-    WEIGHTS,
-    ResolvedBackbone,
-    hub_answers,
-    missing_weights,
-)
+from kit.model.backbones import FOLDER_HINT, WEIGHTS, ResolvedBackbone, hub_answers, missing_weights
 from kit.model.checks import check_backbone_files, check_config, check_weights
 from kit.model.device import base_dtype, choose_device
 from kit.model.hub import skip_dead_hub

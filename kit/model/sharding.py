@@ -26,7 +26,7 @@ def shard_base(model: PairModel, device: torch.device) -> None:
     part at a time gets there, so that a GPU never holds the whole base.
 
     Raises:
-        RecipeError: the encoder's layers cannot be told.
+        RecipeError: the encoder has no list of layers that kit knows.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from kit.attention.families import find_family
 from kit.errors import BackboneError
-from kit.model.backbones import Backbone
+from kit.model.registry import Backbone
 from kit.storage.atomic import atomic_folder, write_text
 
 # Ids 0 to 3, as in the shipped configurations.

@@ -22,7 +22,6 @@ from kit.costs.sizes import ModelSizes, model_sizes
 from kit.costs.steps import rows_per_pass, training_steps
 from kit.data.dataset import open_dataset
 from kit.data.options import PreprocessOptions
-from kit.errors import RecipeError
 from kit.model.backbones import resolve_backbone
 from kit.model.device import Compute, choose_device, join_processes
 from kit.model.memory import CPU_ACTIVATIONS
@@ -261,10 +260,8 @@ def _count_memory(recipe: Recipe, device: DeviceModel, devices: int) -> tuple[fl
     """Return the GiB that a training needs of each GPU, and "counted"; or None, and why."""
     try:
         return count_memory(recipe, devices, device).needed, "counted"
-    except RecipeError:
-        raise
     # What a meta tensor cannot do depends on the encoder: a count is no reason to refuse it.
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
         return None, f"cannot be counted for this encoder: {reason}"
 

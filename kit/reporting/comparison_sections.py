@@ -153,14 +153,14 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
 
 
 def recipes_section(report: "Report") -> Section | None:
-    """Return the recipe keys that tell the runs apart; None if there are none."""
+    """Return the recipe keys in which the runs differ; None if there are none."""
     names = [name for name in report.ranking if report.recipe_keys.get(name)]
     if not names:
         return None
     keys = list(dict.fromkeys(key for name in names for key in report.recipe_keys[name]))
     body = []
     for name in names:
-        # Runs of two recipes are told apart by their names, and need not have the same keys here.
+        # Runs of two recipes have different names, and need not have the same keys here.
         values = [report.recipe_keys[name].get(key) for key in keys]
         cells = [
             Cell(

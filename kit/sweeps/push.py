@@ -6,12 +6,11 @@ the space evenly, by a Sobol sequence, and none is pruned.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from kit.errors import RecipeError
 from kit.kaggle.client import Client
 from kit.kaggle.fan_out import JobOutcome, fan_out
-from kit.kaggle.job import Job, train_jobs
+from kit.kaggle.job import Job
 from kit.recipe.spec import Recipe
 from kit.storage.lock import hold_lock
 from kit.sweeps.ranking import point_losses
@@ -39,15 +38,6 @@ def sweep_recipes(sweep: Sweep, trials: int) -> list[Recipe]:
     return recipes
 
 
-def sweep_jobs(recipes: Sequence[Recipe], fold: str, **options: Any) -> list[Job]:
-    """Return the training jobs of a sweep's recipes: one a fold, where all are asked for.
-
-    Args:
-        options: further arguments of `train_job`.
-    """
-    return train_jobs(recipes, fold=fold, **options)
-
-
 def push_sweep(
     client: Client,
     sweep: Sweep,
@@ -63,7 +53,7 @@ def push_sweep(
     It can be stopped and started again, as `fan_out` can.
 
     Args:
-        jobs: of `sweep_jobs`, with the recipes of so many points.
+        jobs: the trainings of `sweep_recipes` for so many points.
         folder: of the notebooks.
 
     Raises:

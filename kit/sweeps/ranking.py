@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError
-from kit.run import Run, parse_folds
+from kit.run import Run, mean_over_rows, parse_folds
 from kit.storage.lock import lock_holder
 from kit.sweeps.study import FINISHED, UNFINISHED, SweepStudy, SweepTrial, explain_database
 from kit.sweeps.sweep import Sweep
-from kit.tracking.listing import mean_loss
 
 LEVEL = 0.95
 
@@ -101,7 +100,9 @@ def run_loss(run: Run, fold: str) -> float | None:
     if not run.origin_path.is_file():
         return None
     parts = [run.fold(number) for number in parse_folds(fold, run.option("folds", int))]
-    return mean_loss(parts) if all(part.is_finished for part in parts) else None
+    if not all(part.is_finished for part in parts):
+        return None
+    return mean_over_rows(parts, "log_loss")
 
 
 def _describe_point(sweep: Sweep, trial: SweepTrial, runs: Path, busy: bool) -> RankedPoint:

@@ -16,7 +16,7 @@ from kit.recipe.spec import KEYS
 from kit.run import Run
 from kit.storage.atomic import read_text_file
 
-# The keys by which runs are told apart, and their names without the section.
+# The keys in which runs differ, and their names without the section.
 COMPARED = ("backbone", *KEYS)
 _FULL_NAMES = {name.rpartition(".")[2]: name for name in COMPARED}
 
@@ -25,7 +25,7 @@ def differing_keys(runs: Sequence[Run | str | Path]) -> list[dict[str, Any]]:
     """Return, for each run, the recipe keys that tell it from the others, with its values.
 
     Runs of one recipe are compared with each other, and with the recipe of that name that comes
-    with kit: two recipes are told apart by the names of their runs. If the runs were trained on
+    with kit: runs of two recipes have different names. If the runs were trained on
     different rows, `rows` is among the keys, with the beginning of the rows' hash. A baseline has
     no recipe, and so no other keys.
     """

@@ -9,13 +9,13 @@ import operator
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import KitError, RunError
-from kit.run import ORIGIN_FILE, FoldDir, Run
+from kit.run import ORIGIN_FILE, Run, mean_over_rows
 from kit.storage.lock import lock_holder
 from kit.task import HOLDOUT
 from kit.tracking.differences import differing_keys, format_key, full_key, recipe_values
@@ -190,7 +190,7 @@ def _describe(run: Run, labels: "pd.DataFrame | None") -> RunLine:
         numbered = [part for part in parts.values() if part.name != HOLDOUT]
         return dataclasses.replace(
             line,
-            oof=mean_loss(numbered) if len(numbered) == folds else None,
+            oof=mean_over_rows(numbered, "log_loss") if len(numbered) == folds else None,
             holdout=parts[HOLDOUT].figure("log_loss") if HOLDOUT in parts else None,
             test=None if labels is None else _test_loss(run, labels),
         )
@@ -229,17 +229,6 @@ def _measure_files(run: Run) -> tuple[int, float]:
             if name in (ORIGIN_FILE, run.metrics_path.name):
                 changed = max(changed, stat.st_mtime)
     return size, changed
-
-
-def mean_loss(parts: Sequence[FoldDir]) -> float:
-    """Return the mean log loss over the validation rows of all parts.
-
-    Raises:
-        RunError: the metrics of a part are damaged.
-    """
-    rows = [part.figure("valid_rows") for part in parts]
-    losses = [part.figure("log_loss") for part in parts]
-    return sum(loss * count for loss, count in zip(losses, rows, strict=True)) / sum(rows)
 
 
 def _read_labels(truth: str | Path) -> "pd.DataFrame":

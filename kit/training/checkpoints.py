@@ -14,8 +14,8 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 from kit.errors import KitError, RunError
+from kit.fold_dir import PASSES_FILE
 from kit.recipe.spec import TrainSpec
-from kit.run import PASSES_FILE
 from kit.storage.atomic import disk_is_full, read_text_file, write_json
 from kit.storage.contents import missing_bytes
 from kit.training import ema

@@ -19,6 +19,7 @@ from kit.costs.steps import steps_per_epoch
 from kit.data.dataset import Dataset
 from kit.errors import DeviceError, RecipeError
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
+from kit.fold_dir import FoldDir
 from kit.model.adapters import merge_adapters
 from kit.model.backbones import ResolvedBackbone
 from kit.model.device import base_dtype, join_processes, out_of_memory
@@ -26,7 +27,7 @@ from kit.model.inference import logits_to_probabilities, predict_logits, softmax
 from kit.model.memory import free_after_failure, training_tokens
 from kit.predictions import make_predictions, write_predictions
 from kit.recipe.spec import Recipe
-from kit.run import FoldDir, Run
+from kit.run import Run
 from kit.storage.atomic import write_json
 from kit.training.arguments import training_arguments
 from kit.training.callbacks import TimeBudget, TrainingProgress

@@ -28,12 +28,7 @@ from kit.errors import RecipeError
 from kit.evaluation.metrics import class_prior
 from kit.model import tiny
 from kit.model.adapters import AdapterSpec, add_adapters, require_peft
-from kit.model.backbones import (
-    Backbone,
-    ResolvedBackbone,
-    local_backbone,
-    refuse_fp16_overflow,
-)
+from kit.model.backbones import ResolvedBackbone, local_backbone, refuse_fp16_overflow
 from kit.model.base import fetch_backbone, refer_to_base
 from kit.model.checks import check_vocabulary, find_padding_reader
 from kit.model.collator import PAD_MULTIPLE, Collator
@@ -53,6 +48,7 @@ from kit.model.encoder import (
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.model.quantize import require_bitsandbytes
+from kit.model.registry import Backbone
 from kit.model.reward import load_reward_head
 from kit.model.sharding import shard_base
 from kit.model.states import vectors_cached

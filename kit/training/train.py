@@ -11,12 +11,13 @@ from typing import Any
 from kit.costs.steps import rows_per_pass
 from kit.data.dataset import Dataset, open_dataset
 from kit.errors import CollapseError, RecipeError
+from kit.fold_dir import FoldDir
 from kit.launcher import ignore_partial_launch
 from kit.model.backbones import ResolvedBackbone, resolve_backbone
 from kit.model.device import join_processes
 from kit.model.memory import free_after_failure
 from kit.recipe.spec import Recipe
-from kit.run import FoldDir, Run, make_origin, parse_folds
+from kit.run import Run, make_origin, parse_folds
 from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT

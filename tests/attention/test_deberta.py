@@ -23,9 +23,10 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from kit.attention import disentangled
 from kit.attention.deberta import FastAttention, attend_with_bias, table_rows
 from kit.attention.disentangled import TiledDisentangledAttention
-from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.backbones import local_backbone
 from kit.model.encoder import build_encoder, load_encoder
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import ModelSpec
 
 REGISTRY = [

@@ -10,8 +10,8 @@ from kit.attention import sdpa
 from kit.attention.dropout import STEPS, QuickDropout, RandomBits, to_steps
 from kit.attention.sdpa import SequenceLengths, TiledAttention, sdpa_attention
 from kit.attention.tiles import cut_tiles
-from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
+from kit.model.registry import BACKBONES
 
 FAMILIES = ["tiny-electra", "tiny-roberta", "modernbert-base", "xlm-roberta"]
 

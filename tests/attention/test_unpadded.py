@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from kit.attention import unpadded
 from kit.data.tokenize import PairTokenizer
 from kit.errors import BackboneError
-from kit.model.backbones import BACKBONES
 from kit.model.collator import Collator
 from kit.model.device import Compute
 from kit.model.encoder import build_encoder
 from kit.model.inference import make_collator, predict_logits
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import ModelSpec
 
 SMALL = {

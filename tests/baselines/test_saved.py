@@ -16,10 +16,11 @@ from kit.baselines.models import MODELS, baseline_run_name
 from kit.baselines.run import run_baseline
 from kit.baselines.saved import ClassicalFold
 from kit.errors import RunError
+from kit.fold_dir import FoldDir
 from kit.kaggle.sources import parse_sources
 from kit.predict import predict_input, predict_split
 from kit.predictions import read_predictions
-from kit.run import FoldDir, Run
+from kit.run import Run
 from kit.storage.atomic import write_json
 
 # What a process does that has never seen the data folder or the fits.

@@ -26,8 +26,8 @@ from kit.costs.sessions import sessions_needed
 from kit.costs.sizes import model_sizes
 from kit.costs.steps import training_steps
 from kit.errors import BackboneError, KitError
-from kit.model.backbones import BACKBONES
 from kit.model.encoder import count_parameters
+from kit.model.registry import BACKBONES
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import ModelSpec, Recipe
 

@@ -12,8 +12,9 @@ from kit.data.feature_cache import SIDE_NAMES, TOKENS, FeatureTable, features_ca
 from kit.data.features import FEATURES, PAIR_FEATURES, compute_features
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached
 from kit.errors import DataError, RunError
-from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.backbones import local_backbone
 from kit.model.encoder import load_tokenizer
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import EncodeSpec
 from kit.training.setup import tiny_folder
 

@@ -16,7 +16,7 @@ from kit.data import tokenize as module
 from kit.data.dataset import Dataset
 from kit.data.tokenize import PairTokenizer, TokenizedRows, tokenize_cached, tokenize_rows
 from kit.errors import DataError, RecipeError
-from kit.model.backbones import BACKBONES
+from kit.model.registry import BACKBONES
 from kit.model.tiny import SPECIAL, train_tokenizer
 from kit.recipe.spec import EncodeSpec
 from kit.storage.seal import SEAL_FILE

@@ -21,11 +21,11 @@ from kit.attention.families import FAMILIES
 from kit.data.tokenize import PairTokenizer
 from kit.model import inference, pooling
 from kit.model.adapters import AdapterSpec, add_adapters
-from kit.model.backbones import BACKBONES
 from kit.model.device import Compute, choose_device
 from kit.model.encoder import build_encoder
 from kit.model.inference import make_collator, predict_logits
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import ModelSpec
 from kit.training.setup import _enable_checkpointing
 

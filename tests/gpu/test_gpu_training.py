@@ -23,11 +23,11 @@ from kit.attention import deberta
 from kit.data.preprocess import preprocess_files
 from kit.data.tokenize import PairTokenizer
 from kit.errors import DeviceError
-from kit.model.backbones import BACKBONES
 from kit.model.device import Compute, choose_device
 from kit.model.encoder import build_encoder
 from kit.model.inference import make_collator, predict_logits
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.planning.counted import GIB, MOMENT_BYTES, count_memory
 from kit.predict import predict_split
 from kit.recipe.load import load_recipe

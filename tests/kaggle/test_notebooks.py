@@ -264,8 +264,8 @@ def test_training_takes_a_mounted_backbone_without_a_network(
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from kit.model.backbones import BACKBONES
     from kit.model.encoder import build_encoder
+    from kit.model.registry import BACKBONES
 
     root = tmp_path / "kaggle"
     mount(root, f"competitions/{COMPETITION}", raw)

@@ -16,7 +16,7 @@ from kit.evaluation.validate import validate_submission
 from kit.kaggle.runtime import infer, train
 from kit.kaggle.runtime import session as sessions
 from kit.kaggle.runtime.session import OUTPUT_LIST, NotebookSession
-from kit.model.backbones import BACKBONES
+from kit.model.registry import BACKBONES
 from kit.predictions import make_predictions, read_predictions, write_predictions
 from kit.task import COMPETITION
 

@@ -18,8 +18,9 @@ from transformers import set_seed
 from kit.data.dataset import Dataset
 from kit.errors import RecipeError
 from kit.model.adapters import AdapterSpec, add_adapters, merge_adapters, require_peft
-from kit.model.backbones import BACKBONES, resolve_backbone
+from kit.model.backbones import resolve_backbone
 from kit.model.encoder import build_encoder
+from kit.model.registry import BACKBONES
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe

@@ -9,9 +9,10 @@ import torch
 
 from kit.attention.families import find_family
 from kit.errors import BackboneError
-from kit.model import backbones
-from kit.model.backbones import BACKBONES, Backbone, has_backbone, max_positions, resolve_backbone
+from kit.model import registry
+from kit.model.backbones import has_backbone, resolve_backbone
 from kit.model.encoder import build_encoder, count_parameters
+from kit.model.registry import BACKBONES, Backbone, max_positions
 from kit.recipe.load import shipped_recipes
 
 # As the reference study publishes them: layers, hidden, heads, FFN, vocabulary, max tokens; then
@@ -81,9 +82,9 @@ def test_the_shipped_parameter_counts_are_those_of_the_architectures(
     if pytestconfig.getoption("update"):
         pairs = {name: [c["backbone"], c["embedding"]] for name, c in counted.items()}
         lines = [f" {json.dumps(name)}: {json.dumps(pair)}" for name, pair in pairs.items()]
-        file = Path(backbones.__file__).with_name("parameters.json")
+        file = Path(registry.__file__).with_name("parameters.json")
         file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        backbones._parameter_counts.cache_clear()
+        registry._parameter_counts.cache_clear()
     assert {name: record.parameters for name, record in BACKBONES.items()} == counted
 
 

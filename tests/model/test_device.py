@@ -12,7 +12,6 @@ from accelerate import PartialState
 
 import kit as kit_package
 from kit.errors import DeviceError
-from kit.model.backbones import BACKBONES
 from kit.model.device import (
     AMX_WIDTH,
     Compute,
@@ -24,6 +23,7 @@ from kit.model.device import (
 )
 from kit.model.encoder import build_encoder, frozen_dtype
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import ModelSpec
 
 KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]

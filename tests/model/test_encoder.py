@@ -31,11 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from kit.errors import BackboneError
-from kit.model.backbones import (
-    ResolvedBackbone,
-    local_backbone,
-    resolve_backbone,
-)
+from kit.model.backbones import ResolvedBackbone, local_backbone, resolve_backbone
 from kit.model.encoder import (
     build_encoder,
     count_parameters,

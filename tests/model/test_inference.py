@@ -11,7 +11,6 @@ from token_rows import PAD, swapped, token_rows
 
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.model import inference, memory
-from kit.model.backbones import BACKBONES
 from kit.model.collator import cut_token_batches
 from kit.model.device import Compute
 from kit.model.encoder import build_encoder
@@ -23,6 +22,7 @@ from kit.model.inference import (
     softmax_logits,
 )
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 

@@ -23,11 +23,12 @@ from kit.data.tokenize import tokenize_cached
 from kit.errors import BackboneError, DataError, RecipeError, RunError
 from kit.export import HEAD_FILE, export_run
 from kit.model.adapters import AdapterSpec, add_adapters
-from kit.model.backbones import BACKBONES, ResolvedBackbone, local_backbone, resolve_backbone
+from kit.model.backbones import ResolvedBackbone, local_backbone, resolve_backbone
 from kit.model.base import digest_weights
 from kit.model.encoder import build_encoder, load_encoder
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.predict import predict_split
 from kit.recipe.load import choose_recipe, load_recipe
 from kit.run import Run

@@ -13,7 +13,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from kit.data.tokenize import PairTokenizer
 from kit.model import inference, memory
-from kit.model.backbones import BACKBONES
 from kit.model.device import Compute
 from kit.model.encoder import build_encoder
 from kit.model.inference import make_collator, predict_logits
@@ -25,6 +24,7 @@ from kit.model.memory import (
     training_tokens,
 )
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.load import GENERAL, load_recipe, shipped_recipes
 from kit.recipe.spec import ModelSpec, TrainSpec
 

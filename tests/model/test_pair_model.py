@@ -16,10 +16,11 @@ from torch import Tensor
 from kit.data.feature_cache import SIDE_NAMES, FeatureTable
 from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.errors import RunError
-from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.backbones import local_backbone
 from kit.model.collator import Collator
 from kit.model.encoder import build_encoder, load_tokenizer
 from kit.model.pair_model import FEATURES_FORMAT, FORMAT, PairModel
+from kit.model.registry import BACKBONES
 from kit.model.tiny import write_tiny_backbone
 from kit.recipe.spec import ModelSpec
 from kit.task import SWAP

@@ -25,11 +25,12 @@ from transformers import (
 from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
 from kit.errors import BackboneError
-from kit.model.backbones import BACKBONES, local_backbone, resolve_backbone
+from kit.model.backbones import local_backbone, resolve_backbone
 from kit.model.collator import Collator
 from kit.model.encoder import load_encoder
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.model.reward import load_reward_head
 from kit.predict import predict_input, predict_split
 from kit.recipe.load import choose_recipe, load_recipe

@@ -13,8 +13,9 @@ from tokenizers import models
 from kit.data.dataset import Dataset
 from kit.errors import BackboneError
 from kit.model import tiny
-from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.backbones import local_backbone
 from kit.model.encoder import build_encoder, load_tokenizer
+from kit.model.registry import BACKBONES
 from kit.model.tiny import SPECIAL, train_tokenizer, write_tiny_backbone
 from kit.task import TEXTS
 
@@ -44,7 +45,7 @@ def digest(name: str, texts: list[str]) -> str:
 def test_the_same_texts_give_the_same_tokenizer_in_every_process():
     code = """
 import hashlib, json, sys
-from kit.model.backbones import BACKBONES
+from kit.model.registry import BACKBONES
 from kit.model.tiny import train_tokenizer
 names, texts = json.load(sys.stdin)
 for name in names:

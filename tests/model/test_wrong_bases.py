@@ -18,11 +18,12 @@ from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
 from kit.errors import BackboneError, DeviceError
 from kit.kaggle.job import Source, train_job
-from kit.model.backbones import BACKBONES, local_backbone, resolve_backbone
+from kit.model.backbones import local_backbone, resolve_backbone
 from kit.model.device import Compute
 from kit.model.encoder import load_encoder, load_tokenizer
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.load import choose_recipe, load_recipe
 from kit.training import setup
 from kit.training.setup import new_model

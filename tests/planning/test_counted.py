@@ -13,8 +13,8 @@ from kit.costs.lengths import competition_lengths
 from kit.costs.sizes import model_sizes
 from kit.costs.steps import evaluated_rows
 from kit.errors import RecipeError
-from kit.model.backbones import BACKBONES
 from kit.model.encoder import count_parameters
+from kit.model.registry import BACKBONES
 from kit.planning.counted import (
     CONTEXT_GIB,
     GIB,

@@ -11,8 +11,9 @@ import kit
 from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
 from kit.errors import KitError, RecipeError
-from kit.model.backbones import BACKBONES, local_backbone, resolve_backbone
+from kit.model.backbones import local_backbone, resolve_backbone
 from kit.model.encoder import load_tokenizer
+from kit.model.registry import BACKBONES
 from kit.planning import plan as planning
 from kit.planning.plan import Plan, make_plan
 from kit.planning.rows import count_lengths

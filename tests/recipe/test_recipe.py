@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.errors import RecipeError
-from kit.model.backbones import BACKBONES, max_positions
+from kit.model.registry import BACKBONES, max_positions
 from kit.recipe.keys import RecipeKey
 from kit.recipe.load import GENERAL, SHORT_NAMES, choose_recipe, load_recipe, shipped_recipes
 from kit.recipe.spec import KEYS, EncodeSpec, ModelSpec, PredictSpec, Recipe, TrainSpec

@@ -13,9 +13,9 @@ from kit.costs.estimate import estimate_training
 from kit.costs.lengths import competition_lengths
 from kit.costs.sessions import sessions_needed
 from kit.costs.sizes import model_sizes
-from kit.model.backbones import BACKBONES, max_positions
 from kit.model.encoder import build_encoder, count_parameters
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES, max_positions
 from kit.recipe.load import load_recipe, shipped_recipes
 from kit.recipe.spec import Recipe
 from kit.training.optim import Schedule, make_optimizer

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder, layer_index
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import ModelSpec
 from kit.training.awp import WeightPerturbation
 from kit.training.loss import summed_cross_entropy

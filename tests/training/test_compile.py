@@ -8,8 +8,8 @@ import torch
 from quick_recipe import QUICK
 from torch import nn
 
-from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder
+from kit.model.registry import BACKBONES
 from kit.recipe.load import load_recipe
 from kit.run import Run
 from kit.task import HOLDOUT

@@ -9,10 +9,10 @@ from tabular_rows import exchanged, tabular_rows
 from token_rows import PAD, swapped, token_rows
 from torch.nn import functional
 
-from kit.model.backbones import BACKBONES
 from kit.model.collator import Collator
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import ModelSpec
 from kit.task import SWAP
 from kit.training.loss import r_drop_loss, summed_cross_entropy

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from kit.model.backbones import BACKBONES
 from kit.model.encoder import build_encoder, layer_index
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.recipe.spec import ModelSpec, TrainSpec
 from kit.training.optim import Schedule, make_optimizer, parameter_groups
 

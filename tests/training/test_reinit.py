@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from kit.errors import RecipeError
-from kit.model.backbones import BACKBONES, local_backbone
+from kit.model.backbones import local_backbone
 from kit.model.encoder import build_encoder, load_encoder
+from kit.model.registry import BACKBONES
 from kit.training.setup import reinitialise_layers
 
 LAYERS = 4

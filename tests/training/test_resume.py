@@ -16,9 +16,10 @@ from quick_recipe import QUICK
 from safetensors.torch import load_file
 
 from kit.errors import RunError
+from kit.fold_dir import FoldDir
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
-from kit.run import FoldDir, Run
+from kit.run import Run
 from kit.task import HOLDOUT
 from kit.training import fold
 from kit.training.callbacks import TrainingProgress

@@ -20,15 +20,17 @@ from kit.data.preprocess import preprocess_files
 from kit.errors import BackboneError, DeviceError, RecipeError, RunError
 from kit.evaluation.metrics import log_loss
 from kit.evaluation.truth import align_to_truth, read_truth, restrict_truth
-from kit.model.backbones import BACKBONES, resolve_backbone
+from kit.fold_dir import FoldDir
+from kit.model.backbones import resolve_backbone
 from kit.model.device import choose_device
 from kit.model.encoder import build_encoder
 from kit.model.pair_model import PairModel
+from kit.model.registry import BACKBONES
 from kit.predict import predict_split
 from kit.predictions import read_predictions
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import EncodeSpec, Recipe, TrainSpec
-from kit.run import FoldDir, Run
+from kit.run import Run
 from kit.task import CLASSES, HOLDOUT, ID, LABEL
 from kit.training import fold, setup, trainer
 from kit.training.arguments import training_arguments

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import kit
-from kit.model.backbones import WEIGHTS, find_record, has_backbone
+from kit.model.backbones import WEIGHTS, has_backbone
 from kit.model.base import BaseReference, holds_base, run_bases
+from kit.model.registry import find_record
 from kit.run import ORIGIN_FILE
 from kit.storage import atomic
 

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 from kit.kaggle.runtime.session import NotebookSession, log_line, log_warning
-from kit.model.backbones import find_record
+from kit.model.registry import find_record
 from kit.task import TRAIN_FILE
 
 RESERVE_S = 300.0  # for writing and hashing what was trained
