@@ -28,7 +28,12 @@ def files(
     bayes = read_predictions(raw / "bayes.csv").set_index("id").loc[rows["id"]].reset_index()
     write_predictions(bayes, folder / "bayes.csv")
     one, other, _ = sorted(runs.iterdir())
-    return {"runs": runs, "data": data, "raw": raw, "bayes": folder / "bayes.csv"} | {
+    return {
+        "folder": folder,
+        "runs": runs,
+        "data": data,
+        "raw": raw,
+        "bayes": folder / "bayes.csv",
         "one": one,
         "other": other,
     }
@@ -38,6 +43,7 @@ def files(
     "command",
     [
         "backbones",
+        "baseline length --data {data} --runs {folder}/baselines --fold all",
         "recipes",
         "recipes --keys",
         "preprocess --raw {raw} --out {data} --folds 3 --valid 0.2",
@@ -69,6 +75,23 @@ def test_a_table_fits_and_nothing_in_it_is_broken(
     assert max(map(len, table), default=0) <= WIDTH
     lines = {word for word in fitted.split() if set(word) == {"─"}}
     assert set(fitted.split()) - lines <= set(whole.split())
+
+
+@pytest.mark.parametrize("command", ["rm {one.name} {other.name}", "clean"])
+def test_what_would_be_deleted_fits(
+    command: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(files["folder"])
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    monkeypatch.setattr("kit.cli.runs.can_ask", lambda: True)
+    (files["one"] / "fold0/checkpoints/checkpoint-3").mkdir(parents=True, exist_ok=True)
+
+    arguments = ["runs", *command.format(**files).split()]
+    result = CliRunner().invoke(main, arguments, input="n\n")
+    assert result.exit_code == 1
+    assert files["one"].exists()
+    assert "runs/" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= WIDTH
 
 
 def test_judges_fit_with_all_their_columns(monkeypatch: pytest.MonkeyPatch):

@@ -2,15 +2,31 @@
 
 import json
 import re
+import shutil
+import sqlite3
+import tempfile
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 from pyarrow import parquet
 from safetensors import safe_open
 
-# Temporary files, files moved aside, partial downloads and locks.
-HIDDEN = re.compile(r"^\..*\.(tmp|old|part|partial|lock)$|^\.lock$")
+# Temporary files, files moved aside, partial downloads, locks, and SQLite's record of a change.
+HIDDEN = re.compile(r"^\..*\.(tmp|old|part|partial|lock)$|^\.lock$|\.db-journal$")
+
+# What the database of a sweep says of its trials, but for times.
+TRIALS = """
+    SELECT number, state, param_name, param_value
+        FROM trials LEFT JOIN trial_params USING (trial_id)
+    UNION ALL SELECT number, 'reported', step, intermediate_value
+        FROM trials JOIN trial_intermediate_values USING (trial_id)
+    UNION ALL SELECT number, 'told', key, value_json
+        FROM trials JOIN trial_user_attributes USING (trial_id) WHERE key != 'seconds'
+    UNION ALL SELECT number, 'mean', objective, value FROM trials JOIN trial_values USING (trial_id)
+    ORDER BY 1, 2, 3
+"""
 
 # What differs from run to run: times, the Trainer's summary of the steps since it was started,
 # and the mark of a push.
@@ -26,9 +42,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and not is_unfinished(name):
-            found[str(name)] = VARYING.sub(b"", path.read_bytes())
+        if not path.is_file() or is_unfinished(name):
+            continue
+        data = describe_database(path) if path.suffix == ".db" else path.read_bytes()
+        found[str(name)] = VARYING.sub(b"", data)
     return found
+
+
+def describe_database(path: Path) -> bytes:
+    """Return the trials in a database, as the next command finds them; the file is left alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in path.parent.glob(f"{path.name}*"):
+            shutil.copy(file, folder)
+        with closing(sqlite3.connect(Path(folder) / path.name)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return repr(database.execute(TRIALS).fetchall() if tables[0] > 20 else []).encode()
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -43,11 +72,14 @@ def is_unfinished(path: Path) -> bool:
 
 
 def incomplete_files(folder: Path, before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
-    """Return the files that are neither the old version nor the new one."""
+    """Return the files that are neither the old version nor the new one.
+
+    A database, which grows trial by trial, has been read to its end, and that is enough.
+    """
     return [
         name
         for name, data in contents(folder).items()
-        if data not in (before.get(name), after.get(name))
+        if data not in (before.get(name), after.get(name)) and not name.endswith(".db")
     ]
 
 

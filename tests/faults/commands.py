@@ -56,6 +56,13 @@ STEPS = (
         ("--resume",),
     ),
     Step(
+        "sweep",
+        (
+            *("sweep", "tiny-electra", "--key", "train.lr=1e-3,2e-3"),
+            *("--seeds", "1", "--trials", "2", *SETS),
+        ),
+    ),
+    Step(
         "predict",
         ("predict", RUN),
         ("--force",),

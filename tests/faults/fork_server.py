@@ -37,7 +37,9 @@ STUCK_S = 240.0
 
 def preload_modules() -> None:
     """Import what the commands need, and nothing that starts a thread."""
+    import optuna.storages._rdb.storage  # noqa: F401
     import sklearn.linear_model  # noqa: F401
+    import sqlalchemy  # noqa: F401
     from transformers import AutoConfig, AutoModel, AutoTokenizer, ElectraModel  # noqa: F401
 
     import kit.baselines.run
@@ -47,6 +49,7 @@ def preload_modules() -> None:
     import kit.kaggle.push
     import kit.predict
     import kit.reporting.comparison
+    import kit.sweeps.run
     import kit.training.train  # noqa: F401
 
 
