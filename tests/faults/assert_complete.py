@@ -14,7 +14,7 @@ from pyarrow import parquet
 from safetensors import safe_open
 
 # Temporary files, files moved aside, partial downloads, locks, and SQLite's record of a change.
-HIDDEN = re.compile(r"^\..*\.(tmp|old|part|partial|lock)$|^\.lock$|\.db-journal$")
+HIDDEN = re.compile(r"^\..*\.(tmp|old|part|partial|lock)$|^\.lock$|^.*\.db-journal$")
 
 # What the database of a sweep says of its trials, but for times.
 TRIALS = """
