@@ -71,7 +71,7 @@ def sdpa_attention(
         bias = None if attention_mask is None else _mask_bias(attention_mask, dtype)
         q, k, v = (x.to(dtype).transpose(1, 2).flatten(0, 1) for x in (query, key, value))
         lengths = sequences or [length] * size
-        mixed = TiledAttention.apply(q, k, v, lengths, bias, scale, to_steps(dropout))
+        mixed = TiledAttention.apply(q, k, v, lengths, bias, None, scale, to_steps(dropout))
         return mixed.unflatten(0, (size, length)), None
 
     if sequences is None:
@@ -99,10 +99,7 @@ def _suits_tiles(
     kwargs: dict[str, Any],
 ) -> bool:
     """Return whether `TiledAttention` computes this, and is faster than torch's kernels."""
-    if query.device.type != "cpu" or not torch.is_grad_enabled():
-        return False
-    # torch.compile cannot trace numpy's random numbers.
-    if torch.compiler.is_compiling():
+    if not can_tile(query):
         return False
     if not query.shape == key.shape == value.shape or dropout >= 1:
         return False
@@ -112,6 +109,13 @@ def _suits_tiles(
     if attention_mask is None:
         return not _is_causal(module, kwargs)
     return attention_mask.dtype == torch.bool
+
+
+def can_tile(query: Tensor) -> bool:
+    """Return whether queries are of a training for which `TiledAttention` is made."""
+    # torch.compile cannot trace numpy's random numbers.
+    trained = query.device.type == "cpu" and torch.is_grad_enabled()
+    return trained and not torch.compiler.is_compiling()
 
 
 def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
@@ -136,6 +140,7 @@ class TiledAttention(torch.autograd.Function):
         v: Tensor,
         lengths: Sequence[int],
         bias: Tensor | None,
+        band: Tensor | None,
         scale: float,
         steps: int,
     ) -> Tensor:
@@ -143,6 +148,7 @@ class TiledAttention(torch.autograd.Function):
 
         Args:
             bias: (B, 1, 1 or T, T), added to the scores of B sequences, all of T tokens.
+            band: (L, L), added to the scores of every sequence, as much of it as T tokens need.
             scale: of the scores.
             steps: dropout probability, as of `to_steps`.
         """
@@ -161,6 +167,8 @@ class TiledAttention(torch.autograd.Function):
                 torch.baddbmm(weights, qs, ks.mT, beta=0, alpha=scale, out=weights)
                 if bias is not None:
                     scores.add_(bias[tile.sequences, 0])
+                if band is not None:
+                    weights.add_(band[: tile.length, : tile.length])
                 torch.softmax(weights, -1, out=weights)
                 if bits:
                     copy_signs(weights, bits.draw_signs(weights.shape, steps))
@@ -203,7 +211,7 @@ class TiledAttention(torch.autograd.Function):
                 grad.addcmul_(weights, ins, value=-1)
                 _write(tile.of(dq), torch.bmm(grad, ks))
                 _write(tile.of(dk), torch.bmm(grad.mT, qs))
-        return dq, dk, dv, None, None, None, None
+        return dq, dk, dv, None, None, None, None, None
 
 
 def _write(view: Tensor, values: Tensor) -> None:

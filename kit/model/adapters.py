@@ -52,6 +52,8 @@ def add_adapters(encoder: nn.Module, spec: AdapterSpec) -> None:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 
+    from kit.model.adapter_layer import quicken_adapters
+
     linear_layers = [
         name
         for name, module in encoder.named_modules()
@@ -73,6 +75,7 @@ def add_adapters(encoder: nn.Module, spec: AdapterSpec) -> None:
     for module in encoder.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = False  # ty: ignore[invalid-assignment]
+    quicken_adapters(encoder)
 
 
 @contextlib.contextmanager

@@ -57,8 +57,13 @@ def results(model: nn.Module, states: Tensor) -> tuple[Tensor, list[Tensor]]:
     return states.detach(), [parameter.grad for parameter in model.parameters()]
 
 
+@pytest.mark.parametrize("tiles", [False, True], ids=["torch's kernels", "tiles"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_states_and_gradients_are_those_of_transformers(family: str):
+def test_states_and_gradients_are_those_of_transformers(
+    family: str, tiles: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Tiles are for bf16, whose rounding would hide a mistake: here they compute in float32."""
+    monkeypatch.setattr(causal, "_suits_tiles", lambda *_: tiles)
     config = {"model_type": family, **SMALL, **FAMILIES[family]}
     torch.manual_seed(0)
     own = build_encoder(config)
@@ -78,6 +83,33 @@ def test_states_and_gradients_are_those_of_transformers(family: str):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         for slope, found_slope in zip(slopes, found_slopes, strict=True):
             torch.testing.assert_close(found_slope, slope, rtol=1e-5, atol=1e-5)
+
+
+def test_a_training_in_bf16_on_a_cpu_takes_tiles_and_a_prediction_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    calls = []
+    apply = causal.TiledAttention.apply
+    monkeypatch.setattr(
+        causal.TiledAttention, "apply", lambda *args: calls.append(len(args)) or apply(*args)
+    )
+    model = build_encoder({"model_type": "qwen2", **SMALL})
+    padded, row = batches(LENGTHS)
+    real = padded["attention_mask"].bool()
+
+    states = unpadded.run_unpadded(model, row)
+    assert not calls
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            predicted = unpadded.run_unpadded(model, row)
+        assert not calls
+        for trained in (
+            unpadded.run_unpadded(model, row),
+            model(input_ids=padded["input_ids"]).last_hidden_state[real],
+        ):
+            torch.testing.assert_close(trained.float(), states, rtol=0.05, atol=0.05)
+            torch.testing.assert_close(trained.float(), predicted.float(), rtol=0.05, atol=0.05)
+    assert len(calls) == 4
 
 
 def test_no_mask_of_all_queries_and_keys_is_made(monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +138,7 @@ def test_a_cap_on_the_scores_is_left_out_unless_the_recipe_keeps_transformers_at
 
 
 def test_a_window_has_one_mask_for_all_lengths(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(causal, "_WINDOW_MASKS", {})
+    monkeypatch.setattr(causal, "_MASKS", {})
     query, key, value = torch.randn(3, 1, 2, 20, 8).unbind()
     seen = torch.ones(20, 20, dtype=torch.bool).tril().triu(-4)
     with torch.inference_mode():
@@ -115,10 +147,10 @@ def test_a_window_has_one_mask_for_all_lengths(monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(found, expected)
 
     # A training after an evaluation takes the same mask.
-    (mask,) = causal._WINDOW_MASKS.values()
+    (mask,) = causal._MASKS.values()
     short = query[:, :, :9].requires_grad_()
     causal._attend(short, key[:, :, :9], value[:, :, :9], 0.0, 0.5, 5).sum().backward()
     assert short.grad is not None
-    assert causal._window_mask(9, 5, query).data_ptr() == mask.data_ptr()
-    assert len(causal._window_mask(300, 5, query)) == 300
-    assert len(causal._WINDOW_MASKS) == 1
+    assert causal._seen_mask(9, 5, query).data_ptr() == mask.data_ptr()
+    assert len(causal._seen_mask(300, 5, query)) == 300
+    assert len(causal._MASKS) == 1

@@ -34,7 +34,7 @@ def mixed(lengths: list[int], bias: Tensor | None, steps: int, *tensors: Tensor)
     size, width = len(tensors[0]), tensors[0].shape[-1]
     flat = (x.transpose(1, 2).flatten(0, 1) for x in tensors)
     return (
-        TiledAttention.apply(*flat, lengths, bias, width**-0.5, steps)
+        TiledAttention.apply(*flat, lengths, bias, None, width**-0.5, steps)
         .unflatten(0, (size, -1))
         .transpose(1, 2)
     )

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from interruption import interrupt_at
+from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from quick_recipe import QUICK
 from safetensors.torch import load_file
@@ -65,6 +66,36 @@ def small_encoder(name: str) -> nn.Module:
     changes = SMALL | {key: value for key, value in optional.items() if key in config}
     torch.manual_seed(0)
     return build_encoder(config | changes).eval()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["tiny-electra", "tiny-llama"])
+def test_states_and_gradients_are_those_of_peft(name: str, precision: torch.dtype):
+    encoder = small_encoder(name)
+    add_adapters(encoder, AdapterSpec(rank=4, alpha=6.0, dropout=0.0))
+    adapted = [module for module in encoder.modules() if isinstance(module, Linear)]
+    for module in adapted:
+        nn.init.normal_(module.lora_B["default"].weight, std=0.1)
+
+    def compute() -> list[torch.Tensor]:
+        encoder.zero_grad()
+        tokens = torch.arange(4, 34).reshape(2, 15)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            outputs = encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        states = outputs.last_hidden_state
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+        (weights * states).sum().backward()
+        gradients = [p.grad.clone() for p in encoder.parameters() if p.requires_grad]
+        return [states.detach(), *gradients]
+
+    ours = compute()
+    assert all(type(module) is not Linear for module in adapted)
+    for module in adapted:
+        module.__class__ = Linear
+    close = 1e-5 if precision == torch.float32 else 0.05
+    for mine, pefts in zip(ours, compute(), strict=True):
+        scale = pefts.abs().max()
+        torch.testing.assert_close(mine / scale, pefts / scale, rtol=0, atol=close)
 
 
 def compute_states(encoder: nn.Module) -> torch.Tensor:
