@@ -47,9 +47,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "no layer-wise decay": {"train.layer_decay": "1.0"},
     "label smoothing 0.1": {"train.label_smoothing": "0.1"},
     CROSS_ENCODER: {"model.shape": "cross"},
-    "moving average 0.99": {"train.ema": "0.99"},
     "R-Drop 1": {"train.r_drop": "1.0"},
-    "perturbed weights 0.005": {"train.awp": "0.005"},
     "fresh top layer": {"train.reinit_layers": "1"},
 }
 

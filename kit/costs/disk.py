@@ -37,10 +37,9 @@ def training_disk(sizes: ModelSizes, recipe: Recipe, valid_rows: int) -> DiskUse
     """
     spec = recipe.train
     trained = trained_parameters(sizes, spec)
-    is_whole = recipe.model.shape in ("siamese", "cross") or not spec.lora_rank
+    is_whole = not spec.frozen and (recipe.model.shape != "judge" or not spec.lora_rank)
     weights = WEIGHT_BYTES * (sizes.parameters if is_whole else trained)
-    averaged = WEIGHT_BYTES * trained if spec.ema else 0
-    checkpoint = weights + MOMENT_BYTES * trained + averaged
+    checkpoint = weights + MOMENT_BYTES * trained
     return DiskUse(
         output=weights + PREDICTION_BYTES * valid_rows,
         checkpoints=CHECKPOINTS_AT_ONCE * checkpoint,

@@ -62,6 +62,7 @@ class TrainingEstimate:
         seconds_per_row: of one device.
         training_hours: of all devices together, without evaluations.
         evaluation_hours: of all evaluations.
+        shared_hours: of the training's hours, those that are spent once for all folds.
     """
 
     operations: float
@@ -69,11 +70,16 @@ class TrainingEstimate:
     seconds_per_row: float
     training_hours: float
     evaluation_hours: float
+    shared_hours: float = 0.0
 
     @property
     def hours(self) -> float:
         """Hours of a fold, evaluations included."""
         return self.training_hours + self.evaluation_hours
+
+    def hours_of(self, folds: int) -> float:
+        """Return the hours of so many folds in one session."""
+        return folds * self.hours - (folds - 1) * self.shared_hours
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ def estimate_training(
 ) -> TrainingEstimate:
     """Estimate one fold's training on so many devices.
 
+    A frozen encoder reads the rows once, and what the head takes then is not counted.
+
     Raises:
         RecipeError: the batch size does not fit so many.
     """
@@ -106,10 +114,16 @@ def estimate_training(
     trained = trained_parameters(sizes, spec)
     sequences = sequences_per_row(recipe, training=True)
     forward = _forward_cost(sizes, lengths, device, adapters=spec.lora_rank > 0)
+    if spec.frozen:
+        rows = lengths.train_rows + lengths.valid_rows
+        operations = sequences * forward.operations
+        seconds = sequences * forward.seconds
+        hours = rows * seconds / devices / 3600
+        return TrainingEstimate(rows * operations, operations, seconds, hours, 0.0, hours)
     backward = _backward_cost(forward, device, frozen=spec.lora_rank > 0)
 
-    # Adversarial perturbations and R-Drop run every pass twice.
-    runs = (1 + bool(spec.awp)) * (1 + bool(spec.r_drop))
+    # R-Drop runs every pass twice.
+    runs = 1 + bool(spec.r_drop)
     forwards = 1 + spec.gradient_checkpointing
     on_device = runs * sequences * (forwards * forward.seconds + backward.seconds)
     operations = runs * sequences * (forwards * forward.operations + backward.operations)
@@ -172,7 +186,9 @@ def sequences_per_row(recipe: Recipe, *, training: bool, both_orders: bool | Non
 
 
 def trained_parameters(sizes: ModelSizes, spec: TrainSpec) -> int:
-    """Return the encoder's parameters that have a gradient: all, or those of its adapters."""
+    """Return the encoder's parameters that have a gradient: all, none, or its adapters'."""
+    if spec.frozen:
+        return 0
     if spec.lora_rank:
         return sizes.adapter_parameters(spec.lora_rank)
     return sizes.parameters

@@ -52,7 +52,8 @@ def plan_sessions(
     except BackboneError as error:
         return SessionPlan([fold], 0.0, f"{recipe.name}: no estimate of its hours: {error.problem}")
     lengths = competition_lengths(recipe, folds)
-    hours = estimate_training(recipe, sizes, lengths, T4, SESSION_GPUS).hours
+    estimate = estimate_training(recipe, sizes, lengths, T4, SESSION_GPUS)
+    hours = estimate.hours
     if hours + OVERHEAD_HOURS > max_hours:
         raise KitError(
             f"one fold of {recipe.name} takes about {hours:.1f} h on two T4, more than a session of"
@@ -70,13 +71,13 @@ def plan_sessions(
     count = folds if fold == "all" else 1
     summary = f"{recipe.name}: about {hours:.1f} h a fold on two T4"
     if count > 1:
-        summary += f", {count * hours:.1f} h in all"
+        summary += f", {estimate.hours_of(count):.1f} h in all"
     summary += " (estimated)"
-    if sessions_needed(hours, count, max_hours, output) == 1:
+    if sessions_needed(hours, count, max_hours, output, estimate.shared_hours) == 1:
         return SessionPlan([fold], hours, summary)
 
     reason = f"{max_hours:g} h"
-    if count * hours + OVERHEAD_HOURS <= max_hours:
+    if estimate.hours_of(count) + OVERHEAD_HOURS <= max_hours:
         reason = f"the {KAGGLE_OUTPUT_BYTES / 1e9:g} GB of one session's output"
     summary += f"; all {folds} folds do not fit into {reason}: one kernel for each, two at once"
     return SessionPlan([str(number) for number in range(folds)], hours, summary)

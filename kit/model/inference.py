@@ -247,15 +247,24 @@ def _compute_logits(
 
 
 def pooled_vectors(
-    model: PairModel, collator: Collator, rows: np.ndarray, compute: Compute
+    model: PairModel,
+    collator: Collator,
+    rows: np.ndarray,
+    compute: Compute,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Return the pooled vectors of rows, (N, S, H) float32, in their order."""
+    """Return the pooled vectors of rows, (N, S, H) float32, in their order.
+
+    Args:
+        progress: called with the rows that are done, and all of them.
+    """
     sides = collator.encoded.sides
     training = model.training
     model.eval()
     found = np.zeros((0, sides, 1), np.float32)
     with _no_gradients(model), _bf16_encoder(model, compute):
-        for chosen, vectors in _iterate_vectors(model, collator, rows, compute, sides):
+        passes = _iterate_vectors(model, collator, rows, compute, sides, progress)
+        for chosen, vectors in passes:
             if len(found) != len(rows):
                 found = np.empty((len(rows), *vectors.shape[1:]), np.float32)
             found[chosen] = vectors.float().cpu().numpy()

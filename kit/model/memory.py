@@ -97,7 +97,7 @@ def training_tokens(
         sides: sequences of a row.
         length: tokens of the longest sequence.
     """
-    budget = _training_budget(encoder, spec, compute)
+    budget = _training_budget(encoder, compute)
     row_tokens = sides * length
     if budget is None:
         return spec.micro_tokens
@@ -156,17 +156,13 @@ def free_after_failure() -> None:
     torch.cuda.empty_cache()
 
 
-def _training_budget(encoder: PreTrainedModel, spec: TrainSpec, compute: Compute) -> float | None:
+def _training_budget(encoder: PreTrainedModel, compute: Compute) -> float | None:
     """Return the bytes that activations may take, None where the free memory is unknown."""
     free = free_memory(compute.device)
     if free is None:
         return None
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-    matrices = sum(p.numel() for p in encoder.parameters() if p.requires_grad and p.ndim > 1)
-    weights = TRAINED_BYTES * trained + (4 * trained if spec.ema else 0)
-    if spec.awp:
-        # The original, its gradient and the perturbed matrices.
-        weights += TRAINED_BYTES * matrices
+    weights = TRAINED_BYTES * trained
     if compute.device.type == "cuda":
         return GPU_SHARE * free - GPU_RESERVE - weights
     return min(CPU_ACTIVATIONS, free / 2 - weights)

@@ -51,9 +51,6 @@ MOMENT_BYTES = 8
 GRADIENT_BYTES = 4
 BUCKET_BYTES = 4
 
-# Copies of the layers' matrices that an adversarial perturbation holds: gradient, move, result.
-AWP_COPIES = 3
-
 # Batches whose time is counted, from short to long.
 SAMPLED_BATCHES = 4
 
@@ -129,7 +126,6 @@ def count_memory(recipe: Recipe, gpus: int = 2, gpu: DeviceModel = T4) -> Counte
         kept = MOMENT_BYTES * trained - _quantized_saving(recipe, model)
         kept -= _sharding_saving(model, gpus) if spec.shard else 0
         kept += BUCKET_BYTES * trained if gpus > 1 else 0
-        kept += 4 * trained if spec.ema else 0
 
         model.zero_grad()
         count.restart()
@@ -138,8 +134,6 @@ def count_memory(recipe: Recipe, gpus: int = 2, gpu: DeviceModel = T4) -> Counte
         evaluation_bytes = count.peak
 
     during_step = GRADIENT_BYTES * trained if accumulates and not has_views else 0
-    if spec.awp:
-        during_step += AWP_COPIES * 4 * _matrix_parameters(model)
     return CountedMemory(
         parameters=parameters,
         trained=trained,
@@ -177,14 +171,13 @@ def count_time(
     # The sample's rows are a little longer or shorter than all rows.
     sampled = sum(len(batch) for batch in batches)
     scale = float(lengths.sum(1).mean()) / (tokens / sampled)
-    factor = 1 + bool(spec.awp)
-    on_gpu = factor * scale * seconds / sampled
-    on_host = factor * launches * gpu.launch_seconds / sampled
+    on_gpu = scale * seconds / sampled
+    on_host = launches * gpu.launch_seconds / sampled
 
     # An evaluation runs the forward pass once, R-Drop twice.
     passes = sampled * (2 if spec.r_drop else 1)
     return CountedTime(
-        operations_per_row=factor * scale * operations / sampled,
+        operations_per_row=scale * operations / sampled,
         seconds_per_row=max(on_gpu, on_host),
         evaluation_seconds=scale * forward_seconds / passes,
     )
@@ -257,7 +250,9 @@ def _meta_model(recipe: Recipe) -> PairModel:
         if recipe.train.gradient_checkpointing:
             _enable_checkpointing(encoder)
         model = PairModel(encoder, config, spec)
-        if recipe.train.lora_rank:
+        if recipe.train.frozen:
+            encoder.requires_grad_(False)
+        elif recipe.train.lora_rank:
             add_adapters(model.encoder, AdapterSpec.of_recipe(recipe.train))
     return model
 
@@ -277,15 +272,6 @@ def _enable_checkpointing(encoder: nn.Module) -> None:
         "determinism_check": "none",
     }
     getattr(encoder, method)(options)
-
-
-def _matrix_parameters(model: nn.Module) -> int:
-    """Count the parameters of the layers' matrices."""
-    return sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if layer_index(name) is not None and parameter.ndim > 1
-    )
 
 
 def _discard_gradients(model: nn.Module) -> None:

@@ -64,6 +64,7 @@ class Plan:
             its whole training.
         fold_hours: of one fold, evaluations included.
         evaluation_hours: of them, those of the evaluations.
+        shared_hours: of them, those that are spent once for all folds.
         memory_gib: that the training needs of each device; None where it cannot be counted.
         memory_limit_gib: that each device has for it.
         memory_from: "counted" or "estimated", or why there is none.
@@ -95,6 +96,7 @@ class Plan:
     operations: float
     fold_hours: float
     evaluation_hours: float
+    shared_hours: float
     memory_gib: float | None
     memory_limit_gib: float
     memory_from: str
@@ -115,7 +117,7 @@ class Plan:
     @property
     def hours(self) -> float:
         """Hours of all folds."""
-        return self.folds * self.fold_hours
+        return self.folds * self.fold_hours - (self.folds - 1) * self.shared_hours
 
     @property
     def memory_fits(self) -> bool:
@@ -207,7 +209,9 @@ def make_plan(
         max_hours = KAGGLE_HOURS
     sessions = None
     if max_hours is not None:
-        sessions = sessions_needed(training.hours, len(chosen), max_hours, disk.output)
+        sessions = sessions_needed(
+            training.hours, len(chosen), max_hours, disk.output, training.shared_hours
+        )
 
     if compute is not None and compute.device.type != "cuda":
         memory, source = _estimate_cpu_memory(recipe, sizes), "estimated"
@@ -233,6 +237,7 @@ def make_plan(
         operations=training.operations,
         fold_hours=training.hours,
         evaluation_hours=training.evaluation_hours,
+        shared_hours=training.shared_hours,
         memory_gib=memory,
         memory_limit_gib=MEMORY_SHARE * device.memory,
         memory_from=source,
@@ -269,8 +274,10 @@ def _count_memory(recipe: Recipe, device: DeviceModel, devices: int) -> tuple[fl
 def _estimate_cpu_memory(recipe: Recipe, sizes: ModelSizes) -> float:
     """Return the GiB of a training on a CPU, whose passes are sized by the memory there is."""
     trained = trained_parameters(sizes, recipe.train)
-    frozen = 4.0 * sizes.parameters if recipe.train.lora_rank else 0.0
+    frozen = 0.0
+    if recipe.train.lora_rank or recipe.train.frozen:
+        frozen = 4.0 * sizes.parameters
     if recipe.model.quantize != "none":
         frozen -= (4 - WEIGHT_BYTES[recipe.model.quantize]) * sizes.layer_parameters
-    weights = frozen + TRAINED_BYTES * trained + (4 * trained if recipe.train.ema else 0)
+    weights = frozen + TRAINED_BYTES * trained
     return (weights + CPU_ACTIVATIONS) / GIB + PROCESS_GIB

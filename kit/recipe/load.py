@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 
 from kit.attention.families import is_language_model
 from kit.errors import RecipeError
-from kit.recipe.spec import KEYS, Recipe
+from kit.recipe.spec import KEYS, RETIRED, Recipe
 from kit.storage.atomic import read_text_file
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -247,6 +247,7 @@ def _build_recipe(values: dict[str, Any], source: str) -> Recipe:
             raise RecipeError(
                 f"{source}: [{name}] must be a section of keys", "`kit recipes NAME` shows one."
             )
+        value = _without_retired(value, source, name)
         _refuse_unknown(value, get_type_hints(kind), source, name + ".")
         section = {key: check_value(v, source, f"{name}.{key}") for key, v in value.items()}
         built[name] = kind(**section)
@@ -258,6 +259,19 @@ def _build_recipe(values: dict[str, Any], source: str) -> Recipe:
             "Use letters, digits, '.', '_' and '-'.",
         )
     return recipe
+
+
+def _without_retired(values: dict[str, Any], source: str, section: str) -> dict[str, Any]:
+    """Return the values of a section without keys that are gone, which have to be switched off."""
+    for name, value in values.items():
+        key = f"{section}.{name}"
+        if key in RETIRED and value != RETIRED[key]:
+            raise RecipeError(
+                f"{source}: {key} = {value!r}, but kit has no {key} any more: in measurements "
+                "nothing was gained by it",
+                f"Leave {key} out. To use a run that was trained with it, install kit 0.1.",
+            )
+    return {name: value for name, value in values.items() if f"{section}.{name}" not in RETIRED}
 
 
 def _refuse_unknown(
@@ -341,9 +355,7 @@ def _check_frozen(recipe: Recipe, source: str) -> None:
     if not train.frozen:
         return
     changing = [
-        name
-        for name in ("lora_rank", "reinit_layers", "ema", "awp", "r_drop", "compile")
-        if getattr(train, name)
+        name for name in ("lora_rank", "reinit_layers", "r_drop", "compile") if getattr(train, name)
     ]
     if changing:
         raise RecipeError(
@@ -390,9 +402,8 @@ def _check_sharded(recipe: Recipe, source: str) -> None:
             "shared out",
             "Set train.lora_rank=32 or train.frozen=true, or train.shard=false.",
         )
-    other = [name for name in ("awp", "compile") if getattr(train, name)]
-    if recipe.model.quantize != "none" or other:
-        key = f"train.{other[0]}" if other else "model.quantize"
+    if recipe.model.quantize != "none" or train.compile:
+        key = "train.compile" if train.compile else "model.quantize"
         raise RecipeError(
             f"{source}: train.shard = true does not go with {key}",
             "Leave one of them out.",

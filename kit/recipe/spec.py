@@ -139,7 +139,7 @@ class TrainSpec:
     micro_tokens: int = key(
         0,
         "tokens of a forward pass, padding included: long rows take several passes of the same "
-        "step; 0: no limit (with `awp`, each pass is perturbed by itself)",
+        "step; 0: no limit",
         between=(0, 10**9),
     )
     lr: float = key(
@@ -227,21 +227,6 @@ class TrainSpec:
         "also learn from each row with its answers swapped, in the same step; a symmetric head "
         "needs none",
     )
-    ema: float = key(
-        0.0,
-        "decay of a running mean of the weights, which is then evaluated and kept; 0: off, 0.999 "
-        "is usual",
-        source="Polyak & Juditsky 1992",
-        between=(0, 0.999999),
-    )
-    awp: float = key(
-        0.0,
-        "size of an adversarial perturbation of the weights, relative to them; 0: off, 0.001 to "
-        "0.01 are usual; doubles the time",
-        source="Wu et al. 2020",
-        between=(0, 1),
-    )
-    awp_start: float = key(0.2, "share of all steps before `awp` begins", between=(0, 1))
     r_drop: float = key(
         0.0,
         "weight of the divergence between two dropout passes; 0: off, 1 to 5 are usual; nearly "
@@ -371,6 +356,9 @@ class Recipe:
         """Eight hex digits of a hash of everything except the name and the purpose."""
         content = dataclasses.asdict(self)
         del content["name"], content["purpose"]
+        for name, value in RETIRED.items():
+            section, _, gone = name.partition(".")
+            content[section][gone] = value
         for recipe_key in KEYS.values():
             section, _, name = recipe_key.name.partition(".")
             if recipe_key.added and content[section][name] == recipe_key.default:
@@ -387,6 +375,11 @@ class Recipe:
         """Return the whole recipe as TOML, defaults included; `load_recipe` reads it back."""
         return tomli_w.dumps(dataclasses.asdict(self))
 
+
+# Keys that are gone, because nothing was gained by them (docs/results.md), with the values at which
+# they did nothing. A recipe that was written with these is read, and hashes count them: so the runs
+# of before keep their names.
+RETIRED = {"train.ema": 0.0, "train.awp": 0.0, "train.awp_start": 0.2}
 
 # Every key by its name, such as "train.lr".
 KEYS = {recipe_key.name: recipe_key for recipe_key in list_keys(Recipe)}

@@ -15,10 +15,8 @@ from transformers import EarlyStoppingCallback
 
 from kit.errors import KitError, RunError
 from kit.fold_dir import PASSES_FILE
-from kit.recipe.spec import TrainSpec
 from kit.storage.atomic import disk_is_full, read_text_file, write_json
 from kit.storage.contents import missing_bytes
-from kit.training import ema
 
 CHECKPOINTS = "checkpoints"
 
@@ -68,7 +66,7 @@ def remove_checkpoints(checkpoints: Path) -> None:
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def checkpoint_files(spec: TrainSpec, precision: str, processes: int) -> list[str]:
+def checkpoint_files(precision: str, processes: int) -> list[str]:
     """Return the files of a checkpoint that Trainer needs to continue as if nothing had happened.
 
     Without some of them it would continue silently with a new optimizer or other random numbers.
@@ -77,7 +75,7 @@ def checkpoint_files(spec: TrainSpec, precision: str, processes: int) -> list[st
     if processes > 1:
         rng = [f"rng_state_{rank}.pth" for rank in range(processes)]
     scaler = ["scaler.pt"] if precision == "fp16" else []
-    return [*_weight_files(spec), "optimizer.pt", "scheduler.pt", *scaler, *rng]
+    return [WEIGHTS, "optimizer.pt", "scheduler.pt", *scaler, *rng]
 
 
 def last_checkpoint(
@@ -170,10 +168,6 @@ def _file_problem(path: Path) -> str:
     if path.suffix == Path(WEIGHTS).suffix:
         whole = missing_bytes(path) == 0
     return "" if whole else f"{path.name} is incomplete"
-
-
-def _weight_files(spec: TrainSpec) -> list[str]:
-    return [WEIGHTS, ema.FILE] if spec.ema else [WEIGHTS]
 
 
 def read_pass_tokens(checkpoints: Path) -> int | None:

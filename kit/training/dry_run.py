@@ -22,7 +22,6 @@ from kit.recipe.spec import Recipe
 from kit.task import TEXTS
 from kit.training.arguments import recipe_settings_only, training_arguments
 from kit.training.callbacks import ScheduleCallback
-from kit.training.ema import EMACallback
 from kit.training.optim import Schedule, make_optimizer
 from kit.training.setup import prepare_fold
 from kit.training.trainer import make_trainer
@@ -96,9 +95,7 @@ def try_steps(
         KitError: as a training would at its beginning.
     """
     # Everything that begins later in a training takes part from the first step.
-    spec = dataclasses.replace(
-        recipe.train, max_steps=STEPS, head_only=0.0, warmup=0.0, awp_start=0.0, patience=0
-    )
+    spec = dataclasses.replace(recipe.train, max_steps=STEPS, head_only=0.0, warmup=0.0, patience=0)
     short = dataclasses.replace(recipe, train=spec)
     with tempfile.TemporaryDirectory(prefix="kit-dry-run-") as scratch:
         rows = _longest_rows(dataset, fold, STEPS * spec.batch_size)
@@ -144,9 +141,8 @@ def _take_steps(
     clock = _StepClock(setup.compute.device)
     trainer.add_callback(clock)
 
-    # The first would evaluate and save after the last step, the second read what was saved.
-    for callback in (ScheduleCallback, EMACallback):
-        trainer.remove_callback(callback)
+    # It would evaluate and save after the last step.
+    trainer.remove_callback(ScheduleCallback)
 
     # Few rows are fewer than two batches, and then seen again.
     order = np.resize(list(trainer.sampler), (STEPS, spec.batch_size))

@@ -193,7 +193,7 @@ def _train_from_last_checkpoint(
         last = last_checkpoint(
             checkpoints,
             below=args.max_steps if ends_mid_epoch else math.inf,
-            files=checkpoint_files(spec, setup.compute.precision, ranks.num_processes),
+            files=checkpoint_files(setup.compute.precision, ranks.num_processes),
             log=options.log,
         )
     if options.resume and last:

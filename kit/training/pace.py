@@ -1,13 +1,13 @@
 """Say how long a training will take: estimated as it begins, and measured after some steps.
 
-Use `announce_training` and `PaceCallback`.
+Use `announce_training`, `announce_reading` and `PaceCallback`.
 """
 
 import math
 import time
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,25 +17,28 @@ from kit.costs.lengths import RowLengths
 from kit.costs.sizes import model_sizes
 from kit.costs.steps import evaluated_rows, training_steps
 from kit.errors import BackboneError
-from kit.model.device import join_processes
+from kit.model.device import Compute, join_processes
 from kit.model.probe import measure_device
 from kit.recipe.spec import Recipe, TrainSpec
 from kit.training.sampler import LengthBuckets
-from kit.training.setup import FoldSetup
+
+if TYPE_CHECKING:
+    from kit.training.setup import FoldSetup
 
 # Steps whose time is measured. The first step is not one of them: it waits for memory and kernels.
 MEASURED_STEPS = 20
 
 
 def announce_training(
-    recipe: Recipe, setup: FoldSetup, folds: int, log: Callable[[str], None]
+    recipe: Recipe, setup: "FoldSetup", folds: int, log: Callable[[str], None]
 ) -> None:
     """Log the rows, tokens, steps and estimated time of a fold, from the speed of the device.
+
+    The steps of a head on a frozen encoder's vectors are quick; the reading was announced before.
 
     Args:
         folds: how many are still to be trained, this one included.
     """
-    processes = join_processes().num_processes
     tokens = setup.train_collator.lengths[setup.train_rows]
     lengths = RowLengths(tokens, len(setup.train_rows), len(setup.valid_rows))
     steps = training_steps(recipe.train, len(setup.train_rows))
@@ -43,14 +46,41 @@ def announce_training(
         f"{len(setup.train_rows):,} rows of {tokens.shape[1]} x {lengths.mean_tokens:.0f} tokens, "
         f"{steps.total:,} steps"
     )
+    hours = None
+    if not recipe.train.frozen:
+        hours = _estimate_hours(recipe, setup.model.encoder_config, lengths, setup.compute)
+    log(text if hours is None else f"{text}: {format_left(3600 * hours, folds)} (estimated)")
+
+
+def announce_reading(
+    recipe: Recipe,
+    config: dict[str, Any],
+    tokens: np.ndarray,
+    compute: Compute,
+    log: Callable[[str], None],
+) -> None:
+    """Log how long a frozen encoder takes to read all rows, which it does once.
+
+    Args:
+        config: the encoder's.
+        tokens: of each sequence of each row (N, S).
+    """
+    text = f"the frozen encoder reads all {len(tokens):,} rows once"
+    hours = _estimate_hours(recipe, config, RowLengths(tokens, len(tokens), 0), compute)
+    log(text if hours is None else f"{text}: {format_left(3600 * hours, 1)} (estimated)")
+
+
+def _estimate_hours(
+    recipe: Recipe, config: dict[str, Any], lengths: RowLengths, compute: Compute
+) -> float | None:
+    """Return the hours of a fold here, None where the encoder's sizes are unknown."""
     try:
-        sizes = model_sizes(setup.model.encoder_config, recipe.backbone)
+        sizes = model_sizes(config, recipe.backbone)
     except BackboneError:
-        log(text)
-        return
-    device = measure_device(setup.compute)
-    hours = estimate_training(recipe, sizes, lengths, device, processes).hours
-    log(f"{text}: {format_left(3600 * hours, folds)} (estimated)")
+        return None
+    device = measure_device(compute)
+    processes = join_processes().num_processes
+    return estimate_training(recipe, sizes, lengths, device, processes).hours
 
 
 class PaceCallback(TrainerCallback):

@@ -55,6 +55,7 @@ from kit.model.states import vectors_cached
 from kit.recipe.spec import ModelSpec, Recipe
 from kit.storage.lock import make_once
 from kit.task import ID, LABEL, TEXTS
+from kit.training.pace import announce_reading
 from kit.training.teacher import teacher_targets
 
 
@@ -152,7 +153,7 @@ def prepare_fold(
         learned = teacher_targets(targets, rows[ID].to_numpy(), teacher)
     vectors = None
     if spec.frozen:
-        vectors = _frozen_vectors(recipe, backbone, dataset, model, tokens, tokenizer, compute)
+        vectors = _frozen_vectors(recipe, backbone, dataset, model, tokens, tokenizer, compute, log)
     train_collator = make_collator(
         model,
         tokens,
@@ -200,6 +201,7 @@ def _frozen_vectors(
     tokens: TokenizedRows,
     tokenizer: PairTokenizer,
     compute: Compute,
+    log: Callable[[str], None],
 ) -> np.ndarray:
     """Return what the frozen encoder makes of all rows (N, S, H), from the cache if it has it."""
     # A toy's random weights follow the seed.
@@ -212,7 +214,11 @@ def _frozen_vectors(
         weights,
     ]
     collator = make_collator(model, tokens, tokenizer)
-    return vectors_cached(model, collator, compute, identity, dataset.cache)
+
+    def begin() -> None:
+        announce_reading(recipe, model.encoder_config, collator.lengths, compute, log)
+
+    return vectors_cached(model, collator, compute, identity, dataset.cache, begin, log)
 
 
 def _describe_retention(tokens: TokenizedRows) -> str:
@@ -351,7 +357,7 @@ def check_trainable(recipe: Recipe, backbone: ResolvedBackbone) -> None:
         )
     require_peft(spec.lora_rank)
     _check_quantized(recipe, backbone)
-    needs_layers = [key for key in ("awp", "lora_rank", "reinit_layers") if getattr(spec, key)]
+    needs_layers = [key for key in ("lora_rank", "reinit_layers") if getattr(spec, key)]
     if needs_layers:
         with torch.device("meta"):
             encoder = build_encoder(backbone.config, fast_attention=False)

@@ -3,9 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,9 +29,7 @@ from kit.model.pair_model import PairModel
 from kit.model.sharding import Turns
 from kit.recipe.spec import TrainSpec
 from kit.task import CLASSES
-from kit.training.awp import WeightPerturbation
 from kit.training.callbacks import PaddingCallback, ScheduleCallback, TrainingProgress
-from kit.training.ema import EMACallback
 from kit.training.guard import GradientGuard, PassTooLargeError, divergence_error
 from kit.training.loss import forward_twice, r_drop_loss, summed_cross_entropy
 from kit.training.optim import Schedule
@@ -102,10 +98,6 @@ class PairTrainer(Trainer):
         self.current_pass = (0, 0)
 
         self.augment = spec.swap_augmentation and not model.symmetric
-        self.averaging = EMACallback(model, spec.ema) if spec.ema else None
-        if self.averaging:
-            self.add_callback(self.averaging)
-        self.perturbation = WeightPerturbation(model, spec.awp) if spec.awp else None
 
     def _wrap_model(
         self, model: nn.Module, training: bool = True, dataloader: Any = None
@@ -208,36 +200,13 @@ class PairTrainer(Trainer):
     def _step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        """Run forward and backward once; from `awp_start` on, at perturbed weights."""
+        """Run forward and backward once."""
         # A frozen encoder's vectors are no tokens.
         packs = inputs.get("packs", [])
         tokens = sum(pack["input_ids"].numel() for pack in packs)
         self.current_pass = (len(inputs["labels"]), tokens)
         self._callback(PaddingCallback).add(packs)
-        if (
-            not self.perturbation
-            or self.state.global_step < self.spec.awp_start * self.state.max_steps
-        ):
-            return super().training_step(model, inputs, num_items_in_batch)
-
-        # The gradients that only find the perturbation must not pass through DDP, which counts what
-        # it reduces.
-        bare = self.accelerator.unwrap_model(model)
-        bare.train()
-        batch = self._prepare_inputs(dict(inputs))
-        loss = self.compute_loss(bare, batch, num_items_in_batch=num_items_in_batch)
-        if self.accelerator.scaler is not None:
-            loss = self.accelerator.scaler.scale(loss)
-
-        # Without `return_outputs` it is a tensor.
-        with self.perturbation.applied(loss):  # ty: ignore[invalid-argument-type]
-            return super().training_step(model, inputs, num_items_in_batch)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights that training continues from, and their average if one is kept."""
-        super().save_model(output_dir, _internal_call)
-        if self.averaging and self.args.should_save:
-            self.averaging.save(Path(output_dir or str(self.args.output_dir)))
+        return super().training_step(model, inputs, num_items_in_batch)
 
     @property
     def skipped_steps(self) -> int:
@@ -276,15 +245,14 @@ class PairTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Return log loss, accuracy and spread of the validation predictions, in all processes."""
-        with self.averaging.average_in_model() if self.averaging else nullcontext():
-            logits = predict_logits(
-                self.accelerator.unwrap_model(self.model),
-                self.eval_collator,
-                self.valid_rows,
-                self.compute,
-                both_orders=self.both_orders,
-                progress=self.report_evaluation,
-            )
+        logits = predict_logits(
+            self.accelerator.unwrap_model(self.model),
+            self.eval_collator,
+            self.valid_rows,
+            self.compute,
+            both_orders=self.both_orders,
+            progress=self.report_evaluation,
+        )
         if not np.isfinite(logits).all():
             raise divergence_error(
                 f"at step {self.state.global_step} the logits are not finite", self.spec.lr

@@ -87,7 +87,7 @@ def count_step_waits(gpu: PretendedGPU, patch: pytest.MonkeyPatch) -> list[Count
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("train.awp=0.005", "train.awp_start=0.0", "train.ema=0.9", "train.micro_tokens=300"),
+        ("train.reinit_layers=1", "train.head_only=0.5", "train.micro_tokens=300"),
         ("train.gradient_checkpointing=true", "train.micro_batch_size=4", "train.r_drop=1.0"),
         ("train.lora_rank=2", "model.head=fusion", "train.swap_augmentation=true"),
     ],

@@ -93,7 +93,7 @@ def test_a_fold_that_does_not_fit_is_refused_with_what_would(
 
 
 def test_a_session_that_is_too_short_for_anything_says_so() -> None:
-    overrides = ("train.epochs=0.1", "encode.max_tokens=8192", "train.r_drop=1.0", "train.awp=0.1")
+    overrides = ("train.epochs=0.1", "encode.max_tokens=8192", "train.r_drop=1.0")
     recipe = load_recipe("deberta-large", (*overrides, "train.evals_per_epoch=1000"))
     with pytest.raises(KitError, match="takes about") as caught:
         plan_sessions(recipe, "0", 5, 0.3)

@@ -30,7 +30,7 @@ from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
 from kit.model.registry import BACKBONES
 from kit.predict import predict_split
-from kit.recipe.load import choose_recipe, load_recipe
+from kit.recipe.load import change_recipe, choose_recipe, load_recipe
 from kit.run import Run
 from kit.task import CLASSES, HOLDOUT
 from kit.training.setup import new_model, target_prior
@@ -312,6 +312,22 @@ def test_an_encoder_can_be_frozen_too(fixed_backbone: Path, data: Path, tmp_path
     assert run.fold(HOLDOUT).path.joinpath("model.safetensors").stat().st_size < 2_000_000
     again = predict_split(run.path, "valid", data)
     pd.testing.assert_frame_equal(again, run.fold(HOLDOUT).predictions, rtol=0, atol=1e-5)
+
+
+def test_the_reading_of_a_frozen_base_is_announced_and_reported(
+    judge_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("kit.model.states._REPORT_EVERY", 0.0)
+    copy = shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    recipe = choose_recipe(str(judge_base), None, (*JUDGE, *FROZEN))
+    for seed, announced in ((0, True), (1, False)):
+        lines: list[str] = []
+        changed = change_recipe(recipe, [f"train.seed={seed}"])
+        train_recipe(changed, copy, tmp_path / "runs", say=lines.append)
+        text = "\n".join(lines)
+        assert ("reads all 239 rows once: about" in text) == announced
+        assert ("has read" in text) == announced
+        assert text.count("(estimated)") == announced
 
 
 def test_keys_that_change_a_frozen_base_are_refused(judge_base: Path):

@@ -147,6 +147,23 @@ def test_the_hash_changes_with_every_key(key: str):
     assert with_another_value(recipe, key).hash != recipe.hash
 
 
+def test_a_recipe_with_keys_that_are_gone_is_the_same_while_they_are_off(tmp_path: Path):
+    recipe = load_recipe("tiny-electra")
+    file = tmp_path / "old.toml"
+    off = "[train]\nema = 0.0\nawp = 0.0\nawp_start = 0.2\n"
+    file.write_text(recipe.to_toml().replace("[train]\n", off))
+    assert load_recipe(file).run_name == recipe.run_name == "tiny-electra-e8d5d21a"
+
+    file.write_text(recipe.to_toml().replace("[train]\n", "[train]\nema = 0.9\n"))
+    with pytest.raises(
+        RecipeError, match=r"old\.toml: train\.ema = 0\.9, but kit has no"
+    ) as caught:
+        load_recipe(file)
+    assert "kit 0.1" in caught.value.hint
+    with pytest.raises(RecipeError, match=r"no train\.awp any more"):
+        load_recipe("tiny-electra", ["train.awp=0.005"])
+
+
 def test_the_hash_changes_with_the_backbone_and_not_with_name_or_purpose():
     recipe = load_recipe("deberta")
     assert dataclasses.replace(recipe, backbone="roberta").hash != recipe.hash

@@ -29,7 +29,7 @@ def files_below(*folders: Path) -> dict[Path, int]:
     "overrides",
     [
         (),
-        ("train.micro_batch_size=4", "train.ema=0.5", "train.patience=1", "train.head_only=0.5"),
+        ("train.micro_batch_size=4", "train.patience=1", "train.head_only=0.5"),
     ],
 )
 def test_two_steps_are_taken_and_nothing_is_left(

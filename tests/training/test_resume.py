@@ -30,9 +30,9 @@ SHORT = (*QUICK, "train.max_steps=6", "train.evals_per_epoch=6")
 
 # Between them, the schedules cover all extras that have a state of their own.
 EXTRAS = {
-    "linear": ("train.head_only=0.3", "train.ema=0.8"),
-    "cosine": ("train.awp=0.01", "train.awp_start=0.3"),
-    "constant": ("train.r_drop=2.0", "train.ema=0.999", "train.head_only=0.2"),
+    "linear": ("train.head_only=0.3",),
+    "cosine": ("train.reinit_layers=1",),
+    "constant": ("train.r_drop=2.0", "train.head_only=0.2"),
     "plateau": (
         "train.plateau_patience=0",
         "train.lr=0.05",
@@ -237,28 +237,18 @@ def without_extras(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.mark.parametrize(
-    ("overrides", "is_same"),
-    [
-        (("train.ema=0.5",), False),
-        (("train.awp=0.05", "train.awp_start=0.5"), False),
-        (("train.awp=0.05", "train.awp_start=1.0"), True),
-        (("train.r_drop=3.0",), False),
-        (("train.head_only=0.5",), False),
-        (("train.reinit_layers=1",), False),
-    ],
+    "override", ["train.r_drop=3.0", "train.head_only=0.5", "train.reinit_layers=1"]
 )
-def test_an_extra_changes_the_weights_and_before_its_start_not_one_bit(
-    overrides: tuple[str, ...],
-    is_same: bool,
+def test_an_extra_changes_the_weights(
+    override: str,
     without_extras: dict[str, torch.Tensor],
     data: Path,
     tmp_path: Path,
 ):
-    recipe = load_recipe("tiny-electra", (*SHORT, "train.max_steps=2", *overrides))
+    recipe = load_recipe("tiny-electra", (*SHORT, "train.max_steps=2", override))
     holdout = train_holdout(recipe, data, tmp_path)
     weights = load_file(holdout.path / "model.safetensors")
-    equal = [torch.equal(tensor, without_extras[name]) for name, tensor in weights.items()]
-    assert all(equal) == is_same
+    assert not all(torch.equal(tensor, without_extras[name]) for name, tensor in weights.items())
 
 
 def test_checkpoints_on_a_scratch_disk_are_found_again(data: Path, tmp_path: Path):

@@ -385,7 +385,7 @@ def test_an_encoder_without_numbered_layers_learns_at_one_rate(
     rates = {group["lr"] for group in parameter_groups(model, recipe.train)}
     assert rates == {recipe.train.lr, recipe.train.head_lr}
 
-    for override in ("train.awp=0.01", "train.lora_rank=2", "train.reinit_layers=1"):
+    for override in ("train.lora_rank=2", "train.reinit_layers=1"):
         recipe = load_recipe("default", (override,), backbone=str(tmp_path))
         with pytest.raises(RecipeError, match="named as part of one"):
             train_recipe(recipe, processed.folder, tmp_path / "runs")
