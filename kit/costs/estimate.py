@@ -33,7 +33,7 @@ CAST_BYTES, GRADIENT_SUM_BYTES = 6, 10
 
 # The same for an adapter beside every matrix, its casts and sums: of each hidden unit, and of each
 # unit of the feed-forward layer.
-ADAPTER_BYTES, ADAPTER_INNER_BYTES = 75, 15
+ADAPTER_BYTES, ADAPTER_INNER_BYTES = 50, 8
 
 # The share of padding and of position tables, in tokens.
 PADDING_FACTOR = 1.03
