@@ -174,8 +174,8 @@ def plan(
 
     Args:
         backbone, recipe, overrides: as of `train`.
-        data: the processed rows; by default data/processed if it is there, else as many rows as the
-            competition has, of modelled lengths.
+        data: the processed rows; by default data/processed if it is there. "kaggle", or the default
+            where it is not: as many rows as the competition has, of modelled lengths.
         fold: "holdout", a fold's number, or "all".
         gpu: "t4" (Kaggle's two), "a100", "a100x4", …; "cpu"; or "here" for what this machine trains
             on, whose speed is then measured for a moment.
@@ -198,8 +198,9 @@ def plan(
     from kit.planning.plan import make_plan
 
     chosen = _chosen_recipe(backbone, recipe, overrides)
-    folder = _data_folder(data) if data is not None else Path("data/processed")
-    if data is None and not (folder / MANIFEST).is_file():
+    folder = Path("data/processed") if data is None else _data_folder(data)
+    is_missing = not (folder / MANIFEST).is_file()
+    if is_missing and (data is None or str(data) == "kaggle"):
         folder = None
     return make_plan(chosen, folder, str(fold), gpu, max_hours, steps, log)
 

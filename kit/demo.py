@@ -64,7 +64,8 @@ def run_demo(
 
     for folder in folders:
         log(f"$ kit predict {folder} --data {data}")
-        write_predictions(predict_split(folder, "test", data), folder / "test.csv")
+        run = Run(folder)
+        run.write_test(predict_split(folder, "test", data), run.models())
 
     valid_blend = out / "ensemble-valid.csv"
     test_blend = out / "ensemble-test.csv"

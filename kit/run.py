@@ -8,6 +8,7 @@
                                        tokenizer nor trainer_state.json
                 metrics.json           a summary of the finished folds
                 oof.csv                once every fold is finished
+                test.csv, test.json    predictions of the test rows, and whose models they are of
                 ended.json             in place of a fold that a sweep gave up: which sweep, and why
 
 The folder of a fold is `fold_dir.FoldDir`.
@@ -19,7 +20,7 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,6 +242,35 @@ class Run:
         """The predictions of the test rows, which `kit predict` writes."""
         return self.path / TEST_FILE
 
+    def write_test(self, predictions: pd.DataFrame, models: Sequence[FoldDir]) -> None:
+        """Write predictions of the test rows, and which folds' models they are the mean of."""
+        write_predictions(predictions, self.test_path)
+
+        # Written last, with the hash: after a crash in between, the file belongs to no record.
+        content = {
+            "folds": [fold.name for fold in models],
+            TEST_FILE: file_sha256(self.test_path),
+        }
+        write_json(self.test_path.with_suffix(".json"), content)
+
+    @property
+    def outdated_test(self) -> str:
+        """Why the test rows should be predicted again, "" where nothing is known against it."""
+        record = self.test_path.with_suffix(".json")
+        if not record.is_file() or not self.test_path.is_file():
+            return ""
+        content = read_run_json(record)
+        if content.get(TEST_FILE) != file_sha256(self.test_path):
+            return ""
+        then = content.get("folds")
+        now = [fold.name for fold in self.models()]
+        if then == now or not isinstance(then, list):
+            return ""
+        return (
+            f"{self.test_path} is of {', '.join(map(str, then))}, and now the models of "
+            f"{', '.join(now)} predict"
+        )
+
     @property
     def origin(self) -> dict[str, Any]:
         """What the run was made from.
@@ -324,9 +354,15 @@ class Run:
         if self.option("data", str) != digest:
             raise RunError(
                 f"{self.path} was trained on different data than the data folder holds now",
-                "Preprocess with the options in its origin.json, or train into another --runs "
-                "folder.",
+                f"Prepare its rows again with `kit preprocess{self._data_options}`, or train into "
+                "another --runs folder.",
             )
+
+    @property
+    def _data_options(self) -> str:
+        """The options of `kit preprocess` that its rows were made with, as far as it knows them."""
+        known = {name: self.origin.get(name) for name in DATA_OPTIONS}
+        return "".join(f" --{name} {value}" for name, value in known.items() if value is not None)
 
     def fold(self, fold: int | str) -> FoldDir:
         """Return the folder of one fold, by its number or name, or of the holdout."""
@@ -352,10 +388,9 @@ class Run:
         """
         finished = self.finished()
         if not finished:
-            resume = "" if self.baseline else " --resume"
             raise RunError(
                 f"{self.path}: no fold of it has finished training",
-                f"Continue with `{self.command}{resume}`.",
+                f"Continue with `{self._command_to_continue}`.",
             )
 
         # While some folds are missing, the report shows the holdout's model, so that one predicts.
@@ -370,6 +405,15 @@ class Run:
                 f"Delete it and run `{self.command} --fold all` again, or use its test.csv.",
             )
         return folds
+
+    @property
+    def _command_to_continue(self) -> str:
+        """The command that goes on with the fold that was begun."""
+        if self.baseline:
+            return self.command
+        begun = sorted(path.name for path in self.path.glob("fold*/"))
+        fold = f" --fold {begun[0].removeprefix('fold')}" if begun else ""
+        return f"{self.command}{fold} --resume"
 
     def summarise(self, write: bool = True) -> dict[str, Any]:
         """Return the metrics of the finished folds, and out-of-fold metrics if all are finished.

@@ -128,6 +128,38 @@ def test_the_models_are_the_finished_folds_without_a_holdout(run: Run):
     assert run.models() == [run.fold(1)]
 
 
+def test_the_hint_continues_the_fold_that_was_begun(run: Run):
+    run.fold(2).path.mkdir(parents=True)
+    with pytest.raises(RunError) as caught:
+        run.models()
+    assert caught.value.hint.endswith("--fold 2 --resume`.")
+    run.fold(2).path.rmdir()
+    run.fold(HOLDOUT).path.mkdir()
+    with pytest.raises(RunError) as caught:
+        run.models()
+    assert "--fold" not in caught.value.hint
+
+
+def test_test_predictions_are_outdated_when_other_models_predict(run: Run):
+    predictions = make_predictions(np.arange(4), np.full((4, 3), 1 / 3))
+    finish_folds(run, 0)
+    assert not run.outdated_test
+    run.write_test(predictions, run.models())
+    assert not run.outdated_test
+
+    finish_folds(run, 1, 2)
+    assert "is of fold0, and now the models of fold0, fold1, fold2 predict" in run.outdated_test
+    run.write_test(predictions, run.models())
+    assert not run.outdated_test
+
+    # A file that came from elsewhere belongs to no record.
+    finish_folds(run, HOLDOUT)
+    run.fold(2).metrics_path.unlink()
+    assert run.outdated_test
+    write_predictions(predictions.iloc[::-1], run.test_path)
+    assert not run.outdated_test
+
+
 def test_the_summary_joins_the_folds(run: Run):
     for fold, rows in ((0, 2), (1, 1), (2, 1)):
         ids = np.arange(rows) + 10 * fold

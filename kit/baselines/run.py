@@ -167,4 +167,4 @@ def _write_test_predictions(run: Run, processed: Dataset) -> None:
     for fold in models:
         total = total + ClassicalFold.load(fold.path).predict(source, rows, lambda *_: None)
     predictions = make_predictions(source.table[ID].to_numpy(), total / len(models))
-    write_predictions(predictions, run.test_path)
+    run.write_test(predictions, models)

@@ -88,13 +88,22 @@ def preprocess_command(raw: Path, out: Path, as_json: bool, **choices: Any) -> N
     Example:  kit preprocess --extra more_votes.csv --folds 5
     """
     import kit
+    from kit.data.dataset import TRAIN_TABLE, read_manifest
+
+    before = read_manifest(out)
 
     # The names of the options are the parameters of `kit.preprocess`.
     with stage_progress(f"preprocess {raw}") as progress:
         dataset = kit.preprocess(raw, out, progress=progress, **choices)
-    manifest = {**dataset.manifest, "reused": dataset.reused}
+    manifest: dict[str, Any] = {**dataset.manifest, "reused": dataset.reused}
     if as_json:
         return output.print_json(manifest)
     output.print_preprocessed(manifest, out)
+    if before and before["outputs"][TRAIN_TABLE] != manifest["outputs"][TRAIN_TABLE]:
+        output.print_note(
+            f"{out} held other rows before: {before['counts']['train_rows']:,} to train on, in "
+            f"{before['options']['folds']} folds. Runs that were trained on them cannot be "
+            "continued with these"
+        )
     train = f"kit train --backbone deberta-xsmall{output.repeat_data(out)}"
     output.print_note(f"Next: {train}, or with tiny-deberta to try the path")

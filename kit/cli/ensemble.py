@@ -156,7 +156,7 @@ def ensemble_command(
     options.refuse_one_file("--save", save, "-o", out)
 
     import kit
-    from kit.ensembling.members import baseline_members
+    from kit.ensembling.members import baseline_members, outdated_members
     from kit.predictions import write_predictions
 
     # Everything is read and computed before anything is written, so that an error cannot leave one
@@ -178,6 +178,8 @@ def ensemble_command(
 
     for line in result.notes:
         output.print_note(line)
+    for outdated in outdated_members(files):
+        output.print_note(f"Warning: {outdated}. Predict again with `kit predict`")
     if baselines := baseline_members(files):
         names = ", ".join(baselines)
         output.print_note(f"Among the members are {len(baselines)} baselines: {names}")

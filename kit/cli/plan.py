@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=options.FILE,
-    help="Processed rows.  [default: data/processed, or the competition's if it is not there]",
+    help="Processed rows, or `kaggle` for as many as the competition has.  [default: "
+    "data/processed, or `kaggle` if it is not there]",
 )
 @click.option(
     "--max-hours",
@@ -66,6 +67,10 @@ def plan_command(
     if as_json:
         return output.print_json(plan.as_dict())
     print_plan(plan)
+    if data is None and plan.rows_from == "counted":
+        output.print_note(
+            f"For the rows in {output.DATA}. For as many as the competition has, add --data kaggle"
+        )
 
 
 def print_plan(plan: "Plan") -> None:

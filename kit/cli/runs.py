@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -250,6 +251,8 @@ def print_runs(lines: "list[RunLine]", title: str) -> None:
     drop = [columns.index(name) for name in order if name in columns]
     output.print_table(title, columns, rows, prose=("what differs",), drop=drop)
     for line in lines:
+        if line.outdated:
+            output.print_note(f"{line.outdated}. Next: kit predict {quote(str(line.path))}")
         if ":" in line.state:
             output.print_note(f"{line.name}: {line.state.partition(': ')[2]}")
 

@@ -5,7 +5,7 @@ import math
 import time
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,10 @@ from kit.cli import options, output
 from kit.cli.plan import print_dry_run
 from kit.cli.progress import count_progress, stage_progress, training_progress
 from kit.launcher import ignore_partial_launch
+from kit.task import HOLDOUT
+
+if TYPE_CHECKING:
+    from kit.fold_dir import FoldDir
 
 
 @click.command()
@@ -264,22 +268,29 @@ def train_command(
         )
         return print_dry_run(plan, runs, as_json)
 
-    with training_progress(chosen.run_name) as on_progress:
-        run = kit.train(
-            recipe=chosen,
-            data=data,
-            runs=runs,
-            fold=fold,
-            teachers=teachers,
-            resume=resume,
-            guard=guard,
-            restarts=restart,
-            report_to=report_to,
-            scratch=scratch,
-            max_hours=max_hours,
-            on_progress=on_progress,
-            log=output.print_note,
-        )
+    try:
+        with training_progress(chosen.run_name) as on_progress:
+            run = kit.train(
+                recipe=chosen,
+                data=data,
+                runs=runs,
+                fold=fold,
+                teachers=teachers,
+                resume=resume,
+                guard=guard,
+                restarts=restart,
+                report_to=report_to,
+                scratch=scratch,
+                max_hours=max_hours,
+                on_progress=on_progress,
+                log=output.print_note,
+            )
+    except KeyboardInterrupt:
+        path = runs / chosen.run_name
+        if any(path.glob("*/checkpoints/checkpoint-*")):
+            again = "Run the same command again" + (" with --resume" * (not resume))
+            output.print_note(f"{path} is not finished. {again} to continue")
+        raise
     if as_json:
         return output.print_json(run.metrics)
     output.print_run(run.metrics)
@@ -336,9 +347,23 @@ def predict_command(
 
     if note := ignore_partial_launch():
         output.print_note(note)
+    is_own = not (out or input_file) and split in (None, "test")
     out = out or run / f"{split or 'test'}.csv"
+    models: list[FoldDir] = []
+    outdated = ""
+    if is_own:
+        from kit.run import Run
+
+        trained = Run.open(run)
+        models = trained.models()
+        outdated = trained.outdated_test
+    if outdated:
+        output.print_note(f"{outdated}: it is replaced")
     if output.LEADER:
-        options.refuse_overwrites((out,), force)
+        options.refuse_overwrites((out,), force or bool(outdated))
+    if models and 1 <= len(models) < trained.option("folds", int) and models[0].name != HOLDOUT:
+        names = ", ".join(model.name for model in models)
+        output.print_note(f"Not every fold is finished: the models of {names} alone predict")
 
     time_limit: dict[str, Any] = {"log": output.print_note}
     if max_hours:
@@ -353,7 +378,9 @@ def predict_command(
             predictions = predict_split(
                 run, split or "test", data, swap=swap, progress=progress, **time_limit
             )
-    if output.LEADER:
+    if output.LEADER and is_own:
+        trained.write_test(predictions, models)
+    elif output.LEADER:
         write_predictions(predictions, out)
     if as_json:
         return output.print_json({"file": str(out), "rows": len(predictions)})

@@ -24,6 +24,7 @@ class DeviceModel:
         link: bytes of an all-reduce between two of them.
         peak: operations that the data sheet promises in float16.
         launch_seconds: of the host, to start one kernel from Python.
+        has_bf16: whether it computes in bf16; a T4 takes fp16.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DeviceModel:
     link: float
     peak: float
     launch_seconds: float = 15e-6
+    has_bf16: bool = True
 
 
 # Memory as reported on Kaggle, peak as on the data sheet (65 TFLOPS, 320 GB/s, 8.1 TFLOPS in
@@ -53,6 +55,7 @@ T4 = DeviceModel(
     bandwidth=240e9,
     link=5e9,
     peak=65e12,
+    has_bf16=False,
 )
 
 
@@ -104,6 +107,6 @@ def find_device(name: str) -> tuple[DeviceModel, int]:
     if kind not in DEVICES:
         raise KitError(
             f"no figures for a GPU {name[:20]!r}",
-            f"Choose from {', '.join(DEVICES)} (with x4 for four of them), or cpu.",
+            f"Choose from {', '.join(DEVICES)} (with x4 for four of them), cpu, or here.",
         )
     return DEVICES[kind], int(count or (2 if kind == "t4" else 1))

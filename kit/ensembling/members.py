@@ -17,7 +17,7 @@ from kit.fold_dir import METRICS_FILE
 from kit.predictions import read_predictions
 from kit.run import Run
 from kit.storage.atomic import file_sha256
-from kit.task import HOLDOUT
+from kit.task import HOLDOUT, TEST_FILE
 
 
 def run_of_file(path: str | Path) -> Path | None:
@@ -39,6 +39,12 @@ def baseline_members(members: Sequence[str | Path]) -> list[str]:
     """Return the names of those members that are runs of baselines, or files of such runs."""
     runs = [Path(path) if Path(path).is_dir() else run_of_file(path) for path in members]
     return [run.resolve().name for run in runs if run and is_baseline(run)]
+
+
+def outdated_members(files: Sequence[str | Path]) -> list[str]:
+    """Return what is known against those files that are test predictions of a run."""
+    runs = {run_of_file(path): path for path in files if Path(path).name == TEST_FILE}
+    return [text for run in runs if run and (text := Run(run).outdated_test)]
 
 
 def is_baseline(run: Path) -> bool:

@@ -22,7 +22,8 @@ from kit.costs.sizes import ModelSizes, model_sizes
 from kit.costs.steps import rows_per_pass, training_steps
 from kit.data.dataset import open_dataset
 from kit.data.options import PreprocessOptions
-from kit.model.backbones import resolve_backbone
+from kit.errors import DeviceError
+from kit.model.backbones import ResolvedBackbone, refuse_fp16_overflow, resolve_backbone
 from kit.model.device import Compute, choose_device, join_processes
 from kit.model.memory import CPU_ACTIVATIONS
 from kit.model.probe import measure_device
@@ -74,6 +75,7 @@ class Plan:
         one_order_hours, both_orders_hours: of a prediction.
         max_hours: of a session; None where there is no limit.
         sessions: how many are needed, 0 if nothing fits; None without a limit.
+        refused: why no such training is begun, "" if it is.
         tried: what two real steps took, None where none were taken.
     """
 
@@ -107,6 +109,7 @@ class Plan:
     both_orders_hours: float
     max_hours: float | None
     sessions: int | None
+    refused: str = ""
     tried: TriedSteps | None = None
 
     @property
@@ -127,15 +130,19 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether memory and hours are enough, in as many sessions as it takes."""
-        return self.memory_fits and self.sessions != 0
+        return not self.refused and self.memory_fits and self.sessions != 0
 
     @property
     def verdict(self) -> str:
         """Whether it fits, in words."""
+        if self.refused:
+            return f"refused: {self.refused}"
         if not self.memory_fits:
+            one = self.device.rpartition(" x ")[2]
             return (
-                f"does not fit: it needs {self.memory_gib:.1f} GiB of the {self.device}, which has "
-                f"{self.memory_limit_gib:.1f}"
+                f"does not fit: it needs {self.memory_gib:.1f} GiB of one {one}, which has "
+                f"{self.memory_limit_gib:.1f} for it. What helps: train.micro_tokens, "
+                "train.gradient_checkpointing, encode.max_tokens, or a larger GPU"
             )
         if self.sessions is None:
             return "fits into memory"
@@ -248,8 +255,24 @@ def make_plan(
         both_orders_hours=both_orders,
         max_hours=max_hours,
         sessions=sessions,
+        refused=_refusal(recipe, backbone, device, compute),
         tried=tried,
     )
+
+
+def _refusal(
+    recipe: Recipe, backbone: ResolvedBackbone, device: DeviceModel, compute: Compute | None
+) -> str:
+    """Return why this device cannot train this encoder, "" if it can."""
+    precision = recipe.train.precision
+    if precision == "auto":
+        kind = "bf16" if device.has_bf16 else "fp16"
+        precision = compute.precision if compute else kind
+    try:
+        refuse_fp16_overflow(recipe.backbone, backbone.config, precision, f"a {device.name}")
+    except DeviceError as error:
+        return error.problem
+    return ""
 
 
 def _compute_here(recipe: Recipe, sizes: ModelSizes, gpu: str) -> Compute:

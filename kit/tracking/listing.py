@@ -45,6 +45,7 @@ class RunLine:
         minutes: of training, over the finished parts.
         size: of all its files in bytes, with checkpoints on another disk.
         changed: when it was made, or a part of it last finished, in seconds since 1970.
+        outdated: why the test rows should be predicted again, "" where they need not be.
         tags: words that the user has given it.
         kit: the version of kit that made it.
         recipe: every recipe key by its full name; of a baseline, none.
@@ -62,6 +63,7 @@ class RunLine:
     minutes: float = 0.0
     size: int = 0
     changed: float = 0.0
+    outdated: str = ""
     tags: tuple[str, ...] = ()
     kit: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -188,11 +190,13 @@ def _describe(run: Run, labels: "pd.DataFrame | None") -> RunLine:
             recipe=recipe_values(run),
         )
         numbered = [part for part in parts.values() if part.name != HOLDOUT]
+        outdated = run.outdated_test
         return dataclasses.replace(
             line,
+            outdated=outdated,
             oof=mean_over_rows(numbered, "log_loss") if len(numbered) == folds else None,
             holdout=parts[HOLDOUT].figure("log_loss") if HOLDOUT in parts else None,
-            test=None if labels is None else _test_loss(run, labels),
+            test=None if labels is None or outdated else _test_loss(run, labels),
         )
     except KitError as error:
         return dataclasses.replace(line, state=f"damaged: {error.problem}")

@@ -31,7 +31,8 @@ def require_no_checkpoints(fold: Path) -> None:
     if (fold / CHECKPOINTS).exists():
         raise RunError(
             f"{fold} holds an unfinished training",
-            "Add --resume to continue it, or delete the folder to start again.",
+            "Add --resume to continue it. To start again, delete the folder, or the whole run with "
+            "`kit runs rm`.",
         )
 
 

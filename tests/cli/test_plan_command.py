@@ -28,6 +28,28 @@ def test_a_plan_is_a_table_that_says_how_figures_are_known(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_t4_refuses_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for gpu, fits in (("t4", False), ("l4", True)):
+        result = kit("plan", "gemma-3-270m", "--gpu", gpu, "--json")
+        values = json.loads(result.stdout)
+        assert values["fits"] == fits
+        assert ("overflows in fp16, and a T4" in values["verdict"]) != fits
+    assert "here" in kit("plan", "tiny-electra", "--gpu", "foo").stderr
+
+
+def test_a_plan_says_whose_rows_it_is_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/processed").symlink_to(data)
+    assert "add --data kaggle" in kit("plan", "tiny-electra").stderr
+    whole = kit("plan", "tiny-electra", "--data", "kaggle")
+    assert "competition's" in whole.stdout
+    assert "--data kaggle" not in whole.stderr
+
+
 def test_a_plan_as_json_and_for_a_short_session(data: Path):
     result = kit("plan", "tiny-electra", "--data", data, "--max-hours", 0.2, "--json")
     values = json.loads(result.stdout)

@@ -88,7 +88,9 @@ def test_the_verdict_follows_memory_and_hours(tiny_plan: Plan):
         assert changed.fits == ("does not" not in changed.verdict)
         return changed.verdict
 
-    assert "needs 20.0 GiB of the 2 x T4, which has 14.0" in verdict(memory_gib=20.0)
+    assert "needs 20.0 GiB of one T4, which has 14.0" in verdict(memory_gib=20.0)
+    changed = dataclasses.replace(tiny_plan, refused="it overflows")
+    assert (changed.fits, changed.verdict) == (False, "refused: it overflows")
     assert verdict(memory_gib=None) == "fits into 9 h"
     assert "one fold takes longer than 9 h" in verdict(sessions=0)
     assert verdict(sessions=5) == "fits into 9 h fold by fold: 5 sessions"

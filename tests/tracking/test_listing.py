@@ -9,7 +9,9 @@ from made_runs import make_run
 
 import kit
 from kit.data.dataset import Dataset
+from kit.ensembling.members import outdated_members
 from kit.errors import HeldError, KitError, RunError
+from kit.predictions import read_predictions
 from kit.recipe.spec import KEYS
 from kit.run import Run
 from kit.tracking.cleaning import delete_leftovers, delete_run, find_leftovers
@@ -48,6 +50,15 @@ def test_a_line_has_the_losses_of_the_finished_parts(runs: Path, raw: Path):
     (one,) = (line for line in lines.values() if line.recipe["train.seed"] == 1)
     assert (one.oof, one.holdout, one.finished) == (None, 1.0, ("holdout",))
     assert [line.test for name, line in lines.items() if "deberta" in name] == [None]
+
+
+def test_a_test_loss_of_other_models_is_not_shown(runs: Path, raw: Path):
+    run = Run(runs / "tiny-electra-e8d5d21a")
+    run.write_test(read_predictions(run.test_path), [run.fold(0)])
+    (line,) = list_runs(runs, conditions=[f"name={run.name}"], truth=raw / "truth.csv")
+    assert line.test is None
+    assert "is of fold0, and now" in line.outdated
+    assert outdated_members([run.test_path, run.fold(0).predictions_path]) == [line.outdated]
 
 
 def test_a_part_that_is_not_finished_is_the_state(runs: Path):
