@@ -11,10 +11,15 @@ The functions are in `kit.api` and `kit.predictor`. They are imported at first u
 alone loads nothing heavy.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
+
+# Where bitsandbytes is installed, transformers imports it by way of peft, and on some CPUs it then
+# advises another package, in every process and above every other message.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # The module of each public name.
 _EXPORTS = {

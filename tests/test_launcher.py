@@ -105,3 +105,4 @@ def test_a_training_among_leftover_variables_tells_its_result(data: Path, tmp_pa
     variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
     trained = run_kit(variables, "train", "--backbone", "tiny-electra", *quick, *folders, "--json")
     assert "log_loss" in trained.stdout
+    assert "kernels-community" not in trained.stderr, "an advice of bitsandbytes"

@@ -7,7 +7,6 @@ they are. Adapters beside them are float32, and everything else of the model is 
 is cast, and gradients reach the adapters through the frozen layers anyway.
 """
 
-import logging
 from typing import Any
 
 import torch
@@ -16,9 +15,6 @@ from torch import nn
 from kit.errors import RecipeError
 from kit.model.device import choose_device
 from kit.recipe.spec import Quantize
-
-# On a CPU it advises another package, in every process; peft imports it, too.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # Bytes of a quantised weight: in 4 bits half of one, a scale of one byte for 64 weights, and a
 # scale of four for 256 of these.

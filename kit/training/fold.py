@@ -69,6 +69,7 @@ class TrainingOptions:
         log: called with each message for the user.
         note: called with each message that may be the same for all folds, to be said once.
         folds: how many are still to be trained, this one included.
+        fold_seconds: that the longest fold before this one took, 0 for the first.
     """
 
     resume: bool = False
@@ -80,6 +81,7 @@ class TrainingOptions:
     log: Callable[[str], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
     folds: int = 1
+    fold_seconds: float = 0.0
 
 
 def train_fold(
@@ -162,7 +164,7 @@ def _train_from_last_checkpoint(
     spec = recipe.train
     teacher = Run(folder.path.parent).teacher if spec.teacher else None
     setup = prepare_fold(recipe, backbone, dataset, fold, options.note, teacher)
-    announce_training(recipe, setup, options.folds, options.log)
+    announce_training(recipe, setup, options.folds, options.fold_seconds, options.log)
     ranks = join_processes()
     with ranks.main_process_first():
         place_checkpoints(folder.path, options.scratch)

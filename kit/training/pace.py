@@ -30,7 +30,11 @@ MEASURED_STEPS = 20
 
 
 def announce_training(
-    recipe: Recipe, setup: "FoldSetup", folds: int, log: Callable[[str], None]
+    recipe: Recipe,
+    setup: "FoldSetup",
+    folds: int,
+    fold_seconds: float,
+    log: Callable[[str], None],
 ) -> None:
     """Log the rows, tokens, steps and estimated time of a fold, from the speed of the device.
 
@@ -38,6 +42,7 @@ def announce_training(
 
     Args:
         folds: how many are still to be trained, this one included.
+        fold_seconds: that a fold before this one took, 0 for the first.
     """
     tokens = setup.train_collator.lengths[setup.train_rows]
     lengths = RowLengths(tokens, len(setup.train_rows), len(setup.valid_rows))
@@ -46,6 +51,9 @@ def announce_training(
         f"{len(setup.train_rows):,} rows of {tokens.shape[1]} x {lengths.mean_tokens:.0f} tokens, "
         f"{steps.total:,} steps"
     )
+    if fold_seconds:
+        log(f"{text}: {format_left(fold_seconds, folds)}, if it is as long as the fold before")
+        return
     hours = None
     if not recipe.train.frozen:
         hours = _estimate_hours(recipe, setup.model.encoder_config, lengths, setup.compute)
@@ -151,7 +159,7 @@ class PaceCallback(TrainerCallback):
         total = left + whole * (self.folds - 1)
         text = f"measured: {1 / row_seconds:.1f} rows/s, {format_duration(left)} left"
         if self.folds > 1:
-            text += f", {format_duration(total)} of all {self.folds} folds"
+            text += f", {format_duration(total)} with the {self.folds - 1} folds after it"
         self.log(text)
 
     def _mean_rows(self, state: TrainerState) -> float:

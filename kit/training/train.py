@@ -190,7 +190,7 @@ def _tell_of_fold(
         left = min(progress.seconds_left + later * each, max(0.0, options.deadline - now))
         options.on_progress(dataclasses.replace(progress, **place, seconds_left_in_all=left))
 
-    return dataclasses.replace(options, on_progress=report, folds=1 + later)
+    return dataclasses.replace(options, on_progress=report, folds=1 + later, fold_seconds=longest)
 
 
 def attempt_recipe(recipe: Recipe, attempt: int) -> Recipe:
