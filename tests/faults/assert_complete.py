@@ -29,11 +29,12 @@ TRIALS = """
 """
 
 # What differs from run to run: times, the Trainer's summary of the steps since it was started,
-# and the mark of a push.
+# the mark of a push, and the minute in which a report was made.
 VARYING = re.compile(
     rb'"(minutes|train_runtime|train_samples_per_second|train_steps_per_second|train_loss)"'
     rb": [-+.e0-9]+"
     rb"|(kit-push:|'push': ')[0-9a-f]{32}"
+    rb"|\d{4}-\d\d-\d\d \d\d:\d\d UTC"
 )
 
 
