@@ -1,13 +1,15 @@
 """Compute a frozen encoder's pooled vectors once, and keep them on disk. Use `vectors_cached`.
 
 The vectors of 57,477 rows take some hundred megabytes, and the hours in which the encoder reads
-them are spent once, whatever is then trained on them.
+them are spent once, whatever is then trained on them. A reading that was interrupted goes on.
 """
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ from kit.storage.seal import DELETE_HINT, check_seal, is_sealed, seal_folder
 FORMAT = 1
 
 _FILE = "vectors.npy"
+
+# Rows of a block. What is read is kept block by block: a process that is killed has lost minutes.
+BLOCK_ROWS = 4096
 
 # Seconds between messages of how far it has come.
 _REPORT_EVERY = 60.0
@@ -80,25 +85,62 @@ def _compute_vectors(
     folder: Path,
     log: Callable[[str], None],
 ) -> None:
-    """Write the vectors of all rows to `folder`, by the first process."""
-    ranks = join_processes()
-    rows = np.arange(len(collator.encoded))[ranks.process_index :: ranks.num_processes]
+    """Write the vectors of all rows to `folder`, block by block, from the first that is missing."""
+    rows = np.arange(len(collator.encoded))
+    blocks = [rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS)]
+    parts = folder.with_name(f".{folder.name}.part")
     reported = time.monotonic()
 
-    def report(done: int, total: int) -> None:
+    def report(block: np.ndarray, done: int, total: int) -> None:
         nonlocal reported
-        if done < total and time.monotonic() - reported >= _REPORT_EVERY:
+        read = (block[0] + done * len(block) // total) / len(rows)
+        if read < 1 and time.monotonic() - reported >= _REPORT_EVERY:
             reported = time.monotonic()
-            log(f"the frozen encoder has read {done / total:.0%} of the rows")
+            log(f"the frozen encoder has read {read:.0%} of the rows")
 
-    share = pooled_vectors(model, collator, rows, compute, report)
+    for number, block in enumerate(blocks):
+        # The first process writes a block when it has the shares of all, which look for it before
+        # they compute theirs: they always agree.
+        if not is_sealed(parts / str(number)):
+            _compute_block(
+                model, collator, compute, block, parts / str(number), partial(report, block)
+            )
+
+    if not join_processes().is_main_process:
+        return
+    vectors = np.empty(0, np.float32)
+    for number, block in enumerate(blocks):
+        check_seal(parts / str(number))
+        part = np.load(parts / str(number) / _FILE, mmap_mode="r")
+        if not number:
+            vectors = np.empty((len(rows), *part.shape[1:]), np.float32)
+        vectors[block] = part
+    with atomic_folder(folder) as temporary:
+        save_array(temporary / _FILE, vectors)
+        seal_folder(temporary)
+    shutil.rmtree(parts)
+
+
+def _compute_block(
+    model: PairModel,
+    collator: Collator,
+    compute: Compute,
+    block: np.ndarray,
+    folder: Path,
+    report: Callable[[int, int], None],
+) -> None:
+    """Write the vectors of some rows to `folder`, by the first process; each computes a share."""
+    ranks = join_processes()
+    share = pooled_vectors(
+        model, collator, block[ranks.process_index :: ranks.num_processes], compute, report
+    )
     shares = [share] * ranks.num_processes
     if dist.is_initialized():
         dist.all_gather_object(shares, share)
     if not ranks.is_main_process:
         return
 
-    vectors = np.empty((len(collator.encoded), *share.shape[1:]), np.float32)
+    vectors = np.empty((len(block), *share.shape[1:]), np.float32)
     for number, part in enumerate(shares):
         vectors[number :: len(shares)] = part
     with atomic_folder(folder) as temporary:

@@ -22,9 +22,11 @@ from kit.data.dataset import Dataset
 from kit.data.tokenize import tokenize_cached
 from kit.errors import BackboneError, DataError, RecipeError, RunError
 from kit.export import HEAD_FILE, export_run
+from kit.model import states
 from kit.model.adapters import AdapterSpec, add_adapters
 from kit.model.backbones import ResolvedBackbone, local_backbone, resolve_backbone
 from kit.model.base import digest_weights
+from kit.model.collator import Collator
 from kit.model.encoder import build_encoder, load_encoder
 from kit.model.inference import make_collator
 from kit.model.pair_model import PairModel
@@ -304,6 +306,38 @@ def test_a_frozen_base_is_read_once_and_only_the_head_is_kept(
         file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(DataError, match=r"vectors\.npy is missing or has changed"):
         train_run(judge_base, copy, tmp_path, *FROZEN, f"model.shape={shape}", "train.seed=4")
+
+
+def test_a_reading_that_was_interrupted_goes_on_from_its_last_block(
+    judge_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("kit.model.states.BLOCK_ROWS", 100)
+    copy = shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    recipe = choose_recipe(str(judge_base), None, (*JUDGE, *FROZEN))
+    blocks: list[int] = []
+    pooled = states.pooled_vectors
+
+    def read(model: PairModel, collator: Collator, rows: np.ndarray, *more: object) -> np.ndarray:
+        # The trial before a training reads a row of its own.
+        if len(collator.encoded) > 100:
+            blocks.append(int(rows[0]))
+        if blocks == [0, 100]:
+            raise KeyboardInterrupt
+        return pooled(model, collator, rows, *more)
+
+    monkeypatch.setattr(states, "pooled_vectors", read)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, copy, tmp_path / "cut")
+    train_recipe(recipe, copy, tmp_path / "runs")
+    assert blocks == [0, 100, 100, 200]
+    (file,) = copy.glob("cache/vectors-*/vectors.npy")
+    assert not list(copy.glob("cache/.vectors*"))
+
+    monkeypatch.setattr("kit.model.states.BLOCK_ROWS", 1000)
+    whole = shutil.copytree(data, tmp_path / "whole", ignore=shutil.ignore_patterns("cache"))
+    train_recipe(recipe, whole, tmp_path / "other")
+    (expected,) = whole.glob("cache/vectors-*/vectors.npy")
+    np.testing.assert_allclose(np.load(file), np.load(expected), atol=1e-5)
 
 
 def test_an_encoder_can_be_frozen_too(fixed_backbone: Path, data: Path, tmp_path: Path):
