@@ -11,7 +11,6 @@ from kit.reporting.headline import describe_rows
 from kit.reporting.models import FLOOR, PRIOR, UNIFORM
 from kit.reporting.published import PublishedScore
 from kit.reporting.table import (
-    MINUS,
     Cell,
     Row,
     Section,
@@ -116,7 +115,7 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
     """Explain the table's columns, references and blends, each where there are some."""
     paragraphs = [
         "All scores of a column are computed on the same rows. Log loss is the mean of "
-        f"{MINUS}ln(probability given to the true class): lower is better. The brackets hold a 95% "
+        "-ln(probability given to the true class): lower is better. The brackets hold a 95% "
         "bootstrap interval: the log loss is computed again on 1,000 random resamples of the "
         "prompts, and 95% of the results lie inside.",
         describe_rows(report),

@@ -12,7 +12,6 @@ from kit.reporting.significance import Verdict
 
 CLASS_NAMES = ("A", "B", "tie")
 TEXT_TITLES = ("Prompt", "Answer A", "Answer B")
-MINUS = "\N{MINUS SIGN}"
 
 # A table with a column for each model has at most this many of them: the best.
 WIDEST = 6
@@ -105,7 +104,7 @@ def number_cell(value: float | None, form: str, tone: Tone = "") -> Cell:
     """Return a cell of a number in the given format, an empty one for None."""
     if value is None:
         return Cell("", tone=tone)
-    return Cell(format(value, form).replace("-", MINUS), tone=tone, value=value)
+    return Cell(format(value, form), tone=tone, value=value)
 
 
 def loss_cell(figures: ModelFigures | None, strong: bool = False, tone: Tone = "") -> Cell:
@@ -124,7 +123,7 @@ def loss_cell(figures: ModelFigures | None, strong: bool = False, tone: Tone = "
 
 def format_difference(value: float) -> str:
     """Return a difference of log losses with its sign, to four places."""
-    return f"{value:+.4f}".replace("-", MINUS)
+    return f"{value:+.4f}"
 
 
 def format_parameters(parameters: float) -> str:

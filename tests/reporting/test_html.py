@@ -56,7 +56,7 @@ SECTIONS = (
     "Where models disagree most",
 )
 ROOT = Path(__file__).parents[2]
-NUMBER = re.compile(r"[+\u2212]?\d[\d,]*\.\d+")
+NUMBER = re.compile(r"[-+]?\d[\d,]*\.\d+")
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_every_number_of_a_table_is_one_of_the_json(page: Page, report: Report):
     known = set()
     for number in numbers_in(json.loads(json.dumps(report.as_dict()))):
         for form in (".1f", ".2f", ".3f", ".4f", ",.1f"):
-            known |= {format(number, sign + form).replace("-", "\u2212") for sign in ("", "+")}
+            known |= {format(number, sign + form) for sign in ("", "+")}
 
     checked = 0
     for caption, table in page.tables.items():

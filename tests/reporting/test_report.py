@@ -201,6 +201,20 @@ def test_the_command_writes_and_prints_a_report(processed: Dataset, tmp_path: Pa
     assert json.loads(runner.invoke(main, [*command, "--json"]).stdout)["validation"] == "holdout"
 
 
+def test_every_number_has_the_minus_sign_of_a_keyboard(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
+    runs = [make_run(tmp_path, processed, seed, parts=FOLDS) for seed in range(2)]
+    truth = raw / "truth.csv"
+    command = ["report", *map(str, runs), "--data", str(processed.folder), "--truth", str(truth)]
+    printed = CliRunner().invoke(main, command)
+    assert printed.exit_code == 0, printed.output
+    report = build_report(runs, processed.folder, truth=truth)
+    for text in (printed.stdout, render_markdown(report), render_html(report)):
+        assert "[-0." in text
+        assert "\N{MINUS SIGN}" not in text
+
+
 def test_the_command_refuses_wrong_outputs(processed: Dataset, tmp_path: Path):
     runner = CliRunner()
     run = make_run(tmp_path / "runs", processed)
