@@ -136,7 +136,9 @@ def diff_command(first: str, second: str, runs: Path, truth: Path | None, as_jso
         for name, values in (*keys.items(), *rows.items())
     ]
     table += [[f"{name} log loss", *map(output.format_cell, pair)] for name, pair in losses.items()]
-    output.print_table("", ["", *(line.name for line in lines)], table)
+    # A run that has none of these still needs its column, which has its name.
+    columns = ["", *(line.name for line in lines)]
+    output.print_table("", columns, table, keep_empty=True)
 
 
 @runs_group.command()
@@ -225,7 +227,7 @@ def clean_command(yes: bool, runs: Path, data: Path, kernels: Path, as_json: boo
 
 
 def print_runs(lines: "list[RunLine]", title: str) -> None:
-    """Print the table of runs; columns in which no run has anything are left out."""
+    """Print the table of runs."""
     from kit.tracking.differences import describe_keys
 
     table = [
@@ -244,10 +246,10 @@ def print_runs(lines: "list[RunLine]", title: str) -> None:
         }
         for line in lines
     ]
-    columns = [name for name in table[0] if any(row[name] not in ("", None) for row in table)]
-    rows = [[row[name] for name in columns] for row in table]
+    columns = list(table[0])
+    rows = [list(row.values()) for row in table]
     order = ("size", "min", "age", "folds", "tags", "holdout", "test", "state")
-    drop = [columns.index(name) for name in order if name in columns]
+    drop = [columns.index(name) for name in order]
     output.print_table(title, columns, rows, prose=("what differs",), drop=drop)
     for line in lines:
         if ":" in line.state:

@@ -137,14 +137,15 @@ def comparison_columns(comparison: Comparison) -> list[str]:
     ]
 
 
-def comparison_rows(comparison: Comparison) -> list[list[str]]:
+def comparison_rows(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
     """Return the table's cells as text, with as many columns as fit a terminal.
 
-    The best model comes first, references last.
+    Returns:
+        The rows of the models, the best first, and those of the references.
     """
-    ranked, references = rank_lines(comparison)
-    return [
-        [
+
+    def row(line: ComparisonLine) -> list[str]:
+        return [
             line.name,
             *_score_texts(line.valid),
             *_score_texts(line.test),
@@ -152,8 +153,9 @@ def comparison_rows(comparison: Comparison) -> list[list[str]]:
             format_number(line.parameters, ","),
             format_number(line.minutes, ".1f"),
         ]
-        for line in (*ranked, *references)
-    ]
+
+    ranked, references = rank_lines(comparison)
+    return [row(line) for line in ranked], [row(line) for line in references]
 
 
 def _score_texts(figures: ModelFigures | None) -> list[str]:

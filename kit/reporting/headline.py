@@ -89,7 +89,7 @@ def list_facts(report: "Report") -> list[tuple[str, str]]:
     """Return the facts about the data as names and values."""
     inputs = report.inputs
     pairs = []
-    for split in inputs.scored_splits:
+    for split in inputs.compared_splits:
         rows = inputs.rows[split]
         name = "test rows with labels" if split == "test" else f"{rows.name} rows"
         pairs.append((name, f"{len(rows.ids):,}"))

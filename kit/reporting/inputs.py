@@ -65,6 +65,11 @@ class ReportInputs:
         )
 
     @property
+    def compared_splits(self) -> tuple[Split, ...]:
+        """The splits with known labels that some model other than a reference has predicted."""
+        return tuple(split for split in self.scored_splits if self.models_with(split))
+
+    @property
     def main_split(self) -> Split:
         """The split for close inspection: the one with labels that most models have predicted.
 

@@ -3,7 +3,7 @@
 Both forms are rendered from the same `Section`s, so they have the same numbers and words.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kit.reporting.cases import RowCase
@@ -140,6 +140,26 @@ def losses_axis(lines: list[ComparisonLine]) -> tuple[float, float] | None:
     high = max(figures.high for figures in found)
     margin = 0.04 * (high - low)
     return low - margin, high + margin
+
+
+def drop_empty_columns(table: Table) -> Table:
+    """Return the table without the columns that no row of its body fills.
+
+    Rows apart do not count: a column for references alone would compare nothing.
+    """
+    places = [
+        place
+        for place in range(len(table.head))
+        if place == 0 or any(row[place].text or row[place].note for row in table.body)
+    ]
+    if not table.body or len(places) == len(table.head):
+        return table
+    body, apart = (
+        tuple(tuple(row[place] for place in places) for row in rows)
+        for rows in (table.body, table.apart)
+    )
+    head = tuple(table.head[place] for place in places)
+    return replace(table, head=head, body=body, apart=apart)
 
 
 def number_names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -106,6 +106,21 @@ def test_published_scores_appear_beside_reference_runs_only(processed: Dataset, 
     assert [score["log_loss"] for score in report.as_dict()["published"]][1] == 1.0492
 
 
+def test_the_page_has_no_column_that_no_model_fills(processed: Dataset, raw: Path, tmp_path: Path):
+    run = make_run(tmp_path, processed)
+    truth = raw / "truth.csv"
+    page = render_all(
+        build_report([], processed.folder, frames=[("a", run / "test.csv")], truth=truth)
+    )
+    (head,) = (table.rows[0] for caption, table in page.tables.items() if "models" in caption)
+    assert head == ["model", "test log loss [95%]", "test accuracy", "test calibration error"]
+    assert "Holdout rows are" not in page.text
+    assert "Out-of-fold rows are" not in page.text
+    assert "out-of-fold rows:" not in render_markdown(
+        build_report([], processed.folder, frames=[("a", run / "test.csv")], truth=truth)
+    )
+
+
 def test_an_edited_recipe_does_not_stop_a_report(processed: Dataset, tmp_path: Path):
     run = make_run(tmp_path, processed, recipe="roberta-reference")
     with (run / "recipe.toml").open("a") as file:
