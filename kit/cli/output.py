@@ -362,7 +362,7 @@ def print_report(report: "Report") -> None:
     # The columns from the last on, but the accuracies before the losses with their intervals.
     drop = (7, 6, 5, 4, 2, 3)
     rows, references = comparison_rows(comparison)
-    print_table("", comparison_columns(comparison), rows, drop=drop, apart=references)
+    print_table(comparison.rows, comparison_columns(comparison), rows, drop=drop, apart=references)
     for test in report.significance:
         pairs = [test.pair(name, test.best) for name in test.models if name != test.best]
         rows = [
@@ -370,18 +370,19 @@ def print_report(report: "Report") -> None:
             for pair in pairs
         ]
         columns = ["model", "log loss minus that of the best [95%]", "verdict"]
-        print_table(f"{test.rows} rows, the best is {test.best}", columns, rows)
+        print_table(f"{test.title}, the best is {test.best}", columns, rows)
 
     for group in report.groups:
         shared = group.comparison
         rows, references = comparison_rows(shared)
         columns = comparison_columns(shared)
-        print_table(shared.validation, columns, rows, drop=drop, apart=references)
+        title = f"Compared apart: {shared.rows}"
+        print_table(title, columns, rows, drop=drop, apart=references)
 
     click.echo(escape_control(summarise_answer(report)))
     if comparison.note:
         print_note(comparison.note)
     for left_out in comparison.left_out:
-        print_note(f"{left_out.name} is left out: {left_out.reason}")
+        print_note(left_out.describe())
     for run in report.inputs.foreign:
         print_note(f"{run.name} is left out: it was trained on other data, {run.data}")

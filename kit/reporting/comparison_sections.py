@@ -6,7 +6,7 @@ Use `comparison_section`, `recipes_section` and `leaderboard_section`.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kit.reporting.comparison import ComparisonLine, rank_lines
+from kit.reporting.comparison import ComparisonLine, rank_lines, valid_loss_title
 from kit.reporting.headline import describe_rows
 from kit.reporting.models import FLOOR, PRIOR, UNIFORM
 from kit.reporting.published import PublishedScore
@@ -77,11 +77,11 @@ def comparison_section(report: "Report") -> Section:
         texts = *scores, "", score.best_epoch, score.parameters, ""
         return Cell(score.name, note="published, other rows"), *format_cells(*texts)
 
-    head = ["model", f"{comparison.validation} log loss [95%]", "accuracy", "calibration error"]
+    head = ["model", valid_loss_title(comparison), "accuracy", "calibration error"]
     head += ["test log loss [95%]", "test accuracy", "test calibration error"]
     head += ["swap gap", "best epoch", "parameters", "minutes"]
     table = Table(
-        "All models",
+        f"All models on {comparison.rows}",
         tuple(head),
         tuple(map(row, models)),
         (*map(row, apart), *map(published_row, report.published)),

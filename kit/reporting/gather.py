@@ -110,8 +110,8 @@ def gather_inputs(
     models = _build_models(main, main_rows, processed, prior_labels)
 
     groups = []
-    rest = [source for source in sources if source.parts and not source.covers(rows)]
-    left_out = [*unfinished, *(_lacking(source, rows, processed) for source in rest)]
+    lacking = [source for source in sources if source.parts and not source.covers(rows)]
+    rest = lacking
     while rest:
         parts = choose_parts([source.parts for source in rest], processed.folds)
         group_rows, prior = _read_valid_rows(train, part_ids, parts, processed.folds)
@@ -119,13 +119,14 @@ def gather_inputs(
         group_models = _build_models(sharing, {"valid": group_rows}, processed, prior)
         groups.append(ReportInputs(processed, {"valid": group_rows}, group_models))
         rest = [source for source in rest if source not in sharing]
+    apart = [_describe_lacking(source, rows, groups, processed) for source in lacking]
 
     return _finish(
         ReportInputs(
             processed,
             main_rows,
             models,
-            tuple(left_out),
+            (*unfinished, *apart),
             tuple(describe_foreign(run) for run in others),
             tuple(groups),
         ),
@@ -171,7 +172,11 @@ def _gather_labelled(
 
     main, *rest = groups
     left_out = [
-        LeftOut(model.name, f"predicts other rows than the {len(main.rows['valid'].ids):,} of most")
+        LeftOut(
+            model.name,
+            f"its rows are not the {len(main.rows['valid'].ids):,} of the first table",
+            group.rows["valid"].title,
+        )
         for group in rest
         for model in group.models_with("valid")
         if model.name not in {other.name for other in main.models}
@@ -247,16 +252,22 @@ def _refuse_repeated_names(names: Sequence[str]) -> None:
         )
 
 
-def _lacking(source: ModelSource, rows: ReportRows, processed: Dataset) -> LeftOut:
+def _describe_lacking(
+    source: ModelSource, rows: ReportRows, groups: Sequence[ReportInputs], processed: Dataset
+) -> LeftOut:
     """Say which rows a model has in place of those that are compared, and how to add these."""
     folds = processed.folds
-    finished = [part for part in (*list_folds(folds), HOLDOUT) if part in source.parts]
-    names = [name_parts((part,), folds) for part in finished]
-    reason = f"has predicted {', '.join(names)} and not the {rows.name} rows"
+    names = [name_parts((part,), folds) for part in list_folds(folds) if part in source.parts]
+    if len(names) == folds:
+        names = ["all folds"]
+    if HOLDOUT in source.parts:
+        names.append("the holdout")
+    reason = f"it has predicted {', '.join(names)} and not the {rows.name} rows"
     if source.run:
         fold = {OOF: "all"}.get(rows.name, rows.parts[0].removeprefix("fold"))
         reason += f"; {next_training(source.run, processed.folder, fold)}"
-    return LeftOut(source.name, reason)
+    group = next(group for group in groups if source.name in {model.name for model in group.models})
+    return LeftOut(source.name, reason, group.rows["valid"].title)
 
 
 def _read_part_ids(processed: Dataset) -> dict[str, frozenset[int]]:

@@ -7,7 +7,7 @@ Use `write_headline`, `list_findings`, `list_facts` and `list_origin`, and in th
 from typing import TYPE_CHECKING
 
 from kit import __version__
-from kit.reporting.rows import LABELLED
+from kit.reporting.rows import LABELLED, count_rows
 from kit.reporting.significance import PairedDifference
 from kit.reporting.table import CLASS_NAMES, format_difference
 
@@ -31,7 +31,8 @@ def summarise_answer(report: "Report") -> str:
     """Return the answer, the loss and the lead in one sentence."""
     answer = report.answer
     figures = answer.figures
-    text = f"{answer.best}: log loss {figures.log_loss:.4f} on {figures.rows:,} {answer.rows} rows"
+    rows = count_rows(answer.rows, figures.rows)
+    text = f"{answer.best}: log loss {figures.log_loss:.4f} on {rows}"
     if answer.lead and answer.next:
         verdict = "clearly" if answer.lead.verdict == "better" else "not clearly"
         text += f", {_describe_lead(answer.lead)} ahead of {answer.next}, {verdict}"
@@ -42,7 +43,7 @@ def list_findings(report: "Report") -> list[tuple[str, str]]:
     """Return what the answer rests on, as names and sentences."""
     answer = report.answer
     figures = answer.figures
-    rows = f"{figures.rows:,} {answer.rows} rows"
+    rows = count_rows(answer.rows, figures.rows)
     findings = [
         (
             "Log loss",

@@ -1,7 +1,7 @@
 """Name the rows that models are compared on, and choose those that most models have predicted.
 
-Use `ReportRows`, `choose_parts` and `name_parts`. A part is the holdout or one fold; a model that
-has predicted several folds can be compared on any of them.
+Use `ReportRows`, `choose_parts`, `name_parts` and `count_rows`. A part is the holdout or one fold;
+a model that has predicted several folds can be compared on any of them.
 """
 
 from collections.abc import Collection, Sequence
@@ -37,6 +37,11 @@ class ReportRows:
     parts: Parts = ()
 
     @property
+    def title(self) -> str:
+        """How many rows they are, and which, such as "599 out-of-fold rows"."""
+        return count_rows(self.name, len(self.ids))
+
+    @property
     def known_labels(self) -> np.ndarray:
         """The labels (N,) of rows that models are scored on."""
         if self.labels is None:
@@ -59,6 +64,16 @@ def name_parts(parts: Parts, folds: int) -> str:
     if len(numbers) == 1:
         return f"fold {numbers[0]}"
     return f"folds {', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
+def count_rows(name: str, count: int) -> str:
+    """Return how many rows these are and which, such as "599 out-of-fold rows"."""
+    noun = "row" if count == 1 else "rows"
+    if name == LABELLED:
+        return f"{count:,} {noun} of the truth file"
+    if name.startswith("fold"):
+        return f"{count:,} {noun} of {name}"
+    return f"{count:,} {name} {noun}"
 
 
 def choose_parts(predicted: Sequence[Collection[str]], folds: int) -> Parts:

@@ -160,7 +160,7 @@ def test_a_column_that_no_row_fills_is_left_out(
         ),
         (
             "report --frame a={one}/test.csv --data {folder}/none --truth {raw}/truth.csv",
-            "model labelled log loss [95%] accuracy",
+            "model log loss [95%] accuracy",
         ),
         # A baseline has no epochs and no padding.
         (

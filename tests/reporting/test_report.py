@@ -37,9 +37,9 @@ def test_one_run_without_test_predictions(processed: Dataset, tmp_path: Path):
     page = render_all(build_report([run], processed.folder))
     assert "Correlation between models" not in page.text
     assert "Where models disagree most" not in page.text
-    assert not any("test" in title for title in page.tables["All models"].rows[0])
+    assert not any("test" in title for title in page.table("All models").rows[0])
     # The only other model is the class prior.
-    assert len(page.tables[f"Against the best on holdout rows, {run.name}"].rows) == 2
+    assert len(page.table("Against the best on").rows) == 2
 
 
 def test_the_facts_say_which_labels_a_model_has_predicted(
@@ -99,7 +99,7 @@ def test_published_scores_appear_beside_reference_runs_only(processed: Dataset, 
 
     reference = make_run(tmp_path, processed, recipe="roberta-reference")
     report = build_report([ordinary, reference], processed.folder)
-    rows = render_all(report).tables["All models"].rows
+    rows = render_all(report).table("All models").rows
     names = [f"{name} published, other rows" for name in ("RoBERTa-base", "ELECTRA-large")]
     assert [row[0] for row in rows[-2:]] == names
     assert rows[-2][1:3] == ["1.0492", "0.464"]
@@ -107,18 +107,14 @@ def test_published_scores_appear_beside_reference_runs_only(processed: Dataset, 
 
 
 def test_the_page_has_no_column_that_no_model_fills(processed: Dataset, raw: Path, tmp_path: Path):
-    run = make_run(tmp_path, processed)
-    truth = raw / "truth.csv"
-    page = render_all(
-        build_report([], processed.folder, frames=[("a", run / "test.csv")], truth=truth)
-    )
-    (head,) = (table.rows[0] for caption, table in page.tables.items() if "models" in caption)
+    frames = [("a", make_run(tmp_path, processed) / "test.csv")]
+    report = build_report([], processed.folder, frames=frames, truth=raw / "truth.csv")
+    page = render_all(report)
+    head = page.table("All models on 60 test rows").rows[0]
     assert head == ["model", "test log loss [95%]", "test accuracy", "test calibration error"]
-    assert "Holdout rows are" not in page.text
+    # What no model has predicted is not explained either.
     assert "Out-of-fold rows are" not in page.text
-    assert "out-of-fold rows:" not in render_markdown(
-        build_report([], processed.folder, frames=[("a", run / "test.csv")], truth=truth)
-    )
+    assert "out-of-fold rows" not in render_markdown(report).partition("##")[0]
 
 
 def test_an_edited_recipe_does_not_stop_a_report(processed: Dataset, tmp_path: Path):
