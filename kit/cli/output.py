@@ -356,13 +356,14 @@ def print_findings(findings: "Sequence[Finding]") -> None:
 def print_report(report: "Report") -> None:
     """Print the comparison, how clearly each model differs from the best one, and the answer."""
     from kit.reporting.comparison import comparison_columns, comparison_rows
-    from kit.reporting.headline import summarise_answer
+    from kit.reporting.headline import summarise_answer, summarise_resampling
 
     comparison = report.comparison
     # The columns from the last on, but the accuracies before the losses with their intervals.
     drop = (7, 6, 5, 4, 2, 3)
     rows, references = comparison_rows(comparison)
-    print_table(comparison.rows, comparison_columns(comparison), rows, drop=drop, apart=references)
+    title = f"{comparison.rows}; {summarise_resampling(report)}"
+    print_table(title, comparison_columns(comparison), rows, drop=drop, apart=references)
     for test in report.significance:
         pairs = [test.pair(name, test.best) for name in test.models if name != test.best]
         rows = [

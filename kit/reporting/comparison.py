@@ -14,7 +14,7 @@ from kit.evaluation.metrics import accuracy, expected_calibration_error, row_los
 from kit.reporting.inputs import ReportInputs
 from kit.reporting.left_out import LeftOut
 from kit.reporting.models import ReportModel
-from kit.reporting.rows import LABELLED, Parts
+from kit.reporting.rows import LABELLED, Parts, Resampled
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Comparison:
         lines: one for each model, the references first.
         rows: the rows of the table in words, such as "599 out-of-fold rows and 150 test rows".
         validation: what the validation rows are (see `rows.name_parts`).
+        resampled: what the intervals come from, resamples of "prompts" or of "rows".
         split: the split that models are ranked by, "valid" or "test".
         references: the names of those lines that need no training.
         left_out: runs that are not compared on the validation rows, and why.
@@ -67,6 +68,7 @@ class Comparison:
     lines: tuple[ComparisonLine, ...]
     rows: str
     validation: str
+    resampled: Resampled
     split: str
     references: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -101,6 +103,7 @@ def tabulate_models(inputs: ReportInputs) -> Comparison:
         lines=tuple(lines),
         rows=" and ".join(inputs.rows[split].title for split in inputs.compared_splits),
         validation=inputs.validation,
+        resampled=inputs.resampled,
         split=inputs.main_split,
         references=tuple(model.name for model in inputs.models if model.reference),
         left_out=inputs.left_out,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit.reporting.comparison import ComparisonLine, rank_lines, valid_loss_title
-from kit.reporting.headline import describe_rows
+from kit.reporting.headline import describe_resampling, describe_rows
 from kit.reporting.models import FLOOR, PRIOR, UNIFORM
 from kit.reporting.published import PublishedScore
 from kit.reporting.table import (
@@ -113,8 +113,8 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
     paragraphs = [
         "All scores of a column are computed on the same rows. Log loss is the mean of "
         "-ln(probability given to the true class): lower is better. The brackets hold a 95% "
-        "bootstrap interval: the log loss is computed again on 1,000 random resamples of the "
-        "prompts, and 95% of the results lie inside.",
+        "bootstrap interval: the log loss is computed again on 1,000 random resamples, and 95% of "
+        f"the results lie inside. What is resampled is {describe_resampling(report)}.",
         *([describe_rows(report)] if "valid" in report.inputs.compared_splits else []),
         "Below the name of a run are the recipe keys in which runs of the same name differ. "
         "Calibration error is the mean distance between accuracy and confidence, the probability "

@@ -32,6 +32,7 @@ from kit.reporting.rows import (
     OOF,
     Parts,
     ReportRows,
+    Resampled,
     choose_parts,
     list_folds,
     name_parts,
@@ -162,10 +163,12 @@ def _gather_labelled(
     groups = []
     for part, ids in part_ids.items():
         table = restrict_truth(labels, pd.DataFrame({ID: list(ids)}))
+        resampled: Resampled = "prompts"
         if GROUP not in table:
             # The truth does not tell which rows share a prompt.
             table = table.assign(**{GROUP: np.arange(len(table))})
-        rows = _report_rows(LABELLED, table, (part,))
+            resampled = "rows"
+        rows = replace(_report_rows(LABELLED, table, (part,)), resampled=resampled)
         sharing = [source for source in sources if source.covers(rows)]
         models = _build_models(sharing, {"valid": rows}, None, rows.known_labels)
         groups.append(ReportInputs(None, {"valid": rows}, models))

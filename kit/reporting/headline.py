@@ -1,13 +1,13 @@
 """Put the report's answer and the facts about its data into words, for the top of the page.
 
-Use `write_headline`, `list_findings`, `list_facts` and `list_origin`, and in the terminal
-`summarise_answer`.
+Use `write_headline`, `list_findings`, `list_facts` and `list_origin`, further down `describe_rows`
+and `describe_resampling`, and in the terminal `summarise_answer` and `summarise_resampling`.
 """
 
 from typing import TYPE_CHECKING
 
 from kit import __version__
-from kit.reporting.rows import LABELLED, count_rows
+from kit.reporting.rows import LABELLED, Resampled, count_rows
 from kit.reporting.significance import PairedDifference
 from kit.reporting.table import CLASS_NAMES, format_difference
 
@@ -52,7 +52,8 @@ def list_findings(report: "Report") -> list[tuple[str, str]]:
         )
     ]
     if answer.lead and answer.next:
-        text = f"{_describe_lead(answer.lead)} ahead of {answer.next}; {_judge_lead(answer.lead)}"
+        verdict = _judge_lead(answer.lead, report.inputs.resampled)
+        text = f"{_describe_lead(answer.lead)} ahead of {answer.next}; {verdict}"
         findings.append(("Lead", text))
     if answer.level:
         named = ", ".join(answer.level[:NAMED])
@@ -125,9 +126,8 @@ def describe_rows(report: "Report") -> str:
     name = report.inputs.validation
     if name == LABELLED:
         return (
-            "Labelled rows are those of the truth file that the predictions are of. Each row is "
-            "resampled by itself unless the truth file has prompt groups, and the class prior is "
-            "that of these very rows: no constant does better."
+            "Labelled rows are those of the truth file that the predictions are of. The class "
+            "prior is that of these very rows: no constant does better."
         )
     if name == "holdout":
         return "Holdout rows are training rows set aside: the models here were not trained on them."
@@ -140,15 +140,32 @@ def describe_rows(report: "Report") -> str:
     )
 
 
+def describe_resampling(report: "Report") -> str:
+    """Return what the intervals are resamples of, as the end of a sentence."""
+    if report.inputs.resampled == "prompts":
+        return "the prompts"
+    return (
+        "the rows. The truth file does not tell which rows share a prompt: where some do, "
+        "intervals by prompts are as a rule wider"
+    )
+
+
+def summarise_resampling(report: "Report") -> str:
+    """Return the same for the title of a table."""
+    if report.inputs.resampled == "prompts":
+        return "intervals resample prompts"
+    return "intervals resample rows, as their prompts are unknown"
+
+
 def _describe_lead(pair: PairedDifference) -> str:
     """Return how far the pair's model is below the other, above 0, with the interval."""
     low, high = format_difference(-pair.high), format_difference(-pair.low)
     return f"{-pair.mean:.4f} [{low}, {high}]"
 
 
-def _judge_lead(pair: PairedDifference) -> str:
+def _judge_lead(pair: PairedDifference, resampled: Resampled) -> str:
     if pair.verdict == "better":
         return "the lead is clear, since its whole interval is above 0"
     if pair.high < 0:
-        return "the lead is not clear, since there are too few prompts"
+        return f"the lead is not clear, since there are too few {resampled}"
     return "the lead is not clear, since its interval contains 0"

@@ -14,7 +14,7 @@ import pyarrow as pa
 from kit.data.dataset import Dataset
 from kit.reporting.left_out import ForeignRun, LeftOut
 from kit.reporting.models import ReportModel
-from kit.reporting.rows import OOF, ReportRows
+from kit.reporting.rows import OOF, ReportRows, Resampled
 from kit.task import HOLDOUT, ID, TEXTS
 
 Split = Literal["valid", "test"]
@@ -45,6 +45,11 @@ class ReportInputs:
     def validation(self) -> str:
         """What the validation rows are: "holdout", "out-of-fold", "fold 0", … or "labelled"."""
         return self.rows["valid"].name
+
+    @property
+    def resampled(self) -> Resampled:
+        """What the bootstrap behind all intervals resamples: prompts, or rows of unknown ones."""
+        return self.rows["valid"].resampled
 
     @property
     def holdout_unused(self) -> bool:

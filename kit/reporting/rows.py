@@ -6,6 +6,7 @@ a model that has predicted several folds can be compared on any of them.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,7 @@ OOF = "out-of-fold"
 LABELLED = "labelled"
 
 Parts = tuple[str, ...]
+Resampled = Literal["prompts", "rows"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class ReportRows:
         name: "holdout", "out-of-fold", "fold 0", …, "test", or "labelled" where there is no data
             folder.
         ids: int64 (N,).
-        groups: prompt groups, int64 (N,).
+        groups: prompt groups, int64 (N,); each row is a group of its own where they are not known.
         labels: int64 (N,), None where they are not known.
         parts: the parts of a run that predict these rows, such as ("fold0", "fold1").
+        resampled: what a bootstrap resamples, "prompts" or, where they are not known, "rows".
     """
 
     name: str
@@ -35,6 +38,7 @@ class ReportRows:
     groups: np.ndarray
     labels: np.ndarray | None
     parts: Parts = ()
+    resampled: Resampled = "prompts"
 
     @property
     def title(self) -> str:

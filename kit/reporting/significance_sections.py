@@ -38,9 +38,9 @@ def significance_section(report: "Report") -> Section | None:
             tables.append(_pairs_table(significance))
     text = (
         "The log loss of one model minus that of another on the same rows, with the 95% interval "
-        "of a paired bootstrap: both models are scored on the same resamples of the prompts. A "
-        "model is “better” or “worse” if the whole interval lies on one side of 0. Otherwise the "
-        "verdict is “can't tell”.",
+        "of a paired bootstrap: both models are scored on the same resamples of the "
+        f"{report.inputs.resampled}. A model is “better” or “worse” if the whole interval lies on "
+        "one side of 0. Otherwise the verdict is “can't tell”.",
         "Each pair is judged by itself: of pairs that are equally good, about one in twenty is "
         "called different by chance. Another seed alone changes the log loss by about 0.0075, so "
         "a gain below 0.01 from a single run is little evidence for a recipe.",

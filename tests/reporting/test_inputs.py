@@ -169,7 +169,7 @@ def test_runs_of_other_parts_form_groups_by_the_rows_they_share(processed: Datas
     # Each table begins with its title; the last line is the answer.
     titles = [line for line in shown.stdout.splitlines()[:-1] if line.strip() == line != ""]
     every = f"{len(processed.train())} out-of-fold rows"
-    assert titles[0] == every
+    assert titles[0] == f"{every}; intervals resample prompts"
     assert titles[1].startswith(f"{every}, the best is ")
     assert set(titles[2:]) == {
         f"Compared apart: {fold} rows of fold 0",
@@ -250,9 +250,38 @@ def test_files_with_a_truth_need_no_data_folder(raw: Path, tmp_path: Path):
     assert [each["name"] for each in content["left_out"]] == ["part"]
 
     shown = CliRunner().invoke(main, ["report", *frames, *nothing[:-1]])
-    assert shown.stdout.splitlines()[0] == "60 rows of the truth file"
+    title = "60 rows of the truth file; intervals resample rows, as their prompts are unknown"
+    assert shown.stdout.splitlines()[0] == title
     assert "Compared apart: 20 rows of the truth file\n" in shown.stdout
     assert shown.stderr == (
         "part is compared apart, on 20 rows of the truth file: "
         "its rows are not the 60 of the first table\n"
     )
+
+
+def test_intervals_say_whether_they_resample_prompts_or_rows(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
+    """The same file and labels have other intervals where prompts are known, with a reason."""
+    frames = [("a", make_run(tmp_path, processed) / "test.csv")]
+    truth = raw / "truth.csv"
+    by_prompts, by_rows = (
+        build_report([], folder, frames=frames, truth=truth)
+        for folder in (processed.folder, tmp_path / "nothing")
+    )
+    figures = by_prompts.answer.figures, by_rows.answer.figures
+    assert figures[0].log_loss == pytest.approx(figures[1].log_loss)
+    assert (figures[0].low, figures[0].high) != (figures[1].low, figures[1].high)
+
+    resampled = [report.as_dict()["resampled"] for report in (by_prompts, by_rows)]
+    assert resampled == ["prompts", "rows"]
+    pages = [render_markdown(report) for report in (by_prompts, by_rows)]
+    assert "What is resampled is the prompts." in pages[0]
+    assert "What is resampled is the rows. The truth file does not tell which rows" in pages[1]
+    assert [page.count("same resamples of the prompts") for page in pages] == [1, 0]
+
+    # A truth that has prompt groups, as a processed table has, resamples them without the folder.
+    table = processed.folder / "train.parquet"
+    oof = make_run(tmp_path / "folds", processed, parts=FOLDS) / "oof.csv"
+    report = build_report([], tmp_path / "nothing", frames=[("a", oof)], truth=table)
+    assert report.comparison.resampled == "prompts"
