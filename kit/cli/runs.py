@@ -18,9 +18,8 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _truth = click.option(
     "--truth",
     type=options.FILE,
-    help="Labels of the test rows.  [default: data/raw/truth.csv where there is one]",
+    help=f"Labels of the test rows.{options.TRUTH_DEFAULT}",
 )
-_SAMPLE_TRUTH = Path("data/raw/truth.csv")
 
 
 @click.group(invoke_without_command=True)
@@ -62,7 +61,7 @@ def runs_group(
     from kit.tracking.listing import list_runs
 
     lines = list_runs(
-        runs, conditions=conditions, sort=sort, reverse=reverse, truth=truth or _known_truth()
+        runs, conditions=conditions, sort=sort, reverse=reverse, truth=truth or options.find_truth()
     )
     if as_json:
         return output.print_json([line.as_dict() for line in lines])
@@ -90,7 +89,7 @@ def show_command(run: str, runs: Path, truth: Path | None, as_json: bool) -> Non
     found = find_run(run, runs)
     (line,) = [
         line
-        for line in list_runs(found.path.parent, truth=truth or _known_truth())
+        for line in list_runs(found.path.parent, truth=truth or options.find_truth())
         if line.path.name == found.path.name
     ]
     if as_json:
@@ -115,7 +114,7 @@ def diff_command(first: str, second: str, runs: Path, truth: Path | None, as_jso
     from kit.tracking.listing import describe_run, find_run
 
     pair = [find_run(name, runs) for name in (first, second)]
-    lines = [describe_run(run, truth or _known_truth()) for run in pair]
+    lines = [describe_run(run, truth or options.find_truth()) for run in pair]
     keys = compare_recipes(*pair)
     origins = [run.origin for run in pair]
     rows = {
@@ -297,10 +296,6 @@ def _confirm(question: str) -> None:
     if not click.confirm(question, err=True):
         output.print_note("Nothing was deleted")
         raise SystemExit(1)
-
-
-def _known_truth() -> Path | None:
-    return _SAMPLE_TRUTH if _SAMPLE_TRUTH.is_file() else None
 
 
 def format_size(size: float) -> str:

@@ -1,6 +1,6 @@
 """Gather what a report compares: choose the rows, and read the models that have predicted them.
 
-Use `gather_inputs`.
+Use `gather_inputs`, and `is_truth_for` to know whether a truth file is of a report's rows.
 """
 
 from collections import Counter
@@ -79,6 +79,13 @@ def gather_inputs(
     if truth and not runs and not _is_truth_of(data, truth):
         return _gather_labelled(frames, blends, truth)
 
+    if not runs and not truth and not (data / MANIFEST).is_file():
+        raise DataError(
+            f"{data}: no processed rows, and so no labels to compare the files by",
+            "Add --truth FILE with the labels of the rows that they predict. Then no data folder "
+            "is needed.",
+        )
+
     processed = open_dataset(data)
     # A run that is named twice, perhaps by two different paths, counts once.
     opened = list({Run.open(path).path.resolve(): Run.open(path) for path in runs}.values())
@@ -132,6 +139,25 @@ def gather_inputs(
             tuple(groups),
         ),
         blends,
+    )
+
+
+def is_truth_for(
+    truth: Path, runs: Sequence[str | Path], data: Path, frames: Sequence[tuple[str, Path]]
+) -> bool:
+    """Return whether a truth file has the labels that a report of these runs and files can use.
+
+    Those are the labels of the processed test rows. Without a processed folder they are the labels
+    of all rows that the files predict.
+
+    Raises:
+        DataError: the truth file or a prediction file cannot be read.
+    """
+    if (data / MANIFEST).is_file():
+        return _is_truth_of(data, truth)
+    known = set(read_truth(truth)[ID].tolist())
+    return not runs and all(
+        known.issuperset(read_predictions(file)[ID].tolist()) for _, file in frames
     )
 
 

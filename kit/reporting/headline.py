@@ -154,7 +154,7 @@ def summarise_resampling(report: "Report") -> str:
     """Return the same for the title of a table."""
     if report.inputs.resampled == "prompts":
         return "intervals resample prompts"
-    return "intervals resample rows, as their prompts are unknown"
+    return "intervals resample rows, as prompts are unknown"
 
 
 def _describe_lead(pair: PairedDifference) -> str:

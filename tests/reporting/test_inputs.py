@@ -250,7 +250,7 @@ def test_files_with_a_truth_need_no_data_folder(raw: Path, tmp_path: Path):
     assert [each["name"] for each in content["left_out"]] == ["part"]
 
     shown = CliRunner().invoke(main, ["report", *frames, *nothing[:-1]])
-    title = "60 rows of the truth file; intervals resample rows, as their prompts are unknown"
+    title = "60 rows of the truth file; intervals resample rows, as prompts are unknown"
     assert shown.stdout.splitlines()[0] == title
     assert "Compared apart: 20 rows of the truth file\n" in shown.stdout
     assert shown.stderr == (

@@ -1,7 +1,9 @@
 """Check that a report is complete for any mix of inputs, as page, Markdown, JSON and command."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,6 +285,60 @@ def test_frames_alone_are_compared_by_the_same_bootstrap(
     assert refused.exit_code == 1
     assert "test rows, whose labels are not known" in refused.stderr
     assert "--truth" in refused.stderr
+
+
+def test_the_labels_of_the_sample_are_used_where_they_fit(
+    processed: Dataset, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path / "runs", processed)
+    truth = tmp_path / "data" / "raw" / "truth.csv"
+    monkeypatch.chdir(tmp_path)
+
+    def report(*arguments: object) -> tuple[dict[str, Any], str]:
+        command = ["report", *map(str, arguments), "--json"]
+        shown = CliRunner().invoke(main, command)
+        assert shown.exit_code == 0, shown.output
+        return json.loads(shown.stdout), shown.stderr
+
+    whole = (run, "--data", processed.folder)
+    content, notes = report(*whole)
+    assert content["lines"][-1]["test"] is None
+    assert "truth.csv" not in notes
+
+    truth.parent.mkdir(parents=True)
+    shutil.copy(raw / "truth.csv", truth)
+    content, notes = report(*whole)
+    assert content["lines"][-1]["test"]["rows"] == 60
+    assert notes == "Labels: data/raw/truth.csv\n"
+    # Files need no data folder beside it.
+    content, notes = report("--frame", f"a={run / 'test.csv'}")
+    assert content["rows"] == "60 rows of the truth file"
+    assert notes == "Labels: data/raw/truth.csv\n"
+    # It is not named where it scores nothing, and not where another is named.
+    assert report("--frame", f"a={run / 'holdout/valid.csv'}", *whole[1:])[1] == ""
+    assert report(*whole, "--truth", raw / "truth.csv")[1] == ""
+
+    # Labels of other rows were named by nobody, so they stop no report.
+    lines = truth.read_text().splitlines(keepends=True)
+    truth.write_text("".join(lines[:-1]))
+    content, notes = report(*whole)
+    assert content["lines"][-1]["test"] is None
+    assert notes == "data/raw/truth.csv is not used: it has other rows than test.csv\n"
+
+
+def test_files_without_labels_are_told_to_name_them(
+    processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path / "runs", processed)
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(main, ["report", "--frame", f"a={run / 'test.csv'}"])
+    assert refused.exit_code == 1
+    assert "Add --truth FILE" in refused.stderr
+    assert "kit preprocess" not in refused.stderr
+
+    # A run was trained on processed rows, which a truth cannot replace.
+    refused = CliRunner().invoke(main, ["report", str(run)])
+    assert "kit preprocess" in refused.stderr
 
 
 def test_a_report_of_nothing_is_a_usage_error(processed: Dataset):
