@@ -112,16 +112,26 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
     """Explain the table's columns, references and blends, each where there are some."""
     paragraphs = [
         "All scores of a column are computed on the same rows. Log loss is the mean of "
-        "-ln(probability given to the true class): lower is better. The brackets hold a 95% "
-        "bootstrap interval: the log loss is computed again on 1,000 random resamples, and 95% of "
-        f"the results lie inside. What is resampled is {describe_resampling(report)}.",
+        "-ln(probability given to the true class): lower is better. "
+        f"{describe_resampling(report)}",
         *([describe_rows(report)] if "valid" in report.inputs.compared_splits else []),
-        "Below the name of a run are the recipe keys in which runs of the same name differ. "
-        "Calibration error is the mean distance between accuracy and confidence, the probability "
-        "of the class that a model finds most probable. Swap gap is the mean absolute change of "
-        "the probabilities when the two answers trade places: 0 means that their order does not "
-        "matter.",
     ]
+
+    columns = [
+        "Calibration error is the mean distance between accuracy and confidence, the probability "
+        "of the class that a model finds most probable."
+    ]
+    # Files have neither keys nor a swap gap.
+    if any(report.recipe_keys.values()):
+        keys = "Below the name of a run are the recipe keys in which runs of the same name differ."
+        columns.insert(0, keys)
+    if any(line.swap_gap is not None for line in report.comparison.lines):
+        columns.append(
+            "Swap gap is the mean absolute change of the probabilities when the two answers trade "
+            "places: 0 means that their order does not matter."
+        )
+    paragraphs.append(" ".join(columns))
+
     # What the class prior is without a data folder was said with the rows.
     known = [
         REFERENCES[name]

@@ -141,17 +141,22 @@ def describe_rows(report: "Report") -> str:
 
 
 def describe_resampling(report: "Report") -> str:
-    """Return what the intervals are resamples of, as the end of a sentence."""
-    if report.inputs.resampled == "prompts":
-        return "the prompts"
+    """Explain what the intervals come from."""
+    resampled = report.inputs.resampled
+    text = (
+        "The brackets hold a 95% bootstrap interval: the log loss is computed again on 1,000 "
+        f"random resamples of the {resampled}, and 95% of the results lie inside."
+    )
+    if resampled == "prompts":
+        return text
     return (
-        "the rows. The truth file does not tell which rows share a prompt: where some do, "
-        "intervals by prompts are as a rule wider"
+        f"{text} The truth file does not tell which rows share a prompt; where some do, intervals "
+        "by prompts are as a rule wider."
     )
 
 
 def summarise_resampling(report: "Report") -> str:
-    """Return the same for the title of a table."""
+    """Say the same in the title of a table."""
     if report.inputs.resampled == "prompts":
         return "intervals resample prompts"
     return "intervals resample rows, as prompts are unknown"

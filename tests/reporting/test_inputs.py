@@ -276,8 +276,9 @@ def test_intervals_say_whether_they_resample_prompts_or_rows(
     resampled = [report.as_dict()["resampled"] for report in (by_prompts, by_rows)]
     assert resampled == ["prompts", "rows"]
     pages = [render_markdown(report) for report in (by_prompts, by_rows)]
-    assert "What is resampled is the prompts." in pages[0]
-    assert "What is resampled is the rows. The truth file does not tell which rows" in pages[1]
+    assert "1,000 random resamples of the prompts, and" in pages[0]
+    assert "1,000 random resamples of the rows, and" in pages[1]
+    assert ["does not tell which rows share a prompt" in page for page in pages] == [False, True]
     assert [page.count("same resamples of the prompts") for page in pages] == [1, 0]
 
     # A truth that has prompt groups, as a processed table has, resamples them without the folder.

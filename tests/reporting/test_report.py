@@ -116,6 +116,8 @@ def test_the_page_has_no_column_that_no_model_fills(processed: Dataset, raw: Pat
     assert head == ["model", "test log loss [95%]", "test accuracy", "test calibration error"]
     # What no model has predicted is not explained either.
     assert "Out-of-fold rows are" not in page.text
+    assert "Swap gap" not in page.text
+    assert "recipe keys" not in page.text
     assert "out-of-fold rows" not in render_markdown(report).partition("##")[0]
 
 
