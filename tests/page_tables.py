@@ -44,6 +44,11 @@ class Page(HTMLParser):
         self.feed(html)
         self.close()
 
+    def table(self, beginning: str) -> Grid:
+        """Return the one table whose caption begins with this."""
+        (grid,) = (grid for caption, grid in self.tables.items() if caption.startswith(beginning))
+        return grid
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note the tag, and begin a table, row or cell."""
         self.tags.append((tag, dict(attrs)))

@@ -63,7 +63,8 @@ def score_command(file: Path, truth: Path, subset: bool, as_json: bool) -> None:
 @click.option(
     "--truth",
     type=options.FILE,
-    help="Labels of the test rows, where known. With --frame alone it needs no data folder.",
+    help="Labels of the test rows, or with --frame alone of the rows that the files predict, which "
+    f"then need no data folder.{options.TRUTH_DEFAULT}",
 )
 @click.option(
     "--frame",
@@ -123,10 +124,15 @@ def report_command(
 
     import kit
     from kit.reporting.export import check_export, write_report
+    from kit.reporting.gather import is_truth_for
     from kit.reporting.markdown import render_markdown
 
     check_export(out)
     options.refuse_overwrites(out, force)
+    known = None if truth else options.find_truth()
+    # Labels that nobody named must not stop a report of other rows.
+    fits = known and is_truth_for(known, runs, data, named)
+    truth = known if fits else truth
     result = kit.report(runs, data=data, frames=named, blends=blends, truth=truth, ledger=ledger)
     for path in out:
         write_report(result, path)
@@ -136,6 +142,10 @@ def report_command(
         click.echo(render_markdown(result), nl=False)
     else:
         output.print_report(result)
+    if fits and result.is_scored_by_truth:
+        output.print_note(f"Labels: {known}")
+    elif known and not fits and result.inputs.models_with("test"):
+        output.print_note(f"{known} is not used: it has other rows than test.csv")
     if out:
         output.print_note(f"Written: {', '.join(map(str, out))}")
 

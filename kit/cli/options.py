@@ -52,6 +52,16 @@ restart = click.option(
 )
 
 
+# The labels of the sample's test rows, where `kit sample` writes them.
+TRUTH = Path("data/raw/truth.csv")
+TRUTH_DEFAULT = f"  [default: {TRUTH} where there is one]"
+
+
+def find_truth() -> Path | None:
+    """Return the file with the test rows' labels that is used where none is named, if there is."""
+    return TRUTH if TRUTH.is_file() else None
+
+
 def complete_key(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Complete a recipe key in the shell, and after `=` its choices."""
     from kit.recipe.spec import KEYS

@@ -59,16 +59,20 @@ def print_table(
     rows: Sequence[Sequence[Any]],
     prose: Collection[str] = (),
     drop: Sequence[int] | None = None,
+    apart: Sequence[Sequence[Any]] = (),
+    keep_empty: bool = False,
 ) -> None:
     """Print a table, with numbers aligned right and rows whose first cell begins with * in bold.
 
-    No number and no word is broken. Where the terminal is too narrow and the command has `--wide`,
-    some columns are left out, and a note names them.
+    No number and no word is broken. A column that no row fills is left out. Where the terminal is
+    too narrow and the command has `--wide`, further ones are, and a note says so.
 
     Args:
         prose: the columns whose cells may take several lines.
         drop: positions of the columns that may be left out, the first one first; by default all
             but the first column, from the last on.
+        apart: rows below the others, which do not count as filling a column.
+        keep_empty: show columns that no row fills, too.
     """
     if not LEADER:
         return
@@ -83,9 +87,16 @@ def print_table(
     if title:
         click.secho(escape_control(title, keep=""), italic=True)
 
-    cells = [[format_cell(cell) for cell in row] for row in rows]
+    cells = [[format_cell(cell) for cell in row] for row in (*rows, *apart)]
+    counted = cells[: len(rows)]
+    # The first column says what a row is. Without rows the titles are all there is.
+    filled = [
+        place
+        for place in range(len(columns))
+        if place == 0 or keep_empty or not counted or any(row[place] for row in counted)
+    ]
     droppable = range(len(columns) - 1, 0, -1) if drop is None else drop
-    shown = _choose_columns(columns, cells, prose, droppable, available)
+    shown = _choose_columns(columns, filled, cells, prose, droppable, available)
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, width in shown.items():
         is_numeric = all(_NUMBER.fullmatch(row[place]) for row in cells)
@@ -105,8 +116,8 @@ def print_table(
     with console.capture() as captured:
         console.print(grid)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
-    if len(shown) < len(columns):
-        print_note(f"Add --wide for all {len(columns)} columns")
+    if len(shown) < len(filled):
+        print_note(f"Add --wide for all {len(filled)} columns")
 
 
 def _wide() -> bool | None:
@@ -118,19 +129,20 @@ def _wide() -> bool | None:
 
 def _choose_columns(
     columns: Sequence[str],
+    filled: Sequence[int],
     cells: Sequence[Sequence[str]],
     prose: Collection[str],
     droppable: Iterable[int],
     available: int,
 ) -> dict[int, int]:
-    """Return the positions of the columns to show, each with its least width."""
+    """Return the positions of those `filled` columns to show, each with its least width."""
     widths = {
-        place: _column_width(name, [row[place] for row in cells], name in prose)
-        for place, name in enumerate(columns)
+        place: _column_width(columns[place], [row[place] for row in cells], columns[place] in prose)
+        for place in filled
     }
     if _wide() is False:
         for place in droppable:
-            if _table_width(widths.values()) > available:
+            if place in widths and _table_width(widths.values()) > available:
                 del widths[place]
 
     # Where there is room, titles stay on one line.
@@ -344,12 +356,14 @@ def print_findings(findings: "Sequence[Finding]") -> None:
 def print_report(report: "Report") -> None:
     """Print the comparison, how clearly each model differs from the best one, and the answer."""
     from kit.reporting.comparison import comparison_columns, comparison_rows
-    from kit.reporting.headline import summarise_answer
+    from kit.reporting.headline import summarise_answer, summarise_resampling
 
     comparison = report.comparison
     # The columns from the last on, but the accuracies before the losses with their intervals.
     drop = (7, 6, 5, 4, 2, 3)
-    print_table("", comparison_columns(comparison), comparison_rows(comparison), drop=drop)
+    rows, references = comparison_rows(comparison)
+    title = f"{comparison.rows}; {summarise_resampling(report)}"
+    print_table(title, comparison_columns(comparison), rows, drop=drop, apart=references)
     for test in report.significance:
         pairs = [test.pair(name, test.best) for name in test.models if name != test.best]
         rows = [
@@ -357,16 +371,19 @@ def print_report(report: "Report") -> None:
             for pair in pairs
         ]
         columns = ["model", "log loss minus that of the best [95%]", "verdict"]
-        print_table(f"{test.rows} rows, the best is {test.best}", columns, rows)
+        print_table(f"{test.title}, the best is {test.best}", columns, rows)
 
     for group in report.groups:
         shared = group.comparison
-        print_table(shared.validation, comparison_columns(shared), comparison_rows(shared))
+        rows, references = comparison_rows(shared)
+        columns = comparison_columns(shared)
+        title = f"Compared apart: {shared.rows}"
+        print_table(title, columns, rows, drop=drop, apart=references)
 
     click.echo(escape_control(summarise_answer(report)))
     if comparison.note:
         print_note(comparison.note)
     for left_out in comparison.left_out:
-        print_note(f"{left_out.name} is left out: {left_out.reason}")
+        print_note(left_out.describe())
     for run in report.inputs.foreign:
         print_note(f"{run.name} is left out: it was trained on other data, {run.data}")

@@ -19,9 +19,8 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _truth = click.option(
     "--truth",
     type=options.FILE,
-    help="Labels of the test rows.  [default: data/raw/truth.csv where there is one]",
+    help=f"Labels of the test rows.{options.TRUTH_DEFAULT}",
 )
-_SAMPLE_TRUTH = Path("data/raw/truth.csv")
 
 
 @click.group(invoke_without_command=True)
@@ -63,7 +62,7 @@ def runs_group(
     from kit.tracking.listing import list_runs
 
     lines = list_runs(
-        runs, conditions=conditions, sort=sort, reverse=reverse, truth=truth or _known_truth()
+        runs, conditions=conditions, sort=sort, reverse=reverse, truth=truth or options.find_truth()
     )
     if as_json:
         return output.print_json([line.as_dict() for line in lines])
@@ -91,7 +90,7 @@ def show_command(run: str, runs: Path, truth: Path | None, as_json: bool) -> Non
     found = find_run(run, runs)
     (line,) = [
         line
-        for line in list_runs(found.path.parent, truth=truth or _known_truth())
+        for line in list_runs(found.path.parent, truth=truth or options.find_truth())
         if line.path.name == found.path.name
     ]
     if as_json:
@@ -116,7 +115,7 @@ def diff_command(first: str, second: str, runs: Path, truth: Path | None, as_jso
     from kit.tracking.listing import describe_run, find_run
 
     pair = [find_run(name, runs) for name in (first, second)]
-    lines = [describe_run(run, truth or _known_truth()) for run in pair]
+    lines = [describe_run(run, truth or options.find_truth()) for run in pair]
     keys = compare_recipes(*pair)
     origins = [run.origin for run in pair]
     rows = {
@@ -137,7 +136,9 @@ def diff_command(first: str, second: str, runs: Path, truth: Path | None, as_jso
         for name, values in (*keys.items(), *rows.items())
     ]
     table += [[f"{name} log loss", *map(output.format_cell, pair)] for name, pair in losses.items()]
-    output.print_table("", ["", *(line.name for line in lines)], table)
+    # A run that has none of these still needs its column, which has its name.
+    columns = ["", *(line.name for line in lines)]
+    output.print_table("", columns, table, keep_empty=True)
 
 
 @runs_group.command()
@@ -226,7 +227,7 @@ def clean_command(yes: bool, runs: Path, data: Path, kernels: Path, as_json: boo
 
 
 def print_runs(lines: "list[RunLine]", title: str) -> None:
-    """Print the table of runs; columns in which no run has anything are left out."""
+    """Print the table of runs."""
     from kit.tracking.differences import describe_keys
 
     table = [
@@ -245,10 +246,10 @@ def print_runs(lines: "list[RunLine]", title: str) -> None:
         }
         for line in lines
     ]
-    columns = [name for name in table[0] if any(row[name] not in ("", None) for row in table)]
-    rows = [[row[name] for name in columns] for row in table]
+    columns = list(table[0])
+    rows = [list(row.values()) for row in table]
     order = ("size", "min", "age", "folds", "tags", "holdout", "test", "state")
-    drop = [columns.index(name) for name in order if name in columns]
+    drop = [columns.index(name) for name in order]
     output.print_table(title, columns, rows, prose=("what differs",), drop=drop)
     for line in lines:
         if line.outdated:
@@ -298,10 +299,6 @@ def _confirm(question: str) -> None:
     if not click.confirm(question, err=True):
         output.print_note("Nothing was deleted")
         raise SystemExit(1)
-
-
-def _known_truth() -> Path | None:
-    return _SAMPLE_TRUTH if _SAMPLE_TRUTH.is_file() else None
 
 
 def format_size(size: float) -> str:

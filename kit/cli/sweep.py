@@ -346,7 +346,8 @@ def _print_sweep(sweep: "Sweep", runs: Path, as_json: bool) -> None:
         *("state", "min", "runs"),
     ]
     drop = [len(columns) - 1, len(columns) - 2, 2]
-    title = f"{sweep.name}: {definition.fold}, {definition.seeds} seeds"
+    seeds = f"{definition.seeds} seed{'s' * (definition.seeds != 1)}"
+    title = f"{sweep.name}: {definition.fold}, {seeds}"
     output.print_table(title, columns, table, prose=("runs",), drop=drop)
     for each in ranked:
         if each.why:

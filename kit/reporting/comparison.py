@@ -14,7 +14,7 @@ from kit.evaluation.metrics import accuracy, expected_calibration_error, row_los
 from kit.reporting.inputs import ReportInputs
 from kit.reporting.left_out import LeftOut
 from kit.reporting.models import ReportModel
-from kit.reporting.rows import Parts
+from kit.reporting.rows import LABELLED, Parts, Resampled
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Comparison:
 
     Attributes:
         lines: one for each model, the references first.
+        rows: the rows of the table in words, such as "599 out-of-fold rows and 150 test rows".
         validation: what the validation rows are (see `rows.name_parts`).
+        resampled: what the intervals come from, resamples of "prompts" or of "rows".
         split: the split that models are ranked by, "valid" or "test".
         references: the names of those lines that need no training.
         left_out: runs that are not compared on the validation rows, and why.
@@ -64,7 +66,9 @@ class Comparison:
     """
 
     lines: tuple[ComparisonLine, ...]
+    rows: str
     validation: str
+    resampled: Resampled
     split: str
     references: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -95,9 +99,15 @@ def tabulate_models(inputs: ReportInputs) -> Comparison:
     note = ""
     if inputs.holdout_unused:
         note = "Compared on out-of-fold rows; every run has a holdout too."
-    references = tuple(model.name for model in inputs.models if model.reference)
     return Comparison(
-        tuple(lines), inputs.validation, inputs.main_split, references, inputs.left_out, note
+        lines=tuple(lines),
+        rows=" and ".join(inputs.rows[split].title for split in inputs.compared_splits),
+        validation=inputs.validation,
+        resampled=inputs.resampled,
+        split=inputs.main_split,
+        references=tuple(model.name for model in inputs.models if model.reference),
+        left_out=inputs.left_out,
+        note=note,
     )
 
 
@@ -127,7 +137,7 @@ def comparison_columns(comparison: Comparison) -> list[str]:
     """Return the column titles of `comparison_rows`."""
     return [
         "model",
-        f"{comparison.validation} log loss [95%]",
+        valid_loss_title(comparison),
         "accuracy",
         "test log loss [95%]",
         "accuracy",
@@ -137,14 +147,22 @@ def comparison_columns(comparison: Comparison) -> list[str]:
     ]
 
 
-def comparison_rows(comparison: Comparison) -> list[list[str]]:
+def valid_loss_title(comparison: Comparison) -> str:
+    """Return the column title of the log loss on validation rows."""
+    # Rows of a truth file are all there are, and need no name.
+    name = "" if comparison.validation == LABELLED else f"{comparison.validation} "
+    return f"{name}log loss [95%]"
+
+
+def comparison_rows(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
     """Return the table's cells as text, with as many columns as fit a terminal.
 
-    The best model comes first, references last.
+    Returns:
+        The rows of the models, the best first, and those of the references.
     """
-    ranked, references = rank_lines(comparison)
-    return [
-        [
+
+    def row(line: ComparisonLine) -> list[str]:
+        return [
             line.name,
             *_score_texts(line.valid),
             *_score_texts(line.test),
@@ -152,8 +170,9 @@ def comparison_rows(comparison: Comparison) -> list[list[str]]:
             format_number(line.parameters, ","),
             format_number(line.minutes, ".1f"),
         ]
-        for line in (*ranked, *references)
-    ]
+
+    ranked, references = rank_lines(comparison)
+    return [row(line) for line in ranked], [row(line) for line in references]
 
 
 def _score_texts(figures: ModelFigures | None) -> list[str]:

@@ -6,12 +6,11 @@ Use `comparison_section`, `recipes_section` and `leaderboard_section`.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kit.reporting.comparison import ComparisonLine, rank_lines
-from kit.reporting.headline import describe_rows
+from kit.reporting.comparison import ComparisonLine, rank_lines, valid_loss_title
+from kit.reporting.headline import describe_resampling, describe_rows
 from kit.reporting.models import FLOOR, PRIOR, UNIFORM
 from kit.reporting.published import PublishedScore
 from kit.reporting.table import (
-    MINUS,
     Cell,
     Row,
     Section,
@@ -39,8 +38,6 @@ KEYS_SHOWN = 3  # recipe keys beside a run's name
 def comparison_section(report: "Report") -> Section:
     """Return the table of all models, the best first, references and published scores apart."""
     comparison = report.comparison
-    inputs = report.inputs
-    has_test = "test" in inputs.scored_splits
     models, apart = rank_lines(comparison)
 
     # The best of a column is bold. References do not compete: the floor always wins.
@@ -67,7 +64,7 @@ def comparison_section(report: "Report") -> Section:
         return (
             Cell(line.name, note=keys),
             *score_cells(line, "valid"),
-            *(score_cells(line, "test") if has_test else ()),
+            *score_cells(line, "test"),
             number_cell(line.swap_gap, ".3f"),
             number_cell(line.best_epoch, ".2f"),
             size,
@@ -75,17 +72,16 @@ def comparison_section(report: "Report") -> Section:
         )
 
     def published_row(score: PublishedScore) -> Row:
-        texts = [f"{score.log_loss:.4f}", f"{score.accuracy:.3f}", ""]
         # The study has no test rows of its own, and no calibration error, swap gap or minutes.
-        texts += ["", "", ""] if has_test else []
-        texts += ["", score.best_epoch, score.parameters, ""]
+        scores = f"{score.log_loss:.4f}", f"{score.accuracy:.3f}", "", "", "", ""
+        texts = *scores, "", score.best_epoch, score.parameters, ""
         return Cell(score.name, note="published, other rows"), *format_cells(*texts)
 
-    head = ["model", f"{comparison.validation} log loss [95%]", "accuracy", "calibration error"]
-    head += ["test log loss [95%]", "test accuracy", "test calibration error"] if has_test else []
+    head = ["model", valid_loss_title(comparison), "accuracy", "calibration error"]
+    head += ["test log loss [95%]", "test accuracy", "test calibration error"]
     head += ["swap gap", "best epoch", "parameters", "minutes"]
     table = Table(
-        "All models",
+        f"All models on {comparison.rows}",
         tuple(head),
         tuple(map(row, models)),
         (*map(row, apart), *map(published_row, report.published)),
@@ -116,16 +112,26 @@ def _comparison_text(report: "Report") -> tuple[str, ...]:
     """Explain the table's columns, references and blends, each where there are some."""
     paragraphs = [
         "All scores of a column are computed on the same rows. Log loss is the mean of "
-        f"{MINUS}ln(probability given to the true class): lower is better. The brackets hold a 95% "
-        "bootstrap interval: the log loss is computed again on 1,000 random resamples of the "
-        "prompts, and 95% of the results lie inside.",
-        describe_rows(report),
-        "Below the name of a run are the recipe keys in which runs of the same name differ. "
-        "Calibration error is the mean distance between accuracy and confidence, the probability "
-        "of the class that a model finds most probable. Swap gap is the mean absolute change of "
-        "the probabilities when the two answers trade places: 0 means that their order does not "
-        "matter.",
+        "-ln(probability given to the true class): lower is better. "
+        f"{describe_resampling(report)}",
+        *([describe_rows(report)] if "valid" in report.inputs.compared_splits else []),
     ]
+
+    columns = [
+        "Calibration error is the mean distance between accuracy and confidence, the probability "
+        "of the class that a model finds most probable."
+    ]
+    # Files have neither keys nor a swap gap.
+    if any(report.recipe_keys.values()):
+        keys = "Below the name of a run are the recipe keys in which runs of the same name differ."
+        columns.insert(0, keys)
+    if any(line.swap_gap is not None for line in report.comparison.lines):
+        columns.append(
+            "Swap gap is the mean absolute change of the probabilities when the two answers trade "
+            "places: 0 means that their order does not matter."
+        )
+    paragraphs.append(" ".join(columns))
+
     # What the class prior is without a data folder was said with the rows.
     known = [
         REFERENCES[name]

@@ -1,6 +1,6 @@
 """Gather what a report compares: choose the rows, and read the models that have predicted them.
 
-Use `gather_inputs`.
+Use `gather_inputs`, and `is_truth_for` to know whether a truth file is of a report's rows.
 """
 
 from collections import Counter
@@ -32,6 +32,7 @@ from kit.reporting.rows import (
     OOF,
     Parts,
     ReportRows,
+    Resampled,
     choose_parts,
     list_folds,
     name_parts,
@@ -78,6 +79,13 @@ def gather_inputs(
     if truth and not runs and not _is_truth_of(data, truth):
         return _gather_labelled(frames, blends, truth)
 
+    if not runs and not truth and not (data / MANIFEST).is_file():
+        raise DataError(
+            f"{data}: no processed rows, and so no labels to compare the files by",
+            "Add --truth FILE with the labels of the rows that they predict. Then no data folder "
+            "is needed.",
+        )
+
     processed = open_dataset(data)
     # A run that is named twice, perhaps by two different paths, counts once.
     opened = list({Run.open(path).path.resolve(): Run.open(path) for path in runs}.values())
@@ -110,8 +118,8 @@ def gather_inputs(
     models = _build_models(main, main_rows, processed, prior_labels)
 
     groups = []
-    rest = [source for source in sources if source.parts and not source.covers(rows)]
-    left_out = [*unfinished, *(_lacking(source, rows, processed) for source in rest)]
+    lacking = [source for source in sources if source.parts and not source.covers(rows)]
+    rest = lacking
     while rest:
         parts = choose_parts([source.parts for source in rest], processed.folds)
         group_rows, prior = _read_valid_rows(train, part_ids, parts, processed.folds)
@@ -119,17 +127,37 @@ def gather_inputs(
         group_models = _build_models(sharing, {"valid": group_rows}, processed, prior)
         groups.append(ReportInputs(processed, {"valid": group_rows}, group_models))
         rest = [source for source in rest if source not in sharing]
+    apart = [_describe_lacking(source, rows, groups, processed) for source in lacking]
 
     return _finish(
         ReportInputs(
             processed,
             main_rows,
             models,
-            tuple(left_out),
+            (*unfinished, *apart),
             tuple(describe_foreign(run) for run in others),
             tuple(groups),
         ),
         blends,
+    )
+
+
+def is_truth_for(
+    truth: Path, runs: Sequence[str | Path], data: Path, frames: Sequence[tuple[str, Path]]
+) -> bool:
+    """Return whether a truth file has the labels that a report of these runs and files can use.
+
+    Those are the labels of the processed test rows. Without a processed folder they are the labels
+    of all rows that the files predict.
+
+    Raises:
+        DataError: the truth file or a prediction file cannot be read.
+    """
+    if (data / MANIFEST).is_file():
+        return _is_truth_of(data, truth)
+    known = set(read_truth(truth)[ID].tolist())
+    return not runs and all(
+        known.issuperset(read_predictions(file)[ID].tolist()) for _, file in frames
     )
 
 
@@ -161,17 +189,23 @@ def _gather_labelled(
     groups = []
     for part, ids in part_ids.items():
         table = restrict_truth(labels, pd.DataFrame({ID: list(ids)}))
+        resampled: Resampled = "prompts"
         if GROUP not in table:
             # The truth does not tell which rows share a prompt.
             table = table.assign(**{GROUP: np.arange(len(table))})
-        rows = _report_rows(LABELLED, table, (part,))
+            resampled = "rows"
+        rows = replace(_report_rows(LABELLED, table, (part,)), resampled=resampled)
         sharing = [source for source in sources if source.covers(rows)]
         models = _build_models(sharing, {"valid": rows}, None, rows.known_labels)
         groups.append(ReportInputs(None, {"valid": rows}, models))
 
     main, *rest = groups
     left_out = [
-        LeftOut(model.name, f"predicts other rows than the {len(main.rows['valid'].ids):,} of most")
+        LeftOut(
+            model.name,
+            f"its rows are not the {len(main.rows['valid'].ids):,} of the first table",
+            group.rows["valid"].title,
+        )
         for group in rest
         for model in group.models_with("valid")
         if model.name not in {other.name for other in main.models}
@@ -247,16 +281,22 @@ def _refuse_repeated_names(names: Sequence[str]) -> None:
         )
 
 
-def _lacking(source: ModelSource, rows: ReportRows, processed: Dataset) -> LeftOut:
+def _describe_lacking(
+    source: ModelSource, rows: ReportRows, groups: Sequence[ReportInputs], processed: Dataset
+) -> LeftOut:
     """Say which rows a model has in place of those that are compared, and how to add these."""
     folds = processed.folds
-    finished = [part for part in (*list_folds(folds), HOLDOUT) if part in source.parts]
-    names = [name_parts((part,), folds) for part in finished]
-    reason = f"has predicted {', '.join(names)} and not the {rows.name} rows"
+    names = [name_parts((part,), folds) for part in list_folds(folds) if part in source.parts]
+    if len(names) == folds:
+        names = ["all folds"]
+    if HOLDOUT in source.parts:
+        names.append("the holdout")
+    reason = f"it has predicted {', '.join(names)} and not the {rows.name} rows"
     if source.run:
         fold = {OOF: "all"}.get(rows.name, rows.parts[0].removeprefix("fold"))
         reason += f"; {next_training(source.run, processed.folder, fold)}"
-    return LeftOut(source.name, reason)
+    group = next(group for group in groups if source.name in {model.name for model in group.models})
+    return LeftOut(source.name, reason, group.rows["valid"].title)
 
 
 def _read_part_ids(processed: Dataset) -> dict[str, frozenset[int]]:

@@ -1,13 +1,13 @@
 """Put the report's answer and the facts about its data into words, for the top of the page.
 
-Use `write_headline`, `list_findings`, `list_facts` and `list_origin`, and in the terminal
-`summarise_answer`.
+Use `write_headline`, `list_findings`, `list_facts` and `list_origin`, further down `describe_rows`
+and `describe_resampling`, and in the terminal `summarise_answer` and `summarise_resampling`.
 """
 
 from typing import TYPE_CHECKING
 
 from kit import __version__
-from kit.reporting.rows import LABELLED
+from kit.reporting.rows import LABELLED, Resampled, count_rows
 from kit.reporting.significance import PairedDifference
 from kit.reporting.table import CLASS_NAMES, format_difference
 
@@ -31,7 +31,8 @@ def summarise_answer(report: "Report") -> str:
     """Return the answer, the loss and the lead in one sentence."""
     answer = report.answer
     figures = answer.figures
-    text = f"{answer.best}: log loss {figures.log_loss:.4f} on {figures.rows:,} {answer.rows} rows"
+    rows = count_rows(answer.rows, figures.rows)
+    text = f"{answer.best}: log loss {figures.log_loss:.4f} on {rows}"
     if answer.lead and answer.next:
         verdict = "clearly" if answer.lead.verdict == "better" else "not clearly"
         text += f", {_describe_lead(answer.lead)} ahead of {answer.next}, {verdict}"
@@ -42,7 +43,7 @@ def list_findings(report: "Report") -> list[tuple[str, str]]:
     """Return what the answer rests on, as names and sentences."""
     answer = report.answer
     figures = answer.figures
-    rows = f"{figures.rows:,} {answer.rows} rows"
+    rows = count_rows(answer.rows, figures.rows)
     findings = [
         (
             "Log loss",
@@ -51,7 +52,8 @@ def list_findings(report: "Report") -> list[tuple[str, str]]:
         )
     ]
     if answer.lead and answer.next:
-        text = f"{_describe_lead(answer.lead)} ahead of {answer.next}; {_judge_lead(answer.lead)}"
+        verdict = _judge_lead(answer.lead, report.inputs.resampled)
+        text = f"{_describe_lead(answer.lead)} ahead of {answer.next}; {verdict}"
         findings.append(("Lead", text))
     if answer.level:
         named = ", ".join(answer.level[:NAMED])
@@ -89,7 +91,7 @@ def list_facts(report: "Report") -> list[tuple[str, str]]:
     """Return the facts about the data as names and values."""
     inputs = report.inputs
     pairs = []
-    for split in inputs.scored_splits:
+    for split in inputs.compared_splits:
         rows = inputs.rows[split]
         name = "test rows with labels" if split == "test" else f"{rows.name} rows"
         pairs.append((name, f"{len(rows.ids):,}"))
@@ -124,9 +126,8 @@ def describe_rows(report: "Report") -> str:
     name = report.inputs.validation
     if name == LABELLED:
         return (
-            "Labelled rows are those of the truth file that the predictions are of. Each row is "
-            "resampled by itself unless the truth file has prompt groups, and the class prior is "
-            "that of these very rows: no constant does better."
+            "Labelled rows are those of the truth file that the predictions are of. The class "
+            "prior is that of these very rows: no constant does better."
         )
     if name == "holdout":
         return "Holdout rows are training rows set aside: the models here were not trained on them."
@@ -139,15 +140,37 @@ def describe_rows(report: "Report") -> str:
     )
 
 
+def describe_resampling(report: "Report") -> str:
+    """Explain what the intervals come from."""
+    resampled = report.inputs.resampled
+    text = (
+        "The brackets hold a 95% bootstrap interval: the log loss is computed again on 1,000 "
+        f"random resamples of the {resampled}, and 95% of the results lie inside."
+    )
+    if resampled == "prompts":
+        return text
+    return (
+        f"{text} The truth file does not tell which rows share a prompt; where some do, intervals "
+        "by prompts are as a rule wider."
+    )
+
+
+def summarise_resampling(report: "Report") -> str:
+    """Say the same in the title of a table."""
+    if report.inputs.resampled == "prompts":
+        return "intervals resample prompts"
+    return "intervals resample rows, as prompts are unknown"
+
+
 def _describe_lead(pair: PairedDifference) -> str:
     """Return how far the pair's model is below the other, above 0, with the interval."""
     low, high = format_difference(-pair.high), format_difference(-pair.low)
     return f"{-pair.mean:.4f} [{low}, {high}]"
 
 
-def _judge_lead(pair: PairedDifference) -> str:
+def _judge_lead(pair: PairedDifference, resampled: Resampled) -> str:
     if pair.verdict == "better":
         return "the lead is clear, since its whole interval is above 0"
     if pair.high < 0:
-        return "the lead is not clear, since there are too few prompts"
+        return f"the lead is not clear, since there are too few {resampled}"
     return "the lead is not clear, since its interval contains 0"

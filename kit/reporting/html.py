@@ -23,7 +23,7 @@ from kit.reporting.headline import list_facts, list_findings, list_origin, write
 from kit.reporting.quality_sections import ranked_diagnoses
 from kit.reporting.sections import case_table, describe_case, report_sections
 from kit.reporting.svg import Figure
-from kit.reporting.table import MINUS, TEXT_TITLES, Table
+from kit.reporting.table import TEXT_TITLES, Table
 
 if TYPE_CHECKING:
     from kit.reporting.report import Report
@@ -69,7 +69,7 @@ def render_html(report: "Report") -> str:
         markup=Markup,
         group_tables=_group_tables,
         place_bar=_place_bar,
-        format_tick=lambda value: f"{value:.2f}".replace("-", MINUS),
+        format_tick=lambda value: f"{value:.2f}",
         case_table=case_table,
         describe_case=describe_case,
         text_titles=TEXT_TITLES,

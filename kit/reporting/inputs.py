@@ -14,7 +14,7 @@ import pyarrow as pa
 from kit.data.dataset import Dataset
 from kit.reporting.left_out import ForeignRun, LeftOut
 from kit.reporting.models import ReportModel
-from kit.reporting.rows import OOF, ReportRows
+from kit.reporting.rows import OOF, ReportRows, Resampled
 from kit.task import HOLDOUT, ID, TEXTS
 
 Split = Literal["valid", "test"]
@@ -47,6 +47,11 @@ class ReportInputs:
         return self.rows["valid"].name
 
     @property
+    def resampled(self) -> Resampled:
+        """What the bootstrap behind all intervals resamples: prompts, or rows of unknown ones."""
+        return self.rows["valid"].resampled
+
+    @property
     def holdout_unused(self) -> bool:
         """Whether the runs are compared out of fold and could be compared on the holdout too."""
         runs = [model.run for model in self.models if model.run]
@@ -63,6 +68,11 @@ class ReportInputs:
         return tuple(
             split for split in splits if split in self.rows and self.rows[split].labels is not None
         )
+
+    @property
+    def compared_splits(self) -> tuple[Split, ...]:
+        """The splits with known labels that some model other than a reference has predicted."""
+        return tuple(split for split in self.scored_splits if self.models_with(split))
 
     @property
     def main_split(self) -> Split:

@@ -15,10 +15,23 @@ from kit.task import HOLDOUT
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A model that is not compared on the report's validation rows, and the reason in words."""
+    """A model that is not compared on the report's validation rows.
+
+    Attributes:
+        name: the model's name.
+        reason: in words.
+        compared_on: the rows of another table that it is in, such as "90 holdout rows", or nothing.
+    """
 
     name: str
     reason: str
+    compared_on: str = ""
+
+    def describe(self) -> str:
+        """Return in one sentence whether it is in another table or in none, and why."""
+        if self.compared_on:
+            return f"{self.name} is compared apart, on {self.compared_on}: {self.reason}"
+        return f"{self.name} is left out: {self.reason}"
 
 
 @dataclass(frozen=True)

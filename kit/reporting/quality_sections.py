@@ -11,7 +11,6 @@ from kit.reporting.diagnosis import Diagnosis
 from kit.reporting.slices import MIN_PROMPTS, Slice, SliceLoss
 from kit.reporting.table import (
     CLASS_NAMES,
-    MINUS,
     WIDEST,
     Cell,
     Row,
@@ -168,7 +167,7 @@ def correlation_section(report: "Report") -> Section | None:
             return Cell("constant", tone="quiet")
         # A wide table has room for two places.
         text = f"{value:z.2f}" if len(names) > WIDEST else f"{value:z.3f}"
-        return Cell(text.replace("-", MINUS), shade=max(value, 0.0))
+        return Cell(text, shade=max(value, 0.0))
 
     head, titles = number_names(names)
     values = report.correlation.values

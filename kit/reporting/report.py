@@ -83,6 +83,11 @@ class Report:
         """The rows that models are inspected closely on: "holdout", "out-of-fold" or "test"."""
         return self.inputs.rows[self.inputs.main_split].name
 
+    @property
+    def is_scored_by_truth(self) -> bool:
+        """Whether a model is scored by the labels of a truth file, and not by training rows'."""
+        return self.inputs.processed is None or "test" in self.inputs.compared_splits
+
     @cached_property
     def facts(self) -> ReportFacts | None:
         """Facts from the processed folder's manifest, None if there is no such folder."""

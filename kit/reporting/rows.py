@@ -1,11 +1,12 @@
 """Name the rows that models are compared on, and choose those that most models have predicted.
 
-Use `ReportRows`, `choose_parts` and `name_parts`. A part is the holdout or one fold; a model that
-has predicted several folds can be compared on any of them.
+Use `ReportRows`, `choose_parts`, `name_parts` and `count_rows`. A part is the holdout or one fold;
+a model that has predicted several folds can be compared on any of them.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,7 @@ OOF = "out-of-fold"
 LABELLED = "labelled"
 
 Parts = tuple[str, ...]
+Resampled = Literal["prompts", "rows"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class ReportRows:
         name: "holdout", "out-of-fold", "fold 0", …, "test", or "labelled" where there is no data
             folder.
         ids: int64 (N,).
-        groups: prompt groups, int64 (N,).
+        groups: prompt groups, int64 (N,); each row is a group of its own where they are not known.
         labels: int64 (N,), None where they are not known.
         parts: the parts of a run that predict these rows, such as ("fold0", "fold1").
+        resampled: what a bootstrap resamples, "prompts" or, where they are not known, "rows".
     """
 
     name: str
@@ -35,6 +38,12 @@ class ReportRows:
     groups: np.ndarray
     labels: np.ndarray | None
     parts: Parts = ()
+    resampled: Resampled = "prompts"
+
+    @property
+    def title(self) -> str:
+        """How many rows they are, and which, such as "599 out-of-fold rows"."""
+        return count_rows(self.name, len(self.ids))
 
     @property
     def known_labels(self) -> np.ndarray:
@@ -59,6 +68,16 @@ def name_parts(parts: Parts, folds: int) -> str:
     if len(numbers) == 1:
         return f"fold {numbers[0]}"
     return f"folds {', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
+def count_rows(name: str, count: int) -> str:
+    """Return how many rows these are and which, such as "599 out-of-fold rows"."""
+    noun = "row" if count == 1 else "rows"
+    if name == LABELLED:
+        return f"{count:,} {noun} of the truth file"
+    if name.startswith("fold"):
+        return f"{count:,} {noun} of {name}"
+    return f"{count:,} {name} {noun}"
 
 
 def choose_parts(predicted: Sequence[Collection[str]], folds: int) -> Parts:

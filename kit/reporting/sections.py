@@ -3,6 +3,7 @@
 Use `report_sections`, and `case_table` and `describe_case` for a row.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kit.reporting.cases import RowCase
@@ -18,7 +19,7 @@ from kit.reporting.quality_sections import (
     slices_section,
 )
 from kit.reporting.significance_sections import groups_section, significance_section
-from kit.reporting.table import CLASS_NAMES, WIDEST, Cell, Section, Table
+from kit.reporting.table import CLASS_NAMES, WIDEST, Cell, Section, Table, drop_empty_columns
 from kit.reporting.training_sections import blends_section, curves_section, folds_section
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def report_sections(report: "Report") -> tuple[Section, ...]:
-    """Return all sections that have something to show."""
+    """Return all sections that have something to show, their tables without empty columns."""
     sections = (
         comparison_section(report),
         groups_section(report),
@@ -43,7 +44,11 @@ def report_sections(report: "Report") -> tuple[Section, ...]:
         _worst_section(report),
         _disagreement_section(report),
     )
-    return tuple(section for section in sections if section)
+    return tuple(
+        replace(section, tables=tuple(map(drop_empty_columns, section.tables)))
+        for section in sections
+        if section
+    )
 
 
 def case_table(case: RowCase, ranking: tuple[str, ...]) -> Table:

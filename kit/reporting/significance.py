@@ -12,6 +12,7 @@ from kit.evaluation.bootstrap import loss_differences
 from kit.evaluation.metrics import row_losses
 from kit.reporting.inputs import ReportInputs
 from kit.reporting.models import FLOOR, UNIFORM
+from kit.reporting.rows import count_rows
 
 Verdict = Literal["better", "worse", "can't tell"]
 
@@ -41,15 +42,22 @@ class Significance:
 
     Attributes:
         rows: "holdout", "out-of-fold" or "test".
+        count: the number of these rows.
         models: names by rising log loss; the class prior is among them, as reference or as run.
         best: the name of the model with the lowest log loss that is not a reference.
         pairs: one for each ordered pair of two different models.
     """
 
     rows: str
+    count: int
     models: tuple[str, ...]
     best: str
     pairs: tuple[PairedDifference, ...]
+
+    @property
+    def title(self) -> str:
+        """The rows in words, such as "599 out-of-fold rows"."""
+        return count_rows(self.rows, self.count)
 
     def pair(self, model: str, other: str) -> PairedDifference:
         """Return the comparison of two different models."""
@@ -86,4 +94,5 @@ def compare_pairs(inputs: ReportInputs, split: str) -> Significance | None:
         if i != j
     )
     best = next(model.name for model in models if not model.reference)
-    return Significance(rows.name, tuple(model.name for model in models), best, pairs)
+    names = tuple(model.name for model in models)
+    return Significance(rows.name, len(rows.ids), names, best, pairs)

@@ -5,7 +5,7 @@ Use `significance_section` and `groups_section`.
 
 from typing import TYPE_CHECKING
 
-from kit.reporting.comparison import ComparisonLine, rank_lines
+from kit.reporting.comparison import ComparisonLine, rank_lines, valid_loss_title
 from kit.reporting.significance import Significance
 from kit.reporting.table import (
     TONES,
@@ -38,9 +38,9 @@ def significance_section(report: "Report") -> Section | None:
             tables.append(_pairs_table(significance))
     text = (
         "The log loss of one model minus that of another on the same rows, with the 95% interval "
-        "of a paired bootstrap: both models are scored on the same resamples of the prompts. A "
-        "model is “better” or “worse” if the whole interval lies on one side of 0. Otherwise the "
-        "verdict is “can't tell”.",
+        "of a paired bootstrap: both models are scored on the same resamples of the "
+        f"{report.inputs.resampled}. A model is “better” or “worse” if the whole interval lies on "
+        "one side of 0. Otherwise the verdict is “can't tell”.",
         "Each pair is judged by itself: of pairs that are equally good, about one in twenty is "
         "called different by chance. Another seed alone changes the log loss by about 0.0075, so "
         "a gain below 0.01 from a single run is little evidence for a recipe.",
@@ -69,7 +69,7 @@ def _best_table(significance: Significance) -> Table:
     low, high = min(0, *(pair.low for pair in pairs)), max(pair.high for pair in pairs)
     margin = 0.04 * (high - low)
     return Table(
-        f"Against the best on {significance.rows} rows, {best}",
+        f"Against the best on {significance.title}, {best}",
         head,
         tuple(body),
         axis=(low - margin, high + margin),
@@ -90,9 +90,7 @@ def _pairs_table(significance: Significance) -> Table:
         text = f"{verdict}{format_difference(pair.mean)}"
         return Cell(text, tone=TONES[pair.verdict], value=pair.mean)
 
-    caption = (
-        f"All pairs on {significance.rows} rows: the model at the left against that at the top"
-    )
+    caption = f"All pairs on {significance.title}: the model at the left against that at the top"
     head, names = number_names(models)
     body = tuple(
         (Cell(name), *(cell(model, other) for other in models))
@@ -109,9 +107,9 @@ def groups_section(report: "Report") -> Section | None:
         return None
     tables = []
     if left_out:
-        body = tuple(format_cells(each.name, each.reason) for each in left_out)
-        caption = f"Not compared on the {report.inputs.validation} rows"
-        tables.append(Table(caption, ("model", "why"), body, sortable=False))
+        body = tuple(format_cells(each.name, each.compared_on, each.reason) for each in left_out)
+        caption = f"Not compared on the {report.inputs.rows['valid'].title}"
+        tables.append(Table(caption, ("model", "compared apart on", "why"), body, sortable=False))
     for number, group in enumerate(report.groups, 1):
         tables.append(_group_table(group, number))
     for data in dict.fromkeys(run.data for run in foreign):
@@ -155,10 +153,9 @@ def _group_table(group: "Report", number: int) -> Table:
         accuracy = number_cell(line.valid.accuracy if line.valid else None, ".3f")
         return Cell(line.name), loss_cell(line.valid), accuracy, verdict
 
-    rows = len(group.inputs.rows["valid"].ids)
     return Table(
-        f"Group {number}: {rows:,} rows, {comparison.validation}",
-        ("model", f"{comparison.validation} log loss [95%]", "accuracy", f"against {best}"),
+        f"Group {number}: compared apart on {comparison.rows}",
+        ("model", valid_loss_title(comparison), "accuracy", f"against {best}"),
         tuple(map(row, models)),
         tuple(map(row, apart)),
         axis=losses_axis(models),

@@ -29,6 +29,8 @@ STYLE = {
     # Text stays text, in the font of the page, and a dollar sign in a name is no formula.
     "svg.fonttype": "none",
     "text.parse_math": False,
+    # Numbers have the same minus sign as in tables and in the terminal.
+    "axes.unicode_minus": False,
     "font.size": 9,
     "axes.edgecolor": SOFT,
     "axes.labelcolor": INK,

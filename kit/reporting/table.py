@@ -3,7 +3,7 @@
 Both forms are rendered from the same `Section`s, so they have the same numbers and words.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kit.reporting.cases import RowCase
@@ -12,7 +12,6 @@ from kit.reporting.significance import Verdict
 
 CLASS_NAMES = ("A", "B", "tie")
 TEXT_TITLES = ("Prompt", "Answer A", "Answer B")
-MINUS = "\N{MINUS SIGN}"
 
 # A table with a column for each model has at most this many of them: the best.
 WIDEST = 6
@@ -105,7 +104,7 @@ def number_cell(value: float | None, form: str, tone: Tone = "") -> Cell:
     """Return a cell of a number in the given format, an empty one for None."""
     if value is None:
         return Cell("", tone=tone)
-    return Cell(format(value, form).replace("-", MINUS), tone=tone, value=value)
+    return Cell(format(value, form), tone=tone, value=value)
 
 
 def loss_cell(figures: ModelFigures | None, strong: bool = False, tone: Tone = "") -> Cell:
@@ -124,7 +123,7 @@ def loss_cell(figures: ModelFigures | None, strong: bool = False, tone: Tone = "
 
 def format_difference(value: float) -> str:
     """Return a difference of log losses with its sign, to four places."""
-    return f"{value:+.4f}".replace("-", MINUS)
+    return f"{value:+.4f}"
 
 
 def format_parameters(parameters: float) -> str:
@@ -141,6 +140,26 @@ def losses_axis(lines: list[ComparisonLine]) -> tuple[float, float] | None:
     high = max(figures.high for figures in found)
     margin = 0.04 * (high - low)
     return low - margin, high + margin
+
+
+def drop_empty_columns(table: Table) -> Table:
+    """Return the table without the columns that no row of its body fills.
+
+    Rows apart do not count: a column for references alone would compare nothing.
+    """
+    places = [
+        place
+        for place in range(len(table.head))
+        if place == 0 or any(row[place].text or row[place].note for row in table.body)
+    ]
+    if not table.body or len(places) == len(table.head):
+        return table
+    body, apart = (
+        tuple(tuple(row[place] for place in places) for row in rows)
+        for rows in (table.body, table.apart)
+    )
+    head = tuple(table.head[place] for place in places)
+    return replace(table, head=head, body=body, apart=apart)
 
 
 def number_names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """Check that every table fits 80 columns, and that no number and no word in it is broken."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from made_runs import make_run
 
+from kit.baselines.run import run_baseline
 from kit.cli import output
 from kit.cli.main import main
 from kit.data.dataset import Dataset
@@ -53,6 +55,11 @@ def files(
         "plan tiny-electra --data {data} --gpu t4",
         "plan deberta-large --data {data} --gpu a100",
         "report {one} {other} --data {data} --truth {raw}/truth.csv",
+        "report {one} {other} --data {data}",
+        "report --frame a={one}/test.csv --frame b={other}/test.csv --data {data} "
+        "--truth {raw}/truth.csv",
+        "report --frame a={one}/test.csv --frame b={other}/test.csv --data {folder}/none "
+        "--truth {raw}/truth.csv",
         "ensemble --fit {one}/oof.csv --fit {other}/oof.csv --truth {data}/train.parquet",
         "calibrate {bayes} --truth {data}/train.parquet",
         "score {bayes} --truth {data}/train.parquet",
@@ -114,6 +121,73 @@ def test_columns_are_left_out_in_the_given_order_only_where_wide_can_bring_them_
 
     assert show(False)[:2] == ["first", "third"]
     assert show(True)[:3] == show(None)[:3] == ["first", "second", "third"]
+
+
+def test_a_column_that_no_row_fills_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(output, "_wide", lambda: False)
+    columns = ["model", "loss", "loss without a cell", "minutes"]
+    rows = [["a", 1.0, None, ""], ["b", None, "", "2"]]
+
+    # Rows apart are references: they alone are no reason for a column.
+    output.print_table("", columns, rows, apart=[["c", 3.0, 4.0, ""]])
+    shown = capsys.readouterr()
+    assert "without" not in shown.out + shown.err
+    assert "4.0" not in shown.out
+    words = [line.split() for line in shown.out.splitlines() if line.strip("─ ")]
+    assert words == [["model", "loss", "minutes"], ["a", "1.0000"], ["b", "2"], ["c", "3.0000"]]
+
+    for printed in (columns, rows), (columns, []):
+        output.print_table("", *printed, keep_empty=True)
+        assert "without" in capsys.readouterr().out
+    output.print_table("", columns, [])
+    assert "without" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "titles"),
+    [
+        # Without labels of the test rows there is no test loss.
+        (
+            "report {one} {other} --data {data}",
+            "model out-of-fold log loss [95%] accuracy best epoch parameters minutes",
+        ),
+        # The references have out-of-fold losses, the files have not.
+        (
+            "report --frame a={one}/test.csv --data {data} --truth {raw}/truth.csv",
+            "model test log loss [95%] accuracy",
+        ),
+        (
+            "report --frame a={one}/test.csv --data {folder}/none --truth {raw}/truth.csv",
+            "model log loss [95%] accuracy",
+        ),
+        # A baseline has no epochs and no padding.
+        (
+            "baseline prior --data {data} --runs {folder}/priors",
+            "fold log loss accuracy minutes",
+        ),
+    ],
+)
+def test_only_columns_that_a_model_fills_are_shown(
+    command: str, titles: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(main, command.format(**files).split())
+    assert result.exit_code == 0, result.output
+    heads = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert titles in heads
+
+
+def test_a_run_that_has_nothing_is_still_beside_the_other(
+    files: dict[str, Path], processed: Dataset, tmp_path: Path
+):
+    begun = Path(run_baseline("prior", processed.folder, tmp_path)["run"])
+    shutil.rmtree(begun / "holdout")
+    (begun / "test.csv").unlink()
+    shown = CliRunner().invoke(main, ["runs", "diff", str(files["one"]), str(begun)])
+    assert shown.exit_code == 0, shown.output
+    assert begun.name in shown.stdout
 
 
 def test_only_prose_is_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -71,14 +71,16 @@ def test_the_class_prior_ignores_the_labels_of_the_holdout(run: Path, data: Path
 def test_test_columns_stay_empty_without_labels(run: Path, data: Path):
     comparison = compare([run], data)
     assert all(line.test is None for line in comparison.lines)
-    assert comparison_rows(comparison)[0][3] == ""
+    rows, _ = comparison_rows(comparison)
+    assert rows[0][3] == ""
 
 
 def test_the_table_has_a_cell_for_every_column(run: Path, data: Path, raw: Path):
     comparison = compare([run], data, truth=raw / "truth.csv")
-    rows = comparison_rows(comparison)
-    assert {len(row) for row in rows} == {len(comparison_columns(comparison))}
-    assert len(rows) == len(comparison.lines)
+    rows, references = comparison_rows(comparison)
+    assert {len(row) for row in rows + references} == {len(comparison_columns(comparison))}
+    assert len(rows + references) == len(comparison.lines)
+    assert {row[0] for row in references} == {"uniform", "class prior", "Bayes floor"}
 
 
 def test_a_frame_of_other_rows_is_refused(run: Path, data: Path, raw: Path, tmp_path: Path):

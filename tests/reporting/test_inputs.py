@@ -155,6 +155,28 @@ def test_runs_of_other_parts_form_groups_by_the_rows_they_share(processed: Datas
         ids = processed.train(["id"])["id"].to_numpy()[processed.fold_rows(part)[1]]
         assert sorted(rows.ids) == sorted(ids)
 
+    # The messages say which table they are in, and each table which rows it is about.
+    sentences = [each.describe() for each in report.comparison.left_out]
+    fold, held = (len(processed.fold_rows(part)[1]) for part in (0, "holdout"))
+    assert sentences[0].startswith(
+        f"{begun.name} is compared apart, on {fold} rows of fold 0: it has predicted fold 0 and not"
+    )
+    assert sentences[1].startswith(
+        f"{holdout.name} is compared apart, on {held} holdout rows: it has predicted the holdout"
+    )
+    runs = [str(run) for run in (*whole, begun, holdout)]
+    shown = CliRunner().invoke(main, ["report", *runs, "--data", str(processed.folder)])
+    # Each table begins with its title; the last line is the answer.
+    titles = [line for line in shown.stdout.splitlines()[:-1] if line.strip() == line != ""]
+    every = f"{len(processed.train())} out-of-fold rows"
+    assert titles[0] == f"{every}; intervals resample prompts"
+    assert titles[1].startswith(f"{every}, the best is ")
+    assert set(titles[2:]) == {
+        f"Compared apart: {fold} rows of fold 0",
+        f"Compared apart: {held} holdout rows",
+    }
+    assert "left out" not in shown.stderr
+
     reasons = {each.name: each.reason for each in report.comparison.left_out}
     assert reasons.keys() == {begun.name, holdout.name}
     assert "has predicted fold 0 and not the out-of-fold rows" in reasons[begun.name]
@@ -226,3 +248,41 @@ def test_files_with_a_truth_need_no_data_folder(raw: Path, tmp_path: Path):
     (group,) = content["groups"]
     assert {line["name"]: line["valid"]["rows"] for line in group["lines"]}["part"] == 20
     assert [each["name"] for each in content["left_out"]] == ["part"]
+
+    shown = CliRunner().invoke(main, ["report", *frames, *nothing[:-1]])
+    title = "60 rows of the truth file; intervals resample rows, as prompts are unknown"
+    assert shown.stdout.splitlines()[0] == title
+    assert "Compared apart: 20 rows of the truth file\n" in shown.stdout
+    assert shown.stderr == (
+        "part is compared apart, on 20 rows of the truth file: "
+        "its rows are not the 60 of the first table\n"
+    )
+
+
+def test_intervals_say_whether_they_resample_prompts_or_rows(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
+    """The same file and labels have other intervals where prompts are known, with a reason."""
+    frames = [("a", make_run(tmp_path, processed) / "test.csv")]
+    truth = raw / "truth.csv"
+    by_prompts, by_rows = (
+        build_report([], folder, frames=frames, truth=truth)
+        for folder in (processed.folder, tmp_path / "nothing")
+    )
+    figures = by_prompts.answer.figures, by_rows.answer.figures
+    assert figures[0].log_loss == pytest.approx(figures[1].log_loss)
+    assert (figures[0].low, figures[0].high) != (figures[1].low, figures[1].high)
+
+    resampled = [report.as_dict()["resampled"] for report in (by_prompts, by_rows)]
+    assert resampled == ["prompts", "rows"]
+    pages = [render_markdown(report) for report in (by_prompts, by_rows)]
+    assert "1,000 random resamples of the prompts, and" in pages[0]
+    assert "1,000 random resamples of the rows, and" in pages[1]
+    assert ["does not tell which rows share a prompt" in page for page in pages] == [False, True]
+    assert [page.count("same resamples of the prompts") for page in pages] == [1, 0]
+
+    # A truth that has prompt groups, as a processed table has, resamples them without the folder.
+    table = processed.folder / "train.parquet"
+    oof = make_run(tmp_path / "folds", processed, parts=FOLDS) / "oof.csv"
+    report = build_report([], tmp_path / "nothing", frames=[("a", oof)], truth=table)
+    assert report.comparison.resampled == "prompts"

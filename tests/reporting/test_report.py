@@ -1,7 +1,9 @@
 """Check that a report is complete for any mix of inputs, as page, Markdown, JSON and command."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,9 +39,9 @@ def test_one_run_without_test_predictions(processed: Dataset, tmp_path: Path):
     page = render_all(build_report([run], processed.folder))
     assert "Correlation between models" not in page.text
     assert "Where models disagree most" not in page.text
-    assert not any("test" in title for title in page.tables["All models"].rows[0])
+    assert not any("test" in title for title in page.table("All models").rows[0])
     # The only other model is the class prior.
-    assert len(page.tables[f"Against the best on holdout rows, {run.name}"].rows) == 2
+    assert len(page.table("Against the best on").rows) == 2
 
 
 def test_the_facts_say_which_labels_a_model_has_predicted(
@@ -99,11 +101,24 @@ def test_published_scores_appear_beside_reference_runs_only(processed: Dataset, 
 
     reference = make_run(tmp_path, processed, recipe="roberta-reference")
     report = build_report([ordinary, reference], processed.folder)
-    rows = render_all(report).tables["All models"].rows
+    rows = render_all(report).table("All models").rows
     names = [f"{name} published, other rows" for name in ("RoBERTa-base", "ELECTRA-large")]
     assert [row[0] for row in rows[-2:]] == names
     assert rows[-2][1:3] == ["1.0492", "0.464"]
     assert [score["log_loss"] for score in report.as_dict()["published"]][1] == 1.0492
+
+
+def test_the_page_has_no_column_that_no_model_fills(processed: Dataset, raw: Path, tmp_path: Path):
+    frames = [("a", make_run(tmp_path, processed) / "test.csv")]
+    report = build_report([], processed.folder, frames=frames, truth=raw / "truth.csv")
+    page = render_all(report)
+    head = page.table("All models on 60 test rows").rows[0]
+    assert head == ["model", "test log loss [95%]", "test accuracy", "test calibration error"]
+    # What no model has predicted is not explained either.
+    assert "Out-of-fold rows are" not in page.text
+    assert "Swap gap" not in page.text
+    assert "recipe keys" not in page.text
+    assert "out-of-fold rows" not in render_markdown(report).partition("##")[0]
 
 
 def test_an_edited_recipe_does_not_stop_a_report(processed: Dataset, tmp_path: Path):
@@ -201,6 +216,20 @@ def test_the_command_writes_and_prints_a_report(processed: Dataset, tmp_path: Pa
     assert json.loads(runner.invoke(main, [*command, "--json"]).stdout)["validation"] == "holdout"
 
 
+def test_every_number_has_the_minus_sign_of_a_keyboard(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
+    runs = [make_run(tmp_path, processed, seed, parts=FOLDS) for seed in range(2)]
+    truth = raw / "truth.csv"
+    command = ["report", *map(str, runs), "--data", str(processed.folder), "--truth", str(truth)]
+    printed = CliRunner().invoke(main, command)
+    assert printed.exit_code == 0, printed.output
+    report = build_report(runs, processed.folder, truth=truth)
+    for text in (printed.stdout, render_markdown(report), render_html(report)):
+        assert "[-0." in text
+        assert "\N{MINUS SIGN}" not in text
+
+
 def test_the_command_refuses_wrong_outputs(processed: Dataset, tmp_path: Path):
     runner = CliRunner()
     run = make_run(tmp_path / "runs", processed)
@@ -258,6 +287,60 @@ def test_frames_alone_are_compared_by_the_same_bootstrap(
     assert refused.exit_code == 1
     assert "test rows, whose labels are not known" in refused.stderr
     assert "--truth" in refused.stderr
+
+
+def test_the_labels_of_the_sample_are_used_where_they_fit(
+    processed: Dataset, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path / "runs", processed)
+    truth = tmp_path / "data" / "raw" / "truth.csv"
+    monkeypatch.chdir(tmp_path)
+
+    def report(*arguments: object) -> tuple[dict[str, Any], str]:
+        command = ["report", *map(str, arguments), "--json"]
+        shown = CliRunner().invoke(main, command)
+        assert shown.exit_code == 0, shown.output
+        return json.loads(shown.stdout), shown.stderr
+
+    whole = (run, "--data", processed.folder)
+    content, notes = report(*whole)
+    assert content["lines"][-1]["test"] is None
+    assert "truth.csv" not in notes
+
+    truth.parent.mkdir(parents=True)
+    shutil.copy(raw / "truth.csv", truth)
+    content, notes = report(*whole)
+    assert content["lines"][-1]["test"]["rows"] == 60
+    assert notes == "Labels: data/raw/truth.csv\n"
+    # Files need no data folder beside it.
+    content, notes = report("--frame", f"a={run / 'test.csv'}")
+    assert content["rows"] == "60 rows of the truth file"
+    assert notes == "Labels: data/raw/truth.csv\n"
+    # It is not named where it scores nothing, and not where another is named.
+    assert report("--frame", f"a={run / 'holdout/valid.csv'}", *whole[1:])[1] == ""
+    assert report(*whole, "--truth", raw / "truth.csv")[1] == ""
+
+    # Labels of other rows were named by nobody, so they stop no report.
+    lines = truth.read_text().splitlines(keepends=True)
+    truth.write_text("".join(lines[:-1]))
+    content, notes = report(*whole)
+    assert content["lines"][-1]["test"] is None
+    assert notes == "data/raw/truth.csv is not used: it has other rows than test.csv\n"
+
+
+def test_files_without_labels_are_told_to_name_them(
+    processed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path / "runs", processed)
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(main, ["report", "--frame", f"a={run / 'test.csv'}"])
+    assert refused.exit_code == 1
+    assert "Add --truth FILE" in refused.stderr
+    assert "kit preprocess" not in refused.stderr
+
+    # A run was trained on processed rows, which a truth cannot replace.
+    refused = CliRunner().invoke(main, ["report", str(run)])
+    assert "kit preprocess" in refused.stderr
 
 
 def test_a_report_of_nothing_is_a_usage_error(processed: Dataset):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from fake_training import Fake, MakeSweep
 from interruption import interrupt_at
 from made_runs import make_run
 from quick_recipe import QUICK
@@ -16,6 +17,7 @@ from kit.data.dataset import Dataset
 from kit.recipe.load import load_recipe
 from kit.run import Run
 from kit.sweeps import study
+from kit.sweeps.run import run_sweep
 from kit.sweeps.sweep import list_sweeps
 from kit.task import HOLDOUT
 from kit.training.train import train_recipe
@@ -151,6 +153,18 @@ def test_several_sweeps_are_listed(data: Path, here: Path):
     assert all(name in listed.stdout for name in names)
     assert f"Next: kit sweep show {names[0]}" in listed.stderr
     assert "points" in json.loads(kit("sweep", "show", "--json").stdout)[0]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_only_several_seeds_have_an_interval(
+    seeds: int, make_sweep: MakeSweep, fake: Fake, data: Path, here: Path
+):
+    fake(lambda recipe: 1 + recipe.train.seed / 100)
+    sweep = make_sweep(seeds=seeds)
+    run_sweep(sweep, data, here / "runs", trials=1)
+    shown = kit("sweep", "show", sweep.name)
+    assert ("95%" in shown.stdout) == (seeds > 1)
+    assert shown.stdout.splitlines()[0].endswith(("1 seed", "2 seeds"))
 
 
 def test_a_ranking_is_shown_without_torch():
