@@ -126,6 +126,7 @@ def report_command(
     from kit.reporting.export import check_export, write_report
     from kit.reporting.gather import is_truth_for
     from kit.reporting.markdown import render_markdown
+    from kit.run import Run
 
     check_export(out)
     options.refuse_overwrites(out, force)
@@ -136,6 +137,11 @@ def report_command(
     result = kit.report(runs, data=data, frames=named, blends=blends, truth=truth, ledger=ledger)
     for path in out:
         write_report(result, path)
+    for run in map(Run, runs):
+        if outdated := run.outdated_test:
+            output.print_note(
+                f"{outdated}, so its test predictions are left out. Next: kit predict {run.path}"
+            )
     if as_json:
         output.print_json(result.as_dict())
     elif markdown:

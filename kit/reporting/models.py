@@ -182,7 +182,8 @@ def read_run_sources(runs: Sequence[Run]) -> list[ModelSource]:
             name = f"{run.path.resolve().parent.name}/{name}"
         parts = frozenset(fold.name for fold in run.finished())
         test = None
-        if run.test_path.is_file():
+        # Those of other models than predict now would be compared under the wrong name.
+        if run.test_path.is_file() and not run.outdated_test:
             test = (run.test_path, read_predictions(run.test_path))
         sources.append(ModelSource(name, parts, run, test=test))
     return sources

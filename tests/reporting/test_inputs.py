@@ -51,6 +51,20 @@ def test_a_baseline_run_replaces_its_reference(processed: Dataset, raw: Path, tm
     ]
 
 
+def test_test_predictions_of_other_models_are_left_out_and_named(
+    processed: Dataset, raw: Path, tmp_path: Path
+):
+    path = make_run(tmp_path, processed, parts=FOLDS)
+    run = kit.Run.open(path)
+    run.write_test(read_predictions(run.test_path), [run.fold(0)])
+    words = ["report", path, "--data", processed.folder, "--truth", raw / "truth.csv", "--json"]
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert "is of fold0, and now the models of fold0, fold1, fold2 predict" in result.stderr
+    assert f"Next: kit predict {path}" in result.stderr
+    assert build_report([path], processed.folder, truth=raw / "truth.csv").main_rows != "test"
+
+
 def test_the_main_rows_are_those_of_most_models(processed: Dataset, raw: Path, tmp_path: Path):
     runs = [make_run(tmp_path, processed, seed, test=seed == 0) for seed in range(2)]
     truth = raw / "truth.csv"
