@@ -23,13 +23,14 @@ from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import pandas as pd
 
 from kit import __version__
 from kit.data.dataset import Dataset
-from kit.errors import RecipeError, RunError
+from kit.errors import RecipeError, RunError, find_nearest, propose
 from kit.fold_dir import (
     METRICS_FILE,
     PASSES_FILE,
@@ -49,6 +50,9 @@ T = TypeVar("T")
 
 # The version of origin.json. It rises when an older kit could no longer use the run.
 FORMAT = 1
+
+# Where runs are, if no other folder is named.
+RUNS = Path("runs")
 
 # The options of `kit preprocess` that a run records about its rows.
 DATA_OPTIONS = ("text", "split", "folds", "valid", "seed")
@@ -131,10 +135,7 @@ class Run:
         """
         run = cls(Path(path))
         if not run.has_begun:
-            parent = run.path.parent
-            names = sorted(origin.parent.name for origin in parent.glob(f"*/{ORIGIN_FILE}"))
-            hint = f"Runs in {parent}: {', '.join(names)}." if names else "`kit train` creates one."
-            raise RunError(f"{path} is not a run directory", hint)
+            raise RunError(f"{path} is not a run directory", _name_nearest_run(run.path))
 
         version = run.origin.get("format", FORMAT)
         if not isinstance(version, int) or version > FORMAT:
@@ -478,6 +479,28 @@ def parse_folds(text: str, count: int) -> list[int | str]:
         f"--fold {text!r}: these rows have folds 0 to {count - 1}",
         "Name one, or `all`, or `holdout`.",
     )
+
+
+def where_runs_are(folder: Path) -> str:
+    """Return the sentence that says which command lists the runs in a folder, or makes one."""
+    if not any(folder.glob(f"*/{ORIGIN_FILE}")):
+        return "`kit train` creates one."
+    option = "" if folder == RUNS else f" --runs {quote(str(folder))}"
+    return f"`kit runs{option}` lists those in {folder}."
+
+
+def _name_nearest_run(path: Path) -> str:
+    """Return the hint for a path that is no run: those beside it, or in `RUNS`, that may be."""
+    if (path.parent / ORIGIN_FILE).is_file():
+        return f"Did you mean {path.parent}? It is the run that {path.name} is in."
+    folder = path.parent if any(path.parent.glob(f"*/{ORIGIN_FILE}")) else RUNS
+    runs = {origin.parent.name: origin.parent for origin in folder.glob(f"*/{ORIGIN_FILE}")}
+
+    # A part of a name is enough for `kit runs show`, and may be typed here.
+    meant = sorted(name for name in runs if path.name and path.name in name)
+    if not 1 <= len(meant) <= 3:
+        meant = find_nearest(path.name, runs)
+    return propose((str(runs[name]) for name in meant), where_runs_are(folder))
 
 
 def mean_over_rows(folds: list[FoldDir], name: str) -> float:

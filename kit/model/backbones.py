@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.attention.families import Family, find_family, is_language_model
-from kit.errors import BackboneError, DeviceError
+from kit.errors import BackboneError, DeviceError, name_nearest
 from kit.model.hub import hub_is_reachable, is_in_hub_cache, skip_dead_hub
 from kit.model.registry import BACKBONES, Backbone, find_record, max_positions
 from kit.recipe.load import is_hub_id
@@ -222,7 +222,7 @@ def resolve_backbone(name: str) -> ResolvedBackbone:
     What was downloaded to `models/<name>` is used from there.
 
     Raises:
-        BackboneError: there is none of these; the message lists the names.
+        BackboneError: there is none of these; the message names what comes near.
     """
     record = find_record(name)
     folder = Path(name)
@@ -239,12 +239,12 @@ def resolve_backbone(name: str) -> ResolvedBackbone:
         )
     if _is_gguf(folder):
         raise _gguf_error(folder)
-    names = ", ".join(record.full_name for record in BACKBONES.values())
-    raise BackboneError(
-        f"no backbone {name!r}",
-        f"Registry: {names}; or name a folder, or an "
-        "encoder of the Hugging Face hub as OWNER/NAME.",
+    names = [each for record in BACKBONES.values() for each in (record.name, record.full_name)]
+    where = (
+        "`kit backbones` lists all; or name a folder, or an encoder of the Hugging Face hub as "
+        "OWNER/NAME."
     )
+    raise BackboneError(f"no backbone {name!r}", name_nearest(name, names, where))
 
 
 def missing_weights(folder: Path) -> BackboneError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import RecipeError
 from kit.recipe.keys import RecipeKey
-from kit.recipe.load import check_value, parse_override
+from kit.recipe.load import check_value, name_nearest_key, parse_override
 from kit.recipe.spec import KEYS
 
 if TYPE_CHECKING:
@@ -152,10 +152,7 @@ def parse_key(text: str) -> SweptKey:
     if not equals or not name or not values:
         raise RecipeError(f"--key {text!r} is not KEY=LOW..HIGH or KEY=VALUE,VALUE", _EXAMPLES)
     if name not in KEYS:
-        raise RecipeError(
-            f"--key {text!r}: unknown key {name}",
-            "`kit recipes --keys` lists those that there are.",
-        )
+        raise RecipeError(f"--key {text!r}: unknown key {name}", name_nearest_key(name))
     key = KEYS[name]
     if name == "train.seed":
         raise RecipeError(
