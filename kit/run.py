@@ -54,6 +54,9 @@ FORMAT = 1
 # Where runs are, if no other folder is named.
 RUNS = Path("runs")
 
+# So many runs are named in an error; of more, the command that lists them.
+_FEW = 4
+
 # The options of `kit preprocess` that a run records about its rows.
 DATA_OPTIONS = ("text", "split", "folds", "valid", "seed")
 
@@ -482,9 +485,12 @@ def parse_folds(text: str, count: int) -> list[int | str]:
 
 
 def where_runs_are(folder: Path) -> str:
-    """Return the sentence that says which command lists the runs in a folder, or makes one."""
-    if not any(folder.glob(f"*/{ORIGIN_FILE}")):
+    """Return a sentence with the runs in a folder, or with the command that lists or makes them."""
+    names = sorted(origin.parent.name for origin in folder.glob(f"*/{ORIGIN_FILE}"))
+    if not names:
         return "`kit train` creates one."
+    if len(names) <= _FEW:
+        return f"Runs in {folder}: {', '.join(names)}."
     option = "" if folder == RUNS else f" --runs {quote(str(folder))}"
     return f"`kit runs{option}` lists those in {folder}."
 
@@ -498,7 +504,7 @@ def _name_nearest_run(path: Path) -> str:
 
     # A part of a name is enough for `kit runs show`, and may be typed here.
     meant = sorted(name for name in runs if path.name and path.name in name)
-    if not 1 <= len(meant) <= 3:
+    if not 1 <= len(meant) <= _FEW:
         meant = find_nearest(path.name, runs)
     return propose((str(runs[name]) for name in meant), where_runs_are(folder))
 

@@ -82,15 +82,20 @@ def test_a_path_that_is_no_run_has_those_proposed_that_may_be_meant(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="not a run directory") as caught:
         Run.open(run.path.parent / "nothing")
-    assert caught.value.hint.startswith(f"`kit runs --runs {run.path.parent}` lists those in")
+    assert caught.value.hint == f"Runs in {run.path.parent}: {run.name}."
 
     # The name alone, a part of it, and one with a slip.
     for typed in (run.name, run.name[:12], Path("runs") / run.name.replace("roberta", "robrta")):
         with pytest.raises(RunError, match="not a run directory") as caught:
             Run.open(typed)
-        assert caught.value.hint == (
-            f"Did you mean runs/{run.name}? `kit runs` lists those in runs."
-        )
+        assert caught.value.hint == f"Did you mean runs/{run.name}? Runs in runs: {run.name}."
+
+    # Of many runs, the command is named that lists them.
+    for number in range(4):
+        write_json(Path("runs") / f"other-{number}" / "origin.json", {})
+    with pytest.raises(RunError, match="not a run directory") as caught:
+        Run.open(run.name)
+    assert caught.value.hint == f"Did you mean runs/{run.name}? `kit runs` lists those in runs."
 
     with pytest.raises(RunError, match="not a run directory") as caught:
         Run.open(run.recipe_path)

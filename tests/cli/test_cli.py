@@ -322,6 +322,20 @@ def test_a_fit_warns_about_files_outside_a_run_folder(
         assert "oof.csv is not in a run folder" not in done.stderr
 
 
+def test_predictions_that_a_run_lacks_are_answered_with_the_command_that_makes_them(
+    data: Path, tmp_path: Path
+):
+    assert kit("baseline", "prior", "--data", data, "--runs", tmp_path).exit_code == 0
+    run = tmp_path / baseline_run_name("prior")
+    (run / "test.csv").unlink(missing_ok=True)
+    truth = ("--truth", data / "train.parquet")
+
+    fit = kit("ensemble", "--fit", run / "oof.csv", *truth)
+    assert "kit baseline prior --fold all" in fit.stderr
+    assert "kit baseline prior --fold all" in kit("calibrate", run, *truth).stderr
+    assert f"kit predict {run}" in kit("score", run / "test.csv", *truth).stderr
+
+
 def test_a_calibration_is_saved_and_applied(
     baselines: list[Path], data: Path, raw: Path, tmp_path: Path
 ):

@@ -446,7 +446,7 @@ class TestPush:
         result = kit("kernels", "push", "infer", "--runs", "runs/tiny-2-typo")
 
         assert result.exit_code == 1
-        assert "`kit runs` lists those in runs" in result.stderr
+        assert "Runs in runs: tiny-1" in result.stderr
 
         result = kit("kernels", "push", "infer", "--runs", "elsewhere/tiny-2-typo", "--dataset")
         assert result.exit_code == 1
