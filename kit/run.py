@@ -30,7 +30,7 @@ import pandas as pd
 
 from kit import __version__
 from kit.data.dataset import Dataset
-from kit.errors import RecipeError, RunError, find_nearest, propose
+from kit.errors import RecipeError, RunError
 from kit.fold_dir import (
     METRICS_FILE,
     PASSES_FILE,
@@ -45,6 +45,7 @@ from kit.recipe.spec import Recipe
 from kit.storage.atomic import file_sha256, read_text_file, write_json, write_text
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT, ID, TEST_FILE
+from kit.wording import find_nearest, propose
 
 T = TypeVar("T")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from kit.cli import options, output
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.ensembling.fit_calibration import CalibrationMethod
@@ -94,7 +95,7 @@ def _apply_saved(saved: Path, file: Path, out: Path, force: bool, as_json: bool)
     write_predictions(apply_calibration(read_calibration(saved), predictions), out)
     if as_json:
         return output.print_json({"file": str(out)})
-    output.print_note(f"{len(predictions):,} rows in {out}")
+    output.print_note(f"{counted(len(predictions), 'row')} in {out}")
 
 
 @click.command()
@@ -180,7 +181,7 @@ def ensemble_command(
         output.print_note(line)
     if baselines := baseline_members(files):
         names = ", ".join(baselines)
-        output.print_note(f"Among the members are {len(baselines)} baselines: {names}")
+        output.print_note(f"Baselines among the members: {names}")
     if as_json:
         written: dict[str, Any] = {"file": str(out) if out else None}
         written["members"] = [str(file) for file in files]
@@ -192,7 +193,7 @@ def ensemble_command(
     if result.fit:
         output.print_blend(result.fit)
     if out:
-        output.print_note(f"{len(files)} files blended into {out}")
+        output.print_note(f"{counted(len(files), 'file')} blended into {out}")
 
 
 def _check_usage(

@@ -19,6 +19,7 @@ import click
 
 from kit.cli.progress import print_above_display
 from kit.launcher import is_leader
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.doctor import Finding
@@ -254,9 +255,8 @@ def print_validation(report: "ValidationReport", file: Any) -> None:
         click.echo(f"problem: {problem}")
     for warning in report.warnings:
         click.echo(f"warning: {warning}")
-    count = len(report.problems)
-    verdict = "valid" if report.ok else f"{count} problem{'s' * (count != 1)}"
-    click.echo(f"{format_cell(file)}: {report.rows:,} rows: {verdict}")
+    verdict = "valid" if report.ok else counted(len(report.problems), "problem")
+    click.echo(f"{format_cell(file)}: {counted(report.rows, 'row')}: {verdict}")
 
 
 def print_score(score: "Score", file: Any) -> None:
@@ -267,7 +267,7 @@ def print_score(score: "Score", file: Any) -> None:
         ["uniform", score.uniform_log_loss, None, None],
     ]
     columns = ["", "log loss", "accuracy", "calibration error"]
-    print_table(f"{file}: {score.rows:,} rows", columns, figures)
+    print_table(f"{file}: {counted(score.rows, 'row')}", columns, figures)
 
     classes = [
         [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall]

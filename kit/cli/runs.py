@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kit.cli import options, output
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.run import Run
@@ -67,7 +68,7 @@ def runs_group(
     if as_json:
         return output.print_json([line.as_dict() for line in lines])
     if lines:
-        return print_runs(lines, f"{len(lines)} run{'s' * (len(lines) != 1)} in {runs}")
+        return print_runs(lines, f"{counted(len(lines), 'run')} in {runs}")
     why = "fits" if conditions else "is there yet. Next: kit train --backbone tiny-deberta"
     return output.print_note(f"No run in {runs} {why}")
 

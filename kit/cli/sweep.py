@@ -21,6 +21,7 @@ from kit.cli.push import (
     session_hours,
     write_folders,
 )
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.sweeps.ranking import RankedPoint
@@ -254,7 +255,9 @@ def push_command(
     plans = [plan_sessions(recipe, search.fold, folds, max_hours) for recipe in recipes]
     kernels = len(jobs) // len(recipes)
     total = sum(plan.fold_hours for plan in plans) * kernels
-    output.print_note(f"{len(jobs)} kernels, about {total:.1f} h on two T4 in all (estimated)")
+    output.print_note(
+        f"{counted(len(jobs), 'kernel')}, about {total:.1f} h on two T4 in all (estimated)"
+    )
     if dry_run:
         return write_folders(jobs, out, as_json)
 
@@ -310,9 +313,10 @@ def _announce(sweep: "Sweep", trials: int) -> None:
 
     definition = sweep.definition
     size = min(space_size(definition.keys), trials)
-    seeds = f"{definition.seeds} seed{'s' * (definition.seeds != 1)}"
+    points = counted(round(size), "point")
+    seeds = counted(definition.seeds, "seed")
     output.print_note(
-        f"{sweep.path}: {size:.0f} points of {', '.join(key.text for key in definition.keys)}, "
+        f"{sweep.path}: {points} of {', '.join(key.text for key in definition.keys)}, "
         f"{seeds} each. What counts is the mean log loss on the rows of --fold {definition.fold}"
     )
 
@@ -346,7 +350,7 @@ def _print_sweep(sweep: "Sweep", runs: Path, as_json: bool) -> None:
         *("state", "min", "runs"),
     ]
     drop = [len(columns) - 1, len(columns) - 2, 2]
-    title = f"{sweep.name}: {definition.fold}, {definition.seeds} seeds"
+    title = f"{sweep.name}: {definition.fold}, {counted(definition.seeds, 'seed')}"
     output.print_table(title, columns, table, prose=("runs",), drop=drop)
     for each in ranked:
         if each.why:

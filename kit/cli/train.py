@@ -14,6 +14,7 @@ from kit.cli import options, output
 from kit.cli.plan import print_dry_run
 from kit.cli.progress import count_progress, stage_progress, training_progress
 from kit.launcher import ignore_partial_launch
+from kit.wording import counted
 
 
 @click.command()
@@ -357,7 +358,7 @@ def predict_command(
         write_predictions(predictions, out)
     if as_json:
         return output.print_json({"file": str(out), "rows": len(predictions)})
-    output.print_note(f"{len(predictions):,} rows in {out}")
+    output.print_note(f"{counted(len(predictions), 'row')} in {out}")
     if not (split or input_file):
         files = quote(str(run.parent)) + "/*/test.csv"
         output.print_note(f"Next: kit ensemble {files} -o submissions/submission.csv")

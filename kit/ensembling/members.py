@@ -62,7 +62,7 @@ def check_run_of_file(path: str | Path) -> None:
 
 
 def refuse_missing_predictions(run: Run, file: Path) -> None:
-    """Raise RunError, with the command to run, if a file that the run would have is not made yet."""
+    """Raise RunError, with the command to run, if the file is one that the run will have."""
     if file.name == run.oof_path.name:
         raise RunError(
             f"{file}: no such file: out-of-fold predictions need every fold",

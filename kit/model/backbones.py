@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kit.attention.families import Family, find_family, is_language_model
-from kit.errors import BackboneError, DeviceError, name_nearest
+from kit.errors import BackboneError, DeviceError
 from kit.model.hub import hub_is_reachable, is_in_hub_cache, skip_dead_hub
 from kit.model.registry import BACKBONES, Backbone, find_record, max_positions
 from kit.recipe.load import is_hub_id
 from kit.storage.atomic import file_sha256, read_text_file
 from kit.storage.contents import describe_impostor
+from kit.wording import name_nearest
 
 WEIGHTS = (
     "model.safetensors",

@@ -142,8 +142,8 @@ def check_weights(module: nn.Module, name: str) -> None:
     wrong = [key for key, weight in weights.items() if not torch.isfinite(weight).all()]
     if wrong:
         raise BackboneError(
-            f"{name}: {len(wrong)} of {len(weights)} weights have values that are not finite (NaN "
-            f"or infinite), the first is {wrong[0]}",
+            f"{name}: weights have values that are not finite (NaN or infinite): {len(wrong):,} "
+            f"of {len(weights):,}, the first is {wrong[0]}",
             _DAMAGED_HINT,
         )
 
@@ -151,7 +151,7 @@ def check_weights(module: nn.Module, name: str) -> None:
     zeros = [key for key, weight in matrices.items() if not weight.any()]
     if zeros:
         raise BackboneError(
-            f"{name}: {len(zeros)} of {len(matrices)} matrices are all zeros, the first is "
+            f"{name}: matrices are all zeros: {len(zeros):,} of {len(matrices):,}, the first is "
             f"{zeros[0]}",
             _DAMAGED_HINT,
         )

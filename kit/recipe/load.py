@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from kit.attention.families import is_language_model
-from kit.errors import RecipeError, find_nearest, name_nearest, propose
+from kit.errors import RecipeError
 from kit.recipe.spec import KEYS, RETIRED, Recipe
 from kit.storage.atomic import read_text_file
+from kit.wording import find_nearest, name_nearest, propose
 
 SHIPPED = Path(__file__).parent / "shipped"
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from kit.errors import KitError, RecipeError, name_nearest
+from kit.errors import KitError, RecipeError
 from kit.recipe.load import change_recipe, choose_recipe, is_hub_id, load_recipe
 from kit.recipe.spec import KEYS, Recipe
 from kit.storage.atomic import read_text_file, write_json, write_text
 from kit.sweeps.space import Point, SweptKey, as_overrides, parse_key, value_text
+from kit.wording import name_nearest
 
 DEFINITION_FILE = "sweep.json"
 _RECIPE_FILE = "recipe.toml"

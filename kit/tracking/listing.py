@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.errors import KitError, RunError, name_nearest
+from kit.errors import KitError, RunError
 from kit.run import ORIGIN_FILE, Run, mean_over_rows, where_runs_are
 from kit.storage.lock import lock_holder
 from kit.task import HOLDOUT
@@ -26,6 +26,7 @@ from kit.tracking.differences import (
     recipe_values,
 )
 from kit.tracking.tags import read_tags
+from kit.wording import name_nearest
 
 if TYPE_CHECKING:
     import pandas as pd
