@@ -1,6 +1,6 @@
-"""Word messages: names near to an unknown one, and counts with their nouns.
+"""Word messages: names near to an unknown one, counts with their nouns, causes in one line.
 
-Use `name_nearest` and `counted`; `propose` and `find_nearest` are the parts of the first.
+Use `name_nearest`, `counted` and `first_line`; `propose` and `find_nearest` are parts of the first.
 """
 
 import difflib
@@ -19,6 +19,19 @@ _MOST_NAMES = 3
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun in the plural or singular: "1 seed", "1,200 rows"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or else its class."""
+    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def shorten(text: str, width: int = 200) -> str:
+    """Return a text, cut behind a word where it is longer than `width`."""
+    if len(text) <= width:
+        return text
+    beginning = text[: width - 2]
+    return (beginning.rpartition(" ")[0] or beginning) + " …"
 
 
 def name_nearest(name: str, choices: Iterable[str], where: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kit.wording import counted, find_nearest, name_nearest
+from kit.wording import counted, find_nearest, first_line, name_nearest, shorten
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,11 @@ def test_a_hint_asks_for_what_was_meant_and_says_where_all_names_are():
     assert name_nearest("lenght", ["length"], "All.") == "Did you mean length? All."
     assert name_nearest("ab", ["abc", "abd"], "All.") == "Did you mean abd or abc? All."
     assert name_nearest("nothing", ["length"], "All.") == "All."
+
+
+def test_a_long_cause_is_cut_behind_a_word():
+    text = "word " * 60
+    assert first_line(ValueError(text + "\nmore")) == "word " * 39 + "…"
+    assert first_line(ValueError("short\nmore")) == "short"
+    assert first_line(ValueError()) == "ValueError"
+    assert shorten("x" * 300) == "x" * 198 + " …"

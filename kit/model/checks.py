@@ -22,6 +22,7 @@ from kit.errors import BackboneError
 from kit.model.backbones import WEIGHTS
 from kit.storage.atomic import read_text_file
 from kit.storage.contents import describe_impostor, read_tensor_table
+from kit.wording import first_line
 
 if TYPE_CHECKING:
     from kit.model.pair_model import PairModel
@@ -306,9 +307,8 @@ def reads_padding(model: "PairModel", tokenizer: PairTokenizer) -> bool:
 
 def unusable_encoder(name: str, error: Exception) -> BackboneError:
     """Return the error to raise for an encoder that loads but does not run."""
-    cause = (str(error).strip().splitlines() or [""])[0][:200]
     return BackboneError(
-        f"{name} cannot be used as an encoder: {type(error).__name__}: {cause}",
+        f"{name} cannot be used as an encoder: {type(error).__name__}: {first_line(error)}",
         "Choose a backbone of another family; `kit backbones` lists those that are known.",
     )
 

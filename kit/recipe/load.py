@@ -143,7 +143,8 @@ def choose_recipe(
     """Load the recipe for `--backbone` and `--recipe`: the backbone's own, a named one, or both.
 
     An encoder of the hub gets the recipe of its family that is nearest in size, such as `deberta`
-    for microsoft/deberta-v3-small, or `default`.
+    for microsoft/deberta-v3-small, or `default`; a folder gets `default`, or `judge` for a language
+    model. The purpose then says which recipe was taken.
 
     Raises:
         RecipeError: neither is given; or as for `load_recipe`.
@@ -157,8 +158,11 @@ def choose_recipe(
         return load_recipe(recipe or "default", overrides, backbone)
     if not is_hub_id(backbone):
         own = SHORT_NAMES.get(backbone, backbone)
-        own = own if own in shipped_recipes() else _general_recipe(backbone)
-        return load_recipe(own, overrides, backbone)
+        if own in shipped_recipes():
+            return load_recipe(own, overrides, backbone)
+        general = _general_recipe(backbone)
+        words = {"purpose": f"the recipe {general} with {backbone}"}
+        return _load_recipe(general, overrides, backbone, words)
 
     nearest = _nearest_recipe(backbone)
     purpose = f"the recipe {nearest} with {backbone}"

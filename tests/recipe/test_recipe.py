@@ -387,6 +387,7 @@ def test_a_backbone_has_its_own_recipe_and_a_folder_the_default_one(tmp_path: Pa
     mine = choose_recipe(str(folder), None, ["train.lr=1e-4"])
     assert (mine.name, mine.backbone, mine.train.lr) == ("my-encoder", str(folder), 1e-4)
     assert mine.encode == load_recipe("default", backbone="roberta").encode
+    assert mine.purpose == f"the recipe default with {folder}"
 
     with pytest.raises(RecipeError, match="no backbone and no recipe"):
         choose_recipe(None, None)
