@@ -194,6 +194,7 @@ def ensemble_command(
         output.print_blend(result.fit)
     if out:
         output.print_note(f"{counted(len(files), 'file')} blended into {out}")
+        output.print_note(f"Next: {output.propose_check(out)}")
 
 
 def _check_usage(

@@ -189,13 +189,22 @@ def repeat_data(folder: Path) -> str:
     return "" if folder == DATA else f" --data {shlex.quote(str(folder))}"
 
 
+def propose_check(file: Path) -> str:
+    """Return the command that checks predictions of the test rows, with their ids if known."""
+    sample = Path("data/raw/sample_submission.csv")
+    ids = f" --sample {sample}" if sample.is_file() else ""
+    return f"kit validate {shlex.quote(str(file))}{ids}"
+
+
 def print_backbone(requested: str | None, recipe: "Recipe") -> None:
-    """Say what a short name of a backbone means, and which recipe an encoder of the hub gets."""
+    """Say what a short name of a backbone means, and which recipe a folder or a hub id gets."""
     from kit.model.registry import find_record
     from kit.recipe.load import is_hub_id
 
     record = find_record(recipe.backbone)
-    if requested and is_hub_id(requested):
+    is_known = not requested or not (is_hub_id(requested) or Path(requested).is_dir())
+    # With --recipe the purpose is that recipe's own.
+    if not is_known and recipe.purpose.endswith(f" with {requested}"):
         print_note(recipe.purpose)
     elif record and requested == record.name != record.full_name:
         print_note(f"{record.name} is {record.full_name} ({record.hub_id})")

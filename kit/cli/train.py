@@ -14,6 +14,7 @@ from kit.cli import options, output
 from kit.cli.plan import print_dry_run
 from kit.cli.progress import count_progress, stage_progress, training_progress
 from kit.launcher import ignore_partial_launch
+from kit.task import TEST_FILE
 from kit.wording import counted
 
 
@@ -359,9 +360,16 @@ def predict_command(
     if as_json:
         return output.print_json({"file": str(out), "rows": len(predictions)})
     output.print_note(f"{counted(len(predictions), 'row')} in {out}")
-    if not (split or input_file):
-        files = quote(str(run.parent)) + "/*/test.csv"
-        output.print_note(f"Next: kit ensemble {files} -o submissions/submission.csv")
+    if (split or "test") == "test" and not input_file:
+        output.print_note(f"Next: {_propose_after_predict(run, out)}")
+
+
+def _propose_after_predict(run: Path, file: Path) -> str:
+    """Return the next command: a blend of the runs' test predictions, or a check of the file."""
+    others = list(run.parent.glob(f"*/{TEST_FILE}"))
+    if file.parent != run or len(others) < 2:
+        return output.propose_check(file)
+    return f"kit ensemble {quote(str(run.parent))}/*/{TEST_FILE} -o submissions/submission.csv"
 
 
 COMMANDS = (backbones_command, recipes_command, baseline_command, train_command, predict_command)

@@ -1,6 +1,7 @@
 """Define the commands that use one trained run: compare and export."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -60,6 +61,7 @@ def export_command(run: Path, out: Path, dtype: str, as_json: bool) -> None:
         return output.print_json([str(folder) for folder in folders])
     for folder in folders:
         click.echo(folder)
+    output.print_note(f"Next: kit train --backbone {quote(str(folders[0]))}")
 
 
 def _read_text(text: str) -> str:

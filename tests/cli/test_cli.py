@@ -226,6 +226,16 @@ def test_a_trained_run_predicts_and_its_predictions_are_not_overwritten(data: Pa
     predicted = kit("predict", run, "--data", data)
     assert predicted.exit_code == 0, predicted.stderr
     assert (Path(run) / "test.csv").is_file()
+    assert f"Next: kit validate {run}/test.csv" in predicted.stderr
+
+    # Several runs can be blended, but not a file elsewhere.
+    other = Path(run).with_name("other")
+    other.mkdir()
+    (other / "test.csv").write_bytes((Path(run) / "test.csv").read_bytes())
+    again = kit("predict", run, "--data", data, "--force")
+    assert f"Next: kit ensemble {tmp_path}/*/test.csv -o" in again.stderr
+    elsewhere = kit("predict", run, "--data", data, "-o", tmp_path / "full.csv")
+    assert f"Next: kit validate {tmp_path / 'full.csv'}" in elsewhere.stderr
     assert kit("predict", run, "--data", data).exit_code == 1
 
 
@@ -268,6 +278,7 @@ def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, 
     blend = tmp_path / "blend.json"
     fitted = kit("ensemble", *files, *fit, *truth, "-o", tmp_path / "fitted.csv", "--save", blend)
     assert fitted.exit_code == 0, fitted.stderr
+    assert f"Next: kit validate {tmp_path / 'fitted.csv'}" in fitted.stderr
     assert baseline_run_name("length") in fitted.stdout
 
     # Members are found by name, so their order is free.
