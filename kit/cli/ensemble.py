@@ -55,7 +55,7 @@ def calibrate_command(
     \b
     Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv \\
                   --truth data/processed/train.parquet --save t.json
-              kit calibrate runs/deberta-1a2b3c4d/test.csv --apply t.json -o calibrated.csv
+              kit calibrate deberta.csv --apply t.json -o calibrated.csv
     """
     if saved:
         why = "it applies what was fitted before."
@@ -149,9 +149,10 @@ def ensemble_command(
     """Blend prediction files of the same rows into one.
 
     \b
-    Example:  kit ensemble deberta.csv roberta.csv --weights 2,1 -o submissions/blend.csv
-              kit ensemble runs/*/test.csv --fit runs/a/oof.csv --fit runs/b/oof.csv \\
-                  --truth data/processed/train.parquet -o submissions/blend.csv
+    Example:  kit ensemble deberta.csv roberta.csv --weights 2,1 -o blend.csv
+              kit ensemble runs/*/test.csv --fit runs/a/oof.csv \\
+                  --fit runs/b/oof.csv --truth data/processed/train.parquet \\
+                  -o submissions/blend.csv
     """
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)

@@ -16,7 +16,7 @@ def validate_command(file: Path, sample: Path | None, as_json: bool) -> None:
     """Report every problem of a submission at once, as Kaggle's graders would judge it.
 
     \b
-    Example:  kit validate submissions/blend.csv --sample data/raw/sample_submission.csv
+    Example:  kit validate blend.csv --sample data/raw/sample_submission.csv
     """
     from kit.evaluation.validate import validate_submission
 

@@ -235,7 +235,7 @@ def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:
 
 
 def print_run(metrics: dict[str, Any]) -> None:
-    """Print the folds of a run; those of a baseline have no epochs, steps and padding."""
+    """Print the folds of a run, without the columns that no fold fills: a baseline has no steps."""
     columns = ["fold", "log loss", "accuracy", "best epoch", "steps", "padding", "minutes"]
     rows = []
     for name, fold in metrics["parts"].items():
@@ -255,7 +255,9 @@ def print_run(metrics: dict[str, Any]) -> None:
     if "oof" in metrics:
         oof = metrics["oof"]
         rows.append(["out-of-fold", oof["log_loss"], oof["accuracy"], None, None, None, None])
-    print_table(metrics["run"], columns, rows)
+    filled = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
+    rows = [[row[place] for place in filled] for row in rows]
+    print_table(metrics["run"], [columns[place] for place in filled], rows)
 
 
 def print_validation(report: "ValidationReport", file: Any) -> None:

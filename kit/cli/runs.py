@@ -24,7 +24,19 @@ _truth = click.option(
 _SAMPLE_TRUTH = Path("data/raw/truth.csv")
 
 
-@click.group(invoke_without_command=True)
+class RunsGroup(click.Group):
+    """A group that lists by itself, and says so to whoever looks for a command `list`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named, or fail with a usage message."""
+        if args[0] in ("list", "ls"):
+            ctx.fail(f"No such command '{args[0]}': `kit runs` alone lists the runs.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=RunsGroup, invoke_without_command=True)
 @options.runs
 @click.option(
     "--sort",
@@ -290,9 +302,12 @@ def can_ask() -> bool:
 
 
 def _confirm(question: str) -> None:
-    """Ask on the terminal, and exit after a no; raise UsageError without a terminal."""
+    """Ask on the terminal, and exit after a no, or with a message if there is no terminal."""
     if not can_ask():
-        raise click.UsageError("There is no terminal to ask on: add --yes.")
+        # As wrong usage, but how the command is used otherwise is no help here.
+        error = click.ClickException("There is no terminal to ask on: add --yes.")
+        error.exit_code = 2
+        raise error
     if not click.confirm(question, err=True):
         output.print_note("Nothing was deleted")
         raise SystemExit(1)

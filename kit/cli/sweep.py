@@ -143,6 +143,8 @@ class DefaultGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that is named, or the default one."""
+        if args and args[0] in ("list", "ls"):
+            ctx.fail(f"No such command '{args[0]}': `kit sweep show` lists the sweeps.")
         if args and args[0] not in self.commands:
             args = [self.default, *args]
         return super().resolve_command(ctx, args)
@@ -155,7 +157,7 @@ def sweep_group() -> None:
     Without the name of a command, `run` is meant. Needs the extra [sweep].
 
     \b
-    Example:  kit sweep deberta --key train.lr=1e-5..1e-4:log --key model.head=symmetric,fusion
+    Example:  kit sweep deberta --key train.lr=1e-5..1e-4:log --trials 20
               kit sweep show
     """
 
@@ -184,7 +186,8 @@ def run_command(search: _Search, hours: float, prune: bool, data: Path, as_json:
     was interrupted.
 
     \b
-    Example:  kit sweep run deberta --key train.lr=1e-5..1e-4:log --seeds 3 --trials 20 --hours 4
+    Example:  kit sweep run deberta --key train.lr=1e-5..1e-4:log --hours 4
+              kit sweep run deberta --key model.head=symmetric,fusion --seeds 2
     """
     from kit.data.dataset import open_dataset
     from kit.run import parse_folds
@@ -235,7 +238,7 @@ def push_command(
     The points are drawn up front and spread evenly; none is pruned. The same command continues.
 
     \b
-    Example:  kit sweep push deberta --key train.lr=1e-5..1e-4:log --seeds 2 --trials 8
+    Example:  kit sweep push deberta --key train.lr=1e-5..1e-4:log --trials 8
     """
     from kit.kaggle.job import train_jobs
     from kit.kaggle.session_hours import plan_sessions

@@ -64,7 +64,7 @@ def backbones_command(as_json: bool) -> None:
 
 
 def _print_judges(rows: list[dict[str, Any]]) -> None:
-    """Print the table of the decoders, in which layers and embeddings are counted in billions."""
+    """Print the table of the decoders, with the parameters of their layers and embeddings."""
     table = []
     for row in rows:
         # What a licence forbids is a remark, so that all columns fit 80.
@@ -72,10 +72,15 @@ def _print_judges(rows: list[dict[str, Any]]) -> None:
         remarks = [limit] if limit else []
         remarks += ["gated"] if row["judge"]["gated"] else []
         remarks += ["bf16 only"] if row["precision"].startswith("bf16 only") else []
-        counts = (f"{row[name] / 1e9:.2f}B" for name in ("backbone", "embedding"))
+        counts = (_format_billions(row[name]) for name in ("backbone", "embedding"))
         table.append([row["name"], *counts, licence, ", ".join(remarks)])
     columns = ["name", "layers", "embedding", "licence", "remarks"]
     output.print_table("Judges, which are language models (docs/judges.md)", columns, table)
+
+
+def _format_billions(count: int) -> str:
+    """Return a number of parameters in billions; that of a toy in millions."""
+    return f"{count / 1e9:.2f}B" if count >= 5e6 else f"{count / 1e6:.1f}M"
 
 
 @click.command()
@@ -139,6 +144,8 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
 def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
     """Fit a reference model on the same rows, with their soft labels and weights if they have any.
 
+    Without a name, tfidf is fitted.
+
     \b
     Example:  kit baseline tfidf --fold all
     """
@@ -153,6 +160,9 @@ def _fit_baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -
     if as_json:
         return output.print_json(result)
     output.print_run(result)
+    # It has predicted the test rows already, and is there to be compared with.
+    others = quote(str(Path(result["run"]).parent))
+    output.print_note(f"Next: kit report {others}/*{output.repeat_data(data)}")
 
 
 @click.command()

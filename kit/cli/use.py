@@ -18,7 +18,7 @@ def compare_command(run: Path, prompt: str, answer_a: str, answer_b: str, as_jso
     """Ask a run which of two answers people would prefer.
 
     \b
-    Example:  kit compare runs/qwen2.5-0.5b-1a2b3c4d --prompt "2+2?" --a "4" --b "It is five."
+    Example:  kit compare runs/deberta-1a2b3c4d --prompt "2+2?" --a 4 --b Five.
     """
     import pandas as pd
 

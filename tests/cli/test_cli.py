@@ -58,6 +58,13 @@ def test_the_help_of_every_command_has_a_summary_and_an_example(name: str):
     assert re.fullmatch(r"[A-Z][^.]*\.?", summary), "one imperative sentence"
 
 
+# The example of `report` is longer.
+@pytest.mark.parametrize("name", ["", *(name for name in COMMANDS if name != "report")])
+def test_no_line_of_a_help_is_wider_than_80_columns(name: str):
+    shown = CliRunner().invoke(main, [*name.split(), "--help"], terminal_width=80).output
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("name", LEAVES)
 def test_every_command_has_a_json_option(name: str):
     assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
@@ -124,6 +131,34 @@ def test_an_error_of_the_system_names_the_file(tmp_path: Path, monkeypatch: pyte
     result = kit("sample", "--out", tmp_path)
     assert result.exit_code == 1
     assert "train.csv: No space left on device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["runs", "list"], "`kit runs` alone lists the runs."),
+        (["sweep", "list"], "`kit sweep show` lists the sweeps."),
+    ],
+)
+def test_a_command_list_that_is_not_there_is_answered_with_the_one_that_lists(
+    arguments: list[str], answer: str
+):
+    result = kit(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: No such command 'list': {answer}\n")
+
+
+def test_a_baseline_shows_the_columns_that_it_fills_and_what_is_next(data: Path, tmp_path: Path):
+    assert "tfidf" in kit("baseline", "--help").output.partition("Options:")[0].partition("\n\n")[2]
+    result = kit("baseline", "prior", "--data", data, "--runs", tmp_path)
+    assert re.search(r"fold +log loss +accuracy +minutes\n", result.stdout)
+    assert result.stderr.endswith(f"Next: kit report {tmp_path}/* --data {data}\n")
+
+
+def test_parameters_of_toys_are_shown_in_millions():
+    shown = kit("backbones").stdout
+    assert "0.00B" not in shown
+    assert re.search(r"tiny-qwen +0\.[0-9]M +0\.[0-9]M", shown)
 
 
 def test_ctrl_c_exits_with_130_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
