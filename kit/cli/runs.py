@@ -301,13 +301,16 @@ def can_ask() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
+class NoTerminalError(click.ClickException):
+    """A wrong usage of which the usage line of the command would tell nothing."""
+
+    exit_code = 2
+
+
 def _confirm(question: str) -> None:
     """Ask on the terminal, and exit after a no, or with a message if there is no terminal."""
     if not can_ask():
-        # As wrong usage, but how the command is used otherwise is no help here.
-        error = click.ClickException("There is no terminal to ask on: add --yes.")
-        error.exit_code = 2
-        raise error
+        raise NoTerminalError("There is no terminal to ask on: add --yes.")
     if not click.confirm(question, err=True):
         output.print_note("Nothing was deleted")
         raise SystemExit(1)
