@@ -96,7 +96,7 @@ def print_plan(plan: "Plan") -> None:
         ["steps of " + fold, f"{plan.steps:,}", "counted"],
         [
             "parameters",
-            f"{format_parameters(plan.parameters)}, {format_parameters(plan.trained)} trained",
+            f"{format_millions(plan.parameters)}, {format_millions(plan.trained)} trained",
             "calculated",
         ],
         ["TFLOP a row", f"{plan.operations_per_row / 1e12:.2g}", "calculated"],
@@ -132,7 +132,7 @@ def print_dry_run(plan: "Plan", runs: Path, as_json: bool) -> None:
     output.print_note(f"Nothing is written. A training would write {', '.join(writes)}")
 
 
-def format_parameters(count: int) -> str:
+def format_millions(count: int) -> str:
     """Return a number of parameters in millions, or from one billion on in billions."""
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
 
