@@ -563,7 +563,7 @@ def _run_file(
     if name == "oof_path":
         file = member.oof_path
         problem = "has no out-of-fold predictions"
-        hint = "Train it with all folds: fold='all'."
+        hint = f"Run `{member.command} --fold all`."
     else:
         file = member.test_path
         problem = "has no test predictions"

@@ -21,6 +21,7 @@ from kit.kaggle.quota import read_limits, read_quota, read_rules
 from kit.kaggle.retry import RetryPolicy
 from kit.storage.memory import read_memory
 from kit.task import COMPETITION, SAMPLE_FILE, TEST_FILE, TRAIN_FILE
+from kit.wording import shorten
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -119,7 +120,7 @@ def _guard(part: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findin
     try:
         yield from check()
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = shorten(" ".join(str(error).split()))
         yield Finding(part, "broken", f"the check failed: {type(error).__name__}: {text}")
 
 
@@ -190,7 +191,7 @@ def check_device() -> Iterator[Finding]:
         gpus = inspect_gpus()
     # A torch that is broken, or built for another machine, fails in any of these ways.
     except (ImportError, OSError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = shorten(" ".join(str(error).split()))
         yield Finding("device", "broken", f"torch does not work: {text}", REINSTALL)
         return
 

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from kit.errors import RunError
 from kit.model.adapters import merge_adapters
+from kit.model.encoder import quiet_transformers
 from kit.model.pair_model import PairModel
 from kit.run import Run
 from kit.storage.atomic import atomic_folder
@@ -50,7 +51,7 @@ def export_run(run: str | Path, out: Path, dtype: str = "bf16") -> list[Path]:
         encoder = model.encoder.to(DTYPES[dtype])
         encoder.config.use_cache = True
 
-        with atomic_folder(folder) as temporary:
+        with quiet_transformers(), atomic_folder(folder) as temporary:
             encoder.save_pretrained(temporary)
             tokenizer.pretrained.save_pretrained(temporary)
             save_file(head, temporary / HEAD_FILE, metadata={"format": "pt"})

@@ -64,6 +64,6 @@ def ignore_partial_launch(environ: MutableMapping[str, str] = os.environ) -> str
     if not telling:
         return ""
     return (
-        f"{', '.join(telling)} in the environment is ignored: torchrun's whole set of variables "
-        "is not there, so kit runs as a single process"
+        f"ignored in the environment: {', '.join(telling)}. torchrun's whole set of variables is "
+        "not there, so kit runs as a single process"
     )

@@ -203,12 +203,12 @@ def predict_split(
         return make_predictions(source.table[ID].to_numpy(), probabilities)
 
     numbers: list[int | str] = [HOLDOUT] if split == "valid" else list(range(dataset.folds))
-    missing = [str(number) for number in numbers if not trained.fold(number).is_finished]
+    missing = [trained.fold(number).name for number in numbers]
+    missing = [name for name in missing if not trained.fold(name).is_finished]
     if missing:
         asked = "all" if split == "oof" else HOLDOUT
         raise RunError(
-            f"{trained.path}: --split {split} needs fold {', '.join(missing)}, which is not "
-            "finished",
+            f"{trained.path}: --split {split} needs {', '.join(missing)}, not finished yet",
             f"Run `{trained.command} --fold {asked}`.",
         )
 

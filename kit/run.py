@@ -24,6 +24,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -45,11 +46,18 @@ from kit.recipe.spec import Recipe
 from kit.storage.atomic import file_sha256, read_text_file, write_json, write_text
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT, ID, TEST_FILE
+from kit.wording import find_nearest, propose
 
 T = TypeVar("T")
 
 # The version of origin.json. It rises when an older kit could no longer use the run.
 FORMAT = 1
+
+# Where runs are, if no other folder is named.
+RUNS = Path("runs")
+
+# So many runs are named in an error; of more, the command that lists them.
+_FEW = 4
 
 # The options of `kit preprocess` that a run records about its rows.
 DATA_OPTIONS = ("text", "split", "folds", "valid", "seed")
@@ -132,10 +140,7 @@ class Run:
         """
         run = cls(Path(path))
         if not run.has_begun:
-            parent = run.path.parent
-            names = sorted(origin.parent.name for origin in parent.glob(f"*/{ORIGIN_FILE}"))
-            hint = f"Runs in {parent}: {', '.join(names)}." if names else "`kit train` creates one."
-            raise RunError(f"{path} is not a run directory", hint)
+            raise RunError(f"{path} is not a run directory", _name_nearest_run(run.path))
 
         version = run.origin.get("format", FORMAT)
         if not isinstance(version, int) or version > FORMAT:
@@ -522,6 +527,31 @@ def parse_folds(text: str, count: int) -> list[int | str]:
         f"--fold {text!r}: these rows have folds 0 to {count - 1}",
         "Name one, or `all`, or `holdout`.",
     )
+
+
+def where_runs_are(folder: Path) -> str:
+    """Return a sentence with the runs in a folder, or with the command that lists or makes them."""
+    names = sorted(origin.parent.name for origin in folder.glob(f"*/{ORIGIN_FILE}"))
+    if not names:
+        return "`kit train` creates one."
+    if len(names) <= _FEW:
+        return f"Runs in {folder}: {', '.join(names)}."
+    option = "" if folder == RUNS else f" --runs {quote(str(folder))}"
+    return f"`kit runs{option}` lists those in {folder}."
+
+
+def _name_nearest_run(path: Path) -> str:
+    """Return the hint for a path that is no run: those beside it, or in `RUNS`, that may be."""
+    if (path.parent / ORIGIN_FILE).is_file():
+        return f"Did you mean {path.parent}? It is the run that {path.name} is in."
+    folder = path.parent if any(path.parent.glob(f"*/{ORIGIN_FILE}")) else RUNS
+    runs = {origin.parent.name: origin.parent for origin in folder.glob(f"*/{ORIGIN_FILE}")}
+
+    # A part of a name is enough for `kit runs show`, and may be typed here.
+    meant = sorted(name for name in runs if path.name and path.name in name)
+    if not 1 <= len(meant) <= _FEW:
+        meant = find_nearest(path.name, runs)
+    return propose((str(runs[name]) for name in meant), where_runs_are(folder))
 
 
 def mean_over_rows(folds: list[FoldDir], name: str) -> float:

@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "kit").rglob("*.py"))
 
 # A room is a folder or a file of kit. Each may import itself and the rooms of the lines above it.
 ROOMS = (
-    ("task", "errors", "launcher", "plotting"),
+    ("task", "errors", "wording", "launcher", "plotting"),
     ("storage", "attention"),
     ("recipe",),
     ("predictions",),

@@ -76,17 +76,40 @@ def test_a_run_is_opened_by_its_folder(run: Run, monkeypatch: pytest.MonkeyPatch
     assert Run.open(".").name == run.path.name
 
 
-def test_a_path_that_is_no_run_lists_the_runs_next_to_it(run: Run, tmp_path: Path):
+def test_a_path_that_is_no_run_has_those_proposed_that_may_be_meant(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="not a run directory") as caught:
-        Run.open(run.path.parent / "typo")
-    assert run.name in caught.value.hint
+        Run.open(run.path.parent / "nothing")
+    assert caught.value.hint == f"Runs in {run.path.parent}: {run.name}."
+
+    # The name alone, a part of it, and one with a slip.
+    for typed in (run.name, run.name[:12], Path("runs") / run.name.replace("roberta", "robrta")):
+        with pytest.raises(RunError, match="not a run directory") as caught:
+            Run.open(typed)
+        assert caught.value.hint == f"Did you mean runs/{run.name}? Runs in runs: {run.name}."
+
+    # Of many runs, the command is named that lists them.
+    for number in range(4):
+        write_json(Path("runs") / f"other-{number}" / "origin.json", {})
+    with pytest.raises(RunError, match="not a run directory") as caught:
+        Run.open(run.name)
+    assert caught.value.hint == f"Did you mean runs/{run.name}? `kit runs` lists those in runs."
 
     with pytest.raises(RunError, match="not a run directory") as caught:
-        Run.open(tmp_path / "nowhere" / "x")
-    assert "kit train" in caught.value.hint
-
-    with pytest.raises(RunError, match="not a run directory"):
         Run.open(run.recipe_path)
+    assert f"Did you mean {run.path}?" in caught.value.hint
+
+
+def test_without_any_run_the_command_that_makes_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "nowhere" / "x", ".", "typo"):
+        with pytest.raises(RunError, match="not a run directory") as caught:
+            Run.open(path)
+        assert caught.value.hint == "`kit train` creates one."
 
 
 def test_a_fold_is_finished_when_its_metrics_exist(run: Run):

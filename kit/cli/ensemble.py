@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from kit.cli import options, output
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.ensembling.fit_calibration import CalibrationMethod
@@ -54,7 +55,7 @@ def calibrate_command(
     \b
     Example:  kit calibrate runs/deberta-1a2b3c4d/oof.csv \\
                   --truth data/processed/train.parquet --save t.json
-              kit calibrate runs/deberta-1a2b3c4d/test.csv --apply t.json -o calibrated.csv
+              kit calibrate deberta.csv --apply t.json -o calibrated.csv
     """
     if saved:
         why = "it applies what was fitted before."
@@ -94,7 +95,7 @@ def _apply_saved(saved: Path, file: Path, out: Path, force: bool, as_json: bool)
     write_predictions(apply_calibration(read_calibration(saved), predictions), out)
     if as_json:
         return output.print_json({"file": str(out)})
-    output.print_note(f"{len(predictions):,} rows in {out}")
+    output.print_note(f"{counted(len(predictions), 'row')} in {out}")
 
 
 @click.command()
@@ -148,9 +149,10 @@ def ensemble_command(
     """Blend prediction files of the same rows into one.
 
     \b
-    Example:  kit ensemble deberta.csv roberta.csv --weights 2,1 -o submissions/blend.csv
-              kit ensemble runs/*/test.csv --fit runs/a/oof.csv --fit runs/b/oof.csv \\
-                  --truth data/processed/train.parquet -o submissions/blend.csv
+    Example:  kit ensemble deberta.csv roberta.csv --weights 2,1 -o blend.csv
+              kit ensemble runs/*/test.csv --fit runs/a/oof.csv \\
+                  --fit runs/b/oof.csv --truth data/processed/train.parquet \\
+                  -o submissions/blend.csv
     """
     _check_usage(files, method, weights, oof, truth, subset, save, saved, out)
     options.refuse_one_file("--save", save, "-o", out)
@@ -182,7 +184,7 @@ def ensemble_command(
         output.print_note(f"Warning: {outdated}. Predict again with `kit predict`")
     if baselines := baseline_members(files):
         names = ", ".join(baselines)
-        output.print_note(f"Among the members are {len(baselines)} baselines: {names}")
+        output.print_note(f"Baselines among the members: {names}")
     if as_json:
         written: dict[str, Any] = {"file": str(out) if out else None}
         written["members"] = [str(file) for file in files]
@@ -194,7 +196,8 @@ def ensemble_command(
     if result.fit:
         output.print_blend(result.fit)
     if out:
-        output.print_note(f"{len(files)} files blended into {out}")
+        output.print_note(f"{counted(len(files), 'file')} blended into {out}")
+        output.print_note(f"Next: {output.propose_check(out)}")
 
 
 def _check_usage(

@@ -16,7 +16,7 @@ def validate_command(file: Path, sample: Path | None, as_json: bool) -> None:
     """Report every problem of a submission at once, as Kaggle's graders would judge it.
 
     \b
-    Example:  kit validate submissions/blend.csv --sample data/raw/sample_submission.csv
+    Example:  kit validate blend.csv --sample data/raw/sample_submission.csv
     """
     from kit.evaluation.validate import validate_submission
 
@@ -111,7 +111,7 @@ def report_command(
     Runs of other folds are compared on the rows that they share.
 
     \b
-    Example:  kit report runs/* --truth data/raw/truth.csv --blend blend.json -o report.html
+    Example:  kit report runs/* --truth data/raw/truth.csv -o report.html
               kit report --frame old=old.csv --frame new=new.csv --truth truth.csv
     """
     if not (runs or frames):

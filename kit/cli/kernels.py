@@ -192,7 +192,7 @@ def wait_command(name: str, every: float, timeout: float | None, as_json: bool) 
     """Follow a version to its end, and fail if it fails.
 
     \b
-    Example:  kit kernels wait kit-infer && kit submit --kernel kit-infer -m "mean of two"
+    Example:  kit kernels wait kit-infer && kit submit --kernel kit-infer
     """
     from kit.kaggle.kernels import look_up_kernel, wait_for_kernel
     from kit.kaggle.notebook import kind_of
@@ -262,7 +262,7 @@ def output_command(
     """Download and verify what a run has left.
 
     \b
-    Example:  kit kernels output kit-infer --only submission.csv -o submissions/kaggle
+    Example:  kit kernels output kit-infer --only submission.csv -o submissions
     """
     if runs and (out or only):
         raise click.UsageError("--runs takes whole run directories; leave out --out and --only.")

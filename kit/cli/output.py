@@ -19,6 +19,7 @@ import click
 
 from kit.cli.progress import print_above_display
 from kit.launcher import is_leader
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.doctor import Finding
@@ -200,13 +201,22 @@ def repeat_data(folder: Path) -> str:
     return "" if folder == DATA else f" --data {shlex.quote(str(folder))}"
 
 
+def propose_check(file: Path) -> str:
+    """Return the command that checks predictions of the test rows, with their ids if known."""
+    sample = Path("data/raw/sample_submission.csv")
+    ids = f" --sample {sample}" if sample.is_file() else ""
+    return f"kit validate {shlex.quote(str(file))}{ids}"
+
+
 def print_backbone(requested: str | None, recipe: "Recipe") -> None:
-    """Say what a short name of a backbone means, and which recipe an encoder of the hub gets."""
+    """Say what a short name of a backbone means, and which recipe a folder or a hub id gets."""
     from kit.model.registry import find_record
     from kit.recipe.load import is_hub_id
 
     record = find_record(recipe.backbone)
-    if requested and is_hub_id(requested):
+    is_known = not requested or not (is_hub_id(requested) or Path(requested).is_dir())
+    # With --recipe the purpose is that recipe's own.
+    if not is_known and recipe.purpose.endswith(f" with {requested}"):
         print_note(recipe.purpose)
     elif record and requested == record.name != record.full_name:
         print_note(f"{record.name} is {record.full_name} ({record.hub_id})")
@@ -237,7 +247,7 @@ def print_preprocessed(manifest: dict[str, Any], out: Any) -> None:
 
 
 def print_run(metrics: dict[str, Any]) -> None:
-    """Print the folds of a run; those of a baseline have no epochs, steps and padding."""
+    """Print the folds of a run, without the columns that no fold fills: a baseline has no steps."""
     columns = ["fold", "log loss", "accuracy", "best epoch", "steps", "padding", "minutes"]
     rows = []
     for name, fold in metrics["parts"].items():
@@ -257,7 +267,9 @@ def print_run(metrics: dict[str, Any]) -> None:
     if "oof" in metrics:
         oof = metrics["oof"]
         rows.append(["out-of-fold", oof["log_loss"], oof["accuracy"], None, None, None, None])
-    print_table(metrics["run"], columns, rows)
+    filled = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
+    rows = [[row[place] for place in filled] for row in rows]
+    print_table(metrics["run"], [columns[place] for place in filled], rows)
 
 
 def print_validation(report: "ValidationReport", file: Any) -> None:
@@ -266,9 +278,8 @@ def print_validation(report: "ValidationReport", file: Any) -> None:
         click.echo(f"problem: {problem}")
     for warning in report.warnings:
         click.echo(f"warning: {warning}")
-    count = len(report.problems)
-    verdict = "valid" if report.ok else f"{count} problem{'s' * (count != 1)}"
-    click.echo(f"{format_cell(file)}: {report.rows:,} rows: {verdict}")
+    verdict = "valid" if report.ok else counted(len(report.problems), "problem")
+    click.echo(f"{format_cell(file)}: {counted(report.rows, 'row')}: {verdict}")
 
 
 def print_score(score: "Score", file: Any) -> None:
@@ -279,7 +290,7 @@ def print_score(score: "Score", file: Any) -> None:
         ["uniform", score.uniform_log_loss, None, None],
     ]
     columns = ["", "log loss", "accuracy", "calibration error"]
-    print_table(f"{file}: {score.rows:,} rows", columns, figures)
+    print_table(f"{file}: {counted(score.rows, 'row')}", columns, figures)
 
     classes = [
         [c.name, c.count, c.share, c.mean_predicted, c.log_loss, c.precision, c.recall]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kit.cli import options, output
+from kit.cli.runs import format_size
 
 if TYPE_CHECKING:
     from kit.planning.plan import Plan
@@ -87,6 +88,9 @@ def print_plan(plan: "Plan") -> None:
     if plan.one_order_hours < plan.both_orders_hours:
         prediction += f" in both orders, {format_hours(plan.one_order_hours)} in one"
 
+    output_size = format_size(1e9 * plan.output_gb)
+    checkpoints = format_size(1e9 * plan.checkpoints_gb)
+
     rows = [
         ["rows of " + fold, f"{plan.train_rows:,}, {plan.valid_rows:,} validate", plan.rows_from],
         [
@@ -97,7 +101,7 @@ def print_plan(plan: "Plan") -> None:
         ["steps of " + fold, f"{plan.steps:,}", "counted"],
         [
             "parameters",
-            f"{plan.parameters / 1e6:.1f}M, {plan.trained / 1e6:.1f}M trained",
+            f"{format_millions(plan.parameters)}, {format_millions(plan.trained)} trained",
             "calculated",
         ],
         ["TFLOP a row", f"{plan.operations_per_row / 1e12:.2g}", "calculated"],
@@ -105,7 +109,7 @@ def print_plan(plan: "Plan") -> None:
         ["memory", memory, plan.memory_from],
         [
             "disk",
-            f"{plan.output_gb:.2f} GB; {plan.checkpoints_gb:.1f} GB during a fold",
+            f"{output_size}; {checkpoints} during a fold",
             "calculated",
         ],
         [f"{plan.predicted_rows:,} predictions", f"{prediction}, of each model", "estimated"],
@@ -131,6 +135,11 @@ def print_dry_run(plan: "Plan", runs: Path, as_json: bool) -> None:
             f"{rate:.1f} rows/s and {format_hours(hours)} a fold, without evaluations"
         )
     output.print_note(f"Nothing is written. A training would write {', '.join(writes)}")
+
+
+def format_millions(count: int) -> str:
+    """Return a number of parameters in millions, or from one billion on in billions."""
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
 
 
 def format_hours(hours: float) -> str:

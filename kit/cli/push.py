@@ -144,7 +144,7 @@ def push_train(
 
     \b
     Example:  kit kernels push train --backbone deberta --fold all --max-hours 9
-              kit kernels push train --backbone deberta --backbone roberta --fan-out
+              kit kernels push train --backbone deberta --fold all --fan-out
     """
     if max(len(backbones), len(recipes)) > 1 and not fan_out:
         raise click.UsageError("Several backbones or recipes need --fan-out.")
@@ -293,8 +293,8 @@ def push_infer(
     Kaggle are mounted from there, others need --dataset.
 
     \b
-    Example:  kit kernels push infer --runs me/kit-deberta me/kit-roberta --weights 2,1
-              kit kernels push infer --runs me/kit-deberta me/kit-roberta --blend blend.json
+    Example:  kit kernels push infer --runs me/kit-a me/kit-b --weights 2,1
+              kit kernels push infer --runs me/kit-a me/kit-b --blend blend.json
     """
     if not runs:
         raise click.UsageError("Name training kernels or run directories with --runs.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kit.cli import options, output
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.run import Run
@@ -23,7 +24,19 @@ _truth = click.option(
 )
 
 
-@click.group(invoke_without_command=True)
+class RunsGroup(click.Group):
+    """A group that lists by itself, and says so to whoever looks for a command `list`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named, or fail with a usage message."""
+        if args[0] in ("list", "ls"):
+            ctx.fail(f"No such command '{args[0]}': `kit runs` alone lists the runs.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=RunsGroup, invoke_without_command=True)
 @options.runs
 @click.option(
     "--sort",
@@ -67,7 +80,7 @@ def runs_group(
     if as_json:
         return output.print_json([line.as_dict() for line in lines])
     if lines:
-        return print_runs(lines, f"{len(lines)} run{'s' * (len(lines) != 1)} in {runs}")
+        return print_runs(lines, f"{counted(len(lines), 'run')} in {runs}")
     why = "fits" if conditions else "is there yet. Next: kit train --backbone tiny-deberta"
     return output.print_note(f"No run in {runs} {why}")
 
@@ -292,10 +305,16 @@ def can_ask() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
+class NoTerminalError(click.ClickException):
+    """A wrong usage of which the usage line of the command would tell nothing."""
+
+    exit_code = 2
+
+
 def _confirm(question: str) -> None:
-    """Ask on the terminal, and exit after a no; raise UsageError without a terminal."""
+    """Ask on the terminal, and exit after a no, or with a message if there is no terminal."""
     if not can_ask():
-        raise click.UsageError("There is no terminal to ask on: add --yes.")
+        raise NoTerminalError("There is no terminal to ask on: add --yes.")
     if not click.confirm(question, err=True):
         output.print_note("Nothing was deleted")
         raise SystemExit(1)

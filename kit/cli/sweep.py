@@ -21,6 +21,7 @@ from kit.cli.push import (
     session_hours,
     write_folders,
 )
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.sweeps.ranking import RankedPoint
@@ -142,6 +143,8 @@ class DefaultGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that is named, or the default one."""
+        if args and args[0] in ("list", "ls"):
+            ctx.fail(f"No such command '{args[0]}': `kit sweep show` lists the sweeps.")
         if args and args[0] not in self.commands:
             args = [self.default, *args]
         return super().resolve_command(ctx, args)
@@ -154,7 +157,7 @@ def sweep_group() -> None:
     Without the name of a command, `run` is meant. Needs the extra [sweep].
 
     \b
-    Example:  kit sweep deberta --key train.lr=1e-5..1e-4:log --key model.head=symmetric,fusion
+    Example:  kit sweep deberta --key train.lr=1e-5..1e-4:log --trials 20
               kit sweep show
     """
 
@@ -183,7 +186,8 @@ def run_command(search: _Search, hours: float, prune: bool, data: Path, as_json:
     was interrupted.
 
     \b
-    Example:  kit sweep run deberta --key train.lr=1e-5..1e-4:log --seeds 3 --trials 20 --hours 4
+    Example:  kit sweep run deberta --key train.lr=1e-5..1e-4:log --hours 4
+              kit sweep run deberta --key model.head=symmetric,fusion --seeds 2
     """
     from kit.data.dataset import open_dataset
     from kit.run import parse_folds
@@ -234,7 +238,7 @@ def push_command(
     The points are drawn up front and spread evenly; none is pruned. The same command continues.
 
     \b
-    Example:  kit sweep push deberta --key train.lr=1e-5..1e-4:log --seeds 2 --trials 8
+    Example:  kit sweep push deberta --key train.lr=1e-5..1e-4:log --trials 8
     """
     from kit.kaggle.job import train_jobs
     from kit.kaggle.session_hours import plan_sessions
@@ -254,7 +258,9 @@ def push_command(
     plans = [plan_sessions(recipe, search.fold, folds, max_hours) for recipe in recipes]
     kernels = len(jobs) // len(recipes)
     total = sum(plan.fold_hours for plan in plans) * kernels
-    output.print_note(f"{len(jobs)} kernels, about {total:.1f} h on two T4 in all (estimated)")
+    output.print_note(
+        f"{counted(len(jobs), 'kernel')}, about {total:.1f} h on two T4 in all (estimated)"
+    )
     if dry_run:
         return write_folders(jobs, out, as_json)
 
@@ -310,9 +316,10 @@ def _announce(sweep: "Sweep", trials: int) -> None:
 
     definition = sweep.definition
     size = min(space_size(definition.keys), trials)
-    seeds = f"{definition.seeds} seed{'s' * (definition.seeds != 1)}"
+    points = counted(round(size), "point")
+    seeds = counted(definition.seeds, "seed")
     output.print_note(
-        f"{sweep.path}: {size:.0f} points of {', '.join(key.text for key in definition.keys)}, "
+        f"{sweep.path}: {points} of {', '.join(key.text for key in definition.keys)}, "
         f"{seeds} each. What counts is the mean log loss on the rows of --fold {definition.fold}"
     )
 
@@ -346,8 +353,7 @@ def _print_sweep(sweep: "Sweep", runs: Path, as_json: bool) -> None:
         *("state", "min", "runs"),
     ]
     drop = [len(columns) - 1, len(columns) - 2, 2]
-    seeds = f"{definition.seeds} seed{'s' * (definition.seeds != 1)}"
-    title = f"{sweep.name}: {definition.fold}, {seeds}"
+    title = f"{sweep.name}: {definition.fold}, {counted(definition.seeds, 'seed')}"
     output.print_table(title, columns, table, prose=("runs",), drop=drop)
     for each in ranked:
         if each.why:

@@ -14,7 +14,8 @@ from kit.cli import options, output
 from kit.cli.plan import print_dry_run
 from kit.cli.progress import count_progress, stage_progress, training_progress
 from kit.launcher import ignore_partial_launch
-from kit.task import HOLDOUT
+from kit.task import HOLDOUT, TEST_FILE
+from kit.wording import counted
 
 if TYPE_CHECKING:
     from kit.fold_dir import FoldDir
@@ -66,7 +67,7 @@ def backbones_command(as_json: bool) -> None:
 
 
 def _print_judges(rows: list[dict[str, Any]]) -> None:
-    """Print the table of the decoders, in which layers and embeddings are counted in billions."""
+    """Print the table of the decoders, with the parameters of their layers and embeddings."""
     table = []
     for row in rows:
         # What a licence forbids is a remark, so that all columns fit 80.
@@ -74,10 +75,15 @@ def _print_judges(rows: list[dict[str, Any]]) -> None:
         remarks = [limit] if limit else []
         remarks += ["gated"] if row["judge"]["gated"] else []
         remarks += ["bf16 only"] if row["precision"].startswith("bf16 only") else []
-        counts = (f"{row[name] / 1e9:.2f}B" for name in ("backbone", "embedding"))
+        counts = (_format_billions(row[name]) for name in ("backbone", "embedding"))
         table.append([row["name"], *counts, licence, ", ".join(remarks)])
     columns = ["name", "layers", "embedding", "licence", "remarks"]
     output.print_table("Judges, which are language models (docs/judges.md)", columns, table)
+
+
+def _format_billions(count: int) -> str:
+    """Return a number of parameters in billions; that of a toy in millions."""
+    return f"{count / 1e9:.2f}B" if count >= 5e6 else f"{count / 1e6:.1f}M"
 
 
 @click.command()
@@ -141,6 +147,8 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
 def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
     """Fit a reference model on the same rows, with their soft labels and weights if they have any.
 
+    Without a name, tfidf is fitted.
+
     \b
     Example:  kit baseline tfidf --fold all
     """
@@ -155,6 +163,9 @@ def _fit_baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -
     if as_json:
         return output.print_json(result)
     output.print_run(result)
+    # It has predicted the test rows already, and is there to be compared with.
+    others = quote(str(Path(result["run"]).parent))
+    output.print_note(f"Next: kit report {others}/*{output.repeat_data(data)}")
 
 
 @click.command()
@@ -384,10 +395,17 @@ def predict_command(
         write_predictions(predictions, out)
     if as_json:
         return output.print_json({"file": str(out), "rows": len(predictions)})
-    output.print_note(f"{len(predictions):,} rows in {out}")
-    if not (split or input_file):
-        files = quote(str(run.parent)) + "/*/test.csv"
-        output.print_note(f"Next: kit ensemble {files} -o submissions/submission.csv")
+    output.print_note(f"{counted(len(predictions), 'row')} in {out}")
+    if (split or "test") == "test" and not input_file:
+        output.print_note(f"Next: {_propose_after_predict(run, out)}")
+
+
+def _propose_after_predict(run: Path, file: Path) -> str:
+    """Return the next command: a blend of the runs' test predictions, or a check of the file."""
+    others = list(run.parent.glob(f"*/{TEST_FILE}"))
+    if file.parent != run or len(others) < 2:
+        return output.propose_check(file)
+    return f"kit ensemble {quote(str(run.parent))}/*/{TEST_FILE} -o submissions/submission.csv"
 
 
 COMMANDS = (backbones_command, recipes_command, baseline_command, train_command, predict_command)

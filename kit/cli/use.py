@@ -1,6 +1,7 @@
 """Define the commands that use one trained run: compare and export."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -17,7 +18,7 @@ def compare_command(run: Path, prompt: str, answer_a: str, answer_b: str, as_jso
     """Ask a run which of two answers people would prefer.
 
     \b
-    Example:  kit compare runs/qwen2.5-0.5b-1a2b3c4d --prompt "2+2?" --a "4" --b "It is five."
+    Example:  kit compare runs/deberta-1a2b3c4d --prompt "2+2?" --a 4 --b Five.
     """
     import pandas as pd
 
@@ -60,6 +61,7 @@ def export_command(run: Path, out: Path, dtype: str, as_json: bool) -> None:
         return output.print_json([str(folder) for folder in folders])
     for folder in folders:
         click.echo(folder)
+    output.print_note(f"Next: kit train --backbone {quote(str(folders[0]))}")
 
 
 def _read_text(text: str) -> str:

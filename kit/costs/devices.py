@@ -107,6 +107,7 @@ def find_device(name: str) -> tuple[DeviceModel, int]:
     if kind not in DEVICES:
         raise KitError(
             f"no figures for a GPU {name[:20]!r}",
-            f"Choose from {', '.join(DEVICES)} (with x4 for four of them), cpu, or here.",
+            f"Choose from {', '.join(DEVICES)} (with x4 for four of them), cpu, or `here` for what "
+            "this machine trains on.",
         )
     return DEVICES[kind], int(count or (2 if kind == "t4" else 1))

@@ -24,6 +24,7 @@ from kit.data.truncation import (
 )
 from kit.errors import BackboneError, RecipeError
 from kit.recipe.spec import EncodeSpec, Shape
+from kit.wording import first_line
 
 INTRODUCTION = "# Two responses to one conversation: A and B"
 INSTRUCTION = (
@@ -130,6 +131,12 @@ def _split_chat_template(tokenizer: Any) -> tuple[str, str]:
     Raises:
         BackboneError: there is no template, or the message is not in what it makes.
     """
+    if not getattr(tokenizer, "chat_template", None):
+        raise BackboneError(
+            'encode.frame = "chat": the tokenizer has no chat template, as that of a model that '
+            "was not trained for chats",
+            "Set encode.frame=plain.",
+        )
     messages = [{"role": "user", "content": _MESSAGE}]
     try:
         text = tokenizer.apply_chat_template(
@@ -142,9 +149,9 @@ def _split_chat_template(tokenizer: Any) -> tuple[str, str]:
         head, message, tail = text.partition(_MESSAGE)
     # Templates are programs of the model's author, run by jinja2.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise BackboneError(
-            f'encode.frame = "chat": the tokenizer\'s chat template cannot be used: {reason}',
+            'encode.frame = "chat": the tokenizer\'s chat template cannot be used: '
+            f"{first_line(error)}",
             "Set encode.frame=plain.",
         ) from error
     if not message:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kit.errors import DataError
 from kit.task import CLASSES, TRAIN_FILE
+from kit.wording import counted
 
 
 def split_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> np.ndarray:
@@ -101,7 +102,7 @@ def _check_counts(labels: np.ndarray, groups: np.ndarray | None, folds: int, wha
     rows, name = min((count, name) for count, name in by_class if count)
     if rows < folds:
         raise DataError(
-            f"{TRAIN_FILE}: only {rows} rows have {name}, too few for {what}",
+            f"{TRAIN_FILE}: {name} is in {counted(rows, 'row')} only, too few for {what}",
             "Use more rows, or fewer folds (--folds).",
         )
     if groups is None:

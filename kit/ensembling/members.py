@@ -53,10 +53,29 @@ def is_baseline(run: Path) -> bool:
 
 
 def check_run_of_file(path: str | Path) -> None:
-    """Raise RunError if the run that a file lies in lacks a file, or has a changed one."""
-    run = run_of_file(path)
-    if run:
-        Run(run).check_files(weights=False)
+    """Raise RunError if the run that a file lies in lacks a file, or has a changed one.
+
+    Predictions that the run has not made yet are answered with the command that makes them.
+    """
+    folder = run_of_file(path)
+    if not folder:
+        return
+    Run(folder).check_files(weights=False)
+
+    run = Run(Path(path).parent)
+    if run.has_begun and not Path(path).exists():
+        refuse_missing_predictions(run, Path(path))
+
+
+def refuse_missing_predictions(run: Run, file: Path) -> None:
+    """Raise RunError, with the command to run, if the file is one that the run will have."""
+    if file.name == run.oof_path.name:
+        raise RunError(
+            f"{file}: no such file: out-of-fold predictions need every fold",
+            f"Run `{run.command} --fold all`.",
+        )
+    if file.name == run.test_path.name:
+        raise RunError(f"{file}: no such file", f"Run `kit predict {run.path}`.")
 
 
 def unknown_run_warnings(files: Sequence[str | Path]) -> list[str]:

@@ -17,6 +17,7 @@ from kit.evaluation.metrics import EPS
 from kit.evaluation.truth import row_positions
 from kit.predictions import make_predictions
 from kit.task import CLASSES, ID
+from kit.wording import counted
 
 PoolMethod = Literal["mean", "geometric", "weights"]
 
@@ -114,7 +115,7 @@ def normalise_weights(weights: Sequence[float], names: Sequence[str]) -> np.ndar
     shares = np.asarray(weights, np.float64)
     if len(shares) != len(names):
         raise KitError(
-            f"{len(shares)} weights for {len(names)} files",
+            f"{counted(len(shares), 'weight')} for {counted(len(names), 'file')}",
             "Give one weight for each file, in their order.",
         )
     if not np.isfinite(shares).all() or (shares < 0).any() or not shares.any():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.task import CLASSES
+from kit.wording import counted
 
 FOLDS = 5
 
@@ -71,8 +72,8 @@ def too_few_rows(labels: np.ndarray, groups: np.ndarray, parameters: int) -> str
     """Return why these rows cannot support a fit of `parameters` parameters, or "" if they can."""
     required = ROWS_PER_PARAMETER * parameters
     if len(labels) < required:
-        noun = "parameter" if parameters == 1 else "parameters"
-        return f"{len(labels)} rows are too few to fit {parameters} {noun}: it takes {required}"
+        wanted = counted(parameters, "parameter")
+        return f"{len(labels)} rows are too few to fit {wanted}: it takes {required}"
 
     prompts = len(np.unique(groups))
     if prompts < MIN_GROUPS:

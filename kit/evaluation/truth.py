@@ -248,6 +248,17 @@ def prompt_group_warnings(truth: pd.DataFrame, path: str | Path) -> list[str]:
     ]
 
 
+def _refuse_other_rows(ids: np.ndarray, truth: pd.DataFrame, name: str) -> None:
+    """Raise DataError if the truth has none of the predicted rows: it is that of another file."""
+    if not len(ids) or np.isin(ids, truth[ID].to_numpy()).any():
+        return
+    raise DataError(
+        f"{name}: none of its ids, such as {ids[0]}, is in the truth",
+        "Training rows, as in oof.csv and valid.csv, are scored with --truth "
+        "data/processed/train.parquet; test rows with a file of their labels.",
+    )
+
+
 def align_to_truth(
     frame: pd.DataFrame, truth: pd.DataFrame, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -267,9 +278,9 @@ def align_to_truth(
     Raises:
         DataError: ids on one side only, duplicate ids, or rows that a grader would reject.
     """
-    order = row_positions(
-        frame[ID].to_numpy(), truth[ID].to_numpy(), name, "the truth", suggest_subset=True
-    )
+    ids = frame[ID].to_numpy()
+    _refuse_other_rows(ids, truth, name)
+    order = row_positions(ids, truth[ID].to_numpy(), name, "the truth", suggest_subset=True)
     probabilities = frame[list(CLASSES)].to_numpy(np.float64)[order]
 
     rejected = ~is_gradable(probabilities)

@@ -23,6 +23,7 @@ from kit.evaluation.submission_csv import (
 )
 from kit.predictions import parse_whole_numbers, read_csv, to_numbers
 from kit.task import CLASSES, ID, PREDICTION_COLUMNS
+from kit.wording import counted
 
 SUM_PLACES = 6
 
@@ -194,10 +195,9 @@ def _check_values(
     if wrong_sum.any():
         sums = values.sum(axis=1)
         worst = int(np.abs(sums - 1).argmax())
-        message = (
-            f"rows that do not sum to 1 to {SUM_PLACES} places, "
-            f"worst row {row_numbers[worst]} with {sums[worst]:.9g}"
-        )
+        message = f"the sum is not 1 to {SUM_PLACES} places but {sums[worst]:.9g}"
+        if wrong_sum.sum() > 1:
+            message += f" in row {row_numbers[worst]}, the worst one"
         problems.append(row_problem("row-sum", message, wrong_sum, row_numbers))
     _warn_about_values(values, row_numbers, warnings)
 
@@ -255,7 +255,7 @@ def _check_ids(
         return
 
     if len(column) != len(expected):
-        message = f"{len(column):,} rows where {sample_name} has {len(expected):,}"
+        message = f"{counted(len(column), 'row')} where {sample_name} has {len(expected):,}"
         problems.append(SubmissionProblem("row-count", message))
     missing = expected[~expected.isin(ids)]
     if len(missing):

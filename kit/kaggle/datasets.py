@@ -14,6 +14,7 @@ from kit.kaggle.errors import KaggleError, NotFoundError, RefusedError, Unreacha
 from kit.kaggle.kernel_ref import shorten_to_slug
 from kit.kaggle.transfer import upload_file
 from kit.run import Run
+from kit.wording import counted
 
 # Parts of a run directory that prediction does not need.
 _LEFT_OUT = ("checkpoints", "tensorboard")
@@ -60,7 +61,7 @@ def publish_dataset(
 
     files, directories, count = _upload_folder(client, run_dir.path, say)
     contents = {"files": files, "directories": directories}
-    say(f"{ref}: {count} files uploaded; Kaggle processes them")
+    say(f"{ref}: {counted(count, 'file')} uploaded; Kaggle processes them")
     if latest:
         method = "datasets.create_dataset_version"
         version = {"versionNotes": f"kit run {run_dir.name}", **contents}

@@ -19,6 +19,7 @@ from kit.kaggle.transfer import discard_partial, fetch_file
 from kit.storage.atomic import atomic_file, file_sha256
 from kit.storage.lock import hold_lock
 from kit.task import COMPETITION, TRAIN_FILE
+from kit.wording import counted
 
 # train.csv as of November 2026.
 TRAIN_SHA256 = "0692154aaf20fc6649090c3f49b6b5dd1e693a765ecb5f0856ae0da5946f5be2"
@@ -77,12 +78,14 @@ def download_competition(
         if not force and _has_all_files(out, sizes):
             # A process may have been killed after it had unpacked everything.
             discard_partial(archive_path)
-            say(f"{out}: all {len(sizes)} files are there already")
+            say(f"{out}: all files are there already ({len(sizes)})")
             return _report(out, sizes, competition, already=True)
 
         _require_space(out, sum(sizes.values()))
         action = f"downloading {competition}"
-        say(f"{action}: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB unpacked")
+        say(
+            f"{action}: {counted(len(sizes), 'file')}, {sum(sizes.values()) / 1e6:,.1f} MB unpacked"
+        )
         archive = fetch_file(
             client, lambda: _address(client, competition), archive_path, action, say, progress
         )

@@ -371,7 +371,7 @@ def infer_job(
     repeated = sorted({ref for ref in refs if refs.count(ref) > 1})
     if repeated:
         raise KitError(
-            f"{', '.join(repeated)} is named more than once",
+            f"named more than once: {', '.join(repeated)}",
             "Name each source once; --weights sets how much it counts.",
         )
     shares = [source.weight for source in sources]

@@ -26,6 +26,7 @@ from kit.kaggle.push import METADATA
 from kit.model.base import run_bases
 from kit.run import ORIGIN_FILE, Run
 from kit.storage.atomic import read_text_file
+from kit.wording import counted
 
 
 def parse_sources(
@@ -52,7 +53,7 @@ def parse_sources(
     """
     if weights is not None and len(weights) != len(runs):
         raise KitError(
-            f"{len(weights)} weights for {len(runs)} runs",
+            f"{counted(len(weights), 'weight')} for {counted(len(runs), 'run')}",
             "Give one weight for each run, in the same order.",
         )
     if as_dataset and not any(Path(run).is_dir() for run in runs):
@@ -209,7 +210,7 @@ def match_sources(
     missing = [name for name in blend.used if name not in copies]
     if missing and all(source.runs for source in sources):
         raise KitError(
-            f"the blend needs {', '.join(missing)}, but no source has it; the sources have"
+            f"the blend needs {', '.join(missing)}, which no source has; the sources have"
             f" {_shorten(sorted(copies))}",
             "Add its kernel or run directory to --runs.",
         )
@@ -245,8 +246,10 @@ def _kernels_of_run(run: Path) -> dict[str, tuple[int, ...]]:
     folds = [folder.name for folder in Run.open(run).models()]
     missing = [fold for fold in folds if fold not in origins]
     if missing:
+        were, them = ("was", "it") if len(missing) == 1 else ("were", "them")
         raise KitError(
-            f"{run}: {', '.join(missing)} was trained on this machine, so Kaggle does not have it",
+            f"{run}: {', '.join(missing)} {were} trained on this machine, so Kaggle does not have "
+            f"{them}",
             "Add --dataset to publish the run as a private dataset.",
         )
 

@@ -21,6 +21,7 @@ from kit.model.registry import BACKBONES, Backbone, find_record, max_positions
 from kit.recipe.load import is_hub_id
 from kit.storage.atomic import file_sha256, read_text_file
 from kit.storage.contents import describe_impostor
+from kit.wording import first_line, name_nearest
 
 WEIGHTS = (
     "model.safetensors",
@@ -87,7 +88,7 @@ class ResolvedBackbone:
             if not isinstance(self.source, Path):
                 raise self.loading_error(error) from error
             cause = describe_impostor(self.source / "config.json")
-            cause = cause or f"cannot be used: {_first_line(error)}"
+            cause = cause or f"cannot be used: {first_line(error)}"
             raise BackboneError(f"{self.source}: its config.json {cause}", FOLDER_HINT) from error
 
         values = config.to_dict()
@@ -184,21 +185,27 @@ class ResolvedBackbone:
 
     def loading_error(self, error: Exception) -> BackboneError:
         """Return the error to raise when it cannot be loaded, with a hint how to get its files."""
-        cause = _first_line(error)
+        cause = first_line(error)
         if any(answer.status_code in (401, 403) for answer in hub_answers(error)):
             return self._gated_error()
         if isinstance(self.source, Path):
             return BackboneError(f"{self.source}: cannot be loaded: {cause}", FOLDER_HINT)
         local = self.record.name if self.record else self.name
         download = f"`hf download {self.source} --local-dir models/{local}`"
+        # OWNER/NAME may have been meant as a folder.
+        own_name = self.name == self.source
+        here = f"no folder {self.name} here, and " if own_name else ""
         if hub_is_reachable(str(self.source)):
+            cause = f"{here}from the Hugging Face hub: {cause}" if here else cause
             hint = f"See https://huggingface.co/{self.source}, and try {download}."
         else:
-            where = f"no folder {self.name} and " if self.name == self.source else ""
-            cause = f"{where}no connection to the Hugging Face hub, from which it is loaded once"
+            cause = f"{here}no connection to the Hugging Face hub, from which it is loaded once"
             hint = f"Where there is a network, run {download}; kit finds it there, or in a copy."
-        name = self.name if self.name == self.source else f"{self.name} ({self.source})"
-        return BackboneError(f"backbone {name}: {cause}", hint)
+            if here:
+                hint = f"For a folder, check the path. For a model of the hub: {hint}"
+        if own_name:
+            return BackboneError(cause, hint)
+        return BackboneError(f"backbone {self.name} ({self.source}): {cause}", hint)
 
     def _gated_error(self) -> BackboneError:
         """Return the error to raise where the hub keeps its files from a user without a token."""
@@ -222,7 +229,7 @@ def resolve_backbone(name: str) -> ResolvedBackbone:
     What was downloaded to `models/<name>` is used from there.
 
     Raises:
-        BackboneError: there is none of these; the message lists the names.
+        BackboneError: there is none of these; the message names what comes near.
     """
     record = find_record(name)
     folder = Path(name)
@@ -239,12 +246,12 @@ def resolve_backbone(name: str) -> ResolvedBackbone:
         )
     if _is_gguf(folder):
         raise _gguf_error(folder)
-    names = ", ".join(record.full_name for record in BACKBONES.values())
-    raise BackboneError(
-        f"no backbone {name!r}",
-        f"Registry: {names}; or name a folder, or an "
-        "encoder of the Hugging Face hub as OWNER/NAME.",
+    names = [each for record in BACKBONES.values() for each in (record.name, record.full_name)]
+    where = (
+        "`kit backbones` lists all; or name a folder, or an encoder of the Hugging Face hub as "
+        "OWNER/NAME."
     )
+    raise BackboneError(f"no backbone {name!r}", name_nearest(name, names, where))
 
 
 def missing_weights(folder: Path) -> BackboneError:
@@ -378,7 +385,3 @@ def _marked_files(folder: Path) -> list[Path]:
                     if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
                         marked.append(path)
     return marked
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

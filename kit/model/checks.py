@@ -22,6 +22,7 @@ from kit.errors import BackboneError
 from kit.model.backbones import WEIGHTS
 from kit.storage.atomic import read_text_file
 from kit.storage.contents import describe_impostor, read_tensor_table
+from kit.wording import first_line
 
 if TYPE_CHECKING:
     from kit.model.pair_model import PairModel
@@ -142,8 +143,8 @@ def check_weights(module: nn.Module, name: str) -> None:
     wrong = [key for key, weight in weights.items() if not torch.isfinite(weight).all()]
     if wrong:
         raise BackboneError(
-            f"{name}: {len(wrong)} of {len(weights)} weights have values that are not finite (NaN "
-            f"or infinite), the first is {wrong[0]}",
+            f"{name}: weights have values that are not finite (NaN or infinite): {len(wrong):,} "
+            f"of {len(weights):,}, the first is {wrong[0]}",
             _DAMAGED_HINT,
         )
 
@@ -151,7 +152,7 @@ def check_weights(module: nn.Module, name: str) -> None:
     zeros = [key for key, weight in matrices.items() if not weight.any()]
     if zeros:
         raise BackboneError(
-            f"{name}: {len(zeros)} of {len(matrices)} matrices are all zeros, the first is "
+            f"{name}: matrices are all zeros: {len(zeros):,} of {len(matrices):,}, the first is "
             f"{zeros[0]}",
             _DAMAGED_HINT,
         )
@@ -306,9 +307,8 @@ def reads_padding(model: "PairModel", tokenizer: PairTokenizer) -> bool:
 
 def unusable_encoder(name: str, error: Exception) -> BackboneError:
     """Return the error to raise for an encoder that loads but does not run."""
-    cause = (str(error).strip().splitlines() or [""])[0][:200]
     return BackboneError(
-        f"{name} cannot be used as an encoder: {type(error).__name__}: {cause}",
+        f"{name} cannot be used as an encoder: {type(error).__name__}: {first_line(error)}",
         "Choose a backbone of another family; `kit backbones` lists those that are known.",
     )
 

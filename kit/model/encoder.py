@@ -156,7 +156,7 @@ def load_encoder(
     wrong = missing + mismatched
     if wrong:
         raise BackboneError(
-            f"{source}: {len(wrong)} encoder weights are missing or have another shape, "
+            f"{source}: encoder weights are missing or have another shape: {len(wrong):,}, "
             f"the first is {wrong[0]}",
             "The folder's config.json and weights do not belong together; download it again.",
         )
@@ -194,8 +194,8 @@ def _check_names(encoder: "PreTrainedModel", backbone: ResolvedBackbone) -> None
     different = sorted(expected ^ {*encoder.state_dict()})
     if different:
         raise BackboneError(
-            f"{backbone.source}: {len(different)} weights differ from what config.json describes, "
-            f"the first is {different[0]}",
+            f"{backbone.source}: weights differ from what config.json describes: "
+            f"{len(different):,}, the first is {different[0]}",
             FOLDER_HINT,
         )
 

@@ -40,6 +40,7 @@ from kit.model.reward import LastTokenReward, build_reward_head
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import atomic_file, read_text_file, write_json
 from kit.storage.contents import describe_impostor
+from kit.wording import shorten
 
 # Format of config.json; raised when an older kit could not read it any more.
 FORMAT = 3
@@ -323,7 +324,7 @@ class PairModel(nn.Module):
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            cause = str(error).splitlines()[-1].strip()[:200]
+            cause = shorten(str(error).splitlines()[-1].strip())
             raise RunError(
                 f"{folder}: model.safetensors does not belong to config.json: {cause}", _RETRAIN
             ) from error

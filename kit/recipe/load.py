@@ -1,7 +1,8 @@
 """Load recipes: shipped ones by name or the user's TOML files, with overrides, every value checked.
 
 Use `load_recipe`, or `choose_recipe` for what a command line asks for. `change_recipe`
-changes one that is loaded; `parse_override` and `check_value` are for single keys.
+changes one that is loaded; `parse_override` and `check_value` are for single keys, and
+`name_nearest_key` for one that is not known.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,6 +18,7 @@ from kit.attention.families import is_language_model
 from kit.errors import RecipeError
 from kit.recipe.spec import KEYS, RETIRED, Recipe
 from kit.storage.atomic import read_text_file
+from kit.wording import find_nearest, name_nearest, propose
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -37,6 +39,9 @@ SHORT_NAMES = {
 _FAMILIES = ("mdeberta", "deberta", "xlm-roberta", "roberta", "electra", "modernbert")
 _SIZES = ("xsmall", "small", "base", "large")
 _DECODERS = ("qwen", "llama", "gemma", "mistral", "smollm", "phi")
+
+# Of an override, so many characters are repeated in an error.
+_SHOWN = 60
 
 # A repository on the Hugging Face hub.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -70,11 +75,22 @@ def load_recipe(
         backbone: used in place of the recipe's own; the recipe's name gets it as a suffix.
 
     Raises:
-        RecipeError: there is no such recipe, or a key, type or value is wrong. The message lists
-            the choices.
+        RecipeError: there is no such recipe, or a key, type or value is wrong. The message names
+            what comes near, or the choices.
     """
+    return _load_recipe(name_or_file, overrides, backbone, {})
+
+
+def _load_recipe(
+    name_or_file: str | Path,
+    overrides: Iterable[str],
+    backbone: str | None,
+    words: Mapping[str, str],
+) -> Recipe:
+    """Read a recipe as `load_recipe` does; `words` are its name and purpose in place of its own."""
     requested = str(name_or_file)
-    path = shipped_recipes().get(SHORT_NAMES.get(requested, requested)) or Path(name_or_file)
+    shipped = shipped_recipes().get(SHORT_NAMES.get(requested, requested))
+    path = shipped or Path(name_or_file)
     values = _read_toml(path, requested)
 
     backbone = SHORT_NAMES.get(backbone or "", backbone)
@@ -85,7 +101,9 @@ def load_recipe(
         suffix = folder.resolve().name if folder.is_dir() else folder.name
         values["name"] = suffix if path.stem in GENERAL else f"{values['name']}-{suffix}"
 
-    return _change_values(values, overrides, str(path))
+    # A shipped recipe is called by its name: its file is kit's, and nothing for a user to mend.
+    source = f"recipe {shipped.stem}" if shipped else str(path)
+    return _change_values(values | dict(words), overrides, source)
 
 
 def change_recipe(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -101,18 +119,21 @@ def _change_values(values: dict[str, Any], overrides: Iterable[str], source: str
     """Return the Recipe of plain values after some of them are changed, and all are checked."""
     # The overrides are also kept by themselves, to refuse some that would have no effect.
     changes: dict[str, Any] = {}
-    for override in overrides:
+    given = list(overrides)
+    for override in given:
         change = parse_override(override)
         _merge(values, change, override)
         _merge(changes, change, override)
+        _check_values(change, f"--set {override[:_SHOWN]}")
 
     if "backbone" not in values:
         raise RecipeError(
             f"{source} names no backbone", "Add `--backbone NAME`; `kit backbones` lists them."
         )
     values["backbone"] = SHORT_NAMES.get(str(values["backbone"]), values["backbone"])
-    recipe = _build_recipe(values, source)
-    _check_combinations(recipe, changes, source)
+    recipe = Recipe(**_check_values(values, source))
+    options = " ".join(f"--set {override[:_SHOWN]}" for override in given)
+    _check_combinations(recipe, changes, f"{source} with {options}" if options else source)
     return recipe
 
 
@@ -122,7 +143,8 @@ def choose_recipe(
     """Load the recipe for `--backbone` and `--recipe`: the backbone's own, a named one, or both.
 
     An encoder of the hub gets the recipe of its family that is nearest in size, such as `deberta`
-    for microsoft/deberta-v3-small, or `default`.
+    for microsoft/deberta-v3-small, or `default`; a folder gets `default`, or `judge` for a language
+    model. The purpose then says which recipe was taken.
 
     Raises:
         RecipeError: neither is given; or as for `load_recipe`.
@@ -136,12 +158,16 @@ def choose_recipe(
         return load_recipe(recipe or "default", overrides, backbone)
     if not is_hub_id(backbone):
         own = SHORT_NAMES.get(backbone, backbone)
-        own = own if own in shipped_recipes() else _general_recipe(backbone)
-        return load_recipe(own, overrides, backbone)
+        if own in shipped_recipes():
+            return load_recipe(own, overrides, backbone)
+        general = _general_recipe(backbone)
+        words = {"purpose": f"the recipe {general} with {backbone}"}
+        return _load_recipe(general, overrides, backbone, words)
 
     nearest = _nearest_recipe(backbone)
-    named = (f'name="{Path(backbone).name}"', f'purpose="the recipe {nearest} with {backbone}"')
-    return load_recipe(nearest, (*named, *overrides), backbone)
+    purpose = f"the recipe {nearest} with {backbone}"
+    words = {"name": Path(backbone).name, "purpose": purpose}
+    return _load_recipe(nearest, overrides, backbone, words)
 
 
 def _nearest_recipe(hub_id: str) -> str:
@@ -172,10 +198,9 @@ def _general_recipe(backbone: str) -> str:
 def _read_toml(path: Path, requested: str) -> dict[str, Any]:
     """Return the values of a TOML file, which is called as the user `requested` it in errors."""
     if not path.is_file():
-        raise RecipeError(
-            f"no recipe {requested!r}",
-            f"Choose one of {', '.join(shipped_recipes())}, or name a TOML file.",
-        )
+        names = [*shipped_recipes(), *SHORT_NAMES]
+        where = "`kit recipes` lists all; or name a TOML file."
+        raise RecipeError(f"no recipe {requested!r}", name_nearest(requested, names, where))
 
     # ValueError includes invalid TOML, text that is not UTF-8, and numbers of a million digits.
     try:
@@ -231,16 +256,21 @@ def _merge(into: dict[str, Any], new: dict[str, Any], source: str) -> None:
         _merge(section, value, source)
 
 
-def _build_recipe(values: dict[str, Any], source: str) -> Recipe:
-    """Return the Recipe of plain values after checking each; `source` is their file, for errors."""
+def _check_values(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return what a Recipe is built of after checking each of the plain values.
+
+    Args:
+        values: of a whole recipe, or some of them.
+        source: their file or option, for errors.
+    """
     kinds = get_type_hints(Recipe)
     _refuse_unknown(values, kinds, source)
 
-    built: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for name, value in values.items():
         kind = kinds[name]
         if not dataclasses.is_dataclass(kind):
-            built[name] = _check_type(value, kind, source, name, "…")
+            checked[name] = _check_type(value, kind, source, name, "…")
             continue
 
         if not isinstance(value, dict):
@@ -250,15 +280,15 @@ def _build_recipe(values: dict[str, Any], source: str) -> Recipe:
         value = _without_retired(value, source, name)
         _refuse_unknown(value, get_type_hints(kind), source, name + ".")
         section = {key: check_value(v, source, f"{name}.{key}") for key, v in value.items()}
-        built[name] = kind(**section)
+        checked[name] = kind(**section)
 
-    recipe = Recipe(**built)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
+    name = checked.get("name", "unnamed")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RecipeError(
-            f"{source}: the name {recipe.name!r} cannot name a folder",
+            f"{source}: the name {name!r} cannot name a folder",
             "Use letters, digits, '.', '_' and '-'.",
         )
-    return recipe
+    return checked
 
 
 def _without_retired(values: dict[str, Any], source: str, section: str) -> dict[str, Any]:
@@ -278,10 +308,27 @@ def _refuse_unknown(
     values: dict[str, Any], known: Iterable[str], source: str, prefix: str = ""
 ) -> None:
     """Raise RecipeError for a key that is not `known`; `prefix` is its section and a dot."""
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        choices = ", ".join(prefix + name for name in known)
-        raise RecipeError(f"{source}: unknown key {prefix}{unknown[0]}", f"Choices: {choices}")
+    for name, value in values.items():
+        if name in known:
+            continue
+        # Of a section that is not known, its first key tells more than its own name.
+        below = f".{next(iter(value))}" if isinstance(value, dict) and value else ""
+        unknown = prefix + name + below
+        raise RecipeError(f"{source}: unknown key {unknown}", name_nearest_key(unknown))
+
+
+def name_nearest_key(name: str) -> str:
+    """Return the hint for an unknown recipe key: the nearest ones, and where all of them are."""
+    where = "`kit recipes --keys` lists all."
+    last = name.rpartition(".")[2]
+    same = [key for key in KEYS if key.rpartition(".")[2] == last]
+    if same:
+        return propose(same, where)
+
+    # Sections are left out: two keys of one section would always be alike.
+    outside = [field.name for field in dataclasses.fields(Recipe)]
+    full = {key: key for key in outside} | {key.rpartition(".")[2]: key for key in KEYS}
+    return propose((full[near] for near in find_nearest(last, full)), where)
 
 
 def check_value(value: Any, source: str, name: str) -> Any:

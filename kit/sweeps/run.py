@@ -33,6 +33,7 @@ from kit.sweeps.sweep import Sweep
 from kit.training.callbacks import TrainingProgress
 from kit.training.checkpoints import CHECKPOINTS, remove_checkpoints
 from kit.training.train import train_recipe
+from kit.wording import counted
 
 # The step at which the mean loss of the first N seeds is reported is N times this; evaluations of
 # the first seed are counted from 1.
@@ -102,7 +103,7 @@ def _require_a_result(trials: list[SweepTrial]) -> None:
     failed = [trial for trial in trials if trial.state in (FAILED, COLLAPSED)]
     if failed and len(failed) == len(trials):
         raise KitError(
-            f"none of {len(trials)} points could be trained. The last one: {failed[-1].why}",
+            f"no point could be trained, of {len(trials)}. The last one: {failed[-1].why}",
             "Change --set or --key.",
         )
 
@@ -165,7 +166,9 @@ class _Search:
         else:
             self.study.finish(number, tuple(losses))
             mean = sum(losses) / len(losses)
-            return self.say(f"trial {number}: log loss {mean:.4f}, mean of {len(losses)} seeds")
+            return self.say(
+                f"trial {number}: log loss {mean:.4f}, mean of {counted(len(losses), 'seed')}"
+            )
 
         self.give_up_runs(trial, state, f"trial {number} of sweep {self.sweep.name}: {why}")
         self.study.end(number, state, why)

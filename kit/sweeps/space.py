@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import RecipeError
 from kit.recipe.keys import RecipeKey
-from kit.recipe.load import check_value, parse_override
+from kit.recipe.load import check_value, name_nearest_key, parse_override
 from kit.recipe.spec import KEYS
 
 if TYPE_CHECKING:
@@ -152,10 +152,7 @@ def parse_key(text: str) -> SweptKey:
     if not equals or not name or not values:
         raise RecipeError(f"--key {text!r} is not KEY=LOW..HIGH or KEY=VALUE,VALUE", _EXAMPLES)
     if name not in KEYS:
-        raise RecipeError(
-            f"--key {text!r}: unknown key {name}",
-            "`kit recipes --keys` lists those that there are.",
-        )
+        raise RecipeError(f"--key {text!r}: unknown key {name}", name_nearest_key(name))
     key = KEYS[name]
     if name == "train.seed":
         raise RecipeError(
@@ -256,9 +253,11 @@ def _parse_range(
             f"{value_text((high - low) // 2 or 1) if whole else f'{(high - low) / 4:g}'}",
         )
 
-    # The last step may end below the upper end. In binary, 0.3 is less than three steps of 0.1.
+    # The last step may end below the upper end. In binary, 0.3 is less than three steps of 0.1, and
+    # a lower end of 1e-28 is lost in every sum.
     start, end, each = (Decimal(str(number)) for number in (low, high, step))
-    last = start + (end - start) // each * each
+    steps = ((end - start) / each + Decimal("1e-9")) // 1
+    last = min(start + steps * each, end)
     return SweptKey(key.name, (), low, int(last) if whole else float(last), step, False, whole)
 
 

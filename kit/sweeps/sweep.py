@@ -22,10 +22,14 @@ from kit.recipe.load import change_recipe, choose_recipe, is_hub_id, load_recipe
 from kit.recipe.spec import KEYS, Recipe
 from kit.storage.atomic import read_text_file, write_json, write_text
 from kit.sweeps.space import Point, SweptKey, as_overrides, parse_key, value_text
+from kit.wording import name_nearest
 
 DEFINITION_FILE = "sweep.json"
 _RECIPE_FILE = "recipe.toml"
 _DATABASE_FILE = "study.db"
+
+# Where sweeps are, if no other folder is named.
+SWEEPS = Path("sweeps")
 
 _RESTORE = "Restore it, or delete the folder: the runs are elsewhere, and are used again."
 
@@ -212,8 +216,10 @@ def find_sweep(name: str, folder: Path) -> Sweep:
     if matching:
         names = _join(path.name for path in matching)
         raise KitError(f"{name} may be {names}", "Write more of the name.")
-    names = _join(path.name for path in known)
-    raise KitError(f"no sweep {name} in {folder}", f"Sweeps there: {names or 'none'}.")
+    option = "" if folder == SWEEPS else f" --sweeps {quote(str(folder))}"
+    where = f"`kit sweep show{option}` lists all." if known else "None is there."
+    hint = name_nearest(name, [path.name for path in known], where)
+    raise KitError(f"no sweep {name} in {folder}", hint)
 
 
 def _changed(file: Path) -> float:

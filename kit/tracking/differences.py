@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError, RunError
-from kit.recipe.load import load_recipe, shipped_recipes
+from kit.recipe.load import load_recipe, name_nearest_key, shipped_recipes
 from kit.recipe.spec import KEYS
 from kit.run import Run
 from kit.storage.atomic import read_text_file
 
 # The keys in which runs differ, and their names without the section.
 COMPARED = ("backbone", *KEYS)
-_FULL_NAMES = {name.rpartition(".")[2]: name for name in COMPARED}
+FULL_NAMES = {name.rpartition(".")[2]: name for name in COMPARED}
 
 
 def differing_keys(runs: Sequence[Run | str | Path]) -> list[dict[str, Any]]:
@@ -71,9 +71,9 @@ def full_key(name: str) -> str:
     """
     if name in COMPARED:
         return name
-    if name not in _FULL_NAMES:
-        raise KitError(f"there is no recipe key {name!r}", "`kit recipes --keys` lists them.")
-    return _FULL_NAMES[name]
+    if name not in FULL_NAMES:
+        raise KitError(f"there is no recipe key {name!r}", name_nearest_key(name))
+    return FULL_NAMES[name]
 
 
 def recipe_values(run: Run) -> dict[str, Any]:

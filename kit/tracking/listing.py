@@ -15,11 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import KitError, RunError
-from kit.run import ORIGIN_FILE, Run, mean_over_rows
+from kit.run import ORIGIN_FILE, Run, mean_over_rows, where_runs_are
 from kit.storage.lock import lock_holder
 from kit.task import HOLDOUT
-from kit.tracking.differences import differing_keys, format_key, full_key, recipe_values
+from kit.tracking.differences import (
+    FULL_NAMES,
+    differing_keys,
+    format_key,
+    full_key,
+    recipe_values,
+)
 from kit.tracking.tags import read_tags
+from kit.wording import name_nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +158,8 @@ def find_run(name: str | Path, runs: str | Path = "runs") -> Run:
         return Run.open(Path(runs) / matching[0])
     if matching:
         raise RunError(f"{name} may be {', '.join(matching)}", "Write more of the name.")
-    raise RunError(f"no run {name} in {runs}", f"Runs there: {', '.join(names) or 'none'}.")
+    hint = name_nearest(str(name), names, where_runs_are(Path(runs)))
+    raise RunError(f"no run {name} in {runs}", hint)
 
 
 def unfinished_parts(run: Run) -> dict[str, str]:
@@ -262,9 +270,10 @@ def _check_column(name: str) -> None:
     try:
         full_key(name)
     except KitError as error:
+        where = f"Columns: {', '.join(RUN_COLUMNS)}. `kit recipes --keys` lists the keys."
         raise KitError(
             f"{name!r} is neither a column of `kit runs` nor a recipe key",
-            f"Columns: {', '.join(RUN_COLUMNS)}. `kit recipes --keys` lists the keys.",
+            name_nearest(name, (*RUN_COLUMNS, *FULL_NAMES), where),
         ) from error
 
 

@@ -49,6 +49,7 @@ from kit.training.optim import Schedule, make_optimizer
 from kit.training.pace import PaceCallback, announce_training
 from kit.training.setup import FoldSetup, prepare_fold
 from kit.training.trainer import PairTrainer, make_trainer
+from kit.wording import first_line
 
 # How often a training continues with smaller passes after memory ran out. Three halvings are an
 # eighth of the pass that was too large; beyond that the fault is another one.
@@ -331,9 +332,9 @@ def _explain_out_of_memory(recipe: Recipe, rows: int, sequences: int) -> Generat
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         compiler = ("torch._dynamo", "torch._inductor")
         if recipe.train.compile and type(error).__module__.startswith(compiler):
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise RecipeError(
-                f"torch.compile failed on this encoder: {reason}", "Set train.compile=false."
+                f"torch.compile failed on this encoder: {first_line(error)}",
+                "Set train.compile=false.",
             ) from error
         if not out_of_memory(error):
             raise

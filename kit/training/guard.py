@@ -17,6 +17,7 @@ from kit.recipe.spec import TrainSpec
 from kit.training.callbacks import decide_together, register_state
 from kit.training.optim import Schedule
 from kit.training.setup import target_prior
+from kit.wording import counted
 
 
 class CollapseGuard(TrainerCallback):
@@ -109,7 +110,7 @@ class PassTooLargeError(Exception):
     """
 
     def __init__(self, rows: int, tokens: int):
-        super().__init__(f"out of memory in a pass of {rows} rows and {tokens:,} tokens")
+        super().__init__(f"out of memory in a pass of {counted(rows, 'row')} and {tokens:,} tokens")
         self.rows = rows
         self.tokens = tokens
 

@@ -22,6 +22,7 @@ from kit.predictions import make_predictions, read_predictions
 from kit.recipe.spec import Recipe
 from kit.run import Run
 from kit.task import CLASSES, EXTRA, ID
+from kit.wording import counted
 
 
 def read_teachers(sources: Sequence[Path], dataset: Dataset) -> pd.DataFrame:
@@ -43,8 +44,8 @@ def read_teachers(sources: Sequence[Path], dataset: Dataset) -> pd.DataFrame:
         missing = ids[~np.isin(ids, predictions.index)]
         if len(missing):
             raise DataError(
-                f"{source}: no prediction of {len(missing):,} training rows, the first is id "
-                f"{missing[0]}",
+                f"{source}: no prediction of {counted(len(missing), 'training row')}, the first is "
+                f"id {missing[0]}",
                 "Train the teacher with --fold all on the same rows.",
             )
         total += predictions.loc[ids, list(CLASSES)].to_numpy()

@@ -36,6 +36,7 @@ from kit.training.optim import Schedule
 from kit.training.sampler import LengthBuckets
 from kit.training.setup import FoldSetup
 from kit.training.teacher import distillation_loss
+from kit.wording import counted
 
 Kind = TypeVar("Kind", bound=TrainerCallback)
 
@@ -230,7 +231,7 @@ class PairTrainer(Trainer):
         return (
             f"stopped early at step {state.global_step} of {state.max_steps}: the best validation "
             f"loss is still {state.best_metric:.4f}, of step {state.best_global_step}, after "
-            f"{waited} more evaluation{'s' * (waited != 1)} (train.patience)"
+            f"{counted(waited, 'more evaluation')} (train.patience)"
         )
 
     def report_evaluation(self, done: int, total: int) -> None:

@@ -120,7 +120,7 @@ def check_gradients(model: PairModel, name: str, processes: int) -> None:
     without = [key for key, p in trained if p.grad is None]
     if without and processes > 1:
         raise BackboneError(
-            f"{name}: {len(without)} weights get no gradient, the first is {without[0]}, and "
+            f"{name}: weights get no gradient: {len(without):,}, the first is {without[0]}, and "
             f"{processes} processes cannot train that",
             "Train it in one process.",
         )

@@ -58,6 +58,12 @@ def test_the_help_of_every_command_has_a_summary_and_an_example(name: str):
     assert re.fullmatch(r"[A-Z][^.]*\.?", summary), "one imperative sentence"
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_no_line_of_a_help_is_wider_than_80_columns(name: str):
+    shown = CliRunner().invoke(main, [*name.split(), "--help"], terminal_width=80).output
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("name", LEAVES)
 def test_every_command_has_a_json_option(name: str):
     assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
@@ -124,6 +130,34 @@ def test_an_error_of_the_system_names_the_file(tmp_path: Path, monkeypatch: pyte
     result = kit("sample", "--out", tmp_path)
     assert result.exit_code == 1
     assert "train.csv: No space left on device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["runs", "list"], "`kit runs` alone lists the runs."),
+        (["sweep", "list"], "`kit sweep show` lists the sweeps."),
+    ],
+)
+def test_a_command_list_that_is_not_there_is_answered_with_the_one_that_lists(
+    arguments: list[str], answer: str
+):
+    result = kit(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: No such command 'list': {answer}\n")
+
+
+def test_a_baseline_shows_the_columns_that_it_fills_and_what_is_next(data: Path, tmp_path: Path):
+    assert "tfidf" in kit("baseline", "--help").output.partition("Options:")[0].partition("\n\n")[2]
+    result = kit("baseline", "prior", "--data", data, "--runs", tmp_path)
+    assert re.search(r"fold +log loss +accuracy +minutes\n", result.stdout)
+    assert result.stderr.endswith(f"Next: kit report {tmp_path}/* --data {data}\n")
+
+
+def test_parameters_of_toys_are_shown_in_millions():
+    shown = kit("backbones").stdout
+    assert "0.00B" not in shown
+    assert re.search(r"tiny-qwen +0\.[0-9]M +0\.[0-9]M", shown)
 
 
 def test_ctrl_c_exits_with_130_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -209,11 +243,10 @@ def test_validate_says_only_that_a_missing_file_cannot_be_read(tmp_path: Path):
     assert "warning" not in result.output
 
 
-def test_an_unknown_recipe_key_lists_the_choices():
-    result = kit("train", "--backbone", "tiny-electra", "--set", "train.rate=1")
+def test_an_unknown_recipe_key_is_blamed_on_the_option():
+    result = kit("train", "--backbone", "tiny-electra", "--set", "lr=1e-4")
     assert result.exit_code == 1
-    assert "unknown key train.rate" in result.stderr
-    assert "train.lr" in result.stderr
+    assert "Error: --set lr=1e-4: unknown key lr\n  Did you mean train.lr?" in result.stderr
 
 
 def test_a_trained_run_predicts_and_its_predictions_are_not_overwritten(data: Path, tmp_path: Path):
@@ -227,6 +260,16 @@ def test_a_trained_run_predicts_and_its_predictions_are_not_overwritten(data: Pa
     predicted = kit("predict", run, "--data", data)
     assert predicted.exit_code == 0, predicted.stderr
     assert (Path(run) / "test.csv").is_file()
+    assert f"Next: kit validate {run}/test.csv" in predicted.stderr
+
+    # Several runs can be blended, but not a file elsewhere.
+    other = Path(run).with_name("other")
+    other.mkdir()
+    (other / "test.csv").write_bytes((Path(run) / "test.csv").read_bytes())
+    again = kit("predict", run, "--data", data, "--force")
+    assert f"Next: kit ensemble {tmp_path}/*/test.csv -o" in again.stderr
+    elsewhere = kit("predict", run, "--data", data, "-o", tmp_path / "full.csv")
+    assert f"Next: kit validate {tmp_path / 'full.csv'}" in elsewhere.stderr
     assert kit("predict", run, "--data", data).exit_code == 1
 
 
@@ -269,6 +312,7 @@ def test_a_fitted_blend_is_saved_and_applied(baselines: list[Path], data: Path, 
     blend = tmp_path / "blend.json"
     fitted = kit("ensemble", *files, *fit, *truth, "-o", tmp_path / "fitted.csv", "--save", blend)
     assert fitted.exit_code == 0, fitted.stderr
+    assert f"Next: kit validate {tmp_path / 'fitted.csv'}" in fitted.stderr
     assert baseline_run_name("length") in fitted.stdout
 
     # Members are found by name, so their order is free.
@@ -321,6 +365,20 @@ def test_a_fit_warns_about_files_outside_a_run_folder(
         assert done.exit_code == 0, done.stderr
         assert "other_folds.csv is not in a run folder" in done.stderr
         assert "oof.csv is not in a run folder" not in done.stderr
+
+
+def test_predictions_that_a_run_lacks_are_answered_with_the_command_that_makes_them(
+    data: Path, tmp_path: Path
+):
+    assert kit("baseline", "prior", "--data", data, "--runs", tmp_path).exit_code == 0
+    run = tmp_path / baseline_run_name("prior")
+    (run / "test.csv").unlink(missing_ok=True)
+    truth = ("--truth", data / "train.parquet")
+
+    fit = kit("ensemble", "--fit", run / "oof.csv", *truth)
+    assert "kit baseline prior --fold all" in fit.stderr
+    assert "kit baseline prior --fold all" in kit("calibrate", run, *truth).stderr
+    assert f"kit predict {run}" in kit("score", run / "test.csv", *truth).stderr
 
 
 def test_a_calibration_is_saved_and_applied(

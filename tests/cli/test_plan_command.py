@@ -1,6 +1,7 @@
 """Check `kit plan` and `kit train --dry-run` as a user sees them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from click.testing import CliRunner, Result
 from quick_recipe import QUICK
 
 from kit.cli.main import main
-from kit.cli.plan import format_hours
+from kit.cli.plan import format_hours, format_millions
 
 OVERRIDES = [argument for change in QUICK for argument in ("--set", change)]
 
@@ -74,6 +75,21 @@ def test_a_dry_run_takes_two_steps_and_writes_nothing(data: Path, tmp_path: Path
     assert values["tried"] is None
     assert len(values["writes"]) == 1
     assert kit(*train, "--no-steps").exit_code == 2
+
+
+def test_sizes_are_in_the_unit_that_suits(data: Path):
+    shown = kit("plan", "tiny-electra", "--data", data).stdout
+    assert re.search(r"disk +[\d.]+ MB; [\d.]+ MB during a fold", shown)
+    assert format_millions(160_000) == "0.2M"
+    assert format_millions(22_700_000) == "22.7M"
+    assert format_millions(9_241_100_000) == "9.2B"
+
+
+def test_an_unknown_gpu_is_answered_with_all_that_there_are(data: Path):
+    result = kit("plan", "tiny-electra", "--data", data, "--gpu", "foo")
+    assert result.exit_code == 1
+    for name in ("t4", "h100", "cpu", "`here`"):
+        assert name in result.stderr
 
 
 def test_hours_are_in_the_unit_that_suits():

@@ -62,7 +62,7 @@ def test_nothing_is_deleted_without_a_yes(here: Path, monkeypatch: pytest.Monkey
     run = here / "runs" / "tiny-electra-e8d5d21a"
     refused = kit("rm", "e8d5d21a")
     assert refused.exit_code == 2
-    assert "add --yes" in refused.stderr
+    assert refused.stderr == "Error: There is no terminal to ask on: add --yes.\n"
 
     monkeypatch.setattr("kit.cli.runs.can_ask", lambda: True)
     assert kit("rm", "e8d5d21a", answer="n\n").exit_code == 1

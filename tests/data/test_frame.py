@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.data.frame import Frame, build_frame, judge_sequences, require_room
-from kit.errors import RecipeError
+from kit.errors import BackboneError, RecipeError
 from kit.recipe.spec import EncodeSpec
 
 FRAME = Frame("plain", start=[1], prompt=[2, 2], response_a=[3, 3], response_b=[4, 4], end=[5, 5])
@@ -68,6 +68,13 @@ def test_the_frame_names_both_answers_alike_and_is_part_of_the_digest(tiny_judge
     assert texts == ["\n\n## Response A\n", "\n\n## Response B\n"]
     other = dataclasses.replace(tiny_judge, frame=dataclasses.replace(frame, end=[7]))
     assert other.digest != tiny_judge.digest
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_in_a_whole_sentence(tiny_judge):
+    with pytest.raises(BackboneError) as caught:
+        build_frame("chat", tiny_judge.pretrained)
+    assert "the tokenizer has no chat template" in caught.value.problem
+    assert caught.value.hint == "Set encode.frame=plain."
 
 
 def test_a_chat_template_goes_around_the_whole_message(tiny_judge):

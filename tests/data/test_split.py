@@ -135,7 +135,7 @@ def test_too_few_prompts_are_an_error_that_names_the_options() -> None:
 def test_too_few_rows_of_a_class_are_an_error_that_names_the_class(grouped: bool) -> None:
     labels = np.array([0] * 20 + [1] * 20 + [2] * 4)
     groups = np.arange(44) if grouped else None
-    with pytest.raises(DataError, match=r"only 4 rows have winner_tie, too few for 5 folds"):
+    with pytest.raises(DataError, match=r"winner_tie is in 4 rows only, too few for 5 folds"):
         split_folds(labels, groups, 5, 0)
     assert set(split_folds(labels, groups, 4, 0)) == {0, 1, 2, 3}
 

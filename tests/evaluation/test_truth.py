@@ -169,6 +169,15 @@ def test_part_of_the_truth_is_scored_only_on_request():
     np.testing.assert_array_equal(probabilities, frame[list(CLASSES)].to_numpy()[::-1])
 
 
+def test_predictions_of_other_rows_are_answered_with_the_labels_of_theirs():
+    labels = pd.DataFrame({"id": [1, 2], "label": [0, 1]})
+    frame = make_predictions(np.array([8, 9]), np.full((2, 3), 1 / 3))
+    for wanted in (labels, truth.restrict_truth(labels, frame)):
+        with pytest.raises(DataError, match=r"oof\.csv: none of its ids, such as 8") as caught:
+            truth.align_to_truth(frame, wanted, "oof.csv")
+        assert "--truth data/processed/train.parquet" in caught.value.hint
+
+
 def test_duplicate_ids_are_refused():
     frame, labels = make_case([1, 2, 1])
     with pytest.raises(DataError, match=r"p.csv: 1 duplicate id \(1\)"):

@@ -202,7 +202,7 @@ def test_every_problem_is_reported_at_once_with_its_rows(check):
     }
 
     assert "'abc'" in problems["not-a-number"].message
-    assert "worst row 5 with 0.99" in problems["row-sum"].message
+    assert "the sum is not 1 to 6 places but 0.99" in problems["row-sum"].message
     assert "6 rows where sample_submission.csv has 4" in problems["row-count"].message
     assert "ids 13 and 14" in problems["missing-id"].message
     assert (problems["missing-id"].count, problems["unknown-id"].count) == (2, 1)

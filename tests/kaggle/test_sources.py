@@ -114,7 +114,9 @@ def test_a_run_without_noted_versions_is_mounted_from_the_latest(client: Client,
 
 def test_a_local_run_has_to_be_published(client: Client, fake: FakeKaggle, run: Path) -> None:
     (run / collect.ORIGINS).unlink()
-    with pytest.raises(KitError, match="fold0, fold1 was trained on this machine") as caught:
+    with pytest.raises(
+        KitError, match="fold0, fold1 were trained on this machine, so Kaggle does not have them"
+    ) as caught:
         resolve_sources(client, [run])
     assert "--dataset" in str(caught.value)
 
@@ -155,7 +157,7 @@ def test_a_kernel_without_an_output_is_refused(
 
 
 def test_every_run_needs_a_weight(client: Client) -> None:
-    with pytest.raises(KitError, match="2 weights for 1 runs"):
+    with pytest.raises(KitError, match="2 weights for 1 run"):
         resolve_sources(client, ["kit-train-a"], weights=[1, 2])
 
 
@@ -180,7 +182,7 @@ def test_a_dropped_run_is_not_mounted(heard: Heard) -> None:
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ([holding("a", "deberta-1")], "needs roberta-2, but no source has it"),
+        ([holding("a", "deberta-1")], "needs roberta-2, which no source has"),
         (
             [holding("a", "deberta-1"), holding("b", "roberta-2"), holding("c", "xlm-4")],
             r"no member of the blend is in me/c \(xlm-4\)",

@@ -163,10 +163,18 @@ def test_names_are_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         resolve_backbone(name)
 
 
-def test_an_unknown_name_lists_the_registry():
-    with pytest.raises(BackboneError, match="no backbone 'debreta'") as caught:
-        resolve_backbone("debreta")
-    assert all(record.full_name in caught.value.hint for record in BACKBONES.values())
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("tiny-debrta", "Did you mean tiny-deberta? "),
+        ("debreta-base", "Did you mean deberta-base or mdeberta-base? "),
+        ("nope", ""),
+    ],
+)
+def test_an_unknown_name_has_the_nearest_ones_proposed(name: str, near: str):
+    with pytest.raises(BackboneError, match=f"no backbone '{name}'") as caught:
+        resolve_backbone(name)
+    assert caught.value.hint.startswith(f"{near}`kit backbones` lists all; or name a folder")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,22 @@ def test_without_a_network_nothing_is_asked_again(name: str):
 
 
 @pytest.mark.usefixtures("no_network")
+def test_a_folder_that_is_not_there_is_said_to_be_none_before_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackboneError) as caught:
+        resolve_backbone("models/mine").require_files()
+    assert caught.value.problem.startswith("no folder models/mine here, and no connection")
+    assert caught.value.hint.startswith("For a folder, check the path.")
+
+    monkeypatch.setattr("kit.model.backbones.hub_is_reachable", lambda _: True)
+    refused = resolve_backbone("models/mine").loading_error(OSError("404 Client Error"))
+    where = "no folder models/mine here, and from the Hugging Face hub"
+    assert refused.problem == f"{where}: 404 Client Error"
+
+
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", ["deberta-xsmall", "microsoft/deberta-v3-small"])
 def test_without_a_network_no_empty_run_is_left(name: str, data: Path, tmp_path: Path):
     with pytest.raises(BackboneError) as caught:

@@ -252,6 +252,23 @@ def test_shapes_and_backbones_that_do_not_fit_are_refused(judge_base: Path, data
     assert resolve_backbone("tiny-qwen").is_decoder
 
 
+def test_an_export_prints_its_folders_and_what_is_next(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    result = CliRunner().invoke(main, ["export", str(run.path), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "out" / HOLDOUT
+    assert result.stdout == f"{folder}\n"
+    assert result.stderr == f"Next: kit train --backbone {folder}\n"
+    # What libraries print past click.
+    assert capfd.readouterr() == ("", "")
+
+    arguments = ["--backbone", str(folder), "--dry-run", "--no-steps"]
+    data = ["--data", str(tmp_path)]
+    tried = CliRunner().invoke(main, ["train", *arguments, *data])
+    assert tried.stderr.startswith(f"the recipe judge with {folder}\n")
+
+
 def test_an_export_has_whole_weights_and_the_same_states(run: Run, tmp_path: Path):
     (folder,) = export_run(run.path, tmp_path / "out", "fp32")
     model, _ = PairModel.from_pretrained(run.fold(HOLDOUT).path)

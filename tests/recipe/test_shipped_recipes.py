@@ -83,11 +83,15 @@ def test_recipes_keep_to_settings_that_converge(recipe: Recipe):
     assert recipe.predict.swap
 
 
-def fits_a_session(recipe: Recipe) -> bool:
-    """Return whether a fold of the competition's rows fits a session on Kaggle, as estimated."""
+def fits_a_session(recipe: Recipe, spare: float = 0.0) -> bool:
+    """Return whether a fold of the competition's rows fits a session on Kaggle, as estimated.
+
+    Args:
+        spare: the share of the time by which it might take longer.
+    """
     sizes = model_sizes(BACKBONES[recipe.backbone].config)
     estimate = estimate_training(recipe, sizes, competition_lengths(recipe), T4, 2)
-    return sessions_needed(estimate.hours, folds=5) > 0
+    return sessions_needed((1 + spare) * estimate.hours, folds=5) > 0
 
 
 @pytest.mark.parametrize("name", [name for name in JUDGES if name != "gemma-2-9b"])
@@ -99,9 +103,9 @@ def test_a_judges_fold_fits_a_session(name: str):
 def test_judges_keep_to_what_the_winners_agree_on(recipe: Recipe):
     encode, train = recipe.encode, recipe.train
 
-    # Fewer tokens only where a fold of as many as theirs would be too long.
+    # Fewer tokens only where a fold of as many as theirs would be too long, or nearly.
     longer = dataclasses.replace(recipe, encode=dataclasses.replace(encode, max_tokens=1024))
-    assert encode.max_tokens == 1024 or not fits_a_session(longer)
+    assert encode.max_tokens == 1024 or not fits_a_session(longer, spare=0.1)
     assert 0.2 <= encode.prompt_share <= 0.25
     assert train.epochs == 1
     assert 8 <= train.batch_size <= 32

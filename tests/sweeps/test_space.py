@@ -66,6 +66,20 @@ def test_drawn_values_lie_in_the_range_and_are_allowed(key: SweptKey, share: flo
     assert parse_key(key.text) == key
 
 
+@pytest.mark.parametrize(
+    ("text", "high", "size"),
+    [
+        ("train.lr=3.42e-28..0.8574:0.1429", 0.8574, 7),
+        ("train.lr=0.1..0.3:0.1", 0.3, 3),
+        ("train.lr=0.1..0.35:0.1", 0.3, 3),
+    ],
+)
+def test_a_range_ends_with_its_last_whole_step(text: str, high: float, size: int):
+    key = parse_key(text)
+    assert (key.high, key.size) == (high, size)
+    assert parse_key(key.text) == key
+
+
 # What would refuse a combination with some other key.
 COMPATIBLE = ("train.lora_rank=0", "train.reinit_layers=0")
 

@@ -91,7 +91,9 @@ def test_a_part_of_a_name_is_enough_if_no_other_sweep_has_it(make_sweep: MakeSwe
         find_sweep("tiny", folder)
     with pytest.raises(KitError, match="no sweep none") as caught:
         find_sweep("none", folder)
-    assert one.name in caught.value.hint
+    assert f"kit sweep show --sweeps {folder}" in caught.value.hint
+    with pytest.raises(KitError, match=f"Did you mean {one.name}"):
+        find_sweep(one.name[1:] + "x", folder)
 
 
 def test_what_is_varied_is_chosen_as_train_chooses_it(fixed_backbone: Path):

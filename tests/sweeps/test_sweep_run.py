@@ -329,7 +329,7 @@ class TestFailures:
             raise RecipeError("512 tokens are too many", "Use fewer.")
 
         fake(refuse)
-        with pytest.raises(KitError, match="none of 2 points could be trained") as caught:
+        with pytest.raises(KitError, match="no point could be trained, of 2") as caught:
             run_sweep(make_sweep(), data, tmp_path, trials=2)
         assert "512 tokens are too many" in caught.value.problem
 

@@ -169,6 +169,10 @@ def test_a_run_is_found_by_a_part_of_its_name(runs: Path):
         find_run("tiny", runs)
     with pytest.raises(RunError, match="no run nothing"):
         find_run("nothing", runs)
+    with pytest.raises(RunError, match="Did you mean tiny-deberta-16c0d1fe"):
+        find_run("tiny-debrta-16c0d1fe", runs)
+    with pytest.raises(KitError, match="Did you mean holdout"):
+        list_runs(runs, sort="holdot")
 
 
 def test_tags_are_kept_and_taken_away(runs: Path):

@@ -81,7 +81,7 @@ def test_teachers_are_averaged_and_must_have_every_row(
         write_predictions(one, files[-1])
     mean = read_teachers(files[:2], processed)[list(CLASSES)].to_numpy()
     np.testing.assert_allclose(mean, (frame[list(CLASSES)] + 1 / 3) / 2, atol=1e-6)
-    with pytest.raises(DataError, match="no prediction of 1 training rows"):
+    with pytest.raises(DataError, match="no prediction of 1 training row,"):
         read_teachers(files[2:], processed)
 
 
