@@ -15,6 +15,7 @@ import numpy as np
 from kit.baselines.rows import PairRows
 from kit.errors import KitError
 from kit.evaluation.crossfit import crossfit_folds
+from kit.plotting import importing_matplotlib
 from kit.task import CLASSES, SWAP
 
 MAX_ROUNDS = 600
@@ -138,7 +139,8 @@ def import_lightgbm() -> ModuleType:
         KitError: the library is missing.
     """
     try:
-        import lightgbm
+        with importing_matplotlib():
+            import lightgbm
     except OSError as error:
         raise KitError(
             f"LightGBM cannot be loaded: {error}",

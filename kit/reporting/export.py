@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kit.errors import KitError
-from kit.plotting import ignore_backend
+from kit.plotting import importing_matplotlib
 from kit.reporting.markdown import render_markdown
 from kit.reporting.report import Report
 from kit.storage.atomic import write_text
@@ -38,7 +38,7 @@ def write_report(report: Report, path: str | Path) -> None:
         write_text(path, render_markdown(report))
     else:
         # Imported here because it imports matplotlib, which Markdown does not need.
-        with ignore_backend():
+        with importing_matplotlib():
             from kit.reporting.html import render_html
 
         write_text(path, render_html(report))

@@ -10,7 +10,7 @@ from typing import Any
 
 from kit import __version__
 from kit.errors import KitError
-from kit.plotting import ignore_backend
+from kit.plotting import importing_matplotlib
 from kit.reporting.answer import Answer, find_answer
 from kit.reporting.blend_models import MemberGain, measure_gains
 from kit.reporting.cases import TEST_CASES, RowCase, find_disagreements, find_worst
@@ -242,7 +242,7 @@ class Report:
     def _repr_html_(self) -> str:
         """Return the page for a notebook cell; IPython calls this to display the report."""
         # Matplotlib is imported only where a page is drawn.
-        with ignore_backend():
+        with importing_matplotlib():
             from kit.reporting.html import render_frame
 
         return render_frame(self)

@@ -36,6 +36,25 @@ print("torch" in sys.modules)
 """
 
 
+def test_trees_can_be_fitted_whatever_backend_the_shell_names_and_without_a_home(tmp_path: Path):
+    """LightGBM imports matplotlib, which refuses unknown names, and some versions a lost home."""
+    code = "import kit.baselines.trees as t; print(t.import_lightgbm().__version__)"
+    nobody = "import pwd\ndef unknown(_):\n    raise KeyError\npwd.getpwuid = unknown\n"
+    (tmp_path / "sitecustomize.py").write_text(nobody)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            "MPLBACKEND": "nope",
+            "PYTHONPATH": f"{tmp_path}:{Path(kit.__file__).parents[1]}",
+            "PATH": "/usr/bin:/bin",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
 def test_a_fresh_process_predicts_the_same_bits_without_torch(
     runs: Path, raw: Path, tmp_path: Path
 ):

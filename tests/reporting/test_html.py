@@ -390,8 +390,8 @@ def test_a_page_is_drawn_whatever_backend_the_shell_names(hostile: Dataset, tmp_
 @pytest.mark.parametrize(("named", "kept"), [("nope", False), ("svg", True), ("", False)])
 def test_a_backend_that_matplotlib_knows_is_kept_for_the_users_figures(named: str, kept: bool):
     code = (
-        "from kit.plotting import ignore_backend\n"
-        "with ignore_backend():\n"
+        "from kit.plotting import importing_matplotlib\n"
+        "with importing_matplotlib():\n"
         "    import matplotlib\n"
         "import os\n"
         "print(matplotlib.get_backend(auto_select=False), os.environ['MPLBACKEND'])"

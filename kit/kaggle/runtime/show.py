@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.kaggle.runtime.session import log_line
-from kit.plotting import ignore_backend
+from kit.plotting import importing_matplotlib
 
 
 def show_results(working: Path) -> None:
@@ -60,7 +60,7 @@ class Picture:
 
 def _draw_curves(parts: list[Path]) -> Picture:
     """Draw the losses of every part by epoch."""
-    with ignore_backend():
+    with importing_matplotlib():
         from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
