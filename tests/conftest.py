@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true")
 
 import pytest
+from hypothesis import settings
 from quick_recipe import QUICK
 
 from kit.data.dataset import Dataset, open_dataset
@@ -18,6 +19,11 @@ from kit.data.tokenize import PairTokenizer
 from kit.recipe.load import load_recipe
 from kit.recipe.spec import Recipe
 from kit.sample.generate import write_sample
+
+# The same examples in every run, so that a change is judged by what it changes. `make soak`, which
+# is for finding faults, draws new ones.
+settings.register_profile("kit", derandomize="SOAK_MINUTES" not in os.environ)
+settings.load_profile("kit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

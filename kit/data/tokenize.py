@@ -24,6 +24,7 @@ from kit.storage.atomic import atomic_files, atomic_folder, save_array
 from kit.storage.lock import make_once
 from kit.storage.seal import DELETE_HINT, check_seal, is_sealed, seal_folder
 from kit.task import PROMPT, RESPONSES
+from kit.wording import counted
 
 # Part of the cache key: raise it when the same rows would become other tokens.
 FORMAT = 3
@@ -235,7 +236,7 @@ def tokenize_rows(
         if emptied > MAX_EMPTIED * len(lengths):
             raise RecipeError(
                 f"encode.max_tokens = {spec.max_tokens} with encode.prompt_share = "
-                f"{spec.prompt_share:g} leaves nothing of {emptied:,} answers",
+                f"{spec.prompt_share:g} leaves nothing of {counted(emptied, 'answer')}",
                 "Raise encode.max_tokens, or lower encode.prompt_share.",
             )
         starts = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, np.int64))])
