@@ -17,6 +17,11 @@ from pairjudge.validation import WINNER_COLUMNS
 
 SWAPPED = (1, 0, 2)
 
+# It refuses to validate on prompts that it trains on, and validation is not timed.
+UNRELATED = [
+    {"prompt": "Which of the two is a fruit?", "a": "The apple is.", "b": "The stone.", "label": 0}
+]
+
 
 def make_frame(rows: list[dict[str, Any]], *, both_orders: bool) -> pd.DataFrame:
     """Return rows of one turn in pairjudge's columns, those with the answers swapped after them."""
@@ -52,7 +57,7 @@ def main() -> None:
         folder = Path(scratch)
         make_frame(job.train, both_orders=True).to_parquet(folder / "train.parquet")
         frame = make_frame(job.predict, both_orders=False)
-        frame.head(2).to_parquet(folder / "valid.parquet")
+        make_frame(UNRELATED, both_orders=False).to_parquet(folder / "valid.parquet")
         rank = job.options["rank"]
         settings = training.JudgeTrainConfig(
             train_path=str(folder / "train.parquet"),
