@@ -5,8 +5,8 @@ way no mask is needed, and torch's fused kernels run. transformers would build a
 and key of a batch, which takes the memory of the scores that the kernels avoid, and sends them to
 a slower one. It knows this attention as "kit-causal".
 
-Trainings in bf16 on a CPU take the tiles of `sdpa.TiledAttention`: the fused kernel takes more than
-twice their time there, most of it in its backward pass, though it computes half the scores.
+Trainings in bf16 on a CPU take the tiles of `sdpa.TiledAttention`: the fused kernel takes two to
+three times as long there, mostly in its backward pass, though it computes half the scores.
 """
 
 from typing import Any

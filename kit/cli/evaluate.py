@@ -131,7 +131,7 @@ def report_command(
     check_export(out)
     options.refuse_overwrites(out, force)
     known = None if truth else options.find_truth()
-    # Labels that nobody named must not stop a report of other rows.
+    # These labels were found, not asked for: where they are of other rows, the report does without.
     fits = known and is_truth_for(known, runs, data, named)
     truth = known if fits else truth
     result = kit.report(runs, data=data, frames=named, blends=blends, truth=truth, ledger=ledger)

@@ -372,7 +372,7 @@ def predict_command(
         output.print_note(f"{outdated}: it is replaced")
     if output.LEADER:
         options.refuse_overwrites((out,), force or bool(outdated))
-    if models and 1 <= len(models) < trained.option("folds", int) and models[0].name != HOLDOUT:
+    if models and len(models) < trained.option("folds", int) and models[0].name != HOLDOUT:
         names = ", ".join(model.name for model in models)
         output.print_note(f"Not every fold is finished: the models of {names} alone predict")
 

@@ -115,9 +115,7 @@ def _compute_vectors(
         if not number:
             vectors = np.empty((len(rows), *part.shape[1:]), np.float32)
         vectors[block] = part
-    with atomic_folder(folder) as temporary:
-        save_array(temporary / _FILE, vectors)
-        seal_folder(temporary)
+    _save_vectors(folder, vectors)
     shutil.rmtree(parts)
 
 
@@ -143,6 +141,11 @@ def _compute_block(
     vectors = np.empty((len(block), *share.shape[1:]), np.float32)
     for number, part in enumerate(shares):
         vectors[number :: len(shares)] = part
+    _save_vectors(folder, vectors)
+
+
+def _save_vectors(folder: Path, vectors: np.ndarray) -> None:
+    """Write a folder of vectors whole or not at all, with the hash that tells if it changes."""
     with atomic_folder(folder) as temporary:
         save_array(temporary / _FILE, vectors)
         seal_folder(temporary)
