@@ -69,25 +69,22 @@ class Boosted:
     }
 
     @classmethod
-    def fit(cls, rows: PairRows, labels: np.ndarray) -> "Boosted":
-        """Fit trees to all rows, as many as are best on validation rows of other prompts.
+    def fit(cls, rows: PairRows, labels: np.ndarray, rounds: int | None = None) -> "Boosted":
+        """Fit trees to all rows; where there is one class alone, or one prompt, there are none.
 
-        These are a quarter of the rows or, where that is less than `ENOUGH_ROWS`, one quarter after
-        the other. Where there is one class alone, or one prompt, there are no trees.
+        Args:
+            rows: the training rows, of known prompt groups.
+            labels: (N,), or probabilities times weights (N, 3).
+            rounds: trees of each class; by default as many as are best on validation rows of other
+                prompts. These are a quarter of the rows or, where that is less than `ENOUGH_ROWS`,
+                one quarter after the other.
         """
         examples, classes, weights = _hard_labels(labels)
         shares = np.bincount(classes, weights, len(CLASSES))
         shares = (shares + shares[list(SWAP)]) / (2 * shares.sum())
         folds = np.tile(crossfit_folds(rows.groups, FOLDS)[examples], 2)
-        used = np.unique(folds)
-        if len(used) < 2 or np.count_nonzero(shares) < 2:
+        if len(np.unique(folds)) < 2 or np.count_nonzero(shares) < 2:
             return cls("", shares)
-
-        sizes = np.bincount(folds)[used] / 2
-        enough = 1 + np.searchsorted(sizes.cumsum(), ENOUGH_ROWS)
-        splits = [
-            (np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in used[:enough]
-        ]
 
         lightgbm = import_lightgbm()
         data = lightgbm.Dataset(
@@ -96,15 +93,13 @@ class Boosted:
             weight=None if weights is None else np.tile(weights, 2),
             free_raw_data=False,
         )
-        losses = lightgbm.cv(
-            SETTINGS,
-            data,
-            MAX_ROUNDS,
-            folds=splits,
-            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
-        )
-        rounds = len(losses["valid multi_logloss-mean"])
+        rounds = rounds or _find_rounds(data, folds)
         return cls(lightgbm.train(SETTINGS, data, rounds).model_to_string(), shares)
+
+    @property
+    def rounds(self) -> int:
+        """The number of trees of each class."""
+        return len(re.findall(r"(?m)^Tree=", self.trees)) // len(CLASSES)
 
     @property
     def parameters(self) -> int:
@@ -130,6 +125,21 @@ class Boosted:
             return lightgbm.Booster(model_str=self.trees)
         except lightgbm.basic.LightGBMError as error:
             raise ValueError(f"LightGBM cannot read its trees: {error}") from error
+
+
+def _find_rounds(data: Any, folds: np.ndarray) -> int:
+    """Return how many rounds are best on validation rows, which are those of one fold in turn."""
+    used = np.unique(folds)
+    sizes = np.bincount(folds)[used] / 2
+    enough = 1 + np.searchsorted(sizes.cumsum(), ENOUGH_ROWS)
+    splits = [
+        (np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in used[:enough]
+    ]
+
+    lightgbm = import_lightgbm()
+    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+    losses = lightgbm.cv(SETTINGS, data, MAX_ROUNDS, folds=splits, callbacks=[stop])
+    return len(losses["valid multi_logloss-mean"])
 
 
 def import_lightgbm() -> ModuleType:

@@ -66,7 +66,7 @@ def print_table(
     """Print a table, with numbers aligned right and rows whose first cell begins with * in bold.
 
     No number and no word is broken. A column that no row fills is left out. Where the terminal is
-    too narrow and the command has `--wide`, further ones are, and a note says so.
+    too narrow and the command has `--wide`, further ones are, and a note at its end says so.
 
     Args:
         prose: the columns whose cells may take several lines.
@@ -118,7 +118,16 @@ def print_table(
         console.print(grid)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
     if len(shown) < len(filled):
-        print_note(f"Add --wide for all {len(filled)} columns")
+        _propose_wide()
+
+
+def _propose_wide() -> None:
+    """Say at the command's end, once for all its tables, how to see the columns left out."""
+    context = click.get_current_context()
+    said = (WIDE, context.command_path, "proposed")
+    if said not in context.meta:
+        context.meta[said] = True
+        context.call_on_close(lambda: print_note("Add --wide for all columns"))
 
 
 def _wide() -> bool | None:

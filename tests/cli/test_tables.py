@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -114,13 +115,22 @@ def test_columns_are_left_out_in_the_given_order_only_where_wide_can_bring_them_
 ):
     monkeypatch.setenv("COLUMNS", "20")
 
-    def show(wide: bool | None) -> list[str]:
+    def show(wide: bool | None) -> tuple[list[str], str]:
         monkeypatch.setattr(output, "_wide", lambda: wide)
-        output.print_table("", ["first", "second", "third"], [["a" * 9] * 3], drop=(1,))
-        return capsys.readouterr().out.split()
+        with click.Context(click.Command("show")):
+            for _ in range(2):
+                output.print_table("", ["first", "second", "third"], [["a" * 9] * 3], drop=(1,))
+        shown = capsys.readouterr()
+        return shown.out.split(), shown.err
 
-    assert show(False)[:2] == ["first", "third"]
-    assert show(True)[:3] == show(None)[:3] == ["first", "second", "third"]
+    # The note is about the command, and comes once for all its tables.
+    words, notes = show(False)
+    assert words[:2] == ["first", "third"]
+    assert notes == "Add --wide for all columns\n"
+    for wide in (True, None):
+        words, notes = show(wide)
+        assert words[:3] == ["first", "second", "third"]
+        assert notes == ""
 
 
 def test_a_column_that_no_row_fills_is_left_out(
