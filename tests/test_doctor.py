@@ -201,6 +201,43 @@ class TestMemory:
         memory = read_memory(root)
         assert (memory.total, memory.free) == expected
 
+    def test_files_that_are_only_kept_in_memory_are_free(self, root: Path):
+        group = root / "sys/fs/cgroup"
+        for name, text in {
+            "memory.max": "4096",
+            "memory.current": "4000",
+            "memory.stat": "anon 900\nactive_file 100\ninactive_file 3000",
+        }.items():
+            (group / name).write_text(text + "\n")
+        assert read_memory(root).free == 3096
+
+    @pytest.mark.parametrize(
+        ("line", "top", "limit", "used"),
+        [
+            ("0::/batch/job7", "", "memory.max", "memory.current"),
+            (
+                "9:name=systemd:/\n4:cpu,memory:/batch/job7\n0::/",
+                "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("limited", ["batch/job7", "batch", ""])
+    def test_a_batch_systems_limit_counts(
+        self, root: Path, line: str, top: str, limit: str, used: str, limited: str
+    ):
+        (root / "proc/self").mkdir(parents=True)
+        (root / "proc/self/cgroup").write_text(line + "\n")
+        mount = root / "sys/fs/cgroup" / top
+        inside, other = mount / limited, mount / "batch/job8"
+        for folder, size in ((inside, 5000), (other, 1)):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / limit).write_text(f"{size}\n")
+            (folder / used).write_text("200\n")
+        memory = read_memory(root)
+        assert (memory.total, memory.free) == (5000, 4800)
+
     def test_without_proc_posix_gives_the_total(self, tmp_path: Path):
         memory = read_memory(tmp_path)
         assert memory.total > 2**28

@@ -124,7 +124,7 @@ def print_table(
 def _propose_wide() -> None:
     """Say at the command's end, once for all its tables, how to see the columns left out."""
     context = click.get_current_context()
-    said = (WIDE, context.command_path, "proposed")
+    said = f"{WIDE} proposed by {context.command_path}"
     if said not in context.meta:
         context.meta[said] = True
         context.call_on_close(lambda: print_note("Add --wide for all columns"))

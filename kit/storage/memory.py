@@ -5,6 +5,7 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,29 @@ class Memory:
     free: int | None
 
 
+@dataclass(frozen=True)
+class _Version:
+    """Where a version of control groups is mounted, and its names: limit, use, files in memory."""
+
+    folder: str
+    limit: str
+    used: str
+    kept: str
+
+
+# By the name of the controller in /proc/self/cgroup, which version 2 leaves empty.
+_VERSIONS = {
+    "": _Version("", "memory.max", "memory.current", "inactive_file"),
+    "memory": _Version(
+        "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    ),
+}
+
+
 def read_memory(root: Path = Path("/")) -> Memory:
     """Read how much main memory this process may use, which a container may limit.
 
-    Uses /proc and the control group (version 2) on Linux, and POSIX elsewhere.
+    Uses /proc and the control groups on Linux (cgroups(7) of its manual), and POSIX elsewhere.
 
     Args:
         root: folder of `proc` and `sys`.
@@ -37,18 +57,56 @@ def read_memory(root: Path = Path("/")) -> Memory:
         if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
             total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-    group = root / "sys/fs/cgroup"
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        # There is no control group, or its limit is "max".
-        return Memory(total, free)
+    for limit, used in _limits(root):
+        total = min(total or limit, limit)
+        free = limit - used if free is None else min(free, limit - used)
+    return Memory(total, free)
 
-    return Memory(
-        total=min(total or limit, limit),
-        free=limit - used if free is None else min(free, limit - used),
-    )
+
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use, in bytes, of the control groups around this process that have both.
+
+    A container, a batch system or systemd sets them. Files that the system keeps in memory only
+    while there is room count as used there; they are left out, as Kubernetes leaves them out of a
+    container's working set.
+    """
+    mount = root / "sys/fs/cgroup"
+    for version, path in _groups(root):
+        top = mount / version.folder
+        group = top / path.lstrip("/")
+        # A limit holds for all groups below it. Within a container the path may be the host's,
+        # and only the top is there.
+        for folder in (group, *group.parents):
+            try:
+                limit = int((folder / version.limit).read_text(encoding="ascii"))
+                used = int((folder / version.used).read_text(encoding="ascii"))
+                yield limit, used - _count_kept_files(folder, version)
+            except (OSError, ValueError):
+                # There is no such group, or its limit is "max".
+                pass
+            if folder == top:
+                break
+
+
+def _count_kept_files(group: Path, version: _Version) -> int:
+    try:
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return int(dict(map(str.split, lines)).get(version.kept, 0))
+
+
+def _groups(root: Path) -> list[tuple[_Version, str]]:
+    """Return the control groups of this process that may limit its memory."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return [(version, "/") for version in _VERSIONS.values()]
+    groups = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        groups += [(_VERSIONS[name], path) for name in controllers.split(",") if name in _VERSIONS]
+    return groups
 
 
 def peak_memory() -> int:
