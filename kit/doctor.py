@@ -186,7 +186,7 @@ def _check_package(requirement: "Requirement") -> Finding:
 def check_device() -> Iterator[Finding]:
     """Name the GPUs, whether torch has kernels for them, and the precision of a training."""
     try:
-        from kit.model.device import AMX_WIDTH, choose_device, inspect_gpus
+        from kit.model.device import BF16_WIDTH, choose_device, inspect_gpus
 
         gpus = inspect_gpus()
     # A torch that is broken, or built for another machine, fails in any of these ways.
@@ -206,7 +206,7 @@ def check_device() -> Iterator[Finding]:
 
     try:
         # All full-size encoders are at least this wide.
-        compute = choose_device(width=AMX_WIDTH)
+        compute = choose_device(width=BF16_WIDTH)
     except KitError as error:
         yield Finding("precision", "broken", error.problem, error.hint)
         return

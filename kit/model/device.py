@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Hidden size from which bf16 was faster than float32 in training and inference
 # (docs/performance.md).
-AMX_WIDTH = 128
+BF16_WIDTH = 128
 
 # How long a process of torchrun waits for another. Only the first one downloads, tokenises and
 # computes features, and on a slow line that takes longer than torch's default of 10 minutes.
@@ -70,8 +70,8 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
     """Return the best device here and a precision that works on it.
 
     On a GPU "auto" is bf16 from compute capability 8.0, and below it fp16 with loss scaling (a T4
-    reports bf16, but emulates it). Without a GPU it is bf16 where the processor has matrix units
-    for it (AMX) and the encoder is wide enough to gain from them, else fp32.
+    reports bf16, but emulates it). Without a GPU it is bf16 where the processor multiplies in it
+    (AMX, or AVX-512 BF16) and the encoder is wide enough to gain from that, else fp32.
 
     Args:
         width: hidden size of an encoder that computes well in bf16, 0 where none is known yet.
@@ -86,10 +86,10 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
             raise DeviceError(
                 f"fp16 training needs a CUDA GPU; this is {kind}", "Set train.precision=auto."
             )
-        amx = kind == "cpu" and width >= AMX_WIDTH and torch.cpu._is_amx_tile_supported()
+        units = _bf16_units() if kind == "cpu" and width >= BF16_WIDTH else ""
         if precision == "auto":
-            precision = "bf16" if amx else "fp32"
-        reason = f"no CUDA GPU: {precision} on {kind}{' with AMX' if amx else ''}"
+            precision = "bf16" if units else "fp32"
+        reason = f"no CUDA GPU: {precision} on {kind}{units and f' with {units}'}"
         return Compute(torch.device(kind), precision, reason)
 
     # torchrun gives each process a GPU of its own.
@@ -114,6 +114,13 @@ def choose_device(precision: str = "auto", width: int = 0) -> Compute:
         precision = "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
     reason = f"{name}, capability {major}.{minor}: {precision}"
     return Compute(torch.device("cuda", number), precision, reason)
+
+
+def _bf16_units() -> str:
+    """Return the name of what multiplies bf16 in this processor, "" where nothing does."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512 BF16" if torch.cpu._is_avx512_bf16_supported() else ""
 
 
 def base_dtype(compute: Compute) -> torch.dtype:

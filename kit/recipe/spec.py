@@ -270,8 +270,8 @@ class TrainSpec:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
         "auto",
         "`auto` on a GPU: bf16 from compute capability 8.0, fp16 with loss scaling from 7.0, else "
-        "float32; on a CPU: bf16 where it has AMX and kit's attention runs an encoder of at least "
-        "128 hidden units, else float32",
+        "float32; on a CPU: bf16 where it has AMX or AVX-512 BF16 and kit's attention runs an "
+        "encoder of at least 128 hidden units, else float32",
         source="Micikevicius et al. 2018",
     )
     gradient_checkpointing: bool = key(

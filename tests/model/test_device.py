@@ -13,7 +13,7 @@ from accelerate import PartialState
 import kit as kit_package
 from kit.errors import DeviceError
 from kit.model.device import (
-    AMX_WIDTH,
+    BF16_WIDTH,
     Compute,
     base_dtype,
     check_kernels,
@@ -205,18 +205,21 @@ def test_a_cpu_computes_in_fp32_and_refuses_fp16():
 @pytest.mark.parametrize(
     ("units", "width", "asked", "precision"),
     [
-        (True, 0, "auto", "fp32"),
-        (True, AMX_WIDTH - 1, "auto", "fp32"),
-        (True, AMX_WIDTH, "auto", "bf16"),
-        (True, 768, "fp32", "fp32"),
-        (False, 768, "auto", "fp32"),
-        (False, 768, "bf16", "bf16"),
+        ("amx_tile", 0, "auto", "fp32"),
+        ("amx_tile", BF16_WIDTH - 1, "auto", "fp32"),
+        ("amx_tile", BF16_WIDTH, "auto", "bf16"),
+        ("avx512_bf16", BF16_WIDTH - 1, "auto", "fp32"),
+        ("avx512_bf16", BF16_WIDTH, "auto", "bf16"),
+        ("avx512_bf16", 768, "fp32", "fp32"),
+        ("", 768, "auto", "fp32"),
+        ("", 768, "bf16", "bf16"),
     ],
 )
-def test_a_processor_with_matrix_units_computes_wide_encoders_in_bf16(
-    monkeypatch: pytest.MonkeyPatch, units: bool, width: int, asked: str, precision: str
+def test_a_processor_that_multiplies_bf16_computes_wide_encoders_in_it(
+    monkeypatch: pytest.MonkeyPatch, units: str, width: int, asked: str, precision: str
 ):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name == units)
     compute = choose_device(asked, width)
     assert compute.precision == precision
     assert precision in compute.reason
