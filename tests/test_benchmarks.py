@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.baselines.rows import FEATURE_NAMES
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.rglob("*.py"))
 
@@ -20,6 +22,17 @@ def test_every_name_that_a_benchmark_imports_from_kit_exists(script: Path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kit":
             module = importlib.import_module(node.module)
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+def test_every_feature_of_the_trees_is_in_one_of_the_measured_groups(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    groups = dict(importlib.import_module("features").GROUPS)
+    overlapping = groups.pop("style, as added after 0.1.0")
+    names = [name for group in groups.values() for name in group]
+    assert sorted(names) == sorted(FEATURE_NAMES["sides"] + FEATURE_NAMES["pair"])
+    assert set(overlapping) <= set(names)
 
 
 @pytest.mark.parametrize("recipe", ["default", "judge"])

@@ -146,6 +146,14 @@ def test_trees_need_no_more_than_one_prompt(groups):
     np.testing.assert_allclose(predictions.sum(axis=1), 1)
 
 
+@pytest.mark.parametrize("rounds", [1, 7])
+def test_trees_have_the_rounds_that_they_are_given(rounds: int):
+    pairs, labels = make_pairs(300)
+    boosted = MODELS["boosted"].fit(pairs, labels, rounds)
+    assert boosted.rounds == rounds
+    assert boosted.trees == MODELS["boosted"].fit(pairs, labels, rounds).trees
+
+
 def soft(labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Return labels as probabilities times weights, (N, 3)."""
     return np.eye(3)[labels] * (1.0 if weights is None else weights[:, None])
