@@ -1,7 +1,7 @@
 """Measure what each group of the trees' features is worth, and what further features would add.
 
     python benchmarks/features.py --data data/processed [--encoder FOLDER] [--seeds 3] \
-        [--only "without phrases"]
+        [--per-prompt 1] [--only "without phrases"]
 
 Fits `kit.baselines.trees.Boosted` on all folds of the processed rows, without one group of features
 or with further ones, and averages the predictions over the seeds of the trees. Prints the
@@ -9,6 +9,8 @@ out-of-fold log loss of each variant, its difference to the shipped features wit
 and with how many of the seeds alone it is better. The number of rounds is sought once for each fold
 and seed, with the shipped features. Losses per row are kept in --cache, so the same command
 continues where it stopped.
+
+With --per-prompt 1 the rows are like the competition's, most of whose prompts have one row.
 
 Further features are the rank of an answer's length among all answers to the same prompt and, where
 --encoder is given, embeddings: means over the states of the first 256 tokens of prompt and answers,
@@ -158,24 +160,22 @@ def components(embedded: np.ndarray, count: int = 32) -> tuple[np.ndarray, np.nd
 
 
 def out_of_fold_losses(
-    rows: PairRows, data: Dataset, rounds: np.ndarray
+    rows: PairRows, labels: np.ndarray, folds: np.ndarray, rounds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit all folds with each seed of the trees.
 
     Args:
-        rows: all training rows.
-        data: their folds and labels.
+        rows, labels, folds: of all training rows.
         rounds: of each fold and seed, (folds, seeds); 0 seeks them.
 
     Returns:
         The loss of each row by the trees of each seed and by their mean, (seeds + 1, N), and the
         rounds.
     """
-    labels = data.train([LABEL])[LABEL].to_numpy().astype(np.int64)
     predictions = np.empty((rounds.shape[1], len(rows), 3))
     used = np.empty_like(rounds)
     for (fold, seed), wanted in np.ndenumerate(rounds):
-        train, validation = data.fold_rows(fold)
+        train, validation = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         trees.SETTINGS["seed"] = seed
         model = trees.Boosted.fit(rows.take(train), labels[train], int(wanted) or None)
         predictions[seed, validation] = model.predict(rows.take(validation))
@@ -184,16 +184,25 @@ def out_of_fold_losses(
     return np.stack([row_losses(p, labels) for p in (*predictions, means)]), used
 
 
+def few_of_each_prompt(groups: np.ndarray, most: int) -> np.ndarray:
+    """Return the places of at most so many rows of each prompt, drawn at random."""
+    shuffled = np.random.default_rng(0).permutation(len(groups))
+    order = shuffled[np.argsort(groups[shuffled], kind="stable")]
+    _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    return np.sort(order[rank < most])
+
+
 def variants(
-    rows: PairRows, data: Dataset, options: argparse.Namespace
+    rows: PairRows, data: Dataset, kept: np.ndarray, options: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], PairRows]]]:
-    """Yield the name of each variant and what makes its rows."""
+    """Yield the name of each variant and what makes its rows, which are those `kept`."""
     yield SHIPPED, lambda: rows
     for name, features in GROUPS.items():
         yield f"without {name}", lambda features=features: without(rows, features)
     yield RANKS, lambda: with_more(rows, rank_lengths(rows))
     if options.encoder:
-        embedded = embed_texts(data, options.encoder, options.cache / "embedded.npy")
+        embedded = embed_texts(data, options.encoder, options.cache / "embedded.npy")[:, kept]
         sides, pair = cosines(embedded)
         yield COSINES, lambda: with_more(rows, sides, pair)
         yield COMPONENTS, lambda: with_more(with_more(rows, sides, pair), components(embedded))
@@ -206,24 +215,36 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("runs/features"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--per-prompt", type=int, default=0, help="rows of each (default: all)")
     parser.add_argument("--only", action="append")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
 
     data = open_dataset(options.data)
     rows = pair_rows(data.train(), ngrams=False)
+    labels = data.train([LABEL])[LABEL].to_numpy().astype(np.int64)
+    folds = np.empty(len(rows), int)
+    for fold in range(data.folds):
+        folds[data.fold_rows(fold)[1]] = fold
+
+    kept = np.arange(len(rows))
+    if options.per_prompt:
+        kept = few_of_each_prompt(rows.groups, options.per_prompt)
+        rows, labels, folds = rows.take(kept), labels[kept], folds[kept]
+    print(f"{len(rows):,} rows of {len(np.unique(rows.groups)):,} prompts")
     print("| features | out-of-fold | difference [95%] | better with |")
     print("| --- | --- | --- | --- |")
     shipped = rounds = None
-    for name, make in variants(rows, data, options):
+    for name, make in variants(rows, data, kept, options):
         if options.only and name not in (SHIPPED, *options.only):
             continue
-        what = [str(options.data.resolve()), name, options.seeds, trees.Boosted.settings]
+        where = [str(options.data.resolve()), options.per_prompt]
+        what = [*where, name, options.seeds, trees.Boosted.settings]
         key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
         file = options.cache / f"{key}.npz"
         if not file.exists():
             sought = np.zeros((data.folds, options.seeds), int) if rounds is None else rounds
-            losses, used = out_of_fold_losses(make(), data, sought)
+            losses, used = out_of_fold_losses(make(), labels, folds, sought)
             np.savez(file, losses=losses, rounds=used)
         with np.load(file) as kept:
             losses, used = kept["losses"], kept["rounds"]

@@ -7,6 +7,7 @@ must not import torch itself.
 import contextlib
 import ctypes
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ BF16_WIDTH = 128
 # How long a process of torchrun waits for another. Only the first one downloads, tokenises and
 # computes features, and on a slow line that takes longer than torch's default of 10 minutes.
 PATIENCE = timedelta(hours=2)
+
+# Hardly two passes have the same number of tokens, so that old shapes do not come again.
+_ONEDNN_SHAPES = "64"
 
 # Options of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD = -1
@@ -144,13 +148,17 @@ def join_processes() -> "PartialState":
 
 
 def prepare_device(compute: Compute) -> None:
-    """On a CPU, make this process keep the memory of one batch for the next.
+    """On a CPU, make this process keep the memory of one batch for the next, and little else.
 
     glibc would return large blocks to the system, which clears them page by page for the next
     layer: a tenth to a quarter of a training step. With another allocator or C library nothing
-    changes.
+    changes. oneDNN would keep what it compiles for the last 1,024 shapes; unless it was used
+    before, or the environment says otherwise, it keeps that of a few passes.
     """
-    if compute.device.type != "cpu" or sys.platform != "linux":
+    if compute.device.type != "cpu":
+        return
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _ONEDNN_SHAPES)
+    if sys.platform != "linux":
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

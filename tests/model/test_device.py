@@ -1,6 +1,7 @@
 """Check the precision for each device, and that a GPU without kernels is refused."""
 
 import ctypes
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -264,6 +265,20 @@ def test_glibc_keeps_memory_for_a_cpu_on_linux(
     # A C library without mallopt is left alone.
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     prepare_device(Compute(torch.device(device), "fp32", ""))
+
+
+@pytest.mark.parametrize(
+    ("before", "device", "after"), [("", "cpu", "64"), ("9", "cpu", "9"), ("", "cuda", None)]
+)
+def test_onednn_keeps_few_shapes_on_a_cpu_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, before: str, device: str, after: str | None
+):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, before)
+    if not before:
+        monkeypatch.delenv(name)
+    prepare_device(Compute(torch.device(device), "fp32", ""))
+    assert os.environ.get(name) == after
 
 
 @pytest.mark.usefixtures("no_gpu")
