@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import tomllib
 from collections.abc import Generator, Sequence
@@ -118,8 +119,13 @@ class Run:
         return run
 
     @classmethod
-    def create_baseline(cls, path: Path, name: str, origin: dict[str, Any]) -> "Run":
+    def create_baseline(
+        cls, path: Path, name: str, origin: dict[str, Any], embed: str = ""
+    ) -> "Run":
         """Return the run of the baseline `name` in the folder `path`, creating it if it is new.
+
+        Args:
+            embed: the encoder whose similarities it reads, as it was named.
 
         Raises:
             RunError: the run exists and was made from other data.
@@ -128,7 +134,8 @@ class Run:
         if run.origin_path.exists():
             run.check_data(origin["data"])
         else:
-            write_json(run.origin_path, {**origin, "baseline": name})
+            embedded = {"embed": embed} if embed else {}
+            write_json(run.origin_path, {**origin, "baseline": name, **embedded})
         return run
 
     @classmethod
@@ -307,7 +314,9 @@ class Run:
     def command(self) -> str:
         """The command that trains its folds, without --fold."""
         if self.baseline:
-            return f"kit baseline {self.baseline}"
+            embed = self.origin.get("embed")
+            option = f" --embed {shlex.quote(str(embed))}" if embed else ""
+            return f"kit baseline {self.baseline}{option}"
         return f"kit train --recipe {self.recipe_path}"
 
     @property

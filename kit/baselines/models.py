@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from kit.baselines import BASELINES, linear, tfidf
-from kit.baselines.rows import FEATURE_NAMES, PairRows
+from kit.baselines.rows import FEATURE_NAMES, SIMILARITY_FEATURE_NAMES, PairRows
 from kit.baselines.trees import Boosted
 from kit.errors import KitError
 from kit.evaluation.metrics import class_prior
@@ -50,10 +50,12 @@ class ClassicalModel(Protocol):
 
     Attributes:
         reads_ngrams: whether its rows need `counts`.
+        reads_features: whether it learns from the features of the answers and of the pair.
         settings: everything but the rows that decides the fit, as JSON can hold it.
     """
 
     reads_ngrams: ClassVar[bool]
+    reads_features: ClassVar[bool]
     settings: ClassVar[dict[str, Any]]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -72,6 +74,7 @@ class Uniform:
     """The model that gives each class 1/3."""
 
     reads_ngrams: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = False
     settings: ClassVar[dict[str, Any]] = {}
     parameters: ClassVar[int] = 0
 
@@ -92,6 +95,7 @@ class Prior:
     shares: np.ndarray
 
     reads_ngrams: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = False
     settings: ClassVar[dict[str, Any]] = {}
     parameters: ClassVar[int] = len(CLASSES)
 
@@ -113,6 +117,7 @@ class Length:
     even: np.ndarray
 
     reads_ngrams: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = False
     settings: ClassVar[dict[str, Any]] = {"l2": LENGTH_L2}
 
     @classmethod
@@ -158,6 +163,7 @@ class Tfidf:
     even: np.ndarray
 
     reads_ngrams: ClassVar[bool] = True
+    reads_features: ClassVar[bool] = True
     settings: ClassVar[dict[str, Any]] = {
         "l2": L2_STRENGTH,
         "dense_scale": DENSE_SCALE,
@@ -206,17 +212,27 @@ class Tfidf:
 MODELS = dict(zip(BASELINES, (Uniform, Prior, Length, Tfidf, Boosted), strict=True))
 
 
-def baseline_run_name(name: str) -> str:
+def baseline_run_name(name: str, embedder: str = "") -> str:
     """Return the name of a baseline's run: its own, and a hash of its settings and features.
 
     So models of two kinds never share a folder, or a dataset on Kaggle, which is named after it.
 
+    Args:
+        embedder: a hash of the encoder whose similarities it reads, if it does.
+
     Raises:
-        KitError: there is no such baseline.
+        KitError: there is no such baseline, or it does not read similarities.
     """
     if name not in MODELS:
         raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(MODELS) + ".")
-    content = json.dumps([FORMAT, MODELS[name].settings, FEATURE_NAMES], sort_keys=True)
+    if embedder and not MODELS[name].reads_features:
+        others = [each for each, model in MODELS.items() if model.reads_features]
+        raise KitError(
+            f"{name} reads no features, so that an encoder's would change nothing",
+            f"Leave out --embed, or fit {' or '.join(others)}.",
+        )
+    features = [embedder, SIMILARITY_FEATURE_NAMES] if embedder else FEATURE_NAMES
+    content = json.dumps([FORMAT, MODELS[name].settings, features], sort_keys=True)
     return f"baseline-{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 

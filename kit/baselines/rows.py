@@ -1,6 +1,7 @@
 """Hold rows as classical models see them. Use `pair_rows`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,30 @@ from kit.task import GROUP, RESPONSES
 
 # The columns of `PairRows`, by which a saved model is matched to the kit that loads it.
 FEATURE_NAMES = {"sides": [*FEATURES, *STYLE_FEATURES], "pair": list(PAIR_FEATURES)}
+
+# The same of a model that reads similarities, too.
+SIMILARITY_FEATURE_NAMES = {
+    "sides": [*FEATURE_NAMES["sides"], "similarity_to_prompt"],
+    "pair": [*FEATURE_NAMES["pair"], "similarity"],
+}
+
+
+class Similarities(NamedTuple):
+    """How near texts are in meaning, -1 to 1 (see `baselines.similarity`), (N, 1) each.
+
+    Attributes:
+        a, b: of answer A and of answer B to the prompt.
+        pair: of the answers to each other.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    pair: np.ndarray
+
+    @classmethod
+    def blank(cls, rows: int) -> "Similarities":
+        """Return those of texts that have nothing in common."""
+        return cls(*np.zeros((3, rows, 1), np.float32))
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,15 @@ class PairRows:
                 tuple(block[rows] for block in counts_a),
                 tuple(block[rows] for block in counts_b),
             ),
+        )
+
+    def with_similarities(self, similarities: Similarities) -> "PairRows":
+        """Return the rows with similarities among their features."""
+        return replace(
+            self,
+            a=np.hstack([self.a, similarities.a]),
+            b=np.hstack([self.b, similarities.b]),
+            pair=np.hstack([self.pair, similarities.pair]),
         )
 
     @property

@@ -6,14 +6,14 @@ Use `run_baseline`.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import kit
 from kit.baselines.models import MODELS, baseline_run_name
-from kit.baselines.rows import PairRows, pair_rows
-from kit.baselines.saved import ClassicalFold, save_classical
+from kit.baselines.rows import PairRows
+from kit.baselines.saved import ClassicalFold, read_pairs, save_classical
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.prediction_rows import PredictionRows
 from kit.evaluation.metrics import accuracy, log_loss, swap_gap
@@ -23,6 +23,9 @@ from kit.storage.atomic import write_json
 from kit.storage.lock import hold_lock
 from kit.task import HOLDOUT, ID, LABEL, SWAP
 
+if TYPE_CHECKING:
+    from kit.baselines.similarity import Embedder
+
 
 def run_baseline(
     name: str,
@@ -31,6 +34,7 @@ def run_baseline(
     fold: str = HOLDOUT,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    embed: str = "",
 ) -> dict[str, Any]:
     """Fit a baseline to everything except `fold` and write it as a run.
 
@@ -48,28 +52,40 @@ def run_baseline(
         fold: "holdout", a number, or "all" of them.
         say: called with a line for each fold.
         progress: called with what is done next, the steps done and all steps.
+        embed: an encoder whose similarities of prompt and answers join the features: a registry
+            name, a folder or a hub id.
 
     Returns:
         The run's metrics: `run` (its folder) and `parts`, and once every fold is done `oof`.
 
     Raises:
-        KitError: no such baseline or fold; or `runs` has this baseline for other data or
+        KitError: no such baseline, fold or encoder; or `runs` has this baseline for other data or
             fitted by an older kit, which kept no models.
         HeldError: another process is fitting this baseline.
     """
-    run_name = baseline_run_name(name)
+    embedder = _open_embedder(name, embed) if embed else None
+    run_name = baseline_run_name(name, embedder.reference.digest if embedder else "")
     processed = open_dataset(data)
     folds = parse_folds(fold, processed.folds)
     begins = not (runs / run_name).exists()
-    run = Run.create_baseline(runs / run_name, name, make_origin(processed))
+    run = Run.create_baseline(runs / run_name, name, make_origin(processed), embed)
     with run.leave_none_empty(begins), hold_lock(run.path):
         # Folds of an older kit are of another model, so that new ones would not go with them.
         if run.finished():
             run.models()
-        fitted = _fit_missing_folds(name, processed, run, folds, say, progress)
+        fitted = _fit_missing_folds(name, processed, run, folds, embedder, say, progress)
         if fitted or not _predicts_rows(run.test_path, processed):
             _write_test_predictions(run, processed)
         return run.summarise()
+
+
+def _open_embedder(name: str, encoder: str) -> "Embedder":
+    # Refused before torch is imported, which takes seconds.
+    baseline_run_name(name, encoder)
+
+    from kit.baselines.similarity import Embedder
+
+    return Embedder.of_backbone(encoder)
 
 
 def _fit_missing_folds(
@@ -77,6 +93,7 @@ def _fit_missing_folds(
     processed: Dataset,
     run: Run,
     folds: list[int | str],
+    embedder: "Embedder | None",
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> bool:
@@ -96,14 +113,15 @@ def _fit_missing_folds(
     stages = 1 + len(missing)
     started = time.monotonic()
     progress("reading training rows", 0, stages)
-    train = pair_rows(processed.train(), MODELS[name].reads_ngrams)
+    source = PredictionRows.of_split(processed, "train")
+    train = read_pairs(source, MODELS[name].reads_ngrams, embedder, say)
     seconds = time.monotonic() - started
     say(f"{len(train):,} training rows read in {seconds:.0f} s")
 
     # The time of the first fold includes reading the rows.
     for done, fold in enumerate(missing, start=1):
         progress(f"fitting {run.fold(fold).name}", done, stages)
-        metrics = _fit_fold(name, processed, run, fold, train, started)
+        metrics = _fit_fold(name, processed, run, fold, train, embedder, started)
         started = time.monotonic()
         say(
             f"{run.fold(fold).path}: log loss {metrics['log_loss']:.4f}, "
@@ -118,6 +136,7 @@ def _fit_fold(
     run: Run,
     fold: int | str,
     train: PairRows,
+    embedder: "Embedder | None",
     started: float,
 ) -> dict[str, Any]:
     """Fit and write one fold, metrics.json last since it marks the fold as finished."""
@@ -133,7 +152,7 @@ def _fit_fold(
     predictions = model.predict(validation)
 
     folder = run.fold(fold)
-    save_classical(model, name, folder.path)
+    save_classical(model, name, folder.path, embedder)
     validation_ids = ids[validation_rows]
     write_predictions(make_predictions(validation_ids, predictions), folder.predictions_path)
     metrics = {

@@ -2,13 +2,15 @@
 
 A fold keeps its model's arrays in model.safetensors, its texts, such as the trees, in files of
 their own, and in config.json the model's name, the features that it reads and the hashes of its
-files. Nothing is pickled, and nothing here needs torch.
+files. Nothing is pickled. Only a model that reads an encoder's similarities needs torch; its fold
+has the encoder's tokenizer and a reference to its weights.
 """
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +18,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from kit.baselines.models import FORMAT, MODELS, ClassicalModel
-from kit.baselines.rows import FEATURE_NAMES, pair_rows
+from kit.baselines.rows import (
+    FEATURE_NAMES,
+    SIMILARITY_FEATURE_NAMES,
+    PairRows,
+    Similarities,
+    pair_rows,
+)
 from kit.data.prediction_rows import PredictionRows, Progress, TimeLimit
 from kit.errors import RunError
 from kit.fold_dir import CLASSICAL, CONFIG_FILE
 from kit.storage.atomic import atomic_file, file_sha256, read_text_file, write_json, write_text
 from kit.task import TEXTS
+
+if TYPE_CHECKING:
+    from kit.baselines.similarity import Embedder
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -30,9 +41,14 @@ _REFIT = "Fit it again, or copy the folder whole."
 
 @dataclass(frozen=True)
 class ClassicalFold:
-    """A fold's classical model in memory."""
+    """A fold's classical model in memory.
+
+    Attributes:
+        embedder: whose similarities are among its features; None for a model that reads none.
+    """
 
     model: ClassicalModel
+    embedder: "Embedder | None" = None
 
     @classmethod
     def load(cls, folder: Path) -> "ClassicalFold":
@@ -41,7 +57,13 @@ class ClassicalFold:
         Raises:
             RunError: it is missing, damaged, or of another version of kit.
         """
-        return cls(load_classical(folder))
+        model, is_embedded = load_classical(folder)
+        if not is_embedded:
+            return cls(model)
+
+        from kit.baselines.similarity import Embedder
+
+        return cls(model, Embedder.load(folder))
 
     def predict(
         self,
@@ -52,22 +74,39 @@ class ClassicalFold:
     ) -> np.ndarray:
         """Return the probabilities of these rows, (N, 3) float64; every process computes all.
 
-        It takes seconds, whatever the `limit`.
+        It takes seconds, whatever the `limit`, and with an embedder as long as that reads.
         """
         # All folds share one computation of the rows' features.
         ngrams = self.model.reads_ngrams
-        pairs = source.derive(("pairs", ngrams), lambda table: pair_rows(table, ngrams))
+        encoder = self.embedder and self.embedder.reference.digest
+        pairs = source.derive(
+            ("pairs", ngrams, encoder), lambda _: read_pairs(source, ngrams, self.embedder)
+        )
         probabilities = self.model.predict(pairs.take(rows))
         progress(len(rows), len(rows))
         return probabilities
 
 
-def save_classical(model: ClassicalModel, name: str, folder: Path) -> None:
+def read_pairs(
+    source: PredictionRows,
+    ngrams: bool,
+    embedder: "Embedder | None" = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> PairRows:
+    """Return rows as a classical model sees them, with an embedder's similarities if it has one."""
+    pairs = pair_rows(source.table, ngrams)
+    return pairs.with_similarities(embedder.measure(source, log)) if embedder else pairs
+
+
+def save_classical(
+    model: ClassicalModel, name: str, folder: Path, embedder: "Embedder | None" = None
+) -> None:
     """Write a model's files, config.json last.
 
     Args:
         name: of the model, one of `MODELS`.
         folder: the fold's folder.
+        embedder: whose similarities it reads, if it does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values = {field.name: getattr(model, field.name) for field in fields(model)}
@@ -85,11 +124,14 @@ def save_classical(model: ClassicalModel, name: str, folder: Path) -> None:
         "features": FEATURE_NAMES,
         "files": {file: file_sha256(folder / file) for file in (WEIGHTS_FILE, *texts)},
     }
+    if embedder:
+        embedder.tokenizer.save(folder)
+        config |= {"features": SIMILARITY_FEATURE_NAMES, "base": asdict(embedder.reference)}
     write_json(folder / CONFIG_FILE, config)
 
 
-def load_classical(folder: Path) -> ClassicalModel:
-    """Return the model that `save_classical` wrote.
+def load_classical(folder: Path) -> tuple[ClassicalModel, bool]:
+    """Return the model that `save_classical` wrote, and whether it reads similarities.
 
     Raises:
         RunError: a file is missing or damaged, was written by a newer kit, or by another one whose
@@ -101,7 +143,9 @@ def load_classical(folder: Path) -> ClassicalModel:
             raise RunError(
                 f"{folder}: written by a newer kit (format {config['format']})", "Upgrade kit."
             )
-        if config["format"] < FORMAT or config["features"] != FEATURE_NAMES:
+        is_embedded = "base" in config
+        expected = SIMILARITY_FEATURE_NAMES if is_embedded else FEATURE_NAMES
+        if config["format"] < FORMAT or config["features"] != expected:
             raise RunError(
                 f"{folder}: reads features that this kit does not compute",
                 "Fit it again, or predict with the kit that fitted it (`kit` in origin.json).",
@@ -115,9 +159,12 @@ def load_classical(folder: Path) -> ClassicalModel:
 
         # One row shows whether the parts of the model belong together.
         blank = pa.table({name: pa.array([[""]], pa.list_(pa.string())) for name in TEXTS})
-        if not np.isfinite(model.predict(pair_rows(blank, model.reads_ngrams))).all():
+        pairs = pair_rows(blank, model.reads_ngrams)
+        if is_embedded:
+            pairs = pairs.with_similarities(Similarities.blank(1))
+        if not np.isfinite(model.predict(pairs)).all():
             raise ValueError("its probabilities are not finite")
-        return model
+        return model, is_embedded
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise RunError(f"{folder}: not a classical model of kit: {error}", _REFIT) from error
 

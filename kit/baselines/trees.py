@@ -60,6 +60,7 @@ class Boosted:
     shares: np.ndarray
 
     reads_ngrams: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = True
     settings: ClassVar[dict[str, Any]] = {
         **SETTINGS,
         "max_rounds": MAX_ROUNDS,

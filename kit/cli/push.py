@@ -255,8 +255,8 @@ def push_train(
     "models",
     multiple=True,
     metavar="SOURCE",
-    help="A Kaggle Model or dataset with the weights below a judge's adapters.  [default: those"
-    " that the runs' bases have on Kaggle]",
+    help="A Kaggle Model or dataset with the weights below a run, as of a judge's adapters."
+    "  [default: those that the runs' bases have on Kaggle]",
 )
 @options.local_score
 @options.competition

@@ -140,26 +140,39 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", type=click.Choice(BASELINES), default="tfidf")
+@click.option(
+    "--embed",
+    default="",
+    metavar="BACKBONE",
+    help="Also learn how near prompt and answers are in meaning, from this encoder of sentences: "
+    "a folder or a hub id.",
+)
 @options.fold
 @options.data
 @options.runs
 @options.as_json
-def baseline_command(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
+def baseline_command(
+    name: str, embed: str, fold: str, data: Path, runs: Path, as_json: bool
+) -> None:
     """Fit a reference model on the same rows, with their soft labels and weights if they have any.
 
     Without a name, tfidf is fitted.
 
     \b
     Example:  kit baseline tfidf --fold all
+              kit baseline boosted --embed sentence-transformers/all-MiniLM-L6-v2
     """
-    _fit_baseline(name, fold, data, runs, as_json)
+    _fit_baseline(name, fold, data, runs, as_json, embed)
 
 
-def _fit_baseline(name: str, fold: str, data: Path, runs: Path, as_json: bool) -> None:
+def _fit_baseline(
+    name: str, fold: str, data: Path, runs: Path, as_json: bool, embed: str = ""
+) -> None:
     from kit.baselines.run import run_baseline
 
     with stage_progress(f"baseline {name}") as progress:
-        result = run_baseline(name, data, runs, fold, say=output.print_note, progress=progress)
+        say = output.print_note
+        result = run_baseline(name, data, runs, fold, say, progress, embed)
     if as_json:
         return output.print_json(result)
     output.print_run(result)

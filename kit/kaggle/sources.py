@@ -145,7 +145,7 @@ def parse_weights(name: str) -> Source:
 
 
 def base_sources(runs: Sequence[str | Path], kernels_folder: Path) -> list[Source]:
-    """Return the models and datasets with the weights below the adapters of these runs.
+    """Return the models and datasets with the weights below these runs.
 
     A local run names its bases; of a kernel, the folder that it was pushed from names what it
     mounted.

@@ -1,7 +1,7 @@
-"""Refer to the pretrained weights that adapters belong to. Use `refer_to_base`, `find_base`.
+"""Refer to the pretrained weights below a run. Use `refer_to_base`, `find_base`.
 
-A run of adapters holds tens of megabytes; the gigabytes below them stay where they are, and are
-found again by their name and proved by their hash.
+A run of adapters, or of trees that read an encoder's similarities, holds megabytes; the weights
+below it stay where they are, and are found again by their name and proved by their hash.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from kit.storage.atomic import file_sha256, read_text_file
 
 @dataclasses.dataclass(frozen=True)
 class BaseReference:
-    """The pretrained weights below adapters.
+    """The pretrained weights below a run.
 
     Attributes:
         name: registry name, or the name of the folder.
@@ -117,12 +117,12 @@ def find_base(reference: BaseReference) -> ResolvedBackbone:
         other.append(folder)
     if other:
         raise BackboneError(
-            f"{other[0]}: its weights are not those that the adapters were trained on",
+            f"{other[0]}: its weights are not those that the run was made with",
             f"Put the base {reference.source} into models/{reference.name}"
             + (f" (revision {reference.revision})." if reference.revision else "."),
         )
     raise BackboneError(
-        f"the base {reference.name} of these adapters is not on this machine",
+        f"the backbone {reference.name} below this run is not on this machine",
         f"Copy its folder to models/{reference.name} (it was {reference.source}).",
     )
 

@@ -422,14 +422,14 @@ def test_a_fit_that_fails_leaves_no_empty_run(
     def fail(*_: object) -> None:
         raise KitError("no memory")
 
-    monkeypatch.setattr(run_module, "pair_rows", fail)
+    monkeypatch.setattr(run_module, "read_pairs", fail)
     with pytest.raises(KitError, match="no memory"):
         run_baseline("length", data, tmp_path)
     assert not list(tmp_path.iterdir())
 
     monkeypatch.undo()
     run = Path(run_baseline("length", data, tmp_path)["run"])
-    monkeypatch.setattr(run_module, "pair_rows", fail)
+    monkeypatch.setattr(run_module, "read_pairs", fail)
     with pytest.raises(KitError, match="no memory"):
         run_baseline("length", data, tmp_path, "0")
     assert (run / "holdout/metrics.json").is_file()

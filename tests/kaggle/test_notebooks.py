@@ -373,7 +373,7 @@ def test_a_judge_predicts_on_its_mounted_base(
     done = execute(job, PYTHONPATH=old_torchao)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"the weights below the adapters of {judge_run.name} are those in {base}" in done.stdout
+    assert f"the weights below {judge_run.name} are those in {base}" in done.stdout
     assert f"{rows:,} rows, valid" in done.stdout
     made = read_predictions(root / "working/submission.csv")
     assert made["id"].tolist() == ids.tolist()

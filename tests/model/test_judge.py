@@ -177,7 +177,7 @@ def test_adapters_of_another_base_are_refused(
     config = json.loads((fold / "config.json").read_text())
     moved = config | {"base": config["base"] | {"source": str(tmp_path / "gone")}}
     (fold / "config.json").write_text(json.dumps(moved))
-    with pytest.raises(BackboneError, match="the base tiny-base of these adapters is not on this"):
+    with pytest.raises(BackboneError, match="the backbone tiny-base below this run is not on this"):
         PairModel.from_pretrained(fold)
 
     # A copy in models/ is found wherever the base was at the training.
@@ -187,7 +187,7 @@ def test_adapters_of_another_base_are_refused(
     other = load_encoder(local_backbone(judge_base))
     other.get_parameter("norm.weight").data.add_(1)
     other.save_pretrained(tmp_path / "models" / "tiny-base")
-    with pytest.raises(BackboneError, match="not those that the adapters were trained on"):
+    with pytest.raises(BackboneError, match="not those that the run was made with"):
         PairModel.from_pretrained(fold)
 
 

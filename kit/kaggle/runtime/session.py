@@ -226,7 +226,7 @@ class NotebookSession:
         return None
 
     def link_bases(self, runs: Sequence[Path], folder: Path) -> list[Path]:
-        """Let `kit predict`, run in `folder`, find the mounted weights below runs of adapters.
+        """Let `kit predict`, run in `folder`, find the mounted weights below these runs.
 
         Returns:
             The runs whose weights are not mounted, which cannot predict.
@@ -242,7 +242,7 @@ class NotebookSession:
                 elif not link.exists():
                     link.parent.mkdir(parents=True, exist_ok=True)
                     link.symlink_to(base.absolute(), target_is_directory=True)
-                    log_line(f"the weights below the adapters of {run.name} are those in {base}")
+                    log_line(f"the weights below {run.name} are those in {base}")
         return missing
 
     def _base_folder(self, reference: BaseReference) -> Path | None:
