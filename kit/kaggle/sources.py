@@ -153,12 +153,22 @@ def base_sources(runs: Sequence[str | Path], kernels_folder: Path) -> list[Sourc
     Args:
         runs: as of `parse_sources`.
         kernels_folder: where the folders of pushed kernels are.
+
+    Raises:
+        KitError: nobody knows where on Kaggle a local run's base is.
     """
     found: list[Source] = []
     for run in runs:
         if str(run) and Path(run).is_dir():
             for reference in run_bases(Path(run)):
-                found += default_weights(reference.name)
+                known = default_weights(reference.name)
+                if not known:
+                    raise KitError(
+                        f"{run}: the weights of {reference.name} below it would not be on Kaggle",
+                        f"Upload their folder (they were {reference.source}) as a dataset, and name"
+                        " it with --model OWNER/SLUG.",
+                    )
+                found += known
             continue
         slug = str(run).split("/")[-1] if str(run).count("/") < 2 else str(run).split("/")[1]
         path = kernels_folder / slug / METADATA

@@ -99,7 +99,7 @@ def _count_kept_files(group: Path, version: _Version) -> int:
 def _groups(root: Path) -> list[tuple[_Version, str]]:
     """Return the control groups of this process that may limit its memory."""
     try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
     except OSError:
         return [(version, "/") for version in _VERSIONS.values()]
     groups = []

@@ -319,6 +319,7 @@ def old_torchao(tmp_path: Path) -> str:
     info = folder / "torchao-0.10.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    (info / "top_level.txt").write_text("torchao\n")
     (folder / "torchao").mkdir()
     (folder / "torchao/__init__.py").touch()
     return str(folder)

@@ -317,3 +317,15 @@ def test_inference_mounts_the_bases_of_local_runs_and_of_pushed_kernels(tmp_path
     assert base_sources(["ada/kit-train-deberta"], kernels) == []
     job = infer_job([Source("ada/kit-train-qwen")], weights=[QWEN])
     assert job.model_sources == (QWEN.address,)
+
+
+def test_a_base_that_is_nowhere_on_kaggle_is_asked_for(tmp_path: Path):
+    config = tmp_path / "boosted" / "fold0" / "config.json"
+    config.parent.mkdir(parents=True)
+    base = BaseReference("minilm", "/home/ada/minilm", None, 1, "def")
+    config.write_text(json.dumps({"base": dataclasses.asdict(base)}))
+    with pytest.raises(
+        KitError, match="the weights of minilm below it would not be on Kaggle"
+    ) as e:
+        base_sources([tmp_path / "boosted"], tmp_path)
+    assert "--model OWNER/SLUG" in e.value.hint
