@@ -114,10 +114,14 @@ def test_a_repeated_sequence_is_encoded_once(model: PairModel, monkeypatch: pyte
     assert sequences.tolist() == [0, 1, 7]
     assert inverse.tolist() == [[0, 1], [1, 0], [0, 0], [1, 2]]
     encoded = []
-    pool = model.pool
-    monkeypatch.setattr(
-        model, "pool", lambda pack: encoded.append(len(pack["lengths"])) or pool(pack)
-    )
+    pool = PairModel.pool
+
+    def count(self: PairModel, pack: dict[str, torch.Tensor]) -> torch.Tensor:
+        encoded.append(len(pack["lengths"]))
+        return pool(self, pack)
+
+    # Of the class: undone on the model, a patch would leave an attribute of its own.
+    monkeypatch.setattr(PairModel, "pool", count)
     found = predict_logits(model, make_collator(model, rows, TOKENIZER), np.arange(4), CPU)
     assert sum(encoded) == 3
     monkeypatch.undo()
