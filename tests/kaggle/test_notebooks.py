@@ -379,3 +379,26 @@ def test_a_judge_predicts_on_its_mounted_base(
     made = read_predictions(root / "working/submission.csv")
     assert made["id"].tolist() == ids.tolist()
     assert made["winner_model_a"].nunique() > 1
+
+
+def test_trees_with_similarities_predict_by_the_mounted_encoder(
+    execute: Callable, data: Path, fixed_backbone: Path, tmp_path: Path
+) -> None:
+    from kit.baselines.run import run_baseline
+
+    # The encoder is no longer where it was at home.
+    encoder = Path(shutil.copytree(fixed_backbone, tmp_path / "home/sentences"))
+    run = Path(run_baseline("boosted", data, tmp_path / "runs", "0", embed=str(encoder))["run"])
+    mounted = Path(shutil.move(encoder, tmp_path / "elsewhere"))
+
+    root = tmp_path / "kaggle"
+    ids = write_test(root / f"input/competitions/{COMPETITION}/test.csv", 3)
+    mount(root, "notebooks/me/kit-fit/runs", run.parent)
+    base = mount(root, "datasets/me/sentences", mounted)
+    weights = [Source("me/sentences", kind="dataset")]
+    done = execute(infer_job([Source("me/kit-fit")], gpu="none", weights=weights))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the weights below {run.name} are those in {base}" in done.stdout
+    made = read_predictions(root / "working/submission.csv")
+    assert made["id"].tolist() == ids.tolist()
+    assert made["winner_model_a"].nunique() > 1
