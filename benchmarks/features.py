@@ -103,8 +103,10 @@ def rank_lengths(rows: PairRows) -> tuple[np.ndarray, np.ndarray]:
     return ranks[:, :1], ranks[:, 1:]
 
 
-def embed_texts(data: Dataset, encoder: Path, file: Path) -> np.ndarray:
-    """Return unit vectors of prompts, answers A and answers B, (3, N, hidden), kept in `file`."""
+def embed_texts(data: Dataset, encoder: Path, cache: Path) -> np.ndarray:
+    """Return unit vectors of prompts, answers A and answers B, (3, N, hidden), kept in `cache`."""
+    what = f"{data.digest('train')} {encoder.resolve()}"
+    file = cache / f"embedded-{hashlib.sha256(what.encode()).hexdigest()[:12]}.npy"
     if file.exists():
         return np.load(file)
     import torch
@@ -202,7 +204,7 @@ def variants(
         yield f"without {name}", lambda features=features: without(rows, features)
     yield RANKS, lambda: with_more(rows, rank_lengths(rows))
     if options.encoder:
-        embedded = embed_texts(data, options.encoder, options.cache / "embedded.npy")[:, kept]
+        embedded = embed_texts(data, options.encoder, options.cache)[:, kept]
         sides, pair = cosines(embedded)
         yield COSINES, lambda: with_more(rows, sides, pair)
         yield COMPONENTS, lambda: with_more(with_more(rows, sides, pair), components(embedded))
@@ -238,16 +240,16 @@ def main() -> None:
     for name, make in variants(rows, data, kept, options):
         if options.only and name not in (SHIPPED, *options.only):
             continue
-        where = [str(options.data.resolve()), options.per_prompt]
-        what = [*where, name, options.seeds, trees.Boosted.settings]
+        where = [data.digest("train"), str(options.encoder), options.per_prompt]
+        what = [*where, name, options.seeds, trees.Boosted.settings, FEATURE_NAMES]
         key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
         file = options.cache / f"{key}.npz"
         if not file.exists():
             sought = np.zeros((data.folds, options.seeds), int) if rounds is None else rounds
             losses, used = out_of_fold_losses(make(), labels, folds, sought)
             np.savez(file, losses=losses, rounds=used)
-        with np.load(file) as kept:
-            losses, used = kept["losses"], kept["rounds"]
+        with np.load(file) as saved:
+            losses, used = saved["losses"], saved["rounds"]
 
         mean = losses[-1].mean()
         if shipped is None:

@@ -34,7 +34,7 @@ def run_baseline(
     fold: str = HOLDOUT,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-    embed: str = "",
+    embed: str | None = None,
 ) -> dict[str, Any]:
     """Fit a baseline to everything except `fold` and write it as a run.
 
@@ -63,29 +63,30 @@ def run_baseline(
             fitted by an older kit, which kept no models.
         HeldError: another process is fitting this baseline.
     """
-    embedder = _open_embedder(name, embed) if embed else None
-    run_name = baseline_run_name(name, embedder.reference.digest if embedder else "")
+    # Refused before torch is imported and an encoder fetched, which takes seconds or more.
+    baseline_run_name(name, "an encoder's" if embed is not None else "")
     processed = open_dataset(data)
     folds = parse_folds(fold, processed.folds)
+
+    embedder = None
+    if embed is not None:
+        from kit.baselines.similarity import Embedder
+
+        embedder = Embedder.of_backbone(embed)
+        # Named so that it is found from any working directory.
+        embed = str(Path(embed).absolute()) if Path(embed).is_dir() else embed
+
+    run_name = baseline_run_name(name, embedder.reference.digest if embedder else "")
     begins = not (runs / run_name).exists()
-    run = Run.create_baseline(runs / run_name, name, make_origin(processed), embed)
+    run = Run.create_baseline(runs / run_name, name, make_origin(processed), embed or "")
     with run.leave_none_empty(begins), hold_lock(run.path):
         # Folds of an older kit are of another model, so that new ones would not go with them.
         if run.finished():
             run.models()
         fitted = _fit_missing_folds(name, processed, run, folds, embedder, say, progress)
         if fitted or not _predicts_rows(run.test_path, processed):
-            _write_test_predictions(run, processed)
+            _write_test_predictions(run, processed, say)
         return run.summarise()
-
-
-def _open_embedder(name: str, encoder: str) -> "Embedder":
-    # Refused before torch is imported, which takes seconds.
-    baseline_run_name(name, encoder)
-
-    from kit.baselines.similarity import Embedder
-
-    return Embedder.of_backbone(encoder)
 
 
 def _fit_missing_folds(
@@ -177,13 +178,15 @@ def _predicts_rows(file: Path, processed: Dataset) -> bool:
     return read_predictions(file)[ID].tolist() == processed.test([ID])[ID].to_pylist()
 
 
-def _write_test_predictions(run: Run, processed: Dataset) -> None:
+def _write_test_predictions(run: Run, processed: Dataset, say: Callable[[str], None]) -> None:
     """Write the run's test.csv: the mean over the models that predict new rows."""
     source = PredictionRows.of_split(processed, "test")
     rows = np.arange(len(source))
     models = run.models()
     total = np.zeros(())
     for fold in models:
-        total = total + ClassicalFold.load(fold.path).predict(source, rows, lambda *_: None)
+        loaded = ClassicalFold.load(fold.path)
+        loaded.read(source, say)
+        total = total + loaded.predict(source, rows, lambda *_: None)
     predictions = make_predictions(source.table[ID].to_numpy(), total / len(models))
     run.write_test(predictions, models)

@@ -76,15 +76,22 @@ class ClassicalFold:
 
         It takes seconds, whatever the `limit`, and with an embedder as long as that reads.
         """
-        # All folds share one computation of the rows' features.
-        ngrams = self.model.reads_ngrams
-        encoder = self.embedder and self.embedder.reference.digest
-        pairs = source.derive(
-            ("pairs", ngrams, encoder), lambda _: read_pairs(source, ngrams, self.embedder)
-        )
+        pairs = self.read(source, limit.log if limit else lambda _: None)
         probabilities = self.model.predict(pairs.take(rows))
         progress(len(rows), len(rows))
         return probabilities
+
+    def read(self, source: PredictionRows, log: Callable[[str], None]) -> PairRows:
+        """Return the rows as the model sees them; all folds share one computation of them.
+
+        Args:
+            log: called with how far an embedder has come.
+        """
+        ngrams = self.model.reads_ngrams
+        encoder = self.embedder and self.embedder.reference.digest
+        return source.derive(
+            ("pairs", ngrams, encoder), lambda _: read_pairs(source, ngrams, self.embedder, log)
+        )
 
 
 def read_pairs(

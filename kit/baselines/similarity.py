@@ -5,6 +5,7 @@ cosines of their vectors are features for classical models, to which two texts o
 otherwise unlike (Reimers and Gurevych, "Sentence-BERT", 2019).
 """
 
+import array
 import itertools
 import json
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from kit.data.tokenize import PairTokenizer, TokenizedRows
 from kit.errors import BackboneError, RunError
 from kit.model.backbones import ResolvedBackbone, local_backbone, resolve_backbone
 from kit.model.base import BaseReference, fetch_backbone, find_base, refer_to_base
+from kit.model.checks import check_backbone_files
 from kit.model.device import choose_device, prepare_device
 from kit.model.encoder import load_encoder, load_tokenizer
 from kit.model.inference import make_collator
@@ -30,6 +32,9 @@ from kit.model.states import vectors_cached
 from kit.recipe.spec import ModelSpec
 from kit.storage.atomic import read_text_file
 from kit.task import TEXTS
+
+# Rows tokenised at a time, to bound the memory.
+CHUNK = 1024
 
 # Tokens of a text that are read: about as many as encoders of sentences were trained on.
 MAX_TOKENS = 256
@@ -60,6 +65,7 @@ class Embedder:
             )
         backbone = fetch_backbone(backbone)
         assert isinstance(backbone.source, Path), "fetched backbones are folders"
+        check_backbone_files(backbone.source)
         return cls(refer_to_base(backbone, backbone.source), load_tokenizer(backbone))
 
     @classmethod
@@ -108,22 +114,31 @@ class Embedder:
         """Return the rows as three sequences each: prompt, answer A and answer B."""
         backend = self.tokenizer.backend
         begin, end = self.tokenizer.cls, self.tokenizer.sep
+        assert begin is not None, "decoders are refused"
+        assert end is not None, "decoders are refused"
 
-        columns = []
-        for name in TEXTS:
-            # pyarrow makes its compute functions at import, where a type checker cannot see them.
-            texts = pc.binary_join(table[name], "\n").to_pylist()  # ty: ignore[missing-attribute]
-            found = backend.encode_batch_fast(texts, add_special_tokens=False)
-            columns.append([[begin, *encoding.ids[: longest - 2], end] for encoding in found])
+        tokens = array.array("i")
+        starts = array.array("q", [0])
+        for first in range(0, table.num_rows, CHUNK):
+            columns = []
+            for name in TEXTS:
+                # pyarrow makes its compute functions at import, where a type checker cannot see
+                # them.
+                column = table[name].slice(first, CHUNK)
+                texts = pc.binary_join(column, "\n").to_pylist()  # ty: ignore[missing-attribute]
+                found = backend.encode_batch_fast(texts, add_special_tokens=False)
+                columns.append([encoding.ids[: longest - 2] for encoding in found])
 
-        sequences = [text for row in zip(*columns, strict=True) for text in row]
-        tokens = np.fromiter(itertools.chain.from_iterable(sequences), np.int32)
-        lengths = np.array([len(text) for text in sequences], np.int64)
+            for text in itertools.chain.from_iterable(zip(*columns, strict=True)):
+                tokens.extend([begin, *text, end])
+                starts.append(len(tokens))
+
+        lengths = np.diff(starts).astype(np.int32)
         return TokenizedRows(
-            tokens=tokens,
-            starts=np.concatenate([[0], np.cumsum(lengths)]),
-            first_lengths=lengths.astype(np.int32),
-            whole_lengths=lengths.astype(np.int32),
+            tokens=np.array(tokens, np.int32),
+            starts=np.array(starts, np.int64),
+            first_lengths=lengths,
+            whole_lengths=lengths,
             sides=len(TEXTS),
             cut=0,
         )

@@ -133,7 +133,7 @@ def diff_command(first: str, second: str, runs: Path, truth: Path | None, as_jso
     origins = [run.origin for run in pair]
     rows = {
         name: (origins[0].get(name), origins[1].get(name))
-        for name in ("data", "text", "split", "folds", "valid", "seed", "kit")
+        for name in ("data", "text", "split", "folds", "valid", "seed", "embed", "kit")
         if origins[0].get(name) != origins[1].get(name)
     }
     losses = {
@@ -289,7 +289,7 @@ def _details(run: "Run", line: "RunLine") -> dict[str, str]:
     details = {
         "state": line.state,
         "test log loss": output.format_cell(line.test),
-        "recipe": str(run.recipe_path) if line.recipe else f"baseline {run.baseline}",
+        "recipe": str(run.recipe_path) if line.recipe else run.command.removeprefix("kit "),
         "backbone": str(line.recipe.get("backbone", "")),
         "what differs": describe_keys(line.differs),
         "tags": " ".join(line.tags),

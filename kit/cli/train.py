@@ -142,7 +142,6 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
 @click.argument("name", type=click.Choice(BASELINES), default="tfidf")
 @click.option(
     "--embed",
-    default="",
     metavar="BACKBONE",
     help="Also learn how near prompt and answers are in meaning, from this encoder of sentences: "
     "a folder or a hub id.",
@@ -152,7 +151,7 @@ def recipes_command(name: str | None, keys: bool, as_json: bool) -> None:
 @options.runs
 @options.as_json
 def baseline_command(
-    name: str, embed: str, fold: str, data: Path, runs: Path, as_json: bool
+    name: str, embed: str | None, fold: str, data: Path, runs: Path, as_json: bool
 ) -> None:
     """Fit a reference model on the same rows, with their soft labels and weights if they have any.
 
@@ -166,7 +165,7 @@ def baseline_command(
 
 
 def _fit_baseline(
-    name: str, fold: str, data: Path, runs: Path, as_json: bool, embed: str = ""
+    name: str, fold: str, data: Path, runs: Path, as_json: bool, embed: str | None = None
 ) -> None:
     from kit.baselines.run import run_baseline
 

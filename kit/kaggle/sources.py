@@ -166,7 +166,8 @@ def base_sources(runs: Sequence[str | Path], kernels_folder: Path) -> list[Sourc
                     raise KitError(
                         f"{run}: the weights of {reference.name} below it would not be on Kaggle",
                         f"Upload their folder (they were {reference.source}) as a dataset, and name"
-                        " it with --model OWNER/SLUG.",
+                        " it with --model OWNER/SLUG, beside the weights of all other runs: none is"
+                        " looked up then.",
                     )
                 found += known
             continue

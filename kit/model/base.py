@@ -74,6 +74,8 @@ def refer_to_base(backbone: ResolvedBackbone, folder: Path) -> BaseReference:
         # Its folder may be a link to wherever Kaggle has mounted it.
         source = name
     elif isinstance(backbone.source, Path):
+        # Found again from any working directory.
+        source = str(backbone.source.absolute())
         name = folder.resolve().name
     return BaseReference(name, source, revision, weights_size(folder), digest_weights(folder))
 
@@ -178,7 +180,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the files of a folder's weights: one, or all shards.
 
     Raises:
-        BackboneError: there are none.
+        BackboneError: there are none, or their list is damaged or names one that is missing.
     """
     names = [name for name in WEIGHTS if (folder / name).is_file()]
     if not names:
@@ -188,6 +190,17 @@ def weight_files(folder: Path) -> list[Path]:
         )
     files = [folder / names[0]]
     if files[0].suffix == ".json":
-        index: Any = json.loads(read_text_file(files[0]))
-        files = [folder / shard for shard in sorted({*index["weight_map"].values()})]
+        try:
+            index: Any = json.loads(read_text_file(files[0]))
+            files = [folder / shard for shard in sorted({*index["weight_map"].values()})]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BackboneError(
+                f"{files[0]}: no list of weights: {error}", "Download the folder again."
+            ) from error
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise BackboneError(
+                f"{folder}: {missing[0]}, which its index names, is missing",
+                "Download the folder again.",
+            )
     return files

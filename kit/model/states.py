@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kit.model.device import Compute, join_processes
 from kit.model.inference import pooled_vectors
 from kit.model.pair_model import PairModel
 from kit.storage.atomic import atomic_folder, save_array
+from kit.storage.lock import hold_lock
 from kit.storage.seal import DELETE_HINT, check_seal, is_sealed, seal_folder
 
 # Part of the cache key: raise it when the same tokens would give other vectors.
@@ -61,10 +63,15 @@ def vectors_cached(
     text = json.dumps([FORMAT, identity, compute.precision], sort_keys=True)
     folder = cache / f"vectors-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     ranks = join_processes()
-    if not is_sealed(folder):
-        begin()
-        _compute_vectors(model, collator, compute, folder, log)
-    ranks.wait_for_everyone()
+    if not _agree(is_sealed(folder)):
+        # Another command may read the same rows by the same encoder. The first process waits for
+        # it, and the others for the first.
+        lock = hold_lock(cache, folder.name, wait=True) if ranks.is_main_process else nullcontext()
+        with lock:
+            if not _agree(is_sealed(folder)):
+                begin()
+                _compute_vectors(model, collator, compute, folder, log)
+        ranks.wait_for_everyone()
 
     check_seal(folder)
     rows = len(collator.encoded)
@@ -76,6 +83,14 @@ def vectors_cached(
     if not complete:
         raise DataError(f"{folder}: the cached vectors are incomplete", DELETE_HINT)
     return vectors
+
+
+def _agree(answer: bool) -> bool:
+    """Return the first process's answer, to every process."""
+    answers = [answer]
+    if dist.is_initialized():
+        dist.broadcast_object_list(answers)
+    return answers[0]
 
 
 def _compute_vectors(

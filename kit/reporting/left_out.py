@@ -53,7 +53,7 @@ def next_training(run: Run, data: Path, fold: str) -> str:
     """Return the command that trains one part of a run or all, as the end of a sentence."""
     words = ["kit", "train", "--recipe", str(run.recipe_path)]
     if run.baseline:
-        words = ["kit", "baseline", run.baseline]
+        words = shlex.split(run.command)
     words += ["--data", str(data), "--runs", str(run.path.parent), "--fold", fold]
     return f"next: {shlex.join(words)}"
 

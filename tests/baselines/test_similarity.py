@@ -20,6 +20,7 @@ from kit.errors import BackboneError, KitError, RunError
 from kit.model.base import run_bases
 from kit.predict import RunPredictor, predict_split
 from kit.predictions import read_predictions
+from kit.reporting.left_out import next_training
 from kit.run import Run
 from kit.storage.atomic import write_json
 from kit.task import CLASSES, TEXTS
@@ -110,6 +111,22 @@ def test_a_run_knows_its_encoder_and_predicts_with_it(run: Run, data: Path, fixe
     np.testing.assert_allclose(probabilities, kept[list(CLASSES)][:5], atol=0.05)
 
 
+def test_what_follows_knows_the_encoder(run: Run, data: Path, fixed_backbone: Path):
+    assert f"--embed {fixed_backbone} --data" in next_training(run, data, "all")
+
+
+@pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {"a": "gone.safetensors"}}'])
+def test_a_damaged_encoder_is_refused(
+    processed: Dataset, fixed_backbone: Path, tmp_path: Path, index: str
+):
+    folder = Path(shutil.copytree(fixed_backbone, tmp_path / "encoder"))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(BackboneError):
+        run_baseline("boosted", processed.folder, tmp_path / "runs", embed=str(folder))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_encoder_that_is_gone_or_another_is_refused(
     run: Run, data: Path, tmp_path: Path, fixed_backbone: Path
 ):
@@ -147,8 +164,9 @@ def test_models_without_features_and_backbones_that_do_not_exist_are_refused(
         run_baseline("length", processed.folder, tmp_path, embed=str(fixed_backbone))
     with pytest.raises(BackboneError):
         run_baseline("boosted", processed.folder, tmp_path, embed=str(tmp_path / "nothing"))
-    with pytest.raises(BackboneError):
-        run_baseline("boosted", processed.folder, tmp_path, embed="tiny-roberta")
+    for name in ("tiny-roberta", ""):
+        with pytest.raises(BackboneError):
+            run_baseline("boosted", processed.folder, tmp_path, embed=name)
     with pytest.raises(BackboneError, match="is a decoder"):
         run_baseline("boosted", processed.folder, tmp_path, embed=str(judge_base))
     assert not list(tmp_path.iterdir())

@@ -185,13 +185,13 @@ def _require_named_runs(
 
 
 def _link_bases(session: NotebookSession, members: Sequence[Member], scratch: Path) -> None:
-    """Let runs of adapters find the weights below them; report those whose weights are missing."""
+    """Let runs find the weights below them; report those whose weights are missing."""
     missing = session.link_bases([member.run for member in members], scratch)
     if missing:
         names = ", ".join(sorted({member.name for member in members if member.run in missing}))
         _report_missing(
             session,
-            f"{names}: the weights below its adapters are not mounted. Push again with a --model"
+            f"{names}: the weights below it are not mounted. Push again with a --model"
             " or dataset that has them in Hugging Face layout.",
         )
 
