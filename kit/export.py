@@ -34,6 +34,10 @@ def export_run(run: str | Path, out: Path, dtype: str = "bf16") -> list[Path]:
         BackboneError: the weights below the adapters are not here.
     """
     opened = Run.open(run)
+    if opened.baseline:
+        raise RunError(
+            f"{run} is a baseline, which has no encoder to export", "Name a run of `kit train`."
+        )
     folders = []
     for fold in opened.models():
         folder = out / fold.name

@@ -367,6 +367,10 @@ def predict_command(
         raise click.UsageError("--split and --input cannot be combined: choose one.")
     if input_file and not out:
         raise click.UsageError("--input needs -o FILE.")
+    if split == "oof" and (not out or out.resolve() == (run / "oof.csv").resolve()):
+        raise click.UsageError(
+            "--split oof needs another -o FILE: the run's oof.csv stays as its training wrote it."
+        )
 
     if note := ignore_partial_launch():
         output.print_note(note)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from compare_runs import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,11 +24,13 @@ from kit.baselines.models import MODELS, ClassicalModel, Uniform, baseline_run_n
 from kit.baselines.rows import PairRows
 from kit.baselines.run import run_baseline
 from kit.baselines.trees import SETTINGS
+from kit.cli.main import main
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.preprocess import preprocess_files
 from kit.ensembling.members import member_name
 from kit.errors import KitError, RecipeError, RunError
 from kit.evaluation.metrics import accuracy, class_prior, log_loss
+from kit.export import export_run
 from kit.predictions import read_predictions
 from kit.run import Run
 from kit.storage.atomic import write_json
@@ -444,3 +447,22 @@ def test_run_remembers_the_data_it_was_made_from(data: Path, runs: Path, tmp_pat
     write_json(tmp_path / baseline_run_name("uniform") / "origin.json", origin | {"data": "other"})
     with pytest.raises(RunError, match="different data"):
         run_baseline("uniform", data, tmp_path)
+
+
+def test_the_out_of_fold_file_of_a_run_is_not_replaced_by_a_prediction(data: Path, tmp_path: Path):
+    run = Path(run_baseline("prior", data, tmp_path, "all")["run"])
+    before = (run / "oof.csv").read_bytes()
+    command = ["predict", str(run), "--data", str(data), "--split", "oof", "--force"]
+    for out in ([], ["-o", str(run / "oof.csv")]):
+        refused = CliRunner().invoke(main, [*command, *out])
+        assert refused.exit_code == 2
+        assert "needs another -o FILE" in refused.output
+    assert (run / "oof.csv").read_bytes() == before
+
+    again = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "again.csv")])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_baseline_has_nothing_to_export(runs: Path, tmp_path: Path):
+    with pytest.raises(RunError, match="is a baseline, which has no encoder to export"):
+        export_run(runs / baseline_run_name("uniform"), tmp_path / "out")
