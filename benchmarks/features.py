@@ -21,22 +21,22 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 
 from kit.baselines import trees
 from kit.baselines.features import MARKS, PHRASES, STYLE_FEATURES
 from kit.baselines.features import SHARES as WORD_SHARES
 from kit.baselines.rows import FEATURE_NAMES, PairRows, pair_rows
+from kit.baselines.similarity import Embedder, cosines
 from kit.data.dataset import Dataset, open_dataset
 from kit.data.features import LENGTHS, SHARES
+from kit.data.prediction_rows import PredictionRows
 from kit.evaluation.bootstrap import loss_difference
 from kit.evaluation.metrics import row_losses
-from kit.task import LABEL, PROMPT, RESPONSES
+from kit.task import LABEL
 
 MARKUP = (
     *("list_items", "numbered_items", "headings", "code_fences", "inline_code", "bold"),
@@ -77,16 +77,13 @@ def without(rows: PairRows, names: tuple[str, ...]) -> PairRows:
     )
 
 
-def with_more(
-    rows: PairRows, sides: tuple[np.ndarray, np.ndarray], pair: np.ndarray | None = None
-) -> PairRows:
-    """Return the rows with further features of A and B, (N, F) each, and of the pair, (N, P)."""
+def with_more(rows: PairRows, sides: tuple[np.ndarray, np.ndarray]) -> PairRows:
+    """Return the rows with further features of A and B, (N, F) each."""
     a, b = sides
     return dataclasses.replace(
         rows,
         a=np.hstack([rows.a, a]),
         b=np.hstack([rows.b, b]),
-        pair=rows.pair if pair is None else np.hstack([rows.pair, pair]),
     )
 
 
@@ -103,61 +100,18 @@ def rank_lengths(rows: PairRows) -> tuple[np.ndarray, np.ndarray]:
     return ranks[:, :1], ranks[:, 1:]
 
 
-def embed_texts(data: Dataset, encoder: Path, cache: Path) -> np.ndarray:
-    """Return unit vectors of prompts, answers A and answers B, (3, N, hidden), kept in `cache`."""
-    what = f"{data.digest('train')} {encoder.resolve()}"
-    file = cache / f"embedded-{hashlib.sha256(what.encode()).hexdigest()[:12]}.npy"
-    if file.exists():
-        return np.load(file)
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+def components(vectors: np.ndarray, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first principal components of A and of B, (N, count) each; no label is used.
 
-    table = data.train([PROMPT, *RESPONSES])
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
-    model = AutoModel.from_pretrained(encoder).eval()
-    started = time.monotonic()
-    columns = []
-    for name in (PROMPT, *RESPONSES):
-        texts = pc.binary_join(table[name], "\n").to_pylist()
-        vectors = np.empty((len(texts), model.config.hidden_size), np.float32)
-        # Texts of one length go together, so that little is padded.
-        order = np.argsort([len(text) for text in texts], kind="stable")
-        for rows in np.array_split(order, max(1, len(texts) // 32)):
-            batch = tokenizer(
-                [texts[row] for row in rows],
-                padding=True,
-                truncation=True,
-                max_length=256,
-                return_tensors="pt",
-            )
-            with torch.inference_mode():
-                states = model(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None]
-            mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
-            vectors[rows] = torch.nn.functional.normalize(mean, dim=1).numpy()
-        columns.append(vectors)
-    print(f"{len(table):,} rows embedded in {time.monotonic() - started:.0f} s", flush=True)
-    embedded = np.stack(columns)
-    np.save(file, embedded)
-    return embedded
-
-
-def cosines(embedded: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Return the cosines of A and of B to the prompt, and of A to B, (N, 1) each."""
-    prompt, a, b = embedded
-    to_prompt_a, to_prompt_b, to_each_other = (
-        (x * y).sum(axis=1, keepdims=True) for x, y in ((a, prompt), (b, prompt), (a, b))
-    )
-    return (to_prompt_a, to_prompt_b), to_each_other
-
-
-def components(embedded: np.ndarray, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first principal components of A and of B, (N, count) each; no label is used."""
-    _, a, b = embedded
+    Args:
+        vectors: of prompt, answer A and answer B, (N, 3, H).
+    """
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    _, a, b = np.moveaxis(unit, 1, 0)
     both = np.vstack([a, b])
     mean = both.mean(axis=0)
-    _, vectors = np.linalg.eigh(np.cov(both - mean, rowvar=False))
-    axes = vectors[:, : -count - 1 : -1]
+    _, ascending = np.linalg.eigh(np.cov(both - mean, rowvar=False))
+    axes = ascending[:, : -count - 1 : -1]
     return (a - mean) @ axes, (b - mean) @ axes
 
 
@@ -204,10 +158,11 @@ def variants(
         yield f"without {name}", lambda features=features: without(rows, features)
     yield RANKS, lambda: with_more(rows, rank_lengths(rows))
     if options.encoder:
-        embedded = embed_texts(data, options.encoder, options.cache)[:, kept]
-        sides, pair = cosines(embedded)
-        yield COSINES, lambda: with_more(rows, sides, pair)
-        yield COMPONENTS, lambda: with_more(with_more(rows, sides, pair), components(embedded))
+        source = PredictionRows.of_split(data, "train")
+        vectors = Embedder.of_backbone(str(options.encoder)).embed(source, print)[kept]
+        similar = rows.with_similarities(cosines(vectors))
+        yield COSINES, lambda: similar
+        yield COMPONENTS, lambda: with_more(similar, components(vectors))
 
 
 def main() -> None:

@@ -212,6 +212,22 @@ class Tfidf:
 MODELS = dict(zip(BASELINES, (Uniform, Prior, Length, Tfidf, Boosted), strict=True))
 
 
+def check_baseline(name: str, embeds: bool = False) -> None:
+    """Check that there is a baseline of this name, and that it reads features where it `embeds`.
+
+    Raises:
+        KitError: there is none, or an encoder's similarities would change nothing.
+    """
+    if name not in MODELS:
+        raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(MODELS) + ".")
+    if embeds and not MODELS[name].reads_features:
+        others = [each for each, model in MODELS.items() if model.reads_features]
+        raise KitError(
+            f"{name} reads no features, so that an encoder's would change nothing",
+            f"Leave out --embed, or fit {' or '.join(others)}.",
+        )
+
+
 def baseline_run_name(name: str, embedder: str = "") -> str:
     """Return the name of a baseline's run: its own, and a hash of its settings and features.
 
@@ -223,14 +239,7 @@ def baseline_run_name(name: str, embedder: str = "") -> str:
     Raises:
         KitError: there is no such baseline, or it does not read similarities.
     """
-    if name not in MODELS:
-        raise KitError(f"no baseline {name!r}", "Choose one of: " + ", ".join(MODELS) + ".")
-    if embedder and not MODELS[name].reads_features:
-        others = [each for each, model in MODELS.items() if model.reads_features]
-        raise KitError(
-            f"{name} reads no features, so that an encoder's would change nothing",
-            f"Leave out --embed, or fit {' or '.join(others)}.",
-        )
+    check_baseline(name, embeds=bool(embedder))
     features = [embedder, SIMILARITY_FEATURE_NAMES] if embedder else FEATURE_NAMES
     content = json.dumps([FORMAT, MODELS[name].settings, features], sort_keys=True)
     return f"baseline-{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

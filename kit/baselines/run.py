@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kit
-from kit.baselines.models import MODELS, baseline_run_name
+from kit.baselines.models import MODELS, baseline_run_name, check_baseline
 from kit.baselines.rows import PairRows
 from kit.baselines.saved import ClassicalFold, read_pairs, save_classical
 from kit.data.dataset import Dataset, open_dataset
@@ -64,7 +64,7 @@ def run_baseline(
         HeldError: another process is fitting this baseline.
     """
     # Refused before torch is imported and an encoder fetched, which takes seconds or more.
-    baseline_run_name(name, "an encoder's" if embed is not None else "")
+    check_baseline(name, embeds=embed is not None)
     processed = open_dataset(data)
     folds = parse_folds(fold, processed.folds)
 

@@ -85,7 +85,15 @@ class Embedder:
     def measure(
         self, source: PredictionRows, log: Callable[[str], None] = lambda _: None
     ) -> Similarities:
-        """Return the similarities of all rows; the vectors are kept in the source's cache.
+        """Return the similarities of all rows; arguments and errors as of `embed`."""
+        return cosines(self.embed(source, log))
+
+    def embed(
+        self, source: PredictionRows, log: Callable[[str], None] = lambda _: None
+    ) -> np.ndarray:
+        """Return the mean states of prompt, answer A and answer B of all rows, (N, 3, H) float32.
+
+        They are kept in the source's cache.
 
         Args:
             log: called when the encoder begins to read, and about once a minute.
@@ -99,7 +107,7 @@ class Embedder:
         prepare_device(compute)
         model = _pooling_model(backbone).to(compute.device)
         encoded = self._tokenize(source.table, _longest(model))
-        vectors = vectors_cached(
+        return vectors_cached(
             model,
             make_collator(model, encoded, self.tokenizer),
             compute,
@@ -108,7 +116,6 @@ class Embedder:
             begin=lambda: log(f"{backbone.name} reads {len(encoded):,} prompts and their answers"),
             log=log,
         )
-        return cosines(vectors)
 
     def _tokenize(self, table: pa.Table, longest: int) -> TokenizedRows:
         """Return the rows as three sequences each: prompt, answer A and answer B."""

@@ -155,7 +155,7 @@ def base_sources(runs: Sequence[str | Path], kernels_folder: Path) -> list[Sourc
         kernels_folder: where the folders of pushed kernels are.
 
     Raises:
-        KitError: nobody knows where on Kaggle a local run's base is.
+        KitError: it is not known where on Kaggle a local run's base is.
     """
     found: list[Source] = []
     for run in runs:

@@ -100,7 +100,7 @@ def make_once(
 
 
 def lock_holder(folder: Path, name: str = "") -> str:
-    """Return who holds a lock, such as "process 12 on host", or "" if nobody does.
+    """Return who holds a lock, such as "process 12 on host", or "" where it is free.
 
     The file is only read: to try the lock would refuse it to a process that wants it meanwhile.
     """

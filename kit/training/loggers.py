@@ -99,7 +99,7 @@ def open_loggers(
 
 
 def _require_login() -> None:
-    """Raise RunError if Weights & Biases is online and nobody is logged in."""
+    """Raise RunError if Weights & Biases is online and there is no login."""
     wandb = import_module("wandb")
 
     try:
@@ -107,7 +107,7 @@ def _require_login() -> None:
     except wandb.Error as error:
         raise RunError(f"--log wandb: {error}", _OFFLINE["wandb"]) from error
     if not ready:
-        raise RunError("--log wandb: nobody is logged in", _OFFLINE["wandb"])
+        raise RunError("--log wandb: there is no login", _OFFLINE["wandb"])
 
 
 def _begin_tensorboard(_title: str, _keys: dict[str, Any], folder: Path) -> Begun:
